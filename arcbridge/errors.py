@@ -1,0 +1,140 @@
+"""Every error that crosses a module boundary, a leaf that all may import.
+
+Two rules. An error names what happened *and* what to do, in one sentence that a person at kubectl or at a
+command line can act on; and it never carries a secret, nor bytes that a peer sent. The parser's or the
+library's own exception is chained as `__cause__` and stays in our log.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the executable, kept stable for scripts."""
+
+    DONE = 0
+    FAILURE = 1
+    USAGE = 2
+    LOGIN = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+class ArcbridgeError(Exception):
+    """Base of all errors that are meant to be read by people.
+
+    `exit_code` is what the executable ends with when nobody handles the error; `status_code` and `reason` are
+    the HTTP code and the `metav1.Status` reason where the error is answered to a Kubernetes client.
+    `retry_after` is in seconds and is set only where the request surely never left this process.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILURE
+    status_code: int = 500
+    reason: str = "InternalError"
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class ConfigError(ArcbridgeError):
+    """A setting is unknown, malformed or contradicts another; the message holds its path and file."""
+
+    exit_code = ExitCode.USAGE
+
+
+class StateError(ArcbridgeError):
+    """Something kept on disk (credential, CA, kubeconfig, database) is missing, unreadable or not ours."""
+
+
+class LocalProtocolError(ArcbridgeError):
+    """The caller used a protocol object against its contract; nothing was changed or sent."""
+
+
+class RemoteProtocolError(ArcbridgeError):
+    """The peer broke the protocol; the connection is over."""
+
+
+class ConnectionLost(ArcbridgeError):
+    """The connection under a session died: closed by the network, by the peer, or found silent."""
+
+    exit_code = ExitCode.UNREACHABLE
+    status_code = 503
+    reason = "ServiceUnavailable"
+
+
+class StreamReset(ArcbridgeError):
+    """The stream was reset, by the peer or by us; `code` is a `wire.frames.ResetCode`."""
+
+    status_code = 502
+    reason = "BadGateway"
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(message or f"the stream was reset (code {code})")
+        self.code = code
+
+
+class SessionEnded(ArcbridgeError):
+    """The session is over; `code` is a `wire.frames.GoawayCode`."""
+
+    exit_code = ExitCode.UNREACHABLE
+    status_code = 503
+    reason = "ServiceUnavailable"
+
+    def __init__(self, code: int, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+
+
+class Unauthenticated(ArcbridgeError):
+    """A token is missing, expired, malformed, or not for this audience. The message tells a class, never claims."""
+
+    exit_code = ExitCode.LOGIN
+    status_code = 401
+    reason = "Unauthorized"
+
+
+class PermissionRefused(ArcbridgeError):
+    """The caller is known and the policy says no."""
+
+    exit_code = ExitCode.LOGIN
+    status_code = 403
+    reason = "Forbidden"
+
+
+class PinMismatch(ArcbridgeError):
+    """A CA is not the one that was trusted; the message names both pins."""
+
+    exit_code = ExitCode.FAILURE
+    status_code = 502
+    reason = "BadGateway"
+
+
+class Unreachable(ArcbridgeError):
+    """No relay answers, or no agent is connected for the cluster."""
+
+    exit_code = ExitCode.UNREACHABLE
+    status_code = 503
+    reason = "ServiceUnavailable"
+
+
+class JoinRefused(ArcbridgeError):
+    """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
+
+    exit_code = ExitCode.UNREACHABLE
+    status_code = 503
+    reason = "ServiceUnavailable"
+
+    def __init__(self, code: int, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+
+
+class EnrolmentRefused(ArcbridgeError):
+    """The relay refused to enrol or to renew: the join token or the certificate request is not acceptable."""
+
+    exit_code = ExitCode.LOGIN
+    status_code = 403
+    reason = "Forbidden"
