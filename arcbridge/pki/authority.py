@@ -1,0 +1,312 @@
+"""A small certificate authority: the relay's for agents and itself, the cluster's for end-to-end TLS, the user's
+for the local endpoint.
+
+The CA signs nothing but end-entity certificates (pathlen 0, `keyCertSign` alone). Every certificate passes
+OpenSSL's strict checks (X509_V_FLAG_X509_STRICT, on by default in Python 3.13 and later, that is RFC 5280 §4.2 as
+written): subject and authority key identifiers, critical basic constraints and key usage, serial numbers of 159
+random bits. A leaf has exactly one purpose: server or client.
+
+What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, put there by the relay. Nothing else of
+it is ever read: not the subject, and nothing that the agent's certificate request asked for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
+from arcbridge.pki.enrolment import AgentPublicKey, make_key, read_csr
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import pin_of
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+BACKDATE = 3600.0
+"""Seconds by which `notBefore` lies in the past: peers whose clock is up to an hour slow still accept a fresh
+certificate (threat E7). Capped at a tenth of the life, so that renewal at two thirds stays meaningful."""
+
+CA_LIFE = 10 * 365 * 86400.0
+"""Seconds. Ends know a CA by the pin of its key, so a new CA means telling every one of them: seldom."""
+
+LEAF_LIFE = 90 * 86400.0
+"""Seconds; for certificates whose key lives in the process that issued it and that it can issue again at will."""
+
+CERTIFICATE_FILE = "ca.crt"
+KEY_FILE = "ca.key"
+
+_CLUSTER_URI = "arcbridge://cluster/"
+_DNS_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate with its fresh private key, both PEM."""
+
+    certificate_pem: str
+    key_pem: str = field(repr=False)
+
+
+class Authority:
+    """One CA: its certificate, its P-256 key, and what it signs. `clock` answers unix seconds."""
+
+    def __init__(
+        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, key_pem: str, clock: Callable[[], float]
+    ) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._clock = clock
+        self.key_pem = key_pem
+        self.certificate_pem = certificate.public_bytes(Encoding.PEM).decode()
+        self.pin = pin_of(self.certificate_pem)
+
+    def __repr__(self) -> str:
+        return f"Authority({self.pin})"
+
+    # Where authorities come from.
+
+    @classmethod
+    def create(cls, common_name: str, *, life: float = CA_LIFE, clock: Callable[[], float] = time.time) -> Authority:
+        """A new CA; `life` in seconds."""
+        return cls._self_signed(common_name, make_key(), life, clock)
+
+    @classmethod
+    def load(cls, certificate_pem: str, key_pem: str, *, clock: Callable[[], float] = time.time) -> Authority:
+        """The CA of this certificate and key; raises `StateError` when they are unreadable or no pair."""
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+            public_key = certificate.public_key()
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+            raise StateError("the CA certificate is not readable: restore it from a backup") from error
+        key = _load_key(key_pem)
+        if not constraints.ca or public_key != key.public_key():
+            raise StateError("the CA certificate and its key do not belong together: restore both from one backup")
+        return cls(certificate, key, key_pem, clock)
+
+    @classmethod
+    def load_or_create(cls, directory: Path, common_name: str, *, clock: Callable[[], float] = time.time) -> Authority:
+        """The CA kept in `directory` (`ca.crt`, `ca.key`), made at first use; raises `StateError`.
+
+        Processes that start together agree on one CA: whoever gets the lock first makes it. The key is written
+        before the certificate, so a crash between the two leaves a key, over which the certificate is then made;
+        a certificate without its key is an error, never a reason to make another CA that nobody has pinned.
+        """
+        ensure_private_directory(directory)
+        certificate_path, key_path = directory / CERTIFICATE_FILE, directory / KEY_FILE
+        with locked(directory / ".ca.lock"):
+            certificate_pem, key_pem = read_file(certificate_path), read_file(key_path)
+            if key_pem is None:
+                if certificate_pem is not None:
+                    raise StateError(
+                        f"{key_path} is missing beside {certificate_path}: restore it from a backup; without it every "
+                        "agent and client would have to be told a new pin"
+                    )
+                key_pem = make_key().encode()
+                write_private(key_path, key_pem)
+            else:
+                _require_private(key_path)
+            if certificate_pem is None:
+                authority = cls._self_signed(common_name, _text(key_pem), CA_LIFE, clock)
+                write_private(certificate_path, authority.certificate_pem.encode())
+                return authority
+        try:
+            return cls.load(_text(certificate_pem), _text(key_pem), clock=clock)
+        except StateError as error:
+            raise StateError(f"{directory}: {error.message}") from error
+
+    # What an authority signs.
+
+    def issue_server(self, names: list[str], *, life: float = LEAF_LIFE) -> Issued:
+        """A server certificate for DNS names and IP addresses, with a fresh key; a bad name raises `ConfigError`."""
+        if not names:
+            raise ConfigError("a server certificate needs at least one name")
+        return self._issue(_common_name(names[0]), [_general_name(name) for name in names], server=True, life=life)
+
+    def issue_client(self, common_name: str, *, life: float = LEAF_LIFE) -> Issued:
+        """A client certificate with a fresh key."""
+        return self._issue(_common_name(common_name), [], server=False, life=life)
+
+    def sign_agent(self, csr_pem: str, cluster: str, *, life: float) -> str:
+        """The certificate (PEM) of an agent of `cluster` over the request's public key; raises `EnrolmentRefused`.
+
+        The caller has decided that this requester may speak for `cluster`; nothing of that is in the request.
+        """
+        check_cluster_name(cluster)
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(_CLUSTER_URI + cluster)]
+        certificate = self._sign(read_csr(csr_pem), _common_name(cluster), names, server=False, life=life)
+        return certificate.public_bytes(Encoding.PEM).decode()
+
+    # How.
+
+    @classmethod
+    def _self_signed(cls, common_name: str, key_pem: str, life: float, clock: Callable[[], float]) -> Authority:
+        key = _load_key(key_pem)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        not_before, not_after = _validity(clock(), life)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(not_before)
+            .not_valid_after(not_after)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(sign_certificates=True), critical=True)
+            .add_extension(identifier, critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key, key_pem, clock)
+
+    def _issue(self, subject: x509.Name, names: list[x509.GeneralName], *, server: bool, life: float) -> Issued:
+        key_pem = make_key()
+        certificate = self._sign(_load_key(key_pem).public_key(), subject, names, server=server, life=life)
+        return Issued(certificate.public_bytes(Encoding.PEM).decode(), key_pem)
+
+    def _sign(
+        self, key: AgentPublicKey, subject: x509.Name, names: list[x509.GeneralName], *, server: bool, life: float
+    ) -> x509.Certificate:
+        now = self._clock()
+        not_before, not_after = _validity(now, life)
+        not_after = min(not_after, self._certificate.not_valid_after_utc)
+        if not_after.timestamp() <= now:
+            raise StateError("the CA's own certificate has expired: it can sign nothing any more")
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+        own_identifier = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._certificate.subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(max(not_before, self._certificate.not_valid_before_utc))
+            .not_valid_after(not_after)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(sign_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_identifier), critical=False
+            )
+        )
+        if names:
+            # RFC 5280 §4.2.1.6: critical exactly when the subject is empty.
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def agent_cluster(certificate_der: bytes) -> str:
+    """The cluster that an agent's certificate speaks for; raises `EnrolmentRefused` when it names none, or several.
+
+    The certificate (DER, as TLS gives it) must already have been verified against the relay's CA: this reads only.
+    """
+    return _cluster_of(_load_certificate(certificate_der))
+
+
+def agent_expiry(certificate_der: bytes) -> float:
+    """When a certificate (DER) lapses, in unix seconds; raises `EnrolmentRefused` when unreadable."""
+    return _load_certificate(certificate_der).not_valid_after_utc.timestamp()
+
+
+def certificate_validity(certificate_pem: str) -> tuple[float, float]:
+    """(notBefore, notAfter) of the first certificate, in unix seconds; raises `StateError` when unreadable."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    except (ValueError, TypeError) as error:
+        raise StateError("the certificate is not a readable PEM") from error
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def _load_certificate(certificate_der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(certificate_der)
+    except (ValueError, TypeError) as error:
+        raise EnrolmentRefused("the agent's certificate is not readable") from error
+
+
+def _cluster_of(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise EnrolmentRefused("the certificate is not an agent's: it names no cluster") from error
+    if len(uris) != 1 or not uris[0].startswith(_CLUSTER_URI):
+        raise EnrolmentRefused("the certificate is not an agent's: it must name exactly one cluster")
+    try:
+        return check_cluster_name(uris[0].removeprefix(_CLUSTER_URI))
+    except ConfigError as error:
+        raise EnrolmentRefused("the certificate is not an agent's: its cluster name is malformed") from error
+
+
+def _load_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(key_pem.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StateError("the CA's private key is not readable: restore it from a backup") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StateError("the CA's private key is not an ECDSA key: restore the one that arcbridge made")
+    return key
+
+
+def _require_private(path: Path) -> None:
+    """Refuse a key that everybody can read. The group may: a volume with an fsGroup has its files opened to it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    if mode & 0o007:
+        raise StateError(f"{path} is open to every user of this machine: run 'chmod 600 {path}'")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("ascii", "replace")
+
+
+def _validity(now: float, life: float) -> tuple[datetime, datetime]:
+    """notBefore and notAfter; whole seconds, as X.509 has them, rounded so that the life is never shorter."""
+    start = int(now - min(BACKDATE, life / 10))
+    end = int(now + life) + 1
+    return datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(0, UTC) + timedelta(seconds=end)
+
+
+def _common_name(name: str) -> x509.Name:
+    # At most 64 characters (RFC 5280 appendix A.1); a longer name is in the SAN alone.
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if 1 <= len(name) <= 64 else [])
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        pass  # not an address, so it has to be a DNS name
+    if len(name) > 253 or _DNS_NAME.fullmatch(name) is None:
+        raise ConfigError("not a server name: use a DNS name in ASCII (punycode where needed) or an IP address")
+    return x509.DNSName(name)
+
+
+def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,170 @@
+"""Pins: how one end knows a CA without being introduced by the relay.
+
+A pin is `sha256:` and 64 lower-case hex digits: the SHA-256 of the CA's SubjectPublicKeyInfo in DER, the same
+fingerprint that RFC 7469 §2.4 uses. It survives a CA certificate that is signed again over the same key.
+
+A pins file is TOML, alike for what this program remembers and for what an organisation ships:
+
+    [clusters]                          # whatever the relay
+    "prod-eu" = "sha256:…"
+
+    [relays."relay.example.org:443"]    # clusters as that relay knows them
+    "prod-eu" = "sha256:…"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import tomllib
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+_PIN = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_RELAY = re.compile(r"[\]\[A-Za-z0-9._:-]{1,300}", re.ASCII)
+
+
+def pin_of(certificate_pem: str) -> str:
+    """The pin of the first certificate in `certificate_pem`; raises `ConfigError` when there is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error
+    return "sha256:" + hashlib.sha256(spki).hexdigest()
+
+
+def check_pin(pin: str) -> str:
+    """Return `pin` in its one spelling (trimmed, lower case); raises `ConfigError` for another hash or length."""
+    normal = pin.strip().lower() if len(pin) <= 200 else ""
+    if _PIN.fullmatch(normal) is None:
+        raise ConfigError("not a pin: a pin is 'sha256:' followed by 64 hexadecimal digits")
+    return normal
+
+
+def same_pin(a: str, b: str) -> bool:
+    """Whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
+    return hmac.compare_digest(check_pin(a), check_pin(b))
+
+
+def require_pin(what: str, expected: str, certificate_pem: str) -> None:
+    """Raise `PinMismatch` unless the certificate's key is the expected one. `what` as in "the relay's CA"."""
+    found = pin_of(certificate_pem)
+    if not same_pin(expected, found):
+        raise PinMismatch(mismatch_message(what, expected, found))
+
+
+def mismatch_message(what: str, expected: str, found: str) -> str:
+    """The sentence that every pin mismatch says."""
+    return (
+        f"{what} is not the one that is trusted: expected {check_pin(expected)}, found {check_pin(found)}. "
+        "Somebody may be in between. Go on only when the owner confirms the new pin, then change or remove the old one"
+    )
+
+
+class PinStore:
+    """Pins in a file: those this program remembers, or those an organisation ships (then only `get` is used).
+
+    With `relay` (its `host:port`) the pins of that relay's clusters are kept apart from another relay's, and a pin
+    that the file gives for every relay, in `[clusters]`, counts first.
+    """
+
+    def __init__(self, path: Path, *, relay: str = "") -> None:
+        if relay and _RELAY.fullmatch(relay) is None:
+            raise ConfigError("not a relay address: use host:port")
+        self.path = path
+        self.relay = relay
+
+    def get(self, cluster: str) -> str | None:
+        """The pin kept for `cluster`, or None; raises `StateError` when the file is malformed."""
+        return self._find(self._read(), check_cluster_name(cluster))
+
+    def remember(self, cluster: str, pin: str) -> None:
+        """Keep `pin` for `cluster`. Another one that is already kept is not replaced: raises `PinMismatch`."""
+        check_cluster_name(cluster)
+        pin = check_pin(pin)
+        ensure_private_directory(self.path.parent)
+        with locked(self._lock_path):
+            tables = self._read()
+            known = self._find(tables, cluster)
+            if known is not None:
+                if not same_pin(known, pin):
+                    raise PinMismatch(mismatch_message(f"the CA of cluster {cluster}", known, pin))
+                return
+            tables.setdefault(self.relay, {})[cluster] = pin
+            write_private(self.path, _format(tables).encode())
+
+    def forget(self, cluster: str) -> bool:
+        """Drop what `remember` kept for `cluster` at this relay; False when there was nothing."""
+        check_cluster_name(cluster)
+        if read_file(self.path) is None:
+            return False
+        with locked(self._lock_path):
+            tables = self._read()
+            if tables.get(self.relay, {}).pop(cluster, None) is None:
+                return False
+            write_private(self.path, _format(tables).encode())
+            return True
+
+    def check(self, cluster: str, pin: str) -> bool:
+        """True when `pin` is the one kept, False when none is kept; raises `PinMismatch` when it is another."""
+        known = self.get(cluster)
+        if known is None:
+            return False
+        if not same_pin(known, pin):
+            raise PinMismatch(mismatch_message(f"the CA of cluster {cluster}", known, pin))
+        return True
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    def _find(self, tables: dict[str, dict[str, str]], cluster: str) -> str | None:
+        return tables.get("", {}).get(cluster) or tables.get(self.relay, {}).get(cluster)
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        """Relay (empty: every relay) -> cluster -> pin."""
+        data = read_file(self.path)
+        if data is None:
+            return {}
+        try:
+            document = tomllib.loads(data.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StateError(f"{self.path} is not a TOML file of pins: correct it or move it away") from error
+        unknown = sorted(set(document) - {"clusters", "relays"})
+        if unknown:
+            raise StateError(f"{self.path}: unknown table '{unknown[0]}'; known are 'clusters' and 'relays'")
+        relays = document.get("relays", {})
+        if not isinstance(relays, dict):
+            raise StateError(f"{self.path}: 'relays' is not a table")
+        tables = {relay: self._check_table(f"relays.{relay}", table) for relay, table in relays.items()}
+        tables[""] = self._check_table("clusters", document.get("clusters", {}))
+        return tables
+
+    def _check_table(self, where: str, table: object) -> dict[str, str]:
+        if not isinstance(table, dict):
+            raise StateError(f"{self.path}: '{where}' is not a table")
+        pins: dict[str, str] = {}
+        for name, pin in table.items():
+            try:
+                pins[check_cluster_name(name)] = check_pin(pin if isinstance(pin, str) else "")
+            except ConfigError as error:
+                raise StateError(f"{self.path}: {where}.{name}: {error.message}") from error
+        return pins
+
+
+def _format(tables: dict[str, dict[str, str]]) -> str:
+    """TOML text; names, relays and pins were checked, so none needs escaping."""
+    parts = ["# Pins of cluster CAs that arcbridge trusts. Remove a line to be asked again.\n"]
+    for relay in sorted(tables):
+        if tables[relay]:
+            parts.append(f'\n[relays."{relay}"]\n' if relay else "\n[clusters]\n")
+            parts.extend(f'"{name}" = "{pin}"\n' for name, pin in sorted(tables[relay].items()))
+    return "".join(parts)

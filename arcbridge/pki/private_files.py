@@ -1,0 +1,83 @@
+"""Files that hold keys and pins: private from their first byte, replaced whole, one writer at a time.
+
+A file is written beside its place under a temporary name with mode 0600 (given to `open`, so that no moment exists
+in which the umask decides), synced, renamed over the old one, and its directory is synced: after a crash there is
+the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from arcbridge.errors import StateError
+
+
+def ensure_private_directory(directory: Path) -> None:
+    """Make `directory` (0700) and its parents if they are missing; raises `StateError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"cannot make the directory {directory}: {error.strerror}") from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace `path` (a link itself, not what it points to) by `data`, 0600, durably; raises `StateError`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
+    """The bytes of `path`, or None when it is absent; raises `StateError` when unreadable or over `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise StateError(f"{path} is larger than {limit} bytes: it is not a file of arcbridge")
+    return data
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the lock file `path` (made 0600); blocks while another process or thread holds it.
+
+    The file stays: removing it would let two holders lock two different files of one name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
