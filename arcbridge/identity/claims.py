@@ -1,0 +1,157 @@
+"""From verified claims to an identity, by the rules of kube-apiserver and two that are always on.
+
+Source: Kubernetes, "Authenticating" / claimMappings and claimValidationRules. Always on, whatever the file says:
+
+1. no user and no group whose name is, or looks like, `system:…` (the API server gives those names meaning);
+2. no name that another parser could read differently: control and invisible characters, blanks at the ends (HTTP
+   strips them: ` system:masters` would arrive as `system:masters`), over-long names, over-many groups.
+
+Refusals are `TokenRefused` with a rule for our log; the caller never sees a claim.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from arcbridge.identity.authentication import IssuerConfig, PrefixedClaim
+from arcbridge.identity.refusal import TokenRefused
+
+MAX_NAME = 1024
+"""Bytes of a user name, uid or group: far above any real one, far below a header line's limit."""
+MAX_GROUPS = 1000
+"""Groups of one token: at 1 KiB each that is the MiB Go allows for a request head; real tokens stop at 200."""
+
+_SYSTEM = "system:"
+# Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
+_LOOK_ALIKE = str.maketrans(
+    {
+        "ѕ": "s",  # Cyrillic
+        "ꜱ": "s",  # Latin small capital
+        "у": "y",
+        "ү": "y",
+        "γ": "y",  # Greek
+        "ʏ": "y",
+        "т": "t",
+        "τ": "t",
+        "ᴛ": "t",
+        "е": "e",
+        "ҽ": "e",
+        "є": "e",
+        "ᴇ": "e",
+        "м": "m",
+        "ᴍ": "m",
+        "ı": "i",
+        "ː": ":",
+        "˸": ":",
+        "։": ":",
+        "׃": ":",
+        "܃": ":",
+        "∶": ":",
+        "꞉": ":",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a verified token speaks for. `subject`: its owner, the same across renewals; `expires_at`: unix seconds."""
+
+    username: str
+    uid: str
+    groups: tuple[str, ...]
+    subject: str
+    issuer: str
+    expires_at: float
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def is_reserved(name: str) -> bool:
+    """Tells whether `name` is, or is drawn like, a name that Kubernetes keeps for itself (`system:…`)."""
+    folded = unicodedata.normalize("NFKC", name).casefold().translate(_LOOK_ALIKE)
+    return folded.lstrip().startswith(_SYSTEM)
+
+
+def is_plain(name: str) -> bool:
+    """Tells whether `name` reads the same everywhere: 1 to 1024 bytes of UTF-8, nothing invisible, no outer blanks."""
+    if not name or name != name.strip():
+        return False
+    try:
+        if len(name.encode()) > MAX_NAME:
+            return False
+    except UnicodeEncodeError:  # a lone surrogate from a JSON escape
+        return False
+    return all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in name)
+
+
+def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any]) -> Identity:
+    """Maps the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience."""
+    for rule in issuer.rules:
+        value = claims.get(rule.claim)
+        if value is None or (rule.required_value and value != rule.required_value):
+            raise TokenRefused("claims.rule", "the token does not have a claim that this place requires")
+        # `True == 1` and friends: a required value matches a JSON string only.
+        if rule.required_value and not isinstance(value, str):
+            raise TokenRefused("claims.rule", "the token does not have a claim that this place requires")
+
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not is_plain(subject):
+        raise TokenRefused("claims.sub", "the token has no usable subject")
+
+    username = claims.get(issuer.username.claim)
+    if not isinstance(username, str) or not username:
+        raise TokenRefused("claims.username", "the token has no user name that this place can use")
+    if issuer.username.claim == "email" and claims.get("email_verified") is not True:
+        raise TokenRefused("claims.email_verified", "the e-mail address in the token is not verified by its issuer")
+    username = _name(issuer.username.prefix + username, "username")
+
+    groups = _groups(issuer.groups, claims) if issuer.groups is not None else ()
+
+    uid = ""
+    if issuer.uid_claim is not None:
+        value = claims.get(issuer.uid_claim)
+        if not isinstance(value, str) or not is_plain(value):
+            raise TokenRefused("claims.uid", "the token has no user id that this place can use")
+        uid = value
+
+    return Identity(
+        username=username,
+        uid=uid,
+        groups=groups,
+        subject=f"{issuer.url}#{subject}",
+        issuer=issuer.url,
+        expires_at=float(claims["exp"]),
+    )
+
+
+def _groups(mapping: PrefixedClaim, claims: Mapping[str, Any]) -> tuple[str, ...]:
+    value = claims.get(mapping.claim)
+    # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
+    pointers = claims.get("_claim_names")
+    if value is None and isinstance(pointers, Mapping) and mapping.claim in pointers:
+        raise TokenRefused(
+            "claims.groups.overage",
+            "the token has too many groups: its issuer put a pointer in their place; "
+            "let the issuer send only the groups assigned to this application",
+        )
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TokenRefused("claims.groups", "the groups in the token are not a list of names")
+    if len(names) > MAX_GROUPS:
+        raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
+    # An empty entry carries no right; kube-apiserver drops it, too.
+    return tuple(dict.fromkeys(_name(mapping.prefix + name, "groups") for name in names if name))
+
+
+def _name(name: str, what: str) -> str:
+    if not is_plain(name):
+        raise TokenRefused(
+            f"claims.{what}.characters", "a name in the token has characters or a length that are refused"
+        )
+    if is_reserved(name):
+        raise TokenRefused(f"claims.{what}.system", "the token holds a name that is reserved for the cluster itself")
+    return name

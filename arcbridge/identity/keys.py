@@ -1,0 +1,244 @@
+"""The public keys of one issuer: discovery, JWKS, and when to fetch again.
+
+Rules, in the order they are applied (times are seconds of a monotonic clock that is passed in):
+
+1. A set is fresh for `min(Cache-Control max-age, 1 h)`, at least 60 s. Older than that, it is fetched again in the
+   background while callers go on with the old one.
+2. A `kid` that the set lacks causes at most one fetch per 30 s, for all callers together (single flight): a storm of
+   made-up ids must not become a storm on the issuer.
+3. A fetch that fails leaves the last good set in use, for 24 h at most; then everything is refused.
+4. Failed fetches are 2 s apart at least, doubling up to 30 s, so that an issuer that is down is not hammered and an
+   issuer that is back is noticed.
+5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
+
+A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521, Ed25519; `use`, `key_ops` and `alg`, where
+given, must allow it. A set in which other keys are broken is still good for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from arcbridge.errors import ArcbridgeError, Unreachable
+from arcbridge.identity.authentication import IssuerConfig
+from arcbridge.identity.fetch import Fetch
+from arcbridge.identity.refusal import IssuerUnavailable
+
+MAX_FRESH = 3600.0
+MIN_FRESH = 60.0
+UNKNOWN_KEY_INTERVAL = 30.0
+LAST_GOOD = 24 * 3600.0
+RETRY_FIRST = 2.0
+RETRY_MAX = 30.0
+MAX_KEYS = 100
+"""Keys of one set; issuers have two or three."""
+
+_RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationKey:
+    """One public key and the algorithms that it, and nothing the token says, allows."""
+
+    kid: str | None
+    key: Any
+    algorithms: tuple[str, ...]
+
+
+class KeySet:
+    """The keys of one issuer, fetched when needed; `close()` ends a background fetch."""
+
+    __slots__ = (
+        "_clock",
+        "_failed_at",
+        "_fetch",
+        "_fetched_at",
+        "_fresh_until",
+        "_issuer",
+        "_keys",
+        "_refreshing",
+        "_retry_delay",
+        "_unknown_at",
+        "failures",
+        "fetches",
+        "generation",
+    )
+
+    def __init__(self, issuer: IssuerConfig, fetch: Fetch, clock: Callable[[], float]) -> None:
+        self._issuer = issuer
+        self._fetch = fetch
+        self._clock = clock
+        self._keys: tuple[VerificationKey, ...] = ()
+        self._fetched_at: float | None = None
+        self._fresh_until = 0.0
+        self._failed_at: float | None = None
+        self._retry_delay = RETRY_FIRST
+        self._unknown_at: float | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self.generation = 0
+        """Counts sets that differ from the one before: results verified under an older one are void."""
+        self.fetches = 0
+        self.failures = 0
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the set in use was fetched; None before the first."""
+        return None if self._fetched_at is None else self._clock() - self._fetched_at
+
+    async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
+        """Answers the keys that may have signed a token with this header; empty when there is none.
+
+        With a `kid` only keys of that id, without one every key that allows the algorithm. Raises
+        IssuerUnavailable when no usable set is at hand. A cancelled call leaves the shared fetch running.
+        """
+        now = self._clock()
+        if self._fetched_at is None or now - self._fetched_at > LAST_GOOD:
+            self._keys = ()
+            await self._refresh_now(now)
+        elif now >= self._fresh_until and self._may_retry(now):
+            self._start_refresh()
+        found = self._matching(kid, algorithm)
+        if not found and kid is not None and not self._has(kid) and self._may_ask_for_unknown(now):
+            self._unknown_at = now
+            task = self._start_refresh()
+            await asyncio.wait([task])
+            found = self._matching(kid, algorithm)
+        return found
+
+    async def close(self) -> None:
+        """Ends a fetch that is under way."""
+        task, self._refreshing = self._refreshing, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _has(self, kid: str) -> bool:
+        return any(key.kid == kid for key in self._keys)
+
+    def _matching(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
+        return [k for k in self._keys if algorithm in k.algorithms and (kid is None or k.kid == kid)]
+
+    def _may_retry(self, now: float) -> bool:
+        return self._failed_at is None or now - self._failed_at >= self._retry_delay
+
+    def _may_ask_for_unknown(self, now: float) -> bool:
+        if self._refreshing is not None and not self._refreshing.done():
+            return True  # joins the fetch that is under way, costs the issuer nothing
+        recent = self._fetched_at is not None and now - self._fetched_at < 1.0
+        return not recent and (self._unknown_at is None or now - self._unknown_at >= UNKNOWN_KEY_INTERVAL)
+
+    async def _refresh_now(self, now: float) -> None:
+        running = self._refreshing is not None and not self._refreshing.done()
+        if running or self._may_retry(now):
+            await asyncio.wait([self._start_refresh()])
+        if self._fetched_at is None or self._clock() - self._fetched_at > LAST_GOOD:
+            raise IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
+
+    def _start_refresh(self) -> asyncio.Task[None]:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh(), name="jwks-refresh")
+        return self._refreshing
+
+    async def _refresh(self) -> None:
+        self.fetches += 1
+        try:
+            keys, max_age = await self._load()
+        except ArcbridgeError:
+            self.failures += 1
+            now = self._clock()
+            self._retry_delay = RETRY_FIRST if self._failed_at is None else min(self._retry_delay * 2, RETRY_MAX)
+            self._failed_at = now
+            return
+        now = self._clock()
+        if [(k.kid, k.key) for k in keys] != [(k.kid, k.key) for k in self._keys]:
+            self.generation += 1
+        self._keys = keys
+        self._fetched_at = now
+        self._failed_at = None
+        self._retry_delay = RETRY_FIRST
+        fresh = MAX_FRESH if max_age is None else min(max_age, MAX_FRESH)
+        self._fresh_until = now + max(fresh, MIN_FRESH)
+
+    async def _load(self) -> tuple[tuple[VerificationKey, ...], float | None]:
+        issuer = self._issuer
+        url = issuer.discovery_url or issuer.url.rstrip("/") + "/.well-known/openid-configuration"
+        discovery = _json_object((await self._fetch(url, issuer.ca_pem)).body)
+        if discovery.get("issuer") != issuer.url:
+            raise Unreachable(f"{issuer.path}: the discovery document is for another issuer")
+        jwks_uri = discovery.get("jwks_uri")
+        if not isinstance(jwks_uri, str) or not jwks_uri.startswith("https://"):
+            raise Unreachable(f"{issuer.path}: the discovery document has no https jwks_uri")
+        document = await self._fetch(jwks_uri, issuer.ca_pem)
+        keys = parse_keys(_json_object(document.body))
+        if not keys:
+            raise Unreachable(f"{issuer.path}: the issuer's key set holds no usable key")
+        return keys, document.max_age
+
+
+def parse_keys(document: Mapping[str, Any]) -> tuple[VerificationKey, ...]:
+    """Answers the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out."""
+    entries = document.get("keys")
+    if not isinstance(entries, list):
+        return ()
+    keys = []
+    for entry in entries[:MAX_KEYS]:
+        key = _key(entry) if isinstance(entry, dict) else None
+        if key is not None:
+            keys.append(key)
+    return tuple(keys)
+
+
+def _key(entry: dict[str, Any]) -> VerificationKey | None:
+    if entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
+        return None
+    operations = entry.get("key_ops")
+    if operations is not None and (not isinstance(operations, list) or "verify" not in operations):
+        return None
+    kid = entry.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        return None
+    public = {name: value for name, value in entry.items() if name in ("kty", "n", "e", "crv", "x", "y")}
+    try:
+        key = jwt.PyJWK(public, algorithm=_default_algorithm(entry)).key
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        allowed: tuple[str, ...] = _RSA
+    elif isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        allowed = (_CURVES[key.curve.name],)
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        allowed = ("EdDSA",)
+    else:
+        return None
+    if "alg" in entry:
+        allowed = tuple(name for name in allowed if name == entry["alg"])
+    return VerificationKey(kid, key, allowed) if allowed else None
+
+
+def _default_algorithm(entry: dict[str, Any]) -> str:
+    """PyJWK wants a name to pick its parser; what the key may verify is decided from the key itself."""
+    if entry["kty"] == "RSA":
+        return "RS256"
+    if entry["kty"] == "OKP":
+        return "EdDSA"
+    return {"P-384": "ES384", "P-521": "ES512"}.get(str(entry.get("crv")), "ES256")
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Unreachable("the identity provider's answer is not JSON") from error
+    if not isinstance(document, dict):
+        raise Unreachable("the identity provider's answer is not a JSON object")
+    return document

@@ -1,0 +1,161 @@
+"""Who may reach which cluster: a short TOML file, deny by default.
+
+    [[allow]]
+    users = ["alice@example.com"]
+    groups = ["platform"]
+    clusters = ["prod-*", "staging"]
+
+A rule allows when its clusters match *and* the caller is one of its users or in one of its groups. Users and groups
+are compared exactly, after claim mapping (so with their prefix); `"*"` alone means everyone who is authenticated.
+`*` in a cluster pattern stands for any run of characters; nothing else is special. A caller who is allowed nowhere
+gets the same answer as for a cluster that does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcbridge.errors import ConfigError
+from arcbridge.identity.claims import Identity
+
+_PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks at the file's date: a revocation by an edited policy counts after at most this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `[[allow]]` table."""
+
+    users: frozenset[str]
+    groups: frozenset[str]
+    clusters: tuple[re.Pattern[str], ...]
+
+    def matches(self, identity: Identity, cluster: str) -> bool:
+        """Tells whether this rule lets `identity` reach `cluster`."""
+        if not any(pattern.fullmatch(cluster) for pattern in self.clusters):
+            return False
+        if "*" in self.users or identity.username in self.users:
+            return True
+        return not self.groups.isdisjoint(identity.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All rules of a file; no rule, no access."""
+
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
+        """Parses a policy. Raises ConfigError `source: path: what is wrong`, also for unknown keys."""
+        try:
+            document = tomllib.loads(toml_text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source}: {error}") from error
+        for key in document:
+            if key != "allow":
+                raise ConfigError(f"{source}: {key}: unknown key (the only one is allow)")
+        entries = document.get("allow", [])
+        if not isinstance(entries, list):
+            raise ConfigError(f"{source}: allow: write [[allow]], with two brackets")
+        return cls(tuple(_rule(entry, f"{source}: allow[{n}]") for n, entry in enumerate(entries)))
+
+    def allows(self, identity: Identity, cluster: str) -> bool:
+        """Tells whether any rule lets `identity` reach `cluster` (a canonical name)."""
+        return any(rule.matches(identity, cluster) for rule in self.rules)
+
+
+def _rule(entry: Any, path: str) -> Rule:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: must be a table")
+    for key in entry:
+        if key not in ("users", "groups", "clusters"):
+            raise ConfigError(f"{path}.{key}: unknown key (known: users, groups, clusters)")
+    users, groups = _strings(entry, "users", path), _strings(entry, "groups", path)
+    clusters = _strings(entry, "clusters", path)
+    if not users and not groups:
+        raise ConfigError(f"{path}: needs users or groups, else it allows nobody")
+    if not clusters:
+        raise ConfigError(f"{path}.clusters: needs at least one name or pattern")
+    if "*" in groups:
+        raise ConfigError(f'{path}.groups: "*" means nothing here; for everyone write users = ["*"]')
+    patterns = []
+    for n, cluster in enumerate(clusters):
+        if not _PATTERN.fullmatch(cluster):
+            raise ConfigError(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
+        patterns.append(re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", cluster))))
+    return Rule(frozenset(users), frozenset(groups), tuple(patterns))
+
+
+def _strings(entry: dict[str, Any], key: str, path: str) -> list[str]:
+    value = entry.get(key, [])
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}.{key}: must be a list of strings")
+    for n, item in enumerate(value):
+        if not isinstance(item, str) or not item:
+            raise ConfigError(f"{path}.{key}[{n}]: must be a string that is not empty")
+    return value
+
+
+class PolicyFile:
+    """The policy of a file, read again when the file changes.
+
+    A changed file that cannot be read or parsed leaves the last good policy in force and its message in `error`, so
+    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears.
+    """
+
+    __slots__ = ("_checked_at", "_clock", "_path", "_policy", "_stamp", "error")
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Reads the file at once; raises ConfigError when this first reading fails."""
+        self._path = path
+        self._clock = clock
+        self._stamp = self._stat()
+        self._policy = Policy.load(self._read(), source=str(path))
+        self._checked_at = clock()
+        self.error = ""
+
+    def current(self) -> Policy:
+        """Answers the policy in force; looks at the file's date once a second at most."""
+        now = self._clock()
+        if now - self._checked_at >= CHECK_INTERVAL:
+            self._checked_at = now
+            self._reload()
+        return self._policy
+
+    def allows(self, identity: Identity, cluster: str) -> bool:
+        """Tells whether the policy in force lets `identity` reach `cluster`."""
+        return self.current().allows(identity, cluster)
+
+    def _reload(self) -> None:
+        try:
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return
+            policy = Policy.load(self._read(), source=str(self._path))
+        except ConfigError as error:
+            self.error = error.message
+            return
+        # Only now: a file that was half written when we looked is looked at again.
+        self._stamp, self._policy, self.error = stamp, policy, ""
+
+    def _stat(self) -> tuple[int, int, int]:
+        try:
+            stat = os.stat(self._path)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: the policy cannot be read: {error.strerror}") from error
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self._path}: the policy cannot be read: {error}") from error

@@ -1,0 +1,228 @@
+"""From a token to an identity: JWT verification by the configuration alone.
+
+Nothing in the token decides how it is verified. `alg` must be one that the *key* allows, `kid` only selects, and
+`jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: we understand
+none). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
+
+The order is: size, shape, header, issuer (exact), key, signature, times, audience, claims. Results are kept by
+SHA-256 of the token for 60 s at most, never past `exp`, and not past a change of the issuer's keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jwt
+
+from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
+from arcbridge.identity.claims import Identity, map_claims
+from arcbridge.identity.fetch import Fetch
+from arcbridge.identity.keys import KeySet
+from arcbridge.identity.refusal import TokenRefused
+
+MAX_TOKEN = 64 * 1024
+"""Characters of a token. Entra tokens with 200 groups have 12 KiB; a head of 64 KiB is what the proxy accepts."""
+MAX_HEADER = 8 * 1024
+LEEWAY = 10.0
+"""Seconds of clock skew forgiven between the issuer and us, for `exp`, `nbf` and `iat` alike."""
+CACHE_TIME = 60.0
+CACHE_SIZE = 4096
+MAX_CANDIDATES = 10
+"""Keys tried for a token without `kid`: bounds the signature checks one token can cost."""
+ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
+"""Asymmetric only: with a symmetric one, whoever can verify can also sign."""
+
+
+class TokenVerifier:
+    """Verifies tokens of the configured issuers.
+
+    `fetch` brings discovery documents and keys, `clock` is wall-clock unix seconds (token times), `monotonic` drives
+    the caches. `close()` must be awaited at the end; it ends background fetches.
+    """
+
+    def __init__(
+        self,
+        config: AuthenticationConfig,
+        fetch: Fetch,
+        clock: Callable[[], float] = time.time,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        algorithms: Iterable[str] = ALGORITHMS,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._monotonic = monotonic
+        self._algorithms = frozenset(algorithms) & ALGORITHMS
+        self._keys = {issuer.url: KeySet(issuer, fetch, monotonic) for issuer in config.issuers}
+        # sha256(token) -> (identity, monotonic deadline, issuer's key generation)
+        self._results: OrderedDict[bytes, tuple[Identity, float, int]] = OrderedDict()
+        self.verified = 0
+        self.refused = 0
+
+    def key_ages(self) -> dict[str, float | None]:
+        """Seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
+        return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
+
+    async def verify(self, token: str) -> Identity:
+        """Answers the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
+        try:
+            identity = await self._verify(token)
+        except TokenRefused:
+            self.refused += 1
+            raise
+        self.verified += 1
+        return identity
+
+    async def close(self) -> None:
+        """Ends background fetches."""
+        for keys in self._keys.values():
+            await keys.close()
+
+    async def _verify(self, token: str) -> Identity:
+        if len(token) > MAX_TOKEN:
+            raise TokenRefused("token.size", f"the token is longer than {MAX_TOKEN} characters")
+        if not token or not token.isascii():
+            raise TokenRefused("token.shape", "the token is not a JWT")
+        digest = hashlib.sha256(token.encode("ascii")).digest()
+        known = self._known(digest)
+        if known is not None:
+            return known
+        identity, generation = await self._check(token)
+        left = min(CACHE_TIME, identity.expires_at - self._clock())
+        if left > 0:
+            self._results[digest] = (identity, self._monotonic() + left, generation)
+            while len(self._results) > CACHE_SIZE:
+                self._results.popitem(last=False)
+        return identity
+
+    def _known(self, digest: bytes) -> Identity | None:
+        entry = self._results.get(digest)
+        if entry is None:
+            return None
+        identity, deadline, generation = entry
+        # The wall clock is asked as well: it may have been set forward since.
+        if (
+            self._monotonic() >= deadline
+            or self._clock() >= identity.expires_at
+            or self._keys[identity.issuer].generation != generation
+        ):
+            del self._results[digest]
+            return None
+        self._results.move_to_end(digest)
+        return identity
+
+    async def _check(self, token: str) -> tuple[Identity, int]:
+        header, payload = _parts(token)
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
+            raise TokenRefused("token.alg", "the token's signature algorithm is not accepted")
+        if "crit" in header:
+            raise TokenRefused("token.crit", "the token demands extensions that are not known here")
+        if "enc" in header or str(header.get("cty", "")).upper() == "JWT":
+            raise TokenRefused("token.nested", "encrypted or nested tokens are not accepted")
+        kid = header.get("kid")
+        if kid is not None and not isinstance(kid, str):
+            raise TokenRefused("token.kid", "the token is not a JWT")
+
+        issuer_url = payload.get("iss")
+        issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
+        if issuer is None:
+            raise TokenRefused("token.iss", "the token comes from an issuer that is not accepted here")
+        keys = self._keys[issuer.url]
+        candidates = await keys.candidates(kid, algorithm)
+        if not candidates:
+            raise TokenRefused("token.key", "the token is signed with a key that its issuer does not publish")
+        generation = keys.generation
+        claims = None
+        for candidate in candidates[:MAX_CANDIDATES]:
+            try:
+                claims = jwt.decode(token, candidate.key, algorithms=[algorithm], options=_SIGNATURE_ONLY)
+                break
+            except jwt.PyJWTError:
+                continue
+        if claims is None or claims != payload:
+            raise TokenRefused("token.signature", "the token's signature is not valid")
+        self._check_times(claims)
+        _check_audience(issuer, claims)
+        return map_claims(issuer, claims), generation
+
+    def _check_times(self, claims: dict[str, Any]) -> None:
+        now = self._clock()
+        expires, issued = _number(claims, "exp", required=True), _number(claims, "iat", required=True)
+        not_before = _number(claims, "nbf", required=False)
+        if now >= expires + LEEWAY:
+            raise TokenRefused("token.exp", "the token has expired; log in again")
+        if now < max(issued, not_before) - LEEWAY:
+            raise TokenRefused("token.nbf", "the token is not valid yet; compare the clocks")
+
+
+# PyJWT's own clock cannot be replaced, so times, audience and issuer are checked here.
+_SIGNATURE_ONLY: Any = {
+    "verify_signature": True,
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_iss": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
+
+
+def _check_audience(issuer: IssuerConfig, claims: dict[str, Any]) -> None:
+    audience = claims.get("aud")
+    wanted = [audience] if isinstance(audience, str) else audience
+    if not isinstance(wanted, list) or not all(isinstance(item, str) for item in wanted):
+        raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+    if not set(wanted) & set(issuer.audiences):
+        raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+
+
+def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:
+    value = claims.get(name)
+    if value is None and not required:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
+    if isinstance(value, int) and value.bit_length() > 53:
+        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
+    if not math.isfinite(value) or value < 0:
+        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
+    return float(value)
+
+
+def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    segments = token.split(".")
+    if len(segments) != 3 or not all(segments) or len(segments[0]) > MAX_HEADER:
+        raise TokenRefused("token.shape", "the token is not a signed JWT")
+    return _segment(segments[0]), _segment(segments[1])
+
+
+def _segment(text: str) -> dict[str, Any]:
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, binascii.Error, RecursionError) as error:
+        raise TokenRefused("token.shape", "the token is not a signed JWT") from error
+    if not isinstance(value, dict):
+        raise TokenRefused("token.shape", "the token is not a signed JWT")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

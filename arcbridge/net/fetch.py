@@ -1,0 +1,114 @@
+"""Fetches one https document for a verifier: small, bounded, and never somewhere else than asked.
+
+No redirects (a key set must come from where the configuration says), no cookies, at most 1 MiB, one deadline for all of it, from the name's lookup to the last byte: a server that sends
+one byte per second is a server that is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import urllib.request
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from arcbridge.errors import Unreachable
+
+MAX_DOCUMENT = 1 << 20
+DEADLINE = 10.0
+"""Seconds for one document. A login waits for it when no keys are in memory yet."""
+
+_MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A document: its bytes, and how long (seconds) its Cache-Control lets it be kept, if it says."""
+
+    body: bytes
+    max_age: float | None
+
+
+class HttpFetcher:
+    """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`."""
+
+    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT) -> None:
+        self._deadline = deadline
+        self._limit = limit
+        self._session: aiohttp.ClientSession | None = None
+        self._contexts: dict[str | None, ssl.SSLContext] = {}
+
+    async def __call__(self, url: str, ca_pem: str | None) -> Fetched:
+        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200."""
+        target = URL(url, encoded=True)
+        if target.scheme != "https" or not target.host:
+            raise Unreachable("only https documents are fetched")
+        where = target.host
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await self._get(target, ca_pem)
+        except TimeoutError as error:
+            raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreachable(f"{where}: {type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Closes the session and its connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _get(self, url: URL, ca_pem: str | None) -> Fetched:
+        session = self._open()
+        # A document is fetched once an hour: a connection kept for the next time would only be found dead.
+        headers = {"Accept": "application/json", "User-Agent": "arcbridge", "Connection": "close"}
+        async with session.get(
+            url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False, proxy=_proxy(url)
+        ) as response:
+            if response.status != 200:
+                raise Unreachable(f"{url.host}: answered {response.status}")
+            if response.content_length is not None and response.content_length > self._limit:
+                raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > self._limit:
+                    raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
+            return Fetched(bytes(body), _max_age(response.headers.get("Cache-Control", "")))
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=16, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=self._deadline),
+                # Not True: that would also send credentials from ~/.netrc. The proxy is looked up by _proxy().
+                trust_env=False,
+            )
+        return self._session
+
+    def _context(self, ca_pem: str | None) -> ssl.SSLContext:
+        context = self._contexts.get(ca_pem)
+        if context is None:
+            context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._contexts[ca_pem] = context
+        return context
+
+
+def _proxy(url: URL) -> str | None:
+    """Answers the HTTP proxy that HTTPS_PROXY and NO_PROXY name for this url, as curl and Go read them."""
+    host = url.host or ""
+    if urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # not in typeshed
+        return None
+    return urllib.request.getproxies_environment().get("https")  # type: ignore[attr-defined]
+
+
+def _max_age(cache_control: str) -> float | None:
+    if re.search(r"\bno-(store|cache)\b", cache_control, re.IGNORECASE):
+        return 0.0
+    match = _MAX_AGE.search(cache_control)
+    return float(match.group(1)) if match else None
