@@ -1,0 +1,108 @@
+"""Where log lines go: a stream that may stall, behind a queue that may not.
+
+A terminal that somebody has stopped with Ctrl-S, or a log collector that hangs, blocks `write`. The event loop
+must not wait for it, so lines go through a bounded queue to one thread. When the queue is full lines are dropped
+and counted, and the next line that fits says how many. A stream without a file descriptor (a test's buffer)
+cannot stall and is written to directly.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable
+from typing import Final, TextIO
+
+QUEUE_BYTES: Final = 4 * 1024 * 1024
+"""Characters waiting for a stalled stream: minutes of ordinary logging, and nothing next to a session's buffers."""
+
+CLOSE_WAIT: Final = 2.0
+"""Seconds that the end of the process waits for a stream which does not take its lines."""
+
+
+class LineSink:
+    """One stream and, where it has a file descriptor, the thread that writes to it.
+
+    `notice` makes the line that reports dropped lines from their number.
+    """
+
+    def __init__(self, stream: TextIO, notice: Callable[[int], str], *, queue_bytes: int = QUEUE_BYTES) -> None:
+        self.stream = stream
+        self.dropped = 0
+        """Lines dropped since the start; read by the metrics."""
+        self._notice = notice
+        self._room = queue_bytes
+        self._lines: collections.deque[str] = collections.deque()
+        self._unreported = 0
+        self._busy = False
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        if _has_descriptor(stream):
+            self._thread = threading.Thread(target=self._run, name="arcbridge-log", daemon=True)
+            self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Queue one line (without its newline); never waits for the stream."""
+        if self._thread is None:
+            self._emit(line + "\n")
+            return
+        with self._changed:
+            if len(line) + 1 > self._room or self._closing:
+                self.dropped += 1
+                self._unreported += 1
+                return
+            self._room -= len(line) + 1
+            self._lines.append(line)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float = CLOSE_WAIT) -> bool:
+        """Wait until all lines are written, at most `timeout` seconds; say whether they are."""
+        if self._thread is None:
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._lines and not self._busy, timeout)
+
+    def close(self, timeout: float = CLOSE_WAIT) -> bool:
+        """Write what is queued, at most `timeout` seconds, and end the thread. Say whether everything was written."""
+        done = self.flush(timeout)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if done and self._thread is not None:
+            self._thread.join(timeout)
+        return done
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._closing)
+                if not self._lines:
+                    return
+                batch = list(self._lines)
+                self._lines.clear()
+                unreported, self._unreported = self._unreported, 0
+                self._busy = True
+            if unreported:
+                batch.append(self._notice(unreported))
+            self._emit("\n".join(batch) + "\n")
+            with self._changed:
+                self._room += sum(len(line) + 1 for line in batch) - (len(batch[-1]) + 1 if unreported else 0)
+                self._busy = False
+                self._changed.notify_all()
+
+    def _emit(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            # Disk full, pipe closed, stream closed: there is nowhere to say so but the counter. The role goes on.
+            self.dropped += text.count("\n")
+
+
+def _has_descriptor(stream: TextIO) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""Metrics in Prometheus' text format, pulled from plain counters at scrape time.
+
+The data path counts with integers on its own slotted objects and knows nothing of this module. A role registers,
+once, a function per metric that reads them:
+
+    metrics = Metrics("relay")
+    metrics.counter("joins_total", "Joins by result.", {"result": ("paired", "refused")}, lambda: joins.by_result)
+
+Two rules keep the number of series constant whatever peers send (CVE-2022-21698 was the opposite):
+
+1. each label has a closed set of values, given when the metric is registered; any other value is counted under
+   `other`. Where the registry bounds the set (cluster names) it may be a function;
+2. a metric has at most `MAX_SERIES` series; the rest is folded into `other` too.
+
+Never labels: user, pod, path, session, stream, address.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import platform
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from arcbridge import __version__
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Number = int | float
+Labels = Mapping[str, Collection[str] | Callable[[], Collection[str]]]
+
+OTHER: Final = "other"
+MAX_SERIES: Final = 1000
+
+LATENCY_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
+"""Seconds: from a join on one machine (5 ms) to the deadlines (15 s to join, 30 s to reach a peer)."""
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
+_FORBIDDEN_LABELS: Final = frozenset({"user", "username", "pod", "path", "session", "stream", "address", "group", "le"})
+
+
+class Buckets:
+    """A histogram's counters: how many values lay at or under each bound. Used by the roles; costs a bisection."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = LATENCY_BOUNDS) -> None:
+        if list(bounds) != sorted(set(bounds)) or not bounds:
+            raise ValueError("histogram bounds must be given, distinct and rising")
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in base units (seconds, bytes)."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def __add__(self, other: Buckets) -> Buckets:
+        if self.bounds != other.bounds:
+            raise ValueError("histograms with different bounds cannot be added")
+        merged = Buckets(self.bounds)
+        merged.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        merged.total = self.total + other.total
+        return merged
+
+
+class Metrics:
+    """The metrics of one role. `render` is called by the scrape; nothing here runs otherwise."""
+
+    def __init__(self, role: str, *, version: str = __version__) -> None:
+        self.role = role
+        self.version = version
+        self.read_failures = 0
+        """Reads that raised: the scrape went on without that metric."""
+        self._metrics: dict[str, _Metric] = {}
+        self._registry: CollectorRegistry | None = None
+        self.counter("metric_read_failures_total", "Metrics left out of a scrape because reading them failed.", None,
+                     lambda: self.read_failures)  # fmt: skip
+
+    def counter(
+        self,
+        name: str,
+        help: str,
+        labels: Labels | None,
+        read: Callable[[], Number | Mapping[Any, Number]],
+    ) -> None:
+        """Register a counter; `name` without prefix, ending in `_total`.
+
+        `labels` maps each label's name to its values. `read` returns a number, or with labels a mapping from label
+        value (a tuple of them where there are several labels, in the order of `labels`) to number.
+        Raises ValueError for a name or label that breaks the rules.
+        """
+        if not name.endswith("_total"):
+            raise ValueError(f"counter {name!r} must end in _total")
+        self._add(_Metric("counter", name, help, labels or {}, read))
+
+    def gauge(
+        self,
+        name: str,
+        help: str,
+        labels: Labels | None,
+        read: Callable[[], Number | Mapping[Any, Number]],
+    ) -> None:
+        """Register a gauge; arguments as for `counter`."""
+        self._add(_Metric("gauge", name, help, labels or {}, read))
+
+    def histogram(
+        self,
+        name: str,
+        help: str,
+        labels: Labels | None,
+        read: Callable[[], Buckets | Mapping[Any, Buckets]],
+    ) -> None:
+        """Register a histogram; `read` returns `Buckets`, or with labels a mapping to them. Name in base units."""
+        if not name.endswith(("_seconds", "_bytes")):
+            raise ValueError(f"histogram {name!r} must end in its base unit")
+        self._add(_Metric("histogram", name, help, labels or {}, read))
+
+    def names(self) -> list[str]:
+        """Return the full names of all metrics of this role, sorted; dashboards and rules are checked against it."""
+        return sorted(self._full(name) for name in self._metrics)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the exposition and its content type, chosen by the scraper's `Accept` header."""
+        from prometheus_client.exposition import choose_encoder
+
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._collectors()), content_type
+
+    def _add(self, metric: _Metric) -> None:
+        if not _NAME.match(metric.name):
+            raise ValueError(f"metric name {metric.name!r} is not lower case words joined by underscores")
+        if metric.name in self._metrics:
+            raise ValueError(f"metric {metric.name!r} is registered twice")
+        bad = _FORBIDDEN_LABELS & set(metric.labels)
+        if bad:
+            raise ValueError(f"metric {metric.name!r} has label {min(bad)!r}, whose values nobody bounds")
+        self._metrics[metric.name] = metric
+
+    def _full(self, name: str) -> str:
+        return f"arcbridge_{self.role}_{name}"
+
+    def _collectors(self) -> CollectorRegistry:
+        if self._registry is None:
+            from prometheus_client import CollectorRegistry, ProcessCollector
+
+            self._registry = CollectorRegistry(auto_describe=False)
+            self._registry.register(self)
+            ProcessCollector(registry=self._registry)
+        return self._registry
+
+    def collect(self) -> Iterator[Any]:
+        """Read every metric; called by the exposition (prometheus_client's collector protocol)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        info = GaugeMetricFamily(
+            "arcbridge_build_info", "Version of this process.", labels=["role", "version", "python"]
+        )
+        info.add_metric([self.role, self.version, platform.python_version()], 1)
+        yield info
+        for metric in list(self._metrics.values()):
+            if metric.name == "metric_read_failures_total":
+                continue  # last, so that it counts the failures of this very scrape
+            family = self._family(metric, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
+            if family is not None:
+                yield family
+        yield self._family(
+            self._metrics["metric_read_failures_total"], CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+        )
+
+    def _family(self, metric: _Metric, counter: Any, gauge: Any, histogram: Any) -> Any:
+        try:
+            series = metric.series()
+        except Exception:  # one role's broken reader must not hide all other metrics; it is counted and alerted on
+            self.read_failures += 1
+            return None
+        kinds = {"counter": counter, "gauge": gauge, "histogram": histogram}
+        family = kinds[metric.kind](self._full(metric.name), metric.help, labels=list(metric.labels))
+        for labels, value in series.items():
+            if isinstance(value, Buckets):
+                family.add_metric(list(labels), _cumulative(value), value.total)
+            else:
+                family.add_metric(list(labels), value)
+        return family
+
+
+class _Metric:
+    __slots__ = ("help", "kind", "labels", "name", "read")
+
+    def __init__(self, kind: str, name: str, help: str, labels: Labels, read: Callable[[], Any]) -> None:
+        self.kind = kind
+        self.name = name
+        self.help = help
+        self.labels = dict(labels)
+        self.read = read
+
+    def series(self) -> dict[tuple[str, ...], Any]:
+        """Read, and fold label values outside their sets into `other`."""
+        value = self.read()
+        if not self.labels:
+            return {(): value}
+        allowed = [frozenset(values() if callable(values) else values) for values in self.labels.values()]
+        folded: dict[tuple[str, ...], Any] = {}
+        for key, number in value.items():
+            labels = (key,) if isinstance(key, str) or not isinstance(key, tuple) else key
+            if len(labels) != len(allowed):
+                raise ValueError(f"metric {self.name!r} has {len(allowed)} labels and got {len(labels)}")
+            known = tuple(
+                label if label in values else OTHER
+                for label, values in zip((str(label) for label in labels), allowed, strict=True)
+            )
+            if known not in folded and len(folded) >= MAX_SERIES:
+                known = (OTHER,) * len(allowed)
+            folded[known] = folded[known] + number if known in folded else number
+        return folded
+
+
+def _cumulative(buckets: Buckets) -> list[tuple[str, int]]:
+    """Prometheus' buckets are cumulative: at or under each bound, the last one infinite."""
+    running = 0
+    found: list[tuple[str, int]] = []
+    for bound, count in zip((*buckets.bounds, math.inf), buckets.counts, strict=True):
+        running += count
+        found.append(("+Inf" if bound == math.inf else repr(float(bound)), running))
+    return found

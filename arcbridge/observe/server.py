@@ -1,0 +1,136 @@
+"""The listener for machines that watch: /metrics, /livez, /readyz, /healthz.
+
+It is a listener of its own, on loopback by default, so that nothing of it is reachable where clients and agents
+connect. It has no authentication: what it answers holds no user, path or secret.
+
+| path | answers |
+|---|---|
+| `/livez`, `/healthz` | 200 `ok` while the event loop turns |
+| `/readyz` | 200 `ok`, or 503 with one line per failed check; `?verbose` lists the others too |
+| `/metrics` | Prometheus' text format, or OpenMetrics where the scraper asks for it |
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from aiohttp import web
+
+from arcbridge.errors import ConfigError
+
+from . import logging as logs
+from .foreign_text import clean
+from .health import Checks
+from .loop_lag import LoopLag
+from .metrics import Metrics
+
+KEEPALIVE: Final = 75.0
+"""Seconds: longer than the usual scrape interval of 15 to 60 s, so that a scraper keeps one connection."""
+
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "arcbridge"}
+
+
+class ObserveServer:
+    """Serves `metrics` and `checks` on `listen` (`host:port`, `[::1]:port`, `:port`; empty: no listener).
+
+    `start` and `stop` belong to the role; both are called on its loop.
+    """
+
+    def __init__(self, listen: str, metrics: Metrics, checks: Checks) -> None:
+        self.listen = listen
+        self.address = ""
+        """`host:port` that is bound; empty before `start` and where there is no listener."""
+        self._metrics = metrics
+        self._checks = checks
+        self._lag = LoopLag()
+        self._runner: web.AppRunner | None = None
+        metrics.histogram("event_loop_delay_seconds", "How late the event loop ran a timer.", None,
+                          lambda: self._lag.delays)  # fmt: skip
+        metrics.counter("log_events_omitted_total", "Log events left out because many like them came at once.", None,
+                        logs.omitted)  # fmt: skip
+        metrics.counter("log_lines_dropped_total", "Log lines lost because their stream stalled or failed.", None,
+                        logs.dropped)  # fmt: skip
+        metrics.gauge("ready", "1 if every readiness check passes.", None, lambda: int(not self._checks.failures()))
+
+    async def start(self) -> str:
+        """Bind and serve; return the bound address (`""` without a listener).
+
+        Raises ConfigError where the address is malformed, taken, or not allowed; it names the setting.
+        """
+        self._lag.start()
+        if not self.listen:
+            return ""
+        host, port = _split(self.listen)
+        app = web.Application(client_max_size=1024)
+        app.router.add_get("/livez", self._live)
+        app.router.add_get("/healthz", self._live)
+        app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._scrape)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=KEEPALIVE,
+                               shutdown_timeout=1.0)  # fmt: skip
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except (OSError, OverflowError) as error:
+            await runner.cleanup()
+            self._lag.stop()
+            raise ConfigError(_bind_message(self.listen, error)) from error
+        self._runner = runner
+        bound_host, bound_port = runner.addresses[0][:2]
+        self.address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        return self.address
+
+    async def stop(self) -> None:
+        """Close the listener and its connections; may be called more than once."""
+        self._lag.stop()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return _plain("ok\n")
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        results = self._checks.run()
+        failed = [result for result in results if result.reason is not None]
+        if not failed and "verbose" not in request.query:
+            return _plain("ok\n")
+        shown = results if "verbose" in request.query else failed
+        lines = [
+            f"[+] {result.name}: ok" if result.reason is None else f"[-] {result.name}: {result.reason}"
+            for result in shown
+        ]
+        lines.append("not ready" if failed else "ready")
+        return _plain("\n".join(lines) + "\n", 503 if failed else 200)
+
+    async def _scrape(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
+
+
+def _plain(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, headers=_HEADERS)
+
+
+def _split(listen: str) -> tuple[str | None, int]:
+    host, colon, port = listen.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"observe.listen {clean(listen, 100)!r}: write an IPv6 address as [address]:port")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"observe.listen {clean(listen, 100)!r} is not host:port; for example 127.0.0.1:9464")
+    return host or None, int(port)
+
+
+def _bind_message(listen: str, error: Exception) -> str:
+    where = f"observe.listen {clean(listen, 100)!r}"
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EADDRINUSE:
+        return f"{where}: another process listens there; choose another port, or 0 to have one picked"
+    if code == errno.EACCES:
+        return f"{where}: this user may not bind that port; choose one above 1023"
+    if code == errno.EADDRNOTAVAIL:
+        return f"{where}: this machine has no such address"
+    return f"{where} cannot be bound ({type(error).__name__}); is it an address of this machine?"
