@@ -1,0 +1,99 @@
+"""What the session machine tells the shell. Payload is not an event: it goes straight to its stream's sink."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from arcbridge.errors import ArcbridgeError
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+
+if TYPE_CHECKING:
+    from arcbridge.wire.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class HelloReceived:
+    """The peer's HELLO was accepted."""
+
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class AuthReceived:
+    """A token to verify: answer with `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+
+    auth: Auth
+
+
+@dataclass(frozen=True, slots=True)
+class AuthAccepted:
+    """The acceptor took the token."""
+
+    ok: AuthOk
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The peer opened a stream. Its DATA waits in the stream until a sink is set."""
+
+    stream: Stream
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFinished:
+    """The peer's direction ended in order, after every byte before it was handed over."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWasReset:
+    """The stream is over: the peer reset it, or broke the protocol within it (`local` is then true)."""
+
+    stream: Stream
+    code: int
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GoawayReceived:
+    """The peer takes no streams above `goaway.last_stream`."""
+
+    goaway: Goaway
+
+
+@dataclass(frozen=True, slots=True)
+class DialReceived:
+    """A dial request (control connections)."""
+
+    dial: Dial
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReceived:
+    """An agent's status (control connections)."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The machine is closed; comes exactly once and last. Every stream has been told before."""
+
+    error: ArcbridgeError
+
+
+Event = (
+    HelloReceived
+    | AuthReceived
+    | AuthAccepted
+    | StreamOpened
+    | StreamFinished
+    | StreamWasReset
+    | GoawayReceived
+    | DialReceived
+    | StatusReceived
+    | Ended
+)

@@ -1,0 +1,100 @@
+"""Liveness: when to PING, when the connection is dead, and the smallest recent round trip.
+
+Two ways to be dead, both within `ping_timeout`: nothing at all arrives (the way in is cut), or our PING stays
+unanswered while the peer reports no progress of what we send (the way out is cut, though the way in still works).
+"""
+
+from __future__ import annotations
+
+ROUND_TRIP_MEMORY = 60.0
+"""Seconds for which a round-trip sample counts; after that a path that became longer is believed."""
+
+
+class Keepalive:
+    """The clock of one connection; `handle` tells what is due."""
+
+    __slots__ = (
+        "_interval",
+        "_last_progress",
+        "_last_received",
+        "_next_ping",
+        "_number",
+        "_older",
+        "_ping_sent",
+        "_reported",
+        "_smallest",
+        "_timeout",
+        "_turned",
+    )
+
+    def __init__(self, interval: float, timeout: float, now: float) -> None:
+        self._interval = interval
+        self._timeout = timeout
+        self._last_received = now
+        self._last_progress = now
+        self._next_ping = now + interval
+        self._number = 0
+        self._ping_sent: float | None = None
+        self._reported = -1
+        self._smallest = 0.0
+        self._older = 0.0
+        self._turned = now
+
+    @property
+    def round_trip(self) -> float:
+        """The smallest round trip of the last minute or two, seconds; 0 before the first sample."""
+        if self._smallest and self._older:
+            return min(self._smallest, self._older)
+        return self._smallest or self._older
+
+    def sample(self, round_trip: float, now: float) -> None:
+        """Take a measured round trip into account."""
+        if now - self._turned > ROUND_TRIP_MEMORY:
+            self._older, self._smallest, self._turned = self._smallest, 0.0, now
+        if round_trip > 0.0 and (self._smallest == 0.0 or round_trip < self._smallest):
+            self._smallest = round_trip
+
+    def bytes_arrived(self, now: float) -> None:
+        """Something came in, whatever it was."""
+        self._last_received = now
+
+    def progress_reported(self, received: int, now: float) -> None:
+        """The peer said how much of our sequence has arrived."""
+        if received > self._reported:
+            self._reported = received
+            self._last_progress = now
+
+    def ping(self, now: float) -> int:
+        """Begin a PING; its number. One at a time is on its way."""
+        self._number += 1
+        if self._ping_sent is None:
+            self._ping_sent = now
+        self._next_ping = now + self._interval
+        return self._number
+
+    def pong(self, number: int, now: float) -> None:
+        """The answer to PING `number` came. Only the latest counts as a sample; late ones still show life."""
+        if number == self._number and self._ping_sent is not None:
+            self.sample(now - self._ping_sent, now)
+        if 0 < number <= self._number:
+            self._ping_sent = None
+            self._last_progress = now
+
+    def dead(self, now: float) -> str | None:
+        """Why the connection is dead, or None."""
+        if now - self._last_received >= self._timeout:
+            return f"nothing arrived for {self._timeout:.0f} s"
+        if self._ping_sent is not None and now - max(self._ping_sent, self._last_progress) >= self._timeout:
+            return f"nothing that was sent arrived for {self._timeout:.0f} s"
+        return None
+
+    def ping_due(self, now: float) -> bool:
+        """Whether a PING is due."""
+        return now >= self._next_ping
+
+    def next_deadline(self) -> float:
+        """The next moment at which `dead` or `ping_due` may change."""
+        deadline = min(self._next_ping, self._last_received + self._timeout)
+        if self._ping_sent is not None:
+            deadline = min(deadline, max(self._ping_sent, self._last_progress) + self._timeout)
+        return deadline

@@ -1,0 +1,69 @@
+"""Every default of the protocol, with its unit, its reason, and what breaks when it is larger or smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one session or control connection, on one side."""
+
+    stream_window: int = 256 * KIB
+    """First credit of a stream, bytes. One full read: smaller stalls a burst, larger costs memory per idle stream
+    (nothing is allocated, but a frozen reader may be sent this much)."""
+
+    max_stream_window: int = 16 * MIB
+    """Where a stream's window stops growing: fills 1.3 Gbit/s over 100 ms."""
+
+    session_window: int = 64 * MIB
+    """Bytes that all streams of a session together may be sent ahead of their readers: the session's memory cap.
+    Smaller lets a few frozen readers starve their neighbours; larger is memory one peer may hold."""
+
+    max_streams: int = 8192
+    """Streams the peer may have open at once; k9s and 500 watches use hundreds."""
+
+    early_streams: int = 64
+    """Streams that may be opened before AUTH is accepted: the first flight of a client that starts."""
+
+    max_queued_control: int = 256 * KIB
+    """Control bytes waiting for a peer that does not read; above it the session ends (floods of PING, OPEN+RESET)."""
+
+    churn_burst: int = 1000
+    """Streams ended by RESET (either side) that may come at once (rapid reset, CVE-2023-44487)."""
+
+    churn_rate: float = 33.0
+    """Resets per second that refill the burst."""
+
+    small_frame_burst: int = 20_000
+    """Empty DATA, WINDOW, ACK, PING and ignorable frames that may come beyond what payload explains."""
+
+    small_frame_rate: float = 2_000.0
+    """Such frames per second that refill the burst."""
+
+    ping_interval: float = 10.0
+    """Seconds between PINGs. Below the 30 s after which some NATs forget; idle cost is 2 frames of 24 bytes."""
+
+    ping_timeout: float = 25.0
+    """Seconds without any byte from the peer, or with a PING unanswered, until the connection is dead."""
+
+    handshake_timeout: float = 10.0
+    """Seconds for HELLO and AUTH together."""
+
+    drain_timeout: float = 30.0
+    """Seconds from GOAWAY until the remaining streams are reset."""
+
+    ack_every: int = 256 * KIB
+    """Bytes received before an ACK: one ACK per full DATA frame. Rarer keeps more history at the sender."""
+
+    frame_shared: int = 16 * KIB
+    """Largest DATA frame while another stream waits: one TLS record, so a keystroke waits for no more than that."""
+
+    frame_alone: int = 256 * KIB
+    """Largest DATA frame otherwise: what one read gave. Cutting to 16 KiB costs a third of the throughput."""
+
+
+DEFAULT = Limits()

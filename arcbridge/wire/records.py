@@ -1,0 +1,212 @@
+"""Bodies of the frames that are not plain numbers: small typed records.
+
+A record is a sequence of fields, each `tag (u8) | length (u24, big endian) | value`. Integers are unsigned, big
+endian, of the least length; texts are UTF-8; absent means the field's default. A reader skips tags that it does not
+know, so a later version may add fields; a tag given twice, a truncated field, a text that is not UTF-8 or an integer
+of more than 8 bytes is an error of the peer. The relay's JOIN messages use the same records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+from arcbridge.errors import RemoteProtocolError
+
+MAX_RECORD = 80 * 1024
+"""Largest record anywhere (a JOIN with a 64 KiB token)."""
+
+
+class Record:
+    """Base of the records; subclasses are dataclasses whose fields are numbered by `TAGS` in order."""
+
+    TAGS: ClassVar[tuple[int, ...]]
+    __slots__ = ()
+
+    def encode(self) -> bytes:
+        """The record's bytes; fields that equal their default are left out."""
+        out = bytearray()
+        for tag, spec in zip(self.TAGS, fields(self), strict=True):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, spec.name)
+            if value == spec.default:
+                continue
+            if isinstance(value, str):
+                raw = value.encode()
+            elif isinstance(value, int):
+                raw = int(value).to_bytes((int(value).bit_length() + 7) // 8 or 1, "big")
+            else:
+                raw = bytes(value)
+            out.append(tag)
+            out += len(raw).to_bytes(3, "big")
+            out += raw
+        return bytes(out)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> Self:
+        """A record from its bytes. Raises `RemoteProtocolError` without quoting what was received."""
+        known = dict(zip(cls.TAGS, fields(cls), strict=True))  # type: ignore[arg-type]
+        values: dict[str, object] = {}
+        seen: set[int] = set()
+        at, end = 0, len(data)
+        while at < end:
+            if end - at < 4:
+                raise RemoteProtocolError(f"a {cls.__name__} record ends inside a field's header")
+            tag = data[at]
+            length = int.from_bytes(data[at + 1 : at + 4], "big")
+            at += 4
+            if length > end - at:
+                raise RemoteProtocolError(f"a {cls.__name__} record ends inside field {tag}")
+            if tag in seen:
+                raise RemoteProtocolError(f"a {cls.__name__} record has field {tag} twice")
+            seen.add(tag)
+            spec = known.get(tag)
+            if spec is not None:
+                raw = bytes(data[at : at + length])
+                values[spec.name] = _value(cls.__name__, tag, spec.default, raw)
+            at += length
+        return cls(**values)
+
+
+def _value(record: str, tag: int, default: object, raw: bytes) -> object:
+    """One field's value; the type is that of the field's default."""
+    if isinstance(default, bool):
+        return raw not in (b"", b"\0")
+    if isinstance(default, int):
+        if len(raw) > 8:
+            raise RemoteProtocolError(f"field {tag} of a {record} record is an integer of more than 8 bytes")
+        return int.from_bytes(raw, "big")
+    if isinstance(default, bytes):
+        return raw
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(f"field {tag} of a {record} record is not UTF-8") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Record):
+    """First frame of each connection, in both directions.
+
+    `version` is the highest the sender speaks, `least` the lowest. `features` are space-separated words; an unknown
+    one is ignored. `stream_window` is the credit (bytes) with which every stream towards the sender starts,
+    `max_streams` how many the peer may have open at once. `agent` is the instance id of an agent (empty elsewhere),
+    `software` a version for people.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
+    version: int = 0
+    least: int = 0
+    features: str = ""
+    stream_window: int = 0
+    max_streams: int = 0
+    agent: str = ""
+    software: str = ""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Auth(Record):
+    """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it)."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2)
+    kind: str = "oidc"
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Auth(kind={self.kind!r}, token of {len(self.token)} characters)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AuthOk(Record):
+    """The agent's consent. `subject` is the user's name in the cluster; `expires_in` is in seconds."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    session_id: bytes = b""
+    resume_secret: bytes = b""
+    subject: str = ""
+    expires_in: int = 0
+
+    def __repr__(self) -> str:
+        return f"AuthOk(session_id={self.session_id.hex()}, subject={self.subject!r}, expires_in={self.expires_in})"
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Record):
+    """A new stream's target: `kubernetes`, or `tcp:NAME` of the agent's allow-list."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1,)
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Goaway(Record):
+    """Nothing new after stream `last_stream`; `retry_after` in seconds, 0 for no advice."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    last_stream: int = 0
+    code: int = 0
+    message: str = ""
+    retry_after: int = 0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dial(Record):
+    """The relay asks an agent to join `address` under `token` within `deadline` seconds.
+
+    `instance` is the agent instance that a client wants back (empty: any); `hops` counts relays passed.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
+    token: str = ""
+    address: str = ""
+    cluster: str = ""
+    join_id: str = ""
+    instance: str = ""
+    deadline: int = 0
+    hops: int = 0
+
+    def __repr__(self) -> str:
+        return f"Dial(address={self.address!r}, cluster={self.cluster!r}, join_id={self.join_id!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Status(Record):
+    """The agent's word on a dial request (`token`, `code`, `message`) or on itself (`instance`, `ready`)."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
+    token: str = ""
+    code: int = 0
+    message: str = ""
+    instance: str = ""
+    ready: bool = False
+
+    def __repr__(self) -> str:
+        return f"Status(code={self.code}, message={self.message!r}, instance={self.instance!r}, ready={self.ready})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class JoinRequest(Record):
+    """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's)."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    role: str = ""
+    cluster: str = ""
+    token: str = ""
+    instance: str = ""
+    version: str = ""
+    hops: int = 0
+
+    def __repr__(self) -> str:
+        return f"JoinRequest(role={self.role!r}, cluster={self.cluster!r}, instance={self.instance!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReply(Record):
+    """The relay's answer: `code` is a `net.join.JoinCode`; `cluster_ca` (PEM) is to be checked against a pin."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    code: int = 0
+    message: str = ""
+    retry_after: int = 0
+    join_id: str = ""
+    cluster_ca: str = ""
+    subject: str = ""

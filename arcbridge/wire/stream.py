@@ -1,0 +1,142 @@
+"""One stream: two halves that share no flag.
+
+Rules:
+
+1. A stream is opened by OPEN; after that each direction lives on its own.
+2. A direction ends in order exactly once, with FIN, after all its bytes; or with the stream, by RESET.
+3. RESET ends both directions at once. One exception makes an orderly close possible without waiting for the peer:
+   RESET with NO_ERROR after FIN says "I need nothing more": what the peer sent before FIN stays complete.
+4. The stream is forgotten when both directions are over. Frames that cross that moment are dropped and counted,
+   their session credit is returned: a race is not an error.
+
+============  ==========================  ==========================================
+sending half  on                          becomes
+============  ==========================  ==========================================
+OPEN          `finish` with bytes queued  FINISHING (bytes first, then FIN)
+OPEN          `finish`, nothing queued    FINISHING, FINISHED when the FIN is taken
+FINISHING     last byte taken             FINISHED
+any           RESET either way            RESET
+============  ==========================  ==========================================
+
+==============  ==================  ==================================================
+receiving half  on                  becomes
+==============  ==================  ==================================================
+OPEN            DATA                OPEN (within credit; else RESET with FLOW_CONTROL)
+OPEN            FIN                 FINISHED
+FINISHED        DATA, FIN           RESET with PROTOCOL
+any             RESET either way    RESET (NO_ERROR after FIN leaves it FINISHED)
+==============  ==================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from arcbridge.wire.window import ReceiveWindow
+
+
+class SendState(Enum):
+    """The direction from us."""
+
+    OPEN = "open"
+    FINISHING = "finishing"
+    FINISHED = "finished"
+    RESET = "reset"
+
+
+class ReceiveState(Enum):
+    """The direction towards us."""
+
+    OPEN = "open"
+    FINISHED = "finished"
+    RESET = "reset"
+
+
+class Stream:
+    """State of one stream. Its session changes it; the shell reads it, and sets `sink`."""
+
+    __slots__ = (
+        "blocked",
+        "bytes_received",
+        "bytes_sent",
+        "credit",
+        "id",
+        "inbox",
+        "low_water",
+        "outbox",
+        "owner",
+        "queued",
+        "receiving",
+        "scheduled",
+        "sending",
+        "sink",
+        "target",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, target: str, credit: int, window: ReceiveWindow) -> None:
+        self.id = stream_id
+        self.target = target
+        self.owner: object = None
+        """Whoever acts for the stream in the shell."""
+        self.sending = SendState.OPEN
+        self.credit = credit
+        """Bytes the peer still accepts; may be negative for a moment when its HELLO lowers the first window."""
+        self.outbox: deque[bytes | memoryview] = deque()
+        self.queued = 0
+        """Bytes in `outbox`."""
+        self.low_water = 0
+        self.blocked = False
+        """The writer was told to stop, and is to be told when `queued` is at most `low_water`."""
+        self.scheduled = False
+        self.bytes_sent = 0
+        self.receiving = ReceiveState.OPEN
+        self.window = window
+        self.sink: Callable[[memoryview], None] | None = None
+        """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`."""
+        self.inbox: deque[bytes] = deque()
+        """Payload that waits, bounded by the window."""
+        self.bytes_received = 0
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.id} {self.target} sending={self.sending.value} receiving={self.receiving.value}>"
+
+    @property
+    def over(self) -> bool:
+        """Whether both directions have ended."""
+        return (
+            self.receiving is not ReceiveState.OPEN
+            and self.sending is not SendState.OPEN
+            and self.sending is not SendState.FINISHING
+        )
+
+    def deliver(self, view: memoryview) -> None:
+        """Take payload that the session accepted."""
+        if self.receiving is not ReceiveState.OPEN:
+            return  # reset in the middle of a frame: its credit was settled then
+        self.bytes_received += len(view)
+        if self.sink is not None:
+            self.sink(view)
+        else:
+            self.inbox.append(bytes(view))
+
+    def take(self, most: int) -> list[bytes | memoryview]:
+        """Take up to `most` queued bytes; the pieces are owned by nobody else."""
+        pieces: list[bytes | memoryview] = []
+        while most > 0 and self.outbox:
+            chunk = self.outbox[0]
+            size = len(chunk)
+            if size <= most:
+                self.outbox.popleft()
+                pieces.append(chunk)
+                most -= size
+                self.queued -= size
+            else:
+                view = memoryview(chunk)
+                pieces.append(view[:most])
+                self.outbox[0] = view[most:]
+                self.queued -= most
+                most = 0
+        return pieces
