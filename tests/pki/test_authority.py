@@ -1,0 +1,300 @@
+import multiprocessing
+import os
+import ssl
+import stat
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
+from arcbridge.pki.authority import Authority, Issued, agent_cluster, agent_expiry, certificate_validity
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.names import cluster_server_name
+
+from .handshake import context, handshake
+from .test_enrolment import ACCEPTED, csr_over
+
+NOW = 1_800_000_000.0
+
+
+def parse(pem: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
+def der(pem: str) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pem)
+
+
+class TestStrictTls:
+    """Handshakes with OpenSSL's X509_V_FLAG_X509_STRICT, which Python 3.13 and later switch on by default."""
+
+    @pytest.mark.parametrize("cluster", ["prod", "prod.eu-1", "a" * 63, "a.-b", "xn--a", "7"])
+    def test_cluster_end_to_end(self, cluster: str) -> None:
+        ca = Authority.create("cluster CA")
+        name = cluster_server_name(cluster)
+        server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, ca.issue_server([name]))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("somebody"))
+        assert agent_refused(handshake(client, server, name)[1])
+        with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+            handshake(client, server, cluster_server_name("other"))
+
+    @pytest.mark.parametrize("kind", ACCEPTED)
+    def test_agent_to_relay_with_every_kind_of_key(self, kind: str) -> None:
+        ca, key = Authority.create("relay CA"), ACCEPTED[kind]()
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        agent = Issued(ca.sign_agent(csr_over(key), "prod-eu", life=600), pem)
+        server = context(
+            ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, ca.issue_server(["relay.example.org", "127.0.0.1"])
+        )
+        for name in ("relay.example.org", "127.0.0.1"):
+            _, seen = handshake(context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, agent), server, name)
+            assert agent_cluster(seen) == "prod-eu"
+
+    def test_a_long_server_name_that_fits_no_subject(self) -> None:
+        ca, name = Authority.create("CA"), f"{'a' * 60}.{'b' * 60}.example.org"
+        issued = ca.issue_server([name])
+        assert not list(parse(issued.certificate_pem).subject)
+        server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, issued)
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("c"))
+        handshake(client, server, name)
+
+    def test_purposes_are_not_exchangeable(self) -> None:
+        ca = Authority.create("CA")
+        server, client = ca.issue_server(["localhost"]), ca.issue_client("c")
+        with pytest.raises(ssl.SSLError, match="purpose"):
+            handshake(
+                context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, server),
+                context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, server),
+                "localhost",
+            )
+        with pytest.raises(ssl.SSLError, match="purpose"):
+            handshake(
+                context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, client),
+                context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, client),
+                "localhost",
+            )
+
+    def test_another_authority_of_the_same_name_is_refused(self) -> None:
+        ours, theirs = Authority.create("CA"), Authority.create("CA")
+        server = context(ssl.PROTOCOL_TLS_SERVER, ours.certificate_pem, theirs.issue_server(["localhost"]))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ours.certificate_pem, ours.issue_client("c"))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(client, server, "localhost")
+
+    def test_a_leaf_signs_nothing(self) -> None:
+        """pathlen 0 and `CA:FALSE`: an agent's key makes no certificate that anybody accepts."""
+        ca = Authority.create("CA")
+        leaf = ca.issue_client("c")
+        key = load_pem_private_key(leaf.key_pem.encode(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        rogue = Authority(parse(leaf.certificate_pem), key, leaf.key_pem, ca._clock)
+        made = rogue.issue_server(["localhost"])
+        chained = Issued(made.certificate_pem + leaf.certificate_pem, made.key_pem)
+        server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, chained)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("c")), server, "localhost")
+
+
+def agent_refused(certificate_der: bytes) -> bool:
+    with pytest.raises(EnrolmentRefused):
+        agent_cluster(certificate_der)
+    return True
+
+
+class TestCertificates:
+    def test_the_ca(self) -> None:
+        ca = Authority.create("arcbridge relay CA", clock=lambda: NOW)
+        certificate = parse(ca.certificate_pem)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
+        assert constraints.critical
+        assert usage.critical
+        assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+        assert usage.value.key_cert_sign
+        assert not (usage.value.crl_sign)
+        assert not (usage.value.digital_signature)
+
+    def test_leafs(self) -> None:
+        ca = Authority.create("CA")
+        server = parse(ca.issue_server(["a.example", "10.0.0.1", "::1"]).certificate_pem)
+        names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == ["a.example"]
+        assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1", "::1"]
+        for certificate, purpose in (
+            (server, ExtendedKeyUsageOID.SERVER_AUTH),
+            (parse(ca.issue_client("c").certificate_pem), ExtendedKeyUsageOID.CLIENT_AUTH),
+            (parse(ca.sign_agent(make_csr(make_key()), "c", life=60)), ExtendedKeyUsageOID.CLIENT_AUTH),
+        ):
+            assert list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [purpose]
+            assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            assert not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+            assert certificate.serial_number.bit_length() > 100
+            certificate.verify_directly_issued_by(parse(ca.certificate_pem))
+
+    def test_only_the_key_of_a_request_is_taken(self) -> None:
+        """E4: foreign subject, SANs and `CA:TRUE` in the request leave no trace."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = (
+            x509.CertificateSigningRequestBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "system:masters")]))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=5), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [x509.UniformResourceIdentifier("arcbridge://cluster/victim"), x509.DNSName("relay.example.org")]
+                ),
+                critical=False,
+            )
+        )
+        certificate = parse(pem := Authority.create("CA").sign_agent(csr_over(key, builder), "mine", life=60))
+        assert certificate.public_key() == key.public_key()
+        assert agent_cluster(der(pem)) == "mine"
+        assert "masters" not in certificate.subject.rfc4514_string()
+        assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert [name.value for name in names] == ["arcbridge://cluster/mine"]
+
+    def test_validity_is_backdated_and_never_shorter_than_asked(self) -> None:
+        ca = Authority.create("CA", clock=lambda: NOW - 86400.5)
+        ca._clock = lambda: NOW + 0.5
+        for life in (60.0, 600.0, 7 * 86400.0):
+            pem = ca.sign_agent(make_csr(make_key()), "c", life=life)
+            start, end = certificate_validity(pem)
+            assert agent_expiry(der(pem)) == end
+            assert NOW + life <= end <= NOW + life + 2
+            assert NOW - start == pytest.approx(min(3600, life / 10), abs=2)
+            # Even a life of a minute is not due for renewal at once.
+            assert start + (end - start) * 2 / 3 > NOW + life / 2
+
+    def test_no_leaf_outlives_its_ca(self) -> None:
+        ca = Authority.create("CA", life=3600, clock=lambda: NOW)
+        assert certificate_validity(ca.issue_client("c").certificate_pem) <= certificate_validity(ca.certificate_pem)
+        ca._clock = lambda: NOW + 3700
+        with pytest.raises(StateError, match="expired"):
+            ca.issue_client("c")
+
+    @pytest.mark.parametrize(
+        "names", [[], [""], ["a b"], ["*.example.org"], ["ü.example"], ["a\n"], ["-a"], ["a" * 254]]
+    )
+    def test_bad_server_names(self, names: list[str]) -> None:
+        with pytest.raises(ConfigError):
+            Authority.create("CA").issue_server(names)
+
+    def test_a_bad_cluster_name_is_never_signed(self) -> None:
+        with pytest.raises(ConfigError):
+            Authority.create("CA").sign_agent(make_csr(make_key()), "a/../b", life=60)
+
+    @pytest.mark.parametrize(
+        "uris",
+        [
+            [],
+            ["arcbridge://cluster/a", "arcbridge://cluster/b"],
+            ["spiffe://cluster/a"],
+            ["arcbridge://cluster/"],
+            ["arcbridge://cluster/A"],
+            ["arcbridge://cluster/a/b"],
+            ["arcbridge://cluster/a%2e"],
+        ],
+    )
+    def test_certificates_that_name_no_single_cluster(self, uris: list[str]) -> None:
+        ca, key = Authority.create("CA"), ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        made = ca._sign(key.public_key(), x509.Name([]), names, server=False, life=60)
+        assert agent_refused(made.public_bytes(Encoding.DER))
+
+    @pytest.mark.parametrize("data", [b"", b"x", b"\x30\x82"])
+    def test_unreadable_certificates(self, data: bytes) -> None:
+        for read in (agent_cluster, agent_expiry):
+            with pytest.raises(EnrolmentRefused):
+                read(data)
+
+    def test_keys_are_in_no_representation(self) -> None:
+        ca = Authority.create("CA")
+        issued = ca.issue_client("c")
+        for shown in (repr(ca), repr(issued), str(issued)):
+            assert "PRIVATE" not in shown
+
+
+class TestLoad:
+    def test_round_trip(self) -> None:
+        ca = Authority.create("CA")
+        again = Authority.load(ca.certificate_pem, ca.key_pem)
+        assert (again.pin, again.certificate_pem, again.key_pem) == (ca.pin, ca.certificate_pem, ca.key_pem)
+
+    def test_foreign_damaged_and_unfit_pairs(self) -> None:
+        one, two = Authority.create("CA"), Authority.create("CA")
+        leaf = one.issue_client("c")
+        rsa_pem = ACCEPTED["rsa-2048"]().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        for certificate, key in (
+            (one.certificate_pem, two.key_pem),
+            (leaf.certificate_pem, leaf.key_pem),
+            ("", one.key_pem),
+            (one.certificate_pem, ""),
+            (one.certificate_pem, rsa_pem),
+        ):
+            with pytest.raises(StateError):
+                Authority.load(certificate, key)
+
+
+def _load_or_create(directory: Path, barrier, pins) -> None:
+    barrier.wait()
+    pins.put(Authority.load_or_create(directory, "CA").pin)
+
+
+class TestDirectory:
+    def test_made_once_private_and_reused(self, tmp_path: Path) -> None:
+        before = os.umask(0)
+        try:
+            one = Authority.load_or_create(tmp_path / "data" / "ca", "relay CA")
+        finally:
+            os.umask(before)
+        two = Authority.load_or_create(tmp_path / "data" / "ca", "relay CA")
+        assert (one.pin, one.certificate_pem) == (two.pin, two.certificate_pem)
+        for file in (tmp_path / "data" / "ca").iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "data" / "ca").stat().st_mode) == 0o700
+
+    def test_processes_that_start_together_agree(self, tmp_path: Path) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        barrier, pins = spawn.Barrier(4), spawn.Queue()
+        workers = [spawn.Process(target=_load_or_create, args=(tmp_path / "ca", barrier, pins)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        found = {pins.get(timeout=60) for _ in workers}
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == 0
+        assert found == {Authority.load_or_create(tmp_path / "ca", "CA").pin}
+
+    def test_a_crash_between_key_and_certificate_keeps_the_key(self, tmp_path: Path) -> None:
+        ca = Authority.load_or_create(tmp_path, "CA")
+        (tmp_path / "ca.crt").unlink()
+        assert Authority.load_or_create(tmp_path, "CA").pin == ca.pin
+
+    def test_a_lost_key_is_an_error_and_not_a_new_ca(self, tmp_path: Path) -> None:
+        Authority.load_or_create(tmp_path, "CA")
+        (tmp_path / "ca.key").unlink()
+        with pytest.raises(StateError, match="backup"):
+            Authority.load_or_create(tmp_path, "CA")
+        assert not (tmp_path / "ca.key").exists()
+
+    def test_a_key_open_to_everybody_is_refused(self, tmp_path: Path) -> None:
+        Authority.load_or_create(tmp_path, "CA")
+        (tmp_path / "ca.key").chmod(0o644)
+        with pytest.raises(StateError, match="chmod 600"):
+            Authority.load_or_create(tmp_path, "CA")
+
+    def test_damage_is_named_by_its_place(self, tmp_path: Path) -> None:
+        Authority.load_or_create(tmp_path, "CA")
+        (tmp_path / "ca.crt").write_bytes(b"\xff\x00")
+        with pytest.raises(StateError, match=str(tmp_path)):
+            Authority.load_or_create(tmp_path, "CA")
+
+
+def test_a_ca_is_made_with_a_life_of_years() -> None:
+    certificate = parse(Authority.create("CA").certificate_pem)
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc > timedelta(days=3000)

@@ -1,0 +1,150 @@
+import hashlib
+import os
+import stat
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.pins import PinStore, check_pin, pin_of, require_pin, same_pin
+
+A = "sha256:" + "a" * 64
+B = "sha256:" + "b" * 64
+
+
+def test_a_pin_follows_the_key_and_not_the_certificate(tmp_path: Path) -> None:
+    one = Authority.load_or_create(tmp_path, "one")
+    (tmp_path / "ca.crt").unlink()  # made again over the same key
+    again = Authority.load_or_create(tmp_path, "another name")
+    assert again.certificate_pem != one.certificate_pem
+    assert pin_of(again.certificate_pem) == one.pin == check_pin(one.pin)
+    assert pin_of(Authority.create("one").certificate_pem) != one.pin
+
+
+def test_openssl_agrees(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text((ca := Authority.create("x")).certificate_pem)
+    key = subprocess.run(
+        ["openssl", "x509", "-in", tmp_path / "ca.crt", "-noout", "-pubkey"], capture_output=True, check=True
+    ).stdout
+    der = subprocess.run(["openssl", "pkey", "-pubin", "-outform", "DER"], input=key, capture_output=True, check=True)
+    assert ca.pin == "sha256:" + hashlib.sha256(der.stdout).hexdigest()
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "\x00", "ü"])
+def test_what_is_no_certificate_has_no_pin(text: str) -> None:
+    with pytest.raises(ConfigError):
+        pin_of(text)
+
+
+def test_pins_are_normalised() -> None:
+    assert check_pin(f"  {A.upper()}\n") == A
+    assert same_pin(A, A.upper())
+    assert not same_pin(A, B)
+
+
+@pytest.mark.parametrize(
+    "pin", ["", "a" * 64, A[:-1], A + "a", "sha1:" + "a" * 40, "sha512:" + "a" * 128, "sha256:" + "g" * 64, A * 1000]
+)
+def test_short_pins_and_other_hashes_are_refused(pin: str) -> None:
+    """E6."""
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        check_pin(pin)
+    with pytest.raises(ConfigError):
+        same_pin(A, pin)
+
+
+def test_a_mismatch_names_both() -> None:
+    ca = Authority.create("x")
+    require_pin("the relay's CA", ca.pin.upper(), ca.certificate_pem)
+    with pytest.raises(PinMismatch) as caught:
+        require_pin("the relay's CA", A, ca.certificate_pem)
+    assert A in caught.value.message
+    assert ca.pin in caught.value.message
+
+
+class TestPinStore:
+    def test_remembers_between_runs_in_a_private_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "state" / "pins.toml"
+        store = PinStore(path)
+        assert store.get("prod") is None
+        assert not store.check("prod", A)
+        store.remember("prod", A.upper())
+        store.remember("prod", A)
+        store.remember("a.b-c", B)
+        assert PinStore(path).get("prod") == A
+        assert PinStore(path).get("a.b-c") == B
+        assert PinStore(path).check("prod", A)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_another_pin_is_an_error_that_names_both_and_changes_nothing(self, tmp_path: Path) -> None:
+        store = PinStore(tmp_path / "pins.toml")
+        store.remember("prod", A)
+        before = store.path.read_bytes()
+        for action in (store.remember, store.check):
+            with pytest.raises(PinMismatch) as caught:
+                action("prod", B)
+            assert A in caught.value.message
+            assert B in caught.value.message
+        assert store.path.read_bytes() == before
+
+    def test_forgetting_makes_room_for_a_new_one(self, tmp_path: Path) -> None:
+        store = PinStore(tmp_path / "pins.toml")
+        assert not store.forget("prod")
+        store.remember("prod", A)
+        store.remember("other", A)
+        assert store.forget("prod")
+        assert not store.forget("prod")
+        store.remember("prod", B)
+        assert (store.get("prod"), store.get("other")) == (B, A)
+
+    def test_relays_are_kept_apart_and_pins_for_all_count_first(self, tmp_path: Path) -> None:
+        path = tmp_path / "pins.toml"
+        one, two = PinStore(path, relay="one.example:443"), PinStore(path, relay="[::1]:8443")
+        one.remember("prod", A)
+        two.remember("prod", B)
+        assert (one.get("prod"), two.get("prod"), PinStore(path).get("prod")) == (A, B, None)
+        PinStore(path).remember("prod", B)
+        with pytest.raises(PinMismatch):
+            one.check("prod", A)
+
+    def test_a_relay_address_cannot_break_out_of_the_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError):
+            PinStore(tmp_path / "pins.toml", relay='x"]\n[clusters')
+
+    def test_an_organisations_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "pins.toml"
+        path.write_text(f'# ours\n[clusters]\nprod-eu = "{A.upper()}"\n"prod.us" = "{B}"\n')
+        assert PinStore(path).get("prod-eu") == A
+        assert PinStore(path).get("prod.us") == B
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "x",
+            "pins = 1",
+            "clusters = 1",
+            f'[clusters]\nProd = "{A}"',
+            '[clusters]\nprod = "sha256:1"',
+            "[clusters]\nprod = 1",
+            "relays = 1",
+            "relays.x = 1",
+            f'[clusters]\n"../x" = "{A}"',
+        ],
+    )
+    def test_a_malformed_file_is_named_and_never_overwritten(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "pins.toml"
+        path.write_text(text)
+        for action in (lambda: PinStore(path).get("prod"), lambda: PinStore(path).remember("prod", A)):
+            with pytest.raises(StateError, match=r"pins\.toml"):
+                action()
+        assert path.read_text() == text
+
+    def test_two_writers_lose_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "pins.toml"
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: PinStore(path).remember(f"c{n}", A), range(40)))
+        assert all(PinStore(path).get(f"c{n}") == A for n in range(40))
+        assert sorted(os.listdir(tmp_path)) == [".pins.toml.lock", "pins.toml"]

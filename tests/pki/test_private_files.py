@@ -1,0 +1,81 @@
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import StateError
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+
+def test_written_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        directory = tmp_path / "a" / "state"
+        ensure_private_directory(directory)
+        write_private(directory / "key", b"1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((directory / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
+    """W3: links are not followed."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"untouched")
+    link.symlink_to(target)
+    write_private(link, b"new")
+    assert target.read_bytes() == b"untouched"
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"new"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "key"
+    write_private(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"):
+        write_private(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_read(tmp_path: Path) -> None:
+    assert read_file(tmp_path / "absent") is None
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    with pytest.raises(StateError, match="larger than 10 bytes"):
+        read_file(tmp_path / "large", limit=10)
+    with pytest.raises(StateError, match="cannot read"):
+        read_file(tmp_path)
+
+
+def test_the_lock_excludes_threads_and_survives_an_error(tmp_path: Path) -> None:
+    lock, counter = tmp_path / "lock", tmp_path / "counter"
+    counter.write_text("0")
+
+    def increment(_: int) -> None:
+        with locked(lock):
+            counter.write_text(str(int(counter.read_text()) + 1))
+
+    with pytest.raises(RuntimeError, match="inside"), locked(lock):
+        raise RuntimeError("inside")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(increment, range(100)))
+    assert counter.read_text() == "100"
+
+
+def test_unusable_places_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for action in (
+        lambda: ensure_private_directory(tmp_path / "file" / "below"),
+        lambda: write_private(tmp_path / "file" / "below", b""),
+        lambda: locked(tmp_path / "file" / "below").__enter__(),
+    ):
+        with pytest.raises(StateError, match="below"):
+            action()
