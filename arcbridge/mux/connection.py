@@ -1,0 +1,54 @@
+"""One TLS TCP connection under a session: gives its buffer, hands over what was read, writes what it is told to.
+
+It holds no rule of the protocol. `uvloop` decrypts straight into the buffer that `get_buffer` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from arcbridge.mux import buffer
+
+if TYPE_CHECKING:
+    from arcbridge.mux.session import MuxSession
+
+WRITE_HIGH = 256 * 1024
+"""Bytes that may wait in the transport before payload waits in its streams instead, where order is fair."""
+WRITE_LOW = 64 * 1024
+
+
+class MuxConnection(asyncio.BufferedProtocol):
+    """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
+
+    __slots__ = ("_session", "transport")
+
+    def __init__(self, session: MuxSession) -> None:
+        self._session = session
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        self._session.connection_made(self, self.transport)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return buffer.BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._session.data_received(buffer.VIEW[:nbytes])
+        if buffer.POISON:
+            buffer.poison(nbytes)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._session.set_writable(False)
+
+    def resume_writing(self) -> None:
+        self._session.set_writable(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._session.connection_lost(self, exc)

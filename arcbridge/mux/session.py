@@ -1,0 +1,373 @@
+"""The asyncio face of a session or control connection: one machine, one timer, one flush per loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import cast
+
+from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
+from arcbridge.mux.connection import MuxConnection
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire import events as ev
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.session import Kind, Session, Side, State, Stats
+from arcbridge.wire.stream import Stream
+
+FLUSH_LIMIT = 512 * 1024
+"""Bytes asked of the machine at a time; between two portions the socket says whether it takes more."""
+
+JOIN_WRITES = 128 * 1024
+"""Up to this many bytes of one flush are joined into one write: one TLS record set, one system call."""
+
+CLOSE_TIMEOUT = 3.0
+"""Seconds for the last bytes and TLS's close_notify; then the socket is closed without them."""
+
+
+class BaseHandler:
+    """What a role is told; each method does nothing until overridden. All are called from the event loop.
+
+    An exception in one of them ends that session, not the process.
+    """
+
+    def established(self, session: MuxSession) -> None:
+        """HELLO was exchanged (control connection), or AUTH was accepted for the first time (session)."""
+
+    def auth_received(self, session: MuxSession, auth: Auth) -> None:
+        """Acceptor: verify, then `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+
+    def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
+        """Initiator: the token was taken, first or again."""
+
+    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
+        """The peer opened a stream: `stream.attach(protocol)` now, or `stream.abort(code)`."""
+
+    def dial_received(self, session: MuxSession, dial: Dial) -> None:
+        """Agent: a dial request came on a control connection."""
+
+    def status_received(self, session: MuxSession, status: Status) -> None:
+        """Relay: an agent's status came on a control connection."""
+
+    def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
+        """The peer accepts nothing new. `session_ended` follows when the session is over."""
+
+    def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
+        """The session is over: exactly once, after every stream's `connection_lost`."""
+
+
+SessionHandler = BaseHandler
+"""The interface and its default are one class."""
+
+
+class MuxSession:
+    """One session or control connection over one TLS connection at a time."""
+
+    def __init__(
+        self,
+        side: Side,
+        kind: Kind,
+        handler: BaseHandler,
+        *,
+        limits: Limits = DEFAULT,
+        label: str = "",
+        agent: str = "",
+        software: str = "",
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._machine = Session(side, kind, monotonic(), limits=limits, agent=agent, software=software)
+        self._handler = handler
+        self._connection: MuxConnection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._flush_handle: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._established: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
+        self.label = label
+        """The join id: the `session` of every log line."""
+        self._arm_timer()
+
+    def __repr__(self) -> str:
+        return f"<MuxSession {self.label} {self._machine!r}>"
+
+    # -- look -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The machine's state."""
+        return self._machine.state
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over."""
+        return self._machine.state is State.CLOSED
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new stream may be opened now."""
+        return self._machine.state in (State.OPEN, State.AUTH, State.HELLO)
+
+    @property
+    def stats(self) -> Stats:
+        """Counters; plain integers."""
+        return self._machine.stats
+
+    @property
+    def streams_open(self) -> int:
+        """Streams that are not over."""
+        return len(self._machine.streams)
+
+    @property
+    def peer_hello(self) -> Hello | None:
+        """The peer's HELLO, once it came."""
+        return self._machine.peer_hello
+
+    @property
+    def round_trip(self) -> float:
+        """Smallest recent round trip, seconds; 0 while unknown."""
+        return self._machine.round_trip
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection's transport, while there is one."""
+        return self._transport
+
+    async def wait_established(self) -> None:
+        """Until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
+        await asyncio.shield(self._established)
+
+    async def wait_ended(self) -> ArcbridgeError:
+        """Until the session is over; the reason. Cancelling changes nothing."""
+        return await asyncio.shield(self._ended)
+
+    # -- command --------------------------------------------------------------------------------------------------
+
+    def protocol(self) -> MuxConnection:
+        """A protocol for `create_connection` or `connect_accepted_socket` (TLS)."""
+        return MuxConnection(self)
+
+    def authenticate(self, auth: Auth) -> None:
+        """Send the token: in the first flight when called before the connection is made; later it renews."""
+        self._machine.authenticate(auth)
+        self._wake()
+
+    def accept_auth(self, ok: AuthOk) -> None:
+        """The token is good (acceptor)."""
+        first = not self._established.done()
+        self._machine.accept_auth(ok)
+        if first and not self.closed:
+            self._established.set_result(None)
+            self._call(self._handler.established, self)
+        self._act()
+
+    def refuse_auth(self, code: GoawayCode, message: str) -> None:
+        """The token is not good (acceptor); the session ends with the reason."""
+        self._machine.refuse_auth(code, message)
+        self._act()
+
+    def open(self, target: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
+        """Open a stream and attach `protocol` to it; what is written now travels in OPEN's flight.
+
+        Raises SessionEnded when nothing new is accepted.
+        """
+        stream = StreamTransport(self, self._machine, self._machine.open_stream(target))
+        self._wake()
+        stream.attach(protocol)
+        return stream
+
+    def send_dial(self, dial: Dial) -> None:
+        """Relay: send a dial request."""
+        self._machine.send_dial(dial)
+        self._wake()
+
+    def send_status(self, status: Status) -> None:
+        """Agent: send a status."""
+        self._machine.send_status(status)
+        self._wake()
+
+    def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
+        """Drain: nothing new; what runs may finish within the drain deadline, then the connection closes."""
+        self._machine.goaway(code, message, retry_after)
+        self._act()
+
+    def close(self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0) -> None:
+        """End now, telling the peer why; every stream ends with SessionEnded."""
+        self._machine.close(code, message or "the session was closed", retry_after)
+        self._act()
+
+    def abort(self, error: ArcbridgeError | None = None) -> None:
+        """End now without a word."""
+        self._machine.connection_lost(monotonic(), error or ConnectionLost("the connection was aborted"))
+        if self._transport is not None:
+            self._transport.abort()
+        self._act()
+
+    # -- called by the connection ---------------------------------------------------------------------------------
+
+    def connection_made(self, connection: MuxConnection, transport: asyncio.Transport) -> None:
+        """The TLS handshake is done."""
+        if self.closed:
+            transport.abort()
+            return
+        self._connection, self._transport = connection, transport
+        self._flush()
+
+    def data_received(self, view: memoryview) -> None:
+        """Bytes of the peer, valid during the call only."""
+        machine = self._machine
+        machine.receive_data(view, monotonic())
+        if machine._events:
+            self._act()
+        elif machine.has_output and self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    def set_writable(self, writable: bool) -> None:
+        """The transport's buffer filled up or drained."""
+        self._machine.writable = writable
+        if writable:
+            self._flush()
+
+    def connection_lost(self, connection: MuxConnection, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
+        self._transport = None
+        if self.closed:
+            return
+        error = ConnectionLost("the other end closed the connection")
+        if exc is not None:
+            error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
+            error.__cause__ = exc
+        self._machine.connection_lost(monotonic(), error)
+        self._act()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Write what is ready at the end of this loop turn (called by the streams)."""
+        if self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    _wake = wake
+
+    def act(self) -> None:
+        """Deal with what a stream's command caused (called by the streams)."""
+        self._act()
+
+    def _act(self) -> None:
+        """After a receive or command: events, then output, then the timer."""
+        while events := self._machine.events_received():
+            for event in events:
+                self._dispatch(event)
+        self._wake()
+
+    def _dispatch(self, event: ev.Event) -> None:
+        handler = self._handler
+        if isinstance(event, ev.StreamFinished):
+            if event.stream.owner is not None:
+                cast(StreamTransport, event.stream.owner).finish_received()
+        elif isinstance(event, ev.StreamWasReset):
+            if event.stream.owner is not None:
+                cast(StreamTransport, event.stream.owner).reset_received(event.code)
+        elif isinstance(event, ev.StreamOpened):
+            stream = StreamTransport(self, self._machine, event.stream)
+            self._call(handler.stream_opened, self, stream, event.target)
+        elif isinstance(event, ev.Ended):
+            self._end(event.error)
+        elif isinstance(event, ev.AuthReceived):
+            self._call(handler.auth_received, self, event.auth)
+        elif isinstance(event, ev.AuthAccepted):
+            if not self._established.done():
+                self._established.set_result(None)
+                self._call(handler.established, self)
+            self._call(handler.auth_accepted, self, event.ok)
+        elif isinstance(event, ev.GoawayReceived):
+            self._call(handler.goaway_received, self, event.goaway)
+        elif isinstance(event, ev.DialReceived):
+            self._call(handler.dial_received, self, event.dial)
+        elif isinstance(event, ev.StatusReceived):
+            self._call(handler.status_received, self, event.status)
+        elif self._machine.kind is Kind.CONTROL and not self._established.done():  # HelloReceived
+            self._established.set_result(None)
+            self._call(handler.established, self)
+
+    def _call(self, method: Callable[..., None], *args: object) -> None:
+        try:
+            method(*args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a handler's bug must not kill the loop or other sessions
+            self._loop.call_exception_handler(
+                {"message": f"the handler of session {self.label} failed", "exception": error}
+            )
+            self._machine.close(GoawayCode.INTERNAL, "an internal error; the log of this end has its cause")
+
+    def _end(self, error: ArcbridgeError) -> None:
+        for stream in list(self._machine.streams.values()):
+            if stream.owner is not None:
+                cast(StreamTransport, stream.owner).session_ended(error)
+        self._machine.streams.clear()
+        self._flush()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+            self._transport.close()
+        if not self._established.done():
+            self._established.set_exception(error)
+            self._established.exception()  # whoever does not wait for it need not know
+        self._ended.set_result(error)
+        self._call(self._handler.session_ended, self, error)
+
+    def _flush(self) -> None:
+        """Write what is ready, as far as the transport takes it."""
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        machine, transport = self._machine, self._transport
+        if transport is not None:
+            while parts := machine.data_to_send(FLUSH_LIMIT):
+                if len(parts) == 1:
+                    transport.write(parts[0])
+                elif sum(map(len, parts)) <= JOIN_WRITES:
+                    transport.write(b"".join(parts))
+                else:
+                    transport.writelines(parts)
+                if not machine.writable or machine.state is State.CLOSED:
+                    break
+            for stream in machine.take_writable():
+                if stream.owner is not None:
+                    cast(StreamTransport, stream.owner).resume_writer()
+            if machine._events:
+                self._loop.call_soon(self._act)
+        self._arm_timer()
+
+    def _arm_timer(self) -> None:
+        """Move the one timer only when the deadline came closer; a wake-up too early is harmless."""
+        deadline = self._machine.next_deadline()
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._machine.handle_timer(monotonic())
+        self._act()
+        if self._machine.state is not State.CLOSED:
+            self._arm_timer()
+
+    def stream_dropped(self, stream: Stream) -> None:
+        """A stream's transport is done with it."""
+        stream.owner = None
+
+
+__all__ = ["BaseHandler", "MuxSession", "SessionEnded", "SessionHandler"]

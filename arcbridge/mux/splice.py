@@ -1,0 +1,325 @@
+"""A stream joined to something else, without a task: bytes move in the callbacks of the loop.
+
+`SocketSplice` joins it to a raw TCP socket (TCP targets, `forward`): half-close passes both ways, a reset passes as a
+reset. `TransportSplice` joins it to an asyncio transport (the local HTTPS endpoint, an upgraded API-server
+connection). Neither looks at what it moves, and neither closes as if complete what was cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from arcbridge.mux import buffer
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpliceResult:
+    """How a splice ended: bytes from the stream to the other side (`down`) and back (`up`)."""
+
+    up: int
+    down: int
+    error: Exception | None
+    """None after both directions ended in order."""
+
+
+class SocketSplice(asyncio.Protocol):
+    """A stream's protocol that moves its bytes to and from a connected, non-blocking TCP socket, which it owns.
+
+    `on_done` is called once, when the socket is closed and the stream is over.
+    """
+
+    def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._on_done = on_done
+        self._stream: StreamTransport | None = None
+        self._reading = False
+        self._pending = b""
+        self._shut_when_sent = False
+        self._read_over = False
+        self._write_over = False
+        self._up = 0
+        self._down = 0
+        self._error: Exception | None = None
+        self._closed = False
+        self._stream_lost = False
+
+    # -- the stream's protocol ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._stream = cast(StreamTransport, transport)
+        self.resume_writing()
+
+    def view_received(self, view: memoryview) -> None:
+        """Payload from the stream: straight into the socket, the rest waits and pauses the stream."""
+        if self._write_over or self._closed:
+            return
+        self._down += len(view)
+        try:
+            sent = self._sock.send(view)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        if sent < len(view):
+            self._pending = bytes(view[sent:])
+            cast(StreamTransport, self._stream).pause_reading()
+            self._loop.add_writer(self._sock, self._writable)
+
+    def eof_received(self) -> bool:
+        """FIN from the stream becomes a FIN of the socket, after its bytes."""
+        if self._pending:
+            self._shut_when_sent = True
+        else:
+            self._shut()
+        return True
+
+    def pause_writing(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def resume_writing(self) -> None:
+        if not self._reading and not self._read_over and not self._closed:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stream_lost = True
+        if exc is not None and not self._closed:
+            self._error = self._error or exc
+            self._close(reset=True)
+        elif not self._pending or self._closed:
+            self._close(reset=False)
+
+    # -- the socket -----------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            count = self._sock.recv_into(buffer.BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        stream = cast(StreamTransport, self._stream)
+        if count:
+            self._up += count
+            stream.write(buffer.VIEW[:count])
+            if buffer.POISON:
+                buffer.poison(count)
+            return
+        self.pause_writing()
+        self._read_over = True
+        stream.write_eof()
+        self._close_if_over()
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sock.send(self._pending)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        self._pending = self._pending[sent:]
+        if self._pending:
+            return
+        self._loop.remove_writer(self._sock)
+        if self._stream_lost:
+            self._close(reset=False)
+            return
+        if self._shut_when_sent:
+            self._shut()
+        cast(StreamTransport, self._stream).resume_reading()
+
+    def _shut(self) -> None:
+        self._write_over = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._fail(error)
+            return
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._read_over and self._write_over and self._stream_lost:
+            self._close(reset=False)
+
+    def _fail(self, error: OSError) -> None:
+        """The socket broke: the stream is reset, never finished."""
+        self._error = self._error or error
+        self._close(reset=True)
+        if self._stream is not None and not self._stream_lost:
+            self._stream.abort(ResetCode.CANCELLED)
+
+    def _close(self, *, reset: bool) -> None:
+        if not self._closed:
+            self._closed = True
+            # Both callbacks first: the next socket gets this descriptor's number.
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._reading = False
+            self._pending = b""
+            if reset:
+                try:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+                except OSError:
+                    pass  # the socket is dead already: nothing to reset
+            self._sock.close()
+        if self._stream_lost and self._on_done is not None:
+            done, self._on_done = self._on_done, None
+            done(SpliceResult(self._up, self._down, self._error))
+
+
+class _StreamSide(asyncio.Protocol):
+    """The stream's protocol of a `TransportSplice`."""
+
+    def __init__(self, splice: TransportSplice) -> None:
+        self._splice = splice
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._splice.stream_made(cast(StreamTransport, transport))
+
+    def view_received(self, view: memoryview) -> None:
+        self._splice.from_stream(view)
+
+    def eof_received(self) -> bool:
+        self._splice.stream_finished()
+        return True
+
+    def pause_writing(self) -> None:
+        self._splice.outer.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self._splice.outer.is_closing():
+            self._splice.outer.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._splice.stream_lost(exc)
+
+
+class TransportSplice(asyncio.BufferedProtocol):
+    """Joins an asyncio transport, whose protocol it becomes, to a stream, whose protocol is `stream_side`.
+
+    Use: `splice = TransportSplice(outer, on_done)`, then `session.open(target, splice.stream_side)` or
+    `stream.attach(splice.stream_side)`, then `splice.start(first)` with the bytes that were read from `outer` before.
+    TLS has no half-close in asyncio: the end of either side ends the other after its last byte.
+    """
+
+    def __init__(self, outer: asyncio.Transport, on_done: Callable[[SpliceResult], None] | None = None) -> None:
+        self.outer = outer
+        self._on_done = on_done
+        self._tls = outer.get_extra_info("ssl_object") is not None
+        self._stream: StreamTransport | None = None
+        self._outer_lost = False
+        self._outer_eof = False
+        self._stream_over = False
+        self._up = 0
+        self._down = 0
+        self._error: Exception | None = None
+        self.stream_side: asyncio.Protocol = _StreamSide(self)
+
+    def start(self, first: bytes = b"") -> None:
+        """Begin: `first` goes to the stream, then whatever `outer` reads."""
+        if first:
+            self._up += len(first)
+            cast(StreamTransport, self._stream).write(first)
+        self.outer.set_protocol(self)
+        if not self.outer.is_closing():
+            self.outer.resume_reading()
+
+    # -- the outer transport's protocol -----------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return buffer.BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._up += nbytes
+        if self._stream is not None:
+            self._stream.write(buffer.VIEW[:nbytes])
+        if buffer.POISON:
+            buffer.poison(nbytes)
+
+    def eof_received(self) -> bool:
+        self._outer_eof = True
+        if self._stream is not None:
+            self._stream.write_eof()
+        return not self._tls
+
+    def pause_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._outer_lost = True
+        self._error = self._error or exc
+        if self._stream is not None and not self._stream_over:
+            if self._outer_eof and exc is None:
+                self._stream.close()
+            else:
+                # A socket's end without TLS's close_notify is a cut, not an end.
+                self._stream.abort(ResetCode.CANCELLED)
+        self._finish_if_over()
+
+    # -- called by the stream's side --------------------------------------------------------------------------------
+
+    def stream_made(self, stream: StreamTransport) -> None:
+        """The stream is there."""
+        self._stream = stream
+
+    def from_stream(self, view: memoryview) -> None:
+        """Payload from the stream. TLS encrypts it within the call; a plain transport would keep the view."""
+        self._down += len(view)
+        self.outer.write(view if self._tls else bytes(view))
+
+    def stream_finished(self) -> None:
+        """The stream's FIN: end the outer side after its bytes."""
+        if self.outer.can_write_eof() and not self._tls:
+            self.outer.write_eof()
+        else:
+            self.outer.close()
+
+    def stream_lost(self, exc: Exception | None) -> None:
+        """The stream is over: in order, or cut (then the outer side is cut too)."""
+        self._stream_over = True
+        if exc is None:
+            self.outer.close()
+        elif not self._outer_lost:
+            self._error = self._error or exc
+            reset_transport(self.outer)
+        self._finish_if_over()
+
+    def _finish_if_over(self) -> None:
+        if self._outer_lost and (self._stream_over or self._stream is None) and self._on_done is not None:
+            done, self._on_done = self._on_done, None
+            done(SpliceResult(self._up, self._down, self._error))
+
+
+def reset_transport(transport: asyncio.Transport) -> None:
+    """Close a transport so that its peer sees a reset, not an end in order."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        except OSError:
+            pass  # already closed
+    transport.abort()
+
+
+__all__ = ["SocketSplice", "SpliceResult", "TransportSplice", "reset_transport"]

@@ -1,0 +1,484 @@
+"""A stream as an asyncio transport, and its awaitable face.
+
+Anything written for asyncio (aiohttp's server, a splice, our own protocols) runs over a stream unchanged: pausing the
+transport stops granting credit, and running out of credit pauses the protocol.
+
+Four ways to end, told apart by `connection_lost`: `None` after both directions ended in order; `StreamReset` after a
+RESET (`code` says why); `SessionEnded` or `ConnectionLost` when the session under it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from arcbridge.errors import ArcbridgeError, StreamReset
+from arcbridge.wire.frames import ResetCode
+from arcbridge.wire.session import Session
+from arcbridge.wire.stream import ReceiveState, SendState, Stream
+
+if TYPE_CHECKING:
+    from arcbridge.mux.session import MuxSession
+
+WRITE_HIGH = 256 * 1024
+"""Bytes that may wait in a stream before its protocol is paused: one read."""
+WRITE_LOW = 64 * 1024
+
+
+class StreamTransport(asyncio.Transport):
+    """asyncio's transport over one stream.
+
+    A protocol with `view_received(view)` gets payload as a view that is valid during the call only; any other gets
+    `data_received(bytes)`. Credit goes back to the peer when a delivery returns, or at `resume_reading` if the
+    protocol paused during it: then it had no room for what it got.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_data_received",
+        "_draining",
+        "_eof_due",
+        "_held",
+        "_high",
+        "_lost",
+        "_machine",
+        "_paused",
+        "_protocol",
+        "_reader_scheduled",
+        "_session",
+        "_stream",
+        "_view_received",
+        "_writer_paused",
+    )
+
+    def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
+        super().__init__()
+        self._session = session
+        self._machine = machine
+        self._stream = stream
+        stream.owner = self
+        stream.low_water = WRITE_LOW
+        self._high = WRITE_HIGH
+        self._protocol: asyncio.BaseProtocol | None = None
+        self._view_received: Callable[[memoryview], None] | None = None
+        self._data_received: Callable[[bytes], None] | None = None
+        self._paused = False
+        self._held = 0
+        self._closing = False
+        self._lost = False
+        self._eof_due = False
+        self._writer_paused = False
+        self._reader_scheduled = False
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<StreamTransport session={self._session.label} {self._stream!r}>"
+
+    @property
+    def id(self) -> int:
+        """The stream's id."""
+        return self._stream.id
+
+    @property
+    def target(self) -> str:
+        """What OPEN named."""
+        return self._stream.target
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes handed to the connection."""
+        return self._stream.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Payload bytes that arrived."""
+        return self._stream.bytes_received
+
+    # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`session` (its label), `stream_id`, `target`; nothing of a socket, for there is none."""
+        if name == "session":
+            return self._session.label
+        if name == "stream_id":
+            return self._stream.id
+        if name == "target":
+            return self._stream.target
+        return default
+
+    def is_closing(self) -> bool:
+        """Whether the transport was closed, aborted, or lost."""
+        return self._closing or self._lost
+
+    def is_open(self) -> bool:
+        """The contrary of `is_closing`."""
+        return not self._closing and not self._lost
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Deliver to `protocol` from now on."""
+        self._protocol = protocol
+        self._view_received = getattr(protocol, "view_received", None)
+        self._data_received = getattr(protocol, "data_received", None)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The current protocol."""
+        assert self._protocol is not None
+        return self._protocol
+
+    def attach(self, protocol: asyncio.BaseProtocol) -> None:
+        """First protocol of the stream: `connection_made`, then what has arrived meanwhile, in a later turn."""
+        self.set_protocol(protocol)
+        self._stream.sink = self._deliver
+        protocol.connection_made(self)
+        self._schedule_reader()
+
+    def close(self) -> None:
+        """End in order: what was written is sent, then FIN; what still comes is not wanted.
+
+        `connection_lost(None)` follows when the last byte was handed to the connection.
+        """
+        if self._closing or self._lost:
+            return
+        self._closing = True
+        self._discard_input()
+        self._machine.finish(self._stream)
+        self._session.wake()
+        if self._stream.sending is SendState.FINISHED:
+            self._end_in_order()
+        else:
+            self._stream.blocked = True  # resume_writer is called when the bytes have gone
+            self._stream.low_water = 0
+
+    def abort(self, code: ResetCode = ResetCode.CANCELLED) -> None:
+        """End both directions now with a RESET; queued bytes are dropped. `connection_lost(StreamReset)` follows."""
+        if self._lost:
+            return
+        self._machine.reset(self._stream, code)
+        self._lose(StreamReset(code))
+        self._session.act()
+
+    # -- asyncio.ReadTransport ------------------------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Whether payload is delivered as it arrives."""
+        return not self._paused and not self._closing and not self._lost
+
+    def pause_reading(self) -> None:
+        """Deliver nothing and grant nothing until `resume_reading`."""
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        """Deliver again; bytes delivered by the call that paused count as consumed now."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._held:
+            held, self._held = self._held, 0
+            self._machine.consumed(self._stream, held)
+            self._session.wake()
+        self._schedule_reader()
+
+    # -- asyncio.WriteTransport -----------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes, copied once: `data` may be reused at once. Ignored after the stream was lost."""
+        if self._lost or self._closing:
+            return
+        queued = self._machine.send(self._stream, data)
+        session = self._session
+        if session._flush_handle is None:
+            session.wake()
+        if queued > self._high and not self._writer_paused:
+            self._writer_paused = True
+            self._stream.blocked = True
+            if self._protocol is not None:
+                self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Send all, as one write."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """Half-close is a FIN frame."""
+        return True
+
+    def write_eof(self) -> None:
+        """End our direction after all its bytes; reading goes on."""
+        if self._lost or self._closing:
+            return
+        self._machine.finish(self._stream)
+        self._session.wake()
+        self._lose_if_over()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait in the stream."""
+        return self._stream.queued
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """(low, high) in bytes."""
+        return self._stream.low_water, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As asyncio's: `low` defaults to a quarter of `high`."""
+        if high is None:
+            high = WRITE_HIGH if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
+        self._high = high
+        self._stream.low_water = low
+
+    # -- called by the session ------------------------------------------------------------------------------------
+
+    def resume_writer(self) -> None:
+        """What was queued has gone down to the low-water mark."""
+        if self._closing:
+            if self._stream.sending is not SendState.OPEN and not self._stream.queued:
+                self._end_in_order()
+            return
+        if self._writer_paused and not self._lost:
+            self._writer_paused = False
+            if self._protocol is not None:
+                self._protocol.resume_writing()
+        self._lose_if_over()
+
+    def finish_received(self) -> None:
+        """FIN came: tell the protocol once everything before it was delivered."""
+        if self._closing:
+            self._lose_if_over()
+            return
+        self._eof_due = True
+        self._schedule_reader()
+
+    def reset_received(self, code: int) -> None:
+        """RESET came, or the stream was broken by the peer."""
+        if code == ResetCode.NO_ERROR and self._stream.receiving is ReceiveState.FINISHED:
+            self._writer_paused = False
+            self._lose_if_over()
+            return
+        self._lose(StreamReset(code))
+
+    def session_ended(self, error: ArcbridgeError) -> None:
+        """The session is over, and the stream with it."""
+        self._lose(error)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _deliver(self, view: memoryview) -> None:
+        """The sink of the machine's stream: payload as it arrives."""
+        stream = self._stream
+        if self._paused or self._closing or (stream.inbox and not self._draining):
+            if self._closing:
+                self._machine.consumed(stream, len(view))
+            else:
+                stream.inbox.append(bytes(view))
+            return
+        try:
+            if self._view_received is not None:
+                self._view_received(view)
+            elif self._data_received is not None:
+                self._data_received(bytes(view))
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._broken(error)
+            return
+        if self._paused and self.is_open():
+            self._held += len(view)
+        else:
+            self._machine.consumed(stream, len(view))
+
+    def _schedule_reader(self) -> None:
+        if not self._reader_scheduled and (self._stream.inbox or self._eof_due):
+            self._reader_scheduled = True
+            self._session._loop.call_soon(self._drain_inbox)
+
+    def _drain_inbox(self) -> None:
+        """Deliver what waited, then the end of the peer's direction."""
+        self._reader_scheduled = False
+        inbox = self._stream.inbox
+        while inbox and self.is_reading():
+            self._draining = True
+            try:
+                self._deliver(memoryview(inbox.popleft()))
+            finally:
+                self._draining = False
+        self._session.wake()
+        if self._eof_due and not inbox and self.is_reading():
+            self._eof_due = False
+            self._deliver_eof()
+
+    def _deliver_eof(self) -> None:
+        protocol = self._protocol
+        eof_received = getattr(protocol, "eof_received", None)
+        try:
+            keep_open = eof_received() if eof_received is not None else False
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._broken(error)
+            return
+        if not keep_open:
+            self.close()
+        else:
+            self._lose_if_over()
+
+    def _discard_input(self) -> None:
+        """Nothing more is wanted of the peer: return the credit of what waits."""
+        stream = self._stream
+        waiting = self._held + sum(map(len, stream.inbox))
+        stream.inbox.clear()
+        self._held = 0
+        self._eof_due = False
+        if waiting:
+            self._machine.consumed(stream, waiting)
+
+    def _end_in_order(self) -> None:
+        """Our FIN has gone. A peer that still sends is told that nothing more is wanted."""
+        if self._stream.receiving is ReceiveState.OPEN:
+            self._machine.reset(self._stream, ResetCode.NO_ERROR)
+            self._session.act()
+        self._lose(None)
+
+    def _lose_if_over(self) -> None:
+        """Both directions are over and everything was delivered."""
+        if self._lost or self._eof_due or self._stream.inbox:
+            return
+        if self._stream.over:
+            self._lose(None)
+
+    def _broken(self, error: BaseException) -> None:
+        """The protocol raised: its stream ends, its neighbours do not notice."""
+        self._session._loop.call_exception_handler(
+            {"message": f"the protocol of {self!r} failed", "exception": error, "protocol": self._protocol}
+        )
+        self.abort(ResetCode.INTERNAL)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._stream.sink = None
+        if error is not None:
+            self._discard_input()
+        self._session.stream_dropped(self._stream)
+        if self._protocol is not None:
+            self._session._loop.call_soon(self._protocol.connection_lost, error)
+
+
+class StreamIO(asyncio.Protocol):
+    """The awaitable face of a stream: for tests, probes, and code that reads better as a coroutine.
+
+    One reader and one writer at a time.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.transport: StreamTransport | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._eof = False
+        self._error: Exception | None = None
+        self._over = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._may_write = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, StreamTransport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size >= WRITE_HIGH and self.transport is not None:
+            self.transport.pause_reading()
+        self._wake_reader()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._wake_reader()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._error = exc
+        self._eof = True
+        self._wake_reader()
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    async def read(self, most: int = 65536) -> bytes:
+        """Up to `most` bytes; `b""` only after FIN and everything before it.
+
+        Raises StreamReset, SessionEnded or ConnectionLost. A cancelled read has taken no byte.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._eof:
+                return b""
+            self._reader = self._loop.create_future()
+            await self._reader
+        chunk = self._chunks[0]
+        if len(chunk) > most:
+            self._chunks[0] = chunk[most:]
+            chunk = chunk[:most]
+        else:
+            self._chunks.pop(0)
+        self._size -= len(chunk)
+        if self._size < WRITE_HIGH and self.transport is not None:
+            self.transport.resume_reading()
+        return chunk
+
+    async def read_exactly(self, count: int) -> bytes:
+        """Exactly `count` bytes; raises EOFError when the direction ends before."""
+        parts = []
+        while count:
+            part = await self.read(count)
+            if not part:
+                raise EOFError(f"the stream ended {count} bytes early")
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    async def read_all(self) -> bytes:
+        """Everything until FIN."""
+        parts = []
+        while part := await self.read():
+            parts.append(part)
+        return b"".join(parts)
+
+    async def write(self, data: bytes) -> None:
+        """Send all, waiting for credit before. A cancelled write has sent nothing."""
+        while not self._may_write and not self._over:
+            self._writer = self._loop.create_future()
+            await self._writer
+        if self._error is not None:
+            raise self._error
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def finish(self) -> None:
+        """End our direction in order."""
+        assert self.transport is not None
+        self.transport.write_eof()
+
+    def reset(self, code: ResetCode = ResetCode.CANCELLED) -> None:
+        """End the stream now."""
+        assert self.transport is not None
+        self.transport.abort(code)
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
