@@ -1,0 +1,134 @@
+"""H4 and claim mapping: who a verified token is, and which names are never accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from arcbridge.identity.authentication import parse
+from arcbridge.identity.claims import MAX_GROUPS, MAX_NAME, is_reserved, map_claims
+from arcbridge.identity.refusal import TokenRefused
+
+from .issuer import CONFIG, URL, claims
+
+PLAIN = CONFIG.replace('prefix: "oidc:"', 'prefix: ""')
+EMAIL = PLAIN.replace("claim: sub", "claim: email")
+
+
+def mapped(config: str = PLAIN, **changes: Any) -> Any:
+    return map_claims(parse(config).issuers[0], claims(**changes))
+
+
+def refusal(config: str = PLAIN, **changes: Any) -> str:
+    with pytest.raises(TokenRefused) as caught:
+        mapped(config, **changes)
+    return caught.value.rule
+
+
+RESERVED = [
+    "system:admin",
+    "system:masters",
+    "system:serviceaccount:kube-system:default",
+    "System:Masters",
+    "SYSTEM:x",
+    "ｓｙｓｔｅｍ:masters",
+    "system：masters",
+    "ѕystem:masters",
+    "systеm:masters",
+    "syѕtem:masters",
+    "ſystem:masters",
+    "system∶masters",
+]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_reserved_names_are_refused_as_user_and_as_group(name: str) -> None:
+    assert is_reserved(name)
+    assert refusal(sub=name) == "claims.username.system"
+    assert refusal(groups=["dev", name]) == "claims.groups.system"
+
+
+@pytest.mark.parametrize("name", ["systems", "my-system:x", "ecosystem:masters", "sys:tem", "müller", "山田"])
+def test_ordinary_names_pass(name: str) -> None:
+    assert mapped(sub=name).username == name
+
+
+ODD = [" lead", "trail ", "a\nb", "a\rb", "a\x00b", "a\x7fb", "a\tb", "a​b", "a‮b", "\ud800", "x" * (MAX_NAME + 1)]
+
+
+@pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
+def test_names_that_parsers_read_differently_are_refused(name: str) -> None:
+    assert refusal(EMAIL, email=name, email_verified=True) == "claims.username.characters"
+    assert refusal(groups=[name]) == "claims.groups.characters"
+
+
+@pytest.mark.parametrize("value", ["", None, 7, True, ["alice"], {"a": 1}])
+def test_a_user_name_is_a_string_that_is_not_empty(value: Any) -> None:
+    assert refusal(EMAIL, email=value, email_verified=True) == "claims.username"
+
+
+@pytest.mark.parametrize("verified", [None, False, "true", 1])
+def test_an_email_must_be_verified_literally(verified: Any) -> None:
+    assert refusal(EMAIL, email="a@example.com", email_verified=verified) == "claims.email_verified"
+
+
+def test_a_verified_email() -> None:
+    assert mapped(EMAIL, email="a@example.com", email_verified=True).username == "a@example.com"
+
+
+def test_prefixes_go_before_user_and_groups() -> None:
+    identity = mapped(CONFIG, groups=["a", "b", "a", ""])
+    assert identity.username == "oidc:alice"
+    assert identity.groups == ("oidc:a", "oidc:b")
+    assert identity.subject == URL + "#alice"
+
+
+@pytest.mark.parametrize(("value", "groups"), [("one", ("one",)), (None, ()), ([], ())])
+def test_shapes_of_the_groups_claim(value: Any, groups: tuple[str, ...]) -> None:
+    assert mapped(groups=value).groups == groups
+
+
+@pytest.mark.parametrize("value", [7, {"a": 1}, ["a", 7], [["a"]], True])
+def test_groups_of_another_shape_are_refused(value: Any) -> None:
+    assert refusal(groups=value) == "claims.groups"
+
+
+def test_too_many_groups() -> None:
+    assert refusal(groups=[f"g{n}" for n in range(MAX_GROUPS + 1)]) == "claims.groups.many"
+
+
+def test_a_pointer_in_place_of_groups_is_an_error_and_not_no_groups() -> None:
+    assert refusal(groups=None, _claim_names={"groups": "src1"}, _claim_sources={}) == "claims.groups.overage"
+
+
+RULES = (
+    CONFIG
+    + """  claimValidationRules:
+  - {claim: tenant, requiredValue: "7"}
+  - {claim: hd}
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tenant": 7, "hd": "x"}, {"tenant": "8", "hd": "x"}, {"tenant": ["7"], "hd": "x"}, {"tenant": "7"}]
+)
+def test_required_claims(changes: dict[str, Any]) -> None:
+    assert refusal(RULES, **changes) == "claims.rule"
+
+
+def test_required_claims_that_are_there() -> None:
+    assert mapped(RULES, tenant="7", hd="x").username == "oidc:alice"
+
+
+def test_uid() -> None:
+    config = CONFIG + "    uid: {claim: oid}\n"
+    assert mapped(config, oid="u-1").uid == "u-1"
+    assert refusal(config) == "claims.uid"
+    assert refusal(config, oid=7) == "claims.uid"
+
+
+@pytest.mark.parametrize("value", [None, "", 7, "a\nb"])
+def test_a_subject_is_needed_to_recognise_renewals(value: Any) -> None:
+    assert refusal(sub=value) == "claims.sub"

@@ -1,0 +1,174 @@
+"""T4: the issuer's keys, when they are fetched, and what happens when they cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from arcbridge.errors import Unreachable
+from arcbridge.identity.authentication import parse
+from arcbridge.identity.keys import LAST_GOOD, UNKNOWN_KEY_INTERVAL, KeySet, parse_keys
+from arcbridge.identity.refusal import IssuerUnavailable
+
+from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, Clock, Issuer, jwk
+
+
+def key_set(issuer: Issuer, clock: Clock) -> KeySet:
+    return KeySet(parse(CONFIG).issuers[0], issuer.fetch, clock)
+
+
+async def settle(keys: KeySet) -> None:
+    """Lets a background fetch finish: the fake issuer answers without waiting for anything."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_storm_of_unknown_ids_is_one_fetch() -> None:
+    issuer, clock = Issuer(), Clock()
+    keys = key_set(issuer, clock)
+    assert await keys.candidates("k1", "RS256")
+    clock.now += 5
+    await asyncio.gather(*(keys.candidates(f"made-up-{n}", "RS256") for n in range(500)))
+    assert issuer.key_fetches == 2
+    clock.now += UNKNOWN_KEY_INTERVAL - 1
+    assert await keys.candidates("again", "RS256") == []
+    assert issuer.key_fetches == 2
+    clock.now += 2
+    await keys.candidates("again", "RS256")
+    assert issuer.key_fetches == 3
+
+
+async def test_a_rotated_key_is_found_at_once() -> None:
+    issuer, clock = Issuer(), Clock()
+    keys = key_set(issuer, clock)
+    await keys.candidates("k1", "RS256")
+    issuer.keys.append(jwk(RSA_OTHER, "k2"))
+    clock.now += 5
+    assert len(await keys.candidates("k2", "RS256")) == 1
+
+
+async def test_the_first_use_by_many_is_one_fetch() -> None:
+    issuer = Issuer()
+    keys = key_set(issuer, Clock())
+    found = await asyncio.gather(*(keys.candidates("k1", "RS256") for _ in range(50)))
+    assert all(found)
+    assert issuer.key_fetches == 1
+
+
+async def test_an_outage_leaves_the_last_good_set_for_a_day_then_closes() -> None:
+    issuer, clock = Issuer(), Clock()
+    keys = key_set(issuer, clock)
+    await keys.candidates("k1", "RS256")
+    issuer.down = True
+    clock.now += LAST_GOOD - 1
+    assert await keys.candidates("k1", "RS256")
+    await settle(keys)
+    clock.now += 40
+    with pytest.raises(IssuerUnavailable):
+        await keys.candidates("k1", "RS256")
+    issuer.down = False
+    clock.now += 40
+    assert await keys.candidates("k1", "RS256")
+
+
+async def test_an_issuer_that_is_down_from_the_start_is_not_hammered() -> None:
+    issuer, clock = Issuer(), Clock()
+    issuer.down = True
+    keys = key_set(issuer, clock)
+    for _ in range(20):
+        with pytest.raises(IssuerUnavailable):
+            await keys.candidates("k1", "RS256")
+    assert len(issuer.urls) == 1
+    issuer.down = False
+    clock.now += 3
+    assert await keys.candidates("k1", "RS256")
+
+
+async def test_a_set_is_fetched_again_in_the_background() -> None:
+    issuer, clock = Issuer(), Clock()
+    issuer.max_age = 100_000  # an hour at most, whatever the issuer says
+    keys = key_set(issuer, clock)
+    await keys.candidates("k1", "RS256")
+    issuer.keys = [jwk(RSA_OTHER, "k2")]
+    clock.now += 3601
+    assert await keys.candidates("k1", "RS256"), "callers go on with the old set meanwhile"
+    await settle(keys)
+    assert await keys.candidates("k1", "RS256") == []
+    assert keys.generation == 2
+
+
+async def test_the_discovery_document_must_be_the_issuer_s() -> None:
+    issuer = Issuer()
+    issuer.issuer = issuer.issuer + "/"
+    with pytest.raises(IssuerUnavailable):
+        await key_set(issuer, Clock()).candidates("k1", "RS256")
+    assert issuer.key_fetches == 0
+
+
+async def test_keys_are_never_fetched_in_clear() -> None:
+    issuer = Issuer()
+    issuer.jwks_uri = "http://issuer.example/keys"
+    with pytest.raises(IssuerUnavailable):
+        await key_set(issuer, Clock()).candidates("k1", "RS256")
+    assert issuer.key_fetches == 0
+
+
+async def test_close_ends_a_fetch_under_way() -> None:
+    started = asyncio.Event()
+
+    async def hang(url: str, ca_pem: str | None) -> Any:
+        started.set()
+        await asyncio.Event().wait()
+
+    keys = KeySet(parse(CONFIG).issuers[0], hang, Clock())
+    caller = asyncio.ensure_future(keys.candidates("k1", "RS256"))
+    await started.wait()
+    await keys.close()
+    with pytest.raises(IssuerUnavailable):
+        await caller
+
+
+WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+UNUSABLE = [
+    jwk(WEAK),
+    jwk(RSA, use="enc"),
+    jwk(RSA, key_ops=["encrypt"]),
+    jwk(RSA, alg="HS256"),
+    jwk(EC, alg="RS256"),
+    {"kty": "oct", "k": "c2VjcmV0", "kid": "k1"},
+    {"kty": "RSA", "kid": "k1", "n": "!!", "e": "AQAB"},
+    {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
+    {"kid": "k1"},
+    "text",
+    {**jwk(RSA), "kid": 7},
+    jwk(ec.generate_private_key(ec.SECP256K1())),
+]
+
+
+@pytest.mark.parametrize("entry", UNUSABLE, ids=range(len(UNUSABLE)))
+def test_an_unusable_key_is_left_out_and_the_rest_is_used(entry: Any) -> None:
+    keys = parse_keys({"keys": [entry, jwk(ED, "good")]})
+    assert [key.kid for key in keys] == ["good"]
+
+
+def test_no_keys_at_all() -> None:
+    assert parse_keys({}) == ()
+    assert parse_keys({"keys": {"a": 1}}) == ()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"\xff"], ids=["empty", "list", "deep", "binary"])
+async def test_an_answer_that_is_no_json_object(body: bytes) -> None:
+    class Document:
+        max_age = None
+
+        def __init__(self) -> None:
+            self.body = body
+
+    async def fetch(url: str, ca_pem: str | None) -> Document:
+        return Document()
+
+    with pytest.raises(Unreachable):
+        await KeySet(parse(CONFIG).issuers[0], fetch, Clock()).candidates("k1", "RS256")

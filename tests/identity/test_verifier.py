@@ -1,0 +1,182 @@
+"""T1, T2, T5: what a token may not do, and what one that is good says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from arcbridge.errors import Unauthenticated
+from arcbridge.identity.authentication import parse
+from arcbridge.identity.refusal import TokenRefused
+from arcbridge.identity.verifier import LEEWAY, MAX_TOKEN, TokenVerifier
+
+from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Clock, Issuer, b64, claims, jwk, raw_token, token
+
+
+def verifier(issuer: Issuer | None = None, clock: Clock | None = None, config: str = CONFIG) -> TokenVerifier:
+    wall = clock or Clock()
+    return TokenVerifier(parse(config), (issuer or Issuer()).fetch, wall, monotonic=wall)
+
+
+async def refused(text: str, subject: TokenVerifier | None = None) -> str:
+    with pytest.raises(Unauthenticated) as caught:
+        await (subject or verifier()).verify(text)
+    assert isinstance(caught.value, TokenRefused)
+    return caught.value.rule
+
+
+async def test_a_good_token() -> None:
+    identity = await verifier().verify(token(claims()))
+    assert identity.username == "oidc:alice"
+    assert identity.groups == ("oidc:dev",)
+    assert identity.subject == URL + "#alice"
+    assert identity.expires_at == 1600.0
+
+
+@pytest.mark.parametrize(
+    ("key", "alg"),
+    [(RSA, "RS256"), (RSA, "PS384"), (EC, "ES256"), (ED, "EdDSA")],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+async def test_each_key_type_verifies_its_own_algorithms(key: Any, alg: str) -> None:
+    subject = verifier(Issuer([jwk(key)]))
+    assert (await subject.verify(token(claims(), key=key, alg=alg))).username == "oidc:alice"
+
+
+PUBLIC_PEM = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+GOOD = json.dumps(claims()).encode()
+
+
+def _hmac_with_public_key() -> str:
+    import hashlib
+    import hmac
+
+    signed = f"{b64(json.dumps({'alg': 'HS256', 'kid': 'k1'}).encode())}.{b64(GOOD)}"
+    return f"{signed}.{b64(hmac.new(PUBLIC_PEM, signed.encode(), hashlib.sha256).digest())}"
+
+
+ATTACKS = [
+    ("none", b64(b'{"alg":"none"}') + f".{b64(GOOD)}.", "token.shape"),
+    ("nOnE", b64(b'{"alg":"nOnE","kid":"k1"}') + f".{b64(GOOD)}.AA", "token.alg"),
+    ("no alg", raw_token(b'{"kid":"k1"}', GOOD), "token.alg"),
+    ("alg list", raw_token(b'{"alg":["RS256"],"kid":"k1"}', GOOD), "token.alg"),
+    ("HS256 with the public key", _hmac_with_public_key(), "token.alg"),
+    ("ES256 header over an RSA key", raw_token(b'{"alg":"ES256","kid":"k1"}', GOOD), "token.key"),
+    ("embedded jwk", token(claims(), key=RSA_OTHER, kid=None, jwk=jwk(RSA_OTHER)), "token.signature"),
+    ("jku", token(claims(), key=RSA_OTHER, jku="https://evil.example/keys"), "token.signature"),
+    ("x5u", token(claims(), key=RSA_OTHER, x5u="https://evil.example/cert"), "token.signature"),
+    ("kid path", token(claims(), kid="../../dev/null"), "token.key"),
+    ("kid number", raw_token(b'{"alg":"RS256","kid":1}', GOOD), "token.kid"),
+    ("unknown crit", token(claims(), crit=["exp"]), "token.crit"),
+    ("b64 crit", raw_token(b'{"alg":"RS256","kid":"k1","b64":false,"crit":["b64"]}', GOOD), "token.crit"),
+    ("duplicate header key", raw_token(b'{"alg":"RS256","alg":"RS256","kid":"k1"}', GOOD), "token.shape"),
+    (
+        "duplicate claim",
+        raw_token(b'{"alg":"RS256","kid":"k1"}', GOOD[:-1] + b',"sub":"bob"}'),
+        "token.shape",
+    ),
+    ("nested", raw_token(b'{"alg":"RS256","kid":"k1","cty":"JWT"}', GOOD), "token.nested"),
+    ("JWE", ".".join([b64(b'{"alg":"RSA-OAEP","enc":"A256GCM"}'), "a", "b", "c", "d"]), "token.shape"),
+    ("100 KB", "a" * 100_000, "token.size"),
+    ("empty", "", "token.shape"),
+    ("not ASCII", "ä.b.c", "token.shape"),
+    ("opaque", "gho_0123456789", "token.shape"),
+    ("payload list", raw_token(b'{"alg":"RS256","kid":"k1"}', b"[1]"), "token.shape"),
+    ("deep JSON", raw_token(b'{"alg":"RS256","kid":"k1"}', b"[" * 20_000), "token.shape"),
+    ("NaN exp", raw_token(b'{"alg":"RS256","kid":"k1"}', GOOD.replace(b"1600.0", b"NaN")), "token.shape"),
+]
+
+
+@pytest.mark.parametrize(("text", "rule"), [row[1:] for row in ATTACKS], ids=[row[0] for row in ATTACKS])
+async def test_t1_the_token_decides_nothing(text: str, rule: str) -> None:
+    assert await refused(text) == rule
+
+
+async def test_t1_a_changed_payload_is_refused() -> None:
+    head, _, signature = token(claims()).split(".")
+    assert await refused(f"{head}.{b64(json.dumps(claims(sub='root')).encode())}.{signature}") == "token.signature"
+
+
+async def test_t1_a_jwk_bound_to_one_algorithm_verifies_no_other() -> None:
+    subject = verifier(Issuer([jwk(RSA, alg="RS512")]))
+    assert await refused(token(claims()), subject) == "token.key"
+
+
+async def test_a_token_just_under_the_bound_is_read() -> None:
+    many = [f"group-{n:05}" for n in range(900)]
+    text = token(claims(groups=many, filler="x" * 20_000))
+    assert 30_000 < len(text) < MAX_TOKEN
+    assert len((await verifier().verify(text)).groups) == 900
+
+
+CLAIMS = [
+    ("other audience", {"aud": "relay"}, "token.aud"),
+    ("no audience", {"aud": None}, "token.aud"),
+    ("audience list without ours", {"aud": ["a", "b"]}, "token.aud"),
+    ("audience of numbers", {"aud": [1]}, "token.aud"),
+    ("trailing slash", {"iss": URL + "/"}, "token.iss"),
+    ("prefix of the issuer", {"iss": URL[:-1]}, "token.iss"),
+    ("other tenant", {"iss": "https://issuer.example/other"}, "token.iss"),
+    ("no issuer", {"iss": None}, "token.iss"),
+    ("issuer list", {"iss": [URL]}, "token.iss"),
+    ("no exp", {"exp": None}, "token.exp"),
+    ("exp text", {"exp": "1600"}, "token.exp"),
+    ("exp true", {"exp": True}, "token.exp"),
+    ("exp huge", {"exp": 2**70}, "token.exp"),
+    ("no iat", {"iat": None}, "token.iat"),
+    ("lapsed", {"exp": 1000 - LEEWAY}, "token.exp"),
+    ("not yet", {"nbf": 1000 + LEEWAY + 1}, "token.nbf"),
+    ("from the future", {"iat": 1000 + LEEWAY + 1}, "token.nbf"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule"), [row[1:] for row in CLAIMS], ids=[row[0] for row in CLAIMS])
+async def test_t2_issuer_audience_and_times(changes: dict[str, Any], rule: str) -> None:
+    assert await refused(raw_token(b'{"alg":"RS256","kid":"k1"}', json.dumps(claims(**changes)).encode())) == rule
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"exp": 1000 - LEEWAY + 1}, {"nbf": 1000 + LEEWAY - 1}, {"iat": 1000 + LEEWAY - 1}, {"aud": ["x", "cluster"]}],
+)
+async def test_t2_inside_the_skew(changes: dict[str, Any]) -> None:
+    assert (await verifier().verify(token(claims(**changes)))).username == "oidc:alice"
+
+
+async def test_t3_the_relay_s_audience_is_not_the_cluster_s() -> None:
+    assert await refused(token(claims(aud="arcbridge-relay"))) == "token.aud"
+
+
+async def test_results_are_kept_a_minute_and_never_past_the_end() -> None:
+    clock, issuer = Clock(), Issuer()
+    subject = verifier(issuer, clock)
+    text = token(claims(exp=1030))
+    first = await subject.verify(text)
+    assert await subject.verify(text) is first
+    clock.now = 1030.0 + LEEWAY
+    assert await refused(text, subject) == "token.exp"
+
+
+async def test_results_do_not_outlive_a_withdrawn_key() -> None:
+    clock, issuer = Clock(), Issuer()
+    issuer.max_age = 0
+    subject = verifier(issuer, clock)
+    text = token(claims())
+    await subject.verify(text)
+    issuer.keys = [jwk(RSA_OTHER, "k2")]
+    clock.now += 61
+    # The set is past its time: it is fetched again in the background, this caller still gets the old answer.
+    await subject.verify(text)
+    await subject.close()
+    await subject.verify(token(claims(), key=RSA_OTHER, kid="k2"))
+    assert await refused(text, subject) == "token.key"
+
+
+async def test_the_refusal_names_no_claim() -> None:
+    with pytest.raises(TokenRefused) as caught:
+        await verifier().verify(token(claims(aud="secret-audience", sub="mallory")))
+    assert "secret-audience" not in str(caught.value)
+    assert "mallory" not in str(caught.value)

@@ -1,0 +1,119 @@
+"""Fetching the documents of an issuer: bounds, no redirects, the CA that was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+
+from arcbridge.errors import Unreachable
+from arcbridge.net.fetch import HttpFetcher
+
+CA = trustme.CA()
+OTHER_CA = trustme.CA()
+CA_PEM = CA.cert_pem.bytes().decode()
+
+
+def answer(head: str, body: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@asynccontextmanager
+async def serving(data: bytes, *, hold: bool = False) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A TLS server that records each request and answers `data`; with `hold` it then stays silent."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    CA.issue_cert("localhost").configure_cert(context)
+    seen: list[bytes] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(data)
+        if not hold:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"https://localhost:{port}/keys", seen
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.fixture
+async def fetch() -> AsyncIterator[HttpFetcher]:
+    fetcher = HttpFetcher(deadline=2.0, limit=1000)
+    yield fetcher
+    await fetcher.close()
+
+
+async def test_a_document(fetch: HttpFetcher) -> None:
+    async with serving(answer("200 OK\r\nCache-Control: public, max-age=300", b"{}")) as (url, seen):
+        document = await fetch(url, CA_PEM)
+    assert document.body == b"{}"
+    assert document.max_age == 300.0
+    assert b"uthorization" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("control", "age"), [("no-store", 0.0), ("max-age=0", 0.0), ("private", None), ("x-max-age=9", None)]
+)
+async def test_cache_control(fetch: HttpFetcher, control: str, age: float | None) -> None:
+    async with serving(answer(f"200 OK\r\nCache-Control: {control}", b"{}")) as (url, _):
+        assert (await fetch(url, CA_PEM)).max_age == age
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer("404 Not Found"),
+        answer("302 Found\r\nLocation: https://localhost/elsewhere"),
+        answer("200 OK", b"x" * 1001),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"200\r\n"
+        + b"x" * 512
+        + b"\r\n200\r\n"
+        + b"x" * 512,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+        b"SSH-2.0-x\r\n",
+        b"",
+    ],
+    ids=["404", "redirect", "large", "large chunked", "cut short", "not HTTP", "nothing"],
+)
+async def test_anything_but_a_good_answer(fetch: HttpFetcher, data: bytes) -> None:
+    async with serving(data) as (url, seen):
+        with pytest.raises(Unreachable, match="localhost"):
+            await fetch(url, CA_PEM)
+    # aiohttp asks again, once, where a server closed without a word.
+    assert len(seen) == (1 if data else 2), "neither repeated nor followed"
+
+
+async def test_another_ca_is_refused_before_anything_is_sent(fetch: HttpFetcher) -> None:
+    async with serving(answer("200 OK", b"{}")) as (url, seen):
+        with pytest.raises(Unreachable, match="localhost"):
+            await fetch(url, OTHER_CA.cert_pem.bytes().decode())
+        with pytest.raises(Unreachable, match="localhost"):
+            await fetch(url, None)
+    assert seen == []
+
+
+async def test_a_silent_server_is_a_server_that_is_down() -> None:
+    fetcher = HttpFetcher(deadline=0.2)
+    try:
+        async with serving(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx", hold=True) as (url, _):
+            with pytest.raises(Unreachable, match=r"no complete answer within 0\.2 seconds"):
+                await fetcher(url, CA_PEM)
+    finally:
+        await fetcher.close()
+
+
+async def test_only_https(fetch: HttpFetcher) -> None:
+    with pytest.raises(Unreachable, match="only https"):
+        await fetch("http://localhost/keys", None)
