@@ -285,10 +285,14 @@ class StreamTransport(asyncio.Transport):
         except BaseException as error:
             self._broken(error)
             return
+        self._account(len(view))
+
+    def _account(self, count: int) -> None:
+        """A delivery returned: its bytes are consumed, or held until the protocol, which paused, resumes."""
         if self._paused and self.is_open():
-            self._held += len(view)
+            self._held += count
         else:
-            self._machine.consumed(stream, len(view))
+            self._machine.consumed(self._stream, count)
 
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due):
