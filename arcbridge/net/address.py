@@ -1,0 +1,106 @@
+"""Addresses as people write them: `https://host:port`, `host:port`, `[2001:db8::1]:443`, `host`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from arcbridge.errors import ConfigError
+
+DEFAULT_PORT: Final = 443
+# One label of a host name; underscores are not legal but exist in internal zones.
+_LABEL: Final = re.compile(r"[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host (lower-case name, or an IP without brackets; empty: any, only to listen on) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"https://{self}"
+
+    @property
+    def is_ip(self) -> bool:
+        return _ip(self.host) is not None
+
+
+def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
+    """The address of a peer to connect to; raises `ConfigError` which quotes `text`.
+
+    A URL may be `https` only and may hold nothing but host and port: a path or credentials that would be
+    silently dropped are refused instead.
+    """
+    rest = text.strip()
+    scheme, separator, after = rest.partition("://")
+    if separator:
+        if scheme.lower() != "https":
+            raise ConfigError(f"address {text!r}: only https:// is spoken here; write https://host:port")
+        rest = after.removesuffix("/")
+    address = _split(text, rest, default_port)
+    if not address.host:
+        raise ConfigError(f"address {text!r} has no host; write https://host:port")
+    if not address.port:
+        raise ConfigError(f"address {text!r} has port 0; a peer has a port between 1 and 65535")
+    return address
+
+
+def parse_listen(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
+    """An address to listen on: the host may be empty (every interface), the port 0 (any free one)."""
+    return _split(text, text.strip(), default_port)
+
+
+def _split(text: str, rest: str, default_port: int) -> Address:
+    if any(character in rest for character in "/?#@\\ \t\r\n"):
+        raise ConfigError(f"address {text!r}: expected only host and port, such as relay.example.org:443")
+    if rest.startswith("["):
+        host, bracket, tail = rest[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")) or not isinstance(_ip(host), ipaddress.IPv6Address):
+            raise ConfigError(f"address {text!r}: expected [IPv6 address]:port")
+        port = tail[1:] if tail else None
+    elif rest.count(":") > 1:
+        if not isinstance(_ip(rest), ipaddress.IPv6Address):
+            raise ConfigError(f"address {text!r}: an IPv6 address with a port is written [address]:port")
+        host, port = rest, None
+    else:
+        host, colon, tail = rest.partition(":")
+        port = tail if colon else None
+    return Address(_host(text, host), default_port if port is None else _port(text, port))
+
+
+def _host(text: str, host: str) -> str:
+    host = host.lower().removesuffix(".")
+    ip = _ip(host)
+    if ip is not None:
+        return str(ip)
+    if not host:
+        return ""
+    try:
+        ascii_host = host.encode("ascii").decode() if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise ConfigError(f"address {text!r}: {host!r} is not a host name") from error
+    if len(ascii_host) > 253 or not all(_LABEL.fullmatch(label) for label in ascii_host.split(".")):
+        raise ConfigError(f"address {text!r}: {host!r} is not a host name")
+    return ascii_host
+
+
+def _port(text: str, port: str) -> int:
+    # Length first: int() of a very long digit string is slow and raises another error.
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ConfigError(f"address {text!r}: the port is a number between 1 and 65535")
+    return int(port)
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

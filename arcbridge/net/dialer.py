@@ -1,0 +1,188 @@
+"""How outgoing connections come to exist: names, address families, proxies, deadlines.
+
+Happy Eyeballs (RFC 8305): addresses alternate between families and each attempt gets a head start of 250 ms before
+the next one runs beside it; the first that connects wins and all others are closed. Names are resolved in threads of
+our own, because a slow DNS server must not starve the file and crypto work of the default pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Final
+
+from arcbridge.errors import Unreachable
+from arcbridge.net.address import Address
+from arcbridge.net.proxy import Proxy, proxy_for
+from arcbridge.net.ready import receive, send_all, tune, writable
+
+RESOLVE_DEADLINE: Final = 5.0
+HEAD_START: Final = 0.25
+"""RFC 8305 §8: connection attempt delay."""
+DIRECT: Final = "direct"
+"""As `proxy`: no proxy, whatever the environment says."""
+_MAX_ADDRESSES: Final = 16
+_MAX_PROXY_ANSWER: Final = 16 * 1024
+
+SockAddr = tuple[str, int] | tuple[str, int, int, int]
+Candidate = tuple[int, SockAddr]
+
+_resolver: ThreadPoolExecutor | None = None
+
+
+async def connect(address: Address, *, deadline: float, proxy: Proxy | str | None = None) -> socket.socket:
+    """A connected, tuned, non-blocking socket to `address` (through the proxy, if any); the caller owns it.
+
+    `deadline` is in seconds and bounds everything. `proxy` None means: as the environment says. Raises `Unreachable`
+    which names the address and what failed, `ConfigError` for a malformed proxy setting. Cancelled or failed, it
+    leaves no socket.
+    """
+    if proxy is None:
+        proxy = proxy_for(address, os.environ)
+    via = proxy if isinstance(proxy, Proxy) else None
+    first = address if via is None else via.address
+    what = str(address) if via is None else f"{address} through the proxy {via.address}"
+    try:
+        async with asyncio.timeout(deadline):
+            sock = await _race(await resolve(first))
+            try:
+                if via is not None:
+                    await _open_tunnel(sock, address, via)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+    except TimeoutError as error:
+        raise Unreachable(f"cannot reach {what}: no answer within {deadline:.0f} s") from error
+    except OSError as error:
+        raise Unreachable(f"cannot reach {what}: {_words(error)}") from error
+
+
+async def resolve(address: Address) -> list[Candidate]:
+    """Socket addresses in the order to try them, families alternating (RFC 8305 §4). Raises `OSError`."""
+    global _resolver
+    if _resolver is None:
+        _resolver = ThreadPoolExecutor(4, thread_name_prefix="resolver")
+    loop = asyncio.get_running_loop()
+    query = loop.run_in_executor(_resolver, _look_up, address.host, address.port)
+    try:
+        async with asyncio.timeout(RESOLVE_DEADLINE):
+            return interleave(await query)
+    except TimeoutError as error:
+        raise OSError(f"the name {address.host} was not resolved within {RESOLVE_DEADLINE:.0f} s") from error
+
+
+def interleave(found: Sequence[Candidate]) -> list[Candidate]:
+    """The system's order (RFC 6724) kept within a family, families in turn, duplicates out."""
+    unique = list(dict.fromkeys(found))
+    if not unique:
+        return []
+    first = [candidate for candidate in unique if candidate[0] == unique[0][0]]
+    other = [candidate for candidate in unique if candidate[0] != unique[0][0]]
+    return [one for pair in zip_longest(first, other) for one in pair if one is not None][:_MAX_ADDRESSES]
+
+
+def _look_up(host: str, port: int) -> list[Candidate]:
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [
+        (family, sockaddr)
+        for family, _, _, _, sockaddr in answers
+        if family in (socket.AF_INET, socket.AF_INET6) and isinstance(sockaddr[0], str)
+    ]
+
+
+async def _race(candidates: list[Candidate]) -> socket.socket:
+    if not candidates:
+        raise OSError("the name has no address")
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    errors: list[OSError] = []
+    waiting = list(candidates)
+    winner: socket.socket | None = None
+    try:
+        while waiting or attempts:
+            if waiting:
+                family, sockaddr = waiting.pop(0)
+                attempts.add(asyncio.create_task(_attempt(family, sockaddr)))
+            done, attempts = await asyncio.wait(
+                attempts, timeout=HEAD_START if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    if winner is None:
+                        winner = task.result()
+                    else:
+                        task.result().close()
+                elif isinstance(error, OSError):
+                    errors.append(error)
+                else:
+                    raise error
+            if winner is not None:
+                return winner
+        # The first error is about the preferred address, which is what people ask about.
+        raise errors[0]
+    finally:
+        # No await here: a cancellation that hit it would lose the winner. A cancelled attempt closes its socket in
+        # the loop's next turn, one that has just connected is closed by the callback.
+        for task in attempts:
+            task.add_done_callback(_close_result)
+            task.cancel()
+
+
+def _close_result(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0), socket.IPPROTO_TCP)
+    try:
+        tune(sock)
+        code = sock.connect_ex(sockaddr)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN):
+            await writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> None:
+    lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
+    if proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    await send_all(sock, ("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        chunk = await receive(sock, 4096)
+        if not chunk:
+            raise OSError("the proxy closed the connection")
+        answer += chunk
+        if len(answer) > _MAX_PROXY_ANSWER:
+            raise OSError("the proxy's answer is not HTTP")
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    status = head.split(b"\r\n", 1)[0].split(b" ", 2)
+    if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or len(status[1]) != 3 or not status[1].isdigit():
+        raise OSError("the proxy's answer is not HTTP")
+    code = int(status[1])
+    if code == 407:
+        raise OSError("the proxy asks for credentials; put them into HTTPS_PROXY as http://user:password@host:port")
+    if not 200 <= code < 300:
+        raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
+    if rest:
+        # A TLS server never speaks first: whoever sent this is not the relay.
+        raise OSError("the proxy sent data of its own into the connection")
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be resolved ({error.strerror})"
+    return (error.strerror or str(error)).lower() if error.errno else str(error)

@@ -1,0 +1,256 @@
+"""The join: how a connection to the relay becomes a raw byte path to the other end (docs/protocol.md, "Join").
+
+Both ends of a session, client and agent, make a TLS connection to the relay under ALPN `arcbridge-join/1` and say one
+`JoinRequest`; the relay answers one `JoinReply`. When that is consent, the TLS is closed in order and *the same TCP
+socket lives on*:
+
+1. end → relay    TLS handshake, JOIN
+2. relay → end    JOIN reply and close_notify, in one flight
+3. end → relay    close_notify; from here on whatever the end sends is raw
+4. relay          forwards raw bytes between the two ends
+
+No end sends raw bytes before it has seen the relay's close_notify, and the relay sends none before it has seen the
+end's: so only the relay ever holds left-over bytes (`ServerJoin.finish` returns them), and anything an end sends
+early is an error. A record travels as a 4-byte big-endian length and that many bytes, at most 80 KiB.
+
+Deadlines in seconds: handshake 5, JOIN record 5, close_notify 3; `client_join` takes one for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Coroutine
+from enum import IntEnum
+from typing import Final, NoReturn, TypeVar
+
+from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
+from arcbridge.net.ready import receive, reset
+from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
+from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
+
+T = TypeVar("T")
+
+ALPN: Final = "arcbridge-join/1"
+REQUEST_DEADLINE: Final = 5.0
+WHOLE_DEADLINE: Final = 20.0
+"""The relay gives up at 15 s and says why; this is above it, so the reason arrives."""
+_LINGER: Final = 1.0
+
+
+class JoinCode(IntEnum):
+    """Why a join did not happen. An unknown cluster is FORBIDDEN, with the same words: J22."""
+
+    OK = 0
+    UNAUTHENTICATED = 1
+    FORBIDDEN = 2
+    NO_AGENT = 3
+    AGENT_TIMEOUT = 4
+    AGENT_REFUSED = 5
+    OVERLOADED = 6
+    DRAINING = 7
+    BAD_REQUEST = 8
+    GONE = 9
+    INTERNAL = 10
+
+
+async def client_join(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str,
+    request: JoinRequest,
+    *,
+    deadline: float = WHOLE_DEADLINE,
+) -> JoinReply:
+    """An end's side (client or agent) over a connected socket; after it the socket is raw and still the caller's.
+
+    On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and
+    words, `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
+    connection ended, `RemoteProtocolError` when the relay broke the protocol.
+    """
+    try:
+        async with asyncio.timeout(deadline):
+            return await _client_join(sock, context, server_name, request)
+    except TimeoutError as error:
+        reset(sock)
+        raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
+    except (OSError, EOFError) as error:
+        reset(sock)
+        _raise_client(server_name, error)
+    except BaseException:
+        reset(sock)
+        raise
+
+
+async def _client_join(
+    sock: socket.socket, context: ssl.SSLContext, server_name: str, request: JoinRequest
+) -> JoinReply:
+    pipe = TlsPipe(sock, context, server_hostname=server_name)
+    try:
+        async with asyncio.timeout(HANDSHAKE_DEADLINE):
+            await pipe.handshake()
+    except TimeoutError as error:
+        raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
+    if pipe.alpn != ALPN:
+        raise RemoteProtocolError(f"{server_name} does not speak {ALPN}: is this an arcbridge relay?")
+    await pipe.write(_framed(request.encode()))
+    record, rest = await _read_record(pipe)
+    reply = JoinReply.decode(record)
+    if reply.code:
+        raise JoinRefused(reply.code, reply.message or "the relay refused", retry_after=reply.retry_after or None)
+    try:
+        async with asyncio.timeout(CLOSE_DEADLINE):
+            if rest or await pipe.read():
+                raise RemoteProtocolError("the relay sent more than its reply")
+            left_over = await pipe.close()
+    except TimeoutError as error:
+        raise ConnectionLost(f"the relay {server_name} did not end the outer TLS in time") from error
+    if left_over:
+        raise RemoteProtocolError("the relay sent raw bytes before the outer TLS had ended")
+    return reply
+
+
+def _raise_client(server_name: str, error: OSError | EOFError) -> NoReturn:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        raise Unreachable(
+            f"the relay's certificate is not trusted for {server_name}: {error.verify_message}; "
+            "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
+        ) from error
+    if isinstance(error, ssl.SSLError):
+        raise ConnectionLost(f"TLS with the relay {server_name} failed ({error.reason or 'unknown'})") from error
+    raise ConnectionLost(f"the relay {server_name} ended the connection during the join") from error
+
+
+class ServerJoin:
+    """The relay's side of one join connection; owns `sock` until `finish` has returned or `refuse`/`abort` was called.
+
+    Order of calls: `handshake`, `read_request`, then either `refuse`, or `reply` and `finish`; between request and
+    reply `gone` may be awaited (and cancelled) to notice that the peer left. Every failure raises
+    `RemoteProtocolError` (the peer broke the protocol) or `ConnectionLost` (it left, or was too slow), in words that
+    name the step; then only `refuse` and `abort` may be called.
+    """
+
+    __slots__ = ("_broken", "_pipe", "sock")
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self._pipe = TlsPipe(sock, context, server_side=True)
+        self._broken = False
+
+    @property
+    def alpn(self) -> str | None:
+        return self._pipe.alpn
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """DER of the verified client certificate, None if none was given."""
+        return self._pipe.peer_certificate
+
+    async def handshake(self) -> None:
+        """Raises also when the handshake selected another protocol than the one this is for (J13)."""
+        await self._step("TLS handshake", HANDSHAKE_DEADLINE, self._pipe.handshake())
+        if self._pipe.alpn != ALPN:
+            self._broken = True
+            raise RemoteProtocolError("the handshake selected another protocol than the one that was peeked")
+
+    async def read_request(self) -> JoinRequest:
+        record, rest = await self._step("JOIN message", REQUEST_DEADLINE, _read_record(self._pipe))
+        if rest or self._pipe.unread:
+            raise RemoteProtocolError("bytes came before the reply to the JOIN message")
+        return JoinRequest.decode(record)
+
+    async def gone(self) -> None:
+        """Return never; raise `ConnectionLost` when the peer leaves, `RemoteProtocolError` when it sends anything.
+
+        Cancelling it leaves the connection as it was.
+        """
+        try:
+            data = await receive(self.sock, 1)
+        except OSError as error:
+            self._broken = True
+            raise ConnectionLost("the peer reset the connection before it was joined") from error
+        if not data:
+            self._broken = True
+            raise ConnectionLost("the peer closed the connection before it was joined")
+        raise RemoteProtocolError("bytes came before the reply to the JOIN message")
+
+    async def reply(self, reply: JoinReply) -> None:
+        """Consent, with our close_notify in the same flight."""
+        if self._pipe.unread:
+            raise RemoteProtocolError("bytes came before the reply to the JOIN message")
+        self._pipe.feed(_framed(reply.encode()))
+        await self._step("reply", CLOSE_DEADLINE, self._end_flight())
+
+    async def finish(self) -> bytes:
+        """Wait for the peer's close_notify, at most 3 s; the raw bytes behind it. The socket is now raw."""
+        return await self._step("close_notify", CLOSE_DEADLINE, self._pipe.close())
+
+    async def refuse(self, reply: JoinReply) -> None:
+        """Say why, as far as the peer still listens, and close the socket; takes at most a second and never raises."""
+        if self._broken:
+            self.abort()
+            return
+        try:
+            async with asyncio.timeout(_LINGER):
+                self._pipe.feed(_framed(reply.encode()))
+                await self._end_flight()
+                self.sock.shutdown(socket.SHUT_WR)
+                # Unread bytes at close would make the kernel send RST, which may overtake the reply.
+                taken = 0
+                while taken < MAX_RECORD and (chunk := await receive(self.sock, 16 * 1024)):
+                    taken += len(chunk)
+        except (OSError, EOFError, TimeoutError):
+            # The peer is gone or stalls: it does not get to hear the reason.
+            pass
+        finally:
+            self.sock.close()
+
+    def abort(self) -> None:
+        """Close with RST, at once."""
+        self._broken = True
+        reset(self.sock)
+
+    async def _end_flight(self) -> None:
+        self._pipe.feed_close_notify()
+        await self._pipe.flush()
+
+    async def _step(self, name: str, deadline: float, step: Coroutine[object, object, T]) -> T:
+        try:
+            async with asyncio.timeout(deadline):
+                return await step
+        except TimeoutError as error:
+            self._broken = True
+            raise ConnectionLost(f"{name}: not complete within {deadline:.0f} s") from error
+        except ssl.SSLError as error:
+            self._broken = True
+            raise RemoteProtocolError(f"{name}: TLS failed ({error.reason or 'unknown'})") from error
+        except (OSError, EOFError) as error:
+            self._broken = True
+            raise ConnectionLost(f"{name}: the peer ended the connection") from error
+        except BaseException:
+            # Cancelled in the middle of a TLS operation, or a record that is too long: nothing more can be said.
+            self._broken = True
+            raise
+
+
+def _framed(record: bytes) -> bytes:
+    if len(record) > MAX_RECORD:
+        raise RemoteProtocolError(f"the JOIN message is larger than {MAX_RECORD // 1024} KiB; the token is too long")
+    return len(record).to_bytes(4, "big") + record
+
+
+async def _read_record(pipe: TlsPipe) -> tuple[bytes, bytes]:
+    """One record, and what came behind it."""
+    data = bytearray()
+    size = 4
+    while len(data) < size:
+        chunk = await pipe.read()
+        if not chunk:
+            raise EOFError("close_notify inside a record")
+        data += chunk
+        if size == 4 and len(data) >= 4:
+            size = 4 + int.from_bytes(data[:4], "big")
+            if size > 4 + MAX_RECORD:
+                raise RemoteProtocolError(f"a record of more than {MAX_RECORD // 1024} KiB")
+    return bytes(data[4:size]), bytes(data[size:])

@@ -1,0 +1,212 @@
+"""TLS as every connection of arcbridge uses it: version 1.3 only, full handshakes only.
+
+No session tickets and no early data: resuming is how a client certificate is skipped (nginx CVE-2025-23419), and a
+full handshake costs less than a millisecond. Each context offers exactly one ALPN protocol, so what a handshake
+selected says which room it was made for. Certificates never come from the network into the system's trust: each
+context trusts one thing.
+
+Python's `ssl` reads certificates and keys from files only; the PEM texts go through a file in memory (or one with
+mode 0600 that is removed at once) and are never left on a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import ssl
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import connect
+from arcbridge.net.proxy import Proxy
+from arcbridge.net.tlspipe import TlsPipe
+
+ALPN_CONTROL: Final = "arcbridge-control/1"
+ALPN_JOIN: Final = "arcbridge-join/1"
+ALPN_SESSION: Final = "arcbridge-session/1"
+ALPN_HTTP: Final = "http/1.1"
+
+_CIPHERS: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+_CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+_MAX_ANSWER: Final = 64 * 1024
+
+ClientCertificate = tuple[Path, Path] | tuple[str, str]
+"""Certificate chain and key: both paths, or both PEM texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayTrust:
+    """How to know a relay: the PEM of its own CA, or None for the system's CAs."""
+
+    ca_pem: str | None = None
+
+
+def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str) -> dict[str, ssl.SSLContext]:
+    """The relay's contexts by ALPN protocol.
+
+    Control: a certificate of `agent_ca_pem` is required. Join and HTTP: one is asked for (clients have none), and if
+    one is given it must be of that CA.
+    """
+    contexts = {}
+    for alpn in (ALPN_CONTROL, ALPN_JOIN, ALPN_HTTP):
+        context = _server(certificate_pem, key_pem, alpn)
+        _trust(context, agent_ca_pem)
+        context.verify_mode = ssl.CERT_REQUIRED if alpn == ALPN_CONTROL else ssl.CERT_OPTIONAL
+        contexts[alpn] = context
+    return contexts
+
+
+def outer_client_context(
+    trust: RelayTrust, alpn: str, *, client_certificate: ClientCertificate | None = None
+) -> ssl.SSLContext:
+    """For connections to a relay; verifies the relay's name and certificate. Raises `ConfigError` for a bad PEM."""
+    context = _client(alpn)
+    if trust.ca_pem is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        _trust(context, trust.ca_pem)
+    if client_certificate is not None:
+        certificate, key = client_certificate
+        if isinstance(certificate, Path) or isinstance(key, Path):
+            certificate, key = Path(certificate).read_text(), Path(key).read_text()
+        _load_chain(context, certificate, key)
+    return context
+
+
+def inner_server_context(certificate_pem: str, key_pem: str) -> ssl.SSLContext:
+    """The agent's end of the end-to-end TLS."""
+    return _server(certificate_pem, key_pem, ALPN_SESSION)
+
+
+def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
+    """The client's end of the end-to-end TLS: trusts this cluster's CA and nothing else."""
+    context = _client(ALPN_SESSION)
+    _trust(context, cluster_ca_pem)
+    return context
+
+
+async def fetch_relay_ca(
+    address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
+) -> str:
+    """The PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
+
+    The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
+    Raises `PinMismatch` which names both pins, `Unreachable` or `ConnectionLost`.
+    """
+    from arcbridge.pki.pins import check_pin, require_pin
+
+    check_pin(pin)
+    context = _client(ALPN_HTTP)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    loop = asyncio.get_running_loop()
+    until = loop.time() + deadline
+    sock = await connect(address, deadline=deadline, proxy=proxy)
+    with sock:
+        pipe = TlsPipe(sock, context, server_hostname=address.host)
+        try:
+            async with asyncio.timeout_at(until):
+                await pipe.handshake()
+                # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
+                await pipe.write(f"GET /v1/ca HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n".encode())
+                answer = bytearray()
+                while chunk := await pipe.read():
+                    answer += chunk
+                    if len(answer) > _MAX_ANSWER:
+                        raise ConnectionLost(f"{address.url} answered more than a CA: is this an arcbridge relay?")
+        except TimeoutError as error:
+            raise Unreachable(f"{address.url} did not give its CA within {deadline:.0f} s") from error
+        except (OSError, EOFError) as error:
+            raise ConnectionLost(f"{address.url} ended the connection before it gave its CA") from error
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    status = head.split(b" ", 2)
+    if len(status) < 2 or status[1] != b"200":
+        raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
+    # JSON writes a line's end as two characters.
+    found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n"))
+    if found is None:
+        raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
+    pem = found.group() + "\n"
+    require_pin(f"the CA of {address.url}", pin, pem)
+    return pem
+
+
+def _server(certificate_pem: str, key_pem: str, alpn: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context, alpn)
+    context.num_tickets = 0
+    _load_chain(context, certificate_pem, key_pem)
+    return context
+
+
+def _client(alpn: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context, alpn)
+    return context
+
+
+def _harden(context: ssl.SSLContext, alpn: str) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    context.set_alpn_protocols([alpn])
+    # AES-128-GCM first, where this interpreter can say so (3.15): a third faster than AES-256 per byte.
+    set_ciphersuites = getattr(context, "set_ciphersuites", None)
+    if set_ciphersuites is not None:
+        set_ciphersuites(_CIPHERS)
+
+
+def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
+    try:
+        context.load_verify_locations(cadata=ca_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error
+
+
+def _load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> None:
+    """Raises `ConfigError` when the PEMs are unreadable, encrypted, or do not belong together."""
+
+    def no_password() -> str:
+        # Without this OpenSSL would ask on the terminal.
+        raise ConfigError("the private key is encrypted: give a key without a passphrase, in a file only you can read")
+
+    with _private_file(certificate_pem.rstrip() + "\n" + key_pem) as path:
+        try:
+            context.load_cert_chain(path, password=no_password)
+        except ssl.SSLError as error:
+            raise ConfigError("certificate and key are not readable PEM, or do not belong together") from error
+
+
+@contextlib.contextmanager
+def _private_file(text: str) -> Iterator[str]:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("arcbridge-pem", os.MFD_CLOEXEC)
+        try:
+            path = f"/proc/self/fd/{descriptor}"
+            if os.path.exists(path):
+                _write_all(descriptor, text.encode())
+                yield path
+                return
+        finally:
+            os.close(descriptor)
+    descriptor, path = tempfile.mkstemp(prefix="arcbridge-")
+    try:
+        try:
+            _write_all(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+        yield path
+    finally:
+        os.unlink(path)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

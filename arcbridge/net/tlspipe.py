@@ -1,0 +1,132 @@
+"""TLS by hand over a raw socket, for connections where the socket outlives the TLS.
+
+asyncio's TLS transports close the socket together with the TLS. Here `ssl.MemoryBIO` sits between OpenSSL and a
+non-blocking socket that somebody else owns: after `close` both sides' close_notify have passed (RFC 8446 §6.1) and
+whatever else has been read from the socket comes back as left-over bytes.
+
+Bounded: at most 64 KiB are read from the socket at a time, and only when OpenSSL asks for more.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+from arcbridge.net.ready import receive, send_all
+
+HANDSHAKE_DEADLINE: Final = 5.0
+CLOSE_DEADLINE: Final = 3.0
+_CHUNK: Final = 64 * 1024
+
+
+class TlsPipe:
+    """One TLS connection over `sock`, which is never closed here. No deadlines of its own: callers set them.
+
+    All methods raise `ssl.SSLError` or `OSError` from below and `EOFError` when the peer's TCP stream ends without
+    close_notify. After an error or a cancellation the TLS state is unusable: the connection has to be closed.
+    """
+
+    __slots__ = ("_incoming", "_outgoing", "_sock", "_tls")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        self._sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that the finished handshake selected."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """DER of the peer's verified certificate, None when it gave none."""
+        return self._tls.getpeercert(binary_form=True)
+
+    async def handshake(self) -> None:
+        """A client's last flight is held back until the first `write`, so both leave in one segment."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                await self.flush()
+                await self._fill()
+            except ssl.SSLError:
+                # The alert that tells the peer why; best effort, the error is what counts.
+                try:
+                    await self.flush()
+                except OSError:
+                    pass
+                raise
+
+    def feed(self, data: bytes) -> None:
+        """Queue application data; `flush` sends it."""
+        if data:
+            self._tls.write(data)
+
+    async def write(self, data: bytes) -> None:
+        self.feed(data)
+        await self.flush()
+
+    async def read(self, size: int = _CHUNK) -> bytes:
+        """Some application data, b"" when the peer has sent close_notify."""
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                await self.flush()
+                await self._fill()
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    async def close(self) -> bytes:
+        """Send close_notify (unless sent), wait for the peer's, return the raw bytes that came behind it.
+
+        Application data that the peer sends meanwhile is an error (`ssl.SSLError`), as are raw bytes before its
+        close_notify.
+        """
+        self.feed_close_notify()
+        await self.flush()
+        while True:
+            try:
+                self._tls.unwrap()
+                return self._incoming.read()
+            except ssl.SSLWantReadError:
+                await self._fill()
+
+    def feed_close_notify(self) -> None:
+        """Queue our close_notify behind what is queued, so that both leave in one segment."""
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLSyscallError as error:
+            raise EOFError("the connection ended without close_notify") from error
+
+    @property
+    def unread(self) -> int:
+        """Bytes of the peer that are here and not yet consumed: raw ones, and decrypted ones."""
+        return self._incoming.pending + self._tls.pending()
+
+    async def flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            await send_all(self._sock, data)
+
+    async def _fill(self) -> None:
+        data = await receive(self._sock, _CHUNK)
+        if not data:
+            raise EOFError("the connection ended without close_notify")
+        self._incoming.write(data)
