@@ -1,7 +1,7 @@
 """Fetches one https document for a verifier: small, bounded, and never somewhere else than asked.
 
-No redirects (a key set must come from where the configuration says), no cookies, at most 1 MiB, one deadline for all of it, from the name's lookup to the last byte: a server that sends
-one byte per second is a server that is down.
+No redirects (a key set must come from where the configuration says), no cookies, at most 1 MiB, and one deadline for
+all of it, from the name's lookup to the last byte: a server that sends one byte per second is a server that is down.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class HttpFetcher:
 def _proxy(url: URL) -> str | None:
     """Answers the HTTP proxy that HTTPS_PROXY and NO_PROXY name for this url, as curl and Go read them."""
     host = url.host or ""
-    if urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # not in typeshed
+    if urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # typeshed lacks it
         return None
-    return urllib.request.getproxies_environment().get("https")  # type: ignore[attr-defined]
+    return urllib.request.getproxies_environment().get("https")
 
 
 def _max_age(cache_control: str) -> float | None:
