@@ -10,8 +10,16 @@ Durations are seconds, sizes bytes, addresses `host:port`. `Path` values given i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from arcbridge.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +160,252 @@ class ClientConfig:
     relay_ca_pin: str = ""
     """How to know the relay: a CA file, or a pin of its CA; neither: the system's CAs."""
     cluster: str = ""
+    clusters: tuple[str, ...] = ()
+    """Further clusters that the same process serves, each on a port of its own."""
     cluster_ca_pin: str = ""
     pins_file: Path | None = None
     """TOML table `[clusters]` with `name = "sha256:…"`, as an organisation ships it."""
     trust_first_use: bool = False
-    port: int = 47011
+    port: int | None = None
+    """Local port; none: 47011 for the first cluster ever reached, then the one the cluster had before. 0 picks one."""
     file: str = ""
     """Where the kubeconfig goes: a path, `-` for stdout, empty for KUBECONFIG or ~/.kube/config."""
     kube_context: str = ""
     context_switch: bool = True
+    remove_context: bool = False
+    """Take our entries out of the kubeconfig at the end; otherwise only the former current context is restored."""
     token_file: Path | None = None
     """A ServiceAccount token for the cluster: goes to the API server unchanged, no impersonation."""
     state_dir: Path | None = None
     login: LoginConfig = field(default_factory=LoginConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+
+# --- The loader -----------------------------------------------------------------------------------------------------
+
+Config = TypeVar("Config", RelayConfig, AgentConfig, ClientConfig)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,6})?(?:ms|s|m|h|d|w))+", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+_TABLE_LINE = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
+_KEY_LINE = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
+
+
+class Given(NamedTuple):
+    """A setting from outside the file: text as typed, or a value already of its type, and who gave it."""
+
+    value: object
+    source: str
+    """As a message names it: `flag --port`, `environment variable ARCBRIDGE_PORT`."""
+
+
+class _Source(NamedTuple):
+    """Where a value stands: for messages, and for relative paths."""
+
+    name: str
+    base: Path
+    text: str
+    """The file's whole text; empty for flags and environment, whose values are then texts to be read."""
+    is_file: bool
+
+
+def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None) -> Config:
+    """The settings of one role: `given` (dotted path -> value; flags and environment) over `file` over defaults.
+
+    Raises ConfigError that names the file, its line where that can be told, the path of the setting, and for an
+    unknown one the nearest that is known.
+    """
+    document: dict[str, Any] = {}
+    source = _Source("", Path(), "", True)
+    if file is not None:
+        source, document = _read(file)
+    values = _table(kind, document, (), source)
+    for path, one in (given or {}).items():
+        outside = _Source(one.source, Path.cwd(), "", False)
+        _set(kind, values, tuple(path.split(".")), one.value, outside)
+    return _build(kind, values)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `10m`, `1h30m`, `7d` or a plain number; raises ValueError."""
+    text = text.strip()
+    if _DURATION.fullmatch(text):
+        return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError("not a duration")
+    return seconds
+
+
+def _read(file: Path) -> tuple[_Source, dict[str, Any]]:
+    import tomllib  # 30 ms, and a process without a settings file does not need it
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text; a settings file is TOML") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    return _Source(str(file), file.resolve().parent, text, True), document
+
+
+def _table(kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], source: _Source) -> dict[str, Any]:
+    """The values of one table as a dict of field values, sub-tables as dicts; each checked and converted."""
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        here = (*path, key)
+        if key not in hints:
+            raise ConfigError(_unknown(here, source, list(hints)))
+        values[key] = _value(hints[key], value, here, source)
+    return values
+
+
+def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: object, source: _Source) -> None:
+    """Put one outside value in its place among the values of the file."""
+    for name in path[:-1]:
+        kind = typing.get_type_hints(kind)[name]
+        values = values.setdefault(name, {})
+    values[path[-1]] = _value(typing.get_type_hints(kind)[path[-1]], value, path, source)
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            value = _build(typing.cast("type[Any]", hint), value)
+        elif typing.get_origin(hint) is dict:
+            value = {key: _build(typing.get_args(hint)[1], table) for key, table in value.items()}
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def _value(hint: Any, value: object, path: tuple[str, ...], source: _Source) -> Any:
+    """One value in the type of its field; raises ConfigError."""
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{_where(path, source)} must be a table, not {_kind(value)}")
+        return _table(typing.cast("type[Any]", hint), value, path, source)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{_where(path, source)} must be a table of tables, not {_kind(value)}")
+        return {str(key): _value(arguments[1], table, (*path, str(key)), source) for key, table in value.items()}
+    if origin in (types.UnionType, typing.Union):
+        hint = next(argument for argument in arguments if argument is not type(None))
+        if hint is Path and value == "":
+            return None
+    try:
+        return _scalar(hint, value, source)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{_where(path, source)} must be {_wanted(hint)}, not {_kind(value)}") from None
+
+
+def _scalar(hint: Any, value: object, source: _Source) -> Any:
+    if isinstance(value, str) and not source.is_file:
+        value = _from_text(hint, value)
+    if hint is float:
+        if isinstance(value, str):
+            return parse_duration(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError
+        return float(value)
+    if hint is int or hint is bool:
+        if type(value) is not hint:
+            raise TypeError
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise TypeError
+        return tuple(value)
+    if not isinstance(value, str):
+        raise TypeError
+    return source.base / Path(value).expanduser() if hint is Path else value
+
+
+def _from_text(hint: Any, text: str) -> object:
+    if hint is bool:
+        lowered = text.strip().lower()
+        if lowered in ("1", "true", "yes", "on"):
+            return True
+        if lowered in ("0", "false", "no", "off", ""):
+            return False
+        raise ValueError
+    if hint is int:
+        return int(text)
+    if typing.get_origin(hint) is tuple:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return text
+
+
+def _wanted(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return "a list of strings"
+    return {
+        float: 'a duration: seconds, or text like "10m" or "1h30m"',
+        int: "a whole number",
+        bool: "true or false",
+        Path: "the path of a file or directory, as a string",
+    }.get(hint, "a string")
+
+
+def _kind(value: object) -> str:
+    """How a message names a value that is of the wrong kind; short ones are quoted."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # A long text may be a secret that was put here by mistake.
+        return f"{value!r}" if len(value) <= 20 else "a long string"
+    return str(value)[:40]
+
+
+def _where(path: tuple[str, ...], source: _Source) -> str:
+    dotted = ".".join(path)
+    if not source.is_file:
+        return f"{source.name}:"
+    line = _line_of(path, source.text)
+    return f"{source.name}{f', line {line}' if line else ''}: {dotted}"
+
+
+def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> str:
+    import difflib  # only for the person who mistyped
+
+    place = f"{source.name}"
+    line = _line_of(path, source.text)
+    if line:
+        place += f", line {line}"
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+    dotted = ".".join(path)
+    hint = f"did you mean {'.'.join((*path[:-1], near[0]))!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"{place}: unknown setting {dotted!r}; {hint}"
+
+
+def _line_of(path: tuple[str, ...], text: str) -> int | None:
+    """The line on which a TOML file sets `path`, or None where that takes more than a glance (inline tables)."""
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _TABLE_LINE.fullmatch(line)
+        if header:
+            table = _parts(header[1])
+            if table == path:
+                return number
+            continue
+        key = _KEY_LINE.match(line)
+        if key and (*table, *_parts(key[1])) == path:
+            return number
+    return None
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

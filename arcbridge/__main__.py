@@ -1,0 +1,28 @@
+"""The executable: `arcbridge --role relay|agent|client …`.
+
+`--version` and `version` are answered here, before anything is imported, because scripts and package managers
+ask often. Everything else goes through `arcbridge.cli.run`, which imports the parser first and each role's
+libraries only once its sub-command is known (start-up budget: docs/operations.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from arcbridge import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code (`arcbridge.errors.ExitCode`)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (["--version"], ["-V"], ["version"]):
+        print(f"arcbridge {__version__}")
+        return 0
+
+    from arcbridge.cli.run import run
+
+    return run(arguments, program=sys.argv[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Completion scripts for bash, zsh and fish, generated from the table of flags: static text, nothing runs at a TAB.
+
+Cluster names come from a file that `clusters` and `proxy` keep (`$XDG_CACHE_HOME/arcbridge/clusters`), so that a TAB
+needs neither Python nor the network.
+"""
+
+from __future__ import annotations
+
+from arcbridge.cli.flags import CLIENT, COMMANDS, ROLES, Flag, commands_of, flags_of
+
+_CLUSTERS = '"${XDG_CACHE_HOME:-$HOME/.cache}/arcbridge/clusters"'
+_FILES = ("FILE", "DIR")
+
+
+def script(shell: str) -> str:
+    """The completion script of one shell: `bash`, `zsh` or `fish`."""
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]()
+
+
+def _all_flags(role: str) -> list[Flag]:
+    own = [flag for command in commands_of(role) for flag in command.flags]
+    return [*flags_of(role), *own]
+
+
+def _value_flags() -> list[str]:
+    return sorted({name for role in ROLES for flag in _all_flags(role) if flag.takes_value for name in flag.names})
+
+
+def _words(role: str, path: tuple[str, ...]) -> list[str]:
+    """What may follow the sub-command words `path`: sub-commands, choices of a positional, then flags."""
+    following = [
+        command.path[len(path)] for command in commands_of(role) if command.path[: len(path)] == path != command.path
+    ]
+    for command in commands_of(role):
+        if command.path == path:
+            following += [choice for argument in command.arguments for choice in argument[2]]
+            following += [name for flag in command.flags for name in flag.names]
+    flags = [name for flag in flags_of(role) for name in flag.names]
+    return list(dict.fromkeys([*following, *flags, "--help"]))
+
+
+def _paths(role: str) -> list[tuple[str, ...]]:
+    """Every prefix of a command path, the empty one included."""
+    return list(dict.fromkeys(command.path[:n] for command in commands_of(role) for n in range(len(command.path) + 1)))
+
+
+def _owners() -> dict[str, list[str]]:
+    """Role -> first words of sub-commands that only this role has."""
+    owners: dict[str, list[str]] = {role: [] for role in ROLES}
+    for word in dict.fromkeys(command.path[0] for command in COMMANDS):
+        roles = {role for command in COMMANDS if command.path[0] == word for role in command.roles}
+        if len(roles) == 1:
+            owners[roles.pop()].append(word)
+    return owners
+
+
+def _value_cases() -> list[tuple[str, str]]:
+    """(pattern of flag names, what completes their value): `files`, `clusters`, or words."""
+    cases: dict[str, str] = {}
+    for role in ROLES:
+        for flag in _all_flags(role):
+            if not flag.takes_value:
+                continue
+            for name in flag.names:
+                if flag.choices:
+                    words = " ".join(flag.choices)
+                    # `--output` has other words under `config print`: offer both.
+                    known = cases.get(name, "")
+                    cases[name] = " ".join(dict.fromkeys(f"{known} {words}".split()))
+                elif flag.dest == "cluster":
+                    cases[name] = "clusters"
+                elif flag.metavar in _FILES:
+                    cases[name] = "files"
+                else:
+                    cases.setdefault(name, "nothing")
+    grouped: dict[str, list[str]] = {}
+    for name, what in cases.items():
+        grouped.setdefault(what, []).append(name)
+    return [("|".join(names), what) for what, names in grouped.items()]
+
+
+def _shell_state(words: str, current: str, first: int) -> str:
+    """The common part of bash and zsh: find the role and the sub-command words before the cursor."""
+    roles = "\n".join(
+        f"            {'|'.join(names)}) [[ -z $role ]] && role={role} ;;" for role, names in _owners().items() if names
+    )
+    return f"""    local role='' path='' skip='' word i
+    for (( i = {first}; i < {current}; i++ )); do
+        word=${{{words}[i]}}
+        if [[ -n $skip ]]; then
+            [[ $skip == --role ]] && role=$word
+            skip=''
+            continue
+        fi
+        case $word in
+            {"|".join(_value_flags())}) skip=$word ;;
+            --role=*) role=${{word#--role=}} ;;
+            -*) ;;
+{roles}
+        esac
+        [[ -z $skip && $word != -* ]] && path="$path$word "
+    done
+    [[ -z $role ]] && role={CLIENT}
+"""
+
+
+def _shell_words() -> str:
+    lines = [f'        "{role} {"".join(part + " " for part in path)}") words="{" ".join(_words(role, path))}" ;;'
+             for role in ROLES for path in _paths(role)]  # fmt: skip
+    return '    case "$role $path" in\n' + "\n".join(lines) + "\n    esac\n"
+
+
+def _bash() -> str:
+    cases = "\n".join(
+        f"        {pattern}) " + {
+            "files": 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; return ;;',
+            "clusters": f'COMPREPLY=($(compgen -W "$(cat {_CLUSTERS} 2>/dev/null)" -- "$cur")); return ;;',
+            "nothing": "return ;;",
+        }.get(what, f'COMPREPLY=($(compgen -W "{what}" -- "$cur")); return ;;')
+        for pattern, what in _value_cases()
+    )  # fmt: skip
+    return f"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
+_arcbridge() {{
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words=''
+    COMPREPLY=()
+    case $prev in
+{cases}
+    esac
+{_shell_state("COMP_WORDS", "COMP_CWORD", 1)}{_shell_words()}    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}}
+complete -F _arcbridge arcbridge
+"""
+
+
+def _zsh() -> str:
+    cases = "\n".join(
+        f"        {pattern}) " + {
+            "files": "_files; return ;;",
+            "clusters": f'compadd -- $(cat {_CLUSTERS} 2>/dev/null); return ;;',
+            "nothing": "return ;;",
+        }.get(what, f"compadd -- {what}; return ;;")
+        for pattern, what in _value_cases()
+    )  # fmt: skip
+    # Arrays count from 1 in zsh, and the program itself is the first word. The array of the shell is `words`.
+    return f"""#compdef arcbridge
+# zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)
+_arcbridge() {{
+    local -a line=("${{words[@]}}")
+    local prev=${{line[CURRENT-1]}} words=''
+    case $prev in
+{cases}
+    esac
+{_shell_state("line", "CURRENT", 2)}{_shell_words()}    compadd -- ${{=words}}
+}}
+compdef _arcbridge arcbridge
+"""
+
+
+def _fish() -> str:
+    lines = [
+        "# fish completion of arcbridge; load it with: arcbridge completion fish | source",
+        "complete -c arcbridge -f",
+    ]
+    for role in ROLES:
+        for path in _paths(role):
+            for command in commands_of(role):
+                if command.path[: len(path)] == path != command.path and len(command.path) == len(path) + 1:
+                    seen = f"__fish_seen_subcommand_from {path[-1]}" if path else "__fish_use_subcommand"
+                    lines.append(_fish_line(seen, f"-a {command.path[-1]}", command.help))
+        for word in dict.fromkeys(c.path[0] for c in commands_of(role) if len(c.path) > 1):
+            lines.append(_fish_line("__fish_use_subcommand", f"-a {word}", ""))
+    for flag in {flag.names: flag for role in ROLES for flag in _all_flags(role)}.values():
+        names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in flag.names)
+        value = ""
+        if flag.choices:
+            value = f" -x -a '{' '.join(flag.choices)}'"
+        elif flag.takes_value and flag.dest == "cluster":
+            value = f" -x -a '(cat {_CLUSTERS.replace('${XDG_CACHE_HOME:-$HOME/.cache}', '$HOME/.cache')} 2>/dev/null)'"
+        elif flag.takes_value:
+            value = " -r -F" if flag.metavar in _FILES else " -x"
+        lines.append(f"complete -c arcbridge {names}{value} -d '{_fish_text(flag.help)}'")
+    for command in COMMANDS:
+        for argument in command.arguments:
+            if argument[2]:
+                seen = f"__fish_seen_subcommand_from {command.path[-1]}"
+                lines.append(_fish_line(seen, f"-a '{' '.join(argument[2])}'", ""))
+    return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def _fish_line(condition: str, what: str, text: str) -> str:
+    description = f" -d '{_fish_text(text)}'" if text else ""
+    return f"complete -c arcbridge -n '{condition}' {what}{description}"
+
+
+def _fish_text(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

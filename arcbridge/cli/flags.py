@@ -1,0 +1,411 @@
+"""Every flag and sub-command of the executable, as data: one table for the parser, the environment, completion.
+
+A flag with a `key` sets that path of the role's settings (`arcbridge.config`) and can be given as
+`ARCBRIDGE_<FLAG>` in the environment too. A flag without one belongs to the command line alone. This module is
+read at every start, also for `--help`, so it imports nothing.
+"""
+
+from __future__ import annotations
+
+RELAY = "relay"
+AGENT = "agent"
+CLIENT = "client"
+ROLES = (RELAY, AGENT, CLIENT)
+
+VALUE = "value"
+"""One value; the last one given wins."""
+LIST = "list"
+"""May be repeated; in the environment: separated by commas."""
+ON = "on"
+OFF = "off"
+"""Switches: their presence sets the key to true, or to false."""
+
+
+class Flag:
+    """One flag: its spellings, what it sets, and the roles that know it."""
+
+    __slots__ = ("choices", "help", "key", "kind", "metavar", "names", "roles")
+
+    def __init__(
+        self,
+        *names: str,
+        help: str,
+        key: str = "",
+        kind: str = VALUE,
+        metavar: str = "VALUE",
+        roles: tuple[str, ...] = ROLES,
+        choices: tuple[str, ...] = (),
+    ) -> None:
+        self.names = names
+        self.help = help
+        self.key = key
+        self.kind = kind
+        self.metavar = metavar
+        self.roles = roles
+        self.choices = choices
+
+    @property
+    def long(self) -> str:
+        """The spelling that names the flag in messages and in the environment: its first long one."""
+        return next(name for name in self.names if name.startswith("--"))
+
+    @property
+    def dest(self) -> str:
+        return self.long[2:].replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "ARCBRIDGE_" + self.dest.upper()
+
+    @property
+    def takes_value(self) -> bool:
+        return self.kind in (VALUE, LIST)
+
+
+class Command:
+    """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
+
+    __slots__ = ("arguments", "flags", "help", "path", "roles")
+
+    def __init__(
+        self,
+        *path: str,
+        help: str,
+        roles: tuple[str, ...] = ROLES,
+        flags: tuple[Flag, ...] = (),
+        arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
+    ) -> None:
+        self.path = path
+        self.help = help
+        self.roles = roles
+        self.flags = flags
+        self.arguments = arguments
+        """Positionals: (name, help, choices); all required."""
+
+
+OUTPUT = Flag(
+    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
+)
+
+GENERAL = (
+    Flag("--role", help="which of the three roles this process has", metavar="ROLE", choices=ROLES),
+    Flag("--config", help="settings file (TOML)", metavar="FILE"),
+    Flag("-v", "--verbose", "--debug", help="log at level debug", kind=ON),
+    Flag(
+        "--log-level",
+        help="debug, info, warning or error",
+        key="observe.log_level",
+        metavar="LEVEL",
+        choices=("debug", "info", "warning", "error"),
+    ),
+    Flag(
+        "--log-format",
+        help="json, console, or auto: console on a terminal, JSON elsewhere",
+        key="observe.log_format",
+        metavar="FORMAT",
+        choices=("auto", "json", "console"),
+    ),
+    Flag("--color", help="auto, always or never", metavar="WHEN", choices=("auto", "always", "never")),
+    Flag(
+        "--observe-listen",
+        help="serve /metrics, /livez and /readyz here",
+        key="observe.listen",
+        metavar="HOST:PORT",
+    ),
+)
+
+RELAY_FLAGS = (
+    Flag("--listen", help="the one port", key="listen", metavar="HOST:PORT", roles=(RELAY,)),
+    Flag(
+        "--public-address",
+        help="host:port that agents and clients dial",
+        key="public_address",
+        metavar="HOST:PORT",
+        roles=(RELAY,),
+    ),
+    Flag("--data-dir", help="where the registry and the CA are kept", key="data_dir", metavar="DIR", roles=(RELAY,)),
+    Flag(
+        "--authentication",
+        help="AuthenticationConfiguration file for users' tokens",
+        key="authentication",
+        metavar="FILE",
+        roles=(RELAY, AGENT),
+    ),
+    Flag("--policy", help="who may reach which cluster (TOML)", key="policy", metavar="FILE", roles=(RELAY,)),
+    Flag(
+        "--agent-certificate-life",
+        help="life of agents' certificates, as 7d or 12h",
+        key="agent_certificate_life",
+        metavar="DURATION",
+        roles=(RELAY,),
+    ),
+    Flag("--tls-certificate", help="own outer certificate", key="tls.certificate", metavar="FILE", roles=(RELAY,)),
+    Flag("--tls-key", help="its key", key="tls.key", metavar="FILE", roles=(RELAY,)),
+)
+
+AGENT_FLAGS = (
+    Flag(
+        "--relay",
+        help="https://host:port of a relay; may be repeated",
+        key="relays",
+        kind=LIST,
+        metavar="URL",
+        roles=(AGENT,),
+    ),
+    Flag(
+        "--join-token-file", help="holds id.secret for enrolment", key="join_token_file", metavar="FILE", roles=(AGENT,)
+    ),
+    Flag(
+        "--no-token-mode",
+        help="refuse sessions that carry the caller's own ServiceAccount token",
+        key="token_mode",
+        kind=OFF,
+        roles=(AGENT,),
+    ),
+    Flag(
+        "--kube-server",
+        help="https://host:port of the API server",
+        key="kubernetes.server",
+        metavar="URL",
+        roles=(AGENT,),
+    ),
+    Flag("--kube-ca-file", help="CA of the API server", key="kubernetes.ca_file", metavar="FILE", roles=(AGENT,)),
+    Flag(
+        "--kube-token-file", help="the agent's own token", key="kubernetes.token_file", metavar="FILE", roles=(AGENT,)
+    ),
+    Flag(
+        "--kube-client-certificate-file",
+        help="the agent's own client certificate",
+        key="kubernetes.client_certificate_file",
+        metavar="FILE",
+        roles=(AGENT,),
+    ),
+    Flag(
+        "--kube-client-key-file",
+        help="key of that certificate",
+        key="kubernetes.client_key_file",
+        metavar="FILE",
+        roles=(AGENT,),
+    ),
+    Flag(
+        "--state-dir",
+        help="keep the credential in this directory",
+        key="state.directory",
+        metavar="DIR",
+        roles=(AGENT,),
+    ),
+    Flag(
+        "--state-secret",
+        help="keep the credential in this Secret",
+        key="state.secret",
+        metavar="NAMESPACE/NAME",
+        roles=(AGENT,),
+    ),
+    Flag("--audit-file", help="audit log; - is standard output", key="audit.file", metavar="FILE", roles=(AGENT,)),
+)
+
+TRUST_FLAGS = (
+    Flag(
+        "--relay-ca-pin",
+        help="sha256:… of the relay CA's public key",
+        key="relay_ca_pin",
+        metavar="PIN",
+        roles=(AGENT, CLIENT),
+    ),
+    Flag("--relay-ca-file", help="the relay's CA", key="relay_ca_file", metavar="FILE", roles=(AGENT, CLIENT)),
+)
+
+CLIENT_FLAGS = (
+    Flag("--relay", help="https://host:port of the relay", key="relay", metavar="URL", roles=(CLIENT,)),
+    Flag(
+        "-n",
+        "--cluster",
+        "--name",
+        help="cluster to reach; may be repeated: each has a port of its own",
+        key="cluster",
+        kind=LIST,
+        metavar="NAME",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--port",
+        help="local port (default: 47011, then the one this cluster had; 0 picks one)",
+        key="port",
+        metavar="PORT",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "-f",
+        "--file",
+        help="kubeconfig to write; - is standard output (default: KUBECONFIG, then ~/.kube/config)",
+        key="file",
+        metavar="FILE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--kube-context",
+        help="name of the context and the cluster in it",
+        key="kube_context",
+        metavar="NAME",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--no-context-switch",
+        help="leave the current context alone",
+        key="context_switch",
+        kind=OFF,
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--remove-context",
+        help="take the entries out of the kubeconfig at the end",
+        key="remove_context",
+        kind=ON,
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--token",
+        help="ServiceAccount token, passed to the API server unchanged; - reads it from standard input "
+        "(prefer --token-file: other users can see a command line)",
+        metavar="TOKEN",
+        roles=(CLIENT,),
+    ),
+    Flag("--token-file", help="the same from a file", key="token_file", metavar="FILE", roles=(CLIENT,)),
+    Flag(
+        "--access-token-file",
+        help="token for the relay",
+        key="login.access_token_file",
+        metavar="FILE",
+        roles=(CLIENT,),
+    ),
+    Flag("--id-token-file", help="token for the cluster", key="login.id_token_file", metavar="FILE", roles=(CLIENT,)),
+    Flag("--oidc-issuer-url", help="log in at this issuer", key="login.issuer", metavar="URL", roles=(CLIENT,)),
+    Flag("--oidc-client-id", help="as this client", key="login.client_id", metavar="ID", roles=(CLIENT,)),
+    Flag(
+        "--oidc-audience",
+        help="audience to ask for in the access token",
+        key="login.audience",
+        metavar="AUDIENCE",
+        roles=(CLIENT,),
+    ),
+    Flag("--oidc-ca-file", help="CA of the issuer", key="login.ca_file", metavar="FILE", roles=(CLIENT,)),
+    Flag(
+        "--grant-type",
+        help="auto, device-code or authcode",
+        key="login.grant_type",
+        metavar="TYPE",
+        roles=(CLIENT,),
+        choices=("auto", "device-code", "authcode"),
+    ),
+    Flag(
+        "--cluster-ca-pin",
+        help="sha256:… of the cluster CA's public key",
+        key="cluster_ca_pin",
+        metavar="PIN",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--pins-file",
+        help="pins of an organisation's clusters (TOML)",
+        key="pins_file",
+        metavar="FILE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--trust-first-use",
+        help="trust a cluster that was never seen, without asking",
+        key="trust_first_use",
+        kind=ON,
+        roles=(CLIENT,),
+    ),
+    Flag("--state-dir", help="keys, pins and ports of this user", key="state_dir", metavar="DIR", roles=(CLIENT,)),
+)
+
+FLAGS = (*GENERAL, *RELAY_FLAGS, *AGENT_FLAGS, *TRUST_FLAGS, *CLIENT_FLAGS)
+
+_CLUSTER_ARGUMENT = ("cluster", "name of the cluster", ())
+
+COMMANDS = (
+    Command("proxy", help="serve kubectl on a local port (the default)", roles=(CLIENT,)),
+    Command(
+        "forward",
+        help="carry a TCP target of the cluster to a local port",
+        roles=(CLIENT,),
+        arguments=(("target", "name of the target in the agent's settings", ()),),
+        flags=(Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),),
+    ),
+    Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
+    Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
+    Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
+    Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
+    Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
+    Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),
+    Command(
+        "token",
+        "create",
+        help="make a join token for a cluster's agents",
+        roles=(RELAY,),
+        flags=(
+            Flag("--cluster", help="name of the cluster", metavar="NAME"),
+            Flag("--uses", help="how often it may be used (default: 1)", metavar="N"),
+            Flag("--ttl", help="how long it lives, as 1h or 7d (default: 1h)", metavar="DURATION"),
+            OUTPUT,
+        ),
+    ),
+    Command("token", "list", help="list join tokens", roles=(RELAY,), flags=(OUTPUT,)),
+    Command(
+        "token",
+        "delete",
+        help="delete a join token",
+        roles=(RELAY,),
+        arguments=(("id", "id of the token, the part before the dot", ()),),
+    ),
+    Command("cluster", "list", help="list enrolled clusters", roles=(RELAY,), flags=(OUTPUT,)),
+    Command(
+        "cluster", "revoke", help="cut a cluster off and refuse it", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)
+    ),
+    Command("cluster", "restore", help="let a revoked cluster back in", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)),
+    Command("config", "check", help="check the settings and the files they name"),
+    Command(
+        "config",
+        "print",
+        help="print the settings in force",
+        flags=(
+            Flag(
+                "-o",
+                "--output",
+                help="how to print (default: toml)",
+                metavar="FORMAT",
+                choices=("toml", "json", "yaml"),
+            ),
+        ),
+    ),
+    Command("version", help="print the version"),
+    Command(
+        "completion",
+        help="print a completion script for a shell",
+        arguments=(("shell", "which shell", ("bash", "zsh", "fish")),),
+    ),
+)
+
+DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
+
+GROUP_HELP = {
+    "token": "join tokens",
+    "cluster": "enrolled clusters",
+    "config": "settings",
+}
+
+
+def flags_of(role: str) -> tuple[Flag, ...]:
+    """All flags that a role knows, in the order of the help."""
+    return tuple(flag for flag in FLAGS if role in flag.roles)
+
+
+def commands_of(role: str) -> tuple[Command, ...]:
+    return tuple(command for command in COMMANDS if role in command.roles)
+
+
+def find_command(role: str, path: tuple[str, ...]) -> Command:
+    return next(command for command in commands_of(role) if command.path == path)

@@ -1,0 +1,102 @@
+"""What people and scripts read: tables, JSON, YAML, names on standard output, and errors on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+from arcbridge.errors import ArcbridgeError, ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TextIO
+
+    Row = Mapping[str, Any]
+
+
+def wants_colour(when: str, stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether to colour: `always`, `never`, or `auto`: on a terminal, without NO_COLOR (no-color.org) or TERM=dumb."""
+    if when == "always":
+        return True
+    if when == "never" or environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def plain(text: str) -> str:
+    """Foreign text with control characters written out, so that it cannot steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def print_error(message: str, *, colour: bool = False) -> None:
+    """`error: …` on standard error; further lines of the message say what to do."""
+    first, *rest = message.splitlines() or [""]
+    label = "\x1b[31merror:\x1b[0m" if colour else "error:"
+    lines = [f"{label} {plain(first)}", *(plain(line) for line in rest)]
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def print_warning(message: str) -> None:
+    sys.stderr.write(f"warning: {plain(message)}\n")
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> None:
+    """Print a list: `table` (the columns: key, head), `json` or `yaml` (everything), or `name` (the `name` key)."""
+    sys.stdout.write(format_rows(rows, columns, output, name=name))
+
+
+def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> str:
+    if output == "json":
+        return _json(list(rows))
+    if output == "yaml":
+        return _yaml(list(rows))
+    if output == "name":
+        return "".join(f"{plain(str(row[name]))}\n" for row in rows)
+    if output not in ("", "table"):
+        raise ConfigError(f"flag --output: {output!r} is unknown; use table, json, yaml or name")
+    cells = [[head for _, head in columns]]
+    cells += [[_cell(row.get(key)) for key, _ in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+        for line in cells
+    )
+
+
+def print_document(document: Any, output: str) -> None:
+    """Print one object as JSON or YAML."""
+    sys.stdout.write(_yaml(document) if output == "yaml" else _json(document))
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(plain(str(item)) for item in value)
+    return plain(str(value))
+
+
+def _json(document: Any) -> str:
+    import json
+
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _yaml(document: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=4096)
+    return text
+
+
+def describe(error: BaseException) -> str:
+    """An error as a person should read it; ours speak for themselves, others are named by kind."""
+    if isinstance(error, ArcbridgeError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"internal error ({type(error).__name__}); run with --verbose and report what it logs"

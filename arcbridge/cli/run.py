@@ -1,0 +1,111 @@
+"""One command line from beginning to end: role, parser, settings, command, exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from arcbridge import __version__
+from arcbridge.cli.flags import ROLES
+from arcbridge.cli.output import describe, print_error, wants_colour
+from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
+from arcbridge.errors import ArcbridgeError, ExitCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP = """usage: arcbridge --role ROLE [FLAGS] [SUB-COMMAND]
+
+kubectl access to Kubernetes clusters behind firewalls, through a relay that cannot read what it carries.
+
+roles:
+  client   reach a cluster: a local endpoint and a kubeconfig for it
+           arcbridge --role client --relay https://relay.example.org --cluster NAME
+  relay    bring clients and agents together; the only role with an open port
+           arcbridge --role relay --config relay.toml
+  agent    run in a cluster and dial out
+           arcbridge --role agent --config agent.toml
+
+`arcbridge --role ROLE --help` shows a role's flags and sub-commands.
+Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
+"""
+
+
+def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
+    """Run one command line; returns the exit code."""
+    environment = os.environ
+    role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
+    try:
+        if role not in ROLES:
+            return _without_role(arguments, role)
+        invocation = parse(arguments, role)
+    except UsageError:
+        return ExitCode.USAGE
+    except SystemExit as ended:  # argparse after --help
+        return int(ended.code or 0)
+    when = invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto"))
+    try:
+        colour = wants_colour(when, sys.stderr, environment)
+        return _run(invocation)
+    except ArcbridgeError as error:
+        print_error(error.message, colour=colour)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`). Python would complain once more at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILURE
+    except Exception as error:
+        if invocation.switch("verbose"):
+            raise
+        print_error(describe(error), colour=colour)
+        return ExitCode.FAILURE
+
+
+def _run(invocation: Invocation) -> int:
+    """Hand over to the command's module; what it imports is paid for only here."""
+    head = invocation.command[0]
+    if head == "version":
+        print(f"arcbridge {__version__}")
+        return ExitCode.DONE
+    if head == "completion":
+        from arcbridge.cli.completion import script
+
+        sys.stdout.write(script(invocation.text("shell")))
+        return ExitCode.DONE
+    if head == "config":
+        from arcbridge.cli.configuration import run_config
+
+        return run_config(invocation)
+    if invocation.role == "client":
+        from arcbridge.cli.client import run_client
+
+        return run_client(invocation)
+    if invocation.role == "agent":
+        from arcbridge.cli.agent import run_agent
+
+        return run_agent(invocation)
+    from arcbridge.cli.relay import run_relay
+
+    return run_relay(invocation)
+
+
+def _without_role(arguments: Sequence[str], role: str) -> int:
+    """Help, version and completion need no role; everything else does."""
+    if role:
+        print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
+        return ExitCode.USAGE
+    if "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(_HELP)
+        return ExitCode.DONE
+    if "--version" in arguments or arguments == ["version"]:
+        print(f"arcbridge {__version__}")
+        return ExitCode.DONE
+    if arguments and arguments[0] == "completion":
+        return _run(parse(arguments, "client"))
+    if not arguments:
+        sys.stderr.write(_HELP)
+        return ExitCode.USAGE
+    Parser(prog="arcbridge", add_help=False).error(f"which role? give --role {'|'.join(ROLES)}")

@@ -1,0 +1,101 @@
+"""From a parsed command line and the environment to the settings of a role.
+
+Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
+else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
+from arcbridge.cli.parser import Invocation
+from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
+from arcbridge.errors import ConfigError
+
+_KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
+
+_LEVELS = ("debug", "info", "warning", "error")
+_FORMATS = ("auto", "json", "console")
+_GRANTS = ("auto", "device-code", "authcode")
+
+
+def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
+    """The settings file in force, or None."""
+    named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
+    if named:
+        return Path(named).expanduser()
+    home = environment.get("XDG_CONFIG_HOME", "")
+    own = Path(home) if home.startswith("/") else Path("~/.config").expanduser()
+    for directory in (own / "arcbridge", Path("/etc/arcbridge")):
+        candidate = directory / f"{invocation.role}.toml"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
+    """What flags and environment set, by dotted path; flags win."""
+    given: dict[str, Given] = {}
+    # A sub-command's own flag hides the role's one of the same name: `token create --cluster` is no setting.
+    own = {flag.dest for flag in _own_flags(invocation)}
+    for flag in flags_of(invocation.role):
+        if not flag.key or flag.dest in own:
+            continue
+        typed = invocation.given.get(flag.dest)
+        if typed is not None:
+            value: object = flag.kind != OFF if not flag.takes_value else typed
+            given[flag.key] = Given(value, f"flag {flag.long}")
+            continue
+        text = environment.get(flag.variable)
+        if text is not None and text != "":
+            given[flag.key] = Given(_from_environment(flag, text), f"environment variable {flag.variable}")
+    if invocation.switch("verbose") and "log_level" not in invocation.given:
+        given["observe.log_level"] = Given("debug", "flag --verbose")
+    return given
+
+
+def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
+    """The settings of the invocation's role, checked; raises ConfigError."""
+    given = given_settings(invocation, environment)
+    if invocation.role == CLIENT and "cluster" in given:
+        names, source = given.pop("cluster")
+        if isinstance(names, list):
+            given["cluster"] = Given(names[0], source)
+            # Names on the command line replace the file's, all of them.
+            given["clusters"] = Given(names[1:], source)
+    config = load(_KINDS[invocation.role], settings_file(invocation, environment), given)
+    _check_choices(config)
+    return config
+
+
+def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:
+    from arcbridge.cli.flags import find_command
+
+    return find_command(invocation.role, invocation.command).flags
+
+
+def _from_environment(flag: Flag, text: str) -> object:
+    if flag.kind == LIST:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if flag.kind == OFF:
+        # The variable is named after the flag, so its truth is the flag's, and the setting is the opposite.
+        return "0" if text.strip().lower() in ("1", "true", "yes", "on") else "1"
+    return text
+
+
+def _check_choices(config: Any) -> None:
+    _one_of("observe.log_level", config.observe.log_level, _LEVELS)
+    _one_of("observe.log_format", config.observe.log_format, _FORMATS)
+    if isinstance(config, ClientConfig):
+        _one_of("login.grant_type", config.login.grant_type, _GRANTS)
+        if config.port is not None and not 0 <= config.port <= 65535:
+            raise ConfigError("port: must be between 0 and 65535")
+
+
+def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        shown = value if len(value) <= 20 else value[:20] + "…"
+        raise ConfigError(f"{path}: {shown!r} is unknown; use one of {', '.join(known)}")
