@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -30,7 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.enrolment import AgentPublicKey, make_key, read_csr
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import pin_of
+from arcbridge.pki.pins import pin_of, require_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 BACKDATE = 3600.0
@@ -42,6 +42,9 @@ CA_LIFE = 10 * 365 * 86400.0
 
 LEAF_LIFE = 90 * 86400.0
 """Seconds; for certificates whose key lives in the process that issued it and that it can issue again at will."""
+
+CA_LIMIT = 16 * 1024
+"""Bytes of a CA certificate that a peer sends; over an RSA key of 8192 bits it takes 4 KiB."""
 
 CERTIFICATE_FILE = "ca.crt"
 KEY_FILE = "ca.key"
@@ -148,6 +151,26 @@ class Authority:
         certificate = self._sign(read_csr(csr_pem), _common_name(cluster), names, server=False, life=life)
         return certificate.public_bytes(Encoding.PEM).decode()
 
+    def authenticate_agent(self, certificate_der: bytes) -> str:
+        """The cluster whose agent holds this certificate (DER); raises `EnrolmentRefused` unless this CA signed it
+        as a client certificate and it is valid now.
+
+        TLS has verified all that already, where it was told to. This is for callers that answer for a cluster and
+        would otherwise depend on how somebody configured a listener.
+        """
+        certificate = _load_certificate(certificate_der)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+            purposes = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+            raise EnrolmentRefused("the certificate was not issued to an agent by this relay") from error
+        if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
+            raise EnrolmentRefused("the certificate was not issued to an agent by this relay")
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            raise EnrolmentRefused("the agent's certificate has lapsed: enrol with a new join token")
+        return _cluster_of(certificate)
+
     # How.
 
     @classmethod
@@ -220,6 +243,25 @@ def agent_cluster(certificate_der: bytes) -> str:
 def agent_expiry(certificate_der: bytes) -> float:
     """When a certificate (DER) lapses, in unix seconds; raises `EnrolmentRefused` when unreadable."""
     return _load_certificate(certificate_der).not_valid_after_utc.timestamp()
+
+
+def check_ca_certificate(certificate_pem: str) -> str:
+    """The one CA certificate in `certificate_pem`, encoded by us; raises `EnrolmentRefused`.
+
+    For a cluster's CA as an agent sends it: what a relay keeps and gives to clients is exactly one certificate,
+    whose key its pin covers, that is allowed to sign certificates.
+    """
+    if len(certificate_pem) > CA_LIMIT:
+        raise EnrolmentRefused(f"the cluster's CA certificate is larger than {CA_LIMIT // 1024} KiB")
+    try:
+        certificate_pem = require_pin("the cluster's CA", pin_of(certificate_pem), certificate_pem)
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ConfigError, ValueError, x509.ExtensionNotFound) as error:
+        raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM") from error
+    if not constraints.ca:
+        raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM")
+    return certificate_pem
 
 
 def certificate_validity(certificate_pem: str) -> tuple[float, float]:

@@ -21,6 +21,7 @@ import tomllib
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from arcbridge.errors import ConfigError, PinMismatch, StateError
@@ -32,12 +33,11 @@ _RELAY = re.compile(r"[\]\[A-Za-z0-9._:-]{1,300}", re.ASCII)
 
 
 def pin_of(certificate_pem: str) -> str:
-    """The pin of the first certificate in `certificate_pem`; raises `ConfigError` when there is none."""
-    try:
-        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, TypeError) as error:
-        raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error
+    """The pin of the one certificate in `certificate_pem`; raises `ConfigError` when it is not exactly one.
+
+    A second one would not be covered by the pin, yet `ssl` would trust it as well as the first.
+    """
+    spki = _one_certificate(certificate_pem).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return "sha256:" + hashlib.sha256(spki).hexdigest()
 
 
@@ -54,11 +54,15 @@ def same_pin(a: str, b: str) -> bool:
     return hmac.compare_digest(check_pin(a), check_pin(b))
 
 
-def require_pin(what: str, expected: str, certificate_pem: str) -> None:
-    """Raise `PinMismatch` unless the certificate's key is the expected one. `what` as in "the relay's CA"."""
+def require_pin(what: str, expected: str, certificate_pem: str) -> str:
+    """Raise `PinMismatch` unless the certificate's key is the expected one. `what` as in "the relay's CA".
+
+    Returns the certificate alone, encoded by us: trust this text and not the one that came over the network.
+    """
     found = pin_of(certificate_pem)
     if not same_pin(expected, found):
         raise PinMismatch(mismatch_message(what, expected, found))
+    return _one_certificate(certificate_pem).public_bytes(Encoding.PEM).decode()
 
 
 def mismatch_message(what: str, expected: str, found: str) -> str:
@@ -168,3 +172,15 @@ def _format(tables: dict[str, dict[str, str]]) -> str:
             parts.append(f'\n[relays."{relay}"]\n' if relay else "\n[clusters]\n")
             parts.extend(f'"{name}" = "{pin}"\n' for name, pin in sorted(tables[relay].items()))
     return "".join(parts)
+
+
+def _one_certificate(certificate_pem: str) -> x509.Certificate:
+    try:
+        # Counted by hand: OpenSSL also trusts blocks with labels that this parser skips ("TRUSTED CERTIFICATE").
+        if certificate_pem.count("-----BEGIN") != 1:
+            raise ValueError("not one PEM block")
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError("not a PEM certificate: exactly one CA certificate is needed here") from error
+    return certificate

@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
-from arcbridge.pki.authority import Authority, Issued, agent_cluster, agent_expiry, certificate_validity
+from arcbridge.pki.authority import (
+    Authority,
+    Issued,
+    agent_cluster,
+    agent_expiry,
+    certificate_validity,
+    check_ca_certificate,
+)
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.names import cluster_server_name
 
@@ -217,6 +224,50 @@ class TestCertificates:
         issued = ca.issue_client("c")
         for shown in (repr(ca), repr(issued), str(issued)):
             assert "PRIVATE" not in shown
+
+
+class TestAuthenticateAgent:
+    def test_only_a_valid_client_certificate_of_this_ca(self) -> None:
+        now = [NOW]
+        ca = Authority.create("CA", clock=lambda: now[0])
+        csr = make_csr(make_key())
+        certificate = der(ca.sign_agent(csr, "prod", life=600))
+        assert ca.authenticate_agent(certificate) == "prod"
+        for foreign in (
+            der(Authority.create("CA", clock=lambda: NOW).sign_agent(csr, "prod", life=600)),
+            der(ca.issue_server(["localhost"]).certificate_pem),
+            der(ca.issue_client("prod").certificate_pem),
+            der(ca.certificate_pem),
+            b"x",
+        ):
+            with pytest.raises(EnrolmentRefused):
+                ca.authenticate_agent(foreign)
+        now[0] += 700
+        with pytest.raises(EnrolmentRefused, match="lapsed"):
+            ca.authenticate_agent(certificate)
+
+    def test_a_server_certificate_that_names_a_cluster(self) -> None:
+        ca, key = Authority.create("CA"), ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier("arcbridge://cluster/a")]
+        made = ca._sign(key.public_key(), x509.Name([]), names, server=True, life=60).public_bytes(Encoding.DER)
+        assert agent_cluster(made) == "a"
+        with pytest.raises(EnrolmentRefused):
+            ca.authenticate_agent(made)
+
+
+def test_a_clusters_ca_is_exactly_one_ca_certificate() -> None:
+    ca = Authority.create("cluster CA")
+    assert check_ca_certificate(f"\n{ca.certificate_pem}\n") == ca.certificate_pem
+    for bad in (
+        "",
+        ca.certificate_pem * 2,
+        ca.issue_client("c").certificate_pem,
+        ca.key_pem,
+        ca.certificate_pem + "x" * 16384,
+        make_csr(make_key()),
+    ):
+        with pytest.raises(EnrolmentRefused, match="cluster's CA"):
+            check_ca_certificate(bad)
 
 
 class TestLoad:

@@ -39,6 +39,24 @@ def test_what_is_no_certificate_has_no_pin(text: str) -> None:
         pin_of(text)
 
 
+@pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_second_certificate_cannot_hide_behind_a_pinned_one(label: str, order: int) -> None:
+    """E6: `ssl` would trust both."""
+    ours, theirs = Authority.create("CA"), Authority.create("CA")
+    smuggled = theirs.certificate_pem.replace(" CERTIFICATE", f" {label}")
+    bundle = "".join([ours.certificate_pem, smuggled][::order])
+    with pytest.raises(ConfigError, match="exactly one"):
+        pin_of(bundle)
+    with pytest.raises(ConfigError):
+        require_pin("the relay's CA", ours.pin, bundle)
+
+
+def test_what_is_trusted_is_the_certificate_alone() -> None:
+    ca = Authority.create("CA")
+    assert require_pin("the relay's CA", ca.pin, f"words\n{ca.certificate_pem}more words") == ca.certificate_pem
+
+
 def test_pins_are_normalised() -> None:
     assert check_pin(f"  {A.upper()}\n") == A
     assert same_pin(A, A.upper())
