@@ -9,6 +9,7 @@ cannot stall and is written to directly.
 from __future__ import annotations
 
 import collections
+import os
 import threading
 from collections.abc import Callable
 from typing import Final, TextIO
@@ -38,7 +39,8 @@ class LineSink:
         self._closing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        if _has_descriptor(stream):
+        self._descriptor = _descriptor(stream)
+        if self._descriptor is not None:
             self._thread = threading.Thread(target=self._run, name="arcbridge-log", daemon=True)
             self._thread.start()
 
@@ -93,16 +95,21 @@ class LineSink:
 
     def _emit(self, text: str) -> None:
         try:
-            self.stream.write(text)
-            self.stream.flush()
+            if self._descriptor is None:
+                self.stream.write(text)
+                self.stream.flush()
+            else:
+                # Not through the stream's own buffer: what a full disk refused would come back with every later write.
+                data = memoryview(text.encode("utf-8", "replace"))
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
         except (OSError, ValueError):
             # Disk full, pipe closed, stream closed: there is nowhere to say so but the counter. The role goes on.
             self.dropped += text.count("\n")
 
 
-def _has_descriptor(stream: TextIO) -> bool:
+def _descriptor(stream: TextIO) -> int | None:
     try:
-        stream.fileno()
+        return stream.fileno()
     except (OSError, ValueError, AttributeError):
-        return False
-    return True
+        return None

@@ -261,7 +261,7 @@ def _exception_fields(fields: MutableMapping[str, Any]) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {"error": clean(_error_text(info))}
     if not isinstance(info, ArcbridgeError):
-        found["trace"] = clean_trace("".join(traceback.format_exception(info, limit=-40)))
+        found["trace"] = clean_trace(_trace(info))
     return found
 
 
@@ -344,6 +344,18 @@ def _error_text(error: BaseException) -> str:
     if isinstance(error, ArcbridgeError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _trace(error: BaseException) -> str:
+    """The stack trace with the chain of causes; without any text where one of them quotes a peer."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(_quotes_peer(type(link)) for link in chain):
+        return "".join(traceback.format_tb(error.__traceback__, limit=-40)) + type(error).__name__
+    return "".join(traceback.format_exception(error, limit=-40))
 
 
 def _quotes_peer(kind: type) -> bool:

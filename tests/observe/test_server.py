@@ -1,0 +1,114 @@
+"""The listener for machines that watch, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from arcbridge.errors import ConfigError
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.server import ObserveServer
+
+
+@pytest.fixture
+async def checks() -> Checks:
+    return Checks()
+
+
+@pytest.fixture
+async def address(checks: Checks) -> AsyncIterator[str]:
+    server = ObserveServer("127.0.0.1:0", Metrics("relay"), checks)
+    yield await server.start()
+    await server.stop()
+    await server.stop()
+
+
+async def get(url: str) -> tuple[int, str, dict[str, str]]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.text(), dict(response.headers)
+
+
+async def test_live_and_ready(address: str, checks: Checks) -> None:
+    assert (await get(f"http://{address}/livez"))[:2] == (200, "ok\n")
+    assert (await get(f"http://{address}/readyz"))[:2] == (200, "ok\n")
+    checks.add("control", lambda: "no relay is connected")
+    checks.add("keys", lambda: None)
+    assert (await get(f"http://{address}/readyz"))[:2] == (503, "[-] control: no relay is connected\nnot ready\n")
+    verbose = (503, "[-] control: no relay is connected\n[+] keys: ok\nnot ready\n")
+    assert (await get(f"http://{address}/readyz?verbose"))[:2] == verbose
+    assert (await get(f"http://{address}/healthz"))[:2] == (200, "ok\n")
+    checks.remove("control")
+    assert (await get(f"http://{address}/readyz?verbose"))[:2] == (200, "[+] keys: ok\nready\n")
+
+
+async def test_metrics_name_role_and_readiness(address: str, checks: Checks) -> None:
+    status, text, headers = await get(f"http://{address}/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    assert headers["Server"] == "arcbridge"
+    assert "arcbridge_relay_ready 1.0" in text
+    assert "arcbridge_relay_event_loop_delay_seconds_bucket" in text
+    checks.add("down", lambda: "x")
+    assert "arcbridge_relay_ready 0.0" in (await get(f"http://{address}/metrics"))[1]
+
+
+async def test_other_paths_and_methods_are_refused(address: str) -> None:
+    assert (await get(f"http://{address}/debug"))[0] == 404
+    async with aiohttp.ClientSession() as session, session.post(f"http://{address}/livez", data=b"x") as response:
+        assert response.status == 405
+
+
+async def test_stop_closes_the_listener_and_its_connections() -> None:
+    server = ObserveServer("127.0.0.1:0", Metrics("relay"), Checks())
+    host, port = (await server.start()).rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    await server.stop()
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+
+
+async def test_no_listener_is_a_setting() -> None:
+    server = ObserveServer("", Metrics("client"), Checks())
+    assert await server.start() == ""
+    await server.stop()
+
+
+async def test_ipv6_address_is_written_with_brackets() -> None:
+    server = ObserveServer("[::1]:0", Metrics("relay"), Checks())
+    try:
+        address = await server.start()
+    except ConfigError:
+        pytest.skip("this machine has no IPv6 loopback")
+    assert address.startswith("[::1]:")
+    assert (await get(f"http://{address}/livez"))[0] == 200
+    await server.stop()
+
+
+async def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        server = ObserveServer(listen, Metrics("relay"), Checks())
+        with pytest.raises(ConfigError, match=f"observe.listen '{listen}': another process listens there"):
+            await server.start()
+        await server.stop()
+
+
+@pytest.mark.parametrize(
+    "listen", ["9464", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000", "::1:9464", "host:-1", ":٣"]
+)
+async def test_malformed_addresses_are_refused(listen: str) -> None:
+    with pytest.raises(ConfigError, match=r"observe\.listen"):
+        await ObserveServer(listen, Metrics("relay"), Checks()).start()
+
+
+async def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no such address"):
+        await ObserveServer("192.0.2.1:0", Metrics("relay"), Checks()).start()
