@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import Address, parse_address, parse_listen
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("https://relay.example.org:8443", "relay.example.org", 8443),
+        ("https://relay.example.org/", "relay.example.org", 443),
+        ("HTTPS://Relay.Example.ORG.:1", "relay.example.org", 1),
+        ("relay:443", "relay", 443),
+        ("10.0.0.1", "10.0.0.1", 443),
+        ("[2001:DB8::1]:8443", "2001:db8::1", 8443),
+        ("[::1]", "::1", 443),
+        ("2001:db8::1", "2001:db8::1", 443),
+        ("https://[::1]:47011", "::1", 47011),
+        ("bücher.example:443", "xn--bcher-kva.example", 443),
+    ],
+)
+def test_spellings(text: str, host: str, port: int) -> None:
+    address = parse_address(text)
+    assert address == Address(host, port)
+    assert parse_address(str(address)) == address
+    assert parse_address(address.url) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "http://relay:443", "https://", ":443", "relay:0", "relay:65536", "relay:", "relay:x",
+        "relay:" + "9" * 5000,
+        "https://relay:443/path", "https://user@relay:443", "relay:443?x", "[::1", "[relay]:443", "::1:x:443:99999",
+        "a b:443", "-relay:443", "relay..org:443", "x" * 300 + ":443", "re\r\nlay:443",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_address(text)
+
+
+def test_listening_takes_any_host_and_any_port() -> None:
+    assert parse_listen("0.0.0.0:0") == Address("0.0.0.0", 0)
+    assert parse_listen(":8443") == Address("", 8443)
+    assert parse_listen("[::]:443") == Address("::", 443)
+    assert Address("1.2.3.4", 1).is_ip
+    assert not Address("relay", 1).is_ip
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
+    try:
+        address = parse_address(text)
+    except ConfigError:
+        return
+    assert 1 <= address.port <= 65535
+    assert parse_address(str(address)) == address

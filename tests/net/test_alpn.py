@@ -1,0 +1,139 @@
+"""`peek` against real ClientHellos of OpenSSL, cut anywhere, and against everything that is none."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arcbridge.net.alpn import MAX_HELLO, Hello, Incomplete, NotTls, Reason, peek
+
+
+def client_hello(alpn: list[str] | None = None, name: str | None = "relay.test") -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def in_records(hello: bytes, size: int) -> bytes:
+    """The same handshake message in records of at most `size` bytes."""
+    message = hello[5:]
+    parts = [message[at : at + size] for at in range(0, len(message), size)]
+    return b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
+
+
+def with_extension(hello: bytes, kind: int, content: bytes) -> bytes:
+    """The hello with one more extension at its end."""
+    extra = kind.to_bytes(2, "big") + len(content).to_bytes(2, "big") + content
+    message = bytearray(hello[5:])
+    at = 4 + 2 + 32
+    at += 1 + message[at]
+    at += 2 + int.from_bytes(message[at : at + 2], "big")
+    at += 1 + message[at]
+    size = int.from_bytes(message[at : at + 2], "big") + len(extra)
+    message[at : at + 2] = size.to_bytes(2, "big")
+    message += extra
+    message[1:4] = (len(message) - 4).to_bytes(3, "big")
+    return in_records(b"\x16\x03\x01\x00\x00" + bytes(message), 1 << 14)
+
+
+PLAIN = client_hello(["arcbridge-join/1"])
+# The size of a hello with post-quantum key shares (1.5 KiB), and one that needs several segments (9 KiB).
+QUANTUM = with_extension(PLAIN, 0xFE0A, b"k" * 1200)
+HUGE = with_extension(PLAIN, 0xFE0A, b"k" * 9000)
+WANTED = Hello((b"arcbridge-join/1",), "relay.test")
+
+
+@pytest.mark.parametrize("hello", [PLAIN, QUANTUM, in_records(QUANTUM, 100), in_records(PLAIN, 1)])
+def test_every_cut_is_incomplete_until_the_last_byte(hello: bytes) -> None:
+    last = 0
+    for size in range(len(hello)):
+        answer = peek(hello[:size])
+        assert isinstance(answer, Incomplete), size
+        assert size < answer.need <= len(hello)
+        assert answer.need >= last
+        last = answer.need
+    assert peek(hello) == WANTED
+    assert peek(hello + b"early data that is none of ours") == WANTED
+
+
+def test_following_need_reaches_the_answer_in_few_steps() -> None:
+    size, steps = 0, 0
+    while isinstance(answer := peek(HUGE[:size]), Incomplete):
+        size, steps = answer.need, steps + 1
+    assert answer == WANTED
+    assert steps == 2
+
+
+@pytest.mark.parametrize(
+    ("alpn", "name"),
+    [(None, None), (["http/1.1"], None), (["h2", "http/1.1", "arcbridge-control/1"], "a.example.org")],
+)
+def test_what_openssl_offers_is_what_is_read(alpn: list[str] | None, name: str | None) -> None:
+    assert peek(client_hello(alpn, name)) == Hello(tuple(p.encode() for p in alpn or ()), name)
+
+
+def test_grease_is_skipped() -> None:
+    hello = with_extension(PLAIN, 0x8A8A, b"")
+    assert peek(hello) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", Reason.PLAIN_HTTP),
+        (b"CONNECT x:443 HTTP/1.1\r\n", Reason.PLAIN_HTTP),
+        (b"\x80\x2e\x01\x03\x01\x00\x15", Reason.SSLV2),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Reason.NOT_TLS),
+        (b"\x00\x00", Reason.NOT_TLS),
+        (b"\x16\x02\x00\x00\x05hello", Reason.NOT_TLS),
+        (b"\x16\x03\x01\x00\x00", Reason.MALFORMED),
+        (b"\x16\x03\x01\x40\x01", Reason.MALFORMED),
+        (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", Reason.MALFORMED),
+        (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", Reason.MALFORMED),
+        (b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", Reason.TOO_LARGE),
+        (with_extension(PLAIN, 16, b"\x00\x03\x02h2"), Reason.MALFORMED),
+    ],
+)
+def test_what_is_no_client_hello_says_why(data: bytes, reason: Reason) -> None:
+    assert peek(data) == NotTls(reason)
+
+
+def test_too_large_is_known_before_it_has_arrived() -> None:
+    large = with_extension(PLAIN, 0xFE0A, b"k" * MAX_HELLO)
+    assert peek(large[:64]) == NotTls(Reason.TOO_LARGE)
+    assert peek(in_records(large, 4000)) == NotTls(Reason.TOO_LARGE)
+
+
+def test_plain_http_is_not_judged_by_its_first_letter() -> None:
+    for size in range(1, 4):
+        assert peek(b"GET "[:size]) == Incomplete(size + 1)
+    assert peek(b"GEX") == NotTls(Reason.NOT_TLS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_no_mutation_escapes_or_asks_for_too_much(data: st.DataObject) -> None:
+    hello = bytearray(data.draw(st.sampled_from([PLAIN, QUANTUM, in_records(PLAIN, 64)])))
+    for at in data.draw(st.lists(st.integers(0, len(hello) - 1), max_size=6)):
+        hello[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(hello)))
+    answer = peek(bytes(hello[:cut]))
+    if isinstance(answer, Incomplete):
+        assert cut < answer.need <= MAX_HELLO
+    else:
+        # A verdict is final: more bytes do not change it.
+        assert peek(bytes(hello)) == answer
+
+
+@given(st.binary(max_size=600))
+def test_random_bytes_give_an_answer(noise: bytes) -> None:
+    assert isinstance(peek(noise), Hello | Incomplete | NotTls)

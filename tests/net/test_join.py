@@ -1,0 +1,347 @@
+"""The join over real sockets and real TLS, both ends ours, or one end scripted and misbehaving (J5, J6, J7, J13)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
+from arcbridge.net import join
+from arcbridge.net.join import JoinCode, ServerJoin, client_join
+from arcbridge.net.ready import receive, send_all
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.pki.authority import Authority
+from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
+from tests.net.ends import RELAY, agent_certificate, authority, client_context, server_contexts, tcp_pair
+
+REQUEST = JoinRequest(role="client", cluster="prod", token="t" * 3000, version="1")
+OK = JoinReply(join_id="0123456789abcdef", cluster_ca="PEM")
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    near, far = await tcp_pair()
+    yield near, far
+    near.close()
+    far.close()
+
+
+def server(far: socket.socket) -> ServerJoin:
+    return ServerJoin(far, server_contexts()[ALPN_JOIN])
+
+
+def framed(record: bytes) -> bytes:
+    return len(record).to_bytes(4, "big") + record
+
+
+async def consent(serving: ServerJoin) -> tuple[JoinRequest, bytes]:
+    await serving.handshake()
+    request = await serving.read_request()
+    await serving.reply(OK)
+    return request, await serving.finish()
+
+
+async def test_the_socket_outlives_the_tls(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+
+    async def end() -> JoinReply:
+        reply = await client_join(near, client_context(), RELAY, REQUEST)
+        await send_all(near, b"raw bytes at once")
+        return reply
+
+    reply, (request, left_over) = await asyncio.gather(end(), consent(server(far)))
+    assert reply == OK
+    assert request == REQUEST
+    rest = b"" if len(left_over) == 17 else await receive(far, 100)
+    assert left_over + rest == b"raw bytes at once"
+    await send_all(far, b"answer")
+    assert await receive(near, 100) == b"answer"
+
+
+async def test_an_agent_shows_its_certificate(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    serving = server(far)
+    await asyncio.gather(client_join(near, client_context(cluster="prod"), RELAY, REQUEST), consent(serving))
+    assert serving.peer_certificate is not None
+
+
+@pytest.mark.parametrize("size", [40, 1500, 9000])
+async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> None:
+    """J5: the relay reads close_notify and what follows in one go, whatever the cut."""
+    raw = bytes(range(256)) * (size // 256 + 1)
+    raw = raw[:size]
+    for cut in [*range(0, 30), size + 20]:
+        near, far = await tcp_pair()
+        with near, far:
+            serving = server(far)
+            scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+            async def end(scripted: TlsPipe = scripted, near: socket.socket = near, cut: int = cut) -> None:
+                await scripted.handshake()
+                await scripted.write(framed(REQUEST.encode()))
+                assert await scripted.read()
+                assert await scripted.read() == b""
+                scripted.feed_close_notify()
+                # The alert and the raw bytes as one string, cut at every byte of the alert's record.
+                data = scripted._outgoing.read() + raw
+                await send_all(near, data[:cut])
+                await asyncio.sleep(0)
+                await send_all(near, data[cut:])
+
+            _, (_, left_over) = await asyncio.gather(end(), consent(serving))
+            while len(left_over) < size:
+                left_over += await receive(far, 65536)
+            assert left_over == raw
+
+
+@pytest.mark.parametrize("early", [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello", b"G"])
+@pytest.mark.parametrize("when", ["with the request", "before the reply"])
+async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], early: bytes, when: str) -> None:
+    """J6."""
+    near, far = pair
+    serving = server(far)
+    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+    async def end() -> None:
+        await scripted.handshake()
+        scripted.feed(framed(REQUEST.encode()))
+        data = scripted._outgoing.read()
+        if when == "with the request":
+            await send_all(near, data + early)
+        else:
+            await send_all(near, data)
+            await asyncio.sleep(0.05)
+            await send_all(near, early)
+
+    async def relay() -> None:
+        await serving.handshake()
+        await serving.read_request()
+        await serving.gone()
+
+    ending = asyncio.create_task(end())
+    with pytest.raises(RemoteProtocolError):
+        await relay()
+    await ending
+
+
+async def test_application_data_after_the_reply(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    serving = server(far)
+    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+    async def end() -> None:
+        await scripted.handshake()
+        await scripted.write(framed(REQUEST.encode()))
+        await scripted.read()
+        await scripted.write(b"GET / HTTP/1.1\r\n\r\n")
+
+    with pytest.raises(RemoteProtocolError, match="close_notify"):
+        await asyncio.gather(consent(serving), end())
+
+
+@pytest.mark.parametrize("half", [0, 10])
+async def test_close_notify_withheld(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, half: int
+) -> None:
+    """J7: nothing, or half of the alert's record."""
+    monkeypatch.setattr(join, "CLOSE_DEADLINE", 0.1)
+    near, far = pair
+    serving = server(far)
+    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+    async def end() -> None:
+        await scripted.handshake()
+        await scripted.write(framed(REQUEST.encode()))
+        await scripted.read()
+        scripted.feed_close_notify()
+        await send_all(near, scripted._outgoing.read()[:half])
+
+    with pytest.raises(ConnectionLost, match="close_notify: not complete"):
+        await asyncio.gather(consent(serving), end())
+
+
+async def test_a_refusal_arrives_with_its_words(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    serving = server(far)
+
+    async def relay() -> None:
+        await serving.handshake()
+        await serving.read_request()
+        await serving.refuse(JoinReply(code=JoinCode.OVERLOADED, message="come back later", retry_after=7))
+
+    with pytest.raises(JoinRefused, match="come back later") as caught:
+        await asyncio.gather(client_join(near, client_context(), RELAY, REQUEST), relay())
+    assert caught.value.code == JoinCode.OVERLOADED
+    assert caught.value.retry_after == 7
+    assert near.fileno() == -1
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_gone_notices_at_once(pair: tuple[socket.socket, socket.socket], how: str) -> None:
+    near, far = pair
+    serving = server(far)
+    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+    async def end() -> None:
+        await scripted.handshake()
+        await scripted.write(framed(REQUEST.encode()))
+
+    async def relay() -> None:
+        await serving.handshake()
+        await serving.read_request()
+
+    await asyncio.gather(end(), relay())
+    watching = asyncio.create_task(serving.gone())
+    await asyncio.sleep(0)
+    near.close() if how == "close" else join.reset(near)
+    with pytest.raises(ConnectionLost, match="before it was joined"):
+        await asyncio.wait_for(watching, 2)
+
+
+async def test_watching_can_be_called_off(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    serving = server(far)
+    ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST))
+    await serving.handshake()
+    await serving.read_request()
+    watching = asyncio.create_task(serving.gone())
+    await asyncio.sleep(0)
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    await serving.reply(OK)
+    assert await serving.finish() == b""
+    assert await ending == OK
+
+
+@pytest.mark.parametrize("length", [MAX_RECORD + 1, 0xFFFFFFFF], ids=["one too many", "the most that fits the field"])
+async def test_a_record_over_its_size_is_refused_at_its_length(
+    pair: tuple[socket.socket, socket.socket], length: int
+) -> None:
+    near, far = pair
+    serving = server(far)
+    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+
+    async def end() -> None:
+        await scripted.handshake()
+        await scripted.write(length.to_bytes(4, "big"))
+
+    async def relay() -> None:
+        await serving.handshake()
+        await serving.read_request()
+
+    with pytest.raises(RemoteProtocolError, match="more than 80 KiB"):
+        await asyncio.gather(end(), relay())
+
+
+async def test_deadlines_of_handshake_and_request(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "HANDSHAKE_DEADLINE", 0.05)
+    near, far = pair
+    serving = server(far)
+    await send_all(near, b"\x16\x03\x01")
+    with pytest.raises(ConnectionLost, match="TLS handshake: not complete"):
+        await serving.handshake()
+    serving.abort()
+    assert far.fileno() == -1
+    # Nobody answers: the client's own deadlines.
+    near, far = await tcp_pair()
+    with far, pytest.raises(Unreachable, match="TLS handshake in time"):
+        await client_join(near, client_context(), RELAY, REQUEST)
+    assert near.fileno() == -1
+
+
+async def test_another_protocol_is_refused_on_both_sides() -> None:
+    """J13: neither end goes on when the handshake did not select the join protocol."""
+    near, far = await tcp_pair()
+    with near, far:
+        serving = server(far)
+        results = await asyncio.gather(
+            client_join(near, client_context(ALPN_HTTP), RELAY, REQUEST), serving.handshake(), return_exceptions=True
+        )
+        assert all(isinstance(result, RemoteProtocolError | ConnectionLost) for result in results), results
+    near, far = await tcp_pair()
+    http = TlsPipe(far, server_contexts()[ALPN_HTTP], server_side=True)
+    with near, far, pytest.raises(RemoteProtocolError, match="does not speak"):
+        await asyncio.gather(client_join(near, client_context(ALPN_HTTP), RELAY, REQUEST), http.handshake())
+    near, far = await tcp_pair()
+    with near, far:
+        other = ServerJoin(far, server_contexts()[ALPN_HTTP])
+        scripted = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
+
+        async def end() -> None:
+            await scripted.handshake()
+            await scripted.write(framed(REQUEST.encode()))
+
+        with pytest.raises(RemoteProtocolError, match="another protocol"):
+            await asyncio.gather(other.handshake(), end())
+
+
+async def test_an_untrusted_relay_hears_nothing() -> None:
+    near, far = await tcp_pair()
+    stranger = Authority.create("somebody else").certificate_pem
+    context = outer_client_context(RelayTrust(stranger), ALPN_JOIN)
+    serving = server(far)
+    with far:
+        results = await asyncio.gather(
+            client_join(near, context, RELAY, REQUEST), serving.handshake(), return_exceptions=True
+        )
+    assert isinstance(results[0], Unreachable)
+    assert "not trusted" in results[0].message
+    assert isinstance(results[1], RemoteProtocolError)
+    near, far = await tcp_pair()
+    serving = server(far)
+    with far:
+        results = await asyncio.gather(
+            client_join(near, client_context(), "other.test", REQUEST), serving.handshake(), return_exceptions=True
+        )
+    assert isinstance(results[0], Unreachable)
+
+
+async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
+    near, far = await tcp_pair()
+    stranger = Authority.create("somebody else").issue_client("agent")
+    context = outer_client_context(
+        RelayTrust(authority().certificate_pem),
+        ALPN_JOIN,
+        client_certificate=(stranger.certificate_pem, stranger.key_pem),
+    )
+    serving = server(far)
+    with far:
+        results = await asyncio.gather(
+            client_join(near, context, RELAY, REQUEST), serving.handshake(), return_exceptions=True
+        )
+    assert isinstance(results[0], ConnectionLost)
+    assert isinstance(results[1], RemoteProtocolError)
+    assert agent_certificate("prod")[0].startswith("-----BEGIN")
+
+
+async def test_control_needs_a_certificate() -> None:
+    near, far = await tcp_pair()
+    with near, far:
+        serving = TlsPipe(far, server_contexts()[ALPN_CONTROL], server_side=True)
+        scripted = TlsPipe(near, client_context(ALPN_CONTROL), server_hostname=RELAY)
+
+        async def end() -> None:
+            await scripted.handshake()
+            await scripted.write(b"x")
+
+        results = await asyncio.gather(serving.handshake(), end(), return_exceptions=True)
+        assert isinstance(results[0], OSError)
+        assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in str(results[0])
+
+
+async def test_a_client_that_is_cancelled_leaves_no_socket() -> None:
+    near, far = await tcp_pair()
+    with far:
+        ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert near.fileno() == -1
