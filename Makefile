@@ -1,0 +1,42 @@
+# Two commands to begin with:
+#   make run     three real processes, kubectl through them to a cluster (ONCE=1: stop after the last command)
+#   make test    style, types, and every test, end to end with a real API server where this machine can have one
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint unit bench clean
+
+help:
+	@sed -n '2,3s/^#  //p' Makefile
+	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes"
+	@echo "  make lint    style and types alone"
+
+$(STAMP): pyproject.toml arcbridge/__init__.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $(STAMP)
+
+run: $(STAMP)
+	@$(BIN)/python -m tests.demo $(if $(ONCE),--once)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/python -m bench $(if $(FULL),--full,--quick)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
