@@ -1,0 +1,149 @@
+"""The annotated settings files: complete, true, and loaded by the very loader that the program uses."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import typing
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge import config
+from arcbridge.errors import ConfigError
+from arcbridge.identity import authentication
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import Policy
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}
+
+# Durations are written as people write them; the loader turns them into the default.
+_COMMENTED = re.compile(r"#(\[targets\.\w+\]|[a-z_]+ = .*)")
+
+
+def keys(kind: type[Any], path: tuple[str, ...] = ()) -> set[str]:
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        if is_dataclass(hint):
+            found |= keys(typing.cast("type[Any]", hint), (*path, name))
+        elif typing.get_origin(hint) is dict:
+            found |= keys(typing.get_args(hint)[1], (*path, name, "*"))
+        else:
+            found.add(".".join((*path, name)))
+    return found
+
+
+def paths(document: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        shown = "*" if path == ("targets",) else key
+        if isinstance(value, dict):
+            found |= paths(value, (*path, shown))
+        else:
+            found[".".join((*path, shown))] = value
+    return found
+
+
+def uncommented(text: str) -> str:
+    return "\n".join(match[1] if (match := _COMMENTED.fullmatch(line)) else line for line in text.splitlines())
+
+
+def value_at(settings: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def default_at(kind: type[Any], dotted: str) -> Any:
+    *tables, last = dotted.split(".")
+    for name in tables:
+        kind = typing.get_type_hints(kind)[name]
+    (field,) = [field for field in fields(kind) if field.name == last]
+    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("role", KINDS)
+def test_the_file_as_shipped_loads(role: str) -> None:
+    settings = config.load(KINDS[role], CONFIG / f"{role}.toml")
+    assert isinstance(settings, KINDS[role])
+
+
+@pytest.mark.parametrize("role", KINDS)
+def test_every_setting_is_there_and_no_other(role: str, tmp_path: Path) -> None:
+    text = uncommented((CONFIG / f"{role}.toml").read_text())
+    written = paths(tomllib.loads(text))
+    assert set(written) == keys(KINDS[role])
+    whole = tmp_path / f"{role}.toml"
+    whole.write_text(text)
+    config.load(KINDS[role], whole)
+
+
+@pytest.mark.parametrize("role", KINDS)
+def test_what_is_shown_as_default_is_the_default(role: str, tmp_path: Path) -> None:
+    text = (CONFIG / f"{role}.toml").read_text()
+    whole = tmp_path / f"{role}.toml"
+    whole.write_text(uncommented(text))
+    settings = config.load(KINDS[role], whole)
+    active = set(paths(tomllib.loads(text)))
+    wrong = {}
+    for dotted in keys(KINDS[role]) - active:
+        if dotted.startswith("targets."):
+            continue
+        default = default_at(KINDS[role], dotted)
+        if default not in (None, "", ()) and value_at(settings, dotted) != default:
+            wrong[dotted] = (value_at(settings, dotted), default)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("role", KINDS)
+def test_every_setting_has_a_comment_above_it(role: str) -> None:
+    lines = (CONFIG / f"{role}.toml").read_text().splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        if _COMMENTED.fullmatch(line) or re.match(r"[a-z_]+ = ", line):
+            above = [lines[n] for n in range(number - 1, max(-1, number - 8), -1)]
+            if not any(text.startswith("# ") for text in above):
+                bare.append(line)
+    assert bare == []
+
+
+@pytest.mark.parametrize("role", KINDS)
+@pytest.mark.parametrize(("added", "named"), [("lisen = 1", "lisen"), ("[observe]\nlogs = 1", "observe.logs")])
+def test_an_unknown_setting_is_an_error_that_names_it(role: str, added: str, named: str, tmp_path: Path) -> None:
+    text = (CONFIG / f"{role}.toml").read_text()
+    file = tmp_path / "wrong.toml"
+    table, _, key = added.rpartition("\n")
+    file.write_text(text.replace(table, added, 1) if table else f"{key}\n{text}")
+    with pytest.raises(ConfigError, match=re.escape(named)) as caught:
+        config.load(KINDS[role], file)
+    assert "wrong.toml" in str(caught.value)
+
+
+def test_the_policy_is_read_and_denies_by_default() -> None:
+    policy = Policy.load((CONFIG / "policy.toml").read_text())
+
+    def identity(username: str, *groups: str) -> Identity:
+        return Identity(username=username, uid="", groups=groups, extra={}, subject="s", issuer="i", expires_at=0.0)
+
+    assert policy.allows(identity("oidc:root@example.org", "oidc:platform"), "anything")
+    assert policy.allows(identity("oidc:anna@example.org"), "shop-eu")
+    assert not policy.allows(identity("oidc:anna@example.org"), "prod-eu")
+    assert not policy.allows(identity("anna@example.org"), "shop-eu")
+
+
+def test_relay_and_agent_ask_for_different_audiences() -> None:
+    relay = authentication.load(CONFIG / "relay-authentication.yaml")
+    agent = authentication.load(CONFIG / "agent-authentication.yaml")
+    audiences = [set(file.issuers[0].audiences) for file in (relay, agent)]
+    assert not audiences[0] & audiences[1]
+
+
+@pytest.mark.parametrize("role", ["relay", "agent"])
+def test_the_files_that_the_settings_name_are_shipped(role: str) -> None:
+    text = uncommented((CONFIG / f"{role}.toml").read_text())
+    named = re.findall(r'^(?:authentication|policy) = "(.+)"', text, re.MULTILINE)
+    assert named
+    assert all((CONFIG / name).is_file() for name in named)
