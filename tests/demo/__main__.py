@@ -219,7 +219,9 @@ def main() -> int:
             print(f"\n{RED}{len(script.failures)} answers were not as they should be:{PLAIN}")
             print("\n".join(f"  {failure}" for failure in script.failures))
             return 1
-        print(f"\n{GREEN}Every answer was as it should be.{PLAIN} The path: kubectl -> client -> relay -> agent -> API server.")
+        print(
+            f"\n{GREEN}Every answer was as it should be.{PLAIN} The path: kubectl -> client -> relay -> agent -> API server."
+        )
         if options.once:
             return 0
         print(f"\nFrom another terminal, as alice:\n\n  export KUBECONFIG={client.kubeconfig}")

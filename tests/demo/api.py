@@ -117,9 +117,7 @@ async def listing(request: web.Request) -> web.Response:
     _caller(request)
     resource = request.match_info["resource"]
     found = [
-        one
-        for one in OBJECTS.get(resource, [])
-        if request.match_info.get("namespace") in (None, one.get("namespace"))
+        one for one in OBJECTS.get(resource, []) if request.match_info.get("namespace") in (None, one.get("namespace"))
     ]
     if resource not in OBJECTS:
         return _json(_status(404, "NotFound", "the server could not find the requested resource"), status=404)
