@@ -1,0 +1,182 @@
+"""The registry: what a relay must remember. Clusters, join tokens, revocations; never a session, never a secret.
+
+One interface in the relay's words, engines side by side (SQLite for one relay), one suite that all of them pass
+(`tests/relay/registry/conformance.py`). What every engine promises:
+
+1. A change is whole or absent, whatever dies in the middle, and lasts once its call has returned (`seen` alone may
+   be forgotten in a power cut).
+2. A join token of N uses enrols exactly N keys, however many relays redeem it at once (threat E1). The key that used
+   it may use it again for ten minutes, because its answer may have been lost on the way (E2).
+3. The first enrolment binds a cluster's name to the key of that cluster's CA (E5). Later enrolments need the same
+   key, so a lapsed cluster comes back as itself with a new join token, and nobody else can take its name.
+4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches (E9).
+5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
+
+Times are unix seconds. Cluster names are canonical (`pki.names`); any other raises `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.pki.names import check_cluster_name
+
+REDEEM_AGAIN = 600.0
+"""Seconds in which the same key may redeem its token again: long enough for an agent to restart and retry, short
+enough that a leaked old token is of no use to who does not hold that key anyway."""
+
+MAX_USES = 10_000
+"""Uses of one join token. More is not a token but a password; make several."""
+
+KEEP_EXPIRED = 30 * 86400.0
+"""Seconds for which an expired join token stays in the list, so that an operator can see what became of it."""
+
+MAX_LABELS = 32
+MAX_LABEL_NAME = 63
+MAX_LABEL_VALUE = 256
+MAX_VERSION = 64
+
+
+class RegistryUnavailable(ArcbridgeError):
+    """The registry cannot answer now (locked, disk full, read-only, gone); worth trying again."""
+
+    status_code = 503
+    reason = "ServiceUnavailable"
+
+    def __init__(self, message: str, *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """One enrolled cluster."""
+
+    name: str
+    ca_pem: str
+    """The certificate of the cluster's own CA, exactly one."""
+    ca_pin: str
+    created: float
+    last_seen: float = 0.0
+    """0: never connected."""
+    certificate_expires: float = 0.0
+    """When the agents' newest certificate lapses; 0: none was issued yet."""
+    version: str = ""
+    """The agent's version at its last connection."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    revoked: float = 0.0
+    """When it was revoked; 0: it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTokenRecord:
+    """What may be shown of a join token."""
+
+    id: str
+    cluster: str
+    uses: int
+    used: int
+    created: float
+    expires_at: float
+    rebind: bool = False
+    """Whether it lets the cluster come back with another CA."""
+
+
+class Registry(ABC):
+    """See the module's docstring. Every method may raise `RegistryUnavailable`.
+
+    When a call is cancelled, its change may still happen: read to find out.
+    """
+
+    # Join tokens.
+
+    @abstractmethod
+    async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
+        """A new join token for `cluster`, as text: shown once, never readable again. Raises `ConfigError`.
+
+        `rebind` is the way back for a cluster that has lost its own CA: the next enrolment may bring another one.
+        """
+
+    @abstractmethod
+    async def list_join_tokens(self) -> list[JoinTokenRecord]:
+        """All tokens, oldest first; used up and expired ones too, until `KEEP_EXPIRED` after their end."""
+
+    @abstractmethod
+    async def delete_join_token(self, token_id: str) -> bool:
+        """Void a token; False when there is none. Clusters that it enrolled stay."""
+
+    @abstractmethod
+    async def redeem_join_token(self, text: str, key_hash: str, cluster_ca_pem: str) -> ClusterRecord:
+        """Consume one use, or repeat the use of the same key, and bind the cluster; atomic.
+
+        `key_hash` is `pki.enrolment.key_hash` of the request, `cluster_ca_pem` one checked certificate. Raises
+        `EnrolmentRefused` for a token that is malformed, unknown, expired or used up, for a revoked cluster and for
+        a foreign cluster CA; nothing is consumed then.
+        """
+
+    # Clusters.
+
+    @abstractmethod
+    async def cluster(self, name: str) -> ClusterRecord | None:
+        """The record of `name`, revoked or not; None when it never enrolled."""
+
+    @abstractmethod
+    async def clusters(self) -> list[ClusterRecord]:
+        """All records, by name."""
+
+    @abstractmethod
+    async def certificate_issued(self, name: str, expires_at: float) -> None:
+        """Note that an agent of `name` holds a certificate until then; a time earlier than the noted one is ignored."""
+
+    @abstractmethod
+    async def seen(
+        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Note that an agent of `name` was connected at `when`; what is None stays. An unknown name is ignored."""
+
+    @abstractmethod
+    async def revoke_cluster(self, name: str) -> bool:
+        """Refuse the cluster's agents from now on; its record stays. False when there is no such cluster."""
+
+    @abstractmethod
+    async def unrevoke_cluster(self, name: str) -> bool:
+        """Take `revoke_cluster` back. Certificates issued before count again, until they lapse."""
+
+    @abstractmethod
+    async def revocations(self) -> frozenset[str]:
+        """The names of the clusters that are revoked; cheap enough to ask every few seconds."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was asked and let go; a call after that raises `RegistryUnavailable`."""
+
+
+def check_join_token(cluster: str, uses: int, expires_at: float, now: float, *, rebind: bool) -> None:
+    """Raise `ConfigError` unless a join token may be made with these."""
+    check_cluster_name(cluster)
+    if not 1 <= uses <= MAX_USES:
+        raise ConfigError(f"a join token has 1 to {MAX_USES} uses")
+    if rebind and uses != 1:
+        raise ConfigError("a join token that lets a cluster come back with another CA has exactly one use")
+    if not now < expires_at < math.inf:
+        raise ConfigError("a join token must expire in the future")
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """A copy of `labels`, or `ConfigError` when there are too many, too long ones, or unprintable characters."""
+    if len(labels) > MAX_LABELS:
+        raise ConfigError(f"a cluster has at most {MAX_LABELS} labels")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= MAX_LABEL_NAME or len(value) > MAX_LABEL_VALUE:
+            raise ConfigError(f"a label has 1 to {MAX_LABEL_NAME} characters and its value at most {MAX_LABEL_VALUE}")
+        if not (name + value).isprintable():
+            raise ConfigError("labels consist of printable characters")
+    return dict(labels)
+
+
+def shown_version(version: str) -> str:
+    """An agent's word about its version, cut to what may be kept and shown (threat O2)."""
+    return "".join(character for character in version[:MAX_VERSION] if character.isascii() and character.isprintable())

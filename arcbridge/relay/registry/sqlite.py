@@ -1,0 +1,393 @@
+"""The registry of a relay that stands alone: one SQLite file in its data directory.
+
+The file may be open in several processes: the relay's workers, and an operator's `token create` beside them. WAL
+lets readers go on while one writes; every change is one `BEGIN IMMEDIATE` transaction, so the second of two writers
+waits (up to the busy timeout) instead of working on a stale view.
+
+SQLite blocks, so all of it happens in one thread that belongs to this object; the event loop never waits for a
+disk. Two connections live in that thread: one with `synchronous=FULL`, because a token that was consumed and a
+cluster that was revoked must still be so after a power cut, and one with `NORMAL` for `seen`, which agents cause many
+times a minute and whose loss costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from arcbridge.errors import EnrolmentRefused, StateError
+from arcbridge.pki.enrolment import JoinToken
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.private_files import ensure_private_directory, locked
+from arcbridge.relay.registry.base import (
+    KEEP_EXPIRED,
+    REDEEM_AGAIN,
+    ClusterRecord,
+    JoinTokenRecord,
+    Registry,
+    RegistryUnavailable,
+    check_join_token,
+    check_labels,
+    shown_version,
+)
+
+T = TypeVar("T")
+
+DATABASE_FILE = "registry.db"
+
+SCHEMA_VERSION = 1
+
+BUSY_TIMEOUT = 5.0
+"""Seconds that a transaction waits for another process's. Ours take milliseconds; longer means something is stuck,
+and callers are better told so than kept."""
+
+MAX_PENDING = 2000
+"""Calls that wait for the thread. At tens of microseconds each this is far more than a healthy disk lets gather."""
+
+_APPLICATION_ID = 0x61726362  # "arcb": tells our files from other SQLite files
+
+_SCHEMA = (
+    """CREATE TABLE clusters (
+        name TEXT PRIMARY KEY, ca_pem TEXT NOT NULL, ca_pin TEXT NOT NULL, created REAL NOT NULL,
+        last_seen REAL NOT NULL DEFAULT 0, certificate_expires REAL NOT NULL DEFAULT 0,
+        version TEXT NOT NULL DEFAULT '', labels TEXT NOT NULL DEFAULT '{}', revoked REAL NOT NULL DEFAULT 0
+    )""",
+    """CREATE TABLE join_tokens (
+        id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, cluster TEXT NOT NULL, uses INTEGER NOT NULL,
+        used INTEGER NOT NULL DEFAULT 0 CHECK (used <= uses), created REAL NOT NULL, expires_at REAL NOT NULL,
+        rebind INTEGER NOT NULL DEFAULT 0
+    )""",
+    """CREATE TABLE redemptions (
+        token_id TEXT NOT NULL REFERENCES join_tokens (id) ON DELETE CASCADE, key_hash TEXT NOT NULL,
+        at REAL NOT NULL, PRIMARY KEY (token_id, key_hash)
+    )""",
+    "CREATE INDEX clusters_revoked ON clusters (name) WHERE revoked > 0",
+)
+
+_CLUSTER_COLUMNS = "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked"
+_TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
+
+
+class SqliteRegistry(Registry):
+    """See the module's docstring; made by `open`."""
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, busy_timeout: float = BUSY_TIMEOUT
+    ) -> None:
+        self.path = path
+        self._clock = clock
+        self._busy_timeout = busy_timeout
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
+        self._pending = 0
+        self._closed = False
+        # Both are made, used and closed in the thread only.
+        self._durable: sqlite3.Connection
+        self._quick: sqlite3.Connection
+
+    @classmethod
+    async def open(
+        cls, directory: Path, *, clock: Callable[[], float] = time.time, busy_timeout: float = BUSY_TIMEOUT
+    ) -> SqliteRegistry:
+        """Open `registry.db` in `directory`, made if it is missing (0600).
+
+        Raises `StateError` when it is no registry, damaged, or made by a newer arcbridge, and `RegistryUnavailable`.
+        """
+        registry = cls(directory / DATABASE_FILE, clock=clock, busy_timeout=busy_timeout)
+        try:
+            await registry._run(registry._open)
+        except BaseException:
+            registry._closed = True
+            registry._thread.shutdown(wait=False)
+            raise
+        return registry
+
+    async def close(self) -> None:
+        if not self._closed:
+            closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            self._closed = True
+            self._thread.shutdown(wait=False)
+            await closing
+
+    # Join tokens.
+
+    async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
+        now = self._clock()
+        check_join_token(cluster, uses, expires_at, now, rebind=rebind)
+        token = JoinToken.create()
+
+        def insert() -> None:
+            with self._transaction(self._durable) as database:
+                database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - KEEP_EXPIRED,))
+                database.execute(
+                    "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (token.id, token.secret_hash, cluster, uses, now, expires_at, int(rebind)),
+                )
+
+        await self._run(insert)
+        return token.text
+
+    async def list_join_tokens(self) -> list[JoinTokenRecord]:
+        def select() -> list[JoinTokenRecord]:
+            rows = self._durable.execute(f"SELECT {_TOKEN_COLUMNS} FROM join_tokens ORDER BY created, id").fetchall()
+            return [
+                JoinTokenRecord(token_id, cluster, uses, used, created, expires_at, bool(rebind))
+                for token_id, cluster, uses, used, created, expires_at, rebind in rows
+            ]
+
+        return await self._run(select)
+
+    async def delete_join_token(self, token_id: str) -> bool:
+        return await self._change("DELETE FROM join_tokens WHERE id = ?", (token_id,))
+
+    async def redeem_join_token(self, text: str, key_hash: str, cluster_ca_pem: str) -> ClusterRecord:
+        token = JoinToken.parse(text)
+        pin = pin_of(cluster_ca_pem)
+
+        def redeem() -> ClusterRecord:
+            with self._transaction(self._durable) as database:
+                now = self._clock()
+                cluster, rebind = self._consume(database, token, key_hash, now)
+                self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+                return _cluster(
+                    database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
+                )
+
+        return await self._run(redeem)
+
+    def _consume(self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float) -> tuple[str, bool]:
+        """Use the token once more and return its cluster and whether it may rebind; in the caller's transaction."""
+        row = database.execute(
+            "SELECT secret_hash, cluster, uses, used, expires_at, rebind FROM join_tokens WHERE id = ?", (token.id,)
+        ).fetchone()
+        # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
+        secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
+        if not token.matches(secret_hash) or row is None:
+            raise EnrolmentRefused("the join token is not known here: ask the relay's operator for a new one")
+        again = database.execute(
+            "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
+        ).fetchone()
+        # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
+        if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
+            return cluster, bool(rebind)
+        if now >= expires_at:
+            raise EnrolmentRefused("the join token has expired: ask the relay's operator for a new one")
+        if used >= uses:
+            raise EnrolmentRefused("the join token is used up: ask the relay's operator for a new one")
+        database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
+        database.execute(
+            "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
+            " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
+            (token.id, key_hash, now),
+        )
+        return cluster, bool(rebind)
+
+    def _bind(
+        self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
+    ) -> None:
+        """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
+        row = database.execute("SELECT ca_pin, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
+        if row is None:
+            database.execute(
+                "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
+            )
+            return
+        known_pin, revoked = row
+        if revoked:
+            raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+        if not rebind and not same_pin(known_pin, pin):
+            raise EnrolmentRefused(
+                f"this cluster's name belongs to another cluster CA: expected {known_pin}, found {pin}. Restore the "
+                "agent's stored credential, choose another name, or have the operator make a join token with --rebind"
+            )
+        # Also when the pin is the same: the CA's certificate may have been made again over its key.
+        database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
+
+    # Clusters.
+
+    async def cluster(self, name: str) -> ClusterRecord | None:
+        check_cluster_name(name)
+
+        def select() -> ClusterRecord | None:
+            row = self._durable.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (name,)).fetchone()
+            return None if row is None else _cluster(row)
+
+        return await self._run(select)
+
+    async def clusters(self) -> list[ClusterRecord]:
+        def select() -> list[ClusterRecord]:
+            rows = self._durable.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters ORDER BY name").fetchall()
+            return [_cluster(row) for row in rows]
+
+        return await self._run(select)
+
+    async def certificate_issued(self, name: str, expires_at: float) -> None:
+        check_cluster_name(name)
+        await self._change(
+            "UPDATE clusters SET certificate_expires = max(certificate_expires, ?) WHERE name = ?", (expires_at, name)
+        )
+
+    async def seen(
+        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
+        check_cluster_name(name)
+        version = None if version is None else shown_version(version)
+        encoded = None if labels is None else json.dumps(check_labels(labels), sort_keys=True)
+
+        def update() -> None:
+            with self._transaction(self._quick) as database:
+                database.execute(
+                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version),"
+                    " labels = coalesce(?, labels) WHERE name = ?",
+                    (when, version, encoded, name),
+                )
+
+        await self._run(update)
+
+    async def revoke_cluster(self, name: str) -> bool:
+        check_cluster_name(name)
+        # The time of the first revocation stays.
+        return await self._change(
+            "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
+            (self._clock(), name),
+        )
+
+    async def unrevoke_cluster(self, name: str) -> bool:
+        check_cluster_name(name)
+        return await self._change("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,))
+
+    async def revocations(self) -> frozenset[str]:
+        def select() -> frozenset[str]:
+            return frozenset(name for (name,) in self._durable.execute("SELECT name FROM clusters WHERE revoked > 0"))
+
+        return await self._run(select)
+
+    # The thread.
+
+    async def _run(self, action: Callable[[], T]) -> T:
+        """Run `action` in the thread and turn SQLite's errors into ours."""
+        if self._closed:
+            raise RegistryUnavailable("the registry is closed: the relay is stopping")
+        if self._pending >= MAX_PENDING:
+            raise RegistryUnavailable("the registry is overloaded: try again later")
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._thread, action)
+        # Counted when the thread is done with it, which a cancelled caller does not wait for.
+        future.add_done_callback(self._finished)
+        try:
+            return await asyncio.shield(future)
+        except sqlite3.Error as error:
+            raise _translated(error, self.path) from error
+
+    def _finished(self, future: asyncio.Future[T]) -> None:
+        self._pending -= 1
+        if not future.cancelled():
+            future.exception()  # seen here too, for callers that were cancelled
+
+    async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
+        """Run one statement in a durable transaction; whether it met a row."""
+
+        def change() -> bool:
+            with self._transaction(self._durable) as database:
+                return database.execute(statement, values).rowcount > 0
+
+        return await self._run(change)
+
+    @contextmanager
+    def _transaction(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        # IMMEDIATE: take the write lock before the first read, or two processes decide on the same old row.
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            # A full disk may have rolled back already; a second rollback would hide the first error.
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+    def _open(self) -> None:
+        ensure_private_directory(self.path.parent)
+        # One process at a time: switching to WAL does not wait for a lock, it fails.
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
+            try:
+                # SQLite would make it with the umask's mode; its -wal and -shm take the mode of this file.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise StateError(f"cannot open {self.path}: {error.strerror}") from error
+            self._durable = self._connect()
+            try:
+                version = self._check_file()
+                self._set_up(self._durable, "FULL")
+                if version == 0:
+                    self._create()
+                self._quick = self._connect()
+                self._set_up(self._quick, "NORMAL")
+            except BaseException:
+                self._durable.close()
+                raise
+
+    def _connect(self) -> sqlite3.Connection:
+        # isolation_level None: the sqlite3 module begins no transactions of its own.
+        return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
+
+    def _check_file(self) -> int:
+        """The schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is written."""
+        (version,) = self._durable.execute("PRAGMA user_version").fetchone()
+        (application,) = self._durable.execute("PRAGMA application_id").fetchone()
+        (tables,) = self._durable.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != _APPLICATION_ID and (application or version or tables):
+            raise StateError(f"{self.path} is not a registry of arcbridge: move it away or set another data_dir")
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"{self.path} was made by a newer arcbridge (schema {version}, this one knows {SCHEMA_VERSION}): "
+                "install that version again, or restore a backup from before the upgrade"
+            )
+        return int(version)
+
+    def _set_up(self, database: sqlite3.Connection, synchronous: str) -> None:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA synchronous = {synchronous}")
+        database.execute("PRAGMA foreign_keys = ON")
+        database.execute("PRAGMA trusted_schema = OFF")
+
+    def _create(self) -> None:
+        with self._transaction(self._durable) as database:
+            for statement in _SCHEMA:
+                database.execute(statement)
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _close(self) -> None:
+        self._quick.close()
+        self._durable.close()
+
+
+def _cluster(row: tuple[str, str, str, float, float, float, str, str, float]) -> ClusterRecord:
+    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked = row
+    return ClusterRecord(
+        name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, json.loads(labels), revoked
+    )
+
+
+def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:
+    """Ours for SQLite's. The message never holds SQLite's own, which may quote values; that one is the cause."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return RegistryUnavailable("the registry is locked by another process: try again in a moment")
+    if code == sqlite3.SQLITE_FULL:
+        return RegistryUnavailable("the registry's disk is full: make room on the relay", retry_after=60)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+        return RegistryUnavailable("the registry's files cannot be written: look at the relay's disk", retry_after=60)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StateError(f"{path} is damaged or not a registry: restore it from a backup")
+    return RegistryUnavailable("the registry failed: the relay's log has the cause", retry_after=60)

@@ -1,0 +1,377 @@
+"""What every engine of the registry must do; an engine's test file subclasses this and says how to open it.
+
+The subclass defines the fixture `open_registry`, an `Opener`, which closes what was opened. It may be called again
+while the first is open: the second stands for another relay, or for an operator's command, on the same data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import cache
+
+import pytest
+
+from arcbridge.errors import ConfigError, EnrolmentRefused
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import JoinToken
+from arcbridge.relay.registry.base import KEEP_EXPIRED, MAX_USES, Registry, RegistryUnavailable
+
+HOUR = 3600.0
+KEY_A, KEY_B = "a" * 64, "b" * 64
+
+BAD_NAMES = ["", "A", "a..b", "../x", "a>b", "a*", "a" * 64, "ä"]
+
+
+def cluster_ca(name: str = "one") -> Authority:
+    return _made(name)
+
+
+@cache
+def _made(name: str) -> Authority:
+    return Authority.create(name)
+
+
+class Clock:
+    """The wall clock of a test."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Opener = Callable[[], Awaitable[Registry]]
+
+
+class RegistryConformance:
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    async def registry(self, open_registry: Opener) -> Registry:
+        return await open_registry()
+
+    async def enrolled(self, registry: Registry, name: str = "prod") -> None:
+        token = await registry.create_join_token(name, expires_at=1_800_000_000.0 + 1e9)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+
+    # Join tokens: uses.
+
+    async def test_a_token_enrols_a_cluster_once(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        record = await registry.redeem_join_token(f" {token}\n", KEY_A, cluster_ca().certificate_pem)
+        assert (record.name, record.ca_pem, record.ca_pin) == ("prod", cluster_ca().certificate_pem, cluster_ca().pin)
+        assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
+        assert (record.version, dict(record.labels), record.revoked) == ("", {}, 0)
+        with pytest.raises(EnrolmentRefused, match="used up"):
+            await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+        assert await registry.cluster("prod") == record
+
+    @pytest.mark.parametrize("uses", [1, 3, 20])
+    async def test_n_uses_are_exactly_n_under_parallel_redeems(
+        self, open_registry: Opener, clock: Clock, uses: int
+    ) -> None:
+        """E1: 50 keys at once, over two open registries."""
+        first, second = await open_registry(), await open_registry()
+        token = await first.create_join_token("prod", uses=uses, expires_at=clock.now + HOUR)
+        pem = cluster_ca().certificate_pem
+        attempts = [(first, second)[n % 2].redeem_join_token(token, f"{n:064x}", pem) for n in range(50)]
+        results = await asyncio.gather(*attempts, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, EnrolmentRefused)]
+        assert len(refused) == 50 - uses, results
+        assert all("used up" in error.message for error in refused)
+        (listed,) = await second.list_join_tokens()
+        assert (listed.used, listed.uses) == (uses, uses)
+
+    async def test_the_same_key_may_redeem_again_for_ten_minutes(self, registry: Registry, clock: Clock) -> None:
+        """E2: the answer was lost, the token is used up and even expired meanwhile."""
+        token = await registry.create_join_token("prod", expires_at=clock.now + 60)
+        first = await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        clock.now += 599
+        assert await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem) == first
+        with pytest.raises(EnrolmentRefused):
+            await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+        clock.now += 2
+        with pytest.raises(EnrolmentRefused, match="expired"):
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+
+    async def test_redeeming_again_costs_no_use(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
+        pem = cluster_ca().certificate_pem
+        for _ in range(5):
+            await registry.redeem_join_token(token, KEY_A, pem)
+        await registry.redeem_join_token(token, KEY_B, pem)
+        assert (await registry.list_join_tokens())[0].used == 2
+
+    async def test_a_wall_clock_set_back_does_not_prolong_it(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        clock.now -= 2 * HOUR
+        with pytest.raises(EnrolmentRefused, match="used up"):
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+
+    async def test_expiry(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + 60)
+        clock.now += 60
+        with pytest.raises(EnrolmentRefused, match="expired"):
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await registry.cluster("prod") is None
+
+    async def test_unknown_ids_and_wrong_secrets_get_one_answer(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        stranger = JoinToken.create().text
+        forged = f"{token.partition('.')[0]}.{stranger.partition('.')[2]}"
+        messages = set()
+        for text in (stranger, forged):
+            with pytest.raises(EnrolmentRefused) as caught:
+                await registry.redeem_join_token(text, KEY_A, cluster_ca().certificate_pem)
+            messages.add(caught.value.message)
+        assert len(messages) == 1
+        assert (await registry.list_join_tokens())[0].used == 0
+
+    async def test_a_wrong_secret_learns_nothing_about_a_spent_token(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + 60)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        clock.now += HOUR
+        forged = f"{token.partition('.')[0]}.{JoinToken.create().text.partition('.')[2]}"
+        with pytest.raises(EnrolmentRefused, match="not known"):
+            await registry.redeem_join_token(forged, KEY_A, cluster_ca().certificate_pem)
+
+    @pytest.mark.parametrize("text", ["", "x", "a.b", "0" * 16 + ".", "x" * 10_000])
+    async def test_malformed_tokens(self, registry: Registry, text: str) -> None:
+        with pytest.raises(EnrolmentRefused, match="not a join token"):
+            await registry.redeem_join_token(text, KEY_A, cluster_ca().certificate_pem)
+
+    async def test_deleting_voids_a_token_and_keeps_its_cluster(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", uses=5, expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        token_id = token.partition(".")[0]
+        assert await registry.delete_join_token(token_id)
+        assert not await registry.delete_join_token(token_id)
+        for key in (KEY_A, KEY_B):
+            with pytest.raises(EnrolmentRefused):
+                await registry.redeem_join_token(token, key, cluster_ca().certificate_pem)
+        assert await registry.cluster("prod") is not None
+        assert await registry.list_join_tokens() == []
+
+    async def test_the_list_shows_everything_but_the_secret(self, registry: Registry, clock: Clock) -> None:
+        start = clock.now
+        first = await registry.create_join_token("prod", uses=3, expires_at=start + HOUR)
+        clock.now += 1
+        second = await registry.create_join_token("test", expires_at=start + 60, rebind=True)
+        await registry.redeem_join_token(first, KEY_A, cluster_ca().certificate_pem)
+        one, two = await registry.list_join_tokens()
+        assert (one.id, one.cluster, one.uses, one.used, one.created) == (first[:16], "prod", 3, 1, start)
+        assert (one.expires_at, one.rebind) == (start + HOUR, False)
+        assert (two.id, two.cluster, two.uses, two.used, two.rebind) == (second[:16], "test", 1, 0, True)
+        for token in (first, second):
+            assert token.partition(".")[2] not in repr([one, two])
+
+    async def test_long_expired_tokens_are_dropped(self, registry: Registry, clock: Clock) -> None:
+        await registry.create_join_token("old", expires_at=clock.now + 60)
+        clock.now += KEEP_EXPIRED
+        await registry.create_join_token("new", expires_at=clock.now + 60)
+        assert [token.cluster for token in await registry.list_join_tokens()] == ["old", "new"]
+        clock.now += 61
+        await registry.create_join_token("newer", expires_at=clock.now + 60)
+        assert [token.cluster for token in await registry.list_join_tokens()] == ["new", "newer"]
+
+    async def test_tokens_that_are_not_made(self, registry: Registry, clock: Clock) -> None:
+        later = clock.now + HOUR
+        for uses in (0, -1, MAX_USES + 1):
+            with pytest.raises(ConfigError):
+                await registry.create_join_token("prod", uses=uses, expires_at=later)
+        for expires_at in (clock.now, 0.0, float("inf"), float("nan")):
+            with pytest.raises(ConfigError):
+                await registry.create_join_token("prod", expires_at=expires_at)
+        with pytest.raises(ConfigError):
+            await registry.create_join_token("prod", uses=2, expires_at=later, rebind=True)
+        for name in BAD_NAMES:
+            with pytest.raises(ConfigError):
+                await registry.create_join_token(name, expires_at=later)
+        assert await registry.list_join_tokens() == []
+
+    # The name and its CA.
+
+    async def test_the_first_enrolment_binds_the_name(self, registry: Registry, clock: Clock) -> None:
+        """E5: a token for a taken name does not take the name, and is not consumed by the attempt."""
+        await self.enrolled(registry)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        with pytest.raises(EnrolmentRefused) as caught:
+            await registry.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem)
+        assert cluster_ca("one").pin in caught.value.message
+        assert cluster_ca("two").pin in caught.value.message
+        record = await registry.cluster("prod")
+        assert record is not None
+        assert record.ca_pin == cluster_ca("one").pin
+        await registry.redeem_join_token(token, KEY_B, cluster_ca("one").certificate_pem)
+
+    async def test_two_clusters_race_for_one_name(self, open_registry: Opener, clock: Clock) -> None:
+        first, second = await open_registry(), await open_registry()
+        for n in range(20):
+            name = f"prod-{n}"
+            tokens = [await first.create_join_token(name, expires_at=clock.now + HOUR) for _ in range(2)]
+            results = await asyncio.gather(
+                first.redeem_join_token(tokens[0], KEY_A, cluster_ca("one").certificate_pem),
+                second.redeem_join_token(tokens[1], KEY_B, cluster_ca("two").certificate_pem),
+                return_exceptions=True,
+            )
+            won = [result for result in results if not isinstance(result, BaseException)]
+            assert len(won) == 1
+            assert await first.cluster(name) == won[0]
+
+    async def test_a_lapsed_cluster_comes_back_as_itself(self, registry: Registry, clock: Clock) -> None:
+        """E7: with a new join token, without being deleted."""
+        await self.enrolled(registry)
+        await registry.certificate_issued("prod", clock.now + HOUR)
+        before = await registry.cluster("prod")
+        clock.now += 1000 * HOUR
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        again = await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+        assert again == before
+
+    async def test_a_ca_certificate_made_again_over_its_key_replaces_the_old(
+        self, registry: Registry, clock: Clock
+    ) -> None:
+        await self.enrolled(registry)
+        old = cluster_ca()
+        again = Authority._self_signed("again", old.key_pem, 86400.0, clock)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        record = await registry.redeem_join_token(token, KEY_A, again.certificate_pem)
+        assert record.ca_pem == again.certificate_pem != old.certificate_pem
+        assert record.ca_pin == old.pin
+
+    async def test_an_operator_may_let_a_cluster_come_back_with_another_ca(
+        self, registry: Registry, clock: Clock
+    ) -> None:
+        await self.enrolled(registry)
+        await registry.seen("prod", clock.now, version="1")
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR, rebind=True)
+        record = await registry.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem)
+        assert (record.ca_pin, record.version) == (cluster_ca("two").pin, "1")
+        again = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        with pytest.raises(EnrolmentRefused):
+            await registry.redeem_join_token(again, KEY_A, cluster_ca("one").certificate_pem)
+
+    # Records.
+
+    async def test_clusters_are_listed_by_name(self, registry: Registry) -> None:
+        assert await registry.clusters() == []
+        for name in ("b", "a.b", "a"):
+            await self.enrolled(registry, name)
+        assert [record.name for record in await registry.clusters()] == ["a", "a.b", "b"]
+        assert await registry.cluster("c") is None
+
+    async def test_what_is_seen_of_an_agent(self, registry: Registry, clock: Clock) -> None:
+        await self.enrolled(registry)
+        await registry.seen("prod", clock.now + 5, version="0.1.0", labels={"region": "eu", "ü": ""})
+        await registry.seen("prod", clock.now + 3)
+        await registry.certificate_issued("prod", clock.now + HOUR)
+        await registry.certificate_issued("prod", clock.now + 60)
+        record = await registry.cluster("prod")
+        assert record is not None
+        assert (record.last_seen, record.version, dict(record.labels)) == (
+            clock.now + 5,
+            "0.1.0",
+            {"region": "eu", "ü": ""},
+        )
+        assert record.certificate_expires == clock.now + HOUR
+        await registry.seen("prod", clock.now + 9, version="0.2.0", labels={})
+        record = await registry.cluster("prod")
+        assert record is not None
+        assert (record.last_seen, record.version, dict(record.labels)) == (clock.now + 9, "0.2.0", {})
+
+    async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
+        await registry.seen("nobody", clock.now, version="1")
+        await registry.certificate_issued("nobody", clock.now)
+        assert not await registry.revoke_cluster("nobody")
+        assert not await registry.unrevoke_cluster("nobody")
+        assert await registry.clusters() == []
+        assert await registry.revocations() == frozenset()
+
+    async def test_an_agents_words_are_cut_and_checked(self, registry: Registry, clock: Clock) -> None:
+        await self.enrolled(registry)
+        await registry.seen("prod", clock.now, version="1.0\n\x1b[31m<b>" + "x" * 1000)
+        record = await registry.cluster("prod")
+        assert record is not None
+        assert record.version.startswith("1.0[31m<b>xxx")
+        assert len(record.version) <= 64
+        for labels in ({"a\n": "b"}, {"": "b"}, {"a": "b" * 300}, {"a" * 64: "b"}, {str(n): "" for n in range(33)}):
+            with pytest.raises(ConfigError):
+                await registry.seen("prod", clock.now, labels=labels)
+
+    @pytest.mark.parametrize("name", BAD_NAMES)
+    async def test_only_canonical_names(self, registry: Registry, clock: Clock, name: str) -> None:
+        """J22, F7."""
+        for call in (
+            registry.cluster(name),
+            registry.seen(name, clock.now),
+            registry.certificate_issued(name, clock.now),
+            registry.revoke_cluster(name),
+            registry.unrevoke_cluster(name),
+        ):
+            with pytest.raises(ConfigError):
+                await call
+
+    # Revocation.
+
+    async def test_revoking_and_restoring(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        await self.enrolled(registry, "test")
+        assert await registry.revoke_cluster("prod")
+        revoked_at = clock.now
+        clock.now += 5
+        assert await registry.revoke_cluster("prod")
+        assert await other.revocations() == {"prod"}
+        record = await other.cluster("prod")
+        assert record is not None
+        assert record.revoked == revoked_at
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        with pytest.raises(EnrolmentRefused, match="revoked"):
+            await other.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+        assert await registry.unrevoke_cluster("prod")
+        assert await other.revocations() == frozenset()
+        await other.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+
+    async def test_a_revoked_cluster_cannot_even_redeem_again(self, registry: Registry, clock: Clock) -> None:
+        for rebind in (False, True):
+            token = await registry.create_join_token("prod", expires_at=clock.now + HOUR, rebind=rebind)
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+            await registry.revoke_cluster("prod")
+            with pytest.raises(EnrolmentRefused, match="revoked"):
+                await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+            await registry.unrevoke_cluster("prod")
+
+    # Life.
+
+    async def test_everything_is_there_after_a_restart(self, open_registry: Opener, clock: Clock) -> None:
+        registry = await open_registry()
+        await self.enrolled(registry)
+        token = await registry.create_join_token("test", uses=2, expires_at=clock.now + HOUR)
+        await registry.revoke_cluster("prod")
+        before = (await registry.clusters(), await registry.list_join_tokens())
+        await registry.close()
+        again = await open_registry()
+        assert (await again.clusters(), await again.list_join_tokens()) == before
+        await again.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+
+    async def test_after_close(self, registry: Registry) -> None:
+        await registry.close()
+        await registry.close()
+        for call in (registry.clusters(), registry.revocations(), registry.revoke_cluster("prod")):
+            with pytest.raises(RegistryUnavailable):
+                await call
+
+    async def test_a_cancelled_call_leaves_the_registry_usable(self, registry: Registry, clock: Clock) -> None:
+        for _ in range(20):
+            task = asyncio.ensure_future(registry.create_join_token("prod", expires_at=clock.now + HOUR))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await self.enrolled(registry)
+        assert await registry.cluster("prod") is not None
