@@ -1,0 +1,71 @@
+"""TCP targets through `forward`: bytes, half-close, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+
+import pytest
+
+from tests.e2e.test_upgrades import exchange
+from tests.support.world import ALICE, BOB, World
+
+
+@pytest.fixture(scope="module")
+def port(world: World) -> int:
+    """The local end of a forward to the echo server."""
+    return world.start_forward("echo")[1]
+
+
+def test_bytes_pass_both_ways_and_half_close_passes(port: int) -> None:
+    data = os.urandom(5_000_000)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        assert hashlib.sha256(exchange(sock, data)).digest() == hashlib.sha256(data).digest()
+
+
+def test_many_connections_share_one_session(port: int, world: World) -> None:
+    socks = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(50)]
+    for index, sock in enumerate(socks):
+        sock.sendall(f"hello {index}".encode())
+    for index, sock in enumerate(socks):
+        wanted = f"hello {index}".encode()
+        assert sock.recv(len(wanted), socket.MSG_WAITALL) == wanted
+        sock.close()
+
+
+def test_a_target_that_nobody_allowed_is_refused_with_a_reason(world: World) -> None:
+    process, port = world.start_forward("nothing")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.settimeout(20)
+        sock.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    process.wait_for_line("nothing", stream="stderr")
+
+
+def test_a_person_outside_the_targets_groups_is_refused(world: World) -> None:
+    process, port = world.start_forward("echo", BOB)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.settimeout(20)
+        sock.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    process.wait_for_line("not allowed|may not", stream="stderr")
+
+
+def test_a_target_that_is_down_resets_the_connection(world: World) -> None:
+    process, port = world.start_forward("closed")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.settimeout(20)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    process.wait_for_line("closed", stream="stderr")
+
+
+def test_forward_leaves_an_audit_record(world: World, port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        assert exchange(sock, b"audited") == b"audited"
+    records = [record for record in world.audit_records() if record.get("target") == "tcp:echo"]
+    assert records
+    assert {record["user"] for record in records} == {ALICE.email}

@@ -1,0 +1,132 @@
+"""Real kubectl, every version this machine has, through three processes to a real API server.
+
+What it answers is compared with what it answers straight to the API server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.support.cluster import Cluster, Kubectl
+from tests.support.world import CLUSTER, Client, World
+
+CONFIGMAP = """
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {name}
+  namespace: default
+data:
+  key: {value}
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("get", "namespaces", "-o", "name"),
+        ("get", "--raw", "/version"),
+        ("get", "--raw", "/api/v1/namespaces/default"),
+        ("get", "nodes", "-o", "jsonpath={.items[*].metadata.uid}"),
+        ("get", "clusterroles", "-o", "yaml"),
+        ("get", "pods", "-A", "-o", "wide", "--show-kind"),
+        ("api-resources", "--sort-by=name"),
+        ("explain", "pod.spec.containers"),
+        ("get", "configmaps", "-n", "kube-system", "-l", "none=such"),
+        ("get", "pod", "no-such-pod"),
+        ("get", "nonsense"),
+        ("auth", "can-i", "delete", "pods"),
+    ],
+    ids=lambda args: " ".join(args),
+)
+def test_answers_are_those_of_the_api_server(kubectl: Kubectl, direct: Kubectl, args: tuple[str, ...]) -> None:
+    through, straight = kubectl.run(*args, check=False), direct.run(*args, check=False)
+    assert (through.returncode, through.stdout, through.stderr) == (
+        straight.returncode,
+        straight.stdout,
+        straight.stderr,
+    )
+
+
+def test_the_api_server_sees_the_person(kubectl: Kubectl) -> None:
+    answer = json.loads(kubectl.run("auth", "whoami", "-o", "json").stdout)["status"]["userInfo"]
+    assert answer["username"] == "alice@example.com"
+    assert answer["groups"] == ["platform", "system:authenticated"]
+
+
+def test_apply_patch_label_and_delete(kubectl: Kubectl, direct: Kubectl, kubectl_version: str) -> None:
+    name = "written-" + re.sub(r"[^a-z0-9]", "-", kubectl_version)
+    kubectl.run("apply", "-f", "-", input=CONFIGMAP.format(name=name, value="one"))
+    kubectl.run(
+        "apply", "--server-side", "--force-conflicts", "-f", "-", input=CONFIGMAP.format(name=name, value="two")
+    )
+    assert direct.run("get", "configmap", name, "-o", "jsonpath={.data.key}").stdout == "two"
+    kubectl.run("patch", "configmap", name, "--type=merge", "-p", '{"data":{"key":"three"}}')
+    kubectl.run("label", "configmap", name, "seen=yes")
+    found = json.loads(direct.run("get", "configmap", name, "-o", "json").stdout)
+    assert found["data"] == {"key": "three"}
+    assert found["metadata"]["labels"] == {"seen": "yes"}
+    kubectl.run("delete", "configmap", name)
+    assert direct.run("get", "configmap", name, check=False).returncode == 1
+
+
+def test_large_objects_pass_whole(kubectl: Kubectl, direct: Kubectl, kubectl_version: str) -> None:
+    name = "large-" + re.sub(r"[^a-z0-9]", "-", kubectl_version)
+    value = "".join(chr(97 + index % 26) for index in range(900_000))
+    kubectl.run("create", "-f", "-", input=CONFIGMAP.format(name=name, value=value))
+    try:
+        assert kubectl.run("get", "configmap", name, "-o", "jsonpath={.data.key}").stdout == value
+        assert direct.run("get", "configmap", name, "-o", "jsonpath={.data.key}").stdout == value
+    finally:
+        direct.run("delete", "configmap", name)
+
+
+def test_watch_shows_events_as_they_happen(kubectl: Kubectl, direct: Kubectl, kubectl_version: str) -> None:
+    name = "watched-" + re.sub(r"[^a-z0-9]", "-", kubectl_version)
+    with kubectl.start("get", "configmaps", "--watch", "-o", "name") as watch:
+        watch.wait_for_line("configmap/kube-root-ca.crt|configmap/", timeout=20)
+        direct.run("create", "configmap", name, "--from-literal=a=b")
+        watch.wait_for_line(rf"configmap/{name}", timeout=20)
+        direct.run("delete", "configmap", name)
+
+
+def test_a_name_in_use_is_the_api_servers_word(kubectl: Kubectl, direct: Kubectl) -> None:
+    through = kubectl.run("create", "namespace", "default", check=False)
+    straight = direct.run("create", "namespace", "default", check=False)
+    assert (through.returncode, through.stderr) == (straight.returncode, straight.stderr)
+
+
+def test_as_another_user_is_judged_by_the_api_server(world: World, cluster: Cluster, kubectl: Kubectl) -> None:
+    """alice is cluster-admin, who may impersonate; the review says so, and the server sees the other user."""
+    answer = json.loads(
+        kubectl.run("auth", "whoami", "-o", "json", "--as", "carol@example.com", "--as-group", "guests").stdout
+    )["status"]["userInfo"]
+    assert answer["username"] == "carol@example.com"
+    assert answer["groups"] == ["guests", "system:authenticated"]
+    assert answer["extra"]["arcbridge.io/original-user"] == ["alice@example.com"]
+
+
+def test_audit_has_one_record_per_request(world: World, kubectl: Kubectl, cluster: Cluster) -> None:
+    before = len(world.audit_records())
+    kubectl.run("get", "--raw", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt", check=False)
+    records = [
+        record
+        for record in world.audit_records()[before:]
+        if record.get("resource") == "configmaps" and record.get("name") == "kube-root-ca.crt"
+    ]
+    assert len(records) == 1
+    record = records[0]
+    assert record["user"] == "alice@example.com"
+    assert record["verb"] == "get"
+    assert record["namespace"] == "default"
+    # The same request id in the API server's own audit log: one id from end to end.
+    ids = {event["auditID"] for event in cluster.audit_events()}
+    assert record["request"] in ids
+
+
+def test_the_context_has_the_clusters_name(alice: Client, kubectl: Kubectl) -> None:
+    assert kubectl.run("config", "current-context").stdout.strip() == CLUSTER
+    assert alice.kubeconfig.stat().st_mode & 0o777 == 0o600
