@@ -128,7 +128,7 @@ def helm() -> Path:
 @functools.cache
 def kubectl_versions() -> dict[str, Path]:
     """Return the kubectl of each minor version that is here, such as `{"1.36": …, "1.37": …}`; may build the first."""
-    found = {}
+    found: dict[str, Path] = {}
     candidates = [Path(sys.executable).with_name("kubectl")]
     with contextlib.suppress(Unavailable):
         candidates.insert(0, binaries().kubectl)
@@ -199,9 +199,7 @@ def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> P
 class Kubectl:
     """One kubectl with one kubeconfig and a home of its own: its discovery cache is keyed by host and port alone."""
 
-    def __init__(
-        self, binary: Path, kubeconfig: Path, home: Path, *, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, binary: Path, kubeconfig: Path, home: Path, *, env: Mapping[str, str] | None = None) -> None:
         self.binary = binary
         self.kubeconfig = kubeconfig
         self.home = home
@@ -300,7 +298,7 @@ class Cluster:
         self.node_name = node_name
         self.processes: list[ManagedProcess] = []
         self._kubectl: dict[str, Kubectl] = {}
-        self._users = 0
+        self._numbered = 0
         try:
             self._make_certificates()
             self._start(list(extra_args))
@@ -430,10 +428,10 @@ class Cluster:
 
     def wait_for_pod_end(self, name: str, namespace: str = "default", *, timeout: float = 15) -> dict[str, Any]:
         """Wait until all of a pod's containers have ended (or the pod is gone), and return its last state."""
-        pod = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
-        if pod["status"].get("phase") in ("Succeeded", "Failed"):
-            return dict(pod)
-        for kind, pod in self._watch_pod(pod, timeout):
+        now: dict[str, Any] = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
+        if now["status"].get("phase") in ("Succeeded", "Failed"):
+            return now
+        for kind, pod in self._watch_pod(now, timeout):
             if kind == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
                 return pod
         raise ProcessFailed(f"pod {namespace}/{name} has not ended after {timeout} s\n{self.processes[-1].tail()}")
@@ -464,8 +462,11 @@ class Cluster:
         service_account: tuple[str, str] | None = None,
         namespace: str | None = None,
     ) -> None:
-        """Bind a ClusterRole to a user, a group or a service account (namespace, name), everywhere or in one namespace."""
-        self._users += 1
+        """Bind a ClusterRole to a user, a group or a service account (namespace, name), everywhere or in one namespace.
+
+        Returns once the API server's authorizer knows.
+        """
+        self._numbered += 1
         subjects: list[dict[str, str]] = []
         for kind, subject in (("User", user), ("Group", group)):
             if subject is not None:
@@ -480,11 +481,42 @@ class Cluster:
             "POST",
             f"/apis/rbac.authorization.k8s.io/v1/{scope}",
             {
-                "metadata": {"name": f"test-{self._users}"},
+                "metadata": {"name": f"test-{self._numbered}"},
                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
                 "subjects": subjects,
             },
         )
+        self.settle_rbac()
+
+    def settle_rbac(self, *, timeout: float = 10) -> None:
+        """Return once all roles and bindings written so far are in force.
+
+        The authorizer reads them from watches, so a binding that was just created may be unknown to the next request.
+        Each watch keeps the order of writes: when a marker written now is in force, so is everything before it.
+        """
+        self._numbered += 1
+        rbac, marker = "/apis/rbac.authorization.k8s.io/v1", f"settled-{self._numbered}"
+        subjects = [{"kind": "Group", "name": f"test:{marker}", "apiGroup": "rbac.authorization.k8s.io"}]
+        questions = []
+        for kind, where in (("ClusterRole", ""), ("Role", "/namespaces/default")):
+            rule = {"apiGroups": ["test.invalid"], "resources": [marker, kind.lower()], "verbs": ["get"]}
+            reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": marker}
+            self.request("POST", f"{rbac}{where}/{kind.lower()}s", {"metadata": {"name": marker}, "rules": [rule]})
+            self.request(
+                "POST",
+                f"{rbac}{where}/{kind.lower()}bindings",
+                {"metadata": {"name": marker}, "roleRef": reference, "subjects": subjects},
+            )
+            asked = {"verb": "get", "group": "test.invalid", "resource": kind.lower(), "namespace": "default"}
+            questions.append({"spec": {"groups": [f"test:{marker}"], "resourceAttributes": asked}})
+        deadline = time.monotonic() + timeout
+        for question in questions:
+            while not self.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", question)["status"][
+                "allowed"
+            ]:
+                if time.monotonic() > deadline:
+                    raise ProcessFailed(f"roles are not in force after {timeout} s")
+                time.sleep(0.005)
 
     def client_certificate(self, user: str, groups: Sequence[str] = ()) -> tuple[bytes, bytes]:
         """Return a certificate that the API server takes for a user, and its key, both PEM."""
@@ -662,6 +694,14 @@ class Cluster:
         self.processes.append(node)
         node.wait_for_line(r"^ready \d+$", stream="stdout", timeout=30)
         self.ensure_namespace("default")  # which a controller of the API server makes, sooner or later
+        self._aggregate_roles()
+
+    def _aggregate_roles(self) -> None:
+        """Fill in `view`, `edit` and `admin`, which are empty where no controller manager runs."""
+        path, rules = "/apis/rbac.authorization.k8s.io/v1/clusterroles", []
+        for name in ("view", "edit", "admin"):  # each includes those before it
+            rules += self.request("GET", f"{path}/system:aggregate-to-{name}")["rules"]
+            self.request("PATCH", f"{path}/{name}", {"rules": rules}, content_type="application/merge-patch+json")
 
     def _apiserver_args(self, etcd_socket: str) -> list[str]:
         where = self.directory

@@ -58,8 +58,8 @@ class ProcessFailed(AssertionError):
 class ManagedProcess:
     """One running program with its output.
 
-    Output is kept in memory and, under `log_dir`, in NAME.stdout.log and NAME.stderr.log. The process leads a session of
-    its own, so that a Ctrl-C at the test's terminal leaves its end to the fixtures; if the test process is killed
+    Output is kept in memory and, under `log_dir`, in NAME.stdout.log and NAME.stderr.log. The process leads a session
+    of its own, so that a Ctrl-C at the test's terminal leaves its end to the fixtures; if the test process is killed
     outright, the kernel sends `death_signal` (Linux).
 
     With `terminal=(rows, columns)` the process runs on a terminal: all output counts as stdout, and `send` types.
@@ -368,7 +368,7 @@ def run(
     timeout: float = 60,
     check: bool = True,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end. Like `subprocess.run`, but the program does not outlive us, and failures are told whole.
+    """Run a program to its end: like `subprocess.run`, but it does not outlive us, and failures are told whole.
 
     Raises `ProcessFailed` at the deadline and, with `check`, for an exit status that is not 0.
     """
