@@ -1,0 +1,220 @@
+"""The headers that go to the API server: everything of the caller's that could speak for somebody is out, ours are in.
+
+What Kubernetes does ("User impersonation"): a request that the agent's credential authenticates, with
+`Impersonate-User`, `-Uid`, `-Group`, `-Extra-*`, runs as that user. **Without any of them it runs as the agent.** So
+the worst failure is not a header that gets in but ours that gets lost: CVE-2021-31999 named `Impersonate-User` in
+`Connection`, and a proxy that removed hop-by-hop headers last removed its own.
+
+Hence the order, which is the point of this file:
+
+1. what the caller asked for with `--as` is read from *all* headers, whatever `Connection` says of them;
+2. hop-by-hop headers go (RFC 9110 §7.6.1), and whatever `Connection` names;
+3. every header goes that speaks for somebody: `Impersonate-*`, `Authorization`, `X-Remote-*`, forwarding headers;
+4. ours go in, last;
+5. the result is checked against what was meant, header by header, and refused if it differs.
+
+Names with `_` are refused outright: some servers read them as `-`. Values must be UTF-8 without control characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.identity.claims import Identity
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+Headers = list[tuple[str, str]]
+
+HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"}
+)
+"""RFC 9110 §7.6.1; `proxy-*` goes as a family, below."""
+REBUILT = frozenset({"host", "content-length", "expect"})
+"""Ours to write: where the request goes and how its body is framed."""
+_SPEAKS_FOR_SOMEBODY = ("impersonate-", "x-remote-", "x-forwarded-", "proxy-")
+_SPEAKS_EXACTLY = frozenset({"authorization", "forwarded", "x-real-ip", "x-original-user", "audit-id"})
+
+ORIGINAL_USER = "arcbridge.io/original-user"
+"""Extra key under which the API server's audit log shows who is behind a `--as`."""
+
+_NAME = re.compile(rb"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # a token (RFC 9110 §5.6.2) without `_`
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_EXTRA_SAFE = "!#$&'*+-.^`|~"
+"""What stays unescaped in an extra key: token characters but `%` and `_` (the latter for our own rule's sake)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a request runs as: exactly what the impersonation headers say, no more."""
+
+    user: str
+    uid: str = ""
+    groups: tuple[str, ...] = ()
+    extra: tuple[tuple[str, str], ...] = ()
+    """(key, value) pairs, a key may repeat; keys are lower-case and not yet escaped."""
+
+    @classmethod
+    def of(cls, identity: Identity) -> Subject:
+        """The subject of a mapped identity."""
+        extra = tuple((key.lower(), value) for key, values in identity.extra.items() for value in values)
+        return cls(identity.username, identity.uid, tuple(identity.groups), extra)
+
+
+def check_names(inbound: RawHeaders) -> None:
+    """Refuses names that parsers disagree on, and values that are not clean text (H1)."""
+    for name, value in inbound:
+        if b"_" in name:
+            raise bad_request("a header name contains '_', which some servers read as '-'")
+        if not _NAME.fullmatch(name):
+            raise bad_request("a header name is malformed")
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise bad_request("a header value is not UTF-8") from error
+        if _CONTROL.search(text):
+            raise bad_request("a header value contains control characters")
+
+
+def requested_subject(inbound: RawHeaders) -> Subject | None:
+    """Answers whom `--as`, `--as-group`, `--as-uid` and `--as-user-extra` ask for; None when they ask for nobody.
+
+    Refuses what is incomplete or unknown: acting as the caller where somebody else was asked for is never right.
+    """
+    users: list[str] = []
+    uids: list[str] = []
+    groups: list[str] = []
+    extra: list[tuple[str, str]] = []
+    asked = False
+    for raw_name, raw_value in inbound:
+        name, value = raw_name.decode("ascii").lower(), raw_value.decode("utf-8").strip(" \t")
+        if not name.startswith("impersonate-"):
+            continue
+        asked = True
+        if not value and not name.startswith("impersonate-extra-"):
+            raise bad_request("an impersonation header is empty")
+        if name == "impersonate-user":
+            users.append(value)
+        elif name == "impersonate-uid":
+            uids.append(value)
+        elif name == "impersonate-group":
+            groups.append(value)
+        elif name.startswith("impersonate-extra-") and len(name) > len("impersonate-extra-"):
+            key = _extra_key(name.removeprefix("impersonate-extra-"))
+            if key == ORIGINAL_USER:
+                raise bad_request(f"the impersonation extra {ORIGINAL_USER} is set by the agent itself")
+            extra.append((key, value))
+        else:
+            raise bad_request("an impersonation header is not known here")
+    if not asked:
+        return None
+    if len(users) != 1:
+        raise bad_request("impersonation (--as) needs exactly one user")
+    if len(uids) > 1:
+        raise bad_request("impersonation (--as-uid) takes one uid")
+    return Subject(users[0], uids[0] if uids else "", tuple(groups), tuple(extra))
+
+
+def impersonated_headers(inbound: RawHeaders, subject: Subject, *, request_id: str, authorization: str = "") -> Headers:
+    """Builds the headers of a request that runs as `subject`.
+
+    `authorization` is the agent's own (empty where it has a client certificate), `request_id` becomes `Audit-ID`.
+    Raises Refusal, 400 for the caller's mistakes, 500 where our own result is not what was meant.
+    """
+    headers = _cleaned(inbound, keep_authorization=False)
+    if authorization:
+        headers.append(("Authorization", authorization))
+    headers.append(("Audit-ID", request_id))
+    headers.append(("Impersonate-User", subject.user))
+    if subject.uid:
+        headers.append(("Impersonate-Uid", subject.uid))
+    headers.extend(("Impersonate-Group", group) for group in subject.groups)
+    headers.extend((f"Impersonate-Extra-{quote(key, safe=_EXTRA_SAFE)}", value) for key, value in subject.extra)
+    check_impersonated(headers, subject)
+    return headers
+
+
+def own_token_headers(inbound: RawHeaders, *, request_id: str) -> Headers:
+    """Builds the headers of a request in token mode: the caller's own `Authorization` and `--as` go on unchanged.
+
+    A request without exactly one bearer token is 401: the agent's own is never a substitute.
+    """
+    tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
+    if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
+        raise Refusal(401, "this session carries service-account tokens, and the request has none")
+    headers = _cleaned(inbound, keep_authorization=True)
+    headers.append(("Audit-ID", request_id))
+    if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
+        raise Refusal(500, "the request's own token was lost on the way")
+    return headers
+
+
+def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> None:
+    """Refuses (500) unless `headers` impersonate exactly `subject`; the last line before the request leaves."""
+    users: list[str] = []
+    uids: list[str] = []
+    groups: list[str] = []
+    extra: list[tuple[str, str]] = []
+    for name, value in headers:
+        lower = name.lower()
+        if _CONTROL.search(value) or value != value.strip(" \t") or "_" in name:
+            raise Refusal(500, "a header of the outgoing request is malformed; nothing was sent")
+        if lower == "impersonate-user":
+            users.append(value)
+        elif lower == "impersonate-uid":
+            uids.append(value)
+        elif lower == "impersonate-group":
+            groups.append(value)
+        elif lower.startswith("impersonate-extra-"):
+            extra.append((unquote(lower.removeprefix("impersonate-extra-")), value))
+        elif lower.startswith("impersonate"):
+            raise Refusal(500, "the outgoing request has an unknown impersonation header; nothing was sent")
+    found = Subject(users[0] if len(users) == 1 else "", "".join(uids), tuple(groups), tuple(extra))
+    if not subject.user or len(uids) > 1 or found != subject:
+        raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
+
+
+def _cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
+    """Steps 2 and 3; one spelling per name, because the HTTP client collapses repeats that are spelt differently."""
+    check_names(inbound)
+    named = connection_tokens(inbound)
+    spelling: dict[str, str] = {}
+    out: Headers = []
+    for raw_name, raw_value in inbound:
+        name = raw_name.decode("ascii")
+        lower = name.lower()
+        speaks = lower in _SPEAKS_EXACTLY or lower.startswith(_SPEAKS_FOR_SOMEBODY)
+        if keep_authorization and (lower == "authorization" or lower.startswith("impersonate-")):
+            # Even where Connection names them: without its Impersonate-User the request would run as the caller.
+            speaks = False
+        elif lower in named:
+            continue
+        if speaks or lower in HOP_BY_HOP or lower in REBUILT:
+            continue
+        out.append((spelling.setdefault(lower, name), raw_value.decode("utf-8").strip(" \t")))
+    return out
+
+
+def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
+    """The lower-case names that `Connection` (and the obsolete `Proxy-Connection`) list, in all their lines."""
+    tokens: set[str] = set()
+    for name, value in inbound:
+        if name.lower() in (b"connection", b"proxy-connection"):
+            tokens.update(part.strip().lower() for part in value.decode("utf-8", "replace").split(","))
+    return frozenset(tokens)
+
+
+def _extra_key(escaped: str) -> str:
+    """The key in a header name: percent-encoded, compared in lower case (Kubernetes, "User impersonation")."""
+    if re.search(r"%(?![0-9a-f]{2})", escaped):
+        raise bad_request("an impersonation extra key is not percent-encoded properly")
+    try:
+        key = unquote(escaped, errors="strict").lower()
+    except UnicodeDecodeError as error:
+        raise bad_request("an impersonation extra key is not UTF-8") from error
+    if _CONTROL.search(key) or not key.strip():
+        raise bad_request("an impersonation extra key contains control characters")
+    return key

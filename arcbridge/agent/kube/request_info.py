@@ -1,0 +1,65 @@
+"""What a request asks for, as the API server itself will read it: verb, resource, namespace, name, subresource.
+
+Source: k8s.io/apiserver `RequestInfoFactory` (the rules, not the code). For the audit record, and to know where an
+upgrade is in order. Nothing here decides who may do what: that is the API server's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote
+
+_VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_NAMESPACE_SUBRESOURCES = ("status", "finalize")
+# Answers of these are in the log under their own name; any other path is `other`, so that the classes are few.
+_PATH_CLASSES = ("api", "apis", "healthz", "livez", "readyz", "metrics", "openapi", "version", ".well-known", "logs")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """One request. For a non-resource path `resource` is empty and `path_class` names its first segment."""
+
+    verb: str
+    group: str = ""
+    version: str = ""
+    resource: str = ""
+    subresource: str = ""
+    namespace: str = ""
+    name: str = ""
+    path_class: str = ""
+
+
+def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
+    """Reads `target` (origin-form, raw). With `upgrade` a GET counts as `create`, as the API server authorises it."""
+    path, _, query = target.partition("?")
+    parts = [part for part in unquote(path).split("/") if part]
+    if len(parts) < 3 or parts[0] not in ("api", "apis") or (parts[0] == "apis" and len(parts) < 4):
+        first = parts[0] if parts else "root"
+        return RequestInfo(method.lower(), path_class=first if first in (*_PATH_CLASSES, "root") else "other")
+    group = "" if parts[0] == "api" else parts[1]
+    version = parts[1] if parts[0] == "api" else parts[2]
+    rest = parts[2:] if parts[0] == "api" else parts[3:]
+
+    verb = _VERBS.get(method, method.lower())
+    if rest[0] in ("proxy", "watch") and len(rest) > 1:  # the old verbs in the path
+        verb, rest = rest[0], rest[1:]
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 1:
+        namespace = rest[1]
+        if len(rest) > 2 and rest[2] not in _NAMESPACE_SUBRESOURCES:
+            rest = rest[2:]
+    resource = rest[0]
+    name = rest[1] if len(rest) > 1 else ""
+    subresource = rest[2] if len(rest) > 2 else ""
+
+    if not name and verb in ("get", "delete"):
+        parameters = parse_qs(query, keep_blank_values=True, max_num_fields=1000) if query else {}
+        if verb == "delete":
+            verb = "deletecollection"
+        elif parameters.get("watch", ["false"])[0].lower() in ("", "1", "t", "true"):
+            verb = "watch"
+        else:
+            verb = "list"
+    if upgrade and verb == "get":
+        verb = "create"
+    return RequestInfo(verb, group, version, resource, subresource, namespace, name)

@@ -1,0 +1,157 @@
+"""`kubectl --as`: asks the API server whether this user may impersonate that one.
+
+Source: Kubernetes, "User impersonation" and SubjectAccessReview. One review per part: the user (or service account),
+each group, the uid, each extra value; all must be allowed. A review takes the user's groups as given, so
+`system:authenticated`, which the API server adds to everybody who is authenticated, is added here.
+
+Answers, yes and no alike, are kept for 30 s at most. A review that cannot be had is 503 and never a yes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.identity.claims import Identity
+
+PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+CACHE_TIME = 30.0
+CACHE_SIZE = 4096
+DEADLINE = 10.0
+MAX_ANSWER = 1 << 20
+MAX_PARTS = 64
+"""Reviews that one request may cause; a `--as` with more groups and extras is refused."""
+
+_SERVICE_ACCOUNT = "system:serviceaccount:"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that is impersonated, as resource attributes of a review."""
+
+    group: str
+    resource: str
+    name: str
+    namespace: str = ""
+    subresource: str = ""
+
+
+def parts_of(target: Subject) -> list[Part]:
+    """The parts of `target`, the user first."""
+    user = target.user
+    if user.startswith(_SERVICE_ACCOUNT) and user.count(":") == 3:
+        namespace, name = user.removeprefix(_SERVICE_ACCOUNT).split(":")
+        parts = [Part("", "serviceaccounts", name, namespace)]
+    else:
+        parts = [Part("", "users", user)]
+    parts += [Part("", "groups", group) for group in target.groups]
+    if target.uid:
+        parts.append(Part("authentication.k8s.io", "uids", target.uid))
+    parts += [Part("authentication.k8s.io", "userextras", value, subresource=key) for key, value in target.extra]
+    return parts
+
+
+class Reviewer:
+    """Asks and remembers; one for the whole agent."""
+
+    def __init__(self, api: ApiServer, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._clock = clock
+        # (whole identity, part) -> (allowed, deadline)
+        self._answers: OrderedDict[tuple[Subject, Part], tuple[bool, float]] = OrderedDict()
+        self.asked = 0
+
+    async def check(self, identity: Identity, target: Subject) -> None:
+        """Returns when `identity` may run as `target`; Refusal 403 in Kubernetes' words, or 503."""
+        user = Subject.of(identity)
+        parts = parts_of(target)
+        if len(parts) > MAX_PARTS:
+            raise Refusal(400, f"impersonation (--as) of more than {MAX_PARTS} groups and extras is not carried")
+        for part in parts:
+            if not await self._allowed(user, part):
+                raise Refusal(403, _denied(user, part), prefix="")
+
+    async def _allowed(self, user: Subject, part: Part) -> bool:
+        key = (user, part)
+        known = self._answers.get(key)
+        now = self._clock()
+        if known is not None and now < known[1]:
+            self._answers.move_to_end(key)
+            return known[0]
+        allowed = await self._ask(user, part)
+        self._answers[key] = (allowed, now + CACHE_TIME)
+        self._answers.move_to_end(key)
+        while len(self._answers) > CACHE_SIZE:
+            self._answers.popitem(last=False)
+        return allowed
+
+    async def _ask(self, user: Subject, part: Part) -> bool:
+        self.asked += 1
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json"),
+            ("User-Agent", "arcbridge-agent"),
+        ]
+        authorization = self._api.authorization()
+        if authorization:
+            headers.append(("Authorization", authorization))
+        try:
+            async with asyncio.timeout(DEADLINE):
+                response = await self._api.request("POST", PATH, headers, own=True, body=_review(user, part))
+                try:
+                    body = await response.content.read(MAX_ANSWER)
+                    while len(body) < MAX_ANSWER and (more := await response.content.readany()):
+                        body += more
+                finally:
+                    response.close()
+            answer = json.loads(body)
+            if response.status != 201:
+                raise Refusal(503, f"the API server refused to review impersonation (code {response.status})")
+            status = answer["status"]
+            # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
+            return status.get("allowed") is True
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Refusal(503, "impersonation (--as) cannot be reviewed: the API server does not answer") from error
+
+
+def _review(user: Subject, part: Part) -> bytes:
+    extra: dict[str, list[str]] = {}
+    for key, value in user.extra:
+        extra.setdefault(key, []).append(value)
+    attributes: dict[str, str] = {"verb": "impersonate", "resource": part.resource, "name": part.name}
+    if part.group:
+        attributes["group"] = part.group
+    if part.namespace:
+        attributes["namespace"] = part.namespace
+    if part.subresource:
+        attributes["subresource"] = part.subresource
+    spec: dict[str, Any] = {
+        "user": user.user,
+        "groups": [*user.groups, "system:authenticated"],
+        "resourceAttributes": attributes,
+    }
+    if user.uid:
+        spec["uid"] = user.uid
+    if extra:
+        spec["extra"] = extra
+    return json.dumps({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}).encode()
+
+
+def _denied(user: Subject, part: Part) -> str:
+    where = f'in the namespace "{part.namespace}"' if part.namespace else "at the cluster scope"
+    resource = f"{part.resource}/{part.subresource}" if part.subresource else part.resource
+    group = f".{part.group}" if part.group else ""
+    return (
+        f'{part.resource}{group} "{part.name}" is forbidden: User "{user.user}" cannot impersonate resource '
+        f'"{resource}" in API group "{part.group}" {where}'
+    )

@@ -1,0 +1,164 @@
+"""aiohttp's HTTP/1.1 server over a stream: what a caller sends becomes requests, and nothing leaks on the way.
+
+aiohttp's own `handle_error` quotes the offending bytes, a bearer token among them, to the log and to the caller; ours
+answers a Status and counts. Two deadlines of ours: a head that has begun must be complete within 10 s, and after an
+early answer the rest of a body is read for 5 s at most, then the stream ends in order.
+
+The private names of `RequestHandler` that are used here are each pinned by a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
+from arcbridge.agent.kube.status import Refusal, bad_request, status_response
+
+HEAD_DEADLINE = 10.0
+LINGER = 5.0
+KEEPALIVE = 3630.0
+"""aiohttp's default: longer than any client keeps an idle connection, so the caller closes first."""
+READ_SIZE = 64 * 1024
+"""aiohttp pauses the stream at twice this: 128 KiB of a body wait at most, then credit is withheld."""
+
+_SILENT = logging.Logger("arcbridge.agent.http")  # not in the tree of loggers: aiohttp's messages quote headers
+_SILENT.addHandler(logging.NullHandler())
+
+
+class KubeServer(web.Server):
+    """Makes one protocol per stream; `handler(protocol, request)` answers each request.
+
+    `refused(protocol, refusal)` is told of heads that never became a request.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
+        refused: Callable[[KubeProtocol, Refusal], None],
+    ) -> None:
+        super().__init__(_dispatch, handler_cancellation=True)
+        self.handler = handler
+        self.refused = refused
+
+    def protocol(self, context: Any) -> KubeProtocol:
+        """The protocol of one stream; `context` is the caller's, for the handler."""
+        return KubeProtocol(self, context, asyncio.get_running_loop())
+
+    def __call__(self) -> RequestHandler:
+        raise TypeError("use protocol(context)")
+
+
+async def _dispatch(request: web.BaseRequest) -> web.StreamResponse:
+    protocol = request.protocol
+    assert isinstance(protocol, KubeProtocol)
+    return await protocol.server.handler(protocol, request)
+
+
+class KubeProtocol(RequestHandler):
+    """One stream's HTTP/1.1 conversation.
+
+    `early` is set once bytes arrived behind an upgrade request before it was answered; `on_early` is called then.
+    """
+
+    __slots__ = ("_head_timer", "_recent", "context", "early", "on_early", "requests", "server", "upgrade_seen")
+
+    def __init__(self, server: KubeServer, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            tcp_keepalive=False,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth
+            logger=_SILENT,
+            keepalive_timeout=KEEPALIVE,
+            lingering_time=LINGER,
+            max_line_size=MAX_HEAD_LINE,
+            max_field_size=MAX_HEAD_LINE,
+            max_headers=MAX_HEADERS,
+            read_bufsize=READ_SIZE,
+            auto_decompress=False,
+        )
+        self.server = server
+        self.context = context
+        self.requests = 0
+        self.early = False
+        self.on_early: Callable[[], None] | None = None
+        self.upgrade_seen = False
+        self._recent = b""
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not data:  # aiohttp calls this itself to parse on after a pause
+            super().data_received(data)
+            return
+        if self.upgrade_seen:
+            self._mark_early()
+            return
+        before = len(self._messages)
+        super().data_received(data)
+        self._recent = (self._recent + data[-8:])[-8:]
+        new = list(self._messages)[before:]
+        for index, (message, _) in enumerate(new):
+            if "Upgrade" in getattr(message, "headers", ()):
+                self.upgrade_seen = True
+                ends_here = self._recent.endswith(b"\r\n\r\n") and not self._recent.endswith(b"\r\n\r\n\r\n")
+                if index + 1 < len(new) or self._message_tail or not ends_here:
+                    self._mark_early()
+        self._watch_head()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers a head that could not be parsed, or a failure of ours; quotes nothing of either."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the stream is over, or was ended on purpose: nobody is there to answer
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("the answer had begun") from exc
+        if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
+            refusal = Refusal(431, "the request's line or one of its headers is too long, or there are too many")
+        elif isinstance(exc, HttpProcessingError):
+            refusal = bad_request("the request is not well-formed HTTP/1.1")
+        else:
+            refusal = Refusal(500, "the agent failed; its log has the cause")
+            self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
+        self.server.refused(self, refusal)
+        return status_response(refusal, close=True)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _mark_early(self) -> None:
+        self.early = True
+        if self.on_early is not None:
+            self.on_early()
+
+    def _watch_head(self) -> None:
+        """A head that has begun and is not complete gets a deadline; a body or an idle connection has none."""
+        idle = self._waiter is not None and not self._waiter.done()
+        if self._messages or not idle:
+            self._stop_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(HEAD_DEADLINE, self._head_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        self.server.refused(self, bad_request("the head of a request was not complete within 10 seconds"))
+        self.force_close()
