@@ -1,0 +1,51 @@
+"""Compiles load.c into a cache outside the repository, keyed by its source, the compiler and the flags."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("load.c")
+FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
+
+
+class NoCompiler(Exception):
+    """There is no C compiler, or it failed; the message says what to do."""
+
+
+def cache_directory() -> Path:
+    """Where compiled programs are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "arcbridge-bench"
+
+
+def build() -> Path:
+    """The path of the compiled program. Raises NoCompiler.
+
+    There is no fallback in Python on purpose: it would be the bottleneck, and every figure would be its own.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise NoCompiler(
+            "the benchmark's load generator is a C program, and there is no C compiler here: install one "
+            "(Debian, Ubuntu: apt-get install gcc libc6-dev; Fedora: dnf install gcc; Alpine: apk add gcc musl-dev), "
+            "or set CC"
+        )
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(b"\0".join((source, compiler.encode(), " ".join(FLAGS).encode()))).hexdigest()[:16]
+    program = cache_directory() / f"load-{key}"
+    if program.exists():
+        return program
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
+        fresh = Path(scratch) / "load"
+        command = [*compiler.split(), *FLAGS, "-o", str(fresh), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NoCompiler(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+        fresh.replace(program)
+    return program

@@ -1,0 +1,16 @@
+"""The systems that are compared: one file and one class each. A new one is a file here and a line in `PEERS`."""
+
+from __future__ import annotations
+
+from bench.peers.arcbridge import Arcbridge
+from bench.peers.base import Peer, Unavailable
+from bench.peers.direct import Direct
+from bench.peers.openssh import OpenSsh
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, OpenSsh, Direct)}
+"""By name, in the order of the report."""
+
+QUICK = ("arcbridge", "openssh", "direct")
+"""The systems of `--quick`."""
+
+__all__ = ["PEERS", "QUICK", "Peer", "Unavailable"]

@@ -1,0 +1,58 @@
+"""What the runner needs of a system under test."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from bench.address import Address
+from bench.usage import with_descendants
+
+
+class Unavailable(Exception):
+    """The system cannot be had on this machine; the message says what to install. It is then left out, by name."""
+
+
+class Peer(ABC):
+    """One system: `load → client → relay → agent → target`, each its own process, all on loopback.
+
+    Life: `check()`, `start()`, `prove_encryption()`, measurements at `endpoint`, `stop()` (also after a failure).
+    """
+
+    name: str
+    encrypts: str
+    """What is encrypted, and who can read: one line for the report."""
+    tuned: str
+    """How it is configured and why that is its best: one line for the report."""
+
+    endpoint: Address
+    """Where the load generator connects; valid after `start`."""
+
+    def check(self) -> str:
+        """The version of what would run. Raises Unavailable."""
+        return ""
+
+    @abstractmethod
+    def start(self, target: Address, directory: Path) -> None:
+        """Start everything, leading to `target`; return when `endpoint` accepts connections.
+
+        `directory` is empty and private. Raises NotReady.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End everything that `start` began."""
+
+    @abstractmethod
+    def roots(self) -> dict[str, int]:
+        """The first process of each role: `client`, `relay`, `agent`."""
+
+    def prove_encryption(self, target: Address) -> str:
+        """Show that what passes the wire cannot be read; how it was shown. Raises bench.tap.Readable."""
+        return "nothing to show: it encrypts nothing"
+
+    def pids(self, *roles: str) -> list[int]:
+        """All processes of the roles named, or of all: they may fork as connections come."""
+        return [
+            pid for role, root in self.roots().items() if not roles or role in roles for pid in with_descendants(root)
+        ]

@@ -1,0 +1,90 @@
+"""Processes of a system under test: output to files, so that reading it costs the measurement nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NotReady(Exception):
+    """A process ended, or did not do in time what was waited for; the message has the end of its output."""
+
+
+class Role:
+    """One running program."""
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
+        self.name = name
+        self.log = directory / f"{name}.log"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [os.fspath(part) for part in argv],
+                stdin=stdin,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+        """Until `ready()`; raises NotReady when the process ends first, or after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if self._process.poll() is not None:
+                raise NotReady(f"{self.name} ended with {self._process.returncode} before {what}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise NotReady(f"{self.name}: not {what} within {timeout:.0f} s\n{self.tail()}")
+            time.sleep(0.02)
+
+    def said(self, text: str) -> bool:
+        """Whether its output has `text`."""
+        return text in self.log.read_text(errors="replace")
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of its output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after 5 seconds; only this process, which its children follow."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def stop_all(roles: Sequence[Role]) -> None:
+    """Stop roles, the last started first."""
+    for role in reversed(roles):
+        role.stop()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,17 @@
+"""What is measured: one file and one class each. A new one is a file here and a line in `SCENARIOS`."""
+
+from __future__ import annotations
+
+from bench.scenarios.base import Effort, Metrics, Scenario, higher_is_better
+from bench.scenarios.bulk import Bulk
+from bench.scenarios.concurrent import Concurrent
+from bench.scenarios.echo import Echo
+from bench.scenarios.open import Open
+
+SCENARIOS: dict[str, type[Scenario]] = {scenario.name: scenario for scenario in (Bulk, Echo, Concurrent, Open)}
+"""By name, in the order of the report."""
+
+QUICK = ("bulk", "echo", "concurrent", "open")
+"""The scenarios of `--quick`."""
+
+__all__ = ["QUICK", "SCENARIOS", "Effort", "Metrics", "Scenario", "higher_is_better"]

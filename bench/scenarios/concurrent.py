@@ -1,0 +1,27 @@
+"""Many small conversations at once: 32 connections, each with one 100-byte echo under way."""
+
+from __future__ import annotations
+
+from bench.load.generator import Generator
+from bench.peers.base import Peer
+from bench.scenarios.base import Effort, Metrics, Scenario
+
+
+class Concurrent(Scenario):
+    """Echoes per second over all connections."""
+
+    name = "concurrent"
+    title = "100-byte echoes over 32 connections at once"
+    primary = ("per_s", "p99_us")
+    connections = 32
+
+    def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
+        result = load.run(
+            "many",
+            peer.endpoint,
+            seconds=effort.seconds,
+            warmup=effort.warmup,
+            size=100,
+            connections=self.connections,
+        )
+        return {name: result[name] for name in ("per_s", "p50_us", "p99_us")}
