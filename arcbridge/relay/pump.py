@@ -1,0 +1,432 @@
+"""The pump: bytes between two raw TCP sockets, both ways, unread.
+
+Rules:
+
+1. What goes in comes out, in order, once. FIN passes as FIN after the last byte, RST passes as RST, and a pair that
+   is cut here ends with RST on both sides: a cut never looks like an end.
+2. At most 256 KiB are held per direction; while any are, that direction reads nothing.
+3. One wake-up moves at most `BUDGET` bytes, so a pair at full speed cannot starve fifty interactive ones.
+4. No task, no future, no timer per pair: callbacks of the loop on the two descriptors, and one sweep for all.
+5. Callbacks are removed *before* a descriptor is closed, and its number is forgotten in the same breath: the kernel
+   gives the number to the next socket, and a late callback or splice would move another pair's bytes.
+
+Two paths. A small message is read into one buffer that all pairs share and sent at once: two system calls. Once a
+read comes back large, the direction is *bulk* and bytes move by `splice` through a pipe of the pool, without ever
+being copied into this process; when reads get small again, or the pool has no pipe, it goes back to copying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from arcbridge.net.ready import reset, tune
+from arcbridge.relay.pipes import Pipe, PipePool
+
+BUDGET: Final = 512 * 1024
+"""Bytes per direction and wake-up (0.2 ms here)."""
+HELD: Final = 256 * 1024
+"""Bytes taken from one socket before they are offered to the other."""
+BULK: Final = 16 * 1024
+"""A read of this size makes a direction bulk: below it a copy is cheaper than two more system calls."""
+SMALL: Final = 4 * 1024
+"""A splice of less ends bulk."""
+SWEEP: Final = 10.0
+
+_TCP_CLOSE: Final = 7
+_BUFFER: Final = bytearray(64 * 1024)
+_VIEW: Final = memoryview(_BUFFER)
+# Linux: do not block, and the bytes may be moved instead of copied.
+_FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
+
+
+class Pump:
+    """One pair. It owns both sockets from `start` on and calls `on_done(pump)` once, after both are closed.
+
+    `error` is None when both directions ended in order. `client` is who asked for the session, `agent` who answered.
+    """
+
+    __slots__ = ("_down", "_on_done", "_up", "closed", "cluster", "error", "join_id", "pipes", "started_at")
+
+    def __init__(
+        self,
+        client: socket.socket,
+        agent: socket.socket,
+        pipes: PipePool,
+        on_done: Callable[[Pump], None],
+        *,
+        join_id: str = "",
+        cluster: str = "",
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.join_id = join_id
+        self.cluster = cluster
+        self.pipes = pipes
+        self.closed = False
+        self.error: OSError | None = None
+        self.started_at = loop.time()
+        self._on_done = on_done
+        self._up = _Direction(self, loop, client, agent)
+        self._down = _Direction(self, loop, agent, client)
+
+    def start(self, *, to_agent: bytes = b"", to_client: bytes = b"") -> None:
+        """Begin, with the bytes that came behind the outer TLS of each end."""
+        tune(self._up.source)
+        tune(self._down.source)
+        self._up.start(to_agent)
+        if not self.closed:
+            self._down.start(to_client)
+
+    @property
+    def up(self) -> int:
+        """Bytes passed from client to agent."""
+        return self._up.bytes
+
+    @property
+    def down(self) -> int:
+        return self._down.bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes read from one end and not yet taken by the other, both directions."""
+        return self._up.held + self._down.held
+
+    def abort(self, reason: str = "cut by the relay") -> None:
+        """End both sides with RST."""
+        self.fail(ConnectionAbortedError(reason))
+
+    def sweep(self) -> None:
+        """Once in a while: give back pipes that a stalled receiver keeps, and notice a dead half-closed pair."""
+        self._up.unload()
+        self._down.unload()
+        # A direction that has ended has no reader, so a reset of its source would go unnoticed.
+        if (self._up.over and _is_dead(self._up.source)) or (self._down.over and _is_dead(self._down.source)):
+            self.fail(ConnectionResetError("an end was reset after it had half-closed"))
+
+    # -- for the two directions ------------------------------------------------------------------------------------
+
+    def direction_over(self) -> None:
+        if self._up.over and self._down.over:
+            self._end(socket.socket.close)
+
+    def fail(self, error: OSError) -> None:
+        if not self.closed:
+            self.error = error
+            self._end(reset)
+
+    def _end(self, close: Callable[[socket.socket], None]) -> None:
+        self.closed = True
+        self._up.detach()
+        self._down.detach()
+        close(self._up.source)
+        close(self._down.source)
+        self._on_done(self)
+
+
+class _Direction:
+    """From `source` to `sink`. Reading, or waiting until `sink` takes what is held: never both."""
+
+    __slots__ = (
+        "_bulk",
+        "_loop",
+        "_memory",
+        "_pipe",
+        "_piped",
+        "_pump",
+        "_reading",
+        "_recv_into",
+        "_send",
+        "_sink_fd",
+        "_source_fd",
+        "_writing",
+        "bytes",
+        "ended",
+        "over",
+        "sink",
+        "source",
+    )  # fmt: skip
+
+    def __init__(self, pump: Pump, loop: asyncio.AbstractEventLoop, source: socket.socket, sink: socket.socket) -> None:
+        self._pump = pump
+        self._loop = loop
+        self.source = source
+        self.sink = sink
+        self._source_fd = source.fileno()
+        self._sink_fd = sink.fileno()
+        self._recv_into = source.recv_into
+        self._send = sink.send
+        self._memory = b""
+        self._pipe: Pipe | None = None
+        self._piped = 0
+        self._bulk = False
+        self._reading = False
+        self._writing = False
+        self.ended = False
+        """The source has sent FIN."""
+        self.over = False
+        """... and it has been passed on."""
+        self.bytes = 0
+
+    @property
+    def held(self) -> int:
+        return len(self._memory) + self._piped
+
+    def start(self, first: bytes) -> None:
+        if first:
+            self._memory = first
+            self._want_write()
+            self.on_writable()
+        else:
+            self._want_read()
+
+    # -- callbacks -------------------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        """Nothing is held. The path of a small message comes first and is the shortest."""
+        if self._bulk:
+            self._move()
+            return
+        try:
+            count = self._recv_into(_BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._pump.fail(error)
+            return
+        if not count:
+            self._end()
+            return
+        try:
+            sent = self._send(_VIEW[:count])
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._pump.fail(error)
+            return
+        self.bytes += sent
+        if count >= BULK:
+            self._bulk = True
+        if sent < count:
+            self._memory = bytes(_VIEW[sent:count])
+            self._want_write()
+
+    def on_writable(self) -> None:
+        """Offer what is held; when all is gone, go on reading."""
+        try:
+            if self._memory:
+                sent = self._send(self._memory)
+                self.bytes += sent
+                self._memory = self._memory[sent:]
+                if self._memory:
+                    return
+            pipe = self._pipe
+            if pipe is not None:
+                while self._piped:
+                    sent = os.splice(pipe.reader, self._sink_fd, self._piped, flags=_FLAGS)
+                    self.bytes += sent
+                    self._piped -= sent
+                self._pipe = None
+                self._pump.pipes.give(pipe)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._pump.fail(error)
+            return
+        if self.ended:
+            self._finish()
+        elif self._bulk:
+            # Straight on: while the sink is the slower one, the set of callbacks need not change at all.
+            self._move()
+        else:
+            self._want_read()
+
+    # -- bulk ------------------------------------------------------------------------------------------------------
+
+    def _move(self) -> None:
+        pipes = self._pump.pipes
+        pipe = pipes.take()
+        if pipe is None:
+            self._bulk = False
+            self._want_read()
+            return
+        reader, writer = pipe.reader, pipe.writer
+        source, sink = self._source_fd, self._sink_fd
+        piped = 0
+        budget = BUDGET
+        try:
+            while budget > 0:
+                piped = count = os.splice(source, writer, HELD, flags=_FLAGS)
+                if not count:
+                    pipes.give(pipe)
+                    self._end()
+                    return
+                budget -= count
+                while piped:
+                    sent = os.splice(reader, sink, piped, flags=_FLAGS)
+                    self.bytes += sent
+                    piped -= sent
+                if count < SMALL:
+                    self._bulk = False
+                    break
+        except (BlockingIOError, InterruptedError):
+            if piped:
+                self._pipe = pipe
+                self._piped = piped
+                self._want_write()
+                return
+        except OSError as error:
+            if piped:
+                pipes.discard(pipe)
+            else:
+                pipes.give(pipe)
+            self._pump.fail(error)
+            return
+        pipes.give(pipe)
+        self._want_read()
+
+    def unload(self) -> None:
+        """Move bytes that wait in a pipe into memory, so that the pool has its pipe back."""
+        pipe = self._pipe
+        if pipe is None:
+            return
+        waiting = bytearray()
+        while len(waiting) < self._piped:
+            waiting += os.read(pipe.reader, self._piped - len(waiting))
+        self._memory += bytes(waiting)
+        self._piped = 0
+        self._pipe = None
+        self._pump.pipes.give(pipe)
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self.ended = True
+        self._finish()
+
+    def _finish(self) -> None:
+        """All that the source ever sent has been taken: pass its FIN on."""
+        self._stop()
+        try:
+            self.sink.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._pump.fail(error)
+            return
+        self.over = True
+        self._pump.direction_over()
+
+    def detach(self) -> None:
+        """Remove the callbacks, forget the descriptors' numbers, drop what is held."""
+        self._stop()
+        self._source_fd = self._sink_fd = -1
+        self._memory = b""
+        if self._pipe is not None:
+            self._pump.pipes.discard(self._pipe)
+            self._pipe = None
+            self._piped = 0
+
+    # -- the loop's callbacks: exactly one of the two is registered ------------------------------------------------
+
+    def _want_read(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._sink_fd)
+        if not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._source_fd, self.on_readable)
+
+    def _want_write(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._source_fd)
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sink_fd, self.on_writable)
+
+    def _stop(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._source_fd)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._sink_fd)
+
+
+def _is_dead(sock: socket.socket) -> bool:
+    """Whether the kernel has given the connection up (`tcpi_state`, the first byte of `struct tcp_info`)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+
+
+class Pumps:
+    """All pairs of a process: the one sweep, the counters, and the ways to end many."""
+
+    __slots__ = ("_loop", "_on_done", "_open", "_timer", "bytes_down", "bytes_up", "pipes", "total")
+
+    def __init__(self, on_done: Callable[[Pump], None], *, pipes: PipePool | None = None) -> None:
+        """`on_done` is called for each pump that ended."""
+        self._loop = asyncio.get_running_loop()
+        self._on_done = on_done
+        self._open: set[Pump] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.pipes = pipes or PipePool()
+        self.total = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def join(
+        self,
+        client: socket.socket,
+        agent: socket.socket,
+        *,
+        to_agent: bytes = b"",
+        to_client: bytes = b"",
+        join_id: str = "",
+        cluster: str = "",
+    ) -> Pump:
+        """Pair two raw sockets, which belong to the pump from here on."""
+        pump = Pump(client, agent, self.pipes, self._ended, join_id=join_id, cluster=cluster)
+        self._open.add(pump)
+        self.total += 1
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP, self._sweep)
+        pump.start(to_agent=to_agent, to_client=to_client)
+        return pump
+
+    def bytes(self) -> tuple[int, int]:
+        """(client to agent, agent to client), ended and running pairs."""
+        return (
+            self.bytes_up + sum(pump.up for pump in self._open),
+            self.bytes_down + sum(pump.down for pump in self._open),
+        )
+
+    def abort(self, cluster: str | None = None, reason: str = "cut by the relay") -> int:
+        """Cut all pairs, or those of one cluster; how many."""
+        doomed = [pump for pump in self._open if cluster is None or pump.cluster == cluster]
+        for pump in doomed:
+            pump.abort(reason)
+        return len(doomed)
+
+    def close(self) -> None:
+        self.abort()
+        self.pipes.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sweep(self) -> None:
+        self._timer = self._loop.call_later(SWEEP, self._sweep) if self._open else None
+        for pump in list(self._open):
+            pump.sweep()
+
+    def _ended(self, pump: Pump) -> None:
+        self._open.discard(pump)
+        self.bytes_up += pump.up
+        self.bytes_down += pump.down
+        self._on_done(pump)

@@ -1,0 +1,244 @@
+"""The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (J9, J10, J18, R4, R6)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from arcbridge.net.ready import receive, reset, send_all
+from arcbridge.relay.pipes import PipePool
+from arcbridge.relay.pump import HELD, Pump, Pumps
+from tests.net.ends import tcp_pair
+
+MIB = 1 << 20
+
+
+class Bench:
+    """Pumps, and the four sockets of each pair: client end, relay's two, agent end."""
+
+    def __init__(self, pipes: PipePool | None = None) -> None:
+        self.ended: list[Pump] = []
+        self.arrived = asyncio.Event()
+        self.pumps = Pumps(self._done, pipes=pipes)
+        self.ends: list[socket.socket] = []
+
+    def _done(self, pump: Pump) -> None:
+        self.ended.append(pump)
+        self.arrived.set()
+
+    async def pair(self, **left_over: bytes) -> tuple[socket.socket, socket.socket, Pump]:
+        client, relay_client = await tcp_pair()
+        agent, relay_agent = await tcp_pair()
+        self.ends += [client, agent]
+        return client, agent, self.pumps.join(relay_client, relay_agent, cluster="prod", **left_over)
+
+    async def end(self) -> Pump:
+        async with asyncio.timeout(5):
+            await self.arrived.wait()
+        self.arrived.clear()
+        return self.ended[-1]
+
+
+@pytest.fixture(params=["splice", "copy"])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    before = len(os.listdir("/proc/self/fd"))
+    made = Bench(PipePool() if request.param == "splice" else PipePool(0))
+    yield made
+    made.pumps.close()
+    for end in made.ends:
+        end.close()
+    assert len(made.pumps) == 0
+    assert made.pumps.pipes.open == 0
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def read_all(sock: socket.socket, size: int = 1 << 18) -> tuple[int, str]:
+    digest, count = hashlib.sha256(), 0
+    while data := await receive(sock, size):
+        digest.update(data)
+        count += len(data)
+    return count, digest.hexdigest()
+
+
+async def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = await receive(sock, size - len(data))
+        assert chunk, "ended early"
+        data += chunk
+    return data
+
+
+async def send_in_pieces(sock: socket.socket, data: bytes, piece: Callable[[], int]) -> None:
+    at = 0
+    while at < len(data):
+        size = piece()
+        await send_all(sock, data[at : at + size])
+        at += size
+    sock.shutdown(socket.SHUT_WR)
+
+
+async def test_both_directions_at_once_are_equal(bench: Bench) -> None:
+    client, agent, pump = await bench.pair()
+    up, down = random.Random(1).randbytes(24 * MIB), random.Random(2).randbytes(24 * MIB)
+    draw = random.Random(3)
+    results = await asyncio.gather(
+        send_in_pieces(client, up, lambda: draw.choice([1, 100, 5000, 60_000, 300_000])),
+        send_in_pieces(agent, down, lambda: 1 << 18),
+        read_all(agent),
+        read_all(client, 10_000),
+    )
+    assert results[2:] == [(len(up), hashlib.sha256(up).hexdigest()), (len(down), hashlib.sha256(down).hexdigest())]
+    assert await bench.end() is pump
+    assert pump.error is None
+    assert (pump.up, pump.down) == (len(up), len(down))
+    assert bench.pumps.bytes() == (len(up), len(down))
+
+
+@pytest.mark.parametrize("first", ["client", "agent"])
+async def test_half_close_passes_after_the_last_byte(bench: Bench, first: str) -> None:
+    client, agent, pump = await bench.pair()
+    near, far = (client, agent) if first == "client" else (agent, client)
+    await send_all(near, b"question")
+    near.shutdown(socket.SHUT_WR)
+    assert await read_all(far) == (8, hashlib.sha256(b"question").hexdigest())
+    answer = random.Random(4).randbytes(64 * MIB)
+    _, received = await asyncio.gather(send_in_pieces(far, answer, lambda: 1 << 20), read_all(near))
+    assert received == (len(answer), hashlib.sha256(answer).hexdigest())
+    await bench.end()
+    assert pump.error is None
+    assert pump.up + pump.down == 8 + len(answer)
+
+
+@pytest.mark.parametrize("first", ["client", "agent"])
+async def test_a_reset_passes_as_a_reset(bench: Bench, first: str) -> None:
+    client, agent, pump = await bench.pair()
+    near, far = (client, agent) if first == "client" else (agent, client)
+    await send_all(near, b"part")
+    assert await exactly(far, 4) == b"part"
+    reset(near)
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(receive(far, 10), 5)
+    assert await bench.end() is pump
+    assert pump.error is not None
+
+
+async def test_a_reset_after_half_close_is_found_by_the_sweep(bench: Bench) -> None:
+    client, agent, pump = await bench.pair()
+    client.shutdown(socket.SHUT_WR)
+    assert await receive(agent, 10) == b""
+    reset(client)
+    pump.sweep()
+    for _ in range(100):
+        if pump.closed:
+            break
+        await asyncio.sleep(0.01)
+        pump.sweep()
+    assert pump.error is not None
+    # The agent has read the client's FIN already, so the reset shows at its next write.
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        await send_all(agent, b"answer")
+
+
+async def test_left_over_bytes_go_first(bench: Bench) -> None:
+    early = random.Random(5).randbytes(9000)
+    client, agent, _ = await bench.pair(to_agent=early, to_client=b"hello")
+    await send_all(client, b"later")
+    assert await exactly(agent, 9005) == early + b"later"
+    assert await exactly(client, 5) == b"hello"
+
+
+async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Bench) -> None:
+    """J10 and R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still there."""
+    pairs = [await bench.pair() for _ in range(20)]
+    data = random.Random(6).randbytes(2 * MIB)
+    sent = []
+    for client, _, pump in pairs:
+        # Until neither the kernel nor the pump takes more: 50 ms without progress.
+        count, idle = 0, 0
+        while idle < 5:
+            try:
+                count += client.send(data[count % len(data) :])
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+                await asyncio.sleep(0.01)
+        assert 0 < pump.held <= HELD
+        sent.append(count)
+    for *_, pump in pairs:
+        pump.sweep()
+    assert bench.pumps.pipes.open == len(bench.pumps.pipes._free)
+    for (client, agent, pump), count in zip(pairs, sent, strict=True):
+        client.shutdown(socket.SHUT_WR)
+        expected = hashlib.sha256((data * (count // len(data) + 1))[:count]).hexdigest()
+        assert await read_all(agent) == (count, expected)
+        agent.close()
+        assert await receive(client, 1) == b""
+        assert pump.up == count
+
+
+async def test_small_messages_pass_while_another_pair_moves_bulk(bench: Bench) -> None:
+    client, agent, _ = await bench.pair()
+    bulk_client, bulk_agent, _ = await bench.pair()
+    bulk = asyncio.gather(
+        send_in_pieces(bulk_client, bytes(64 * MIB), lambda: 1 << 20), read_all(bulk_agent), return_exceptions=True
+    )
+    loop = asyncio.get_running_loop()
+    slowest = 0.0
+    for n in range(200):
+        message = n.to_bytes(100, "big")
+        start = loop.time()
+        await send_all(client, message)
+        assert await exactly(agent, 100) == message
+        slowest = max(slowest, loop.time() - start)
+    await bulk
+    # Bounded bytes per wake-up: never behind a whole window of the other pair. Generous for a busy machine.
+    assert slowest < 1.0
+
+
+async def test_a_cut_resets_both_ends(bench: Bench) -> None:
+    client, agent, pump = await bench.pair()
+    other = (await bench.pair())[2]
+    other.cluster = "other"
+    assert bench.pumps.abort("prod", "revoked") == 1
+    assert pump.closed
+    assert not other.closed
+    assert "revoked" in str(pump.error)
+    for end in (client, agent):
+        with pytest.raises(ConnectionResetError):
+            await receive(end, 10)
+    pump.abort()
+    assert len(bench.ended) == 1
+
+
+async def test_descriptor_numbers_are_reused_without_a_byte_astray(bench: Bench) -> None:
+    """J18, short: pairs come and go beside one that runs; each byte carries its owner's tag."""
+    client, agent, _ = await bench.pair()
+    total = 0
+    for round_ in range(150):
+        tag = bytes([round_ % 255 + 1])
+        near, far, pump = await bench.pair()
+        await send_all(near, tag * 40_000)
+        total += 1
+        await send_all(client, b"\0" * 1000)
+        assert set(await exactly(agent, 1000)) == {0}
+        if round_ % 3 == 0:
+            pump.abort()
+        elif round_ % 3 == 1:
+            assert set(await exactly(far, 40_000)) == set(tag)
+            reset(near)
+        else:
+            near.shutdown(socket.SHUT_WR)
+            far.shutdown(socket.SHUT_WR)
+            assert set(await exactly(far, 40_000)) == set(tag)
+        far.close()
+        near.close()
+    await send_all(client, b"end")
+    assert await exactly(agent, 3) == b"end"
+    assert bench.pumps.total == total + 1
