@@ -17,6 +17,7 @@ from arcbridge.pki.authority import (
     Issued,
     agent_cluster,
     agent_expiry,
+    agent_issued_at,
     certificate_validity,
     check_ca_certificate,
 )
@@ -172,6 +173,7 @@ class TestCertificates:
             pem = ca.sign_agent(make_csr(make_key()), "c", life=life)
             start, end = certificate_validity(pem)
             assert agent_expiry(der(pem)) == end
+            assert agent_issued_at(der(pem)) == pytest.approx(NOW, abs=2)
             assert NOW + life <= end <= NOW + life + 2
             assert NOW - start == pytest.approx(min(3600, life / 10), abs=2)
             # Even a life of a minute is not due for renewal at once.
@@ -215,7 +217,7 @@ class TestCertificates:
 
     @pytest.mark.parametrize("data", [b"", b"x", b"\x30\x82"])
     def test_unreadable_certificates(self, data: bytes) -> None:
-        for read in (agent_cluster, agent_expiry):
+        for read in (agent_cluster, agent_expiry, agent_issued_at):
             with pytest.raises(EnrolmentRefused):
                 read(data)
 

@@ -22,7 +22,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused
+from arcbridge.pki.authority import agent_issued_at
 from arcbridge.pki.names import check_cluster_name
 
 REDEEM_AGAIN = 600.0
@@ -69,6 +70,8 @@ class ClusterRecord:
     labels: Mapping[str, str] = field(default_factory=dict)
     revoked: float = 0.0
     """When it was revoked; 0: it is not."""
+    valid_since: float = 0.0
+    """Agents' certificates from before this do not count: the name has gone over to another cluster CA since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +183,19 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def shown_version(version: str) -> str:
     """An agent's word about its version, cut to what may be kept and shown (threat O2)."""
     return "".join(character for character in version[:MAX_VERSION] if character.isascii() and character.isprintable())
+
+
+def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord:
+    """Return `record` if an agent with this certificate may act for it, else raise `EnrolmentRefused`.
+
+    `record` is what the registry has for the cluster that the certificate names; TLS has verified the certificate.
+    Asked at each control connection, each join of an agent and each renewal.
+    """
+    if record is None:
+        raise EnrolmentRefused("this cluster is not enrolled here: enrol with a new join token")
+    if record.revoked:
+        raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+    # Two seconds: X.509 has whole seconds, and a certificate is issued just after its redemption.
+    if agent_issued_at(certificate_der) + 2 < record.valid_since:
+        raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")
+    return record

@@ -59,7 +59,8 @@ _SCHEMA = (
     """CREATE TABLE clusters (
         name TEXT PRIMARY KEY, ca_pem TEXT NOT NULL, ca_pin TEXT NOT NULL, created REAL NOT NULL,
         last_seen REAL NOT NULL DEFAULT 0, certificate_expires REAL NOT NULL DEFAULT 0,
-        version TEXT NOT NULL DEFAULT '', labels TEXT NOT NULL DEFAULT '{}', revoked REAL NOT NULL DEFAULT 0
+        version TEXT NOT NULL DEFAULT '', labels TEXT NOT NULL DEFAULT '{}', revoked REAL NOT NULL DEFAULT 0,
+        valid_since REAL NOT NULL DEFAULT 0
     )""",
     """CREATE TABLE join_tokens (
         id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, cluster TEXT NOT NULL, uses INTEGER NOT NULL,
@@ -73,7 +74,9 @@ _SCHEMA = (
     "CREATE INDEX clusters_revoked ON clusters (name) WHERE revoked > 0",
 )
 
-_CLUSTER_COLUMNS = "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked"
+_CLUSTER_COLUMNS = (
+    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since"
+)
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
 
 
@@ -211,6 +214,8 @@ class SqliteRegistry(Registry):
             )
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
         database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
+        if not same_pin(known_pin, pin):
+            database.execute("UPDATE clusters SET valid_since = ? WHERE name = ?", (now, cluster))
 
     # Clusters.
 
@@ -372,10 +377,19 @@ class SqliteRegistry(Registry):
         self._durable.close()
 
 
-def _cluster(row: tuple[str, str, str, float, float, float, str, str, float]) -> ClusterRecord:
-    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked = row
+def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float]) -> ClusterRecord:
+    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since = row
     return ClusterRecord(
-        name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, json.loads(labels), revoked
+        name=name,
+        ca_pem=ca_pem,
+        ca_pin=ca_pin,
+        created=created,
+        last_seen=last_seen,
+        certificate_expires=certificate_expires,
+        version=version,
+        labels=json.loads(labels),
+        revoked=revoked,
+        valid_since=valid_since,
     )
 
 

@@ -252,6 +252,9 @@ class RegistryConformance:
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR, rebind=True)
         record = await registry.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem)
         assert (record.ca_pin, record.version) == (cluster_ca("two").pin, "1")
+        assert record.valid_since == clock.now
+        clock.now += 5
+        assert await registry.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem) == record
         again = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused):
             await registry.redeem_join_token(again, KEY_A, cluster_ca("one").certificate_pem)

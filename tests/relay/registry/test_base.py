@@ -1,4 +1,13 @@
-from arcbridge.relay.registry.base import RegistryUnavailable, shown_version
+import ssl
+
+import pytest
+
+from arcbridge.errors import EnrolmentRefused
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable, admit, shown_version
+
+NOW = 1_800_000_000.0
 
 
 def test_unavailable_is_worth_trying_again() -> None:
@@ -9,3 +18,21 @@ def test_unavailable_is_worth_trying_again() -> None:
 def test_versions_are_shown_without_control_characters() -> None:
     assert shown_version("1.2.3+g0\x1b\r\n\u202e") == "1.2.3+g0"
     assert len(shown_version("1" * 100_000)) == 64
+
+
+def record(*, revoked: float = 0.0, valid_since: float = 0.0) -> ClusterRecord:
+    return ClusterRecord("prod", "", "", NOW, revoked=revoked, valid_since=valid_since)
+
+
+def test_which_certificates_may_act_for_a_cluster() -> None:
+    ca = Authority.create("relay CA", clock=lambda: NOW)
+    certificate = ssl.PEM_cert_to_DER_cert(ca.sign_agent(make_csr(make_key()), "prod", life=7 * 86400))
+    for fine in (record(), record(valid_since=NOW - 10), record(valid_since=NOW)):
+        assert admit(fine, certificate) is fine
+    for refused, why in (
+        (None, "not enrolled"),
+        (record(revoked=NOW), "revoked"),
+        (record(valid_since=NOW + 10), "another cluster CA"),
+    ):
+        with pytest.raises(EnrolmentRefused, match=why):
+            admit(refused, certificate)
