@@ -5,9 +5,10 @@ from __future__ import annotations
 from bench.peers.arcbridge import Arcbridge
 from bench.peers.base import Peer, Unavailable
 from bench.peers.direct import Direct
+from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, OpenSsh, Direct)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, MuxChain, OpenSsh, Direct)}
 """By name, in the order of the report."""
 
 QUICK = ("arcbridge", "openssh", "direct")

@@ -1,7 +1,9 @@
 """arcbridge itself."""
 
 from __future__ import annotations
+
 from pathlib import Path
+
 from bench.address import Address
 from bench.peers.base import Peer, Unavailable
 
