@@ -1,0 +1,481 @@
+"""The relay's HTTP API: how agents enrol and renew, and how people see which clusters they may reach.
+
+    GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
+    POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
+    POST /v1/renew             {csr} -> the same; the cluster is the one of the TLS client certificate, nothing else
+    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
+    GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
+
+Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
+a person. Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could
+not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (threat A3), so here every
+answer and every log line is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, Unauthenticated
+from arcbridge.identity.claims import Identity
+from arcbridge.pki.authority import Authority, certificate_validity, check_ca_certificate
+from arcbridge.pki.enrolment import JoinToken, key_hash
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.failure_limit import FailureLimit
+from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body: a request and a CA certificate of 16 KiB each, escaped as JSON, fit twice."""
+
+BODY_DEADLINE = 10.0
+"""Seconds for a body to arrive."""
+
+HEAD_DEADLINE = 10.0
+"""Seconds from the end of the TLS handshake to the first complete request head; aiohttp itself would wait for ever."""
+
+KEEPALIVE = 30.0
+"""Seconds that an idle connection is kept: clients ask rarely, and each one held counts against the relay's caps."""
+
+FIELD_LIMIT = 64 * 1024
+"""Bytes of one header: access tokens with many groups exceed aiohttp's 8190."""
+
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthenticated",
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_encoding",
+    HTTPStatus.EXPECTATION_FAILED: "unsupported_expectation",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limited",
+    HTTPStatus.SERVICE_UNAVAILABLE: "unavailable",
+}
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Verifier(Protocol):
+    """`identity.verifier.TokenVerifier`."""
+
+    async def verify(self, token: str) -> Identity: ...
+
+
+class AccessPolicy(Protocol):
+    """`identity.policy.Policy` or `PolicyFile`."""
+
+    def allows(self, identity: Identity, cluster: str) -> bool: ...
+
+
+CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
+
+PeerCertificate = Callable[[web.Request], bytes | None]
+"""The verified TLS client certificate (DER) of a request's connection, or None."""
+
+
+class ApiRefusal(ArcbridgeError):
+    """The request itself cannot be answered; `status` says why."""
+
+    def __init__(self, status: HTTPStatus, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status_code = status
+
+
+def tls_peer_certificate(request: web.Request) -> bytes | None:
+    """The client certificate that asyncio's TLS verified on this connection (DER), or None."""
+    tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+    # The parsed form is empty unless the certificate was verified; the binary form is there even when nobody looked.
+    if tls is None or not tls.getpeercert():
+        return None
+    certificate: bytes | None = tls.getpeercert(binary_form=True)
+    return certificate
+
+
+@dataclass(frozen=True, slots=True)
+class _Api:
+    """The handlers, with what they work on."""
+
+    authority: Authority
+    registry: Registry
+    count_agents: CountAgents
+    verifier: Verifier
+    policy: AccessPolicy
+    clock: Callable[[], float]
+    certificate_life: float
+    ca_pem: str
+    limit: FailureLimit
+    peer_certificate: PeerCertificate
+
+    async def ca(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
+
+    async def enrol(self, request: web.Request) -> web.Response:
+        source = request.remote or ""
+        if wait := self.limit.wait(source):
+            raise ApiRefusal(
+                HTTPStatus.TOO_MANY_REQUESTS, "too many failed enrolments from this address: wait", retry_after=wait
+            )
+        join_token, csr, cluster_ca = await _body(request, "join_token", "csr", "cluster_ca")
+        try:
+            # The request is judged before the token is consumed, so that a mistake in it costs no use.
+            key = key_hash(csr)
+            cluster_ca = check_ca_certificate(cluster_ca)
+            token_id = JoinToken.parse(join_token).id
+            record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
+        except EnrolmentRefused as error:
+            self.limit.failed(source)
+            log.warning("enrolment refused", source=source, reason=error.message)
+            raise
+        answer = await self._sign(csr, record.name)
+        log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
+        return web.json_response(answer)
+
+    async def renew(self, request: web.Request) -> web.Response:
+        certificate = self.peer_certificate(request)
+        if certificate is None:
+            raise ApiRefusal(
+                HTTPStatus.UNAUTHORIZED,
+                "a renewal needs the agent's client certificate: connect with it, or enrol with a new join token",
+            )
+        try:
+            cluster = self.authority.authenticate_agent(certificate)
+            admit(await self.registry.cluster(cluster), certificate)
+            (csr,) = await _body(request, "csr")
+            answer = await self._sign(csr, cluster)
+        except EnrolmentRefused as error:
+            log.warning("renewal refused", source=request.remote or "", reason=error.message)
+            raise
+        log.info("certificate renewed", cluster=cluster, source=request.remote or "")
+        return web.json_response(answer)
+
+    async def clusters(self, request: web.Request) -> web.Response:
+        identity = await self._caller(request)
+        records = [record for record in await self.registry.clusters() if self.policy.allows(identity, record.name)]
+        agents = await self.count_agents([record.name for record in records])
+        now = self.clock()
+        return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        identity = await self._caller(request)
+        try:
+            name = check_cluster_name(request.match_info["name"])
+        except ConfigError as error:
+            raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
+        # Both are asked whatever the other says, and one answer is given: nobody learns which names exist (J22).
+        record, allowed = await self.registry.cluster(name), self.policy.allows(identity, name)
+        agents = await self.count_agents([name])
+        if record is None or not allowed:
+            raise ApiRefusal(
+                HTTPStatus.NOT_FOUND,
+                "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator",
+            )
+        return web.json_response(_shown(record, agents.get(name, 0), self.clock()))
+
+    async def _sign(self, csr: str, cluster: str) -> dict[str, object]:
+        certificate = self.authority.sign_agent(csr, cluster, life=self.certificate_life)
+        _, not_after = certificate_validity(certificate)
+        await self.registry.certificate_issued(cluster, not_after)
+        return {"certificate": certificate, "ca": self.ca_pem, "cluster": cluster, "not_after": not_after}
+
+    async def _caller(self, request: web.Request) -> Identity:
+        values = request.headers.getall("Authorization", [])
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
+        return await self.verifier.verify(token.strip())
+
+
+def build_app(
+    *,
+    authority: Authority,
+    registry: Registry,
+    count_agents: CountAgents,
+    verifier: Verifier,
+    policy: AccessPolicy,
+    certificate_life: float,
+    ca_pem: str | None = None,
+    clock: Callable[[], float] = time.time,
+    limit: FailureLimit | None = None,
+    peer_certificate: PeerCertificate = tls_peer_certificate,
+) -> web.Application:
+    """The application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
+
+    `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
+    is not `authority`. `clock`: unix seconds.
+    """
+    api = _Api(
+        authority,
+        registry,
+        count_agents,
+        verifier,
+        policy,
+        clock,
+        certificate_life,
+        ca_pem or authority.certificate_pem,
+        FailureLimit() if limit is None else limit,
+        peer_certificate,
+    )
+    app = web.Application(middlewares=[_errors], client_max_size=BODY_LIMIT)
+    app.on_response_prepare.append(_set_headers)
+    routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+        ("GET", "/v1/ca", api.ca),
+        ("POST", "/v1/enrol", api.enrol),
+        ("POST", "/v1/renew", api.renew),
+        ("GET", "/v1/clusters", api.clusters),
+        ("GET", "/v1/clusters/{name}", api.cluster),
+    ]
+    for method, path, handler in routes:
+        app.router.add_route(method, path, handler, expect_handler=_expect)
+        app.router.add_route("*", path, _wrong_method, expect_handler=_expect)
+    # Also for paths that are not there, or aiohttp's own handler would quote an odd Expect header.
+    app.router.add_route("*", "/{path:.*}", _no_such_path, expect_handler=_expect)
+    return app
+
+
+class ApiServer:
+    """Serves an application on connections that the relay's listener has accepted: the protocol factory for
+    `loop.connect_accepted_socket(server, …)` or `loop.create_server(server, …)`.
+
+        server = ApiServer(build_app(…)); await server.start(); …; await server.close()
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        # handler_cancellation: a vanished client's handler ends with it.
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
+        self.malformed = 0
+        """Requests that were no HTTP; read by the metrics."""
+        self.slow = 0
+        """Connections that sent no request in time."""
+
+    async def start(self) -> None:
+        """Run the application's start-up; nothing listens yet."""
+        await self._runner.setup()
+
+    async def close(self, deadline: float = 5.0) -> None:
+        """Let requests that run finish for `deadline` seconds, then close all connections."""
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()
+            await self._runner.server.shutdown(deadline)
+        await self._runner.cleanup()
+
+    def __call__(self) -> asyncio.Protocol:
+        # Made here and not by aiohttp's Server: that one drops all limits when it does not know one of them.
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("ApiServer.start() comes first")
+        return _Connection(self, server)
+
+
+class _Connection(web.RequestHandler):
+    """One connection, with our words for what the parser refuses."""
+
+    __slots__ = ("_head_timer", "_owner")
+
+    def __init__(self, owner: ApiServer, server: web.Server) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEPALIVE,
+            # It would log request lines and user agents as they came. None is what aiohttp's own AppRunner passes.
+            access_log=None,  # type: ignore[arg-type]
+            max_line_size=FIELD_LIMIT,
+            max_field_size=FIELD_LIMIT,
+            lingering_time=2.0,
+            auto_decompress=False,
+        )
+        self._owner = owner
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._head_timer = asyncio.get_running_loop().call_later(HEAD_DEADLINE, self._too_slow)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.head_arrived()
+        super().connection_lost(exc)
+
+    def head_arrived(self) -> None:
+        """The first request is there: from now on aiohttp's own keepalive timer watches."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport is not None:
+            self._owner.slow += 1
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse or handle. `message` and `exc` may quote the peer: neither is shown."""
+        self.head_arrived()
+        if status < 500:
+            self._owner.malformed += 1
+            log.debug("malformed request", source=request.remote or "", error=type(exc).__name__)
+        else:
+            log.error("request failed", source=request.remote or "", error=type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun: it can only be cut off")
+        if status < 500:
+            answer = _error(HTTPStatus.BAD_REQUEST, "the request is not well-formed HTTP, or a header is too long")
+        else:
+            answer = _internal()
+        answer.headers["Server"] = "arcbridge"
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        log.error("connection failed", error=type(kw.get("exc_info")).__name__)
+
+    def log_debug(self, *args: Any, **kw: Any) -> None:
+        pass  # its texts quote exceptions, which quote the peer; what matters is counted above
+
+
+@web.middleware
+async def _errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn every exception into an answer of ours."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.head_arrived()
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(HTTPStatus(error.status), HTTPStatus(error.status).phrase)
+    except ArcbridgeError as error:
+        status = HTTPStatus(error.status_code)
+        if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
+            # About this machine, not about the request: the caller gets no paths and no details.
+            log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
+            return _internal()
+        if isinstance(error, RegistryUnavailable):
+            cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=error.message, cause=cause)
+        answer = _error(status, error.message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
+        if error.retry_after is not None:
+            answer.headers["Retry-After"] = str(error.retry_after)
+        if status == HTTPStatus.UNAUTHORIZED:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            answer.force_close()
+        return answer
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        # Its text may quote a value, so the log gets its kind and place only.
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        log.error("request failed", path=_route(request), error=type(error).__name__, where=where)
+        return _internal()
+
+
+async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "arcbridge"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Or it would count as the beginning of the answer, after which no error can be answered.
+        request.writer.output_size = 0
+        return None
+    return _error(HTTPStatus.EXPECTATION_FAILED, "the only expectation that is met is 100-continue")
+
+
+async def _wrong_method(request: web.Request) -> web.StreamResponse:
+    raise ApiRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "this path does not take this method")
+
+
+async def _no_such_path(request: web.Request) -> web.StreamResponse:
+    raise ApiRefusal(HTTPStatus.NOT_FOUND, "there is nothing here: is this the address of the relay's API?")
+
+
+async def _body(request: web.Request, *names: str) -> list[str]:
+    """The named strings of a JSON body; other members are ignored, so that newer agents may send more."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body without compression")
+    too_large = ApiRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {BODY_LIMIT // 1024} KiB")
+    if (request.content_length or 0) > BODY_LIMIT:
+        raise too_large
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE):
+            async for chunk in request.content.iter_any():
+                data += chunk
+                if len(data) > BODY_LIMIT:
+                    raise too_large
+    except TimeoutError as error:
+        raise ApiRefusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time") from error
+    except web.RequestPayloadError as error:
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not well-formed HTTP") from error
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        # Not chained: a JSONDecodeError carries the whole document, and with it the join token.
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    values = [document.get(name) for name in names] if isinstance(document, dict) else []
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object with the strings {', '.join(names)}")
+    return [str(value) for value in values]
+
+
+def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:
+    """Connected: an agent is there. Connecting: enrolled, and none was there yet. Expired: none is there, and the
+    certificate has lapsed, so none will be without a new join token. Offline: none is there."""
+    if agents > 0:
+        return "Connected"
+    if 0 < record.certificate_expires <= now:
+        return "Expired"
+    return "Offline" if record.last_seen > 0 or record.revoked else "Connecting"
+
+
+def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
+    return {
+        "name": record.name,
+        "state": cluster_state(record, agents, now),
+        "agents": agents,
+        "last_seen": now if agents > 0 else record.last_seen,
+        "ca_pin": record.ca_pin,
+        "certificate_expires": record.certificate_expires,
+        "version": record.version,
+        "labels": dict(record.labels),
+        "revoked": record.revoked > 0,
+    }
+
+
+def _error(status: HTTPStatus, message: str, *, code: str = "") -> web.Response:
+    body = {"error": {"code": code or _CODES.get(status, status.name.lower()), "message": message}}
+    return web.json_response(body, status=status)
+
+
+def _internal() -> web.Response:
+    return _error(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "the relay failed: its log has the cause; tell its operator", code="internal"
+    )
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern: what is in the log comes from us, not from the peer."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical

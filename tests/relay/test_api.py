@@ -1,0 +1,577 @@
+"""The API over real TLS connections, with the real authority, registry and policy."""
+
+import asyncio
+import json
+import logging
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+import structlog
+
+from arcbridge.errors import Unauthenticated, Unreachable
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import Policy
+from arcbridge.pki.authority import Authority, Issued, agent_cluster
+from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
+from arcbridge.relay.api import (
+    BODY_LIMIT,
+    ApiServer,
+    build_app,
+    cluster_state,
+    tls_peer_certificate,
+)
+from arcbridge.relay.failure_limit import FailureLimit
+from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+
+HOUR = 3600.0
+POLICY = """
+[[allow]]
+users = ["ann"]
+clusters = ["prod", "test"]
+
+[[allow]]
+users = ["bob"]
+clusters = ["test"]
+"""
+CANARY = "eyJhbGciOiCANARYcanaryCANARY0123456789"
+
+
+class Clock:
+    def __init__(self) -> None:
+        # Real: TLS judges certificates by the machine's clock.
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class StubVerifier:
+    """Tokens are `token-of-<name>`."""
+
+    async def verify(self, token: str) -> Identity:
+        if token == "issuer-out":
+            raise Unreachable("the issuer does not answer: try again later", retry_after=7)
+        if token == "bug":
+            raise KeyError(CANARY)
+        if not token.startswith("token-of-"):
+            raise Unauthenticated("the access token is not valid: log in again")
+        name = token.removeprefix("token-of-")
+        return Identity(name, "", (), name, "https://issuer.test", 0.0)
+
+
+@dataclass
+class Relay:
+    authority: Authority
+    registry: SqliteRegistry
+    clock: Clock
+    server: ApiServer
+    port: int
+    agents: dict[str, int] = field(default_factory=dict)
+    cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
+
+    def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self.authority.certificate_pem)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        if certificate is not None:
+            load(context, certificate)
+        return context
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        certificate: Issued | None = None,
+    ) -> tuple[int, object, Mapping[str, str]]:
+        connector = aiohttp.TCPConnector(ssl=self.context(certificate), force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(
+                method, f"https://127.0.0.1:{self.port}{path}", json=body, data=data, headers=headers
+            ) as answer,
+        ):
+            text = await answer.text()
+            return answer.status, json.loads(text) if "json" in answer.content_type else text, answer.headers
+
+    async def raw(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    async def token(self, cluster: str = "prod", **options: object) -> str:
+        return await self.registry.create_join_token(cluster, expires_at=self.clock.now + HOUR, **options)  # type: ignore[arg-type]
+
+    def enrolment(self, token: str, key: str) -> dict[str, str]:
+        return {"join_token": token, "csr": make_csr(key), "cluster_ca": self.cluster_ca.certificate_pem}
+
+    async def enrolled(self, cluster: str = "prod") -> Issued:
+        key = make_key()
+        status, answer, _ = await self.call("POST", "/v1/enrol", self.enrolment(await self.token(cluster), key))
+        assert status == 200
+        assert isinstance(answer, dict)
+        return Issued(answer["certificate"], key)
+
+
+def load(context: ssl.SSLContext, issued: Issued) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "pair.pem"
+        file.write_text(issued.certificate_pem + issued.key_pem)
+        context.load_cert_chain(file)
+
+
+def error(answer: object) -> tuple[str, str]:
+    assert isinstance(answer, dict)
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"code", "message"}
+    return answer["error"]["code"], answer["error"]["message"]
+
+
+@pytest.fixture
+def everything_logged() -> Iterator[list[str]]:
+    """All that structlog and logging are given, as text, down to debug."""
+    lines: list[str] = []
+
+    def keep(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+        lines.append(repr(event))
+        raise structlog.DropEvent
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(logging.Formatter().format(record))
+
+    before, root, handler = structlog.get_config(), logging.getLogger(), Keep()
+    level = root.level
+    structlog.configure(processors=[keep], cache_logger_on_first_use=False)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield lines
+    root.setLevel(level)
+    root.removeHandler(handler)
+    structlog.configure(**before)
+
+
+@pytest.fixture
+async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    clock = Clock()
+    authority = Authority.create("relay CA", clock=clock)
+    registry = await SqliteRegistry.open(tmp_path, clock=clock)
+    agents: dict[str, int] = {}
+
+    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
+        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
+
+    app = build_app(
+        authority=authority,
+        registry=registry,
+        count_agents=count_agents,
+        verifier=StubVerifier(),
+        policy=Policy.load(POLICY),
+        certificate_life=600.0,
+        clock=clock,
+        limit=FailureLimit(burst=5, every=60, clock=clock),
+    )
+    server = ApiServer(app)
+    await server.start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_verify_locations(cadata=authority.certificate_pem)
+    load(context, authority.issue_server(["127.0.0.1"]))
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
+    yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], agents)
+    listener.close()
+    await server.close()
+    await listener.wait_closed()
+    await registry.close()
+
+
+async def test_ca(relay: Relay) -> None:
+    status, answer, headers = await relay.call("GET", "/v1/ca")
+    assert (status, answer) == (200, relay.authority.certificate_pem)
+    assert headers["Server"] == "arcbridge"
+    assert headers["Cache-Control"] == "no-store"
+
+
+class TestEnrol:
+    async def test_a_token_and_a_key_become_a_certificate(self, relay: Relay, everything_logged: list[str]) -> None:
+        token, key = await relay.token(), make_key()
+        status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(token, key))
+        assert status == 200
+        assert isinstance(answer, dict)
+        assert set(answer) == {"certificate", "ca", "cluster", "not_after"}
+        assert (answer["cluster"], answer["ca"]) == ("prod", relay.authority.certificate_pem)
+        assert agent_cluster(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == "prod"
+        assert answer["not_after"] == pytest.approx(relay.clock.now + 600, abs=2)
+        record = await relay.registry.cluster("prod")
+        assert record is not None
+        assert record.ca_pin == relay.cluster_ca.pin
+        assert record.certificate_expires == answer["not_after"]
+        (line,) = [line for line in everything_logged if "agent enrolled" in line]
+        assert token.partition(".")[0] in line
+        assert token.partition(".")[2] not in line
+
+    async def test_again_with_the_same_key_after_a_lost_answer(self, relay: Relay) -> None:
+        """E2, and another key is refused."""
+        token, key = await relay.token(), make_key()
+        for _ in range(2):
+            assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, key)))[0] == 200
+        status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key()))
+        assert status == 403
+        assert error(answer)[0] == "enrolment_refused"
+        assert "used up" in error(answer)[1]
+
+    async def test_a_taken_name(self, relay: Relay) -> None:
+        """E5: the answer names both pins."""
+        await relay.enrolled()
+        ours, relay.cluster_ca = relay.cluster_ca, Authority.create("another")
+        status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(await relay.token(), make_key()))
+        assert status == 403
+        assert ours.pin in error(answer)[1]
+        assert relay.cluster_ca.pin in error(answer)[1]
+
+    @pytest.mark.parametrize(
+        ("change", "status", "words"),
+        [
+            ({"join_token": "nonsense"}, 403, "not a join token"),
+            ({"join_token": JoinToken.create().text}, 403, "not known here"),
+            ({"csr": "nonsense"}, 403, "certificate request"),
+            ({"csr": "x" * 20_000}, 403, "16 KiB"),
+            ({"cluster_ca": "nonsense"}, 403, "cluster's CA"),
+            ({"cluster_ca": None}, 400, "cluster_ca"),
+            ({"csr": 5}, 400, "csr"),
+            ({"join_token": ["a"]}, 400, "join_token"),
+        ],
+    )
+    async def test_a_bad_request_consumes_nothing_and_is_not_quoted(
+        self, relay: Relay, change: dict[str, object], status: int, words: str, everything_logged: list[str]
+    ) -> None:
+        body = {**relay.enrolment(token := await relay.token(), make_key()), **change}
+        found, answer, _ = await relay.call("POST", "/v1/enrol", body)
+        assert found == status
+        assert words in error(answer)[1]
+        assert (await relay.registry.list_join_tokens())[0].used == 0
+        shown = json.dumps(answer) + "".join(everything_logged)
+        assert "nonsense" not in shown
+        assert token.partition(".")[2] not in shown
+
+    @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 60_000, b'"x"', CANARY.encode()])
+    async def test_a_body_that_is_no_object(self, relay: Relay, data: bytes, everything_logged: list[str]) -> None:
+        status, answer, _ = await relay.call("POST", "/v1/enrol", data=data)
+        assert status == 400
+        assert error(answer)[0] == "bad_request"
+        assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
+
+    async def test_a_body_over_the_limit(self, relay: Relay) -> None:
+        status, answer, _ = await relay.call("POST", "/v1/enrol", data=b" " * (BODY_LIMIT + 1))
+        assert (status, error(answer)[0]) == (413, "too_large")
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(5):
+                yield b" " * 16_384
+
+        connector = aiohttp.TCPConnector(ssl=relay.context(), force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.post(f"https://127.0.0.1:{relay.port}/v1/enrol", data=endless()) as reply,
+        ):
+            assert reply.status == 413
+
+    async def test_compressed_bodies_are_not_inflated(self, relay: Relay) -> None:
+        headers = {"Content-Encoding": "gzip"}
+        status, answer, _ = await relay.call("POST", "/v1/enrol", data=b"\x1f\x8b", headers=headers)
+        assert (status, error(answer)[0]) == (415, "unsupported_encoding")
+
+    async def test_failures_are_slowed_down_per_source(self, relay: Relay) -> None:
+        for _ in range(5):
+            body = relay.enrolment(JoinToken.create().text, make_key())
+            assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
+        token = await relay.token()
+        status, answer, headers = await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key()))
+        assert (status, error(answer)[0]) == (429, "rate_limited")
+        assert 1 <= int(headers["Retry-After"]) <= 61
+        relay.clock.now += 61
+        assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key())))[0] == 200
+
+    async def test_the_registry_is_out(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """E8: a time to retry, and that is no failure of the agent's."""
+
+        async def out(*_: object) -> None:
+            raise RegistryUnavailable("the registry is locked by another process: try again in a moment")
+
+        monkeypatch.setattr(relay.registry, "redeem_join_token", out)
+        for _ in range(7):
+            body = relay.enrolment(await relay.token(), make_key())
+            status, answer, headers = await relay.call("POST", "/v1/enrol", body)
+            assert (status, error(answer)[0], headers["Retry-After"]) == (503, "unavailable", "5")
+
+
+class TestRenew:
+    async def test_over_the_certificate_itself(self, relay: Relay) -> None:
+        """The cluster is the certificate's; what the body claims counts for nothing."""
+        agent, new_key = await relay.enrolled(), make_key()
+        await relay.enrolled("test")
+        relay.clock.now += 60
+        body = {"csr": make_csr(new_key), "cluster": "test"}
+        status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
+        assert status == 200
+        assert isinstance(answer, dict)
+        assert answer["cluster"] == "prod"
+        assert agent_cluster(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == "prod"
+        record = await relay.registry.cluster("prod")
+        assert record is not None
+        assert record.certificate_expires == answer["not_after"] >= relay.clock.now + 600
+        renewed = Issued(answer["certificate"], new_key)
+        assert (await relay.call("POST", "/v1/renew", body, certificate=renewed))[0] == 200
+
+    async def test_without_a_certificate(self, relay: Relay) -> None:
+        status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(make_key())})
+        assert (status, error(answer)[0]) == (401, "unauthenticated")
+        assert "join token" in error(answer)[1]
+
+    async def test_with_one_of_this_ca_that_is_no_agents(self, relay: Relay) -> None:
+        certificate = relay.authority.issue_client("prod")
+        body = {"csr": make_csr(make_key())}
+        assert (await relay.call("POST", "/v1/renew", body, certificate=certificate))[0] == 403
+
+    async def test_with_one_of_another_ca(self, relay: Relay) -> None:
+        key = make_key()
+        forged = Issued(Authority.create("relay CA").sign_agent(make_csr(key), "prod", life=600), key)
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
+            await relay.call("POST", "/v1/renew", {"csr": make_csr(key)}, certificate=forged)
+
+    async def test_revoked_and_restored(self, relay: Relay) -> None:
+        agent, body = await relay.enrolled(), {"csr": make_csr(make_key())}
+        await relay.registry.revoke_cluster("prod")
+        status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
+        assert (status, error(answer)[0]) == (403, "enrolment_refused")
+        assert "revoked" in error(answer)[1]
+        await relay.registry.unrevoke_cluster("prod")
+        assert (await relay.call("POST", "/v1/renew", body, certificate=agent))[0] == 200
+
+    async def test_a_cluster_that_the_registry_does_not_know(self, relay: Relay) -> None:
+        key = make_key()
+        agent = Issued(relay.authority.sign_agent(make_csr(key), "ghost", life=600), key)
+        status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(key)}, certificate=agent)
+        assert status == 403
+        assert "not enrolled" in error(answer)[1]
+
+    async def test_an_old_agent_of_a_name_that_went_over_to_another_ca(self, relay: Relay) -> None:
+        old = await relay.enrolled()
+        relay.clock.now += 60
+        relay.cluster_ca = Authority.create("another")
+        key = make_key()
+        body = relay.enrolment(await relay.token(rebind=True), key)
+        status, answer, _ = await relay.call("POST", "/v1/enrol", body)
+        assert status == 200
+        assert isinstance(answer, dict)
+        new = Issued(answer["certificate"], key)
+        renewal = {"csr": make_csr(make_key())}
+        assert (await relay.call("POST", "/v1/renew", renewal, certificate=new))[0] == 200
+        assert (await relay.call("POST", "/v1/renew", renewal, certificate=old))[0] == 403
+
+    async def test_a_weak_request(self, relay: Relay) -> None:
+        agent = await relay.enrolled()
+        assert (await relay.call("POST", "/v1/renew", {"csr": "x"}, certificate=agent))[0] == 403
+
+    async def test_an_unverified_certificate_is_none(self) -> None:
+        """A listener that asks for no certificate, or checks none, must not make a peer an agent."""
+
+        class Tls:
+            def getpeercert(self, binary_form: bool = False) -> object:
+                return b"anything" if binary_form else {}
+
+        class Transport:
+            def get_extra_info(self, name: str) -> object:
+                return Tls() if name == "ssl_object" else None
+
+        class Request:
+            transport = Transport()
+
+        assert tls_peer_certificate(Request()) is None  # type: ignore[arg-type]
+
+
+class TestClusters:
+    async def test_only_what_the_policy_lets_the_caller_reach(self, relay: Relay) -> None:
+        for name in ("prod", "test", "other"):
+            await relay.enrolled(name)
+        await relay.registry.seen("prod", relay.clock.now - 30, version="0.1.0", labels={"region": "eu"})
+        relay.agents.update(prod=2, other=1)
+        record = await relay.registry.cluster("prod")
+        assert record is not None
+        status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-ann"})
+        assert status == 200
+        assert isinstance(answer, list)
+        assert [(one["name"], one["state"], one["agents"]) for one in answer] == [
+            ("prod", "Connected", 2),
+            ("test", "Connecting", 0),
+        ]
+        assert answer[0] == {
+            "name": "prod",
+            "state": "Connected",
+            "agents": 2,
+            "last_seen": relay.clock.now,
+            "ca_pin": relay.cluster_ca.pin,
+            "certificate_expires": record.certificate_expires,
+            "version": "0.1.0",
+            "labels": {"region": "eu"},
+            "revoked": False,
+        }
+        for user, names in (("bob", ["test"]), ("eve", [])):
+            headers = {"Authorization": f"bearer token-of-{user}"}
+            _, answer, _ = await relay.call("GET", "/v1/clusters", headers=headers)
+            assert isinstance(answer, list)
+            assert [one["name"] for one in answer] == names
+
+    async def test_unknown_and_not_allowed_get_one_answer(self, relay: Relay) -> None:
+        """J22."""
+        await relay.enrolled("prod")
+        headers = {"Authorization": "Bearer token-of-bob"}
+        known = await relay.call("GET", "/v1/clusters/prod", headers=headers)
+        unknown = await relay.call("GET", "/v1/clusters/nothing", headers=headers)
+        assert known[:2] == unknown[:2]
+        assert known[0] == 404
+        headers = {"Authorization": "Bearer token-of-ann"}
+        status, answer, _ = await relay.call("GET", "/v1/clusters/prod", headers=headers)
+        assert status == 200
+        assert isinstance(answer, dict)
+        assert answer["name"] == "prod"
+        status, answer, _ = await relay.call("GET", "/v1/clusters/Prod%0a", headers=headers)
+        assert (status, error(answer)[0]) == (400, "bad_request")
+
+    @pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer ", "Basic eA==", f"Bearer {CANARY}", CANARY])
+    async def test_without_a_good_token(self, relay: Relay, value: str | None, everything_logged: list[str]) -> None:
+        headers = {} if value is None else {"Authorization": value}
+        status, answer, found = await relay.call("GET", "/v1/clusters", headers=headers)
+        assert (status, error(answer)[0], found["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
+        assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
+
+    async def test_the_issuer_is_out(self, relay: Relay) -> None:
+        status, answer, headers = await relay.call(
+            "GET", "/v1/clusters", headers={"Authorization": "Bearer issuer-out"}
+        )
+        assert (status, error(answer)[0], headers["Retry-After"]) == (503, "unavailable", "7")
+
+    @pytest.mark.parametrize(
+        ("agents", "seen", "expires", "revoked", "state"),
+        [
+            (1, 0.0, 0.0, 0.0, "Connected"),
+            (1, 50.0, 90.0, 0.0, "Connected"),
+            (0, 0.0, 0.0, 0.0, "Connecting"),
+            (0, 0.0, 200.0, 0.0, "Connecting"),
+            (0, 50.0, 200.0, 0.0, "Offline"),
+            (0, 50.0, 100.0, 0.0, "Expired"),
+            (0, 0.0, 99.0, 0.0, "Expired"),
+            (0, 0.0, 200.0, 10.0, "Offline"),
+        ],
+    )
+    def test_states(self, agents: int, seen: float, expires: float, revoked: float, state: str) -> None:
+        record = ClusterRecord("c", "", "", 1.0, last_seen=seen, certificate_expires=expires, revoked=revoked)
+        assert cluster_state(record, agents, 100.0) == state
+
+
+class TestBadHttp:
+    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (A3, O1)."""
+
+    @pytest.mark.parametrize(
+        "request_head",
+        [
+            f"GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CANARY * 3000}\r\n\r\n",
+            f"GET /{CANARY * 3000} HTTP/1.1\r\nHost: x\r\n\r\n",
+            f"GET /v1/ca HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer {CANARY}\r\n\r\n",
+            f"GET /v1/ca HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CANARY}\x00\r\n\r\n",
+            f"{CANARY}\r\n\r\n",
+            f"GET /v1/ca HTTP/9.9{CANARY}\r\n\r\n",
+            f"GET /v1/ca HTTP/1.1\r\nHost: x\r\nContent-Length: {CANARY}\r\n\r\n",
+            f"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{CANARY}\r\n",
+            f"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n{CANARY}",
+            f"{CANARY} /v1/ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            f"GET /v1/{CANARY} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            f"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
+            f"GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
+            f"GET https://{CANARY}/v1/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            f"GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CANARY}\r\nConnection: close\r\n\r\n",
+            "GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer bug\r\nConnection: close\r\n\r\n",
+        ],
+        ids=range(16),
+    )
+    async def test_nothing_is_quoted(self, relay: Relay, request_head: str, everything_logged: list[str]) -> None:
+        answer = (await relay.raw(request_head.encode("latin-1"))).decode()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert " ".join(head.split(" ", 2)[1:2]) in ("400", "401", "403", "404", "405", "417", "500")
+        assert "Server: arcbridge" in head
+        code, message = error(json.loads(body))
+        assert code
+        assert message
+        shown = answer + "".join(everything_logged)
+        assert CANARY[:12] not in shown
+        assert "aiohttp" not in answer
+
+    async def test_the_limit_of_a_header_lets_real_tokens_pass(self, relay: Relay) -> None:
+        headers = {"Authorization": f"Bearer token-of-{'x' * 60_000}"}
+        assert (await relay.call("GET", "/v1/clusters", headers=headers))[0] == 200
+
+    async def test_wrong_methods_and_paths(self, relay: Relay) -> None:
+        for method, path, status in (
+            ("POST", "/v1/ca", 405),
+            ("GET", "/v1/enrol", 405),
+            ("DELETE", "/v1/clusters/prod", 405),
+            ("GET", "/", 404),
+            ("GET", "/v1/enrol/x", 404),
+        ):
+            found, answer, _ = await relay.call(method, path)
+            assert found == status
+            error(answer)
+
+    async def test_expect_continue_is_met(self, relay: Relay) -> None:
+        head = b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
+        answer = await relay.raw(head + b"Connection: close\r\n\r\n{}")
+        assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 ")
+
+    async def test_a_bug_is_logged_by_kind_and_place(self, relay: Relay, everything_logged: list[str]) -> None:
+        status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer bug"})
+        assert (status, error(answer)[0]) == (500, "internal")
+        (line,) = [line for line in everything_logged if "request failed" in line]
+        assert "KeyError" in line
+        assert "test_api.py" in line
+
+    async def test_a_silent_connection_is_closed(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("arcbridge.relay.api.HEAD_DEADLINE", 0.05)
+        for sent in (b"", b"GET /v1/ca HTTP/1.1\r\nHost:"):
+            try:
+                assert await relay.raw(sent) == b""
+            except ConnectionError:
+                pass  # the abort may arrive as a reset
+        assert relay.server.slow == 2
+
+    async def test_a_slow_body_is_refused(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("arcbridge.relay.api.BODY_DEADLINE", 0.05)
+        answer = await relay.raw(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+    async def test_malformed_requests_are_counted(self, relay: Relay) -> None:
+        await relay.raw(b"\x16\x03\x01\r\n\r\n")
+        assert relay.server.malformed == 1
+
+    async def test_closing_ends_connections_and_leaves_no_task(self, relay: Relay) -> None:
+        before = len(asyncio.all_tasks())
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=relay.context())
+        writer.write(b"GET /v1/ca HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        await relay.server.close(1.0)
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert len(asyncio.all_tasks()) <= before
