@@ -1,0 +1,768 @@
+"""A real OIDC issuer for tests: HTTPS, signed tokens, the four usual grants, and every way to go wrong on request.
+
+    with Issuer(tmp_path / "issuer") as issuer:
+        token = issuer.mint(sub="alice", aud="arcbridge-relay", groups=["platform"])
+        issuer.rotate()
+
+As a process of its own, `python -m tests.support.issuer --state DIR` writes its CA to `DIR/ca.pem` and prints
+`issuer ready URL`. What is in DIR is kept: started again there, it has the same CA and the same keys.
+
+Any user name and any public client are taken; nobody has a password. Paths under `/_test/` are for the tests:
+
+    POST /_test/mint      claims, headers, alg, key, lifetime      -> {"token": ...}
+    POST /_test/rotate    keep_old                                 -> {"kid": ...}
+    POST /_test/settings  any of `Settings`                        -> all of them
+    POST /_test/device    user_code, user or deny
+    GET  /_test/requests  how often each public path was asked
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import hmac
+import html
+import json
+import secrets
+import signal
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jwt
+import trustme
+from aiohttp import web
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from tests.support.processes import ManagedProcess
+
+# The made-up people. Anybody else may log in too, without groups.
+USERS: dict[str, tuple[str, ...]] = {
+    "alice": ("platform",),
+    "bob": ("developers",),
+    "carol": ("platform", "developers"),
+    "mallory": ("interns",),
+}
+# Clients that keep a secret; they alone may use client_credentials. All other client ids are public.
+SECRETS = {"ci": "ci-secret"}
+REFRESH_LIFETIME = 24 * 3600.0
+CODE_LIFETIME = 60.0
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a test can change while the issuer runs. Times are in seconds."""
+
+    slow: float = 0.0
+    """Delay of every public answer."""
+    down: bool = False
+    """Every public path answers 503."""
+    lifetime: float = 3600.0
+    """Of tokens from the grants."""
+    clock_skew: float = 0.0
+    """How far this issuer's clock is ahead, in every token it signs."""
+    access_audience: str = "arcbridge-relay"
+    """Audience of access tokens, unless the request names another by `resource` or `audience`."""
+    device_interval: float = 1.0
+    device_lifetime: float = 600.0
+    refresh_rotation: bool = True
+    """Each refresh token works once; using one again revokes its successors."""
+    auto_login: str = ""
+    """The user whom the authorization page logs in without asking."""
+
+
+@dataclass(slots=True)
+class Key:
+    """One signing key."""
+
+    kid: str
+    alg: str
+    private: PrivateKey
+    published: bool = True
+
+
+@dataclass(slots=True)
+class Grant:
+    """What a code or a refresh token stands for."""
+
+    client: str
+    scope: str
+    user: str = ""
+    resource: str = ""
+    nonce: str = ""
+    challenge: str = ""
+    redirect_uri: str = ""
+    ends: float = 0.0
+    family: str = ""
+
+
+@dataclass(slots=True)
+class Device:
+    """A login on another device, from its start to its first success."""
+
+    grant: Grant
+    state: str = "pending"
+    next_poll: float = 0.0
+    used: bool = field(default=False)
+
+
+class Refused(Exception):
+    """An OAuth error (RFC 6749 §5.2), answered as JSON."""
+
+    def __init__(self, error: str, description: str = "", status: int = 400) -> None:
+        super().__init__(f"{error}: {description}")
+        self.body = {"error": error, "error_description": description}
+        self.status = status
+
+
+class IssuerServer:
+    """The state behind the pages."""
+
+    def __init__(self, state: Path, settings: Settings) -> None:
+        self.url = ""
+        self.settings = settings
+        self.state = state
+        self.users = dict(USERS)
+        self.keys: list[Key] = []  # newest last
+        self.codes: dict[str, Grant] = {}
+        self.refresh: dict[str, Grant] = {}
+        self.spent: dict[str, str] = {}  # used refresh tokens and their families
+        self.devices: dict[str, Device] = {}
+        self.user_codes: dict[str, str] = {}
+        self.requests: Counter[str] = Counter()
+        state.mkdir(parents=True, exist_ok=True)
+        for path in sorted(state.glob("key-*.pem")):
+            private = serialization.load_pem_private_key(path.read_bytes(), None)
+            assert isinstance(private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey))
+            self._add_key(path.stem.removeprefix("key-"), private)
+        if not self.keys:
+            self.rotate(keep_old=True)
+
+    def app(self) -> web.Application:
+        """Return the application."""
+        app = web.Application(middlewares=[self._middleware])
+        app.add_routes(
+            [
+                web.get("/.well-known/openid-configuration", self.discovery),
+                web.get("/jwks", self.jwks),
+                web.post("/token", self.token),
+                web.post("/device_authorization", self.device_authorization),
+                web.get("/device", self.device_page),
+                web.post("/device", self.device_answer),
+                web.get("/authorize", self.authorize),
+                web.post("/authorize", self.authorize),
+                web.post("/revoke", self.revoke),
+                web.get("/userinfo", self.userinfo),
+                web.post("/_test/mint", self.test_mint),
+                web.post("/_test/rotate", self.test_rotate),
+                web.post("/_test/settings", self.test_settings),
+                web.post("/_test/user", self.test_user),
+                web.post("/_test/device", self.test_device),
+                web.get("/_test/requests", self.test_requests),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _middleware(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not request.path.startswith("/_test/"):
+            self.requests[request.path] += 1
+            if self.settings.slow:
+                await asyncio.sleep(self.settings.slow)
+            if self.settings.down:
+                return web.Response(status=503, text="down for a test\n")
+        try:
+            return await handler(request)
+        except Refused as error:
+            return web.json_response(error.body, status=error.status, headers={"Cache-Control": "no-store"})
+
+    # Keys and tokens.
+
+    def rotate(self, *, keep_old: bool) -> str:
+        """Make new keys, one per algorithm, and return the RSA key's id. Old ones stay published or are withdrawn."""
+        if not keep_old:
+            for key in self.keys:
+                key.published = False
+                (self.state / f"key-{key.kid}.pem").unlink(missing_ok=True)
+        number = len(self.keys) // 2
+        for alg, private in (
+            ("ES256", ec.generate_private_key(ec.SECP256R1())),
+            ("RS256", rsa.generate_private_key(65537, 2048)),
+        ):
+            kid = f"{number:03}-{alg}-{secrets.token_hex(4)}"
+            path = self.state / f"key-{kid}.pem"
+            path.touch(mode=0o600)
+            path.write_bytes(
+                private.private_bytes(
+                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                )
+            )
+            self._add_key(kid, private)
+        return self.keys[-1].kid
+
+    def _add_key(self, kid: str, private: PrivateKey) -> None:
+        self.keys.append(Key(kid, "RS256" if isinstance(private, rsa.RSAPrivateKey) else "ES256", private))
+
+    def find_key(self, alg: str, which: str) -> Key:
+        """Return the `current` key of an algorithm, the one before (`old`), one nobody knows (`foreign`), or by id."""
+        family = "ES256" if alg.startswith("ES") else "RS256"
+        keys = [key for key in self.keys if key.alg == family]
+        if which == "current":
+            return keys[-1]
+        if which == "old":
+            return keys[-2]
+        if which == "foreign":  # with the id of the real one, as a forger would have it
+            private: PrivateKey = (
+                ec.generate_private_key(ec.SECP256R1()) if family == "ES256" else rsa.generate_private_key(65537, 2048)
+            )
+            return Key(keys[-1].kid, family, private, published=False)
+        return next(key for key in self.keys if key.kid == which)
+
+    def sign(
+        self, claims: Mapping[str, object], *, alg: str = "RS256", which: str = "current", headers: Mapping[str, object]
+    ) -> str:
+        """Return a JWS. `none` and the HMAC algorithms are there to be refused: the HMAC key is our public key."""
+        key = self.find_key(alg, which)
+        header: dict[str, object] = {"typ": "JWT", "kid": key.kid, **headers, "alg": headers.get("alg", alg)}
+        header = {name: value for name, value in header.items() if value is not None}
+        if alg in ("none", "HS256", "HS512"):
+            signed = f"{_segment(header)}.{_segment(claims)}"
+            public = key.private.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+            digest = "" if alg == "none" else _b64(hmac.digest(public, signed.encode(), f"sha{alg[2:]}"))
+            return f"{signed}.{digest}"
+        signer = jwt.get_algorithm_by_name(alg)
+        signed = f"{_segment(header)}.{_segment(claims)}"
+        return f"{signed}.{_b64(signer.sign(signed.encode(), key.private))}"
+
+    def now(self) -> float:
+        """The time by this issuer's clock, which may be wrong on purpose."""
+        return time.time() + self.settings.clock_skew
+
+    def claims(self, user: str, audience: str, lifetime: float | None = None) -> dict[str, object]:
+        """Return the claims of a token for a user."""
+        now = self.now()
+        return {
+            "iss": self.url,
+            "sub": user,
+            "aud": audience,
+            "iat": int(now),
+            "nbf": int(now),
+            "exp": int(now + (self.settings.lifetime if lifetime is None else lifetime)),
+            "jti": secrets.token_hex(8),
+            "email": f"{user}@example.com",
+            "email_verified": True,
+            "preferred_username": user,
+            "name": user.capitalize(),
+            "groups": list(self.users.get(user, ())),
+        }
+
+    def tokens(self, grant: Grant) -> dict[str, object]:
+        """Return what the token endpoint answers for a grant that has been accepted."""
+        user = grant.user or grant.client
+        access = self.claims(user, grant.resource or self.settings.access_audience)
+        access |= {"client_id": grant.client, "scope": grant.scope}
+        if not grant.user:  # a service has no mail address
+            for name in ("email", "email_verified", "preferred_username", "name"):
+                del access[name]
+        answer: dict[str, object] = {
+            "access_token": self.sign(access, headers={"typ": "at+jwt"}),
+            "token_type": "Bearer",
+            "expires_in": int(self.settings.lifetime),
+            "scope": grant.scope,
+        }
+        scopes = grant.scope.split()
+        if grant.user and "openid" in scopes:
+            identity = self.claims(grant.user, grant.client) | {"azp": grant.client, "auth_time": int(self.now())}
+            if grant.nonce:
+                identity["nonce"] = grant.nonce
+            answer["id_token"] = self.sign(identity, headers={})
+        if grant.user and "offline_access" in scopes:
+            token = secrets.token_urlsafe(24)
+            family = grant.family or secrets.token_hex(8)
+            self.refresh[token] = replace(grant, nonce="", family=family, ends=time.monotonic() + REFRESH_LIFETIME)
+            answer["refresh_token"] = token
+        return answer
+
+    # Public pages.
+
+    async def discovery(self, request: web.Request) -> web.Response:
+        """Answer what OpenID Connect Discovery 1.0 §3 asks for."""
+        return web.json_response(
+            {
+                "issuer": self.url,
+                "authorization_endpoint": f"{self.url}/authorize",
+                "token_endpoint": f"{self.url}/token",
+                "device_authorization_endpoint": f"{self.url}/device_authorization",
+                "revocation_endpoint": f"{self.url}/revoke",
+                "userinfo_endpoint": f"{self.url}/userinfo",
+                "jwks_uri": f"{self.url}/jwks",
+                "response_types_supported": ["code"],
+                "response_modes_supported": ["query"],
+                "grant_types_supported": [
+                    "authorization_code",
+                    "refresh_token",
+                    "client_credentials",
+                    "urn:ietf:params:oauth:grant-type:device_code",
+                ],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["RS256", "ES256"],
+                "scopes_supported": ["openid", "email", "profile", "groups", "offline_access"],
+                "claims_supported": ["sub", "email", "email_verified", "groups", "preferred_username", "name"],
+                "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
+                "code_challenge_methods_supported": ["S256"],
+            }
+        )
+
+    async def jwks(self, request: web.Request) -> web.Response:
+        """Answer the published keys."""
+        keys = []
+        for key in self.keys:
+            if key.published:
+                public = jwt.get_algorithm_by_name(key.alg).to_jwk(key.private.public_key(), as_dict=True)
+                keys.append({**public, "kid": key.kid, "alg": key.alg, "use": "sig"})
+        return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
+
+    async def token(self, request: web.Request) -> web.Response:
+        """Answer a token request of any of the four grants."""
+        form = _form(await request.post())
+        client = self._client(request, form)
+        match form.get("grant_type"):
+            case "authorization_code":
+                grant = self._redeem_code(client, form)
+            case "refresh_token":
+                grant = self._redeem_refresh(client, form)
+            case "urn:ietf:params:oauth:grant-type:device_code":
+                grant = self._redeem_device(client, form)
+            case "client_credentials":
+                if client not in SECRETS:
+                    raise Refused("unauthorized_client", "a public client has no credentials")
+                grant = Grant(client, form.get("scope", ""))
+            case other:
+                raise Refused("unsupported_grant_type", str(other))
+        if resource := form.get("resource") or form.get("audience"):
+            grant = replace(grant, resource=resource)
+        return web.json_response(self.tokens(grant), headers={"Cache-Control": "no-store", "Pragma": "no-cache"})
+
+    def _client(self, request: web.Request, form: Mapping[str, str]) -> str:
+        client, secret = form.get("client_id", ""), form.get("client_secret", "")
+        scheme, _, basic = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "basic":
+            client, _, secret = base64.b64decode(basic).decode().partition(":")
+            client, secret = urllib.parse.unquote_plus(client), urllib.parse.unquote_plus(secret)
+        if not client:
+            raise Refused("invalid_client", "no client_id", 401)
+        if client in SECRETS and not hmac.compare_digest(SECRETS[client], secret):
+            raise Refused("invalid_client", "wrong secret", 401)
+        return client
+
+    def _redeem_code(self, client: str, form: Mapping[str, str]) -> Grant:
+        grant = self.codes.pop(form.get("code", ""), None)
+        if grant is None or grant.client != client or grant.ends < time.monotonic():
+            raise Refused("invalid_grant", "unknown, used or expired code")
+        if grant.redirect_uri != form.get("redirect_uri"):
+            raise Refused("invalid_grant", "another redirect_uri")
+        verifier = form.get("code_verifier", "")
+        if _b64(hashlib.sha256(verifier.encode()).digest()) != grant.challenge:
+            raise Refused("invalid_grant", "code_verifier does not match")
+        return grant
+
+    def _redeem_refresh(self, client: str, form: Mapping[str, str]) -> Grant:
+        token = form.get("refresh_token", "")
+        if token in self.spent:  # RFC 9700 §4.14.2: one of the two who have it is a thief
+            family = self.spent[token]
+            self.refresh = {key: grant for key, grant in self.refresh.items() if grant.family != family}
+        grant = self.refresh.get(token)
+        if grant is None or grant.client != client or grant.ends < time.monotonic():
+            raise Refused("invalid_grant", "unknown, used, revoked or expired refresh token")
+        if self.settings.refresh_rotation:
+            del self.refresh[token]
+            self.spent[token] = grant.family
+        scope = form.get("scope", grant.scope)
+        if not set(scope.split()) <= set(grant.scope.split()):
+            raise Refused("invalid_scope", "more than was granted")
+        return replace(grant, scope=scope)
+
+    def _redeem_device(self, client: str, form: Mapping[str, str]) -> Grant:
+        device = self.devices.get(form.get("device_code", ""))
+        if device is None or device.grant.client != client or device.used:
+            raise Refused("invalid_grant", "unknown or used device_code")
+        now = time.monotonic()
+        if device.grant.ends < now:
+            raise Refused("expired_token")
+        early, device.next_poll = now < device.next_poll, now + self.settings.device_interval * 0.9
+        if device.state == "denied":
+            raise Refused("access_denied")
+        if device.state == "pending":
+            raise Refused("slow_down" if early else "authorization_pending")
+        device.used = True
+        return device.grant
+
+    async def device_authorization(self, request: web.Request) -> web.Response:
+        """Begin a login on another device (RFC 8628 §3.1)."""
+        form = _form(await request.post())
+        client = self._client(request, form)
+        resource = form.get("resource") or form.get("audience", "")
+        grant = Grant(client, form.get("scope", ""), resource=resource)
+        grant.ends = time.monotonic() + self.settings.device_lifetime
+        device_code = secrets.token_urlsafe(24)
+        letters = "".join(secrets.choice("BCDFGHJKLMNPQRSTVWXZ") for _ in range(8))
+        user_code = f"{letters[:4]}-{letters[4:]}"
+        self.devices[device_code] = Device(grant)
+        self.user_codes[user_code] = device_code
+        return web.json_response(
+            {
+                "device_code": device_code,
+                "user_code": user_code,
+                "verification_uri": f"{self.url}/device",
+                "verification_uri_complete": f"{self.url}/device?user_code={user_code}",
+                "expires_in": int(self.settings.device_lifetime),
+                "interval": max(1, round(self.settings.device_interval)),
+            },
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def device_page(self, request: web.Request) -> web.Response:
+        """Show the page on which a person approves a code."""
+        code = html.escape(request.query.get("user_code", ""), quote=True)
+        return _page("Log in a device", f'<p>Code <input name="user_code" value="{code}"></p>{self._choice()}')
+
+    async def device_answer(self, request: web.Request) -> web.Response:
+        """Take the person's answer."""
+        form = _form(await request.post())
+        self.answer_device(form.get("user_code", ""), form.get("user", ""), deny=form.get("action") == "deny")
+        return _page("Done", "<p>You can close this page.</p>")
+
+    def answer_device(self, user_code: str, user: str, *, deny: bool) -> None:
+        """Approve or deny a login. Raises `Refused` for a code that is not waiting."""
+        device = self.devices.get(self.user_codes.get(user_code.strip().upper(), ""))
+        if device is None or device.state != "pending" or device.grant.ends < time.monotonic():
+            raise Refused("invalid_request", "no such code is waiting")
+        if not deny and not user:
+            raise Refused("invalid_request", "no user")
+        device.grant.user = user
+        device.state = "denied" if deny else "approved"
+
+    async def authorize(self, request: web.Request) -> web.Response:
+        """Log a person in and redirect with a code: at once for `auto_login`, else after the page was answered."""
+        query = request.query
+        redirect_uri = query.get("redirect_uri", "")
+        parsed = urllib.parse.urlsplit(redirect_uri)
+        if parsed.scheme != "http" or parsed.hostname not in ("127.0.0.1", "::1", "localhost"):
+            # Not an error to redirect with: nobody may learn anything at an address that was not registered.
+            raise Refused("invalid_request", "redirect_uri must be http on loopback")
+        answer: dict[str, str] = {"state": query["state"]} if "state" in query else {}
+        form = _form(await request.post())
+        user = form.get("user") or self.settings.auto_login
+        if query.get("response_type") != "code" or "client_id" not in query:
+            answer["error"] = "unsupported_response_type"
+        elif query.get("code_challenge_method") != "S256" or not query.get("code_challenge"):
+            answer |= {"error": "invalid_request", "error_description": "PKCE with S256 is required"}
+        elif form.get("action") == "deny":
+            answer["error"] = "access_denied"
+        elif not user:
+            return _page("Log in", self._choice())
+        else:
+            code = secrets.token_urlsafe(24)
+            self.codes[code] = Grant(
+                client=query["client_id"],
+                scope=query.get("scope", ""),
+                user=user,
+                resource=query.get("resource") or query.get("audience", ""),
+                nonce=query.get("nonce", ""),
+                challenge=query["code_challenge"],
+                redirect_uri=redirect_uri,
+                ends=time.monotonic() + CODE_LIFETIME,
+            )
+            answer |= {"code": code, "iss": self.url}
+        separator = "&" if parsed.query else "?"
+        return web.Response(
+            status=303, headers={"Location": f"{redirect_uri}{separator}{urllib.parse.urlencode(answer)}"}
+        )
+
+    def _choice(self) -> str:
+        options = "".join(f"<option>{html.escape(user)}</option>" for user in self.users)
+        return (
+            f'<p>User <select name="user">{options}</select></p>'
+            '<button name="action" value="approve">Log in</button> <button name="action" value="deny">Refuse</button>'
+        )
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        """Forget a refresh token; unknown ones are no error (RFC 7009 §2.2)."""
+        form = _form(await request.post())
+        self._client(request, form)
+        self.refresh.pop(form.get("token", ""), None)
+        return web.Response()
+
+    async def userinfo(self, request: web.Request) -> web.Response:
+        """Answer the claims about the bearer of an access token."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            key = next(key for key in self.keys if key.published and key.kid == jwt.get_unverified_header(token)["kid"])
+            claims = jwt.decode(token, key.private.public_key(), [key.alg], options={"verify_aud": False})
+        except (jwt.InvalidTokenError, KeyError, StopIteration):
+            raise Refused("invalid_token", status=401) from None
+        names = ("sub", "email", "email_verified", "preferred_username", "name", "groups")
+        return web.json_response({name: claims[name] for name in names if name in claims})
+
+    # What tests ask for.
+
+    async def test_mint(self, request: web.Request) -> web.Response:
+        """Sign any claims, with any header and any key; a claim or header of null is left out."""
+        asked = await request.json()
+        given: dict[str, object] = asked.get("claims", {})
+        claims = self.claims(str(given.get("sub", "nobody")), "arcbridge-relay", asked.get("lifetime")) | given
+        claims = {name: value for name, value in claims.items() if value is not None}
+        try:
+            token = self.sign(
+                claims,
+                alg=asked.get("alg", "RS256"),
+                which=asked.get("key", "current"),
+                headers=asked.get("headers", {}),
+            )
+        except (IndexError, StopIteration, NotImplementedError) as error:
+            raise Refused("invalid_request", f"no such key or algorithm: {error!r}") from None
+        return web.json_response({"token": token})
+
+    async def test_rotate(self, request: web.Request) -> web.Response:
+        """Rotate the keys."""
+        return web.json_response({"kid": self.rotate(keep_old=(await request.json()).get("keep_old", True))})
+
+    async def test_settings(self, request: web.Request) -> web.Response:
+        """Change settings."""
+        try:
+            self.settings = replace(self.settings, **await request.json())
+        except TypeError as error:
+            raise Refused("invalid_request", str(error)) from None
+        return web.json_response(asdict(self.settings))
+
+    async def test_user(self, request: web.Request) -> web.Response:
+        """Add a user, or change one's groups."""
+        asked = await request.json()
+        self.users[asked["user"]] = tuple(asked.get("groups", ()))
+        return web.json_response({})
+
+    async def test_device(self, request: web.Request) -> web.Response:
+        """Answer a device login."""
+        asked = await request.json()
+        self.answer_device(asked["user_code"], asked.get("user", ""), deny=bool(asked.get("deny")))
+        return web.json_response({})
+
+    async def test_requests(self, request: web.Request) -> web.Response:
+        """Answer how often each public path was asked."""
+        return web.json_response(self.requests)
+
+
+class Issuer:
+    """An issuer process. Ready when the constructor returns; ends with `stop` or the `with` block."""
+
+    def __init__(self, directory: Path, *, port: int = 0, **settings: Any) -> None:
+        self.directory = directory
+        self._settings = settings
+        self.ca_file = directory / "ca.pem"
+        self._start(port)
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}),
+            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file)),
+        )
+
+    def _start(self, port: int) -> None:
+        self.process = ManagedProcess(
+            [
+                *(sys.executable, "-m", "tests.support.issuer", "--state", self.directory, "--port", str(port)),
+                *("--settings", json.dumps(self._settings)),
+            ],
+            log_dir=self.directory / "logs",
+            name="issuer",
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        try:
+            self.url = self.process.wait_for_line(r"^issuer ready (https://\S+)$", stream="stdout", timeout=30)[1]
+        except BaseException:
+            self.process.kill()
+            raise
+
+    @property
+    def port(self) -> int:
+        """The port of 127.0.0.1 it listens on."""
+        return int(self.url.rpartition(":")[2])
+
+    def mint(
+        self,
+        *,
+        sub: str = "alice",
+        aud: str | Sequence[str] = "arcbridge-relay",
+        groups: Sequence[str] | None = None,
+        lifetime: float = 3600,
+        email: str | None = None,
+        email_verified: bool = True,
+        claims: Mapping[str, object] | None = None,
+        headers: Mapping[str, object] | None = None,
+        alg: str = "RS256",
+        key: str = "current",
+    ) -> str:
+        """Return a token for a user; `lifetime` (seconds) may be negative.
+
+        Without `groups`, the user's own. `claims` and `headers` are added last; None removes one. `key` is `current`,
+        `old`, `foreign` (a forger's, under our key's id) or a key id; `alg` may also be `none` or `HS256`.
+        """
+        asked: dict[str, object] = {"sub": sub, "aud": aud if isinstance(aud, str) else list(aud)}
+        asked["email_verified"] = email_verified
+        if groups is not None:
+            asked["groups"] = list(groups)
+        if email is not None:
+            asked["email"] = email
+        body = {"claims": asked | dict(claims or {}), "headers": dict(headers or {}), "alg": alg, "key": key}
+        return str(self._test("mint", {**body, "lifetime": lifetime})["token"])
+
+    def rotate(self, *, keep_old: bool = True) -> str:
+        """Make new keys and return the new RSA key's id; with `keep_old=False` the old ones are withdrawn."""
+        return str(self._test("rotate", {"keep_old": keep_old})["kid"])
+
+    def settings(self, **changes: Any) -> Settings:
+        """Change any of `Settings`, and return them."""
+        return Settings(**self._test("settings", changes))
+
+    def slow(self, seconds: float) -> None:
+        """Delay every public answer."""
+        self.settings(slow=seconds)
+
+    def down(self, down: bool = True) -> None:
+        """Answer 503 to everything public, or stop doing so."""
+        self.settings(down=down)
+
+    def set_user(self, user: str, *, groups: Sequence[str] = ()) -> None:
+        """Add a user, or change one's groups from the next token on."""
+        self._test("user", {"user": user, "groups": list(groups)})
+
+    def approve(self, user_code: str, user: str = "alice") -> None:
+        """Approve a device login as a user."""
+        self._test("device", {"user_code": user_code, "user": user})
+
+    def deny(self, user_code: str) -> None:
+        """Deny a device login."""
+        self._test("device", {"user_code": user_code, "deny": True})
+
+    def requests(self, path: str = "/jwks") -> int:
+        """Return how often a public path was asked, refused and delayed requests included."""
+        return int(self._test("requests").get(path, 0))
+
+    def request(
+        self, method: str, path: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Send a request as any client would, and return the status and the JSON (or text) of the answer."""
+        data = None if form is None else urllib.parse.urlencode(form).encode()
+        return self._send(urllib.request.Request(self.url + path, data, dict(headers or {}), method=method))
+
+    def stop(self) -> None:
+        """End the process. What it knows is in its directory."""
+        self.process.stop()
+
+    def restart(self) -> None:
+        """Start again after `stop`, at the same URL with the same CA and keys; grants and settings are forgotten."""
+        self._start(self.port)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _test(self, name: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/_test/{name}", data, {"Content-Type": "application/json"})
+        status, answer = self._send(request)
+        if status != 200:
+            raise AssertionError(f"/_test/{name}: {status} {answer}\n{self.process.tail()}")
+        return answer
+
+    def _send(self, request: urllib.request.Request) -> tuple[int, Any]:
+        try:
+            with self._opener.open(request, timeout=30) as answer:
+                status, body, kind = answer.status, answer.read().decode(), answer.headers.get_content_type()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body, kind = error.code, error.read().decode(), error.headers.get_content_type()
+        return status, json.loads(body) if kind == "application/json" else body
+
+
+def _segment(value: Mapping[str, object]) -> str:
+    return _b64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _form(fields: Mapping[str, object]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def _page(title: str, body: str) -> web.Response:
+    head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+    return web.Response(text=f'{head}<form method="post">{body}</form>', content_type="text/html")
+
+
+def _serving_context(state: Path) -> ssl.SSLContext:
+    """Return the TLS side, with the CA and the certificate that the directory has, or new ones."""
+    certificate = state / "server.pem"
+    if not certificate.exists():
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(str(state / "ca.pem"))
+        certificate.touch(mode=0o600)
+        ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+async def serve(state: Path, port: int, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    issuer = IssuerServer(state, settings)
+    runner = web.AppRunner(issuer.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=_serving_context(state))
+    end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    try:
+        await site.start()
+        issuer.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        print(f"issuer ready {issuer.url}", flush=True)
+        await end.wait()
+    finally:
+        await runner.cleanup()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run an issuer until it is told to end."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.issuer", description=main.__doc__)
+    parser.add_argument("--state", type=Path, required=True, help="directory for CA, certificate and keys")
+    parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (0: any)")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="settings to start with")
+    options = parser.parse_args(argv)
+    asyncio.run(serve(options.state, options.port, Settings(**options.settings)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
