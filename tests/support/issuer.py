@@ -581,6 +581,7 @@ class Issuer:
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
             urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file)),
+            _Unfollowed,
         )
 
     def _start(self, port: int) -> None:
@@ -667,7 +668,7 @@ class Issuer:
     def request(
         self, method: str, path: str, form: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Send a request as any client would, and return the status and the JSON (or text) of the answer."""
+        """Send a request as any client would; return the status, and the JSON, the text, or where a redirect leads."""
         data = None if form is None else urllib.parse.urlencode(form).encode()
         return self._send(urllib.request.Request(self.url + path, data, dict(headers or {}), method=method))
 
@@ -701,8 +702,17 @@ class Issuer:
                 status, body, kind = answer.status, answer.read().decode(), answer.headers.get_content_type()
         except urllib.error.HTTPError as error:
             with error:
+                if location := error.headers["Location"]:
+                    return error.code, location
                 status, body, kind = error.code, error.read().decode(), error.headers.get_content_type()
         return status, json.loads(body) if kind == "application/json" else body
+
+
+class _Unfollowed(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer to look at."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
 
 
 def _segment(value: Mapping[str, object]) -> str:

@@ -1,0 +1,176 @@
+"""Processes are watched, ended and explained."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip, required, run
+
+
+def python(code: str, tmp_path: Path, **options: object) -> ManagedProcess:
+    return ManagedProcess([sys.executable, "-c", code], log_dir=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_lines_of_both_streams(tmp_path: Path) -> None:
+    code = "import sys; print('one 1'); print('two', file=sys.stderr); input(); print('one 2'); print('end', end='')"
+    with python(code, tmp_path, stdin=True, name="p") as process:
+        assert process.wait_for_line(r"^one (\d)$")[1] == "1"
+        assert process.wait_for_line("two", stream="stderr")
+        mark = process.mark()
+        process.send("\n")
+        assert process.wait_for_line(r"^one (\d)$", after=mark)[1] == "2"
+        assert process.wait_for_line("^end$")  # without a newline
+        assert process.wait() == 0
+    assert process.output("stdout") == "one 1\none 2\nend"
+    assert process.stdout_path.read_text() == "one 1\none 2\nend"
+    assert process.stderr_path == tmp_path / "p.stderr.log"
+
+
+def test_an_early_end_is_an_error_that_explains_itself(tmp_path: Path) -> None:
+    with python("raise SystemExit('the reason')", tmp_path) as process:
+        with pytest.raises(ProcessFailed, match=r"(?s)ended without writing 'ready'.*ended with 1.*the reason"):
+            process.wait_for_line("ready", timeout=60)
+        with pytest.raises(ProcessFailed, match="ended before"):
+            process.wait_for_url("http://127.0.0.1:1/", timeout=60)
+
+
+def test_deadlines(tmp_path: Path) -> None:
+    with python("input()", tmp_path, stdin=True) as process:
+        with pytest.raises(ProcessFailed, match=r"did not write 'ready' within 0\.01 s"):
+            process.wait_for_line("ready", timeout=0.01)
+        with pytest.raises(ProcessFailed, match="still running"):
+            process.wait(0.01)
+        with pytest.raises(ProcessFailed, match="not ready within"):
+            process.wait_for_url("http://127.0.0.1:1/", timeout=0.05)
+        process.close_stdin()
+        assert process.wait() == 1
+
+
+def test_a_url_is_waited_for_until_it_answers(tmp_path: Path) -> None:
+    code = """
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    count = 0
+    def do_GET(self):
+        H.count += 1
+        self.send_response(200 if H.count == 3 else 503); self.end_headers(); self.wfile.write(b'ok %d' % H.count)
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()
+"""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with ManagedProcess([sys.executable, "-c", code, str(port)], log_dir=tmp_path) as process:
+        assert process.wait_for_url(f"http://127.0.0.1:{port}/") == "ok 3"
+
+
+def test_stop_asks_first_and_then_kills(tmp_path: Path) -> None:
+    polite = python("import signal; print('up'); signal.pause()", tmp_path, name="polite")
+    polite.wait_for_line("up")
+    assert polite.stop() == -signal.SIGTERM
+    assert polite.stop() == -signal.SIGTERM
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause(); signal.pause()"
+    stubborn = python(code, tmp_path, name="stubborn")
+    stubborn.wait_for_line("up")
+    assert stubborn.stop(timeout=0.1) == -signal.SIGKILL
+
+
+def test_a_terminal_has_a_size_and_echoes(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGWINCH, lambda *_: print(os.get_terminal_size(0)))
+print(os.isatty(0), os.get_terminal_size(0)); input('name? '); input()
+"""
+    with python(code, tmp_path, terminal=(24, 81)) as process:
+        process.wait_for_line(r"True.*columns=81, lines=24")
+        process.wait_for_line(r"name\? $")
+        process.send("x\n")
+        process.resize(30, 90)
+        process.wait_for_line(r"columns=90, lines=30")
+        process.send("\n")
+        assert process.wait() == 0
+
+
+def test_the_environment_is_merged(tmp_path: Path) -> None:
+    code = "import os; print(os.environ.get('A'), os.environ.get('HOME'), 'PATH' in os.environ)"
+    with python(code, tmp_path, env={"A": "1", "HOME": None}) as process:
+        process.wait_for_line("^1 None True$")
+
+
+async def test_waiting_leaves_the_loop_free(tmp_path: Path) -> None:
+    with python("print('up', flush=True); input(); print('over')", tmp_path, stdin=True) as process:
+        assert await process.line("up")
+        waiting = asyncio.create_task(process.line("over"))
+        await asyncio.sleep(0)
+        process.send("\n")
+        assert await waiting
+        assert await process.ended() == 0
+
+
+def test_a_process_survives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
+    started: list[ManagedProcess] = []
+    thread = threading.Thread(target=lambda: started.append(python("print(input())", tmp_path, stdin=True)))
+    thread.start()
+    thread.join()
+    with started[0] as process:
+        process.send("alive\n")
+        process.wait_for_line("^alive$")
+
+
+def test_a_process_does_not_survive_its_owner(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys; from pathlib import Path
+from tests.support.processes import ManagedProcess
+p = ManagedProcess([sys.executable, '-c', 'import signal; signal.pause()'], log_dir=Path({str(tmp_path / "inner")!r}))
+print('child', p.pid)
+signal.pause()
+"""
+    with python(code, tmp_path, cwd=Path(__file__).parents[2]) as owner:
+        pid = os.pidfd_open(int(owner.wait_for_line(r"child (\d+)")[1]))
+        owner.kill()
+        signalled = threading.Event()
+        asyncio.run(_readable(pid, signalled))
+        assert signalled.is_set()
+
+
+async def _readable(fd: int, signalled: threading.Event) -> None:
+    done = asyncio.Event()
+    asyncio.get_running_loop().add_reader(fd, done.set)
+    try:
+        await asyncio.wait_for(done.wait(), 10)
+        signalled.set()
+    finally:
+        asyncio.get_running_loop().remove_reader(fd)
+        os.close(fd)
+
+
+def test_run_returns_bytes_and_explains_failures(tmp_path: Path) -> None:
+    assert run([sys.executable, "-c", "print(input())"], input=b"x\n").stdout == b"x\n"
+    assert run([sys.executable, "-c", "raise SystemExit(3)"], check=False).returncode == 3
+    with pytest.raises(ProcessFailed, match=r"(?s)exit status 1.*stderr: because"):
+        run([sys.executable, "-c", "raise SystemExit('because')"])
+    with pytest.raises(ProcessFailed, match="not done within"):
+        run([sys.executable, "-c", "import signal; signal.pause()"], timeout=0.1)
+    with pytest.raises(FileNotFoundError):
+        run(["/no/such/program"])
+
+
+def test_what_is_required_must_not_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARCBRIDGE_REQUIRE", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="LEFT OUT: node: no Go"):
+        require_or_skip("node", "no Go")
+    monkeypatch.setenv("ARCBRIDGE_REQUIRE", "apiserver, node")
+    assert required() == {"apiserver", "node"}
+    with pytest.raises(pytest.fail.Exception, match="no Go"):
+        require_or_skip("node", "no Go")
+    with pytest.raises(pytest.skip.Exception):
+        require_or_skip("helm", "no Go")
+    monkeypatch.setenv("ARCBRIDGE_REQUIRE", "all")
+    with pytest.raises(pytest.fail.Exception):
+        require_or_skip("helm", "no Go")
