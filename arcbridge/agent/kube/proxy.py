@@ -64,6 +64,10 @@ class Caller:
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
 
 
+class _StreamOver(ConnectionError):
+    """Ends aiohttp's part of a stream that was upgraded and is over: nothing may be written to it any more."""
+
+
 @dataclass(slots=True)
 class KubeStats:
     """Counters; observe/ reads them at scrape time."""
@@ -150,8 +154,11 @@ class KubeProxy:
             # 400 ends the connection: nobody knows where the next request would start.
             close = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
             return status_response(refusal, request_id=request_id, close=close)
+        except _StreamOver:
+            raise
         except (asyncio.CancelledError, ConnectionError):
-            record.outcome = "cut"
+            if record.outcome != "upgraded":
+                record.outcome = "cut"
             self.stats.cut += 1
             raise
         finally:
@@ -308,7 +315,7 @@ class KubeProxy:
         finally:
             if not spliced:
                 upstream.abort()
-        raise ConnectionResetError("the stream is over")  # ends aiohttp's part; the record is written
+        raise _StreamOver("the upgraded stream is over")
 
     async def _splice(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -19,12 +20,14 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
-from arcbridge.agent.kube.status import Refusal, bad_request, status_response
+from arcbridge.agent.kube.status import Refusal, bad_request, status_body, status_response
 
 HEAD_DEADLINE = 10.0
 LINGER = 5.0
 KEEPALIVE = 3630.0
 """aiohttp's default: longer than any client keeps an idle connection, so the caller closes first."""
+MAX_HEAD = 1 << 20
+"""Bytes of a whole request head, as in Go's net/http."""
 READ_SIZE = 64 * 1024
 """aiohttp pauses the stream at twice this: 128 KiB of a body wait at most, then credit is withheld."""
 
@@ -67,7 +70,7 @@ class KubeProtocol(RequestHandler):
     `early` is set once bytes arrived behind an upgrade request before it was answered; `on_early` is called then.
     """
 
-    __slots__ = ("_head_timer", "_recent", "context", "early", "on_early", "requests", "server", "upgrade_seen")
+    __slots__ = ("_head", "_head_timer", "context", "early", "on_early", "requests", "server", "upgrade_seen")
 
     def __init__(self, server: KubeServer, context: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -90,29 +93,41 @@ class KubeProtocol(RequestHandler):
         self.early = False
         self.on_early: Callable[[], None] | None = None
         self.upgrade_seen = False
-        self._recent = b""
+        self._head = bytearray()
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
         super().connection_lost(exc)
 
+    def force_close(self) -> None:
+        """aiohttp closes here; while an answer is under way that would make a cut look like an end."""
+        transport = self.transport
+        if transport is not None and self._request_in_progress:
+            transport.abort()
+        super().force_close()
+
     def data_received(self, data: bytes) -> None:
-        if not data:  # aiohttp calls this itself to parse on after a pause
-            super().data_received(data)
-            return
-        if self.upgrade_seen:
+        """Parses; called with nothing by aiohttp itself, to go on after a pause."""
+        if self.upgrade_seen and data:
             self._mark_early()
             return
+        if data and self._awaits_head():
+            self._head += data
+            if len(self._head) > MAX_HEAD:
+                self._give_up(Refusal(431, "the head of the request is too long"))
+                return
         before = len(self._messages)
         super().data_received(data)
-        self._recent = (self._recent + data[-8:])[-8:]
         new = list(self._messages)[before:]
-        for index, (message, _) in enumerate(new):
-            if "Upgrade" in getattr(message, "headers", ()):
+        if new:
+            head, self._head = self._head.lstrip(b"\r\n"), bytearray()
+            if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
                 self.upgrade_seen = True
-                ends_here = self._recent.endswith(b"\r\n\r\n") and not self._recent.endswith(b"\r\n\r\n\r\n")
-                if index + 1 < len(new) or self._message_tail or not ends_here:
+                # aiohttp may keep what follows a head where nobody sees it, so the bytes themselves are asked: the
+                # upgrade's head, alone, and nothing behind it.
+                alone = len(new) == 1 and not self._message_tail
+                if not alone or head.find(b"\r\n\r\n") != len(head) - 4:
                     self._mark_early()
         self._watch_head()
 
@@ -145,10 +160,15 @@ class KubeProtocol(RequestHandler):
         if self.on_early is not None:
             self.on_early()
 
+    def _awaits_head(self) -> bool:
+        """Whether what comes next begins or continues a head: no request is queued, under way, or has a body left."""
+        if self._messages:
+            return False
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+
     def _watch_head(self) -> None:
         """A head that has begun and is not complete gets a deadline; a body or an idle connection has none."""
-        idle = self._waiter is not None and not self._waiter.done()
-        if self._messages or not idle:
+        if not self._head or not self._awaits_head():
             self._stop_head_timer()
         elif self._head_timer is None:
             self._head_timer = self._loop.call_later(HEAD_DEADLINE, self._head_late)
@@ -160,5 +180,16 @@ class KubeProtocol(RequestHandler):
 
     def _head_late(self) -> None:
         self._head_timer = None
-        self.server.refused(self, bad_request("the head of a request was not complete within 10 seconds"))
+        self._give_up(bad_request(f"the head of a request was not complete within {HEAD_DEADLINE:g} seconds"))
+
+    def _give_up(self, refusal: Refusal) -> None:
+        """Ends a connection on which no request can come any more."""
+        self.server.refused(self, refusal)
+        self.upgrade_seen = True  # whatever still comes is dropped
+        transport = self.transport
+        if transport is not None:
+            body = status_body(refusal)
+            head = f"HTTP/1.1 {refusal.status_code} {HTTPStatus(refusal.status_code).phrase}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            transport.write(head.encode() + body)
         self.force_close()

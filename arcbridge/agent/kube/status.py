@@ -65,6 +65,8 @@ def status_response(error: ArcbridgeError, *, request_id: str = "", close: bool 
     headers = {"Server": "arcbridge", "Cache-Control": "no-cache, private"}
     if request_id:
         headers["Audit-Id"] = request_id
+    if close:
+        headers["Connection"] = "close"  # said aloud also where the request could not be read far enough for a version
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status_code == 401:

@@ -1,0 +1,204 @@
+"""A caller, a session and the proxy in one process: real mux over TCP, a fake API server behind.
+
+`Bench.stream()` opens a stream as a client process would; what is written on it is the raw HTTP of a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.config import KubernetesConfig
+from arcbridge.errors import ArcbridgeError
+from arcbridge.identity.claims import Identity
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.mux.stream import StreamIO, StreamTransport
+from arcbridge.wire.records import Auth, AuthOk
+from arcbridge.wire.session import Kind, Side
+from tests.support.fake_apiserver import FakeApiServer
+
+ALICE = Identity("alice", "u-1", ("dev", "ops"), "https://issuer#alice", "https://issuer", 4e9)
+
+
+class RecordedAudit(AuditLog):
+    """Keeps records instead of writing them."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.kept: list[AuditRecord] = []
+        self.arrived = asyncio.Condition()
+
+    def write(self, record: AuditRecord) -> None:
+        super().write(record)
+        json.loads(record.line(record.started))
+        self.kept.append(record)
+
+    async def wait(self, count: int) -> list[AuditRecord]:
+        """Until there are `count` records."""
+        async with asyncio.timeout(5):
+            while len(self.kept) < count:
+                await asyncio.sleep(0.005)
+        return self.kept
+
+
+@dataclass
+class Answer:
+    """A response: status, headers as (lower-case name, value), body."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key == name.lower()]
+
+    @property
+    def status_object(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.body)
+        assert document["kind"] == "Status"
+        assert document["apiVersion"] == "v1"
+        assert document["code"] == self.status
+        return document
+
+
+class Wire:
+    """The caller's end of one stream, with just enough HTTP to read answers."""
+
+    def __init__(self, io: StreamIO) -> None:
+        self.io = io
+        self.buffer = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.io.write(data)
+
+    async def until(self, mark: bytes) -> bytes:
+        while mark not in self.buffer:
+            data = await self.io.read()
+            if not data:
+                raise EOFError(f"ended with {self.buffer[:200]!r}")
+            self.buffer += data
+        found, _, self.buffer = self.buffer.partition(mark)
+        return found + mark
+
+    async def exactly(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            data = await self.io.read()
+            if not data:
+                raise EOFError("ended in the middle")
+            self.buffer += data
+        found, self.buffer = self.buffer[:size], self.buffer[size:]
+        return found
+
+    async def rest(self) -> bytes:
+        """Everything up to the stream's end in order."""
+        while data := await self.io.read():
+            self.buffer += data
+        found, self.buffer = self.buffer, b""
+        return found
+
+    async def head(self) -> tuple[int, list[tuple[str, str]]]:
+        lines = (await self.until(b"\r\n\r\n")).decode().split("\r\n")
+        headers = []
+        for line in lines[1:-2]:
+            name, _, value = line.partition(":")
+            headers.append((name.lower(), value.strip()))
+        return int(lines[0].split(" ")[1]), headers
+
+    async def answer(self, method: str = "GET") -> Answer:
+        async with asyncio.timeout(10):
+            status, headers = await self.head()
+            names = dict(headers)
+            body = b""
+            if method == "HEAD" or status in (204, 304):
+                pass
+            elif names.get("transfer-encoding") == "chunked":
+                while size := int((await self.until(b"\r\n")).strip(), 16):
+                    body += (await self.exactly(size + 2))[:-2]
+                await self.exactly(2)
+            elif "content-length" in names:
+                body = await self.exactly(int(names["content-length"]))
+            return Answer(status, headers, body)
+
+
+class _AgentSide(BaseHandler):
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def auth_received(self, session: MuxSession, auth: Auth) -> None:
+        session.accept_auth(AuthOk(session_id=b"1" * 16, resume_secret=b"2" * 16, subject="alice", expires_in=600))
+
+    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
+        self.bench.proxy.serve(stream, self.bench.caller)
+
+    def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
+        self.bench.ended.append(error)
+
+
+@dataclass
+class Bench:
+    api: FakeApiServer
+    proxy: KubeProxy
+    audit: RecordedAudit
+    caller: Caller
+    client: MuxSession
+    ended: list[ArcbridgeError] = field(default_factory=list)
+
+    def stream(self) -> Wire:
+        io = StreamIO()
+        self.client.open("kubernetes", io)
+        return Wire(io)
+
+    async def ask(self, head: str, body: bytes = b"", *, method: str = "GET") -> Answer:
+        """One request on a fresh stream."""
+        wire = self.stream()
+        await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        return await wire.answer(method)
+
+    async def get(self, path: str, *headers: str, method: str = "GET") -> Answer:
+        return await self.ask("\n".join([f"{method} {path} HTTP/1.1", "Host: k", *headers]), method=method)
+
+
+@asynccontextmanager
+async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
+    """A bench; `config` overrides the agent's kubernetes settings."""
+    async with FakeApiServer.serving(directory, client_ca=config.pop("client_ca", None)) as fake:
+        settings: dict[str, Any] = {
+            "server": fake.url,
+            "ca_file": fake.ca_file,
+            "token_file": fake.token_file,
+            **config,
+        }
+        api = ApiServer(endpoint_of(KubernetesConfig(**settings), {}))
+        audit = RecordedAudit()
+        proxy = KubeProxy(api, audit)
+        client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
+        bench = Bench(fake, proxy, audit, Caller("0123456789abcdef", ALICE), client)
+        loop = asyncio.get_running_loop()
+        agents: list[MuxSession] = []
+
+        def accept() -> asyncio.BaseProtocol:
+            agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, _AgentSide(bench)))
+            return agents[-1].protocol()
+
+        server = await loop.create_server(accept, "127.0.0.1", 0)
+        client.authenticate(Auth(kind="oidc", token="t"))
+        await loop.create_connection(client.protocol, "127.0.0.1", server.sockets[0].getsockname()[1])
+        await client.wait_established()
+        try:
+            yield bench
+        finally:
+            client.close()
+            for session in (client, *agents):
+                await session.wait_ended()
+            server.close()
+            await proxy.close()
+            await api.close()
+            await asyncio.sleep(0.01)

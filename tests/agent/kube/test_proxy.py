@@ -1,0 +1,552 @@
+"""The proxy over real streams, before an API server that records bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from arcbridge.errors import StreamReset
+from arcbridge.wire.frames import ResetCode
+from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+
+from .bench import Bench, running
+
+PODS = "/api/v1/namespaces/default/pods"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+async def test_a_get_runs_as_the_caller(bench: Bench) -> None:
+    answer = await bench.get(
+        f"{PODS}?limit=500",
+        "User-Agent: kubectl/v1.37.1",
+        "Accept: application/json;as=Table",
+        "Kubectl-Command: kubectl get",
+    )
+    assert answer.status == 200
+    assert answer.body == b'{"kind":"Fake"}'
+    sent = bench.api.last
+    assert impersonation_of(sent) == {
+        "impersonate-user": [b"alice"],
+        "impersonate-uid": [b"u-1"],
+        "impersonate-group": [b"dev", b"ops"],
+    }
+    assert sent.header("authorization") == [b"Bearer agent-own-token"]
+    assert sent.header("host") == [f"127.0.0.1:{bench.api.port}".encode()]
+    assert sent.header("user-agent") == [b"kubectl/v1.37.1"]
+    assert sent.header("accept") == [b"application/json;as=Table"]
+    assert sent.header("kubectl-command") == [b"kubectl get"]
+    assert sent.header("accept-encoding") == []
+    assert sent.header("content-type") == []
+    assert sent.target == f"{PODS}?limit=500"
+    (record,) = await bench.audit.wait(1)
+    assert (record.user, record.groups, record.verb, record.resource, record.namespace) == (
+        "alice",
+        2,
+        "list",
+        "pods",
+        "default",
+    )
+    assert (record.status, record.outcome, record.bytes_down) == (200, "answered", len(answer.body))
+    assert sent.header("audit-id") == [record.request.encode()]
+    assert record.request == "0123456789abcdef-1-1"
+
+
+async def test_requests_follow_each_other_on_one_stream(bench: Bench) -> None:
+    wire = bench.stream()
+    for number in range(3):
+        await wire.send(f"GET /api/v1/pods/{number} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+        assert (await wire.answer()).status == 200
+    assert bench.api.connections == 1
+    assert [record.request[-2:] for record in await bench.audit.wait(3)] == ["-1", "-2", "-3"]
+
+
+async def test_pipelined_requests_are_answered_in_order(bench: Bench) -> None:
+    for number in range(3):
+        bench.api.routes[f"/api/v1/{number}"] = reply(200, str(number).encode())
+    wire = bench.stream()
+    await wire.send(b"".join(b"GET /api/v1/%d HTTP/1.1\r\nHost: k\r\n\r\n" % n for n in range(3)))
+    assert [(await wire.answer()).body for _ in range(3)] == [b"0", b"1", b"2"]
+
+
+async def test_fewer_groups_count_from_the_next_request(bench: Bench) -> None:
+    from dataclasses import replace
+
+    wire = bench.stream()
+    await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.answer()
+    bench.caller.identity = replace(bench.caller.identity, groups=("dev",))
+    await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.answer()
+    assert impersonation_of(bench.api.last)["impersonate-group"] == [b"dev"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_a_body_with_a_length_goes_on_as_it_is(bench: Bench, method: str) -> None:
+    body = bytes(range(256)) * 400
+    head = (
+        f"{method} {PODS} HTTP/1.1\nHost: k\nContent-Type: application/vnd.kubernetes.protobuf\n"
+        f"Content-Encoding: gzip\nContent-Length: {len(body)}"
+    )
+    answer = await bench.ask(head, body, method=method)
+    assert answer.status == 200
+    sent = bench.api.last
+    assert sent.body == body
+    assert sent.header("content-length") == [str(len(body)).encode()]
+    assert sent.header("transfer-encoding") == []
+    assert sent.header("content-encoding") == [b"gzip"]
+    assert sent.header("content-type") == [b"application/vnd.kubernetes.protobuf"]
+    assert (await bench.audit.wait(1))[0].bytes_up == len(body)
+
+
+async def test_a_chunked_body_is_chunked_anew(bench: Bench) -> None:
+    body = b"5;name=value\r\nhello\r\n6\r\n world\r\n0\r\nImpersonate-User: root\r\n\r\n"
+    answer = await bench.ask(f"POST {PODS} HTTP/1.1\nHost: k\nTransfer-Encoding: chunked", body)
+    assert answer.status == 200
+    assert bench.api.last.body == b"hello world"
+    assert impersonation_of(bench.api.last)["impersonate-user"] == [b"alice"]
+
+
+async def test_no_body(bench: Bench) -> None:
+    assert (await bench.get(PODS, method="DELETE")).status == 200
+    assert bench.api.last.header("content-length") == [b"0"]
+    assert bench.api.last.header("transfer-encoding") == []
+
+
+async def test_expect_100_continue_is_answered(bench: Bench) -> None:
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+    assert (await wire.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+    await wire.send(b"hello")
+    assert (await wire.answer()).status == 200
+    assert bench.api.last.body == b"hello"
+    assert bench.api.last.header("expect") == []
+
+
+async def test_head_204_and_304_have_no_body(bench: Bench) -> None:
+    bench.api.routes["/api/v1/a"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+    bench.api.routes["/api/v1/b"] = b"HTTP/1.1 204 No Content\r\n\r\n"
+    bench.api.routes["/api/v1/c"] = b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"
+    head = await bench.get("/api/v1/a", method="HEAD")
+    assert head.header("content-length") == ["100"]
+    assert (await bench.get("/api/v1/b")).status == 204
+    unchanged = await bench.get("/api/v1/c", "If-None-Match: x")
+    assert unchanged.status == 304
+    assert unchanged.header("etag") == ["x"]
+
+
+async def test_answers_keep_their_headers_and_lose_their_framing(bench: Bench) -> None:
+    bench.api.routes["/api/v1/a"] = reply(
+        200,
+        b"gz",
+        "Warning: 299 - one",
+        "Warning: 299 - two",
+        "Content-Encoding: gzip",
+        "Audit-Id: x",
+        "Connection: X-Drop, keep-alive",
+        "X-Drop: 1",
+        "Keep-Alive: timeout=5",
+        "Set-Cookie: a=b",
+    )
+    answer = await bench.get("/api/v1/a")
+    assert answer.header("warning") == ["299 - one", "299 - two"]
+    assert answer.header("content-encoding") == ["gzip"]
+    assert answer.body == b"gz"
+    assert answer.header("x-drop") == answer.header("keep-alive") == []
+    assert answer.header("server") == ["arcbridge"]
+    await bench.get("/api/v1/a")
+    assert bench.api.last.header("cookie") == [], "no cookie is kept between users"
+
+
+async def test_a_redirect_is_handed_back(bench: Bench) -> None:
+    bench.api.routes["/api/v1/a"] = reply(302, b"", "Location: https://elsewhere.example/")
+    answer = await bench.get("/api/v1/a")
+    assert answer.status == 302
+    assert answer.header("location") == ["https://elsewhere.example/"]
+    assert len(bench.api.requests) == 1
+
+
+async def test_a_watch_without_events_shows_its_head_at_once(bench: Bench) -> None:
+    more = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, end=False))
+        await more.wait()
+        await exchange.send(b"5\r\nevent\r\n0\r\n\r\n")
+
+    bench.api.routes["/api/v1/pods"] = watch
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n")
+    status, headers = await wire.head()
+    assert status == 200
+    assert ("transfer-encoding", "chunked") in headers
+    more.set()
+    assert await wire.until(b"0\r\n\r\n") == b"5\r\nevent\r\n0\r\n\r\n"
+    assert (await bench.audit.wait(1))[0].verb == "watch"
+
+
+async def test_a_caller_who_leaves_ends_the_watch_at_the_api_server(bench: Bench) -> None:
+    gone = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, end=False))
+        await exchange.reader.read()
+        gone.set()
+
+    bench.api.routes["/api/v1/pods"] = watch
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.head()
+    wire.io.reset(ResetCode.CANCELLED)
+    await asyncio.wait_for(gone.wait(), 5)
+    assert (await bench.audit.wait(1))[0].outcome == "cut"
+
+
+async def test_a_large_answer_to_a_caller_who_does_not_read_is_held_back(bench: Bench) -> None:
+    total = 0
+    size = 64 * 1024 * 1024
+
+    async def large(exchange: Exchange) -> None:
+        nonlocal total
+        await exchange.send(f"HTTP/1.1 200 X\r\nContent-Length: {size}\r\n\r\n".encode())
+        while total < size:
+            await exchange.send(b"x" * 65536)
+            total += 65536
+
+    bench.api.routes["/api/v1/a"] = large
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.head()
+    before = -1
+    while total != before:  # until nothing moves any more
+        before = total
+        await asyncio.sleep(0.3)
+    assert total < size / 2
+    left = size - len(wire.buffer)
+    while left:
+        left -= len(await wire.io.read())
+    assert total == size
+
+
+async def test_an_early_answer_ends_the_stream_in_order(bench: Bench) -> None:
+    async def early(exchange: Exchange) -> None:
+        await exchange.send(reply(413, b"too large", "Connection: close"))
+
+    bench.api.read_body = False
+    bench.api.routes[PODS] = early
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nContent-Length: 1000000\r\n\r\n".encode() + b"x" * 1000)
+    answer = await wire.answer()
+    assert answer.status == 413
+    assert answer.body == b"too large"
+    assert answer.header("connection") == ["close"]
+    await wire.send(b"x" * 999_000)
+    assert await wire.rest() == b""
+    assert (await bench.audit.wait(1))[0].status == 413
+
+
+async def test_a_body_that_breaks_off_never_looks_complete(bench: Bench) -> None:
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".encode())
+    while not bench.api.requests or not bench.api.last.body:
+        await asyncio.sleep(0.005)
+    wire.io.reset(ResetCode.CANCELLED)
+    assert (await bench.audit.wait(1))[0].outcome == "cut"
+    assert not bench.api.last.complete
+
+
+async def test_a_malformed_chunk_never_looks_complete(bench: Bench) -> None:
+    answer = await bench.ask(f"POST {PODS} HTTP/1.1\nHost: k\nTransfer-Encoding: chunked", b"5\r\nhello\r\nzz\r\n")
+    assert answer.status == 400
+    assert answer.header("connection") == ["close"]
+    assert not any(request.complete for request in bench.api.requests)
+
+
+# -- H9: a hostile or dying API server ------------------------------------------------------------------------------
+
+BROKEN = {
+    "no answer": b"",
+    "not HTTP": b"SSH-2.0-OpenSSH\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab",
+    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello",
+    "unasked 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "huge header": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    "NUL in a header": b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_broken_answer_is_a_502_without_retry(bench: Bench, data: bytes, method: str) -> None:
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = broken
+    answer = await bench.get("/api/v1/a", method=method)
+    assert answer.status == 502
+    assert answer.header("retry-after") == []
+    assert answer.status_object["reason"] == "BadGateway"
+    if method == "DELETE":
+        assert len(bench.api.requests) == 1, "never repeated"
+
+
+CUT = {
+    "short body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", b""),
+    "chunk cut": (chunked(200, b"hello", end=False), b"5\r\nwo"),
+    "last chunk missing": (chunked(200, b"hello", end=False), b""),
+    "chunk garbled": (chunked(200, b"hello", end=False), b"zz\r\n"),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), CUT.values(), ids=CUT.keys())
+async def test_an_answer_that_breaks_off_is_a_reset_and_never_an_end(bench: Bench, first: bytes, then: bytes) -> None:
+    seen = asyncio.Event()
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(first)
+        await seen.wait()
+        await exchange.send(then)
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = cut
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.head()
+    await wire.until(b"hello")
+    seen.set()
+    with pytest.raises(StreamReset) as caught:
+        await wire.rest()
+    assert caught.value.code == ResetCode.TRUNCATED
+    assert (await bench.audit.wait(1))[0].outcome == "cut"
+
+
+async def test_an_api_server_that_is_down_is_a_503_that_may_be_repeated(bench: Bench) -> None:
+    bench.api.stop()
+    for method in ("GET", "POST"):
+        answer = await bench.get("/api/v1/a", method=method)
+        assert answer.status == 503
+        assert answer.header("retry-after") == ["1"]
+        assert "API server cannot be reached" in answer.status_object["message"]
+
+
+async def test_another_ca_is_a_502_that_says_so(tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    async with running(tmp_path, ca_file=other) as bench:
+        answer = await bench.get("/api")
+        assert answer.status == 502
+        assert "kubernetes.ca_file" in answer.status_object["message"]
+        assert bench.api.requests == []
+
+
+async def test_a_kept_connection_that_died_is_no_error_to_anybody(bench: Bench) -> None:
+    async def once(exchange: Exchange) -> None:
+        await exchange.send(reply(200, b"ok"))
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = once
+    for method in ("GET", "POST", "GET", "DELETE", "GET"):
+        assert (await bench.get("/api/v1/a", method=method)).status == 200
+    assert [r.method for r in bench.api.requests if r.method != "GET"] == ["POST", "DELETE"]
+
+
+# -- H1, H5, H6 on the wire -----------------------------------------------------------------------------------------
+
+REFUSED_HEADS = [
+    ("underscore", "GET /api HTTP/1.1\nHost: k\nImpersonate_User: root"),
+    ("underscore elsewhere", "GET /api HTTP/1.1\nHost: k\nX_Y: root"),
+    ("space before the colon", "GET /api HTTP/1.1\nHost: k\nImpersonate-User : root"),
+    ("NUL", "GET /api HTTP/1.1\nHost: k\nImpersonate-User: a\x00b"),
+    ("fold", "GET /api HTTP/1.1\nHost: k\nX: a\n Impersonate-User: root"),
+    ("8-bit name", "GET /api HTTP/1.1\nHost: k\nImpersonate-Usér: root"),
+    ("no host", "GET /api HTTP/1.1\nX: 1"),
+    ("two hosts", "GET /api HTTP/1.1\nHost: k\nHost: l"),
+    ("CL and TE", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nTransfer-Encoding: chunked"),
+    ("two CL", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nContent-Length: 6"),
+    ("same CL twice", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nContent-Length: 5"),
+    ("CL list", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5, 5"),
+    ("+5", "POST /api HTTP/1.1\nHost: k\nContent-Length: +5"),
+    ("0x5", "POST /api HTTP/1.1\nHost: k\nContent-Length: 0x5"),
+    ("-5", "POST /api HTTP/1.1\nHost: k\nContent-Length: -5"),
+    ("TE twice", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: chunked\nTransfer-Encoding: chunked"),
+    ("TE gzip, chunked", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: gzip, chunked"),
+    ("TE identity", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: identity"),
+    ("TE in 1.0", "POST /api HTTP/1.0\nHost: k\nTransfer-Encoding: chunked"),
+    ("expectation", "POST /api HTTP/1.1\nHost: k\nExpect: 200-ok\nContent-Length: 1"),
+    ("absolute-form", "GET https://10.0.0.1/api HTTP/1.1\nHost: k"),
+    ("asterisk", "OPTIONS * HTTP/1.1\nHost: k"),
+    ("dots", "GET /api/../../healthz HTTP/1.1\nHost: k"),
+    ("one dot", "GET /api/./v1 HTTP/1.1\nHost: k"),
+    ("escaped dots", "GET /api/%2e%2e/healthz HTTP/1.1\nHost: k"),
+    ("half escaped", "GET /api/.%2E/healthz HTTP/1.1\nHost: k"),
+    ("escaped slash and dots", "GET /api%2f..%2fhealthz HTTP/1.1\nHost: k"),
+    ("dots and semicolon", "GET /api/..;/healthz HTTP/1.1\nHost: k"),
+    ("NUL in the path", "GET /api/%00 HTTP/1.1\nHost: k"),
+    ("backslash", "GET /api\\v1 HTTP/1.1\nHost: k"),
+    ("escaped backslash", "GET /api/%5c HTTP/1.1\nHost: k"),
+    ("fragment", "GET /api#x HTTP/1.1\nHost: k"),
+    ("8-bit path", "GET /apí HTTP/1.1\nHost: k"),
+    ("bare LF", "GET /api HTTP/1.1\nHost: k\nX: a\vb"),
+]
+
+
+@pytest.mark.parametrize("head", [row[1] for row in REFUSED_HEADS], ids=[row[0] for row in REFUSED_HEADS])
+async def test_refused_heads_never_leave(bench: Bench, head: str) -> None:
+    wire = bench.stream()
+    await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    answer = await wire.answer()
+    assert answer.status == 400
+    assert answer.status_object["reason"] == "BadRequest"
+    assert bench.api.requests == []
+    assert await wire.rest() == b"", "the connection ends with the answer"
+    (record,) = await bench.audit.wait(1)
+    assert (record.status, record.outcome) == (400, "refused")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//api",
+        "/api/v1/a%2Fb",
+        "/api/v1/a%20b?x=%3D&y",
+        "/api/;a=b",
+        "/api/%zz",
+        "/api/v1/x:y@z",
+        "/api/v1/...",
+        "/a?b=../..&c=%2e%2e",
+        "/x?q=a+b%00",
+    ],
+)
+async def test_other_paths_are_byte_identical(bench: Bench, path: str) -> None:
+    assert (await bench.get(path)).status == 200
+    assert bench.api.last.target == path
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND"])
+async def test_methods_that_are_not_carried(bench: Bench, method: str) -> None:
+    answer = await bench.get("/api", method=method)
+    assert answer.status in (400, 405)
+    assert bench.api.requests == []
+
+
+async def test_negative_x_impersonate_user_passes(bench: Bench) -> None:
+    await bench.get("/api", "X-Impersonate-User: someone")
+    assert bench.api.last.header("x-impersonate-user") == [b"someone"]
+
+
+async def test_an_over_long_header_is_a_431_and_quotes_nothing(bench: Bench) -> None:
+    canary = "c4n4ry" * 20_000
+    answer = await bench.get("/api", f"Authorization: Bearer {canary}")
+    assert answer.status == 431
+    assert b"c4n4ry" not in answer.body
+    assert b"c4n4ry" not in str(answer.headers).encode()
+
+
+async def test_long_tokens_and_many_headers_pass(bench: Bench) -> None:
+    answer = await bench.get("/api", "X-Long: " + "x" * 60_000, *(f"X-{n}: {n}" for n in range(400)))
+    assert answer.status == 200
+    assert len(bench.api.last.lines) > 400
+
+
+# -- --as -----------------------------------------------------------------------------------------------------------
+
+
+async def test_as_runs_as_the_other_and_names_the_caller(bench: Bench) -> None:
+    answer = await bench.get("/api", "Impersonate-User: bob", "impersonate-group: team", "Impersonate-Extra-Scopes: a")
+    assert answer.status == 200
+    assert impersonation_of(bench.api.last) == {
+        "impersonate-user": [b"bob"],
+        "impersonate-group": [b"team"],
+        "impersonate-extra-scopes": [b"a"],
+        "impersonate-extra-arcbridge.io%2foriginal-user": [b"alice"],
+    }
+    record = (await bench.audit.wait(1))[0]
+    assert (record.user, record.as_user) == ("alice", "bob")
+
+
+async def test_as_that_is_denied_is_a_403_in_kubernetes_words(bench: Bench) -> None:
+    bench.api.allow_impersonation = set()
+    answer = await bench.get("/api", "Impersonate-User: bob")
+    assert answer.status == 403
+    assert answer.status_object["message"] == (
+        'users "bob" is forbidden: User "alice" cannot impersonate resource "users" '
+        'in API group "" at the cluster scope'
+    )
+    assert [r.target for r in bench.api.requests] == ["/apis/authorization.k8s.io/v1/subjectaccessreviews"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Impersonate-Group: g"],
+        ["Impersonate-User: a", "Impersonate-User: b"],
+        ["Impersonate-User:"],
+        ["Impersonate-Future: x"],
+    ],
+)
+async def test_as_that_is_incomplete_is_refused(bench: Bench, headers: list[str]) -> None:
+    assert (await bench.get("/api", *headers)).status == 400
+    assert bench.api.requests == []
+
+
+async def test_as_named_in_connection_is_still_as(bench: Bench) -> None:
+    await bench.get("/api", "Connection: Impersonate-User, keep-alive", "Impersonate-User: bob")
+    assert impersonation_of(bench.api.last)["impersonate-user"] == [b"bob"]
+
+
+# -- token mode -----------------------------------------------------------------------------------------------------
+
+
+async def test_token_mode_carries_the_callers_token_and_nothing_of_ours(bench: Bench) -> None:
+    bench.caller.token_mode = True
+    answer = await bench.get(
+        "/api",
+        "Authorization: Bearer callers-own",
+        "Impersonate-User: bob",
+        "Connection: authorization, impersonate-user",
+    )
+    assert answer.status == 200
+    assert bench.api.last.header("authorization") == [b"Bearer callers-own"]
+    assert impersonation_of(bench.api.last) == {"impersonate-user": [b"bob"]}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        ["Authorization: Basic YTpi"],
+        ["Authorization: Bearer "],
+        ["Authorization: Bearer a", "Authorization: Bearer b"],
+    ],
+)
+async def test_token_mode_without_a_token_is_a_401(bench: Bench, headers: list[str]) -> None:
+    bench.caller.token_mode = True
+    assert (await bench.get("/api", *headers)).status == 401
+    assert bench.api.requests == []
+
+
+async def test_token_mode_never_shows_the_agents_certificate(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    certificate = ca.issue_cert("agent")
+    chain, key = tmp_path / "agent.pem", tmp_path / "agent.key"
+    certificate.cert_chain_pems[0].write_to_path(str(chain))
+    certificate.private_key_pem.write_to_path(str(key))
+    async with running(
+        tmp_path, client_ca=ca, token_file=None, client_certificate_file=chain, client_key_file=key
+    ) as bench:
+        await bench.get("/api")
+        assert bench.api.last.client_certificate
+        assert bench.api.last.header("authorization") == []
+        bench.caller.token_mode = True
+        await bench.get("/api", "Authorization: Bearer callers-own")
+        assert not bench.api.last.client_certificate

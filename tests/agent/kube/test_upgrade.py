@@ -1,0 +1,294 @@
+"""H8: upgrades join two sides after a 101 that was asked for, and nothing else ever does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import StreamReset
+from arcbridge.wire.frames import ResetCode
+from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+
+from .bench import Bench, Wire, running
+
+EXEC = "/api/v1/namespaces/default/pods/p/exec"
+WEBSOCKET = (
+    f"GET {EXEC}?command=sh HTTP/1.1\r\nHost: k\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a2V5\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+).encode()
+SPDY = (
+    f"POST {EXEC}?command=sh HTTP/1.1\r\nHost: k\r\nContent-Length: 0\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+    "X-Stream-Protocol-Version: v5.channel.k8s.io\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n"
+    "X-Stream-Protocol-Version: v3.channel.k8s.io\r\n\r\n"
+).encode()
+SWITCH_WEBSOCKET = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+)
+SWITCH_SPDY = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+    b"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n"
+)
+BOTH = pytest.mark.parametrize(
+    ("head", "switch"), [(WEBSOCKET, SWITCH_WEBSOCKET), (SPDY, SWITCH_SPDY)], ids=["websocket", "spdy"]
+)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+def echo(switch: bytes, first: bytes = b"") -> object:
+    """Switches, then echoes until its input ends."""
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.send(switch + first)
+        while data := await exchange.reader.read(65536):
+            await exchange.send(data)
+        exchange.writer.close()
+
+    return serve
+
+
+@BOTH
+async def test_bytes_flow_both_ways_after_the_101(bench: Bench, head: bytes, switch: bytes) -> None:
+    bench.api.routes[EXEC] = echo(switch, b"first")  # type: ignore[assignment]
+    wire = bench.stream()
+    await wire.send(head)
+    status, headers = await wire.head()
+    assert status == 101
+    assert ("connection", "Upgrade") in headers
+    assert await wire.exactly(5) == b"first"
+    payload = bytes(range(256)) * 8000
+    sender = asyncio.ensure_future(wire.send(payload))
+    assert await wire.exactly(len(payload)) == payload
+    await sender
+    wire.io.finish()
+    await wire.rest()
+    (record,) = await bench.audit.wait(1)
+    assert (record.status, record.outcome, record.verb) == (101, "upgraded", "create")
+    assert record.bytes_up == len(payload)
+    assert record.bytes_down == len(payload) + 5
+    assert bench.proxy.stats.upgrades_open == 0
+
+
+@BOTH
+async def test_what_reaches_the_api_server(bench: Bench, head: bytes, switch: bytes) -> None:
+    bench.api.routes[EXEC] = echo(switch)  # type: ignore[assignment]
+    wire = bench.stream()
+    await wire.send(head)
+    await wire.head()
+    sent = bench.api.last
+    assert impersonation_of(sent)["impersonate-user"] == [b"alice"]
+    assert sent.header("authorization") == [b"Bearer agent-own-token"]
+    assert sent.header("connection") == [b"Upgrade"]
+    assert sent.target == f"{EXEC}?command=sh"
+    versions = [value for value in head.split(b"\r\n") if value.startswith(b"X-Stream")]
+    assert sent.header("x-stream-protocol-version") == [v.split(b": ")[1] for v in versions]
+    wire.io.reset(ResetCode.CANCELLED)
+    await bench.audit.wait(1)
+
+
+async def test_token_mode_upgrades_with_the_callers_token(bench: Bench) -> None:
+    bench.caller.token_mode = True
+    bench.api.routes[EXEC] = reply(403, b"{}")
+    wire = bench.stream()
+    await wire.send(WEBSOCKET.replace(b"Host: k\r\n", b"Host: k\r\nAuthorization: Bearer own\r\n"))
+    assert (await wire.answer()).status == 403
+    assert bench.api.last.header("authorization") == [b"Bearer own"]
+    assert impersonation_of(bench.api.last) == {}
+
+
+REFUSED = {
+    "403": reply(403, b'{"kind":"Status"}', "Audit-Id: x"),
+    "500 chunked": chunked(500, b'{"kind":', b'"Status"}'),
+    "100 first": b"HTTP/1.1 100 Continue\r\n\r\n" + reply(403, b'{"kind":"Status"}'),
+    "200": reply(200, b"hello"),
+    "302": reply(302, b"", "Location: https://elsewhere/"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED.keys())
+async def test_any_other_answer_is_passed_on_and_closes_both_sides(
+    bench: Bench, head: bytes, switch: bytes, data: bytes
+) -> None:
+    closed = asyncio.Event()
+
+    async def refuse(exchange: Exchange) -> None:
+        await exchange.send(data)
+        await exchange.reader.read()
+        closed.set()
+
+    bench.api.routes[EXEC] = refuse
+    wire = bench.stream()
+    await wire.send(head)
+    answer = await wire.answer()
+    assert answer.status == int(data.split(b"HTTP/1.1 ")[-1][:3])
+    assert answer.header("connection") == ["close"]
+    assert await wire.rest() == b""
+    await asyncio.wait_for(closed.wait(), 5)
+    assert len(bench.api.requests) == 1
+
+
+WRONG = {
+    "no Upgrade": b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\n\r\n",
+    "no Connection": b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\n\r\n",
+    "other protocol": b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "two protocols": b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
+    "subprotocol not offered": SWITCH_WEBSOCKET.replace(b"v5", b"v9"),
+    "garbage": b"SSH-2.0\r\n\r\n",
+    "bare LF": SWITCH_WEBSOCKET.replace(b"\r\nUpgrade", b"\nUpgrade"),
+    "fold": SWITCH_WEBSOCKET.replace(b"\r\nUpgrade", b"\r\n Upgrade"),
+    "endless head": b"HTTP/1.1 101 X\r\nX: " + b"x" * 100_000,
+    "endless 1xx": b"HTTP/1.1 100 Continue\r\n\r\n" * 50,
+    "no length": b"HTTP/1.1 403 Forbidden\r\n\r\nhello",
+    "two lengths": b"HTTP/1.1 403 F\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "both framings": b"HTTP/1.1 403 F\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "huge body": b"HTTP/1.1 403 F\r\nContent-Length: 99999999\r\n\r\n",
+    "short body": b"HTTP/1.1 403 F\r\nContent-Length: 10\r\n\r\nabc",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", WRONG.values(), ids=WRONG.keys())
+async def test_a_wrong_answer_joins_nothing(bench: Bench, data: bytes) -> None:
+    async def wrong(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.writer.close()
+
+    bench.api.routes[EXEC] = wrong
+    wire = bench.stream()
+    await wire.send(WEBSOCKET)
+    answer = await wire.answer()
+    assert answer.status == 502
+    assert answer.header("retry-after") == []
+    assert await wire.rest() == b""
+
+
+@BOTH
+@pytest.mark.parametrize("early", [b"GET /api/v1/secrets HTTP/1.1\r\nHost: k\r\n\r\n", b"\r\n\r\n", b"x"])
+async def test_bytes_before_the_101_are_an_error(bench: Bench, head: bytes, switch: bytes, early: bytes) -> None:
+    bench.api.routes[EXEC] = echo(switch)  # type: ignore[assignment]
+    wire = bench.stream()
+    await wire.send(head + early)
+    answer = await wire.answer()
+    assert answer.status == 400
+    assert await wire.rest() == b""
+    assert [r.target for r in bench.api.requests if "secrets" in r.target] == []
+
+
+@BOTH
+async def test_bytes_while_the_api_server_thinks_are_an_error(bench: Bench, head: bytes, switch: bytes) -> None:
+    asked = asyncio.Event()
+
+    async def think(exchange: Exchange) -> None:
+        asked.set()
+        await exchange.reader.read()
+
+    bench.api.routes[EXEC] = think
+    wire = bench.stream()
+    await wire.send(head)
+    await asyncio.wait_for(asked.wait(), 5)
+    await wire.send(b"GET /api/v1/secrets HTTP/1.1\r\nHost: k\r\n\r\n")
+    assert (await wire.answer()).status == 400
+    assert await wire.rest() == b""
+    assert len(bench.api.requests) == 1
+
+
+async def test_a_head_in_pieces_is_not_early(bench: Bench) -> None:
+    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)  # type: ignore[assignment]
+    wire = bench.stream()
+    for byte in range(len(WEBSOCKET)):
+        await wire.send(WEBSOCKET[byte : byte + 1])
+        if byte % 40 == 0 or byte > len(WEBSOCKET) - 6:
+            await asyncio.sleep(0.001)
+    assert (await wire.head())[0] == 101
+    wire.io.reset(ResetCode.CANCELLED)
+    await bench.audit.wait(1)
+
+
+NOT_CARRIED = {
+    "h2c": WEBSOCKET.replace(b"websocket", b"h2c"),
+    "two upgrades": WEBSOCKET.replace(b"Upgrade: websocket", b"Upgrade: websocket\r\nUpgrade: h2c"),
+    "upgrade list": WEBSOCKET.replace(b"Upgrade: websocket", b"Upgrade: websocket, h2c"),
+    "no Connection": WEBSOCKET.replace(b"Connection: Upgrade\r\n", b""),
+    "on a collection": WEBSOCKET.replace(EXEC.encode(), b"/api/v1/pods"),
+    "on a non-resource": WEBSOCKET.replace(EXEC.encode(), b"/healthz"),
+    "POST websocket": WEBSOCKET.replace(b"GET", b"POST"),
+    "PUT": SPDY.replace(b"POST", b"PUT"),
+    "with a body": SPDY.replace(b"Content-Length: 0", b"Content-Length: 3") + b"abc",
+    "token in a subprotocol": WEBSOCKET.replace(b"v5.channel", b"base64url.bearer.authorization.k8s.io.eA, v5.channel"),
+}
+
+
+@pytest.mark.parametrize("head", NOT_CARRIED.values(), ids=NOT_CARRIED.keys())
+async def test_other_upgrades_never_leave(bench: Bench, head: bytes) -> None:
+    wire = bench.stream()
+    await wire.send(head)
+    assert (await wire.answer()).status == 400
+    assert await wire.rest() == b""
+    assert bench.api.requests == []
+
+
+@BOTH
+async def test_the_callers_reset_reaches_the_api_server(bench: Bench, head: bytes, switch: bytes) -> None:
+    ended = asyncio.Event()
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.send(switch)
+        try:
+            await exchange.reader.read()
+        finally:
+            ended.set()
+
+    bench.api.routes[EXEC] = serve
+    wire = bench.stream()
+    await wire.send(head)
+    await wire.head()
+    wire.io.reset(ResetCode.CANCELLED)
+    await asyncio.wait_for(ended.wait(), 5)
+    assert (await bench.audit.wait(1))[0].outcome == "upgraded"
+
+
+@BOTH
+async def test_the_api_servers_crash_is_a_reset(bench: Bench, head: bytes, switch: bytes) -> None:
+    async def serve(exchange: Exchange) -> None:
+        await exchange.send(switch + b"some")
+        await exchange.reader.read(1)
+        exchange.reset()
+
+    bench.api.routes[EXEC] = serve
+    wire = bench.stream()
+    await wire.send(head)
+    await wire.head()
+    assert await wire.exactly(4) == b"some"
+    await wire.send(b"x")
+    with pytest.raises((StreamReset, EOFError)):
+        await wire.exactly(1)
+    await bench.audit.wait(1)
+
+
+async def test_a_stopping_agent_ends_upgrades_and_records_them(bench: Bench) -> None:
+    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)  # type: ignore[assignment]
+    wire: Wire = bench.stream()
+    await wire.send(WEBSOCKET)
+    await wire.head()
+    await bench.proxy.close(0.05)
+    with pytest.raises(StreamReset):
+        await wire.rest()
+    assert (await bench.audit.wait(1))[0].outcome in ("upgraded", "cut")
+
+
+async def test_an_api_server_that_is_down(bench: Bench) -> None:
+    bench.api.stop()
+    wire = bench.stream()
+    await wire.send(WEBSOCKET)
+    answer = await wire.answer()
+    assert answer.status == 503
+    assert "cannot be reached" in answer.status_object["message"]
