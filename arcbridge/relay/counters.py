@@ -1,0 +1,55 @@
+"""What a relay counts: plain integers, read by the metrics at scrape time. No label comes from outside."""
+
+from __future__ import annotations
+
+from arcbridge.net.alpn import Reason
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Buckets
+
+REJECTIONS = (
+    "cap_total",
+    "cap_address",
+    "descriptors",
+    "peek_timeout",
+    "peek_closed",
+    "no_protocol",
+    "handshake",
+    "failed",
+    *(reason.value for reason in Reason),
+)
+"""Why a connection was closed before it said who it is."""
+
+
+class Counters:
+    """One relay process."""
+
+    __slots__ = (
+        "accept_pauses",
+        "accepted",
+        "agent_joins_refused",
+        "agents_refused",
+        "agents_replaced",
+        "agents_total",
+        "join_seconds",
+        "joins",
+        "rejected",
+        "tokens_refused",
+    )
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.accept_pauses = 0
+        """How often accepting waited for descriptors."""
+        self.rejected = dict.fromkeys(REJECTIONS, 0)
+        self.agents_total = 0
+        """Control connections that were registered."""
+        self.agents_refused = 0
+        self.agents_replaced = 0
+        """Control connections that a newer one of the same instance replaced (E10)."""
+        self.joins = {code.name.lower(): 0 for code in JoinCode}
+        """Joins of clients, by how they ended."""
+        self.agent_joins_refused = 0
+        self.tokens_refused = 0
+        """Dial tokens that were void, foreign or guessed."""
+        self.join_seconds = Buckets()
+        """From the client's handshake to the pump."""

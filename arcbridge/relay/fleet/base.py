@@ -1,0 +1,108 @@
+"""The fleet: several relays that act as one; here is what a relay asks of it, in the relay's words.
+
+An agent holds a control connection to a relay; that relay *registers* it. Any relay of the fleet may *dial* a
+cluster: the request reaches one agent through whichever relay holds it. There is no table of who is where that could
+be stale: what is not registered now is not there.
+
+Every engine promises (tests/relay/fleet/conformance.py):
+
+1. "No agent connected" is said at once, never after a timeout.
+2. A dial goes to the instance that is asked for if it is there, else to the connection with the fewest dials waiting,
+   in turn; and if that one refuses, is lost or stays silent, to exactly one other (J4).
+3. A reply counts only when it names the dial's own token.
+4. Of two connections of one instance the newer stays, the older is told so (E10).
+5. A draining or ended connection gets no new dial.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from arcbridge.wire.records import Dial, Status
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """One control connection, for people."""
+
+    instance: str
+    version: str
+    since: float
+    """When it was registered, unix seconds."""
+
+
+class AgentLink(Protocol):
+    """A registered control connection, as the fleet uses it (`relay.control.ControlConnection`)."""
+
+    @property
+    def cluster(self) -> str: ...
+
+    @property
+    def instance(self) -> str: ...
+
+    @property
+    def info(self) -> AgentInfo: ...
+
+    @property
+    def pending(self) -> int:
+        """Dials that wait for this connection's status."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new dial."""
+        ...
+
+    async def dial(self, dial: Dial) -> Status:
+        """Send the request and wait for the status of that token, which is code 0.
+
+        Raises `JoinRefused`: AGENT_REFUSED with the agent's words, NO_AGENT when the connection is lost first. No
+        deadline of its own; cancelling it forgets the token.
+        """
+        ...
+
+    def replaced(self) -> None:
+        """A newer connection of the same instance was registered: say goodbye."""
+        ...
+
+
+class Fleet(ABC):
+    """See the module's docstring. `JoinRefused` is raised with a `net.join.JoinCode`."""
+
+    @abstractmethod
+    async def start(self) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the engine; links are closed by their owners."""
+
+    @abstractmethod
+    async def register(self, link: AgentLink) -> None:
+        """`link` takes dials of its cluster from now on; an older one of the same instance here is replaced."""
+
+    @abstractmethod
+    async def unregister(self, link: AgentLink) -> None:
+        """No dial any more; nothing happens for a link that is not registered."""
+
+    @abstractmethod
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        """Ask an agent of `cluster` to join; its consent. `dial.instance` is preferred when it is there.
+
+        `timeout` in seconds bounds both attempts. Raises `JoinRefused`: NO_AGENT, AGENT_REFUSED, AGENT_TIMEOUT; of
+        two failures the second is told, which is the more recent truth.
+        """
+
+    @abstractmethod
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        """The connections of one cluster in the whole fleet, oldest first."""
+
+    @abstractmethod
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        """How many agents each of these clusters has connected; those with none may be left out."""
+
+    @abstractmethod
+    def links(self) -> list[AgentLink]:
+        """All links registered at *this* relay."""

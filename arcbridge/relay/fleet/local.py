@@ -1,0 +1,100 @@
+"""The fleet of one relay: everything in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from arcbridge.errors import JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.wire.records import Dial, Status
+
+FIRST_SHARE: Final = 0.4
+"""Part of the time that the first of two connections gets: an agent's status takes a round trip, so a silent one is
+stuck, and the second needs time to join as well."""
+_RETRY_AFTER: Final = 5
+
+
+class LocalFleet(Fleet):
+    """Links by cluster and instance; constant work per dial in the number of a cluster's agents."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, dict[str, AgentLink]] = {}
+        self._turn = itertools.count()
+        # When each link was last asked: round robin among those with equally many dials waiting.
+        self._asked: dict[AgentLink, int] = {}
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        self._links.clear()
+        self._asked.clear()
+
+    async def register(self, link: AgentLink) -> None:
+        of_cluster = self._links.setdefault(link.cluster, {})
+        older = of_cluster.get(link.instance)
+        if older is link:
+            return
+        of_cluster[link.instance] = link
+        self._asked[link] = next(self._turn)
+        if older is not None:
+            self._asked.pop(older, None)
+            older.replaced()
+
+    async def unregister(self, link: AgentLink) -> None:
+        of_cluster = self._links.get(link.cluster, {})
+        # Only itself: the entry may be a newer connection's already.
+        if of_cluster.get(link.instance) is link:
+            del of_cluster[link.instance]
+            self._asked.pop(link, None)
+            if not of_cluster:
+                del self._links[link.cluster]
+
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        tried: list[AgentLink] = []
+        failure = JoinRefused(
+            JoinCode.NO_AGENT,
+            f"no agent of cluster {cluster} is connected: check that its agent runs and can reach this relay",
+            retry_after=_RETRY_AFTER,
+        )
+        while len(tried) < 2 and (link := self._pick(cluster, dial.instance, tried)) is not None:
+            tried.append(link)
+            self._asked[link] = next(self._turn)
+            left = until - loop.time()
+            another = len(tried) < 2 and self._pick(cluster, dial.instance, tried) is not None
+            try:
+                async with asyncio.timeout(left * FIRST_SHARE if another else left):
+                    return await link.dial(dial)
+            except TimeoutError:
+                failure = JoinRefused(
+                    JoinCode.AGENT_TIMEOUT,
+                    f"an agent of cluster {cluster} is connected but did not answer the dial request",
+                    retry_after=_RETRY_AFTER,
+                )
+            except JoinRefused as error:
+                failure = error
+        raise failure
+
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        found = [link.info for link in self._links.get(cluster, {}).values()]
+        return sorted(found, key=lambda info: info.since)
+
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        return {cluster: len(self._links[cluster]) for cluster in clusters if cluster in self._links}
+
+    def links(self) -> list[AgentLink]:
+        return [link for of_cluster in self._links.values() for link in of_cluster.values()]
+
+    def _pick(self, cluster: str, instance: str, tried: list[AgentLink]) -> AgentLink | None:
+        of_cluster = self._links.get(cluster, {})
+        wanted = of_cluster.get(instance)
+        if wanted is not None and not wanted.draining and wanted not in tried:
+            return wanted
+        candidates = [link for link in of_cluster.values() if not link.draining and link not in tried]
+        return min(candidates, key=lambda link: (link.pending, self._asked[link]), default=None)

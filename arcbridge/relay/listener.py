@@ -1,0 +1,353 @@
+"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a room.
+
+Why not the loop's own server: it accepts and drops connections without a word when descriptors run out (uvloop), and
+it starts TLS before anybody knows which. Here the listening socket has one callback; when descriptors run out,
+accepting pauses and is counted, and a spare descriptor serves to turn one waiting connection away, so that its peer
+hears something.
+
+Why not just read: the TLS of the chosen room needs the same bytes. So they are *peeked*; and because an incomplete
+ClientHello keeps a level-triggered loop awake (65,000 wake-ups in 0.2 s from one idle peer, measured), SO_RCVLOWAT is
+raised to what the parser needs, and set back before the socket is handed over.
+
+The peek picks the room and proves nothing: each room checks what its handshake really selected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import structlog
+
+from arcbridge.errors import ConfigError
+from arcbridge.net import alpn
+from arcbridge.net.address import Address
+from arcbridge.net.ready import receive, reset, send_all, tune
+from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay.counters import Counters
+
+PEEK_DEADLINE: Final = 5.0
+ACCEPT_PAUSE: Final = 0.25
+"""Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
+_ACCEPTS: Final = 64
+"""Connections taken per wake-up."""
+_BACKLOG: Final = 4096
+_REPEEK: Final = 0.1
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_TCP_ESTABLISHED: Final = 1
+
+_PLAIN_HTTP_ANSWER: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 52\r\n"
+    b"Connection: close\r\nServer: arcbridge\r\n\r\nThis port speaks TLS only: use https:// in the URL.\n"
+)
+
+log = structlog.get_logger("arcbridge.relay")
+
+Room = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
+"""Takes over a socket; returns when the connection needs no task any more, and never leaks the socket."""
+
+
+class Listener:
+    """`rooms` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
+
+    def __init__(
+        self,
+        rooms: dict[bytes, Room],
+        admission: Admission,
+        counters: Counters,
+        *,
+        peek_deadline: float = PEEK_DEADLINE,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rooms = rooms
+        self._admission = admission
+        self._counters = counters
+        self._peek_deadline = peek_deadline
+        self._socket: socket.socket | None = None
+        self._spare = -1
+        self._paused: asyncio.TimerHandle | None = None
+        self._arrivals: set[_Arrival] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, listen: Address) -> Address:
+        """Bind and accept; the bound address. Raises `ConfigError` that names the setting."""
+        try:
+            self._socket = _bind(listen)
+        except OSError as error:
+            raise ConfigError(_bind_message(listen, error)) from error
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+        host, port = self._socket.getsockname()[:2]
+        return Address(host, port)
+
+    def stop(self) -> None:
+        """Accept nothing more; connections that are still being peeked at are closed, those in rooms go on."""
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+            self._close_spare()
+        for arrival in list(self._arrivals):
+            arrival.reject("peek_closed")
+
+    async def close(self) -> None:
+        """After `stop`: end what runs in the rooms, and wait for it."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def peeking(self) -> int:
+        return len(self._arrivals)
+
+    # -- accepting -------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        listening = self._socket
+        if listening is None:
+            return
+        for _ in range(_ACCEPTS):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause(listening)
+                    return
+                # The peer left between its SYN and now; the others wait.
+                continue
+            self._counters.accepted += 1
+            ticket = self._admission.enter(str(peer[0]))
+            if isinstance(ticket, str):
+                self._counters.rejected[ticket] += 1
+                reset(sock)
+                continue
+            try:
+                tune(sock)
+            except OSError:
+                self._counters.rejected["peek_closed"] += 1
+                ticket.leave()
+                sock.close()
+                continue
+            arrival = _Arrival(self, sock, ticket)
+            self._arrivals.add(arrival)
+            arrival.start(self._peek_deadline)
+
+    def _pause(self, listening: socket.socket) -> None:
+        """Out of descriptors: turn one away with the spare one, then leave the rest in the kernel's queue a while."""
+        self._counters.accept_pauses += 1
+        log.warning("out of file descriptors", hint="raise LimitNOFILE or lower limits.sessions")
+        self._close_spare()
+        try:
+            reset(listening.accept()[0])
+            self._counters.rejected["descriptors"] += 1
+        except OSError:
+            # Somebody else took the descriptor, or nobody waits any more.
+            pass
+        try:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # The next pause does without.
+            pass
+        self._loop.remove_reader(listening.fileno())
+        self._paused = self._loop.call_later(ACCEPT_PAUSE, self._resume)
+
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+    def _resume(self) -> None:
+        self._paused = None
+        if self._socket is not None:
+            self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    # -- dispatch --------------------------------------------------------------------------------------------------
+
+    def arrived(self, arrival: _Arrival, hello: alpn.Hello) -> None:
+        self._arrivals.discard(arrival)
+        room = self._room(hello)
+        if room is None:
+            self._counters.rejected["no_protocol"] += 1
+            arrival.ticket.leave()
+            reset(arrival.sock)
+            return
+        self._run(self._enter(room, arrival.sock, arrival.ticket))
+
+    def rejected(self, arrival: _Arrival, reason: str) -> None:
+        self._arrivals.discard(arrival)
+        self._counters.rejected[reason] += 1
+        if reason == alpn.Reason.PLAIN_HTTP.value:
+            self._run(self._enter(_answer_plain_http, arrival.sock, arrival.ticket))
+        else:
+            arrival.ticket.leave()
+            reset(arrival.sock)
+
+    def _room(self, hello: alpn.Hello) -> Room | None:
+        if not hello.alpn:
+            return self._rooms.get(alpn.HTTP)
+        return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
+
+    async def _enter(self, room: Room, sock: socket.socket, ticket: Ticket) -> None:
+        try:
+            await room(sock, ticket)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # One connection's bug ends one connection. The room has closed the socket, or a transport owns it.
+            self._counters.rejected["failed"] += 1
+            log.exception("connection failed", source=ticket.address)
+        finally:
+            ticket.leave()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Arrival:
+    """A connection whose ClientHello is not complete yet."""
+
+    __slots__ = ("_deadline", "_listener", "_lowat", "_reading", "_repeek", "sock", "ticket")
+
+    def __init__(self, listener: Listener, sock: socket.socket, ticket: Ticket) -> None:
+        self._listener = listener
+        self.sock = sock
+        self.ticket = ticket
+        self._lowat = 1
+        self._reading = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._repeek: asyncio.TimerHandle | None = None
+
+    def start(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(deadline, self.reject, "peek_timeout")
+        self._reading = True
+        loop.add_reader(self.sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self.sock.recv(alpn.MAX_HELLO, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.reject("peek_closed")
+            return
+        if not data:
+            self.reject("peek_closed")
+            return
+        answer = alpn.peek(data)
+        if isinstance(answer, alpn.Incomplete):
+            self._wait_for(answer.need, len(data))
+            return
+        self._leave()
+        if isinstance(answer, alpn.NotTls):
+            self._listener.rejected(self, answer.reason.value)
+            return
+        if self._lowat != 1:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._listener.arrived(self, answer)
+
+    def _wait_for(self, need: int, have: int) -> None:
+        """Sleep until `need` bytes are there."""
+        if self._lowat < need:
+            self._lowat = need
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, need)
+            return
+        # Awake with less than was asked for: the peer has ended its side (nothing can follow), or the kernel ignores
+        # the mark; then look again by the clock, never by the level.
+        if have < need and _has_ended(self.sock):
+            self.reject("peek_closed")
+            return
+        loop = asyncio.get_running_loop()
+        self._reading = False
+        loop.remove_reader(self.sock.fileno())
+        self._repeek = loop.call_later(_REPEEK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._repeek = None
+        self._reading = True
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
+
+    def reject(self, reason: str) -> None:
+        self._leave()
+        self._listener.rejected(self, reason)
+
+    def _leave(self) -> None:
+        """No timer and no callback is left on the socket."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._repeek is not None:
+            self._repeek.cancel()
+            self._repeek = None
+        if self._reading:
+            self._reading = False
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+
+
+async def _answer_plain_http(sock: socket.socket, ticket: Ticket) -> None:
+    """One 400, so that who typed http:// reads why; the request is read first, or closing would send RST."""
+    try:
+        async with asyncio.timeout(1.0):
+            await receive(sock, 16 * 1024)
+            await send_all(sock, _PLAIN_HTTP_ANSWER)
+            sock.shutdown(socket.SHUT_WR)
+            await receive(sock, 16 * 1024)
+    except (OSError, TimeoutError):
+        # It did not wait for the answer.
+        pass
+    finally:
+        sock.close()
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the peer can send nothing more (`tcpi_state`); where the system cannot tell: no."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+
+
+def _bind(listen: Address) -> socket.socket:
+    host, family = listen.host, socket.AF_INET
+    if not host and socket.has_dualstack_ipv6():
+        host = "::"
+    if host:
+        candidates = socket.getaddrinfo(host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, sockaddr = socket.AddressFamily(candidates[0][0]), candidates[0][4]
+    else:
+        sockaddr = ("0.0.0.0", listen.port)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Restarting needs it; two relays on one port are still refused, because neither sets SO_REUSEPORT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        sock.setblocking(False)
+        sock.bind(sockaddr)
+        sock.listen(_BACKLOG)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind_message(listen: Address, error: OSError) -> str:
+    where = f"listen {str(listen)!r}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}: the port is in use; stop what uses it, or choose another one"
+    if error.errno == errno.EACCES:
+        return f"{where}: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a higher port"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{where}: this machine has no such address"
+    return f"{where}: {error.strerror or error}"
