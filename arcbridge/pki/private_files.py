@@ -3,6 +3,9 @@
 A file is written beside its place under a temporary name with mode 0600 (given to `open`, so that no moment exists
 in which the umask decides), synced, renamed over the old one, and its directory is synced: after a crash there is
 the old file or the new one, never half of either.
+
+Root gives what it makes to the owner of the directory: an operator who runs `token create` with sudo before the first
+start of the relay must not leave files behind that the relay's own user cannot read.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ def write_private(path: Path, data: bytes) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                _give_to_owner(file.fileno(), path.parent)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,6 +46,14 @@ def write_private(path: Path, data: bytes) -> None:
         _sync_directory(path.parent)
     except OSError as error:
         raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def make_private(path: Path) -> None:
+    """Make `path` an empty file with mode 0600 if it is missing; raises `StateError`."""
+    try:
+        os.close(_open_or_make(path))
+    except OSError as error:
+        raise StateError(f"cannot open {path}: {error.strerror}") from error
 
 
 def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
@@ -65,7 +77,7 @@ def locked(path: Path) -> Iterator[None]:
     The file stays: removing it would let two holders lock two different files of one name.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open_or_make(path)
     except OSError as error:
         raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
     try:
@@ -73,6 +85,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_or_make(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    # Only what was made here: a file that was there may be a hard link to somebody else's.
+    _give_to_owner(descriptor, path.parent)
+    return descriptor
+
+
+def _give_to_owner(descriptor: int, directory: Path) -> None:
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -31,7 +31,7 @@ from arcbridge.pki.authority import Authority, certificate_validity, check_ca_ce
 from arcbridge.pki.enrolment import JoinToken, key_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.failure_limit import FailureLimit
-from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit
+from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body: a request and a CA certificate of 16 KiB each, escaped as JSON, fit twice."""
@@ -438,16 +438,6 @@ async def _body(request: web.Request, *names: str) -> list[str]:
     if not values or not all(isinstance(value, str) for value in values):
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object with the strings {', '.join(names)}")
     return [str(value) for value in values]
-
-
-def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:
-    """Connected: an agent is there. Connecting: enrolled, and none was there yet. Expired: none is there, and the
-    certificate has lapsed, so none will be without a new join token. Offline: none is there."""
-    if agents > 0:
-        return "Connected"
-    if 0 < record.certificate_expires <= now:
-        return "Expired"
-    return "Offline" if record.last_seen > 0 or record.revoked else "Connecting"
 
 
 def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import StateError
-from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.private_files import (
+    ensure_private_directory,
+    locked,
+    make_private,
+    read_file,
+    write_private,
+)
 
 
 def test_written_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -44,6 +50,29 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
         write_private(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["key"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_root_works_for_the_owner_of_the_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 23456)
+    write_private(tmp_path / "key", b"")
+    make_private(tmp_path / "database")
+    with locked(tmp_path / "lock"):
+        pass
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in tmp_path.iterdir()} == {(12345, 23456)}
+    # What was there already is not given away: it may be a link to something else.
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"")
+    make_private(foreign)
+    with locked(foreign):
+        pass
+    assert foreign.stat().st_uid == 0
+
+
+def test_making_keeps_what_is_there(tmp_path: Path) -> None:
+    write_private(tmp_path / "database", b"1")
+    make_private(tmp_path / "database")
+    assert (tmp_path / "database").read_bytes() == b"1"
 
 
 def test_read(tmp_path: Path) -> None:

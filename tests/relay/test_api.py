@@ -23,11 +23,10 @@ from arcbridge.relay.api import (
     BODY_LIMIT,
     ApiServer,
     build_app,
-    cluster_state,
     tls_peer_certificate,
 )
 from arcbridge.relay.failure_limit import FailureLimit
-from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable
+from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0
@@ -464,23 +463,6 @@ class TestClusters:
             "GET", "/v1/clusters", headers={"Authorization": "Bearer issuer-out"}
         )
         assert (status, error(answer)[0], headers["Retry-After"]) == (503, "unavailable", "7")
-
-    @pytest.mark.parametrize(
-        ("agents", "seen", "expires", "revoked", "state"),
-        [
-            (1, 0.0, 0.0, 0.0, "Connected"),
-            (1, 50.0, 90.0, 0.0, "Connected"),
-            (0, 0.0, 0.0, 0.0, "Connecting"),
-            (0, 0.0, 200.0, 0.0, "Connecting"),
-            (0, 50.0, 200.0, 0.0, "Offline"),
-            (0, 50.0, 100.0, 0.0, "Expired"),
-            (0, 0.0, 99.0, 0.0, "Expired"),
-            (0, 0.0, 200.0, 10.0, "Offline"),
-        ],
-    )
-    def test_states(self, agents: int, seen: float, expires: float, revoked: float, state: str) -> None:
-        record = ClusterRecord("c", "", "", 1.0, last_seen=seen, certificate_expires=expires, revoked=revoked)
-        assert cluster_state(record, agents, 100.0) == state
 
 
 class TestBadHttp:

@@ -199,3 +199,13 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     if agent_issued_at(certificate_der) + 2 < record.valid_since:
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")
     return record
+
+
+def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:
+    """Connected: an agent is there. Connecting: enrolled, and none was there yet. Expired: none is there, and the
+    certificate has lapsed, so none will be without a new join token. Offline: none is there."""
+    if agents > 0:
+        return "Connected"
+    if 0 < record.certificate_expires <= now:
+        return "Expired"
+    return "Offline" if record.last_seen > 0 or record.revoked else "Connecting"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.pki.private_files import ensure_private_directory, locked
+from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     REDEEM_AGAIN,
@@ -324,11 +323,8 @@ class SqliteRegistry(Registry):
         ensure_private_directory(self.path.parent)
         # One process at a time: switching to WAL does not wait for a lock, it fails.
         with locked(self.path.with_name(f".{self.path.name}.lock")):
-            try:
-                # SQLite would make it with the umask's mode; its -wal and -shm take the mode of this file.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            except OSError as error:
-                raise StateError(f"cannot open {self.path}: {error.strerror}") from error
+            # SQLite would make it with the umask's mode; its -wal and -shm take mode and owner of this file.
+            make_private(self.path)
             self._durable = self._connect()
             try:
                 version = self._check_file()

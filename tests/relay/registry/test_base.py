@@ -5,7 +5,7 @@ import pytest
 from arcbridge.errors import EnrolmentRefused
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable, admit, shown_version
+from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable, admit, cluster_state, shown_version
 
 NOW = 1_800_000_000.0
 
@@ -36,3 +36,21 @@ def test_which_certificates_may_act_for_a_cluster() -> None:
     ):
         with pytest.raises(EnrolmentRefused, match=why):
             admit(refused, certificate)
+
+
+@pytest.mark.parametrize(
+    ("agents", "seen", "expires", "revoked", "state"),
+    [
+        (1, 0.0, 0.0, 0.0, "Connected"),
+        (1, 50.0, 90.0, 0.0, "Connected"),
+        (0, 0.0, 0.0, 0.0, "Connecting"),
+        (0, 0.0, 200.0, 0.0, "Connecting"),
+        (0, 50.0, 200.0, 0.0, "Offline"),
+        (0, 50.0, 100.0, 0.0, "Expired"),
+        (0, 0.0, 99.0, 0.0, "Expired"),
+        (0, 0.0, 200.0, 10.0, "Offline"),
+    ],
+)
+def test_states(agents: int, seen: float, expires: float, revoked: float, state: str) -> None:
+    record = ClusterRecord("c", "", "", 1.0, last_seen=seen, certificate_expires=expires, revoked=revoked)
+    assert cluster_state(record, agents, 100.0) == state

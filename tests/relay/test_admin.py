@@ -1,0 +1,241 @@
+import asyncio
+import io
+import json
+import stat
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from arcbridge.config import RelayConfig, RelayTlsConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import JoinToken
+from arcbridge.relay.admin import (
+    DEFAULT_TTL,
+    create_token,
+    list_clusters,
+    list_tokens,
+    parse_ttl,
+    parse_uses,
+    revoke_cluster,
+    run_admin,
+)
+from arcbridge.relay.data_dir import open_authority, open_registry
+
+KEY = "a" * 64
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RelayConfig:
+    return RelayConfig(public_address="relay.example.org:8443", data_dir=tmp_path / "data")
+
+
+def run(config: RelayConfig, *command: str, **given: object) -> str:
+    out = io.StringIO()
+    assert run_admin(SimpleNamespace(command=command, **given), config, out) == 0
+    return out.getvalue()
+
+
+def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
+    async def main() -> None:
+        registry = await open_registry(config.data_dir)
+        try:
+            await registry.redeem_join_token(token, KEY, ca.certificate_pem)
+        finally:
+            await registry.close()
+
+    asyncio.run(main())
+
+
+class TestTokens:
+    def test_the_printed_lines_are_all_that_an_agent_needs(self, config: RelayConfig, tmp_path: Path) -> None:
+        """Before the relay's first start, so the CA is made here; pasted into a real shell."""
+        text = run(config, "token", "create", cluster="prod")
+        pin = open_authority(config.data_dir).pin
+        lines = [line.strip() for line in text.splitlines()]
+        token = next(line for line in lines if "." in line and " " not in line)
+        file_line = next(line for line in lines if line.startswith("(umask"))
+        agent_line = next(line for line in lines if line.startswith("arcbridge "))
+        assert agent_line == (
+            f"arcbridge --role agent --relay https://relay.example.org:8443 --relay-ca-pin {pin} "
+            "--join-token-file arcbridge-prod.token --state-dir ./arcbridge-prod"
+        )
+        subprocess.run(["sh", "-c", file_line], cwd=tmp_path, check=True)
+        file = tmp_path / "arcbridge-prod.token"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert JoinToken.parse(file.read_text()).text == token
+        # W4: not in an argument list.
+        assert token not in agent_line
+        enrol(config, file.read_text(), Authority.create("cluster CA"))
+
+    def test_as_json_yaml_and_name(self, config: RelayConfig) -> None:
+        made = json.loads(run(config, "token", "create", cluster="prod", uses="3", ttl="2h", output="json"))
+        assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command"}
+        assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.example.org:8443")
+        assert made["expires_at"] == pytest.approx(time.time() + 7200, abs=30)
+        assert made["token"].startswith(made["id"] + ".")
+        assert yaml.safe_load(run(config, "token", "create", cluster="prod", output="yaml"))["uses"] == 1
+        assert JoinToken.parse(run(config, "token", "create", cluster="prod", output="name"))
+
+    def test_list_and_delete(self, config: RelayConfig) -> None:
+        tokens = [run(config, "token", "create", cluster=name, output="name").strip() for name in ("prod", "test")]
+        enrol(config, tokens[0], Authority.create("cluster CA"))
+        rows = json.loads(run(config, "token", "list", output="json"))
+        assert [(row["cluster"], row["used"], row["uses"], row["state"]) for row in rows] == [
+            ("prod", 1, 1, "used up"),
+            ("test", 0, 1, "open"),
+        ]
+        table = run(config, "token", "list")
+        assert table.splitlines()[0].split() == ["ID", "CLUSTER", "STATE", "USED", "USES", "CREATED", "EXPIRES", "AT"]
+        for token in tokens:
+            assert token.partition(".")[0] in table
+            assert token.partition(".")[2] not in table + json.dumps(rows)
+        assert run(config, "token", "list", output="name").split() == [token.partition(".")[0] for token in tokens]
+        # A whole token pasted is taken for its id, and its secret is not shown again.
+        text = run(config, "token", "delete", id=tokens[1])
+        assert tokens[1].partition(".")[2] not in text
+        with pytest.raises(StateError, match="token list") as caught:
+            run(config, "token", "delete", id=tokens[1])
+        assert tokens[1].partition(".")[2] not in caught.value.message
+        with pytest.raises(EnrolmentRefused):
+            enrol(config, tokens[1], Authority.create("cluster CA"))
+
+    async def test_expired_ones_are_told(self, config: RelayConfig) -> None:
+        made = await create_token(config, cluster="prod", ttl=60)
+        (row,) = await list_tokens(config, clock=lambda: made.expires_at + 1)
+        assert row["state"] == "expired"
+        assert made.token not in repr(made)
+
+    def test_a_relay_with_a_certificate_from_elsewhere_has_no_pin_to_give(self, config: RelayConfig) -> None:
+        config = RelayConfig(
+            public_address="relay.example.org",
+            data_dir=config.data_dir,
+            tls=RelayTlsConfig(Path("relay.crt"), Path("relay.key")),
+        )
+        text = run(config, "token", "create", cluster="prod")
+        assert "--relay-ca-pin" not in text
+        assert "--relay-ca-file" in text
+        assert "https://relay.example.org:443" in text
+
+    def test_a_cluster_may_come_back_with_another_ca(self, config: RelayConfig) -> None:
+        enrol(config, run(config, "token", "create", cluster="prod", output="name"), Authority.create("lost"))
+        found = Authority.create("found")
+        with pytest.raises(EnrolmentRefused, match="--rebind"):
+            enrol(config, run(config, "token", "create", cluster="prod", output="name"), found)
+        enrol(config, run(config, "token", "create", cluster="prod", output="name", rebind=True), found)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({}, "--cluster"),
+            ({"cluster": "Prod"}, "cluster name"),
+            ({"cluster": "prod", "uses": "many"}, "whole number"),
+            ({"cluster": "prod", "uses": "0"}, "uses"),
+            ({"cluster": "prod", "ttl": "soon"}, "15m"),
+            ({"cluster": "prod", "ttl": "400d"}, "year"),
+            ({"cluster": "prod", "output": "xml"}, "json"),
+            ({"cluster": "prod", "uses": 2, "rebind": True}, "one use"),
+        ],
+    )
+    def test_mistakes(self, config: RelayConfig, given: dict[str, object], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            run(config, "token", "create", **given)
+
+    def test_without_a_public_address(self, config: RelayConfig) -> None:
+        with pytest.raises(ConfigError, match="public_address"):
+            run(RelayConfig(data_dir=config.data_dir), "token", "create", cluster="prod")
+
+
+class TestClusters:
+    async def test_while_the_relay_runs(self, config: RelayConfig) -> None:
+        """Through the command's own process boundary: another connection to the same file."""
+        relay = await open_registry(config.data_dir)
+        try:
+            made = await create_token(config, cluster="prod")
+            record = await relay.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
+            await relay.certificate_issued("prod", time.time() + 3600)
+            assert (await list_clusters(config))[0]["state"] == "Connecting"
+            await relay.seen("prod", time.time(), version="0.1.0", labels={"region": "eu"})
+            text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
+            (row,) = json.loads(text)
+            assert (row["name"], row["state"], row["version"], row["labels"]) == (
+                "prod",
+                "Connected",
+                "0.1.0",
+                {"region": "eu"},
+            )
+            assert row["ca_pin"] == record.ca_pin
+            assert "ca_pem" not in row
+            text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
+            assert "prod is revoked" in text
+            assert await relay.revocations() == {"prod"}
+            table = await asyncio.to_thread(run, config, "cluster", "list")
+            assert [line.split()[:2] for line in table.splitlines()] == [["NAME", "STATE"], ["prod", "Revoked"]]
+            with pytest.raises(ConfigError, match="cluster restore prod"):
+                await create_token(config, cluster="prod")
+            await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
+            assert await relay.revocations() == frozenset()
+            later = time.time() + 400
+            assert (await list_clusters(config, clock=lambda: later))[0]["state"] == "Offline"
+            assert (await list_clusters(config, clock=lambda: later + 3600))[0]["state"] == "Expired"
+        finally:
+            await relay.close()
+
+    @pytest.mark.parametrize("verb", ["revoke", "restore"])
+    async def test_unknown_and_malformed_names(self, config: RelayConfig, verb: str) -> None:
+        with pytest.raises(StateError, match="data_dir"):
+            await revoke_cluster(config, "prod")
+        await (await open_registry(config.data_dir)).close()
+        with pytest.raises(StateError, match="no cluster prod"):
+            await asyncio.to_thread(run, config, "cluster", verb, cluster="prod")
+        with pytest.raises(ConfigError):
+            await asyncio.to_thread(run, config, "cluster", verb, cluster="../x")
+        with pytest.raises(ConfigError):
+            await asyncio.to_thread(run, config, "cluster", verb)
+
+    def test_an_empty_list_has_its_heads(self, config: RelayConfig) -> None:
+        run(config, "token", "create", cluster="prod")
+        assert run(config, "cluster", "list").split()[0] == "NAME"
+        assert json.loads(run(config, "cluster", "list", output="json")) == []
+
+
+def test_unknown_commands(config: RelayConfig) -> None:
+    with pytest.raises(ArcbridgeError, match="token create"):
+        run(config, "token", "eat")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (None, DEFAULT_TTL),
+        ("", DEFAULT_TTL),
+        (90, 90),
+        (1.5, 1.5),
+        ("90", 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("1h", 3600),
+        ("7d", 604800),
+        ("2w", 1209600),
+        (" 1.5h ", 5400),
+    ],
+)
+def test_lives(text: object, seconds: float) -> None:
+    assert parse_ttl(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-1h", "1y", "h", "1h30m", "9" * 5000, "inf", "nan", "１h", True])
+def test_no_lives(text: object) -> None:
+    with pytest.raises(ConfigError):
+        parse_ttl(text)
+
+
+def test_uses() -> None:
+    assert [parse_uses(value) for value in (None, "", 5, " 7 ")] == [1, 1, 5, 7]
+    for value in ("x", "-1", "1.5", "9" * 5000, True):
+        with pytest.raises(ConfigError):
+            parse_uses(value)

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import StateError
+from arcbridge.relay.data_dir import open_authority, open_registry
+
+
+async def test_everything_is_there_the_next_time(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "data"
+    pin = open_authority(directory).pin
+    registry = await open_registry(directory)
+    await registry.close()
+    assert open_authority(directory).pin == pin
+    assert {"ca.crt", "ca.key", "registry.db"} <= {file.name for file in directory.iterdir()}
+
+
+async def test_a_wrong_directory_is_told_and_not_filled(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="data_dir"):
+        await open_registry(tmp_path, must_exist=True)
+    assert list(tmp_path.iterdir()) == []
