@@ -1,0 +1,168 @@
+"""What must hold for the agent's objects, whichever way they were rendered: by kustomize or by Helm."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arcbridge import config
+from arcbridge.identity import authentication
+from arcbridge.wire.limits import DEFAULT
+
+EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+ORIGINAL_USER = "userextras/arcbridge.io/original-user"
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A set of objects, by kind and name."""
+
+    objects: tuple[Object, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Rendered:
+        return cls(tuple(document for document in yaml.safe_load_all(text) if document))
+
+    def of(self, kind: str) -> list[Object]:
+        return [found for found in self.objects if found["kind"] == kind]
+
+    def one(self, kind: str) -> Object:
+        (found,) = self.of(kind)
+        return found
+
+    def rules(self) -> list[Object]:
+        """All rules that reach the agent, with the scope of their role (`namespace` or `cluster`)."""
+        account = self.one("ServiceAccount")["metadata"]
+        found = []
+        for binding in (*self.of("RoleBinding"), *self.of("ClusterRoleBinding")):
+            assert binding["subjects"] == [
+                {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
+            ]
+            scope = "namespace" if binding["kind"] == "RoleBinding" else "cluster"
+            roles = [role for role in self.of(binding["roleRef"]["kind"])
+                     if role["metadata"]["name"] == binding["roleRef"]["name"]]  # fmt: skip
+            assert len(roles) == 1, f"{binding['metadata']['name']} binds a role that is not there"
+            found += [{"scope": scope, **rule} for rule in roles[0]["rules"]]
+        return found
+
+
+def expected_rules(mode: str, secret: str) -> list[Object]:
+    """Exactly what the agent may have, and nothing else (design §6; Kubernetes, "User impersonation"; KEP-5284)."""
+    own = [
+        {"scope": "namespace", "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret],
+         "verbs": ["get", "update", "watch"]},
+        {"scope": "cluster", "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"],
+         "verbs": ["create"]},
+    ]  # fmt: skip
+    if mode == "legacy":
+        return [
+            *own,
+            {"scope": "cluster", "apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"],
+             "verbs": ["impersonate"]},
+            {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", ORIGINAL_USER],
+             "verbs": ["impersonate"]},
+        ]  # fmt: skip
+    return [
+        *own,
+        {"scope": "cluster", "apiGroups": ["authentication.k8s.io"],
+         "resources": ["users", "groups", "uids", ORIGINAL_USER], "verbs": ["impersonate:user-info"]},
+        {"scope": "cluster", "apiGroups": ["*"], "resources": ["*"],
+         "verbs": [f"impersonate-on:user-info:{verb}" for verb in EIGHT_VERBS]},
+        {"scope": "cluster", "nonResourceURLs": ["*"], "verbs": ["impersonate-on:user-info:get"]},
+    ]  # fmt: skip
+
+
+def check_rules(rendered: Rendered, mode: str) -> None:
+    """The rights are exactly the list, and a wildcard appears only where the verb itself grants the agent nothing."""
+    rules = rendered.rules()
+    expected = expected_rules(mode, rendered.one("Secret")["metadata"]["name"])
+
+    def ordered(found: list[Object]) -> list[str]:
+        return sorted(json.dumps(rule, sort_keys=True) for rule in found)
+
+    assert ordered(rules) == ordered(expected)
+    for rule in rules:
+        assert "*" not in rule["verbs"]
+        if "*" in (*rule.get("resources", ()), *rule.get("apiGroups", ()), *rule.get("nonResourceURLs", ())):
+            assert all(verb.startswith("impersonate-on:") for verb in rule["verbs"])
+
+
+def check_daemonset(rendered: Rendered) -> None:
+    """Nothing of the node, nothing writable, nobody's root; rolled without a gap; drained before it is killed."""
+    spec = rendered.one("DaemonSet")["spec"]
+    assert spec["updateStrategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    pod = spec["template"]["spec"]
+    assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert pod["terminationGracePeriodSeconds"] > DEFAULT.drain_timeout
+    assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(pod)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["runAsGroup"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "memory" in container["resources"]["limits"]
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+    assert not any("hostPath" in volume or "hostPort" in str(container["ports"]) for volume in pod["volumes"])
+    (tmp,) = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
+    assert tmp["emptyDir"]["medium"] == "Memory"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] != "tmp")
+    assert pod["serviceAccountName"] == rendered.one("ServiceAccount")["metadata"]["name"]
+    assert rendered.one("ServiceAccount")["automountServiceAccountToken"] is False
+    assert pod["automountServiceAccountToken"] is True
+
+
+def check_labels(rendered: Rendered) -> None:
+    wanted = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "part-of", "managed-by")}
+    for item in rendered.objects:
+        assert wanted <= set(item["metadata"].get("labels", {})), item["kind"]
+
+
+def check_secret_is_empty(rendered: Rendered) -> None:
+    """Without `data`, applying it again does not touch what the agent wrote; and no token is in a manifest."""
+    assert not {"data", "stringData"} & set(rendered.one("Secret"))
+
+
+def check_network_policy(rendered: Rendered) -> None:
+    policy = rendered.one("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert [rule["ports"] for rule in policy["ingress"]] == [[{"protocol": "TCP", "port": "observe"}]]
+    assert policy["podSelector"]["matchLabels"] == rendered.one("DaemonSet")["spec"]["selector"]["matchLabels"]
+
+
+def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
+    """The files of the ConfigMap are what the agent reads: load them with its own loaders, and look at the paths."""
+    pod = rendered.one("DaemonSet")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    data = rendered.one("ConfigMap")["data"]
+    for name, text in data.items():
+        (directory / name).write_text(text)
+    settings = config.load(config.AgentConfig, directory / "agent.toml")
+    assert container["args"] == ["--role", "agent", "--config", "/etc/arcbridge/agent.toml"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["config"] == "/etc/arcbridge"
+    assert str(settings.join_token_file).startswith(f"{mounts['join-token']}/")
+    assert settings.authentication is not None
+    authentication.load(settings.authentication)
+    secret = rendered.one("Secret")["metadata"]
+    assert settings.state.secret == f"{secret['namespace']}/{secret['name']}"
+    (port,) = container["ports"]
+    assert settings.observe.listen == f":{port['containerPort']}"
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", settings.relay_ca_pin)
+    return settings
