@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
-from arcbridge.config import RelayConfig
+from arcbridge.config import RelayConfig, parse_duration
 from arcbridge.errors import ConfigError, ExitCode, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
@@ -40,8 +40,6 @@ MAX_TTL = 366 * 86400.0
 SEEN_RECENTLY = 150.0
 """Seconds. This process cannot ask the relay who is connected, but the relay notes it every minute."""
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
 _CLUSTER_COLUMNS = ("name", "state", "last_seen", "certificate_expires", "version", "ca_pin")
 _TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires"))
@@ -50,7 +48,7 @@ _TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires")
 class AdminArguments(Protocol):
     """What `run_admin` reads, by `getattr`; any namespace will do. All but `command` may be missing or None.
 
-    `cluster`: name. `uses`: number (or its text). `ttl`: seconds, or text as `90s`, `15m`, `1h`, `7d`, `2w`.
+    `cluster`: name. `uses`: number (or its text). `ttl`: seconds, or text as `90s`, `15m`, `1h30m`, `7d`.
     `rebind`: whether the cluster may come back with another CA. `id`: of a token. `output`: table, json, yaml, name.
     """
 
@@ -214,13 +212,15 @@ async def _set_revoked(config: RelayConfig, name: str, revoked: bool) -> str:
 
 
 def parse_ttl(ttl: object) -> float:
-    """Seconds from a number or a text as `90s`, `15m`, `1h`, `7d`, `2w`; None: the default. Raises `ConfigError`."""
+    """Seconds from a number or a text as `90s`, `15m`, `1h30m`, `7d`; None: the default. Raises `ConfigError`."""
     if ttl is None or ttl == "":
         return DEFAULT_TTL
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)", str(ttl).strip())
-    seconds = float(match.group(1)) * _UNITS[match.group(2) or "s"] if match is not None else 0.0
+    try:
+        seconds = parse_duration(str(ttl))
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds <= MAX_TTL:
-        raise ConfigError("the life of a join token is a time as 90s, 15m, 1h, 7d or 2w, at most a year")
+        raise ConfigError("the life of a join token is a time as 90s, 15m, 1h30m or 7d, at most a year")
     return seconds
 
 

@@ -220,15 +220,15 @@ def test_unknown_commands(config: RelayConfig) -> None:
         ("15m", 900),
         ("1h", 3600),
         ("7d", 604800),
-        ("2w", 1209600),
-        (" 1.5h ", 5400),
+        ("1h30m", 5400),
+        (" 1h ", 3600),
     ],
 )
 def test_lives(text: object, seconds: float) -> None:
     assert parse_ttl(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["0", "-1h", "1y", "h", "1h30m", "9" * 5000, "inf", "nan", "１h", True])
+@pytest.mark.parametrize("text", ["0", "-1h", "1y", "h", "9" * 5000, "9" * 5000 + "d", "inf", "nan", True])
 def test_no_lives(text: object) -> None:
     with pytest.raises(ConfigError):
         parse_ttl(text)

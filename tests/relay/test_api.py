@@ -14,9 +14,11 @@ import aiohttp
 import pytest
 import structlog
 
-from arcbridge.errors import Unauthenticated, Unreachable
+from arcbridge.errors import PinMismatch, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy
+from arcbridge.net.address import Address
+from arcbridge.net.tls import fetch_relay_ca
 from arcbridge.pki.authority import Authority, Issued, agent_cluster
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay.api import (
@@ -189,6 +191,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.load_verify_locations(cadata=authority.certificate_pem)
+    context.set_alpn_protocols(["http/1.1"])
     load(context, authority.issue_server(["127.0.0.1"]))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
     yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], agents)
@@ -203,6 +206,17 @@ async def test_ca(relay: Relay) -> None:
     assert (status, answer) == (200, relay.authority.certificate_pem)
     assert headers["Server"] == "arcbridge"
     assert headers["Cache-Control"] == "no-store"
+
+
+async def test_the_first_contact_of_an_agent_that_has_only_a_pin(relay: Relay) -> None:
+    """E6, with the code that agents and clients use."""
+    address = Address("127.0.0.1", relay.port)
+    assert await fetch_relay_ca(address, relay.authority.pin) == relay.authority.certificate_pem
+    wrong = Authority.create("relay CA").pin
+    with pytest.raises(PinMismatch) as caught:
+        await fetch_relay_ca(address, wrong)
+    assert wrong in caught.value.message
+    assert relay.authority.pin in caught.value.message
 
 
 class TestEnrol:
