@@ -32,8 +32,8 @@ class MuxConnection(asyncio.BufferedProtocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
         self._session.connection_made(self, self.transport)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return buffer.BUFFER
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
         self._session.data_received(buffer.VIEW[:nbytes])

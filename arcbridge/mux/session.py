@@ -55,7 +55,10 @@ class BaseHandler:
         """The peer accepts nothing new. `session_ended` follows when the session is over."""
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
-        """The session is over: exactly once, after every stream's `connection_lost`."""
+        """The session is over: exactly once, and last.
+
+        Every stream was told before, but for those that are complete and wait for a reader who paused.
+        """
 
 
 SessionHandler = BaseHandler
@@ -84,6 +87,7 @@ class MuxSession:
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._acting = False
         self._close_timer: asyncio.TimerHandle | None = None
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
@@ -260,10 +264,16 @@ class MuxSession:
         self._act()
 
     def _act(self) -> None:
-        """After a receive or command: events, then output, then the timer."""
-        while events := self._machine.events_received():
-            for event in events:
-                self._dispatch(event)
+        """After a receive or command: events in order, then output, then the timer."""
+        if self._acting:
+            return  # called by what an event caused: its turn comes after those that happened before
+        self._acting = True
+        try:
+            while events := self._machine.events_received():
+                for event in events:
+                    self._dispatch(event)
+        finally:
+            self._acting = False
         self._wake()
 
     def _dispatch(self, event: ev.Event) -> None:
@@ -317,13 +327,25 @@ class MuxSession:
             self._timer.cancel()
             self._timer = None
         if self._transport is not None:
-            self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+            self._await_close(self._transport)
             self._transport.close()
         if not self._established.done():
             self._established.set_exception(error)
             self._established.exception()  # whoever does not wait for it need not know
+        self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
+
+    def _tell_end(self, error: ArcbridgeError) -> None:
         self._ended.set_result(error)
         self._call(self._handler.session_ended, self, error)
+
+    def _await_close(self, transport: asyncio.Transport, waiting: int | None = None) -> None:
+        """Close without the peer's consent once nothing has moved for CLOSE_TIMEOUT: last bytes may need longer."""
+        left = transport.get_write_buffer_size()
+        if waiting is not None and (left == 0 or left >= waiting):
+            self._close_timer = None
+            transport.abort()
+            return
+        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self._await_close, transport, left)
 
     def _flush(self) -> None:
         """Write what is ready, as far as the transport takes it."""

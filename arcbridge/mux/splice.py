@@ -200,7 +200,8 @@ class _StreamSide(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        self._splice.outer.pause_reading()
+        if not self._splice.outer.is_closing():
+            self._splice.outer.pause_reading()
 
     def resume_writing(self) -> None:
         if not self._splice.outer.is_closing():
@@ -225,6 +226,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._stream: StreamTransport | None = None
         self._outer_lost = False
         self._outer_eof = False
+        self._outer_closed = False
         self._stream_over = False
         self._up = 0
         self._down = 0
@@ -239,11 +241,16 @@ class TransportSplice(asyncio.BufferedProtocol):
         self.outer.set_protocol(self)
         if not self.outer.is_closing():
             self.outer.resume_reading()
+            return
+        # It was lost before this began, and its last protocol may have been told already.
+        self._outer_lost = True
+        cast(StreamTransport, self._stream).abort(ResetCode.CANCELLED)
+        self._finish_if_over()
 
     # -- the outer transport's protocol -----------------------------------------------------------------------------
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return buffer.BUFFER
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
         self._up += nbytes
@@ -270,7 +277,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._outer_lost = True
         self._error = self._error or exc
         if self._stream is not None and not self._stream_over:
-            if self._outer_eof and exc is None:
+            if (self._outer_eof or self._outer_closed) and exc is None:
                 self._stream.close()
             else:
                 # A socket's end without TLS's close_notify is a cut, not an end.
@@ -293,6 +300,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         if self.outer.can_write_eof() and not self._tls:
             self.outer.write_eof()
         else:
+            self._outer_closed = True
             self.outer.close()
 
     def stream_lost(self, exc: Exception | None) -> None:

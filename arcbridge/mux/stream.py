@@ -39,6 +39,7 @@ class StreamTransport(asyncio.Transport):
         "_data_received",
         "_draining",
         "_eof_due",
+        "_error",
         "_held",
         "_high",
         "_lost",
@@ -67,6 +68,7 @@ class StreamTransport(asyncio.Transport):
         self._held = 0
         self._closing = False
         self._lost = False
+        self._error: Exception | None = None
         self._eof_due = False
         self._writer_paused = False
         self._reader_scheduled = False
@@ -127,10 +129,21 @@ class StreamTransport(asyncio.Transport):
         return self._protocol
 
     def attach(self, protocol: asyncio.BaseProtocol) -> None:
-        """First protocol of the stream: `connection_made`, then what has arrived meanwhile, in a later turn."""
+        """First protocol of the stream: `connection_made`, then what has arrived meanwhile, in a later turn.
+
+        What `connection_made` raises is raised here, and the stream is reset.
+        """
+        late = self._lost  # it ended before it had a protocol
         self.set_protocol(protocol)
-        self._stream.sink = self._deliver
-        protocol.connection_made(self)
+        if not late:
+            self._stream.sink = self._deliver
+        try:
+            protocol.connection_made(self)
+        except BaseException:
+            self.abort(ResetCode.INTERNAL)
+            raise
+        if late:
+            self._session._loop.call_soon(self._tell_lost)
         self._schedule_reader()
 
     def close(self) -> None:
@@ -144,7 +157,7 @@ class StreamTransport(asyncio.Transport):
         self._discard_input()
         self._machine.finish(self._stream)
         self._session.wake()
-        if self._stream.sending is SendState.FINISHED:
+        if self._stream.sending is not SendState.FINISHING:
             self._end_in_order()
         else:
             self._stream.blocked = True  # resume_writer is called when the bytes have gone
@@ -190,10 +203,7 @@ class StreamTransport(asyncio.Transport):
         if session._flush_handle is None:
             session.wake()
         if queued > self._high and not self._writer_paused:
-            self._writer_paused = True
-            self._stream.blocked = True
-            if self._protocol is not None:
-                self._protocol.pause_writing()
+            self._pause_writer()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send all, as one write."""
@@ -241,7 +251,13 @@ class StreamTransport(asyncio.Transport):
         if self._writer_paused and not self._lost:
             self._writer_paused = False
             if self._protocol is not None:
-                self._protocol.resume_writing()
+                try:
+                    self._protocol.resume_writing()
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self._broken(error)
+                    return
         self._lose_if_over()
 
     def finish_received(self) -> None:
@@ -255,8 +271,7 @@ class StreamTransport(asyncio.Transport):
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
         if code == ResetCode.NO_ERROR and self._stream.receiving is ReceiveState.FINISHED:
-            self._writer_paused = False
-            self._lose_if_over()
+            self.resume_writer()  # what it writes now is dropped: nobody wants it
             return
         self._lose(StreamReset(code))
 
@@ -343,8 +358,8 @@ class StreamTransport(asyncio.Transport):
         """Our FIN has gone. A peer that still sends is told that nothing more is wanted."""
         if self._stream.receiving is ReceiveState.OPEN:
             self._machine.reset(self._stream, ResetCode.NO_ERROR)
-            self._session.act()
         self._lose(None)
+        self._session.act()
 
     def _lose_if_over(self) -> None:
         """Both directions are over and everything was delivered."""
@@ -360,16 +375,32 @@ class StreamTransport(asyncio.Transport):
         )
         self.abort(ResetCode.INTERNAL)
 
+    def _pause_writer(self) -> None:
+        self._writer_paused = True
+        self._stream.blocked = True
+        if self._protocol is not None:
+            try:
+                self._protocol.pause_writing()
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._broken(error)
+
     def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
         self._lost = True
+        self._error = error
         self._stream.sink = None
         if error is not None:
             self._discard_input()
         self._session.stream_dropped(self._stream)
         if self._protocol is not None:
-            self._session._loop.call_soon(self._protocol.connection_lost, error)
+            self._session._loop.call_soon(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        if self._protocol is not None:  # looked up now: it may have been changed meanwhile
+            self._protocol.connection_lost(self._error)
 
 
 class StreamIO(asyncio.Protocol):
@@ -409,7 +440,8 @@ class StreamIO(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
         self._error = exc
-        self._eof = True
+        if exc is None:
+            self._eof = True
         self._wake_reader()
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
@@ -428,10 +460,10 @@ class StreamIO(asyncio.Protocol):
         Raises StreamReset, SessionEnded or ConnectionLost. A cancelled read has taken no byte.
         """
         while not self._chunks:
-            if self._error is not None:
-                raise self._error
             if self._eof:
                 return b""
+            if self._error is not None:
+                raise self._error
             self._reader = self._loop.create_future()
             await self._reader
         chunk = self._chunks[0]
@@ -464,13 +496,18 @@ class StreamIO(asyncio.Protocol):
         return b"".join(parts)
 
     async def write(self, data: bytes) -> None:
-        """Send all, waiting for credit before. A cancelled write has sent nothing."""
+        """Send all, waiting for credit before. A cancelled write has sent nothing.
+
+        Raises StreamReset, SessionEnded or ConnectionLost; StreamReset with NO_ERROR where the peer, or we, closed.
+        """
         while not self._may_write and not self._over:
             self._writer = self._loop.create_future()
             await self._writer
         if self._error is not None:
             raise self._error
         assert self.transport is not None
+        if self._over or self.transport.is_closing():
+            raise StreamReset(ResetCode.NO_ERROR, "the stream was closed")
         self.transport.write(data)
 
     def finish(self) -> None:

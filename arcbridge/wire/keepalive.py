@@ -15,6 +15,7 @@ class Keepalive:
 
     __slots__ = (
         "_interval",
+        "_last_ping",
         "_last_progress",
         "_last_received",
         "_next_ping",
@@ -34,7 +35,8 @@ class Keepalive:
         self._last_progress = now
         self._next_ping = now + interval
         self._number = 0
-        self._ping_sent: float | None = None
+        self._ping_sent: float | None = None  # the oldest that is unanswered
+        self._last_ping = now
         self._reported = -1
         self._smallest = 0.0
         self._older = 0.0
@@ -65,17 +67,18 @@ class Keepalive:
             self._last_progress = now
 
     def ping(self, now: float) -> int:
-        """Begin a PING; its number. One at a time is on its way."""
+        """Begin a PING; its number."""
         self._number += 1
         if self._ping_sent is None:
             self._ping_sent = now
+        self._last_ping = now
         self._next_ping = now + self._interval
         return self._number
 
     def pong(self, number: int, now: float) -> None:
         """The answer to PING `number` came. Only the latest counts as a sample; late ones still show life."""
         if number == self._number and self._ping_sent is not None:
-            self.sample(now - self._ping_sent, now)
+            self.sample(now - self._last_ping, now)
         if 0 < number <= self._number:
             self._ping_sent = None
             self._last_progress = now

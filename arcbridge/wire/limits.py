@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arcbridge.errors import LocalProtocolError
+from arcbridge.wire.frames import FIRST_CREDIT, MAX_DATA
+from arcbridge.wire.window import MAX_CREDIT
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -64,6 +68,15 @@ class Limits:
 
     frame_alone: int = 256 * KIB
     """Largest DATA frame otherwise: what one read gave. Cutting to 16 KiB costs a third of the throughput."""
+
+    def __post_init__(self) -> None:
+        """Raise LocalProtocolError for windows that a peer must refuse, or that could not be kept."""
+        if not FIRST_CREDIT <= self.stream_window <= self.max_stream_window <= MAX_CREDIT:
+            raise LocalProtocolError(f"stream windows must be {FIRST_CREDIT} <= first <= largest <= {MAX_CREDIT} bytes")
+        if not FIRST_CREDIT <= self.session_window <= MAX_CREDIT:
+            raise LocalProtocolError(f"the session's window must be {FIRST_CREDIT} to {MAX_CREDIT} bytes")
+        if not 0 < self.frame_shared <= self.frame_alone <= MAX_DATA:
+            raise LocalProtocolError(f"DATA frames must be 1 <= shared <= alone <= {MAX_DATA} bytes")
 
 
 DEFAULT = Limits()

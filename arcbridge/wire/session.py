@@ -35,6 +35,7 @@ from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
     IGNORABLE_FROM,
+    LARGEST,
     MAX_DATA,
     ON_SESSION_ID,
     ON_STREAM_ID,
@@ -50,7 +51,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Open, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Open, Record, Status
 from arcbridge.wire.scheduler import Scheduler
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT, ReceiveWindow
@@ -60,6 +61,8 @@ _JOIN_BELOW = 64 * 1024
 """Header and payload up to this size are joined into one object: a copy is cheaper than a TLS record of its own."""
 _QUEUE_AHEAD = 512 * 1024
 """Bytes of finished frames that may wait for one flush; beyond it payload waits in its stream, where it is fair."""
+_HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY})
+"""What may come before a peer's byte sequence begins."""
 _DRAIN_CODES = frozenset({GoawayCode.DONE, GoawayCode.DRAINING, GoawayCode.REPLACED})
 
 
@@ -162,7 +165,12 @@ class Session:
         self._pong: bytes | None = None
         self._authenticated = kind is Kind.CONTROL
         self._auth_sent = False
-        self._early: list[ev.StreamOpened] = []
+        self._hello_sent = side is Side.INITIATOR
+        self._may_send = side is Side.INITIATOR
+        """Whether frames after the handshake may leave: an acceptor says nothing to a stranger."""
+        self._counting = False
+        """Whether the peer's byte sequence has begun: before it only handshake frames and GOAWAY are lawful."""
+        self._early: list[ev.StreamOpened | ev.StreamFinished] = []
         self._scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
         self._credit = FIRST_CREDIT
         self._window = ReceiveWindow(FIRST_CREDIT, FIRST_CREDIT)
@@ -170,11 +178,9 @@ class Session:
         self._next_id = 1 if side is Side.INITIATOR else 2
         self._last_peer_id = 0
         self._peer_streams = 0
-        self._peer_last: int | None = None
         self._goaway_sent = False
         self._drain_deadline: float | None = None
         self._handshake_deadline: float | None = now + limits.handshake_timeout
-        self._hello_sent_at = now
         self._keepalive: Keepalive | None = None
         self._resets = Allowance(limits.churn_burst, limits.churn_rate)
         self._small = Allowance(limits.small_frame_burst, limits.small_frame_rate)
@@ -252,8 +258,9 @@ class Session:
             return
         if self._drain_deadline is not None and now >= self._drain_deadline:
             for stream in list(self.streams.values()):
+                self._tell_reset(stream, ResetCode.CANCELLED, local=True)
                 self._reset_stream(stream, ResetCode.CANCELLED)
-            self._finish_drain()
+            self._finish_drain_if_idle()
             return
         if self._keepalive is not None:
             reason = self._keepalive.dead(now)
@@ -269,7 +276,7 @@ class Session:
         self._require(self.kind is Kind.SESSION and self.side is Side.INITIATOR, "only the initiator authenticates")
         if self.state is State.CLOSED:
             return
-        body = frame(FrameType.AUTH, 0, auth.encode())
+        body = self._record(FrameType.AUTH, auth)
         if self._auth_sent:
             self._queue_control(body)
             return
@@ -281,11 +288,11 @@ class Session:
         """Acceptor: the token is good. Streams opened meanwhile become visible now."""
         if self.state is State.CLOSED:
             return
-        body = frame(FrameType.AUTH_OK, 0, ok.encode())
+        self._require(self.side is Side.ACCEPTOR and self._auth_sent, "no AUTH is waiting for an answer")
+        body = self._record(FrameType.AUTH_OK, ok)
         if self._authenticated:
             self._queue_control(body)
             return
-        self._require(self.state is State.AUTH and self.side is Side.ACCEPTOR, "no AUTH is waiting for an answer")
         self._prelude.append(body)
         self._open_window()
         self._establish()
@@ -306,9 +313,10 @@ class Session:
         self._require(self._auth_sent or self._authenticated, "a stream before authentication")
         if self.peer_hello is not None and self.peer_hello.max_streams <= len(self.streams) - self._peer_streams:
             raise SessionEnded(GoawayCode.LIMIT, f"{self.peer_hello.max_streams} streams are open already")
+        body = self._record(FrameType.OPEN, Open(target), self._next_id)
         stream = self._new_stream(self._next_id, target)
         self._next_id += 2
-        self._queue_out(frame(FrameType.OPEN, stream.id, Open(target).encode()))
+        self._queue_out(body)
         return stream
 
     def send(self, stream: Stream, data: bytes | memoryview | bytearray) -> int:
@@ -380,18 +388,19 @@ class Session:
     def send_dial(self, dial: Dial) -> None:
         """Relay, control connection: ask the agent to join."""
         self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends DIAL")
-        self._queue_control(frame(FrameType.DIAL, 0, dial.encode()))
+        self._queue_control(self._record(FrameType.DIAL, dial))
 
     def send_status(self, status: Status) -> None:
         """Agent, control connection: answer a dial request, or tell of itself."""
         self._require(self.kind is Kind.CONTROL and self.side is Side.INITIATOR, "only an agent sends STATUS")
-        self._queue_control(frame(FrameType.STATUS, 0, status.encode()))
+        self._queue_control(self._record(FrameType.STATUS, status))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""
         if self.state is State.CLOSED or self._goaway_sent:
             return
-        self._say_goaway(code, message, retry_after)
+        # Behind the OPENs that are queued: a peer that has no stream yet would end the session before they come.
+        self._say_goaway(code, message, retry_after, in_turn=True)
         self.state = State.DRAINING
         if self.kind is Kind.SESSION:
             self._drain_deadline = self.now + self.limits.drain_timeout
@@ -422,7 +431,11 @@ class Session:
     def has_output(self) -> bool:
         """Whether `data_to_send` would give anything (credit apart)."""
         return bool(
-            self._out or self._control or self._prelude or self._pong is not None or (self._scheduler and self._credit)
+            self._out
+            or self._control
+            or self._prelude
+            or self._pong is not None
+            or (self.writable and self._credit and self._scheduler)
         )
 
     def data_to_send(self, limit: int) -> list[bytes | memoryview]:
@@ -436,7 +449,7 @@ class Session:
             parts.extend(self._prelude)
             self.stats.bytes_sent += sum(map(len, self._prelude))
             self._prelude.clear()
-        if self.side is Side.ACCEPTOR and not self._authenticated and self.state is not State.CLOSED:
+        if not self._may_send:
             return parts
         before = len(parts)
         size = 0
@@ -452,7 +465,7 @@ class Session:
             parts.extend(self._out)
             self._out.clear()
             self._out_bytes = 0
-        if self._scheduler:
+        if self._scheduler and self.writable:
             self._schedule(parts, size, limit)
         count = sum(map(len, parts[before:])) if len(parts) != 1 or before else len(parts[0])
         self.sent += count
@@ -511,8 +524,10 @@ class Session:
     def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
         """A DATA header (called by the decoder): account for the whole payload before any of it is taken."""
         stream = self.streams.get(stream_id)
-        if stream is None:
-            self._data_for_no_stream(stream_id)
+        if stream is None or not self._counting:
+            if self.state is State.CLOSED:
+                return None  # closed by a sink earlier in the same input
+            self._data_out_of_place(stream_id)
         if length == 0:
             self._take_small()
         if not self._window.receive(length):
@@ -534,10 +549,14 @@ class Session:
             raise _Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} with stream id {stream_id}")
         if self.peer_hello is None and kind not in (FrameType.HELLO, FrameType.GOAWAY):
             raise _Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
+        if self.state is State.CLOSED:
+            return  # closed by a frame, or by an application, earlier in the same input
         if kind >= IGNORABLE_FROM:
             self.stats.ignored_frames += 1
             self._take_small()
             return
+        if not self._counting and kind not in _HANDSHAKE:
+            raise _Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} before the handshake is complete")
         self._frames[kind](stream_id, body)
 
     def _on_hello(self, _stream_id: int, body: bytes) -> None:
@@ -558,12 +577,11 @@ class Session:
         for stream in self.streams.values():
             self._add_credit(stream, more)
         self._events.append(ev.HelloReceived(hello))
-        if self.side is Side.ACCEPTOR:
-            self._prelude.append(self._hello)
+        self._say_hello()
         if self.kind is Kind.CONTROL:
-            self._received_base = self._decoder.position
+            self._begin_counting()
             self._establish()
-        else:
+        elif self.state is State.HELLO:  # not DRAINING
             self.state = State.AUTH
 
     def _on_auth(self, _stream_id: int, body: bytes) -> None:
@@ -574,15 +592,16 @@ class Session:
             if self._auth_sent:
                 raise _Violation(GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
             self._auth_sent = True
-            self._received_base = self._decoder.position
+            self._begin_counting()
         self._events.append(ev.AuthReceived(Auth.decode(body)))
 
     def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
         if self.side is not Side.INITIATOR or self.kind is not Kind.SESSION or not self._auth_sent:
             raise _Violation(GoawayCode.PROTOCOL, "AUTH_OK that nobody asked for")
+        self._take_small()
         ok = AuthOk.decode(body)
         if not self._authenticated:
-            self._received_base = self._decoder.position
+            self._begin_counting()
             self._establish()
         self._events.append(ev.AuthAccepted(ok))
 
@@ -592,21 +611,14 @@ class Session:
             raise _Violation(GoawayCode.PROTOCOL, "OPEN with a stream id of the other side's")
         if stream_id <= self._last_peer_id:
             raise _Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
-        if not (self._authenticated or self._auth_sent):
-            raise _Violation(GoawayCode.PROTOCOL, "OPEN before AUTH")
         target = Open.decode(body).target
         self._last_peer_id = stream_id
-        if self._goaway_sent:
-            self.stats.streams_refused += 1
-            self._queue_out(frame(FrameType.RESET, stream_id, U32.pack(ResetCode.REFUSED)))
-            return
-        if self._peer_streams >= self.limits.max_streams:
+        most = self.limits.max_streams if self._authenticated else self.limits.early_streams
+        if self._goaway_sent or self._peer_streams >= most:
             self._count_reset()
             self.stats.streams_refused += 1
             self._queue_out(frame(FrameType.RESET, stream_id, U32.pack(ResetCode.REFUSED)))
             return
-        if not self._authenticated and len(self._early) >= self.limits.early_streams:
-            raise _Violation(GoawayCode.LIMIT, "too many streams before authentication")
         stream = self._new_stream(stream_id, target)
         self._peer_streams += 1
         opened = ev.StreamOpened(stream, target)
@@ -623,20 +635,22 @@ class Session:
             self._break_stream(stream, ResetCode.PROTOCOL)
             return
         stream.receiving = ReceiveState.FINISHED
-        self._events.append(ev.StreamFinished(stream))
+        (self._events if self._authenticated else self._early).append(ev.StreamFinished(stream))
         self._forget_if_over(stream)
 
     def _on_reset(self, stream_id: int, body: bytes) -> None:
         stream = self._stream_of(stream_id, "RESET")
         code = U32.unpack(body)[0]
-        in_order = code == ResetCode.NO_ERROR and stream is not None and stream.receiving is ReceiveState.FINISHED
-        if not in_order:
+        in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
+        if in_order:  # part of an ordinary close, and two of them may cross
+            self._take_small()
+        else:
             self._count_reset()
         if stream is None:
             return
         self.stats.resets_received += 1
         self._end_stream(stream, keep_received=in_order)
-        self._events.append(ev.StreamWasReset(stream, code, local=False))
+        self._tell_reset(stream, code, local=False)
         self._finish_drain_if_idle()
 
     def _on_window(self, stream_id: int, body: bytes) -> None:
@@ -675,30 +689,32 @@ class Session:
             self._keepalive.pong(number, self.now)
 
     def _on_goaway(self, _stream_id: int, body: bytes) -> None:
+        self._take_small()
         goaway = Goaway.decode(body)
         self._events.append(ev.GoawayReceived(goaway))
         if goaway.code not in _DRAIN_CODES:
             message = goaway.message or "the other end ended the session"
             self._close(SessionEnded(goaway.code, message, retry_after=goaway.retry_after or None))
             return
-        self._peer_last = goaway.last_stream
         if self.kind is Kind.CONTROL:
             return
         self.state = State.DRAINING
         for stream in list(self.streams.values()):
             if stream.id & 1 == self.side.value and stream.id > goaway.last_stream:
                 self._end_stream(stream, keep_received=False)
-                self._events.append(ev.StreamWasReset(stream, ResetCode.REFUSED, local=False))
+                self._tell_reset(stream, ResetCode.REFUSED, local=False)
         self._finish_drain_if_idle()
 
     def _on_dial(self, _stream_id: int, body: bytes) -> None:
         if self.kind is not Kind.CONTROL or self.side is not Side.INITIATOR:
             raise _Violation(GoawayCode.PROTOCOL, "DIAL from the wrong side")
+        self._take_small()
         self._events.append(ev.DialReceived(Dial.decode(body)))
 
     def _on_status(self, _stream_id: int, body: bytes) -> None:
         if self.kind is not Kind.CONTROL or self.side is not Side.ACCEPTOR:
             raise _Violation(GoawayCode.PROTOCOL, "STATUS from the wrong side")
+        self._take_small()
         self._events.append(ev.StatusReceived(Status.decode(body)))
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -707,6 +723,14 @@ class Session:
     def _require(condition: bool, message: str) -> None:
         if not condition:
             raise LocalProtocolError(message)
+
+    @staticmethod
+    def _record(kind: FrameType, record: Record, stream_id: int = 0) -> bytes:
+        """A record's frame. Raises LocalProtocolError where the peer would have to refuse its size."""
+        body = record.encode()
+        if len(body) > LARGEST[kind]:
+            raise LocalProtocolError(f"{kind.name} of {len(body)} bytes, more than {LARGEST[kind]}")
+        return frame(kind, stream_id, body)
 
     def _sessions_only(self, name: str) -> None:
         if self.kind is not Kind.SESSION:
@@ -727,15 +751,21 @@ class Session:
     def _establish(self) -> None:
         if self.state is not State.DRAINING:
             self.state = State.OPEN
-        self._authenticated = True
+        self._authenticated = self._may_send = True
         self._handshake_deadline = None
         self._acked_position = self._decoder.position
         self._keepalive = Keepalive(self.limits.ping_interval, self.limits.ping_timeout, self.now)
         self._send_ping()  # at once: windows grow by the round trip, so it must be known early
 
+    def _begin_counting(self) -> None:
+        """The peer's byte sequence begins behind the frame that is being handled."""
+        self._counting = True
+        self._received_base = self._decoder.position
+
     def _send_ping(self) -> None:
         assert self._keepalive is not None
         number = self._keepalive.ping(self.now)
+        self._acked_position = self._decoder.position  # PING confirms, too: an idle session needs no ACK
         self._queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, self.received)))
 
     def _open_window(self) -> None:
@@ -752,9 +782,10 @@ class Session:
         if self._keepalive is not None:
             self._keepalive.progress_reported(received, self.now)
 
-    def _data_for_no_stream(self, stream_id: int) -> None:
-        if self.peer_hello is None:
-            raise _Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
+    def _data_out_of_place(self, stream_id: int) -> None:
+        """DATA for no stream that we know: a race at best."""
+        if not self._counting:
+            raise _Violation(GoawayCode.PROTOCOL, "DATA before the handshake is complete")
         self._sessions_only("DATA")
         self._known_id(stream_id, "DATA")
 
@@ -792,8 +823,14 @@ class Session:
     def _break_stream(self, stream: Stream, code: ResetCode) -> None:
         """The peer broke the protocol within one stream."""
         self._count_reset()
+        self._tell_reset(stream, code, local=True)  # before the end of the session, which may follow from it
         self._reset_stream(stream, code)
-        self._events.append(ev.StreamWasReset(stream, code, local=True))
+
+    def _tell_reset(self, stream: Stream, code: int, *, local: bool) -> None:
+        if not self._authenticated and stream.id & 1 != self.side.value:  # nobody was told of it yet
+            self._early = [event for event in self._early if event.stream is not stream]
+        else:
+            self._events.append(ev.StreamWasReset(stream, code, local))
 
     def _reset_stream(self, stream: Stream, code: ResetCode) -> None:
         self.stats.resets_sent += 1
@@ -862,19 +899,26 @@ class Session:
                     self._scheduler.add(stream)
             elif stream.sending is SendState.FINISHING:
                 stream.sending = SendState.FINISHED
+                stream.blocked = True  # whoever waits for the end is told, even if it never had to stop
                 parts.append(frame(FrameType.FIN, stream.id))
                 self._forget_if_over(stream)
             if stream.blocked and stream.queued <= stream.low_water:
                 stream.blocked = False
                 self._writable.append(stream)
 
-    def _say_goaway(self, code: GoawayCode, message: str, retry_after: int) -> None:
+    def _say_hello(self) -> None:
+        if not self._hello_sent:
+            self._hello_sent = True
+            self._prelude.append(self._hello)
+
+    def _say_goaway(self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False) -> None:
         self._goaway_sent = True
         goaway = Goaway(self._last_peer_id, code, message[:1000], retry_after)
-        if self._prelude or self.peer_hello is not None or self.side is Side.INITIATOR:
-            self._control.append(frame(FrameType.GOAWAY, 0, goaway.encode()))
-        else:  # a stranger who did not say HELLO: answer in kind, so that it can read why
-            self._prelude.extend((self._hello, frame(FrameType.GOAWAY, 0, goaway.encode())))
+        body = frame(FrameType.GOAWAY, 0, goaway.encode())
+        if in_turn:
+            self._queue_out(body)
+        else:
+            self._control.append(body)
 
     def _fail(self, code: GoawayCode, message: str) -> None:
         if self.state is State.CLOSED:
@@ -900,6 +944,9 @@ class Session:
             return
         self.state = State.CLOSED
         self.error = error
+        if self._goaway_sent:
+            self._say_hello()  # a stranger who said nothing is answered in kind, so that it can read why
+        self._may_send = True
         self._handshake_deadline = self._drain_deadline = None
         self._early.clear()
         while self._scheduler.next() is not None:

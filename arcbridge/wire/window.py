@@ -6,11 +6,14 @@ promise, not a request to pause: what was granted can always be stored.
 Policy of the receiving side, in order:
 
 1. The window starts at `size`; the peer may have `size` bytes sent and not yet consumed.
-2. Consuming grants nothing until half a window can be granted at once: a WINDOW frame per half window.
+2. Consuming grants nothing until a quarter of the window can be granted at once. Not half: what is left behind a
+   grant of a little more than half never comes to half, so that only half a window moved per round trip, and the
+   measurement below, doubled, was just the window that there was.
 3. The window grows towards twice the delivered bandwidth times the smallest recent round trip, so that one stream
    fills a long path. Bandwidth is measured over at least one such round trip, so that a burst out of a queue does
-   not count as bandwidth; the smallest round trip is used because a queue inflates the current one, and a window
-   fed by that grows into the queue until a keystroke waits behind a copy.
+   not count as bandwidth, and from the end of the measurement before, so that a reader who takes a full window at
+   once after a pause does not either. The smallest round trip is used because a queue inflates the current one, and
+   a window fed by that grows into the queue until a keystroke waits behind a copy.
 4. It never shrinks, and never exceeds `limit`.
 """
 
@@ -37,7 +40,7 @@ class ReceiveWindow:
         """Total bytes announced by DATA headers."""
         self.consumed = 0
         """Total bytes that the consumer has."""
-        self._sample_start = 0.0
+        self._sample_start: float | None = None
         self._sample_bytes = 0
 
     @property
@@ -61,7 +64,7 @@ class ReceiveWindow:
         if self.size < self.limit:
             self._grow(count, now, round_trip)
         due = self.consumed + self.size - self.granted
-        if due < self.size >> 1:
+        if due < self.size >> 2:
             return 0
         self.granted += due
         return due
@@ -73,8 +76,9 @@ class ReceiveWindow:
         return due
 
     def _grow(self, count: int, now: float, round_trip: float) -> None:
-        if self._sample_bytes == 0:
+        if self._sample_start is None:  # how long these took to come is not known
             self._sample_start = now
+            return
         self._sample_bytes += count
         span = max(round_trip, LEAST_ROUND_TRIP)
         elapsed = now - self._sample_start
@@ -84,6 +88,7 @@ class ReceiveWindow:
                 return
             elapsed = span
         wanted = int(2 * self._sample_bytes / elapsed * span)
+        self._sample_start = now
         self._sample_bytes = 0
         if wanted > self.size:
             self.size = min(wanted, self.limit)

@@ -1,0 +1,116 @@
+"""Typed records: round trip, later versions, broken input, no secrets."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.errors import RemoteProtocolError
+from arcbridge.wire import records
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, JoinReply, JoinRequest, Open, Record, Status
+
+ALL: list[type[Record]] = [Hello, Auth, AuthOk, Open, Goaway, Dial, Status, JoinRequest, JoinReply]
+
+
+def field(tag: int, value: bytes) -> bytes:
+    return bytes((tag,)) + len(value).to_bytes(3, "big") + value
+
+
+@st.composite
+def any_record(draw: st.DrawFn) -> Record:
+    cls = draw(st.sampled_from(ALL))
+    values: dict[str, object] = {}
+    for spec in fields(cls):  # type: ignore[arg-type]
+        if isinstance(spec.default, bool):
+            values[spec.name] = draw(st.booleans())
+        elif isinstance(spec.default, int):
+            values[spec.name] = draw(st.integers(0, 2**64 - 1))
+        elif isinstance(spec.default, bytes):
+            values[spec.name] = draw(st.binary(max_size=80))
+        else:
+            values[spec.name] = draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+    return cls(**values)
+
+
+@given(any_record())
+def test_round_trip(record: Record) -> None:
+    assert type(record).decode(record.encode()) == record
+    assert type(record).decode(memoryview(record.encode())) == record
+
+
+@given(st.sampled_from(ALL), st.binary(max_size=300))
+def test_any_bytes_give_a_record_or_a_remote_error(cls: type[Record], data: bytes) -> None:
+    try:
+        record = cls.decode(data)
+    except RemoteProtocolError as error:
+        assert len(error.message) < 200
+    else:
+        assert cls.decode(record.encode()) == record
+
+
+@given(any_record(), st.data())
+def test_a_truncated_record_is_refused_or_shorter(record: Record, data: st.DataObject) -> None:
+    raw = record.encode()
+    cut = data.draw(st.integers(0, len(raw)))
+    try:
+        type(record).decode(raw[:cut])
+    except RemoteProtocolError:
+        pass  # inside a field
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_unknown_tags_are_skipped(cls: type[Record]) -> None:
+    assert cls.decode(field(200, b"from a later version")) == cls()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\x01", "field's header"),
+        (b"\x01\0\0", "field's header"),
+        (b"\x01\0\0\x05abc", "inside field 1"),
+        (b"\x01\xff\xff\xffabc", "inside field 1"),
+        (field(1, b"a") * 2, "twice"),
+        (field(99, b"a") * 2, "twice"),
+        (field(1, b"\xff\xfe"), "UTF-8"),
+    ],
+)
+def test_broken_records(body: bytes, reason: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=reason):
+        Open.decode(body)
+
+
+def test_an_integer_has_at_most_eight_bytes() -> None:
+    assert Goaway.decode(field(1, b"\xff" * 8)).last_stream == 2**64 - 1
+    with pytest.raises(RemoteProtocolError, match="8 bytes"):
+        Goaway.decode(field(1, b"\0" * 9))
+
+
+def test_errors_quote_nothing_of_the_input() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        Auth.decode(field(2, b"canary-token\xff"))
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Auth("oidc", "canary"),
+        AuthOk(b"id", b"canary", "jane", 1),
+        Dial(token="canary"),
+        Status(token="canary"),
+        JoinRequest(token="canary"),
+    ],
+)
+def test_secrets_do_not_show(record: Record) -> None:
+    assert "canary" not in repr(record)
+    assert "canary" not in f"{record}"
+    assert b"canary".hex() not in repr(record)
+
+
+def test_a_join_with_the_longest_token_fits() -> None:
+    request = JoinRequest("client", "c" * 63, "t" * 64 * 1024, "i" * 64, "v" * 64, 1)
+    assert len(request.encode()) <= records.MAX_RECORD
