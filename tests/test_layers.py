@@ -1,0 +1,220 @@
+"""Imports go one way (design, section 8), read from the source itself, so that a promise is a failing test.
+
+    cli -> client | relay | agent -> identity | pki | net -> mux -> wire
+
+The roles never see each other, the core sees no clock and no socket, and the relay sees nothing that could parse
+what it carries.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
+ROLES = ("client", "relay", "agent")
+
+# What each package may import of ours, besides itself and the leaves.
+LEAVES = frozenset({"errors", ""})  # "" is the package itself: __version__
+FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire"})
+ALLOWED: dict[str, frozenset[str]] = {
+    "__main__": frozenset({"cli"}),
+    "cli": frozenset({*ROLES, *FOUNDATION, "config", "observe"}),
+    **{role: frozenset({*FOUNDATION, "config", "observe"}) for role in ROLES},
+    "identity": frozenset({"net", "mux", "wire"}),
+    "pki": frozenset({"net", "mux", "wire"}),
+    "net": frozenset({"identity", "pki", "mux", "wire"}),
+    "mux": frozenset({"wire"}),
+    "wire": frozenset(),
+    "observe": frozenset(),
+    "config": frozenset(),
+    "errors": frozenset(),
+    "": frozenset(),
+}
+
+# `wire` decides, it does not act: no loop, socket or clock, nothing random, and no voice.
+NOT_IN_WIRE = frozenset(
+    {"asyncio", "ssl", "time", "datetime", "logging", "structlog", "socket", "select", "selectors", "threading", "os",
+     "random", "secrets", "subprocess", "concurrent", "signal"}
+)  # fmt: skip
+
+# Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
+KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
+
+SLOW = frozenset({"aiohttp", "cryptography", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
+FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
+
+
+class Import(NamedTuple):
+    """One import statement: who, what (absolute), on which line, and whether it runs when the module is imported."""
+
+    module: str
+    target: str
+    line: int
+    at_import: bool
+
+
+def module_name(file: Path) -> str:
+    parts = ("arcbridge", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    return tuple(found for file in sorted(PACKAGE.rglob("*.py")) for found in imports_of(file))
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    name = module_name(file)
+    package = name if file.stem == "__init__" else name.rpartition(".")[0]
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    for node, at_import in walk(tree, True):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, node.lineno, at_import)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from arcbridge import relay` names a package, `from arcbridge.relay import run` a thing in one.
+                yield Import(name, f"{base}.{alias.name}", node.lineno, at_import)
+
+
+def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node, and whether it runs at import: not inside functions, nor under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        runs = at_import
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            runs = False
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for statement in child.body:
+                yield from walk(ast.Module([statement], []), False)
+            for statement in child.orelse:
+                yield from walk(ast.Module([statement], []), at_import)
+            continue
+        yield child, runs
+        yield from walk(child, runs)
+
+
+def layer(module: str) -> str:
+    """`arcbridge.relay.fleet.local` is of layer `relay`; `arcbridge` itself, and names in it, of layer ``."""
+    parts = module.split(".")
+    if len(parts) < 2:
+        return ""
+    known = parts[1] in ALLOWED or (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
+    return parts[1] if known else ""
+
+
+def ours() -> list[Import]:
+    return [found for found in imports() if found.target.split(".")[0] == "arcbridge"]
+
+
+def told(found: list[Import]) -> list[str]:
+    return [f"{item.module}:{item.line} imports {item.target}" for item in found]
+
+
+def test_every_package_has_a_layer() -> None:
+    packages = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert packages - {"__init__"} <= set(ALLOWED)
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        item for item in ours() if layer(item.target) not in ALLOWED[layer(item.module)] | LEAVES | {layer(item.module)}
+    ]
+    assert told(wrong) == []
+
+
+def test_roles_never_see_each_other() -> None:
+    wrong = [item for item in ours() if {layer(item.module), layer(item.target)} <= set(ROLES)
+             and layer(item.module) != layer(item.target)]  # fmt: skip
+    assert told(wrong) == []
+
+
+def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
+    pairs = {(layer(item.module), layer(item.target)) for item in ours()}
+    both = {pair for pair in pairs if pair[0] != pair[1] and pair[::-1] in pairs and set(pair) <= FOUNDATION}
+    assert both == set()
+
+
+def test_the_core_is_pure() -> None:
+    wrong = [item for item in imports() if layer(item.module) == "wire" and item.target.split(".")[0] in NOT_IN_WIRE]
+    assert told(wrong) == []
+
+
+def test_the_relay_cannot_parse_what_it_carries() -> None:
+    reached: set[str] = set()
+    waiting = [item.module for item in imports() if layer(item.module) == "relay"]
+    edges: dict[str, set[str]] = {}
+    for item in imports():
+        edges.setdefault(item.module, set()).update({item.target, item.target.rpartition(".")[0]})
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += edges.get(module, set())
+    assert {module for module in reached if module.startswith(KUBERNETES)} == set()
+    assert any(module.startswith("arcbridge.errors") for module in reached), "nothing was looked at"
+
+
+def test_no_slow_import_where_every_start_pays_for_it() -> None:
+    wrong = [
+        item
+        for item in imports()
+        if item.at_import
+        and [*item.module.split("."), "__init__"][1] in FAST_MODULES
+        and item.target.split(".")[0] in SLOW
+    ]
+    assert told(wrong) == []
+
+
+def test_the_environment_is_read_in_the_command_line_alone() -> None:
+    """Below, a setting is an argument. The few names that the platform itself defines are read where they are meant."""
+    allowed = {
+        "arcbridge.net.dialer",  # HTTPS_PROXY and NO_PROXY, a convention of programs that dial
+        "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
+        "arcbridge.client.kubeconfig",  # KUBECONFIG, whose owner is kubectl
+        "arcbridge.client.login",  # handed on to the user's own token command
+    }
+    wrong = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = module_name(file)
+        if layer(name) in ("cli", "__main__") or name in allowed:
+            continue
+        text = file.read_text(encoding="utf-8")
+        wrong += [f"{name}: {use}" for use in ("os.environ", "os.getenv", "environ[") if use in text]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["arcbridge", "arcbridge.config", "arcbridge.errors", "arcbridge.cli.parser"])
+def test_start_loads_nothing_slow(module: str) -> None:
+    """The source says so above; here the interpreter does, for whatever is imported in between."""
+    code = f"import sys, {module}; print(*sorted(set(m.split('.')[0] for m in sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & (SLOW | {"asyncio", "ssl"}), module
+
+
+def test_the_check_itself_finds_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "arcbridge"
+    (package / "wire").mkdir(parents=True)
+    file = package / "wire" / "bad.py"
+    file.write_text(
+        "import time\nfrom ..relay import pump\nfrom . import frames\nfrom arcbridge import errors\n"
+        "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    import ssl\ndef f():\n    import socket\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", package)
+    found = [(item.target, item.at_import) for item in imports_of(file)]
+    assert found == [
+        ("time", True), ("arcbridge.relay.pump", True), ("arcbridge.wire.frames", True), ("arcbridge.errors", True),
+        ("ssl", False), ("socket", False),
+    ]  # fmt: skip

@@ -1,0 +1,82 @@
+"""The tests mirror the house: arcbridge/net/alpn.py has tests/net/test_alpn.py, and the other way round."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSE = ROOT / "arcbridge"
+TESTS = ROOT / "tests"
+
+# Modules without a test file of their own, each with its reason.
+WITHOUT_TEST: dict[str, str] = {
+    "__main__": "two lines; tests/test_start.py runs it as a process",
+}
+
+# Test files without a module of their own, each with its reason. Folders that test what is not a module are below.
+WITHOUT_MODULE: dict[str, str] = {
+    "test_layers": "about all modules",
+    "test_mirror": "this file",
+    "test_start": "the executable as a process",
+}
+OTHER_FOLDERS = {
+    "bench": "bench/",
+    "cluster": "the Go module of the test cluster",
+    "config": "the files in config/",
+    "demo": "demo/",
+    "e2e": "real processes",
+    "helm": "the Go module of Helm",
+    "support": "the parts that tests are made of",
+}
+
+
+def has_code(file: Path) -> bool:
+    """Say whether there is anything to test: more than a docstring, imports and `__all__`."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    trivial = (ast.Import, ast.ImportFrom)
+    return any(
+        not isinstance(node, trivial)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__version__"))
+        for node in body
+    )
+
+
+def modules() -> set[str]:
+    files = (file for file in HOUSE.rglob("*.py") if has_code(file))
+    return {file.relative_to(HOUSE).with_suffix("").as_posix().replace("/__init__", "") for file in files}
+
+
+def tested() -> set[str]:
+    found = set()
+    for file in TESTS.rglob("test_*.py"):
+        place = file.relative_to(TESTS)
+        if place.parts[0] in OTHER_FOLDERS and len(place.parts) > 1:
+            continue
+        found.add((place.parent / place.stem.removeprefix("test_")).as_posix())
+    return found
+
+
+def test_every_module_has_its_test() -> None:
+    missing = sorted(modules() - tested() - set(WITHOUT_TEST))
+    assert not missing, "without tests: " + ", ".join(missing)
+
+
+def test_every_test_has_its_module() -> None:
+    everything = {file.relative_to(HOUSE).with_suffix("").as_posix() for file in HOUSE.rglob("*.py")}
+    without = {name.replace("test_", "") for name in WITHOUT_MODULE}
+    lonely = sorted(tested() - everything - without)
+    assert not lonely, "tests of nothing: " + ", ".join(lonely)
+
+
+def test_the_exceptions_are_still_needed() -> None:
+    assert sorted(set(WITHOUT_TEST) - modules()) == []
+    assert sorted(set(WITHOUT_TEST) & tested()) == []
+    assert [name for name in WITHOUT_MODULE if not (TESTS / f"{name}.py").is_file()] == []
+
+
+def test_nothing_is_tested_twice_under_one_name() -> None:
+    """Folders of tests are packages, so that two files may have one name."""
+    folders = {file.parent for file in TESTS.rglob("test_*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
