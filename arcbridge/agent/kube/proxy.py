@@ -258,6 +258,7 @@ class KubeProxy:
         response: web.StreamResponse,
         record: AuditRecord,
     ) -> None:
+        _notice_loss(upstream)
         while True:
             try:
                 chunk = await upstream.content.readany()
@@ -375,6 +376,24 @@ class KubeProxy:
 def _refuse_early(protocol: KubeProtocol) -> None:
     if protocol.early:
         raise bad_request("bytes arrived before the upgrade was answered")
+
+
+def _notice_loss(upstream: aiohttp.ClientResponse) -> None:
+    """Wakes the reader of a body whose connection is gone.
+
+    aiohttp closes the connection at a garbled chunk and does not tell the body's reader, who would wait for ever.
+    """
+    content = upstream.content
+    connection = upstream.connection
+    closed = connection.protocol.closed if connection is not None and connection.protocol is not None else None
+    if closed is None:
+        return  # the whole body is here already
+
+    def lost(_: object) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was closed within the body"))
+
+    closed.add_done_callback(lost)
 
 
 def _reset(protocol: KubeProtocol, error: Exception) -> NoReturn:
