@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 # Modules without a test file of their own, each with its reason.
 WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
+    "errors": "declarations; each is tested where it is raised",
 }
 
 # Test files without a module of their own, each with its reason. Folders that test what is not a module are below.

@@ -1,0 +1,36 @@
+# syntax=docker/dockerfile:1
+# One image for all roles:  docker build -t arcbridge .  &&  docker run --rm arcbridge --version
+#
+# Made to run without root, without a writable root file system and without capabilities:
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges …
+# A relay also needs its data directory on a volume that user 65532 may write.
+
+FROM python:3.13-slim-trixie AS build
+WORKDIR /src
+# --without-pip: what installs things has no place in the image that runs.
+RUN python -m venv --without-pip /opt/arcbridge
+COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY arcbridge ./arcbridge
+RUN python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile . \
+    # Compiled here, because nothing can be written later; by hash, so that timestamps do not matter.
+    && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
+
+FROM python:3.13-slim-trixie
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="arcbridge" \
+      org.opencontainers.image.description="kubectl access to Kubernetes clusters behind firewalls, through a blind relay" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/arcbridge /opt/arcbridge
+# Safe path: a file in the working directory can never be imported. The interpreter's own settings, nothing of ours.
+ENV PATH=/opt/arcbridge/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1
+# A number, so that Kubernetes can see that it is not root. No entry in /etc/passwd is needed.
+USER 65532:65532
+WORKDIR /
+# No HEALTHCHECK: orchestrators probe /livez and /readyz on the role's own listener.
+ENTRYPOINT ["/opt/arcbridge/bin/arcbridge"]
+CMD ["--help"]

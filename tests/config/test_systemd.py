@@ -1,0 +1,65 @@
+"""The relay's systemd unit: checked by systemd where it is there, and read line by line everywhere."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayConfig, RelayLimitsConfig
+from arcbridge.wire.limits import DEFAULT
+
+UNIT = Path(__file__).resolve().parents[2] / "config/systemd/arcbridge-relay.service"
+
+
+def service() -> dict[str, list[str]]:
+    parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(UNIT.read_text())  # checks the syntax; repeated keys are collected below
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
+        if line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_it_starts_the_relay_and_says_no_more_than_it_does() -> None:
+    settings = service()
+    assert settings["Type"] == ["exec"]  # the relay does not speak sd_notify
+    (command,) = settings["ExecStart"]
+    assert command.endswith("/arcbridge --role relay --config /etc/arcbridge/relay.toml")
+    assert settings["StateDirectory"] == [RelayConfig().data_dir.name]
+    assert RelayConfig().data_dir.parent == Path("/var/lib")
+
+
+def test_it_may_do_nothing_but_its_job() -> None:
+    settings = service()
+    assert settings["CapabilityBoundingSet"] == settings["AmbientCapabilities"] == ["CAP_NET_BIND_SERVICE"]
+    wanted = ("DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateDevices", "RestrictNamespaces",
+              "ProtectKernelTunables", "ProtectKernelModules", "RestrictSUIDSGID", "LockPersonality")  # fmt: skip
+    assert {name: settings[name] for name in wanted} == {key: ["yes"] for key in wanted}
+    assert settings["ProtectSystem"] == ["strict"]
+
+
+def test_its_bounds_fit_the_relays_own() -> None:
+    settings = service()
+    assert int(settings["LimitNOFILE"][0]) > 4 * RelayLimitsConfig().sessions
+    assert int(settings["TimeoutStopSec"][0]) > DEFAULT.drain_timeout
+
+
+def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("LEFT OUT: systemd-analyze is not on this machine")
+    program = tmp_path / "arcbridge"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/arcbridge/bin/arcbridge", str(program)))
+    done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
+    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert complaints == []
