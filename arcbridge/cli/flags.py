@@ -350,6 +350,7 @@ COMMANDS = (
             Flag("--cluster", help="name of the cluster", metavar="NAME"),
             Flag("--uses", help="how often it may be used (default: 1)", metavar="N"),
             Flag("--ttl", help="how long it lives, as 1h or 7d (default: 1h)", metavar="DURATION"),
+            Flag("--rebind", help="let the cluster come back with another CA", kind=ON),
             OUTPUT,
         ),
     ),

@@ -1,0 +1,35 @@
+"""The agent's sub-commands: `run` and `enroll`."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from arcbridge.cli.configuration import require
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import load_settings
+from arcbridge.config import AgentConfig
+from arcbridge.errors import ExitCode
+
+
+def run_agent(invocation: Invocation) -> int:
+    """Run an agent command; returns the exit code."""
+    config: AgentConfig = load_settings(invocation, os.environ)
+    require(config)
+    from arcbridge.cli.loop import Interrupted, notify, run_until_signal
+    from arcbridge.observe import logging
+
+    logging.configure("agent", config.observe.log_level, config.observe.log_format)
+    try:
+        if invocation.command[0] == "enroll":
+            from arcbridge.agent.service import enroll
+
+            run_until_signal(enroll(config))
+            print("The agent is enrolled.")
+        else:
+            from arcbridge.agent.service import run
+
+            run_until_signal(run(config, lambda: notify("READY=1")))
+    except Interrupted as error:
+        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+    return ExitCode.DONE

@@ -1,0 +1,97 @@
+"""Running a role's coroutine: uvloop where it can be had, signals, and word to systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from arcbridge.errors import ExitCode
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """A signal ended the run; `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end. SIGINT and SIGTERM cancel it, once, so that it ends in order; the second one kills.
+
+    Raises Interrupted after such an end, otherwise what `main` raised.
+    """
+    received: list[int] = []
+
+    async def watched() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def on_signal(number: int) -> None:
+            if received:
+                os._exit(ExitCode.INTERRUPTED)
+            received.append(number)
+            notify("STOPPING=1")
+            task.cancel()
+
+        if sys.platform != "win32":
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, on_signal, number)
+        try:
+            return await main
+        finally:
+            if sys.platform != "win32":
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(watched())
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted(received[0]) from None
+        raise
+    except BaseExceptionGroup as group:
+        raise _one_of(group) from group
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
+    if os.environ.get("ARCBRIDGE_LOOP") == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside a task group's: people read one sentence."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or sys.platform == "win32":
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            sock.sendall(state.encode())
+    except OSError:
+        pass  # the service manager went away: nobody is there to be told

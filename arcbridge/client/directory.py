@@ -1,0 +1,73 @@
+"""The relay's list of clusters, as far as this user may reach them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+
+from arcbridge import __version__
+from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.tokens import Tokens
+from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.net.tls import ALPN_HTTP
+
+DEADLINE = 15.0
+"""Seconds for the whole answer."""
+_LIMIT = 8 * 1024 * 1024
+
+
+async def list_clusters(relay: RelayAccess, tokens: Tokens) -> list[dict[str, Any]]:
+    """GET /v1/clusters: name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name.
+
+    Raises Unauthenticated, PermissionRefused, or Unreachable which names the relay.
+    """
+    document = await _get(relay, await tokens.access(), "/v1/clusters")
+    if isinstance(document, dict):
+        document = document.get("clusters")
+    if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
+        raise Unreachable(f"{relay.address.url} did not answer with clusters: is this an arcbridge relay?")
+    return sorted(document, key=lambda one: str(one["name"]))
+
+
+async def _get(relay: RelayAccess, token: str, path: str) -> Any:
+    context = await relay.context(ALPN_HTTP)
+    url = relay.address.url
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=DEADLINE),
+                trust_env=True,
+                headers={"User-Agent": f"arcbridge/{__version__}"},
+            ) as http,
+            http.get(url + path, headers={"Authorization": f"Bearer {token}"}, allow_redirects=False) as response,
+        ):
+            body = b""
+            async for chunk in response.content.iter_chunked(65536):
+                body += chunk
+                if len(body) > _LIMIT:
+                    raise Unreachable(f"{url} answered more than {_LIMIT} bytes")
+            status = response.status
+    except TimeoutError as error:
+        raise Unreachable(f"the relay {url} did not answer within {DEADLINE:.0f} s") from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        relay.forget()
+        raise Unreachable(
+            f"the relay's certificate is not trusted for {relay.address.host}; "
+            "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"the relay {url} cannot be reached ({type(error).__name__})") from error
+    if status == 401:
+        raise Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
+    if status == 403:
+        raise PermissionRefused("the relay does not let you list clusters; ask whoever runs it for access")
+    if status != 200:
+        raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error

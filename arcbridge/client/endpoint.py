@@ -1,0 +1,319 @@
+"""The local HTTPS endpoint of one cluster: every accepted connection becomes one stream to its API server.
+
+Nothing is parsed on the good path: the first bytes open the stream and travel in the same flight, the rest is
+spliced. TLS offers `http/1.1` alone and refuses nobody for want of ALPN (kubectl's upgrades offer none). The client
+certificate is optional in TLS, so that whoever lacks it gets a 401 that explains instead of ten silent seconds; only
+the kubeconfig (mode 0600) holds the right one, and without it no stream is opened.
+
+Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut
+resets the local socket: an end in order would make a half answer look whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import cast
+
+import structlog
+
+from arcbridge.client.refusal import RETRY_SOON, response
+from arcbridge.client.session import ClusterSession
+from arcbridge.client.state import LocalCertificates
+from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
+from arcbridge.wire.frames import ResetCode
+
+TARGET = "kubernetes"
+HEAD_LIMIT = 64 * 1024
+"""Bytes of a request's head that is answered by us; kubectl's is 1 to 4 KiB, tokens make it longer."""
+HEAD_DEADLINE = 10.0
+"""Seconds for that head."""
+LINGER = 2.0
+"""Seconds after such an answer in which the caller's body is taken and dropped, so that a RST cannot overtake it."""
+FIRST_BYTES_DEADLINE = 3600.0
+"""Seconds a connection may say nothing at all: keep-alive pools of client libraries open some in advance."""
+
+log = structlog.get_logger("arcbridge.client")
+
+
+class EndpointStats:
+    """Counters of one endpoint."""
+
+    __slots__ = ("accepted", "bytes_down", "bytes_up", "open", "refused", "resets", "spliced", "strangers")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.open = 0
+        self.spliced = 0
+        self.strangers = 0
+        """Connections without the kubeconfig's client certificate."""
+        self.refused = 0
+        """Connections answered with a Status of ours."""
+        self.resets = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+
+class LocalEndpoint:
+    """Serves one cluster on given listening sockets; `start`, then `close`."""
+
+    def __init__(
+        self, cluster: str, session: ClusterSession, certificates: LocalCertificates, sockets: list[socket.socket]
+    ) -> None:
+        self.cluster = cluster
+        self.session = session
+        self.port = int(sockets[0].getsockname()[1])
+        self.stats = EndpointStats()
+        self._context = server_context(certificates)
+        self._sockets = sockets
+        self._servers: list[asyncio.Server] = []
+        self.connections: set[LocalConnection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.splices: set[TransportSplice] = set()
+        self.log = log.bind(cluster=cluster)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            self._servers.append(
+                await loop.create_server(
+                    lambda: LocalConnection(self), sock=sock, ssl=self._context, ssl_handshake_timeout=HEAD_DEADLINE
+                )
+            )
+
+    async def close(self) -> None:
+        """Stop listening; what is still open is reset."""
+        for server in self._servers:
+            server.close()
+        for task in self.tasks:
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        for connection in list(self.connections):
+            connection.reset()
+        for splice in list(self.splices):
+            reset_transport(splice.outer)
+
+    def spliced(self, splice: TransportSplice, result: SpliceResult) -> None:
+        """A connection that reached the cluster is over."""
+        self.splices.discard(splice)
+        self.stats.open -= 1
+        self.stats.bytes_up += result.up
+        self.stats.bytes_down += result.down
+        if result.error is not None:
+            self.stats.resets += 1
+            self.log.debug("connection cut", up=result.up, down=result.down, reason=_reason(result.error))
+
+
+class LocalConnection(asyncio.Protocol):
+    """One accepted connection until it is spliced or answered."""
+
+    def __init__(self, endpoint: LocalEndpoint) -> None:
+        self._endpoint = endpoint
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._refusal: ArcbridgeError | None = None
+        self._asking = False
+        self._answered = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- asyncio's callbacks -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        endpoint = self._endpoint
+        endpoint.connections.add(self)
+        endpoint.stats.accepted += 1
+        endpoint.stats.open += 1
+        self._arm(FIRST_BYTES_DEADLINE)
+        self._refusal = _certificate_refusal(self._transport.get_extra_info("peercert"), endpoint.cluster)
+        if self._refusal is not None:
+            endpoint.stats.strangers += 1
+            endpoint.log.warning("connection without the kubeconfig's certificate", reason=self._refusal.message)
+            self._arm(HEAD_DEADLINE)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered:
+            return  # the body of a request that was answered already
+        self._received += data
+        if self._refusal is not None:
+            self._answer_when_complete()
+        elif not self._asking:
+            self._begin()
+        elif len(self._received) > HEAD_LIMIT and self._transport is not None:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._endpoint.connections.discard(self)
+        self._endpoint.stats.open -= 1
+        self._disarm()
+        self._transport = None
+
+    def reset(self) -> None:
+        if self._transport is not None:
+            reset_transport(self._transport)
+
+    # -- the good path ---------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """First bytes: open the stream now if there is a session, else wait for one."""
+        session = self._endpoint.session.current
+        if session is not None:
+            self._splice(session)
+            return
+        self._asking = True
+        task = self._loop.create_task(self._ask())
+        self._endpoint.tasks.add(task)
+        task.add_done_callback(self._endpoint.tasks.discard)
+
+    async def _ask(self) -> None:
+        try:
+            session = await self._endpoint.session.ready()
+        except ArcbridgeError as error:
+            self._refuse(error)
+            return
+        if self._transport is not None and not self._transport.is_closing():
+            self._splice(session)
+
+    def _splice(self, session: MuxSession) -> None:
+        endpoint, transport = self._endpoint, cast(asyncio.Transport, self._transport)
+        splice = _LocalSplice(endpoint, transport, bytes(self._received))
+        try:
+            session.open(TARGET, splice.stream_side)
+        except ArcbridgeError:
+            # It ended this very moment.
+            self._refuse(Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON))
+            return
+        self._disarm()
+        endpoint.connections.discard(self)
+        endpoint.splices.add(splice)
+        endpoint.stats.spliced += 1
+        first, self._received = bytes(self._received), bytearray()
+        self._transport = None
+        splice.start(first)
+
+    # -- the other one -----------------------------------------------------------------------------------------------
+
+    def _refuse(self, error: ArcbridgeError) -> None:
+        self._refusal = error
+        if self._transport is None:
+            return
+        self._arm(HEAD_DEADLINE)
+        self._transport.resume_reading()
+        self._answer_when_complete()
+
+    def _answer_when_complete(self) -> None:
+        """Answer once the request's head is there; a caller that sent no whole head gets none."""
+        transport = self._transport
+        if transport is None or self._refusal is None:
+            return
+        if b"\r\n\r\n" not in self._received:
+            if len(self._received) > HEAD_LIMIT:
+                self.reset()
+            return
+        self._answered = True
+        self._endpoint.stats.refused += 1
+        transport.write(response(self._refusal, head_only=self._received.startswith(b"HEAD ")))
+        self._received.clear()
+        self._arm(LINGER)
+
+    def _arm(self, delay: float) -> None:
+        self._disarm()
+        self._timer = self._loop.call_later(delay, self._expired)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _LocalSplice(TransportSplice):
+    """A splice whose stream may be refused before anything ran: then the caller hears so instead of a reset."""
+
+    def __init__(self, endpoint: LocalEndpoint, outer: asyncio.Transport, first: bytes) -> None:
+        super().__init__(outer, lambda result: endpoint.spliced(self, result))
+        self._endpoint = endpoint
+        self._head = first.startswith(b"HEAD ")
+        self._received_any = False
+        # Only these bytes show what a late refusal answers; a request whose head is longer gets the reset.
+        self._whole_head = b"\r\n\r\n" in first
+
+    def from_stream(self, view: memoryview) -> None:
+        self._received_any = True
+        super().from_stream(view)
+
+    def stream_lost(self, exc: Exception | None) -> None:
+        error = None if self._received_any else _never_ran(exc, self._endpoint.cluster)
+        if error is not None and self._whole_head and not self.outer.is_closing():
+            self._endpoint.stats.refused += 1
+            self.outer.write(response(error, head_only=self._head))
+            super().stream_lost(None)
+        else:
+            super().stream_lost(exc)
+
+
+def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
+    """The answer to a request that surely reached no API server; None where it may have."""
+    if not isinstance(exc, StreamReset):
+        return None
+    match exc.code:
+        case ResetCode.REFUSED:
+            return Unreachable(f'the agent of cluster "{cluster}" takes no new request now', retry_after=RETRY_SOON)
+        case ResetCode.CONNECT_FAILED:
+            return Unreachable(f'the agent of cluster "{cluster}" cannot reach its API server', retry_after=RETRY_SOON)
+        case ResetCode.FORBIDDEN:
+            return PermissionRefused(f'cluster "{cluster}" does not let you in; ask whoever runs it for access')
+        case ResetCode.EXPIRED:
+            return Unauthenticated("the login has expired; log in again")
+        case _:
+            return None
+
+
+def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
+    """TLS of the local endpoint. 1.2 is for client libraries of old systems; the peer is this machine."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # No tickets: a resumed handshake could do without the client certificate.
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(certificates.server_file)
+    context.load_verify_locations(cadata=certificates.ca_pem)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
+    """None for the client certificate of this cluster; it is of our CA, or the handshake had failed."""
+    if not peer or not isinstance(peer, dict):
+        return Unauthenticated(
+            "this endpoint is for the user whose kubeconfig holds its client certificate; "
+            f'start your own: arcbridge --role client --cluster "{cluster}"'
+        )
+    names = [value for rdn in peer.get("subject", ()) for key, value in rdn if key == "commonName"]
+    if names != [cluster]:
+        return Unauthenticated(
+            f'this endpoint is of cluster "{cluster}", the client certificate is of another; '
+            "run arcbridge again to save the kubeconfig anew"
+        )
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, StreamReset):
+        try:
+            return f"stream reset ({ResetCode(error.code).name})"
+        except ValueError:
+            return f"stream reset ({error.code})"
+    return error.message if isinstance(error, SessionEnded) else type(error).__name__

@@ -1,0 +1,159 @@
+"""`forward`: a local TCP port whose connections are streams to one TCP target of the cluster.
+
+Bytes move in `SocketSplice`, socket to stream and back, without a task and without being looked at. A stream opens
+as soon as a connection is accepted, because in many protocols the server speaks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+
+import structlog
+
+from arcbridge.client.session import ClusterSession
+from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.splice import SocketSplice, SpliceResult
+from arcbridge.wire.frames import ResetCode
+
+_ACCEPT_BURST = 64
+"""Connections accepted in one go; the loop does other things in between."""
+_ACCEPT_PAUSE = 0.2
+"""Seconds without accepting when this process has no descriptor left (EMFILE would wake the loop for ever)."""
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+log = structlog.get_logger("arcbridge.client")
+
+
+class ForwardStats:
+    """Counters of one forward."""
+
+    __slots__ = ("accepted", "bytes_down", "bytes_up", "failed", "open")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.open = 0
+        self.failed = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+
+class Forward:
+    """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
+
+    def __init__(self, session: ClusterSession, target: str, sock: socket.socket) -> None:
+        self._session = session
+        self._target = f"tcp:{check_target_name(target)}"
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.stats = ForwardStats()
+        self._log = log.bind(cluster=session.cluster, target=target)
+
+    def start(self) -> None:
+        self._loop.add_reader(self._sock, self._accept)
+
+    async def close(self) -> None:
+        """Stop accepting; running connections end with their session."""
+        self._loop.remove_reader(self._sock)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sock.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPT_BURST):
+            try:
+                sock, _address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._log.warning("cannot accept", reason=error.strerror)
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._loop.remove_reader(self._sock)
+                    self._timer = self._loop.call_later(_ACCEPT_PAUSE, self.start)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.stats.accepted += 1
+            session = self._session.current
+            if session is not None:
+                self._open(session, sock)
+            else:
+                task = self._loop.create_task(self._wait(sock))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _wait(self, sock: socket.socket) -> None:
+        """A connection that came while no session is up."""
+        try:
+            session = await self._session.ready()
+        except ArcbridgeError as error:
+            self.stats.failed += 1
+            self._log.warning("connection refused", reason=error.message)
+            _reset(sock)
+            return
+        except BaseException:
+            _reset(sock)
+            raise
+        self._open(session, sock)
+
+    def _open(self, session: MuxSession, sock: socket.socket) -> None:
+        try:
+            session.open(self._target, SocketSplice(sock, self._done))
+        except ArcbridgeError as error:
+            self.stats.failed += 1
+            self._log.warning("connection refused", reason=error.message)
+            _reset(sock)
+            return
+        self.stats.open += 1
+
+    def _done(self, result: SpliceResult) -> None:
+        self.stats.open -= 1
+        self.stats.bytes_up += result.up
+        self.stats.bytes_down += result.down
+        if result.error is not None:
+            self.stats.failed += 1
+            # A local program that hangs up hard is its own business; what the other end did is worth a line.
+            tell = self._log.debug if isinstance(result.error, OSError) else self._log.warning
+            tell("connection cut", reason=reason(result.error, self._target), up=result.up, down=result.down)
+
+
+def check_target_name(target: str) -> str:
+    """A target's name as the agent's settings may spell it; raises ConfigError."""
+    if not target or len(target) > 253 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in target):
+        raise ConfigError(f"{target[:64]!r} is not a target's name; use one of [targets] in the agent's settings")
+    return target
+
+
+def reason(error: Exception, target: str) -> str:
+    """Why a connection was cut, and what to do about it."""
+    name = target.removeprefix("tcp:")
+    if isinstance(error, StreamReset):
+        known: dict[int, str] = {
+            ResetCode.UNKNOWN_TARGET: f"the agent has no target {name!r} for you; see [targets] in its settings",
+            ResetCode.FORBIDDEN: f"the agent does not let you use {name!r}; see [targets] in its settings",
+            ResetCode.CONNECT_FAILED: f"the agent cannot connect to {name!r}; is it running?",
+            ResetCode.IDLE: "nothing moved for too long",
+            ResetCode.EXPIRED: "the login has expired; log in again",
+            ResetCode.LIMIT: "the agent has no room for another connection",
+            ResetCode.REFUSED: "the agent takes no new connection now; try again",
+            ResetCode.CANCELLED: "the other end reset the connection",
+        }
+        return known.get(error.code, error.message)
+    return error.message if isinstance(error, ArcbridgeError) else type(error).__name__
+
+
+def _reset(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass  # it is dead already
+    sock.close()

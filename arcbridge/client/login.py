@@ -1,0 +1,303 @@
+"""Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh.
+
+The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
+`state` and `nonce` are checked. Tokens are saved before they are used: an issuer that rotates refresh tokens has
+already forgotten the former one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from arcbridge.client.issuer import Endpoints, Issuer, IssuerError
+from arcbridge.client.jwt_look import look
+from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
+from arcbridge.config import LoginConfig
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+
+REDIRECT_PORTS = (8000, 18000)
+"""kubelogin's, so that a registration made for it serves us as well."""
+BROWSER_WAIT = 300.0
+"""Seconds for a person to log in in the browser."""
+DEVICE_WAIT_MOST = 1800.0
+"""Seconds to poll at most, whatever the issuer's `expires_in` says."""
+_DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+_HEAD_LIMIT = 16 * 1024
+_PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
+
+Say = Callable[[str], None]
+OpenBrowser = Callable[[str], Awaitable[bool]]
+
+
+class Login:
+    """One configured login. `say` shows a line to the person; `open_browser` answers whether it could."""
+
+    def __init__(
+        self,
+        config: LoginConfig,
+        cache: TokenCache,
+        *,
+        say: Say,
+        open_browser: OpenBrowser | None = None,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = os.environ,
+        redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
+    ) -> None:
+        if not config.client_id:
+            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+        self._config = config
+        self._cache = cache
+        self._say = say
+        self._open_browser = open_browser or _open_browser
+        self._clock = clock
+        self._environment = environment
+        self._redirect_ports = redirect_ports
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
+
+        `force` refreshes even what looks fresh (the other end refused it). Raises Unauthenticated when only a new
+        login would help and nobody is there, Unreachable when the issuer is down and nothing kept is usable.
+        """
+        refused = self._cache.load() if force else None
+        if not force and (kept := self._cache.load()).fresh(self._clock()):
+            return kept
+        async with self._cache.locked():
+            # Another process may have refreshed while this one waited.
+            kept = self._cache.load()
+            if kept.fresh(self._clock()) and (refused is None or kept != refused):
+                return kept
+            async with Issuer(self._config.issuer, self._config.ca_file) as issuer:
+                if kept.refresh_token:
+                    try:
+                        return await self._refresh(issuer, kept)
+                    except IssuerError:
+                        pass  # revoked or too old: a new login is the answer
+                    except Unreachable:
+                        if kept.usable(self._clock()) and not force:
+                            return kept
+                        raise
+                elif kept.usable(self._clock()) and not force:
+                    return kept
+                if not interactive:
+                    raise Unauthenticated("the login has ended; run `arcbridge --role client login`")
+                return await self._log_in(issuer)
+
+    async def log_in(self) -> TokenSet:
+        """A new login, whatever is kept."""
+        async with self._cache.locked(), Issuer(self._config.issuer, self._config.ca_file) as issuer:
+            return await self._log_in(issuer)
+
+    # -- the grants ---------------------------------------------------------------------------------------------------
+
+    async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
+        endpoints = await issuer.endpoints()
+        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token, "client_id": self._config.client_id}
+        answer = await issuer.post(endpoints.token, form)
+        # Some issuers send no id token at a refresh: the former one stays as long as it lasts.
+        if "id_token" not in answer and look(kept.id_token).expires_at > self._clock():
+            answer = {**answer, "id_token": kept.id_token}
+        return self._keep(answer, kept.refresh_token)
+
+    async def _log_in(self, issuer: Issuer) -> TokenSet:
+        endpoints = await issuer.endpoints()
+        grant = self._config.grant_type
+        if grant == "auto":
+            by_browser = bool(endpoints.authorization) and _has_browser(self._environment)
+            grant = "authcode" if by_browser or not endpoints.device_authorization else "device-code"
+        try:
+            if grant == "device-code":
+                return await self._device_code(issuer, endpoints)
+            return await self._authorization_code(issuer, endpoints)
+        except IssuerError as error:
+            detail = f": {error.description}" if error.description else ""
+            raise Unauthenticated(f"the issuer refused the login ({error.code}{detail})") from error
+
+    async def _device_code(self, issuer: Issuer, endpoints: Endpoints) -> TokenSet:
+        """RFC 8628: show a code, poll until the person has entered it somewhere else."""
+        if not endpoints.device_authorization:
+            raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
+        answer = await issuer.post(endpoints.device_authorization, {**self._who(), **self._wanted()})
+        device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
+        if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
+            raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
+        whole = answer.get("verification_uri_complete")
+        self._say(f"To log in, open {page} in a browser and enter the code {user_code}")
+        if isinstance(whole, str) and whole:
+            self._say(f"or open {whole}")
+        interval = _positive(answer.get("interval"), 5.0)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
+        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, **self._who()}
+        while True:
+            await asyncio.sleep(interval)
+            if loop.time() > deadline:
+                raise Unauthenticated("the device code has expired before the login; start again")
+            try:
+                return self._keep(await issuer.post(endpoints.token, form))
+            except IssuerError as error:
+                if error.code == "slow_down":
+                    interval += 5.0  # RFC 8628 §3.5
+                elif error.code == "expired_token":
+                    raise Unauthenticated("the device code has expired before the login; start again") from error
+                elif error.code == "access_denied":
+                    raise Unauthenticated("the login was refused in the browser") from error
+                elif error.code != "authorization_pending":
+                    raise
+            except Unreachable:
+                interval = min(interval * 2, 60.0)  # RFC 8628 §3.5: back off when the connection fails
+
+    async def _authorization_code(self, issuer: Issuer, endpoints: Endpoints) -> TokenSet:
+        """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
+        if not endpoints.authorization:
+            raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
+        verifier, state, nonce = (secrets.token_urlsafe(32) for _ in range(3))
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+        callback = _Callback(state, issuer.url)
+        server, port = await self._listen(callback)
+        try:
+            redirect = f"http://localhost:{port}"
+            question = {
+                "response_type": "code",
+                "redirect_uri": redirect,
+                "state": state,
+                "nonce": nonce,
+                "code_challenge": challenge,
+                "code_challenge_method": "S256",
+                **self._who(),
+                **self._wanted(),
+            }
+            joint = "&" if urlsplit(endpoints.authorization).query else "?"
+            page = f"{endpoints.authorization}{joint}{urlencode(question)}"
+            if not await self._open_browser(page):
+                self._say(f"To log in, open {page}")
+            else:
+                self._say("Waiting for the login in the browser …")
+            try:
+                async with asyncio.timeout(BROWSER_WAIT):
+                    code = await callback.code
+            except TimeoutError as error:
+                raise Unauthenticated(f"nobody logged in within {BROWSER_WAIT:.0f} s; start again") from error
+        finally:
+            server.close()
+            await callback.finish()
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
+        answer = await issuer.post(endpoints.token, {**form, **self._who()})
+        id_token = answer.get("id_token")
+        if isinstance(id_token, str) and not hmac.compare_digest(look(id_token).nonce.encode(), nonce.encode()):
+            # The token came over TLS from the issuer, so its signature may go unchecked here (OpenID Connect Core
+            # §3.1.3.7); the nonce may not: it binds the token to this login.
+            raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
+        return self._keep(answer)
+
+    async def _listen(self, callback: _Callback) -> tuple[asyncio.Server, int]:
+        for port in self._redirect_ports:
+            try:
+                server = await asyncio.start_server(callback.serve, "127.0.0.1", port, limit=_HEAD_LIMIT)
+            except OSError:
+                continue  # somebody else's: never to be talked to
+            return server, int(server.sockets[0].getsockname()[1])
+        ports = " and ".join(str(port) for port in self._redirect_ports)
+        raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _who(self) -> dict[str, str]:
+        return {"client_id": self._config.client_id}
+
+    def _wanted(self) -> dict[str, str]:
+        wanted = {"scope": " ".join(self._config.scopes)}
+        if self._config.audience:
+            wanted["audience"] = self._config.audience
+        return wanted
+
+    def _keep(self, answer: Mapping[str, object], former_refresh_token: str = "") -> TokenSet:
+        tokens = token_set(dict(answer), self._clock(), former_refresh_token)
+        if not tokens.access_token and not tokens.id_token:
+            raise Unreachable(f"the issuer {self._config.issuer} answered without tokens")
+        self._cache.save(tokens)
+        return tokens
+
+
+class _Callback:
+    """The loopback listener's one question: which code came back under our state?"""
+
+    def __init__(self, state: str, issuer: str) -> None:
+        self._state = state
+        self._issuer = issuer
+        self._connections: set[asyncio.Task[None]] = set()
+        self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            async with asyncio.timeout(10):
+                head = await reader.readuntil(b"\r\n\r\n")
+                status, text = self._judge(head.split(b"\r\n", 1)[0].decode("latin-1"))
+                body = _PAGE.format(text).encode()
+                writer.write(
+                    f"HTTP/1.1 {status}\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+                    "Cache-Control: no-store\r\nReferrer-Policy: no-referrer\r\nConnection: close\r\n\r\n".encode()
+                    + body
+                )
+                await writer.drain()
+        except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
+            pass  # a browser's spare connection, or no browser at all: the person's answer comes on another one
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def finish(self) -> None:
+        """Let the page reach the browser, then end what is left."""
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=1)
+        for task in self._connections:
+            task.cancel()
+        if not self.code.done():
+            self.code.cancel()
+
+    def _judge(self, line: str) -> tuple[str, str]:
+        method, _, rest = line.partition(" ")
+        target = urlsplit(rest.partition(" ")[0])
+        query = {key: values[0] for key, values in parse_qs(target.query).items()}
+        if method != "GET" or target.path not in ("", "/") or not query:
+            return "404 Not Found", "Nothing here."
+        if not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
+            return "400 Bad Request", "This answer belongs to another login."
+        if query.get("iss", self._issuer) != self._issuer:  # RFC 9207
+            return "400 Bad Request", "This answer comes from another issuer."
+        if self.code.done():
+            return "400 Bad Request", "This login has been answered already."
+        if query.get("code"):
+            self.code.set_result(query["code"])
+            return "200 OK", "You are logged in. You may close this window."
+        self.code.set_exception(IssuerError(query.get("error", "no_code")[:64]))
+        return "200 OK", "The login was refused. You may close this window."
+
+
+def _positive(value: object, default: float) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return float(value) if good and isinstance(value, int | float) else default
+
+
+def _has_browser(environment: Mapping[str, str]) -> bool:
+    if environment.get("SSH_CONNECTION"):
+        return False  # the browser would open, and come back, on the wrong machine
+    return sys.platform in ("darwin", "win32") or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+async def _open_browser(url: str) -> bool:
+    import webbrowser
+
+    return await asyncio.to_thread(webbrowser.open, url)

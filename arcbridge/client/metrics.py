@@ -1,0 +1,44 @@
+"""The client's metrics: sums over its sessions, endpoints and forwards, read when somebody scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from arcbridge.client.endpoint import EndpointStats
+from arcbridge.client.forward import ForwardStats
+from arcbridge.client.session import ClusterSession
+from arcbridge.observe.metrics import Metrics
+
+
+def register(
+    metrics: Metrics,
+    sessions: Sequence[ClusterSession],
+    endpoints: Callable[[], Sequence[EndpointStats]],
+    forwards: Callable[[], Sequence[ForwardStats]],
+) -> None:
+    """Register everything that this role counts."""
+    metrics.gauge("sessions", "Sessions that are up.", None, lambda: sum(s.current is not None for s in sessions))
+    metrics.counter("session_attempts_total", "Attempts to establish a session.", None,
+                    lambda: sum(s.attempts for s in sessions))  # fmt: skip
+    metrics.counter("sessions_established_total", "Sessions that were established.", None,
+                    lambda: sum(s.established_count for s in sessions))  # fmt: skip
+    metrics.counter("session_failures_total", "Attempts that failed and sessions that were refused.", None,
+                    lambda: sum(s.failures for s in sessions))  # fmt: skip
+    metrics.counter("local_connections_total", "Local connections by how they went.",
+                    {"result": ("spliced", "refused", "stranger", "forwarded")},
+                    lambda: {
+                        "spliced": sum(e.spliced for e in endpoints()),
+                        "refused": sum(e.refused for e in endpoints()),
+                        "stranger": sum(e.strangers for e in endpoints()),
+                        "forwarded": sum(f.accepted for f in forwards()),
+                    })  # fmt: skip
+    metrics.counter("local_resets_total", "Local connections that were cut.", None,
+                    lambda: sum(e.resets for e in endpoints()) + sum(f.failed for f in forwards()))  # fmt: skip
+    metrics.gauge("local_connections", "Local connections that are open.", None,
+                  lambda: sum(e.open for e in endpoints()) + sum(f.open for f in forwards()))  # fmt: skip
+    metrics.counter("local_bytes_total", "Bytes of finished local connections, by direction.",
+                    {"direction": ("up", "down")},
+                    lambda: {
+                        "up": sum(e.bytes_up for e in endpoints()) + sum(f.bytes_up for f in forwards()),
+                        "down": sum(e.bytes_down for e in endpoints()) + sum(f.bytes_down for f in forwards()),
+                    })  # fmt: skip

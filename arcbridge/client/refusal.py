@@ -1,0 +1,110 @@
+"""Errors as kubectl shows them: one `metav1.Status`, and the words for what can go wrong on the way to a cluster.
+
+`Retry-After` makes kubectl wait and repeat up to ten times, POST as well: it is there only when the request surely
+never left this process *and* another try soon may work.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    JoinRefused,
+    PermissionRefused,
+    SessionEnded,
+    Unauthenticated,
+    Unreachable,
+)
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode
+
+RETRY_SOON = 1
+"""Seconds: with kubectl's ten repeats this bridges ten seconds."""
+
+
+def status_body(error: ArcbridgeError) -> bytes:
+    """The Status object (Kubernetes API conventions, "Response Status Kind")."""
+    message = error.message if error.message.startswith("arcbridge: ") else f"arcbridge: {error.message}"
+    return json.dumps(
+        {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": message,
+            "reason": error.reason,
+            "code": error.status_code,
+        }
+    ).encode()
+
+
+def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
+    """A whole HTTP/1.1 response that ends its connection."""
+    body = status_body(error)
+    phrase = HTTPStatus(error.status_code).phrase
+    lines = [
+        f"HTTP/1.1 {error.status_code} {phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if error.retry_after is not None:
+        lines.append(f"Retry-After: {error.retry_after}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
+
+
+def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
+    """A refused join in the person's words. The relay's own text is not trusted to be shown, but for its times."""
+    name = f'cluster "{cluster}"'
+    later = min(max(error.retry_after or RETRY_SOON, 1), 30)
+    match error.code:
+        case JoinCode.UNAUTHENTICATED:
+            return Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
+        case JoinCode.FORBIDDEN:
+            return PermissionRefused(
+                f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
+            )
+        case JoinCode.NO_AGENT:
+            return Unreachable(f"{name} has no connected agent", retry_after=error.retry_after)
+        case JoinCode.AGENT_TIMEOUT:
+            return Unreachable(f"the agent of {name} did not answer in time; try again", retry_after=RETRY_SOON)
+        case JoinCode.AGENT_REFUSED:
+            return Unreachable(f"the agent of {name} refused the session; its log says why", retry_after=later)
+        case JoinCode.OVERLOADED:
+            return Unreachable("the relay has no room for another session; try again later", retry_after=later)
+        case JoinCode.DRAINING:
+            return Unreachable("the relay is about to restart", retry_after=later)
+        case JoinCode.BAD_REQUEST:
+            return Unreachable("the relay did not understand the request; are client and relay of one version?")
+        case _:
+            return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
+
+
+def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
+    """Why a session could not begin or go on, in the person's words."""
+    name = f'cluster "{cluster}"'
+    if isinstance(error, SessionEnded):
+        match error.code:
+            case GoawayCode.UNAUTHENTICATED:
+                return Unauthenticated(f"{name} does not accept the token; log in again, or put a new token there")
+            case GoawayCode.EXPIRED:
+                return Unauthenticated("the login has expired; log in again")
+            case GoawayCode.FORBIDDEN:
+                return PermissionRefused(f"{name} does not let you in; ask whoever runs it for access")
+            case GoawayCode.REVOKED:
+                return PermissionRefused(f"access to {name} was revoked")
+            case GoawayCode.VERSION:
+                return Unreachable(
+                    f"client and agent of {name} speak different protocol versions; update the older one"
+                )
+            case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.LIMIT | GoawayCode.UNAVAILABLE:
+                return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
+            case _:
+                return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
+    if isinstance(error, ConnectionLost):
+        return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
+    return error

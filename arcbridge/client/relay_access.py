@@ -1,0 +1,68 @@
+"""How this client reaches and knows its relay: address, and the CA file, the pin, or the system's CAs."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.net.address import parse_address
+from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.pki.pins import check_pin, require_pin
+
+
+class RelayAccess:
+    """One relay. TLS contexts are made once; a pinned CA is fetched at first use."""
+
+    def __init__(self, relay: str, *, ca_file: Path | None = None, ca_pin: str = "") -> None:
+        self.address = parse_address(relay)
+        self._ca_file = ca_file
+        self._pin = _checked(ca_pin)
+        self._trust: RelayTrust | None = None
+        self._contexts: dict[str, ssl.SSLContext] = {}
+
+    @classmethod
+    def of(cls, config: ClientConfig) -> RelayAccess:
+        """By the settings; raises ConfigError."""
+        if not config.relay:
+            raise ConfigError("relay: required but not set; give --relay https://host:port")
+        return cls(config.relay, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin)
+
+    async def context(self, alpn: str) -> ssl.SSLContext:
+        """A TLS context for one protocol of the relay.
+
+        Raises PinMismatch which names both pins, Unreachable when a pinned CA cannot be fetched, StateError.
+        """
+        if self._trust is None:
+            self._trust = await self._find_trust()
+        if alpn not in self._contexts:
+            self._contexts[alpn] = outer_client_context(self._trust, alpn)
+        return self._contexts[alpn]
+
+    def forget(self) -> None:
+        """The trust did not hold: a pinned CA is fetched again next time (its certificate may have been renewed)."""
+        self._trust = None
+        self._contexts.clear()
+
+    async def _find_trust(self) -> RelayTrust:
+        if self._ca_file is not None:
+            try:
+                ca_pem = self._ca_file.read_text("ascii")
+            except OSError as error:
+                raise StateError(f"relay_ca_file: cannot read {self._ca_file}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"relay_ca_file: {self._ca_file} holds no PEM certificate") from error
+            if self._pin:
+                require_pin(f"the CA in {self._ca_file}", self._pin, ca_pem)
+            return RelayTrust(ca_pem)
+        if self._pin:
+            return RelayTrust(await fetch_relay_ca(self.address, self._pin))
+        return RelayTrust()
+
+
+def _checked(pin: str) -> str:
+    try:
+        return check_pin(pin) if pin else ""
+    except ConfigError as error:
+        raise ConfigError(f"relay_ca_pin: {error.message}") from error

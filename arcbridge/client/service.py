@@ -1,0 +1,355 @@
+"""The client's commands, composed: `proxy` (kubectl), `forward` (TCP targets), and what they share.
+
+The four lines that tools parse are those of `az connectedk8s proxy`, each printed when it has become true: the port
+is bound, the kubeconfig is written, and requests work because a session is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from arcbridge.client.endpoint import LocalEndpoint
+from arcbridge.client.forward import Forward, check_target_name
+from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
+from arcbridge.client.listening import listen_at, listen_local
+from arcbridge.client.login import Login, OpenBrowser, Say
+from arcbridge.client.metrics import register
+from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.session import ClusterSession
+from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.client.token_cache import TokenCache
+from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token
+from arcbridge.client.trust import Ask, ClusterTrust
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.net.address import parse_listen
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.server import ObserveServer
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import PinStore
+
+log = structlog.get_logger("arcbridge.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """How a command talks to whoever started it; with the defaults nobody is there."""
+
+    tell: Say = field(default=lambda line: None)
+    """Shows one line of the command's own output (stdout, or stderr where stdout is data)."""
+    ask_trust: Ask | None = None
+    """Asks whether a cluster's pin is right; None: nobody can be asked."""
+    may_log_in: bool = False
+    """Whether a login may wait for a person."""
+    open_browser: OpenBrowser | None = None
+
+
+class Parts:
+    """What every command of the client is made of; raises ConfigError or StateError for settings that cannot work."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        person: Person,
+        *,
+        token: str = "",
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.config = config
+        self.person = person
+        self.environment = environment
+        self.state = StateDirectory.find(config.state_dir, environment)
+        self.relay = RelayAccess.of(config)
+        if token:
+            token = check_token(token.encode(), "--token")
+        self.tokens = Tokens(config.login, self._pair(), token=token, token_file=None if token else config.token_file)
+        self.tokens.interactive = person.may_log_in
+        self.token = token
+
+    def _pair(self) -> TokenPair | None:
+        login = self.config.login
+        if login.command:
+            return TokenCommand(login.command)
+        return self.login() if login.issuer else None
+
+    def login(self) -> Login:
+        """The configured OIDC login; raises ConfigError when there is none."""
+        login = self.config.login
+        if not login.issuer:
+            raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        return Login(login, self.token_cache(), say=self.person.tell, open_browser=self.person.open_browser)
+
+    def token_cache(self) -> TokenCache:
+        login = self.config.login
+        return TokenCache(
+            self.state.token_directory,
+            issuer=login.issuer,
+            client_id=login.client_id,
+            scopes=login.scopes,
+            audience=login.audience,
+        )
+
+    def clusters(self) -> list[str]:
+        """The clusters that were named, canonical, each once; raises ConfigError when there is none."""
+        names = list(dict.fromkeys(filter(None, (self.config.cluster, *self.config.clusters))))
+        if not names:
+            raise ConfigError("cluster: required but not set; give --cluster NAME (`clusters` lists them)")
+        for name in names:
+            try:
+                check_cluster_name(name)
+            except ConfigError as error:
+                raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
+        return names
+
+    def session(self, cluster: str) -> ClusterSession:
+        return ClusterSession(self.relay, cluster, self.tokens, self.trust())
+
+    def trust(self) -> ClusterTrust:
+        config = self.config
+        return ClusterTrust(
+            pin=config.cluster_ca_pin,
+            pins_file=config.pins_file,
+            remembered=PinStore(self.state.pins_file, relay=str(self.relay.address)),
+            first_use=config.trust_first_use,
+            ask=self.person.ask_trust,
+            relay=str(self.relay.address),
+        )
+
+
+async def run_proxy(
+    config: ClientConfig,
+    person: Person,
+    *,
+    token: str = "",
+    write_stdout: Callable[[str], None] = print,
+    environment: Mapping[str, str] = os.environ,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the clusters of `config` until cancelled; then put back what was changed.
+
+    `write_stdout` gets the kubeconfig for `--file -`. Raises ArcbridgeError when the start fails: nothing was
+    changed then.
+    """
+    parts = Parts(config, person, token=token, environment=environment)
+    clusters = parts.clusters()
+    if len(clusters) > 1:
+        for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
+            if value:
+                raise ConfigError(f"flag {flag}: fits one cluster, but {len(clusters)} were named")
+        if config.port:
+            raise ConfigError(f"flag --port: fits one cluster, but {len(clusters)} were named; each keeps its own")
+    to_stdout = config.file == "-"
+    if to_stdout and len(clusters) > 1:
+        raise ConfigError("flag --file: standard output takes the kubeconfig of one cluster; name one, or a file")
+    kubeconfig = None if to_stdout else Kubeconfig.find(config.file, environment)
+    if kubeconfig is not None:
+        # Before any login: nobody should log in for nothing.
+        for cluster in clusters:
+            await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
+    proxies = [_Proxy(parts, cluster) for cluster in clusters]
+    observer = _observer(config, proxies)
+    try:
+        for proxy in proxies:
+            proxy.bind()
+            person.tell(f"Proxy is listening on port {proxy.port}")
+        await observer.start()
+        await _together([proxy.session.first() for proxy in proxies])
+        merged: list[Merged] = []
+        try:
+            # A session that ends meanwhile is taken up by its `run`, which begins now.
+            async with asyncio.TaskGroup() as group:
+                for proxy in proxies:
+                    group.create_task(proxy.session.run())
+                    await proxy.serve()
+                for number, proxy in enumerate(proxies):
+                    entry = proxy.entry(config.kube_context or proxy.cluster)
+                    if kubeconfig is None:
+                        write_stdout(render(entry))
+                    else:
+                        switch = config.context_switch and number == 0
+                        merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, entry, switch=switch))
+                        try:
+                            done = await asyncio.shield(merging)
+                        except asyncio.CancelledError:
+                            # The thread goes on whatever we do: what it changes must be undone.
+                            merged.append(await merging)
+                            raise
+                        merged.append(done)
+                        _tell_merged(person, done)
+                    parts.state.add_cluster_name(proxy.cluster)
+                person.tell("Press Ctrl+C to close proxy.")
+                ready()
+        finally:
+            if kubeconfig is not None:
+                for done in reversed(merged):
+                    # Shielded by its own nature: a thread is not cancelled, and the file must not stay half-way.
+                    _undo(kubeconfig, done, remove=config.remove_context)
+    finally:
+        for proxy in proxies:
+            await proxy.close()
+        await observer.stop()
+
+
+async def run_forward(
+    config: ClientConfig,
+    person: Person,
+    target: str,
+    listen: str,
+    *,
+    token: str = "",
+    environment: Mapping[str, str] = os.environ,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Carry a TCP target of the one named cluster to a local address until cancelled."""
+    check_target_name(target)
+    parts = Parts(config, person, token=token, environment=environment)
+    cluster, *more = parts.clusters()
+    if more:
+        raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
+    address = parse_listen(listen, default_port=0)
+    sock = listen_at(address.host or "127.0.0.1", address.port)
+    session = parts.session(cluster)
+    forward = Forward(session, target, sock)
+    observer = _observer(config, [], forwards=[forward], sessions=[session])
+    try:
+        await observer.start()
+        await session.first()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.run())
+            forward.start()
+            host, port = sock.getsockname()[:2]
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            person.tell(f"Forwarding {shown} to {target} of cluster {cluster}")
+            person.tell("Press Ctrl+C to close.")
+            ready()
+    finally:
+        await forward.close()
+        session.close()
+        await _let_close()
+        await observer.stop()
+
+
+class _Proxy:
+    """One cluster's share of a proxy: port, session, endpoint."""
+
+    def __init__(self, parts: Parts, cluster: str) -> None:
+        self.cluster = cluster
+        self.session = parts.session(cluster)
+        self.endpoint: LocalEndpoint | None = None
+        self.port = 0
+        self._parts = parts
+        self._certificates: LocalCertificates | None = None
+        self._served = False
+
+    def bind(self) -> None:
+        """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""
+        wanted, state, relay = self._parts.config.port, self._parts.state, str(self._parts.relay.address)
+        certificates = self._certificates = state.certificates(self.cluster, time.time())
+        sockets = listen_local(state.port(relay, self.cluster) if wanted is None else wanted)
+        self.endpoint = LocalEndpoint(self.cluster, self.session, certificates, sockets)
+        self.port = self.endpoint.port
+        if wanted:
+            state.remember_port(relay, self.cluster, self.port)
+
+    async def serve(self) -> None:
+        assert self.endpoint is not None
+        await self.endpoint.start()
+
+    def entry(self, name: str) -> Entry:
+        assert self._certificates is not None
+        parts, file = self._parts, self._parts.config.token_file
+        return Entry(
+            name,
+            self.cluster,
+            f"https://127.0.0.1:{self.port}",
+            self._certificates.ca_pem,
+            self._certificates.client_certificate_pem,
+            self._certificates.client_key_pem,
+            token=parts.token,
+            token_file=str(Path(file).absolute()) if file is not None and not parts.token else "",
+        )
+
+    async def close(self) -> None:
+        if self.endpoint is not None:
+            await self.endpoint.close()
+        self.session.close()
+        await _let_close()
+
+
+async def _let_close() -> None:
+    """Some turns of the loop, in which the sessions' last frames and the local resets leave."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def _together(starts: list[Awaitable[None]]) -> None:
+    """All at once; the first failure is raised bare, as a person should read it."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(_run(start))
+    except BaseExceptionGroup as errors:
+        ours = errors.subgroup(ArcbridgeError)
+        if ours is None:
+            raise
+        first: BaseException = ours
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+async def _run(start: Awaitable[None]) -> None:
+    await start
+
+
+def _tell_merged(person: Person, merged: Merged) -> None:
+    name = merged.entry.name
+    if merged.switched:
+        person.tell(f'Merged "{name}" as current context in {merged.path}')
+    else:
+        person.tell(f'Merged "{name}" in {merged.path}')
+    person.tell(f"Start sending kubectl requests on '{name}' context using kubeconfig at {merged.path}")
+
+
+def _undo(kubeconfig: Kubeconfig, merged: Merged, *, remove: bool) -> None:
+    try:
+        kubeconfig.undo(merged, remove=remove)
+    except ArcbridgeError as error:
+        log.warning("the kubeconfig was not put back", reason=error.message)
+
+
+def _observer(
+    config: ClientConfig,
+    proxies: list[_Proxy],
+    *,
+    forwards: list[Forward] | None = None,
+    sessions: list[ClusterSession] | None = None,
+) -> ObserveServer:
+    metrics, checks = Metrics("client"), Checks()
+    everyone = [*(sessions or []), *(proxy.session for proxy in proxies)]
+    register(
+        metrics,
+        everyone,
+        lambda: [proxy.endpoint.stats for proxy in proxies if proxy.endpoint is not None],
+        lambda: [forward.stats for forward in forwards or []],
+    )
+    for session in everyone:
+        checks.add(f"session-{session.cluster}", _session_check(session))
+    return ObserveServer(config.observe.listen, metrics, checks)
+
+
+def _session_check(session: ClusterSession) -> Callable[[], str | None]:
+    def check() -> str | None:
+        if session.current is not None:
+            return None
+        return session.failure.message if session.failure is not None else "no session yet"
+
+    return check

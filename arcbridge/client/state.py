@@ -1,0 +1,160 @@
+"""What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
+
+State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`. With an explicit
+state directory the cache is inside it, so that one directory holds, and can remove, everything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arcbridge.errors import StateError
+from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+FIRST_PORT = 47011
+"""Azure Arc's port: scripts that know it go on working."""
+CLIENT_CERTIFICATE_LIFE = 366 * 86400.0
+"""Seconds. The certificate is in a kubeconfig that only its user can read; copies go on working for a while."""
+_LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCertificates:
+    """What the endpoint of one cluster needs: PEM texts; the server's certificate and key are one file."""
+
+    ca_pem: str
+    server_file: Path
+    client_certificate_pem: str
+    client_key_pem: str = field(repr=False)
+
+
+class StateDirectory:
+    """The directory of one user; made at first use. Every method raises StateError."""
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path = path
+        self.cache = cache
+
+    @classmethod
+    def find(cls, explicit: Path | None, environment: Mapping[str, str]) -> StateDirectory:
+        if explicit is not None:
+            return cls(explicit, explicit / "cache")
+        return cls(
+            _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
+            _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+        )
+
+    @property
+    def pins_file(self) -> Path:
+        return self.path / "pins.toml"
+
+    @property
+    def token_directory(self) -> Path:
+        return self.cache / "tokens"
+
+    def certificates(self, cluster: str, now: float) -> LocalCertificates:
+        """The local CA (made once), a server certificate of this start, and the cluster's client certificate.
+
+        The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
+        goes on working. A client certificate is replaced when less than a third of its life is left.
+        """
+        authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint")
+        server = authority.issue_server(_LOCAL_NAMES)
+        server_file = self.path / "local-ca" / "server.pem"
+        write_private(server_file, (server.certificate_pem + server.key_pem).encode())
+        directory = self.path / "clusters"
+        ensure_private_directory(directory)
+        file = directory / f"{cluster}.pem"
+        with locked(self.path / ".clusters.lock"):
+            kept = (read_file(file) or b"").decode("ascii", "replace")
+            certificate, key = _split(kept)
+            if not certificate or _worn(certificate, now) or not _issued_by(authority, certificate):
+                issued = authority.issue_client(cluster, life=CLIENT_CERTIFICATE_LIFE)
+                certificate, key = issued.certificate_pem, issued.key_pem
+                write_private(file, (certificate + key).encode())
+        return LocalCertificates(authority.certificate_pem, server_file, certificate, key)
+
+    # -- ports --------------------------------------------------------------------------------------------------------
+
+    def port(self, relay: str, cluster: str) -> int:
+        """The port of a cluster at a relay: the one it had, else the next that no other cluster has, then kept."""
+        key = f"{cluster} at {relay}"
+        ensure_private_directory(self.path)
+        with locked(self.path / ".ports.lock"):
+            ports = self._ports()
+            if key not in ports:
+                taken = set(ports.values())
+                ports[key] = next(port for port in range(FIRST_PORT, 65536) if port not in taken)
+                self._save_ports(ports)
+            return ports[key]
+
+    def remember_port(self, relay: str, cluster: str, port: int) -> None:
+        """Keep a port that was chosen by hand."""
+        ensure_private_directory(self.path)
+        with locked(self.path / ".ports.lock"):
+            ports = self._ports()
+            if ports.get(f"{cluster} at {relay}") != port:
+                ports[f"{cluster} at {relay}"] = port
+                self._save_ports(ports)
+
+    def _ports(self) -> dict[str, int]:
+        data = read_file(self.path / "ports.json")
+        try:
+            ports = json.loads(data) if data else {}
+        except ValueError:
+            ports = None
+        if not isinstance(ports, dict) or not all(type(port) is int for port in ports.values()):
+            raise StateError(f"{self.path / 'ports.json'} is damaged: remove it, and clusters get new ports")
+        return ports
+
+    def _save_ports(self, ports: dict[str, int]) -> None:
+        write_private(self.path / "ports.json", json.dumps(ports, indent=1).encode())
+
+    # -- names, for completion ----------------------------------------------------------------------------------------
+
+    def keep_cluster_names(self, names: list[str]) -> None:
+        """Write the names that completion offers; they are a convenience, so failing to is nothing."""
+        try:
+            ensure_private_directory(self.cache)
+            write_private(self.cache / "clusters", "".join(f"{name}\n" for name in sorted(names)).encode())
+        except StateError:
+            pass  # completion goes without
+
+    def add_cluster_name(self, name: str) -> None:
+        known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
+        if name not in known:
+            self.keep_cluster_names([*known, name])
+
+
+def _base(environment: Mapping[str, str], variable: str, default: str) -> Path:
+    # Relative paths there are to be ignored (XDG Base Directory Specification).
+    named = environment.get(variable, "")
+    return Path(named) if named.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / default
+
+
+def _split(pem: str) -> tuple[str, str]:
+    """Certificate and key of a file that holds both; empty texts when it does not."""
+    certificate, mark, key = pem.partition("-----END CERTIFICATE-----\n")
+    return (certificate + mark, key) if mark and "PRIVATE KEY" in key else ("", "")
+
+
+def _worn(certificate_pem: str, now: float) -> bool:
+    begin, end = certificate_validity(certificate_pem)
+    return not begin <= now < begin + (end - begin) * 2 / 3
+
+
+def _issued_by(authority: Authority, certificate_pem: str) -> bool:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        x509.load_pem_x509_certificate(certificate_pem.encode()).verify_directly_issued_by(
+            x509.load_pem_x509_certificate(authority.certificate_pem.encode())
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

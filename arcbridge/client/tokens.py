@@ -1,0 +1,208 @@
+"""Which token goes where: an access token to the relay, an id token (or a ServiceAccount's) to the cluster.
+
+The relay sees the first and must not be able to use it at the cluster, so the two differ unless the person gave only
+one; then a warning says what that means. Files are read at every use, because others refresh them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from arcbridge.client.jwt_look import look
+from arcbridge.client.token_cache import TokenSet, token_set
+from arcbridge.config import LoginConfig
+from arcbridge.errors import StateError, Unauthenticated
+
+COMMAND_DEADLINE = 120.0
+"""Seconds: a command may itself ask a person."""
+_TOKEN_LIMIT = 64 * 1024
+_OUTPUT_LIMIT = 256 * 1024
+
+log = structlog.get_logger("arcbridge.client")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterToken:
+    """What AUTH carries: `kind` is `oidc` or `bearer`; `expires_at` unix seconds, 0 when the token does not say."""
+
+    kind: str
+    text: str = field(repr=False)
+    expires_at: float = 0.0
+
+
+class TokenPair(Protocol):
+    """Something that gives both tokens together."""
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet: ...
+
+
+class Tokens:
+    """The tokens of one client. Each method raises Unauthenticated with what the person can do."""
+
+    def __init__(
+        self,
+        login: LoginConfig,
+        pair: TokenPair | None,
+        *,
+        token: str = "",
+        token_file: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._login = login
+        self._pair = pair
+        self._token = token
+        self._token_file = token_file
+        self._clock = clock
+        self._refused = False
+        self._warned = False
+        self.interactive = False
+        """Whether a person may be asked to log in now; set by whoever knows that one is there."""
+
+    @property
+    def token_mode(self) -> bool:
+        """Whether the cluster gets the caller's own bearer token."""
+        return bool(self._token or self._token_file)
+
+    async def access(self) -> str:
+        """For the relay."""
+        if self._login.access_token_file is not None:
+            return self._current(read_token(self._login.access_token_file), f"{self._login.access_token_file}")
+        if self._pair is not None:
+            tokens = await self._tokens(self._pair)
+            return tokens.access_token or tokens.id_token
+        if self._login.id_token_file is not None:
+            self._warn_of_one_token()
+            return self._current(read_token(self._login.id_token_file), f"{self._login.id_token_file}")
+        raise Unauthenticated(
+            "no login is configured; give --access-token-file and --id-token-file, or --oidc-issuer-url and "
+            "--oidc-client-id, or a [login] table in the settings file"
+        )
+
+    async def cluster(self) -> ClusterToken:
+        """For the cluster."""
+        if self._token_file is not None:
+            return _cluster_token("bearer", self._current(read_token(self._token_file), f"{self._token_file}"))
+        if self._token:
+            return _cluster_token("bearer", self._current(self._token, "--token"))
+        if self._login.id_token_file is not None:
+            token = read_token(self._login.id_token_file)
+            return _cluster_token("oidc", self._current(token, f"{self._login.id_token_file}"))
+        if self._pair is not None:
+            tokens = await self._tokens(self._pair)
+            if not tokens.id_token:
+                self._warn_of_one_token()
+            return _cluster_token("oidc", tokens.id_token or tokens.access_token)
+        self._warn_of_one_token()
+        return _cluster_token("oidc", await self.access())
+
+    def refused(self) -> None:
+        """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
+        self._refused = True
+
+    async def _tokens(self, pair: TokenPair) -> TokenSet:
+        tokens = await pair.tokens(interactive=self.interactive, force=self._refused)
+        self._refused = False
+        return tokens
+
+    def _current(self, token: str, source: str) -> str:
+        expires_at = look(token).expires_at
+        if expires_at and expires_at <= self._clock():
+            raise Unauthenticated(f"the token of {source} has expired; put a new one there")
+        return token
+
+    def _warn_of_one_token(self) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "one token serves relay and cluster",
+                meaning="the relay could act as you in the cluster",
+                instead="give a token of its own for each: --access-token-file and --id-token-file",
+            )
+
+
+class TokenCommand:
+    """`login.command`: a program that prints both tokens as JSON; its answer is kept until it grows old."""
+
+    def __init__(self, command: tuple[str, ...], *, clock: Callable[[], float] = time.time) -> None:
+        self._command = command
+        self._clock = clock
+        self._kept = TokenSet()
+        self._running = asyncio.Lock()
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        async with self._running:
+            if force or not self._kept.fresh(self._clock()):
+                self._kept = await self._run()
+            return self._kept
+
+    async def _run(self) -> TokenSet:
+        name = self._command[0]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise Unauthenticated(f"login.command: cannot run {name}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(COMMAND_DEADLINE):
+                output, _ = await process.communicate()
+        except TimeoutError as error:
+            raise Unauthenticated(f"login.command: {name} gave no token within {COMMAND_DEADLINE:.0f} s") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise Unauthenticated(f"login.command: {name} ended with code {process.returncode}")
+        try:
+            document = json.loads(output) if len(output) <= _OUTPUT_LIMIT else None
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            # What it printed may be a token: it is never quoted.
+            raise Unauthenticated(f'login.command: {name} did not print JSON with "access_token" and "id_token"')
+        now = self._clock()
+        tokens = token_set(document, now)
+        expires_at = document.get("expires_at")
+        if isinstance(expires_at, int | float) and not isinstance(expires_at, bool) and expires_at > now:
+            ends = [end for end in (tokens.expires_at, float(expires_at)) if end]
+            tokens = TokenSet(tokens.access_token, tokens.id_token, "", now, min(ends))
+        if not tokens.access_token and not tokens.id_token:
+            raise Unauthenticated(f'login.command: {name} printed neither "access_token" nor "id_token"')
+        return tokens
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, trimmed; raises Unauthenticated or StateError, which name the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_TOKEN_LIMIT + 1)
+    except FileNotFoundError as error:
+        raise Unauthenticated(f"the token file {path} does not exist; log in, or name another one") from error
+    except OSError as error:
+        raise StateError(f"cannot read the token file {path}: {error.strerror}") from error
+    return check_token(data, str(path))
+
+
+def check_token(data: bytes, source: str) -> str:
+    """A token as header and AUTH can carry it; raises Unauthenticated."""
+    if len(data) > _TOKEN_LIMIT:
+        raise Unauthenticated(f"{source} holds more than {_TOKEN_LIMIT // 1024} KiB: not a token")
+    token = data.strip()
+    if not token:
+        raise Unauthenticated(f"{source} is empty; put a token there")
+    if not all(0x21 <= byte <= 0x7E for byte in token):
+        raise Unauthenticated(f"{source} does not hold one token: there are spaces or other characters in it")
+    return token.decode("ascii")
+
+
+def _cluster_token(kind: str, token: str) -> ClusterToken:
+    return ClusterToken(kind, token, look(token).expires_at)

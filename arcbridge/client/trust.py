@@ -1,0 +1,82 @@
+"""Whether a cluster's CA is the one it should be: no token goes to a cluster before this has said yes.
+
+In this order: the pin that was given, the organisation's pins file, what this user trusted before, the person at the
+terminal, `--trust-first-use`. A pin that is known and differs is an error that names both; it is never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.pki.pins import PinStore, check_pin, mismatch_message, pin_of, same_pin
+
+log = structlog.get_logger("arcbridge.client")
+
+Ask = Callable[[str, str], Awaitable[bool]]
+"""Shows a cluster's name and pin to the person; whether it is trusted."""
+
+
+class ClusterTrust:
+    """The rule for the clusters of one relay."""
+
+    def __init__(
+        self,
+        *,
+        pin: str = "",
+        pins_file: Path | None = None,
+        remembered: PinStore | None = None,
+        first_use: bool = False,
+        ask: Ask | None = None,
+        relay: str = "",
+    ) -> None:
+        try:
+            self._pin = check_pin(pin) if pin else ""
+        except ConfigError as error:
+            raise ConfigError(f"cluster_ca_pin: {error.message}") from error
+        if pins_file is not None and not pins_file.is_file():
+            # Absent must not mean "no pins": that would be trust on first use by mistake.
+            raise StateError(f"pins_file: {pins_file} does not exist")
+        self._shipped = PinStore(pins_file, relay=relay) if pins_file is not None else None
+        self._remembered = remembered
+        self._first_use = first_use
+        self._ask = ask
+
+    def known(self, cluster: str) -> str:
+        """The pin that the cluster must have; empty when nothing is known. Raises StateError."""
+        if self._pin:
+            return self._pin
+        for store in (self._shipped, self._remembered):
+            if store is not None and (pin := store.get(cluster)):
+                return pin
+        return ""
+
+    def check(self, cluster: str, ca_pem: str) -> bool:
+        """True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
+        known = self.known(cluster)
+        if not known:
+            return False
+        found = pin_of(ca_pem)
+        if not same_pin(known, found):
+            raise PinMismatch(mismatch_message(f"the CA of cluster {cluster!r}", known, found))
+        return True
+
+    async def first_time(self, cluster: str, ca_pem: str) -> None:
+        """Decide about a cluster that nobody has vouched for, and remember it; raises PinMismatch when refused."""
+        pin = pin_of(ca_pem)
+        if self._ask is not None and not self._first_use:
+            if not await self._ask(cluster, pin):
+                raise PinMismatch(f"cluster {cluster!r} was not trusted (pin {pin}); ask its owner for the pin")
+        elif self._first_use:
+            # The one hole of trust on first use: a hostile relay at this very moment (docs/security.md).
+            log.warning("trusting a cluster at first use", cluster=cluster, pin=pin)
+        else:
+            raise PinMismatch(
+                f"cluster {cluster!r} is not known here (its pin would be {pin}); compare that with its owner's and "
+                "give --cluster-ca-pin, or accept it unseen with --trust-first-use"
+            )
+        if self._remembered is not None:
+            self._remembered.remember(cluster, pin)
