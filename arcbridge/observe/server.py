@@ -12,7 +12,10 @@ connect. It has no authentication: what it answers holds no user, path or secret
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import signal
+import threading
 from typing import Final
 
 from aiohttp import web
@@ -45,6 +48,7 @@ class ObserveServer:
         self._checks = checks
         self._lag = LoopLag()
         self._runner: web.AppRunner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         metrics.histogram("event_loop_delay_seconds", "How late the event loop ran a timer.", None,
                           lambda: self._lag.delays)  # fmt: skip
         metrics.counter("log_events_omitted_total", "Log events left out because many like them came at once.", None,
@@ -59,6 +63,7 @@ class ObserveServer:
         Raises ConfigError where the address is malformed, taken, or not allowed; it names the setting.
         """
         self._lag.start()
+        self._toggle_on_signal()
         if not self.listen:
             return ""
         host, port = _split(self.listen)
@@ -74,7 +79,7 @@ class ObserveServer:
             await web.TCPSite(runner, host, port).start()
         except (OSError, OverflowError) as error:
             await runner.cleanup()
-            self._lag.stop()
+            await self.stop()
             raise ConfigError(_bind_message(self.listen, error)) from error
         self._runner = runner
         bound_host, bound_port = runner.addresses[0][:2]
@@ -84,9 +89,20 @@ class ObserveServer:
     async def stop(self) -> None:
         """Close the listener and its connections; may be called more than once."""
         self._lag.stop()
+        if self._loop is not None:
+            self._loop.remove_signal_handler(signal.SIGUSR1)
+            self._loop = None
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
+
+    def _toggle_on_signal(self) -> None:
+        """SIGUSR1 switches the log between debug and the configured level, where the platform has such a signal."""
+        number = getattr(signal, "SIGUSR1", None)
+        if number is None or threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_signal_handler(number, logs.toggle_debug)
 
     async def _live(self, request: web.Request) -> web.Response:
         return _plain("ok\n")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import structlog
 
 from arcbridge.errors import ConfigError
+from arcbridge.observe import logging as logs
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
@@ -112,3 +117,22 @@ async def test_malformed_addresses_are_refused(listen: str) -> None:
 async def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="no such address"):
         await ObserveServer("192.0.2.1:0", Metrics("relay"), Checks()).start()
+
+
+async def test_sigusr1_switches_the_log_level_and_back() -> None:
+    stream = io.StringIO()
+    logs.configure("relay", "warning", "json", stream)
+    server = ObserveServer("", Metrics("relay"), Checks())
+    await server.start()
+    try:
+        for expected in ("debug", "warning"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            async with asyncio.timeout(5):
+                while logs.level() != expected:
+                    await asyncio.sleep(0)
+    finally:
+        await server.stop()
+        logs.shutdown()
+        structlog.reset_defaults()
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert stream.getvalue().count("log.level_changed") == 2
