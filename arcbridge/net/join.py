@@ -184,10 +184,16 @@ class ServerJoin:
 
     async def finish(self) -> bytes:
         """Wait for the peer's close_notify, at most 3 s; the raw bytes behind it. The socket is now raw."""
-        return await self._step("close_notify", CLOSE_DEADLINE, self._pipe.close())
+        left_over = await self._step("close_notify", CLOSE_DEADLINE, self._pipe.close())
+        # Nothing can be said any more: what the peer hears now is the other end.
+        self._broken = True
+        return left_over
 
     async def refuse(self, reply: JoinReply) -> None:
-        """Say why, as far as the peer still listens, and close the socket; takes at most a second and never raises."""
+        """Say why, as far as the peer still listens, and close the socket; takes at most a second and never raises.
+
+        Where nothing can be said (the TLS is broken, or over), the socket is closed with RST.
+        """
         if self._broken:
             self.abort()
             return
@@ -202,7 +208,7 @@ class ServerJoin:
                     taken += len(chunk)
         except (OSError, EOFError, TimeoutError):
             # The peer is gone or stalls: it does not get to hear the reason.
-            pass
+            self.abort()
         finally:
             self.sock.close()
 

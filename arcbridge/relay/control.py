@@ -128,7 +128,7 @@ class ControlRoom:
         self._registry = registry
         self._counters = counters
         self._open: set[ControlConnection] = set()
-        self._leaving: tuple[GoawayCode, str, int] | None = None
+        self._leaving: tuple[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -166,11 +166,13 @@ class ControlRoom:
             if not session.closed:
                 session.abort(ConnectionLost("the relay is stopping"))
 
-    def leave(self, code: GoawayCode, message: str, retry_after: int = 0) -> None:
-        """Draining: every agent is told to go, and so is who comes from now on."""
-        self._leaving = (code, message, retry_after)
+    def drain(self, message: str, *, retry_after: int) -> None:
+        """GOAWAY(DRAINING) to every agent, and to who comes from now on."""
+        self._leaving = (message, retry_after)
         for link in list(self._open):
-            link.leave(code, message, retry_after)
+            link.draining = True
+            if link.session is not None and not link.session.closed:
+                link.session.goaway(GoawayCode.DRAINING, message, retry_after)
 
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
@@ -216,7 +218,7 @@ class ControlRoom:
         link.instance = hello.agent
         link.version = _printable(hello.software, 64)
         if self._leaving is not None:
-            session.close(*self._leaving)
+            session.close(GoawayCode.DRAINING, *self._leaving)
             return False
         return True
 

@@ -1,0 +1,104 @@
+"""The room behind `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+import structlog
+
+from arcbridge.net.ready import reset
+from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
+from arcbridge.relay.admission import Ticket
+from arcbridge.relay.counters import Counters
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class HttpRoom:
+    """`serve` is a room of the listener. Nobody is authenticated by connecting here, so the ticket is kept as long as
+    the connection lives: the caps on strangers bound the API's connections as well."""
+
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext],
+        protocol: Callable[[], asyncio.Protocol],
+        counters: Counters,
+    ) -> None:
+        self._context = context
+        self._protocol = protocol
+        self._counters = counters
+
+    async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
+        connection = _Connection(self._protocol)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=self._context(),
+                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
+                ssl_shutdown_timeout=CLOSE_DEADLINE,
+            )
+        except (OSError, TimeoutError) as error:
+            self._counters.rejected["handshake"] += 1
+            log.debug("http connection refused", source=ticket.address, cause=type(error).__name__)
+            sock.close()
+            return
+        except BaseException:
+            reset(sock)
+            raise
+        try:
+            await connection.over
+        finally:
+            connection.abort()
+
+
+class _Connection(asyncio.Protocol):
+    """Stands before the API's protocol: lets it begin only where HTTP was negotiated, and tells when it is over."""
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._make = protocol
+        self._inner: asyncio.Protocol | None = None
+        self._transport: asyncio.Transport | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is None or tls.selected_alpn_protocol() not in (None, ALPN_HTTP):
+            # Peeked one thing, negotiated another (J13): not a byte of it is read.
+            self._transport.abort()
+            return
+        self._inner = self._make()
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._inner is None else self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+        if not self.over.done():
+            self.over.set_result(None)

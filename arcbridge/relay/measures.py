@@ -1,0 +1,87 @@
+"""The relay's metrics: each reads plain integers when it is scraped. Labels have fixed values only."""
+
+from __future__ import annotations
+
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.admission import Admission
+from arcbridge.relay.api import ApiServer
+from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.counters import REJECTIONS, Counters
+from arcbridge.relay.pump import Pumps
+from arcbridge.relay.rendezvous import Rendezvous
+
+
+def register(
+    metrics: Metrics,
+    counters: Counters,
+    admission: Admission,
+    control: ControlRoom,
+    rendezvous: Rendezvous,
+    pumps: Pumps,
+    verifier: TokenVerifier,
+    api: ApiServer,
+    certificate: ServerCertificate,
+) -> None:
+    """Tell `metrics` where everything is read. The names are without their prefix `arcbridge_relay_`."""
+    counter, gauge = metrics.counter, metrics.gauge
+
+    counter("connections_total", "Connections accepted.", None, lambda: counters.accepted)
+    counter(
+        "connections_rejected_total",
+        "Connections closed before it was known who they are.",
+        {"reason": REJECTIONS},
+        lambda: counters.rejected,
+    )
+    gauge("connections_unauthenticated", "Connections that have not shown who they are.", None,
+          lambda: admission.waiting)  # fmt: skip
+    counter("accept_pauses_total", "How often accepting waited for file descriptors.", None,
+            lambda: counters.accept_pauses)  # fmt: skip
+
+    gauge("agents", "Control connections of agents.", None, lambda: len(control))
+    counter("agent_connections_total", "Control connections that were registered.", None,
+            lambda: counters.agents_total)  # fmt: skip
+    counter("agents_refused_total", "Control connections that were refused after their handshake.", None,
+            lambda: counters.agents_refused)  # fmt: skip
+    counter("agents_replaced_total", "Control connections replaced by a newer one of the same instance id.", None,
+            lambda: counters.agents_replaced)  # fmt: skip
+
+    counter(
+        "joins_total",
+        "Joins of clients, by how they ended.",
+        {"result": tuple(code.name.lower() for code in JoinCode)},
+        lambda: counters.joins,
+    )
+    metrics.histogram("join_seconds", "From a client's JOIN to its pump.", None, lambda: counters.join_seconds)
+    gauge("joins_pending", "Clients that wait for their agent.", None, lambda: rendezvous.pending)
+    counter("agent_joins_refused_total", "Joins of agents that were refused.", None,
+            lambda: counters.agent_joins_refused)  # fmt: skip
+    counter("dial_tokens_refused_total", "Dial tokens that were void, of another cluster, or guessed.", None,
+            lambda: counters.tokens_refused)  # fmt: skip
+
+    gauge("pumps_open", "Sessions that are being pumped.", None, lambda: len(pumps))
+    counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
+    counter(
+        "pumped_bytes_total",
+        "Bytes moved, by direction: up is from client to agent.",
+        {"direction": ("up", "down")},
+        lambda: dict(zip(("up", "down"), pumps.bytes(), strict=True)),
+    )
+    gauge("pipes_open", "Pipes of the splice pool.", None, lambda: pumps.pipes.open)
+    counter("pipes_refused_total", "How often the pump copied because no pipe was free.", None,
+            lambda: pumps.pipes.refused)  # fmt: skip
+
+    counter(
+        "tokens_total",
+        "Access tokens judged.",
+        {"result": ("verified", "refused")},
+        lambda: {"verified": verifier.verified, "refused": verifier.refused},
+    )
+    counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
+            lambda: api.malformed)  # fmt: skip
+    counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,
+            lambda: api.slow)  # fmt: skip
+    gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
+          lambda: certificate.expires)  # fmt: skip

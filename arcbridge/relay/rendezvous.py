@@ -1,0 +1,396 @@
+"""The rendezvous: a client and an agent of its cluster meet here and become one pump.
+
+Step by step (docs/protocol.md, "Join"): the client's JOIN is authenticated and asked of the policy; an agent is asked
+to come (DIAL, with a token that exists for this purpose alone); the agent's JOIN with that token and with a
+certificate of *that* cluster claims it; the outer TLS of the agent ends in order, then the client's; both sockets are
+raw and belong to the pump, which first forwards what came behind the close_notify.
+
+Rules:
+
+1. A dial token pairs at most one client with one agent of the cluster it was made for. It is 128 random bits, voided
+   by the first agent that claims it, by the client's leaving, and by its deadline. It is looked up by its SHA-256 and
+   compared in constant time, so how long an answer takes says nothing about it.
+2. The client hears OK only after the agent's side is raw: until then every failure is told in words.
+3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
+4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
+5. Every join ends paired or with both sockets closed, and leaves one line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    EnrolmentRefused,
+    JoinRefused,
+    RemoteProtocolError,
+    Unauthenticated,
+)
+from arcbridge.identity.claims import Identity
+from arcbridge.net.join import JoinCode, ServerJoin
+from arcbridge.pki.authority import agent_cluster
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.admission import Ticket
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.failure_limit import FailureLimit
+from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
+from arcbridge.wire.records import Dial, JoinReply, JoinRequest
+
+DIAL_DEADLINE: Final = 10.0
+"""From DIAL to the agent's JOIN."""
+_FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
+_VOID: Final = "this dial token is void: the client has left, another agent was faster, or it came too late"
+_RETRY_AFTER: Final = 5
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Verifier(Protocol):
+    """`identity.verifier.TokenVerifier`."""
+
+    async def verify(self, token: str) -> Identity: ...
+
+
+class AccessPolicy(Protocol):
+    """`identity.policy.PolicyFile`."""
+
+    def allows(self, identity: Identity, cluster: str) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A client whose agent has been asked to come."""
+
+    join_id: str
+    cluster: str
+    token: str
+    met: asyncio.Future[_Agent]
+
+
+@dataclass(slots=True)
+class _Agent:
+    """An agent that has claimed a token; its connection belongs to the client's coroutine now."""
+
+    join: ServerJoin
+    instance: str
+    address: str
+
+
+class Rendezvous:
+    """`serve` is the listener's room for `arcbridge-join/1`; both ends of every session come through it."""
+
+    def __init__(
+        self,
+        *,
+        context: Callable[[], ssl.SSLContext],
+        fleet: Fleet,
+        registry: Registry,
+        verifier: Verifier,
+        policy: AccessPolicy,
+        pumps: Pumps,
+        counters: Counters,
+        address: str,
+        limits: RelayLimitsConfig,
+        dial_deadline: float = DIAL_DEADLINE,
+    ) -> None:
+        """`address` is this relay's `host:port` as agents reach it."""
+        self._context = context
+        self._fleet = fleet
+        self._registry = registry
+        self._verifier = verifier
+        self._policy = policy
+        self._pumps = pumps
+        self._counters = counters
+        self._address = address
+        self._limits = limits
+        self._dial_deadline = min(dial_deadline, limits.join_deadline)
+        # SHA-256 of the token -> who waits for it.
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._guesses = FailureLimit(burst=50, every=1.0)
+        self.draining = False
+        """Refuse new clients; agents that were asked to come are still let in."""
+
+    @property
+    def pending(self) -> int:
+        """Clients that wait for their agent."""
+        return len(self._waiting)
+
+    async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
+        """One join connection, from its handshake to the pump or to its end."""
+        join = ServerJoin(sock, self._context())
+        handed_over = False
+        try:
+            try:
+                await join.handshake()
+                request = await join.read_request()
+            except (RemoteProtocolError, ConnectionLost) as error:
+                self._counters.rejected["handshake"] += 1
+                log.info("join connection refused", source=ticket.address, cause=error.message)
+                if isinstance(error, RemoteProtocolError):
+                    await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="this is no JOIN message"))
+                return
+            if request.role == "agent":
+                handed_over = await self._agent(join, request, ticket)
+            elif request.role == "client":
+                handed_over = await self._client(join, request, ticket)
+            else:
+                await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="a join is for a client or an agent"))
+        finally:
+            if not handed_over:
+                # After a refusal the socket is closed already, and this does nothing.
+                join.abort()
+
+    # -- the client ------------------------------------------------------------------------------------------------
+
+    async def _client(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
+        """Whether the socket belongs to the pump now."""
+        join_id = secrets.token_hex(8)
+        told: dict[str, object] = {"session": join_id, "source": ticket.address}
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(self._limits.join_deadline):
+                pump = await self._bring_together(join, request, ticket, join_id, told)
+        except JoinRefused as error:
+            failure = error
+        except TimeoutError:
+            failure = JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"the join was not complete within {self._limits.join_deadline:.0f} s; try again",
+                retry_after=_RETRY_AFTER,
+            )
+        except ArcbridgeError as error:
+            failure = JoinRefused(JoinCode.INTERNAL, "the relay cannot join you now; its log has the cause")
+            failure.__cause__ = error
+        else:
+            seconds = loop.time() - begun
+            self._counters.joins[JoinCode.OK.name.lower()] += 1
+            self._counters.join_seconds.observe(seconds)
+            log.info("joined", **told, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
+            return True
+        code = JoinCode(failure.code)
+        self._counters.joins[code.name.lower()] += 1
+        cause = failure.__cause__
+        why = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
+        log.warning("join failed", **told, code=code.name, cause=why)
+        if code is not JoinCode.GONE:
+            await join.refuse(
+                JoinReply(code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=join_id)
+            )
+        return False
+
+    async def _bring_together(
+        self, join: ServerJoin, request: JoinRequest, ticket: Ticket, join_id: str, told: dict[str, object]
+    ) -> Pump:
+        identity = await self._identify(request)
+        ticket.leave()
+        told["user"] = identity.username
+        cluster_ca = await self._authorise(identity, request)
+        cluster = request.cluster
+        told["cluster"] = cluster
+        self._require_room()
+        waiting = _Waiting(join_id, cluster, secrets.token_urlsafe(16), asyncio.get_running_loop().create_future())
+        key = _key(waiting.token)
+        self._waiting[key] = waiting
+        agent: _Agent | None = None
+        try:
+            try:
+                agent = await self._meet(join, waiting, request)
+            finally:
+                # From here on the token is void, and whoever claimed it just now is let go below.
+                self._waiting.pop(key, None)
+                if agent is None and waiting.met.done() and not waiting.met.cancelled():
+                    agent = waiting.met.result()
+                waiting.met.cancel()
+            told["agent"] = agent.instance
+            to_client = await self._end_agents_tls(agent, join_id)
+            reply = JoinReply(join_id=join_id, cluster_ca=cluster_ca, subject=identity.username)
+            try:
+                await join.reply(reply)
+                to_agent = await join.finish()
+            except (RemoteProtocolError, ConnectionLost) as error:
+                raise JoinRefused(JoinCode.GONE, "the client did not finish the join") from error
+        except BaseException:
+            if agent is not None:
+                await self._let_go(agent)
+            raise
+        return self._pumps.join(
+            join.sock, agent.join.sock, to_agent=to_agent, to_client=to_client, join_id=join_id, cluster=cluster
+        )
+
+    async def _identify(self, request: JoinRequest) -> Identity:
+        try:
+            return await self._verifier.verify(request.token)
+        except Unauthenticated as error:
+            raise JoinRefused(
+                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}; log in again"
+            ) from error
+        except ArcbridgeError as error:
+            raise JoinRefused(
+                JoinCode.INTERNAL,
+                "the relay cannot verify tokens now because the issuer does not answer; try again",
+                retry_after=error.retry_after or _RETRY_AFTER,
+            ) from error
+
+    async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
+        """The PEM of the cluster's CA; one refusal for every reason, and every question asked each time (J22)."""
+        try:
+            name = check_cluster_name(request.cluster)
+        except ConfigError as error:
+            raise JoinRefused(JoinCode.FORBIDDEN, _FORBIDDEN) from error
+        try:
+            record = await self._registry.cluster(name)
+        except RegistryUnavailable as error:
+            raise JoinRefused(
+                JoinCode.INTERNAL,
+                "the relay's registry does not answer; try again",
+                retry_after=error.retry_after or _RETRY_AFTER,
+            ) from error
+        allowed = self._policy.allows(identity, name)
+        if record is None or record.revoked or not allowed:
+            refusal = JoinRefused(JoinCode.FORBIDDEN, _FORBIDDEN)
+            refusal.__cause__ = ConfigError(
+                "the cluster is unknown" if record is None
+                else "the policy does not allow it" if not allowed
+                else "the cluster is revoked"
+            )  # fmt: skip
+            raise refusal
+        return record.ca_pem
+
+    def _require_room(self) -> None:
+        if self.draining:
+            raise JoinRefused(JoinCode.DRAINING, "this relay is going away; try again", retry_after=1)
+        if len(self._waiting) >= self._limits.pending_joins:
+            raise JoinRefused(JoinCode.OVERLOADED, "too many clients wait for their agents; try again", retry_after=5)
+        if len(self._pumps) + len(self._waiting) >= self._limits.sessions:
+            raise JoinRefused(
+                JoinCode.OVERLOADED, "this relay holds all the sessions it may; try again", retry_after=10
+            )
+
+    async def _meet(self, join: ServerJoin, waiting: _Waiting, request: JoinRequest) -> _Agent:
+        """Ask for an agent and wait until one has claimed the token, watching the client meanwhile."""
+        loop = asyncio.get_running_loop()
+        dial = Dial(
+            token=waiting.token,
+            address=self._address,
+            cluster=waiting.cluster,
+            join_id=waiting.join_id,
+            instance=request.instance if len(request.instance) <= 128 else "",
+            deadline=int(self._dial_deadline),
+        )
+        gone = loop.create_task(join.gone())
+        dialling = loop.create_task(self._fleet.dial(waiting.cluster, dial, self._dial_deadline))
+        watched: set[asyncio.Future[object]] = {gone, dialling, waiting.met}  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(self._dial_deadline):
+                while True:
+                    await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done():
+                        self._raise_gone(gone)
+                    if waiting.met.done():
+                        return waiting.met.result()
+                    if dialling.done():
+                        dialling.result()
+                        watched.discard(dialling)
+        except TimeoutError as error:
+            raise JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"an agent of cluster {waiting.cluster} agreed to come but did not connect within "
+                f"{self._dial_deadline:.0f} s: check that it can reach {self._address}",
+                retry_after=_RETRY_AFTER,
+            ) from error
+        finally:
+            for task in (gone, dialling):
+                task.cancel()
+            await asyncio.gather(gone, dialling, return_exceptions=True)
+
+    @staticmethod
+    def _raise_gone(gone: asyncio.Task[None]) -> None:
+        error = gone.exception()
+        if isinstance(error, RemoteProtocolError):
+            raise JoinRefused(JoinCode.BAD_REQUEST, f"the client broke the protocol: {error.message}") from error
+        raise JoinRefused(JoinCode.GONE, "the client left before it was joined") from error
+
+    async def _end_agents_tls(self, agent: _Agent, join_id: str) -> bytes:
+        try:
+            await agent.join.reply(JoinReply(join_id=join_id))
+            return await agent.join.finish()
+        except (RemoteProtocolError, ConnectionLost) as error:
+            raise JoinRefused(
+                JoinCode.AGENT_REFUSED, "the agent came but did not finish the join; try again", retry_after=1
+            ) from error
+
+    async def _let_go(self, agent: _Agent) -> None:
+        """The join failed after an agent had claimed it: a word if its TLS still stands, RST otherwise."""
+        await agent.join.refuse(JoinReply(code=JoinCode.GONE, message=_VOID))
+
+    # -- the agent -------------------------------------------------------------------------------------------------
+
+    async def _agent(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
+        """Whether the socket belongs to a waiting client now."""
+        refusal, cause = await self._claim(join, request, ticket)
+        if refusal is None:
+            return True
+        self._counters.agent_joins_refused += 1
+        log.warning("agent's join refused", source=ticket.address, code=JoinCode(refusal.code).name, cause=cause)
+        await join.refuse(refusal)
+        return False
+
+    async def _claim(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> tuple[JoinReply | None, str]:
+        certificate = join.peer_certificate
+        if certificate is None:
+            return JoinReply(code=JoinCode.UNAUTHENTICATED, message="an agent's join needs its certificate"), "none"
+        try:
+            cluster = agent_cluster(certificate)
+            admit(await self._registry.cluster(cluster), certificate)
+        except EnrolmentRefused as error:
+            return JoinReply(code=JoinCode.FORBIDDEN, message=error.message), error.message
+        except RegistryUnavailable as error:
+            reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
+            return reply, error.message
+        if wait := self._guesses.wait(ticket.address):
+            self._counters.tokens_refused += 1
+            reply = JoinReply(code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=wait)
+            return reply, "too many void tokens from this address"
+        ticket.leave()
+        key = _key(request.token)
+        waiting = self._waiting.get(key)
+        cause = ""
+        if waiting is None or not hmac.compare_digest(waiting.token.encode(), request.token.encode()):
+            cause = "void token"
+        elif waiting.cluster != cluster:
+            # Not a race: an agent of one cluster holds a token of another. The join it belongs to goes on (J1).
+            cause = f"an agent of cluster {cluster} showed a token of cluster {waiting.cluster}"
+        elif waiting.met.done():
+            cause = "another agent was faster"
+        if cause or waiting is None:
+            self._counters.tokens_refused += 1
+            self._guesses.failed(ticket.address)
+            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+        del self._waiting[key]
+        waiting.met.set_result(_Agent(join, _instance(request.instance), ticket.address))
+        return None, ""
+
+
+def _key(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _instance(text: str) -> str:
+    return "".join(character for character in text[:128] if character.isascii() and character.isprintable())

@@ -1,0 +1,358 @@
+"""The relay, put together: what it keeps, its port and the rooms behind it, its chores, and how it goes away.
+
+Going away, in steps (the log names each):
+
+1. *draining*: new clients are refused with "try again"; agents get GOAWAY, so they open a connection elsewhere; joins
+   under way have a second to complete.
+2. *closed*: the port is closed.
+3. *waiting*: running pumps have 30 s; a second signal leaves one second.
+4. *gone*: what is left is cut with RST, which every end takes as a loss and resumes elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from arcbridge.config import RelayConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import authentication
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net import alpn
+from arcbridge.net.address import Address, parse_address, parse_listen
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.server import ObserveServer
+from arcbridge.pki.private_files import ensure_private_directory
+from arcbridge.relay.admission import Admission
+from arcbridge.relay.api import ApiServer, build_app
+from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.http_room import HttpRoom
+from arcbridge.relay.listener import Listener
+from arcbridge.relay.measures import register
+from arcbridge.relay.pipes import POOL
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.rendezvous import Rendezvous
+
+DRAIN: Final = 30.0
+HURRY: Final = 1.0
+CHORES: Final = 5.0
+"""Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
+LOCK_FILE: Final = "relay.lock"
+_SEEN: Final = 60.0
+_RESERVED_DESCRIPTORS: Final = 64
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class RelayInfo:
+    """What is known once the relay serves."""
+
+    address: str
+    """`host:port` that is bound."""
+    public_address: str
+    ca_pin: str
+    observe: str
+    """`host:port` of metrics and health, empty if there is none."""
+
+
+async def run(config: RelayConfig, ready: Callable[[RelayInfo], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `ConfigError` or `StateError` when it cannot start."""
+    stopping, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        await serve(config, ready, stopping, hurry)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve(
+    config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
+) -> None:
+    """`run` without signals: drains when `stopping` is set, and ends within a second once `hurry` is, too."""
+    async with AsyncExitStack() as stack:
+        relay = await _start(config, stack)
+        ready(relay.info)
+        await stopping.wait()
+        await relay.drain(hurry)
+    log.info("relay stopped", step="gone")
+
+
+class _Relay:
+    """The running parts, for the chores and the drain."""
+
+    def __init__(
+        self,
+        info: RelayInfo,
+        listener: Listener,
+        control: ControlRoom,
+        rendezvous: Rendezvous,
+        pumps: Pumps,
+    ) -> None:
+        self.info = info
+        self._listener = listener
+        self._control = control
+        self._rendezvous = rendezvous
+        self._pumps = pumps
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        log.info("relay stopping", step="draining", sessions=len(self._pumps), agents=len(self._control))
+        self._rendezvous.draining = True
+        self._control.drain("this relay is going away", retry_after=1)
+        await _until(lambda: not self._rendezvous.pending, HURRY, hurry)
+        self._listener.stop()
+        log.info("relay stopping", step="waiting", sessions=len(self._pumps))
+        await _until(lambda: not len(self._pumps), DRAIN, hurry)
+
+
+async def _until(done: Callable[[], bool], deadline: float, hurry: asyncio.Event) -> None:
+    """Until `done`, at most `deadline` seconds, and at most `HURRY` once somebody is in a hurry."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline
+    hurried = False
+    while not done() and loop.time() < end:
+        if hurry.is_set() and not hurried:
+            hurried = True
+            end = min(end, loop.time() + HURRY)
+        await asyncio.sleep(0.02)
+
+
+async def _start(config: RelayConfig, stack: AsyncExitStack) -> _Relay:
+    """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
+    public = _required_address(config)
+    listen = parse_listen(config.listen)
+    if config.authentication is None:
+        raise ConfigError("authentication: required; a YAML file that says whose access tokens count")
+    if config.policy is None:
+        raise ConfigError("policy: required; without one nobody may reach anything")
+    issuers = authentication.load(config.authentication)
+    policy = PolicyFile(config.policy)
+    limits = replace(config.limits, sessions=_session_limit(config))
+
+    stack.enter_context(_only_one(config.data_dir))
+    authority = open_authority(config.data_dir)
+    registry = await open_registry(config.data_dir)
+    stack.push_async_callback(registry.close)
+    certificate = ServerCertificate(config.tls, authority, public.host)
+
+    fetcher = HttpFetcher()
+    stack.push_async_callback(fetcher.close)
+    verifier = TokenVerifier(issuers, fetcher)
+    stack.push_async_callback(verifier.close)
+
+    counters = Counters()
+    fleet: Fleet = LocalFleet()
+    await fleet.start()
+    stack.push_async_callback(fleet.close)
+    api = ApiServer(
+        build_app(
+            authority=authority,
+            registry=registry,
+            count_agents=fleet.count,
+            verifier=verifier,
+            policy=policy,
+            certificate_life=config.agent_certificate_life,
+        )
+    )
+    await api.start()
+    stack.push_async_callback(api.close, 1.0)
+    pumps = Pumps(_pump_ended)
+    stack.callback(pumps.close)
+    control = ControlRoom(lambda: certificate.contexts[ALPN_CONTROL], fleet, registry, counters)
+    rendezvous = Rendezvous(
+        context=lambda: certificate.contexts[ALPN_JOIN],
+        fleet=fleet,
+        registry=registry,
+        verifier=verifier,
+        policy=policy,
+        pumps=pumps,
+        counters=counters,
+        address=str(public),
+        limits=limits,
+    )
+    http = HttpRoom(lambda: certificate.contexts[ALPN_HTTP], api, counters)
+    admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
+    listener = Listener(
+        {alpn.CONTROL: control.serve, alpn.JOIN: rendezvous.serve, alpn.HTTP: http.serve}, admission, counters
+    )
+
+    metrics, checks = Metrics("relay"), Checks()
+    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
+    chores = _Chores(registry, fleet, control, pumps, policy, certificate)
+    checks.add("registry", lambda: chores.registry_error)
+    observe = ObserveServer(config.observe.listen, metrics, checks)
+    observing = await observe.start()
+    stack.push_async_callback(observe.stop)
+
+    # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
+    await chores.look()
+    stack.push_async_callback(listener.close)
+    bound = listener.start(listen)
+    stack.callback(listener.stop)
+    await stack.enter_async_context(_running(chores.run()))
+    info = RelayInfo(str(bound), str(public), authority.pin, observing)
+    log.info(
+        "relay serving",
+        address=info.address,
+        public_address=info.public_address,
+        ca_pin=info.ca_pin,
+        observe=observing,
+        sessions=limits.sessions,
+    )
+    return _Relay(info, listener, control, rendezvous, pumps)
+
+
+class _Chores:
+    """What a relay does on its own: cut revoked clusters, note who is connected, renew; each trouble is told once."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        control: ControlRoom,
+        pumps: Pumps,
+        policy: PolicyFile,
+        certificate: ServerCertificate,
+    ) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._control = control
+        self._pumps = pumps
+        self._policy = policy
+        self._certificate = certificate
+        self._policy_error = ""
+        self._noted = time.monotonic()
+        self.registry_error: str | None = None
+        """Why the registry did not answer the last time; None: it did."""
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(CHORES)
+            await self.look()
+
+    async def look(self) -> None:
+        self._policy.current()
+        if self._policy.error != self._policy_error:
+            self._policy_error = self._policy.error
+            if self._policy_error:
+                log.error("policy not taken over, the last good one stays", cause=self._policy_error)
+            else:
+                log.info("policy taken over")
+        try:
+            revoked = await self._registry.revocations()
+            self._control.revoke(revoked)
+            for cluster in revoked:
+                if cut := self._pumps.abort(cluster, "the cluster was revoked"):
+                    log.warning("sessions cut off", cluster=cluster, sessions=cut, cause="revoked")
+            if time.monotonic() - self._noted >= _SEEN:
+                self._noted = time.monotonic()
+                self._certificate.refresh()
+                for cluster in {link.cluster for link in self._fleet.links()}:
+                    await self._registry.seen(cluster, time.time())
+        except RegistryUnavailable as error:
+            if self.registry_error is None:
+                log.error("registry unavailable", cause=error.message)
+            self.registry_error = error.message
+        else:
+            self.registry_error = None
+
+
+def _pump_ended(pump: Pump) -> None:
+    loop = asyncio.get_running_loop()
+    log.info(
+        "session ended",
+        session=pump.join_id,
+        cluster=pump.cluster,
+        seconds=round(loop.time() - pump.started_at, 1),
+        bytes_up=pump.up,
+        bytes_down=pump.down,
+        cause="" if pump.error is None else pump.error.strerror or str(pump.error),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents."""
+    ensure_private_directory(data_dir)
+    try:
+        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"data_dir: another relay is running on {data_dir}; stop it, or use another one"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _required_address(config: RelayConfig) -> Address:
+    if not config.public_address:
+        raise ConfigError("public_address: required; the host:port that agents and clients dial")
+    return parse_address(config.public_address)
+
+
+def _session_limit(config: RelayConfig) -> int:
+    """As many sessions as descriptors allow (two sockets each), beside strangers, pipes and files.
+
+    What is left over is the reserve for the agents' joins: a client is refused before an agent is asked to come.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return config.limits.sessions
+    others = min(config.limits.unauthenticated, soft // 4) + min(2 * POOL, soft // 8) + _RESERVED_DESCRIPTORS
+    possible = max((soft - others) // 2, 8)
+    if possible < config.limits.sessions:
+        log.warning(
+            "fewer sessions than limits.sessions says, for want of file descriptors",
+            sessions=possible,
+            descriptors=soft,
+            hint="raise LimitNOFILE",
+        )
+    return min(config.limits.sessions, possible)
