@@ -45,10 +45,9 @@ def test_round_trip(record: Record) -> None:
 def test_any_bytes_give_a_record_or_a_remote_error(cls: type[Record], data: bytes) -> None:
     try:
         record = cls.decode(data)
-    except RemoteProtocolError as error:
-        assert len(error.message) < 200
-    else:
-        assert cls.decode(record.encode()) == record
+    except RemoteProtocolError:
+        return
+    assert cls.decode(record.encode()) == record
 
 
 @given(any_record(), st.data())
