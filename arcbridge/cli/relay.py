@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from arcbridge.cli.configuration import require
 from arcbridge.cli.parser import Invocation
@@ -30,7 +31,7 @@ def run_relay(invocation: Invocation) -> int:
     from arcbridge.relay.service import run
 
     try:
-        run_until_signal(run(config, lambda: notify("READY=1")))
+        run_until_signal(run(config, lambda _: notify("READY=1")))
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE
@@ -40,7 +41,7 @@ class _Arguments:
     """An invocation as `run_admin` reads it."""
 
     def __init__(self, invocation: Invocation) -> None:
-        self.command = invocation.command
+        self.command: Sequence[str] = invocation.command
         self.cluster = invocation.text("cluster")
         self.uses = invocation.text("uses")
         self.ttl = invocation.text("ttl")

@@ -1,0 +1,167 @@
+"""The other side of a client in one place: a relay's join and an agent's end of the session, both real.
+
+`FarSide` listens on loopback, speaks the relay's outer TLS and JOIN, then pumps into an agent's TLS and mux. What it
+answers is set by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.net.join import JoinCode, ServerJoin
+from arcbridge.net.tls import ALPN_JOIN, inner_server_context, outer_server_contexts
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.names import cluster_server_name
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.records import Auth, AuthOk, JoinReply, JoinRequest
+from arcbridge.wire.session import Kind, Side
+
+CLUSTER = "prod"
+
+RELAY_CA = Authority.create("relay CA of the tests")
+CLUSTER_CA = Authority.create("cluster CA of the tests")
+OTHER_CA = Authority.create("another CA")
+
+
+class Echo(asyncio.Protocol):
+    """A target that says everything back, and ends when its caller does."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.stream: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.stream.write(data)
+
+    def eof_received(self) -> bool:
+        self.stream.write_eof()
+        return True
+
+
+class FarSide(BaseHandler):
+    """Use as an async context manager; then `address` is what a client dials."""
+
+    def __init__(self) -> None:
+        self.requests: list[JoinRequest] = []
+        self.auths: list[Auth] = []
+        self.sessions: list[MuxSession] = []
+        self.targets: list[str] = []
+        self.streams: list[StreamTransport] = []
+        self.reply = JoinReply()
+        """What JOIN is answered with; its CA and id are filled in."""
+        self.says_ca = CLUSTER_CA
+        self.shows_ca = CLUSTER_CA
+        self.auth_answer: AuthOk | tuple[GoawayCode, str] = AuthOk(subject="alice", expires_in=0)
+        self.protocol: Callable[[str], asyncio.Protocol | ResetCode] = lambda target: Echo()
+        self.silent_join = False
+        self.silent_agent = False
+        self.joined = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> FarSide:
+        issued = RELAY_CA.issue_server(["127.0.0.1", "localhost"])
+        self._outer = outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_JOIN]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port = int(self._listener.getsockname()[1])
+        self.address = f"https://127.0.0.1:{self.port}"
+        self._spawn(self._accept())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for session in self.sessions:
+            session.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listener.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            sock.setblocking(False)
+            self._spawn(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        join = ServerJoin(sock, self._outer)
+        try:
+            await join.handshake()
+            self.requests.append(await join.read_request())
+        except Exception:
+            join.abort()
+            return
+        self.joined.set()
+        if self.silent_join:
+            await asyncio.Event().wait()
+        reply = JoinReply(
+            code=self.reply.code,
+            message=self.reply.message,
+            retry_after=self.reply.retry_after,
+            join_id=f"{len(self.requests):016x}",
+            cluster_ca=self.says_ca.certificate_pem,
+        )
+        if reply.code != JoinCode.OK:
+            await join.refuse(reply)
+            return
+        await join.reply(reply)
+        first = await join.finish()
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        if not self.silent_agent:
+            self._spawn(self._agent(far))
+        await loop.sock_sendall(near, first)
+        self._spawn(_pump(near, sock))
+        await _pump(sock, near)
+
+    async def _agent(self, sock: socket.socket) -> None:
+        issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
+        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=f"agent-{len(self.sessions)}")
+        self.sessions.append(session)
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                session.protocol, sock, ssl=inner_server_context(issued.certificate_pem, issued.key_pem)
+            )
+
+    # -- the agent's handler ---------------------------------------------------------------------------------------
+
+    def auth_received(self, session: MuxSession, auth: Auth) -> None:
+        self.auths.append(auth)
+        if isinstance(self.auth_answer, AuthOk):
+            session.accept_auth(self.auth_answer)
+        else:
+            session.refuse_auth(*self.auth_answer)
+
+    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
+        self.targets.append(target)
+        self.streams.append(stream)
+        found = self.protocol(target)
+        if isinstance(found, ResetCode):
+            stream.abort(found)
+        else:
+            stream.attach(found)
+
+
+async def _pump(source: socket.socket, sink: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        while data := await loop.sock_recv(source, 65536):
+            await loop.sock_sendall(sink, data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        await asyncio.sleep(0)
+        source.close()

@@ -1,0 +1,298 @@
+"""The session's life against a real join, TLS and mux: what is sent before what is known, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.session import ClusterSession
+from arcbridge.client.tokens import Tokens
+from arcbridge.client.trust import ClusterTrust
+from arcbridge.config import LoginConfig
+from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
+from arcbridge.mux.stream import StreamIO
+from arcbridge.net.backoff import Backoff
+from arcbridge.net.join import JoinCode
+from arcbridge.pki.pins import PinStore
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import AuthOk, JoinReply
+from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
+
+
+def jwt_like(life: float, mark: str = "") -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + life, "mark": mark}).encode()).rstrip(b"=")
+    return f"eyJh.{claims.decode()}.sig"
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+def login(directory: Path, *, access: str = "the-access-token", cluster: str = "the-id-token") -> LoginConfig:
+    (directory / "access").write_text(access + "\n")
+    (directory / "id").write_text(cluster + "\n")
+    return LoginConfig(access_token_file=directory / "access", id_token_file=directory / "id")
+
+
+def make(far: FarSide, directory: Path, **options: object) -> ClusterSession:
+    trust = options.pop("trust", None) or ClusterTrust(pin=CLUSTER_CA.pin)
+    tokens = options.pop("tokens", None) or Tokens(login(directory), None)
+    ca_file = directory / "relay-ca.pem"
+    ca_file.write_text(RELAY_CA.certificate_pem)
+    return ClusterSession(
+        RelayAccess(far.address, ca_file=ca_file), CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05)
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(session: ClusterSession) -> AsyncIterator[ClusterSession]:
+    task = asyncio.get_running_loop().create_task(session.run())
+    try:
+        yield session
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def echo(session: ClusterSession, data: bytes = b"hello") -> bytes:
+    io = StreamIO()
+    (await session.ready()).open("tcp:echo", io)
+    await io.write(data)
+    return await io.read_exactly(len(data))
+
+
+class TestTheGoodWay:
+    async def test_tokens_go_where_they_belong(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            assert await echo(session) == b"hello"
+            assert session.subject == "alice"
+        assert [(r.role, r.cluster, r.token) for r in far.requests] == [("client", CLUSTER, "the-access-token")]
+        assert [(a.kind, a.token) for a in far.auths] == [("oidc", "the-id-token")]
+
+    async def test_token_mode(self, far: FarSide, tmp_path: Path) -> None:
+        tokens = Tokens(login(tmp_path), None, token="sa-token")
+        async with running(make(far, tmp_path, tokens=tokens)) as session:
+            await session.ready()
+        assert [(a.kind, a.token) for a in far.auths] == [("bearer", "sa-token")]
+        assert far.requests[0].token == "the-access-token"
+
+    async def test_one_attempt_for_all(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            sessions = await asyncio.gather(*(session.ready() for _ in range(20)))
+            assert len(set(sessions)) == 1
+        assert len(far.requests) == 1
+
+    async def test_a_cancelled_wait_disturbs_nobody(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            first = asyncio.ensure_future(session.ready())
+            await asyncio.sleep(0)
+            first.cancel()
+            assert await echo(session) == b"hello"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("code", "kind", "words", "retry"),
+        [
+            (JoinCode.UNAUTHENTICATED, Unauthenticated, "does not accept the access token", None),
+            (JoinCode.FORBIDDEN, PermissionRefused, 'cluster "prod" does not exist or you may not', None),
+            (JoinCode.NO_AGENT, Unreachable, 'cluster "prod" has no connected agent', None),
+            (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", 1),
+            (JoinCode.OVERLOADED, Unreachable, "no room", 1),
+            (JoinCode.DRAINING, Unreachable, "about to restart", 1),
+            (JoinCode.INTERNAL, Unreachable, "its log says why", None),
+        ],
+    )
+    async def test_of_the_join(
+        self, far: FarSide, tmp_path: Path, code: JoinCode, kind: type[ArcbridgeError], words: str, retry: int | None
+    ) -> None:
+        far.reply = JoinReply(code=code, message="\x1b[31mforeign text")
+        session = make(far, tmp_path)
+        with pytest.raises(kind) as caught:
+            await session.first()
+        assert words in caught.value.message
+        assert "foreign" not in caught.value.message
+        assert caught.value.retry_after == retry
+        assert far.auths == []
+
+    @pytest.mark.parametrize(
+        ("code", "kind"),
+        [
+            (GoawayCode.UNAUTHENTICATED, Unauthenticated),
+            (GoawayCode.EXPIRED, Unauthenticated),
+            (GoawayCode.FORBIDDEN, PermissionRefused),
+            (GoawayCode.REVOKED, PermissionRefused),
+            (GoawayCode.UNAVAILABLE, Unreachable),
+        ],
+    )
+    async def test_of_the_agent(
+        self, far: FarSide, tmp_path: Path, code: GoawayCode, kind: type[ArcbridgeError]
+    ) -> None:
+        far.auth_answer = (code, "no")
+        with pytest.raises(kind):
+            await make(far, tmp_path).first()
+
+    async def test_no_relay(self, far: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path)
+        far._listener.close()
+        with pytest.raises(Unreachable):
+            await session.first()
+
+    async def test_a_relay_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path)
+        (tmp_path / "relay-ca.pem").write_text(OTHER_CA.certificate_pem)
+        with pytest.raises(Unreachable, match="certificate is not trusted"):
+            await session.first()
+        assert far.requests == []
+
+    async def test_an_agent_that_is_silent(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("arcbridge.client.session.HANDSHAKE_DEADLINE", 0.2)
+        far.silent_agent = True
+        with pytest.raises(Unreachable, match="did not answer in time"):
+            await make(far, tmp_path).first()
+
+    async def test_no_login(self, far: FarSide, tmp_path: Path) -> None:
+        with pytest.raises(Unauthenticated, match="no login is configured"):
+            await make(far, tmp_path, tokens=Tokens(LoginConfig(), None)).first()
+        assert far.requests == []
+
+    async def test_the_error_is_shared_and_soon_tried_again(self, far: FarSide, tmp_path: Path) -> None:
+        far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        async with running(make(far, tmp_path)) as session:
+            results = await asyncio.gather(*(session.ready() for _ in range(5)), return_exceptions=True)
+            assert {type(result) for result in results} == {Unreachable}
+            far.reply = JoinReply()
+            async with asyncio.timeout(10):
+                while session.current is None:
+                    with contextlib.suppress(Unreachable):
+                        await session.ready()
+                    await asyncio.sleep(0.01)
+            assert session.failure is None
+
+
+class TestTrust:
+    async def test_no_token_before_the_pin(self, far: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path, trust=ClusterTrust(pin=OTHER_CA.pin))
+        with pytest.raises(PinMismatch) as caught:
+            await session.first()
+        assert CLUSTER_CA.pin in caught.value.message
+        assert OTHER_CA.pin in caught.value.message
+        assert far.auths == []
+        assert far.sessions == []
+
+    async def test_no_token_for_an_agent_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
+        far.shows_ca = OTHER_CA
+        with pytest.raises(PinMismatch, match="not certified by its CA"):
+            await make(far, tmp_path).first()
+        assert far.auths == []
+
+    async def test_unknown_and_nobody_to_ask(self, far: FarSide, tmp_path: Path) -> None:
+        with pytest.raises(PinMismatch, match="--trust-first-use"):
+            await make(far, tmp_path, trust=ClusterTrust()).first()
+        assert far.auths == []
+
+    async def test_asked_once_and_remembered(self, far: FarSide, tmp_path: Path) -> None:
+        asked = []
+
+        async def ask(cluster: str, pin: str) -> bool:
+            asked.append((cluster, pin))
+            return True
+
+        def trust() -> ClusterTrust:
+            return ClusterTrust(remembered=PinStore(tmp_path / "pins.toml"), ask=ask)
+
+        for _ in range(2):
+            async with running(make(far, tmp_path, trust=trust())) as session:
+                await session.ready()
+        assert asked == [(CLUSTER, CLUSTER_CA.pin)]
+        far.says_ca = far.shows_ca = OTHER_CA
+        with pytest.raises(PinMismatch):
+            await make(far, tmp_path, trust=trust()).first()
+
+    async def test_refused_by_the_person(self, far: FarSide, tmp_path: Path) -> None:
+        async def ask(cluster: str, pin: str) -> bool:
+            return False
+
+        store = PinStore(tmp_path / "pins.toml")
+        with pytest.raises(PinMismatch, match="was not trusted"):
+            await make(far, tmp_path, trust=ClusterTrust(remembered=store, ask=ask)).first()
+        assert store.get(CLUSTER) is None
+
+    async def test_first_use(self, far: FarSide, tmp_path: Path) -> None:
+        store = PinStore(tmp_path / "pins.toml")
+        async with running(make(far, tmp_path, trust=ClusterTrust(remembered=store, first_use=True))) as session:
+            await session.ready()
+        assert store.get(CLUSTER) == CLUSTER_CA.pin
+
+
+class TestComingBack:
+    async def test_after_a_lost_connection(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            await echo(session)
+            far.sessions[0].abort()
+            async with asyncio.timeout(10):
+                while session.current is not None and len(far.sessions) == 1:
+                    await asyncio.sleep(0.005)
+                assert await echo(session) == b"hello"
+        assert len(far.requests) == 2
+
+    async def test_a_drain_moves_new_streams_and_keeps_old_ones(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            old = StreamIO()
+            (await session.ready()).open("tcp:echo", old)
+            await old.write(b"a")
+            assert await old.read_exactly(1) == b"a"
+            far.sessions[0].goaway(GoawayCode.DRAINING)
+            async with asyncio.timeout(10):
+                while session.current is not None and len(far.sessions) == 1:
+                    await asyncio.sleep(0.005)
+                assert await echo(session) == b"hello"
+                await old.write(b"b")
+                assert await old.read_exactly(1) == b"b"
+            assert len(far.sessions) == 2
+
+    async def test_renewal_within_the_session(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session.RENEW_AGAIN", 0.02)
+        far.auth_answer = AuthOk(subject="alice", expires_in=1)
+        config = login(tmp_path)
+        async with running(make(far, tmp_path, tokens=Tokens(config, None))) as session:
+            await session.ready()
+            far.auth_answer = replace(far.auth_answer, expires_in=3600)
+            (tmp_path / "id").write_text("a-newer-token")
+            async with asyncio.timeout(10):
+                while len(far.auths) < 2:
+                    await asyncio.sleep(0.01)
+        assert [auth.token for auth in far.auths] == ["the-id-token", "a-newer-token"]
+        assert len(far.requests) == 1
+
+    async def test_an_end_by_expiry_says_to_log_in(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.auth_answer = (GoawayCode.EXPIRED, "expired")
+            far.sessions[0].close(GoawayCode.EXPIRED, "the token has expired")
+            async with asyncio.timeout(10):
+                while not isinstance(session.failure, Unauthenticated):
+                    await asyncio.sleep(0.005)
+            with pytest.raises(Unauthenticated, match="log in again"):
+                await session.ready()
+
+    async def test_an_expired_token_is_never_sent(self, far: FarSide, tmp_path: Path) -> None:
+        tokens = Tokens(login(tmp_path, cluster=jwt_like(-5)), None)
+        with pytest.raises(Unauthenticated, match="has expired"):
+            await make(far, tmp_path, tokens=tokens).first()
+        assert far.auths == []
