@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-import ssl
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -293,16 +293,19 @@ class World:
         process.wait_for_line(r"[Ff]orwarding", timeout=30)
         return process, port
 
-    def run_client(self, user: User, *arguments: str, check: bool = False, timeout: float = 30):  # type: ignore[no-untyped-def]
+    def run_client(
+        self, user: User, *arguments: str, check: bool = False, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
         """One client command to its end."""
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
-        return run(
+        done = run(
             arcbridge(*self.client_arguments(user, directory), *arguments),
             env={**os.environ, **self.client_env(directory)},
             check=check,
             timeout=timeout,
         )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -360,8 +363,3 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def relay_certificate(port: int) -> str:
-    """The PEM certificate that a TLS server on loopback shows, unverified (for looking at it)."""
-    return ssl.get_server_certificate(("127.0.0.1", port))
