@@ -298,6 +298,7 @@ class Cluster:
         self.node_name = node_name
         self.processes: list[ManagedProcess] = []
         self._kubectl: dict[str, Kubectl] = {}
+        self._sockets: Path | None = None
         self._numbered = 0
         try:
             self._make_certificates()
@@ -590,6 +591,8 @@ class Cluster:
             else:
                 process.kill()  # the data is thrown away, so there is nothing to end in order
         self.processes.clear()
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
         if self._temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -633,7 +636,10 @@ class Cluster:
                 }
             )
         )
-        etcd_socket = f"unix://{where}/etcd.sock"
+        sockets = where
+        if len(str(sockets / "etcd.sock")) > 100:  # 108 is all that an address of a Unix socket holds
+            self._sockets = sockets = Path(tempfile.mkdtemp(prefix="arcbridge-etcd-", dir="/tmp"))
+        etcd_socket = f"unix://{sockets}/etcd.sock"
         etcd = ManagedProcess(
             [
                 self.binaries.etcd,

@@ -35,6 +35,7 @@ const (
 	// A stream may be silent as long as a person is: the kubelet's own default.
 	idleTimeout     = 4 * time.Hour
 	creationTimeout = 30 * time.Second
+	lingerTimeout   = 2 * time.Second
 )
 
 func main() {
@@ -281,7 +282,16 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// Close says goodbye and then reads on until the peer has closed as well, within bounds. Closed at once, with something
+// of the client's unread (the end of its input, a ping), the kernel would answer by a reset, and the peer would throw away
+// output that it had not read yet: the last line of every hundredth command.
 func (c *watchedConn) Close() error {
 	c.gone()
-	return c.Conn.Close()
+	err := c.Conn.(*tls.Conn).CloseWrite()
+	go func() {
+		_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
+		_, _ = io.Copy(io.Discard, c.Conn)
+		c.Conn.Close()
+	}()
+	return err
 }

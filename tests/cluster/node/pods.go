@@ -64,8 +64,10 @@ func (n *node) find(namespace, name string) *pod {
 // register creates the Node object; there is no lifecycle controller, so it needs no heartbeat.
 func (n *node) register(ctx context.Context, port int32) error {
 	object, err := n.client.CoreV1().Nodes().Create(ctx, &core.Node{ObjectMeta: meta.ObjectMeta{
-		Name:   n.name,
-		Labels: map[string]string{"kubernetes.io/hostname": n.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": goruntime.GOARCH},
+		Name: n.name,
+		Labels: map[string]string{
+			"kubernetes.io/hostname": n.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": goruntime.GOARCH,
+		},
 	}}, meta.CreateOptions{})
 	if err != nil {
 		return err
@@ -280,16 +282,19 @@ func (n *node) report(ctx context.Context, object *core.Pod, p *pod, failure err
 		PodIP: "127.0.0.1", PodIPs: []core.PodIP{{IP: "127.0.0.1"}},
 		StartTime: &object.CreationTimestamp, ContainerStatuses: statuses,
 	}
-	for _, kind := range []core.PodConditionType{core.PodScheduled, core.PodInitialized, core.ContainersReady, core.PodReady} {
+	kinds := []core.PodConditionType{core.PodScheduled, core.PodInitialized, core.ContainersReady, core.PodReady}
+	for _, kind := range kinds {
 		value := ready
 		if kind == core.PodScheduled || kind == core.PodInitialized {
 			value = core.ConditionTrue
 		}
-		status.Conditions = append(status.Conditions, core.PodCondition{Type: kind, Status: value, LastTransitionTime: meta.Now()})
+		condition := core.PodCondition{Type: kind, Status: value, LastTransitionTime: meta.Now()}
+		status.Conditions = append(status.Conditions, condition)
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": object.UID}, "status": status})
 	if err == nil {
-		_, err = n.client.CoreV1().Pods(object.Namespace).Patch(ctx, object.Name, types.MergePatchType, patch, meta.PatchOptions{}, "status")
+		_, err = n.client.CoreV1().Pods(object.Namespace).Patch(
+			ctx, object.Name, types.MergePatchType, patch, meta.PatchOptions{}, "status")
 	}
 	if err != nil {
 		log.Printf("reporting %s/%s: %v", object.Namespace, object.Name, err)
