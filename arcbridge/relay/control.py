@@ -174,6 +174,11 @@ class ControlRoom:
             if link.session is not None and not link.session.closed:
                 link.session.goaway(GoawayCode.DRAINING, message, retry_after)
 
+    def close(self) -> None:
+        """The end of a drain: who is still there is sent away."""
+        for link in list(self._open):
+            link.leave(GoawayCode.DRAINING, *(self._leaving or ("this relay has stopped", 1)))
+
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
         for link in [link for link in self._open if link.cluster in clusters]:

@@ -132,6 +132,8 @@ class _Relay:
         self._listener.stop()
         log.info("relay stopping", step="waiting", sessions=len(self._pumps))
         await _until(lambda: not len(self._pumps), DRAIN, hurry)
+        self._control.close()
+        await _until(lambda: not len(self._control), HURRY, hurry)
 
 
 async def _until(done: Callable[[], bool], deadline: float, hurry: asyncio.Event) -> None:

@@ -1,0 +1,233 @@
+"""A relay's rooms in this process, on a real port with real TLS and a real registry, and the ends that talk to it.
+
+`Agent` is a scripted one: it keeps a control connection and does with a dial request what the test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import ArcbridgeError, Unauthenticated
+from arcbridge.identity.claims import Identity
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.net import alpn
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.join import client_join
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.relay.admission import Admission
+from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.http_room import HttpRoom
+from arcbridge.relay.listener import Listener
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
+from arcbridge.wire.session import Kind, Side
+from tests.net.ends import RELAY, authority, client_context, server_contexts
+
+
+class StubVerifier:
+    """The token *is* the user name; `bad` is none."""
+
+    async def verify(self, token: str) -> Identity:
+        if token == "bad":
+            raise Unauthenticated("the token has expired")
+        return Identity(token, "", (), {}, token, "https://issuer.test", time.time() + 600)
+
+
+class StubPolicy:
+    def __init__(self) -> None:
+        self.allowed = {("alice", "prod"), ("alice", "other"), ("alice", "unknown"), ("bob", "prod")}
+
+    def allows(self, identity: Identity, cluster: str) -> bool:
+        return (identity.username, cluster) in self.allowed
+
+
+class EchoUpper(asyncio.Protocol):
+    """What stands behind the http room in these tests."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data.upper())
+
+
+class Station:
+    def __init__(self, directory: Path, limits: RelayLimitsConfig, dial_deadline: float, peek_deadline: float) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.dial_deadline = dial_deadline
+        self.peek_deadline = peek_deadline
+        self.counters = Counters()
+        self.fleet = LocalFleet()
+        self.policy = StubPolicy()
+        self.ended: list[Pump] = []
+        self.address = Address("127.0.0.1", 0)
+
+    async def open(self) -> None:
+        contexts = server_contexts()
+        self.registry = await SqliteRegistry.open(self.directory)
+        self.pumps = Pumps(self.ended.append)
+        self.control = ControlRoom(lambda: contexts[ALPN_CONTROL], self.fleet, self.registry, self.counters)
+        self.rendezvous = Rendezvous(
+            context=lambda: contexts[ALPN_JOIN],
+            fleet=self.fleet,
+            registry=self.registry,
+            verifier=StubVerifier(),
+            policy=self.policy,
+            pumps=self.pumps,
+            counters=self.counters,
+            address="relay.test:443",
+            limits=self.limits,
+            dial_deadline=self.dial_deadline,
+        )
+        http = HttpRoom(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)
+        self.admission = Admission(self.limits.unauthenticated, self.limits.unauthenticated_per_address)
+        self.listener = Listener(
+            {alpn.CONTROL: self.control.serve, alpn.JOIN: self.rendezvous.serve, alpn.HTTP: http.serve},
+            self.admission,
+            self.counters,
+            peek_deadline=self.peek_deadline,
+        )
+        self.address = self.listener.start(self.address)
+
+    async def close(self) -> None:
+        self.listener.stop()
+        await self.listener.close()
+        self.pumps.close()
+        await self.registry.close()
+        # Transports that were aborted close their sockets in the loop's next turns.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def enrol(self, cluster: str) -> None:
+        text = await self.registry.create_join_token(cluster, expires_at=time.time() + 60)
+        await self.registry.redeem_join_token(text, f"hash of {cluster}'s key", authority().certificate_pem)
+
+    async def dial(self) -> socket.socket:
+        return await connect(self.address, deadline=5, proxy=DIRECT)
+
+    async def join(
+        self, user: str = "alice", cluster: str = "prod", instance: str = ""
+    ) -> tuple[socket.socket, JoinReply]:
+        """A client's join; the raw socket and the reply."""
+        sock = await self.dial()
+        request = JoinRequest(role="client", cluster=cluster, token=user, instance=instance)
+        return sock, await client_join(sock, client_context(), RELAY, request)
+
+    async def settled(self) -> None:
+        """Until nobody is half-way: no pending join, no ticket."""
+        async with asyncio.timeout(5):
+            while self.rendezvous.pending or self.admission.waiting:
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def station(
+    directory: Path,
+    *clusters: str,
+    limits: RelayLimitsConfig | None = None,
+    dial_deadline: float = 10.0,
+    peek_deadline: float = 5.0,
+) -> AsyncIterator[Station]:
+    made = Station(directory, limits or RelayLimitsConfig(), dial_deadline, peek_deadline)
+    await made.open()
+    try:
+        for cluster in clusters:
+            await made.enrol(cluster)
+        yield made
+    finally:
+        await made.close()
+
+
+OnDial = Callable[["Agent", Dial], Awaitable[None]]
+
+
+class Agent(BaseHandler):
+    """A control connection; each dial request runs `on_dial` in a task of this object."""
+
+    def __init__(
+        self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
+    ) -> None:
+        self.relay = relay
+        self.cluster = cluster
+        self.instance = instance
+        self.on_dial = on_dial or consent_and_join
+        self.dials: list[Dial] = []
+        self.sockets: list[socket.socket] = []
+        self.goaway: Goaway | None = None
+        self.ended: ArcbridgeError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent=instance, software="test 1")
+
+    async def __aenter__(self) -> Agent:
+        sock = await self.relay.dial()
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(
+            self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
+        )
+        await self.session.wait_established()
+        return self
+
+    async def registered(self) -> Agent:
+        async with asyncio.timeout(5):
+            while not any(link.instance == self.instance for link in self.relay.fleet.links()):
+                await asyncio.sleep(0.005)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.session.abort()
+        for sock in self.sockets:
+            sock.close()
+        await asyncio.sleep(0)
+
+    def dial_received(self, session: MuxSession, dial: Dial) -> None:
+        self.dials.append(dial)
+        task = asyncio.get_running_loop().create_task(self._run(dial))
+        self._tasks.add(task)
+
+    async def _run(self, dial: Dial) -> None:
+        await self.on_dial(self, dial)
+
+    def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
+        self.goaway = goaway
+
+    def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
+        self.ended = error
+
+    async def join(self, token: str, cluster: str = "") -> socket.socket:
+        """The agent's join under a token, with the certificate of `cluster` (default: its own)."""
+        sock = await self.relay.dial()
+        request = JoinRequest(role="agent", token=token, instance=self.instance)
+        await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
+        self.sockets.append(sock)
+        return sock
+
+
+async def consent_and_join(agent: Agent, dial: Dial) -> None:
+    agent.session.send_status(Status(token=dial.token))
+    await agent.join(dial.token)
+
+
+async def swallow(agent: Agent, dial: Dial) -> None:
+    """Say nothing, do nothing."""
+
+
+async def refuse(agent: Agent, dial: Dial) -> None:
+    agent.session.send_status(Status(token=dial.token, code=1, message="I am full"))

@@ -1,0 +1,390 @@
+"""The rendezvous with real ends: what pairs, and J1 to J7, J22 in short form."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import ConnectionLost, JoinRefused
+from arcbridge.net import join as join_module
+from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.ready import receive, reset, send_all
+from arcbridge.net.tls import ALPN_JOIN
+from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
+from tests.net.ends import RELAY, authority, client_context
+from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow
+
+
+async def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = await receive(sock, size - len(data))
+        assert chunk, "ended early"
+        data += chunk
+    return data
+
+
+async def first_socket(agent: Agent) -> socket.socket:
+    async with asyncio.timeout(5):
+        while not agent.sockets:
+            await asyncio.sleep(0.005)
+    return agent.sockets[0]
+
+
+def code_of(caught: pytest.ExceptionInfo[JoinRefused]) -> JoinCode:
+    return JoinCode(caught.value.code)
+
+
+async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        client, reply = await relay.join()
+        with client:
+            assert reply.code == 0
+            assert len(reply.join_id) == 16
+            assert reply.cluster_ca.strip() == authority().certificate_pem.strip()
+            assert reply.subject == "alice"
+            dial = agent.dials[0]
+            assert (dial.address, dial.cluster, dial.join_id) == ("relay.test:443", "prod", reply.join_id)
+            assert len(dial.token) >= 22
+            await send_all(client, b"client hello")
+            far = await first_socket(agent)
+            assert await exactly(far, 12) == b"client hello"
+            await send_all(far, b"server hello")
+            assert await exactly(client, 12) == b"server hello"
+            await relay.settled()
+            assert relay.counters.joins["ok"] == 1
+            assert relay.counters.join_seconds.count == 1
+            client.shutdown(socket.SHUT_WR)
+            assert await receive(far, 1) == b""
+            far.shutdown(socket.SHUT_WR)
+            assert await receive(client, 1) == b""
+        assert [pump.error for pump in relay.ended] == [None]
+        assert relay.pumps.bytes() == (12, 12)
+
+
+async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:
+    """J5 through the whole relay: close_notify and a large ClientHello as one string, cut in two."""
+    hello = secrets.token_bytes(9000)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        for cut in (1, 5, 23, 24, 25, 40, 4000):
+            agent.sockets.clear()
+            near = await relay.dial()
+            with near:
+                pipe = TlsPipe(near, client_context(), server_hostname=RELAY)
+                await pipe.handshake()
+                record = JoinRequest(role="client", cluster="prod", token="alice").encode()
+                await pipe.write(len(record).to_bytes(4, "big") + record)
+                while await pipe.read():
+                    pass
+                pipe.feed_close_notify()
+                data = pipe._outgoing.read() + hello
+                await send_all(near, data[:cut])
+                await asyncio.sleep(0.01)
+                await send_all(near, data[cut:])
+                assert await exactly(await first_socket(agent), len(hello)) == hello
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster"),
+    [("carol", "prod"), ("alice", "unknown"), ("carol", "unknown"), ("alice", "PROD"), ("alice", "x" * 60_000),
+     ("alice", "a..b"), ("alice", "*"), ("alice", "")],
+)  # fmt: skip
+async def test_unknown_and_forbidden_are_one_answer(tmp_path: Path, user: str, cluster: str) -> None:
+    """J22."""
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join(user, cluster)
+        assert code_of(caught) == JoinCode.FORBIDDEN
+        assert caught.value.message.startswith("there is no such cluster, or you may not reach it")
+        assert agent.dials == []
+
+
+async def test_refusals_before_an_agent_is_asked(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod", "other") as relay:
+        with pytest.raises(JoinRefused, match="expired; log in again") as caught:
+            await relay.join("bad")
+        assert code_of(caught) == JoinCode.UNAUTHENTICATED
+        with pytest.raises(JoinRefused, match="no agent of cluster prod is connected") as caught:
+            await asyncio.wait_for(relay.join(), 2)
+        assert code_of(caught) == JoinCode.NO_AGENT
+        assert caught.value.retry_after
+        await relay.registry.revoke_cluster("prod")
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert code_of(caught) == JoinCode.FORBIDDEN
+        relay.rendezvous.draining = True
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join("alice", "other")
+        assert code_of(caught) == JoinCode.DRAINING
+        await relay.settled()
+        assert relay.counters.joins["no_agent"] == relay.counters.joins["draining"] == 1
+
+
+async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
+    limits = RelayLimitsConfig(pending_joins=1, sessions=1)
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        first = asyncio.create_task(relay.join())
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+        with pytest.raises(JoinRefused, match="wait for their agents") as caught:
+            await relay.join()
+        assert code_of(caught) == JoinCode.OVERLOADED
+        await agent.join(agent.dials[0].token)
+        client, _ = await first
+        with client:
+            with pytest.raises(JoinRefused, match="all the sessions") as caught:
+                await relay.join()
+            assert code_of(caught) == JoinCode.OVERLOADED
+
+
+async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
+    """J1: guessed, of another cluster, again during and after its join; the join it belongs to goes on."""
+    async with (
+        station(tmp_path, "prod", "other") as relay,
+        Agent(relay, on_dial=swallow) as agent,
+        Agent(relay, "other", "o1") as stranger,
+    ):
+        await agent.registered()
+        joining = asyncio.create_task(relay.join())
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+        token = agent.dials[0].token
+        for _ in range(10):
+            with pytest.raises(JoinRefused) as caught:
+                await agent.join(secrets.token_urlsafe(16))
+            assert code_of(caught) == JoinCode.GONE
+        with pytest.raises(JoinRefused) as caught:
+            await stranger.join(token)
+        assert code_of(caught) == JoinCode.GONE
+        assert not joining.done()
+        far = await agent.join(token)
+        near, _ = await joining
+        with near:
+            for other in (agent, stranger):
+                with pytest.raises(JoinRefused) as caught:
+                    await other.join(token)
+                assert code_of(caught) == JoinCode.GONE
+            await send_all(near, b"still here")
+            assert await exactly(far, 10) == b"still here"
+        assert relay.counters.tokens_refused == 13
+
+
+async def test_guessing_is_slowed_down(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        codes = []
+        for _ in range(55):
+            with pytest.raises(JoinRefused) as caught:
+                await agent.join("guess")
+            codes.append(code_of(caught))
+        assert codes[0] == JoinCode.GONE
+        assert codes[-1] == JoinCode.OVERLOADED
+
+
+async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay:
+        for cluster, code in (("", JoinCode.UNAUTHENTICATED), ("never-enrolled", JoinCode.FORBIDDEN)):
+            sock = await relay.dial()
+            with pytest.raises(JoinRefused) as caught:
+                await client_join(sock, client_context(ALPN_JOIN, cluster), RELAY, JoinRequest(role="agent", token="x"))
+            assert code_of(caught) == code
+        sock = await relay.dial()
+        with pytest.raises(JoinRefused) as caught:
+            await client_join(sock, client_context(), RELAY, JoinRequest(role="relay"))
+        assert code_of(caught) == JoinCode.BAD_REQUEST
+
+
+async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
+    """J2, 25 rounds."""
+
+    async def twice(agent: Agent, dial: Dial) -> None:
+        agent.session.send_status(Status(token=dial.token))
+        results = await asyncio.gather(agent.join(dial.token), agent.join(dial.token), return_exceptions=True)
+        outcomes.append(sorted(type(result).__name__ for result in results))
+
+    outcomes: list[list[str]] = []
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=twice) as agent:
+        await agent.registered()
+        for round_ in range(25):
+            agent.sockets.clear()
+            near, _ = await relay.join()
+            with near:
+                await send_all(near, b"%8d" % round_)
+                assert await exactly(await first_socket(agent), 8) == b"%8d" % round_
+            # The loser has heard its answer before the next round begins.
+            async with asyncio.timeout(5):
+                while len(outcomes) <= round_:
+                    await asyncio.sleep(0.005)
+        assert outcomes == [["JoinRefused", "socket"]] * 25
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: str) -> None:
+    """J3."""
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        near = await relay.dial()
+        pipe = TlsPipe(near, client_context(), server_hostname=RELAY)
+        await pipe.handshake()
+        record = JoinRequest(role="client", cluster="prod", token="alice").encode()
+        await pipe.write(len(record).to_bytes(4, "big") + record)
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+        near.close() if how == "close" else reset(near)
+        await relay.settled()
+        with pytest.raises(JoinRefused) as caught:
+            await agent.join(agent.dials[0].token)
+        assert code_of(caught) == JoinCode.GONE
+        assert relay.counters.joins["gone"] == 1
+
+
+async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> None:
+    """J6."""
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        with await relay.dial() as near:
+            pipe = TlsPipe(near, client_context(), server_hostname=RELAY)
+            await pipe.handshake()
+            record = JoinRequest(role="client", cluster="prod", token="alice").encode()
+            await pipe.write(len(record).to_bytes(4, "big") + record)
+            while not agent.dials:
+                await asyncio.sleep(0.005)
+            await send_all(near, b"\x16\x03\x01\x02\x00early")
+            answer = await pipe.read()
+            assert JoinReply.decode(answer[4:]).code == JoinCode.BAD_REQUEST
+        with pytest.raises(JoinRefused):
+            await agent.join(agent.dials[0].token)
+        assert len(relay.pumps) == 0
+
+
+async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
+    """J4: it swallows the dial, it consents and stays away, it refuses; the failed step is named."""
+
+    async def promise(agent: Agent, dial: Dial) -> None:
+        agent.session.send_status(Status(token=dial.token))
+
+    for on_dial, code, words in (
+        (swallow, JoinCode.AGENT_TIMEOUT, "did not answer the dial request|did not connect"),
+        (promise, JoinCode.AGENT_TIMEOUT, "did not connect within"),
+        (refuse, JoinCode.AGENT_REFUSED, "refused: I am full"),
+    ):
+        async with (
+            station(tmp_path / words[:8].replace(" ", "-"), "prod", dial_deadline=0.3) as relay,
+            Agent(relay, on_dial=on_dial) as agent,
+        ):
+            await agent.registered()
+            with pytest.raises(JoinRefused, match=words) as caught:
+                await relay.join()
+            assert code_of(caught) == code
+
+
+@pytest.mark.parametrize("first", [swallow, refuse])
+async def test_one_other_agent_is_tried(tmp_path: Path, first: object) -> None:
+    async with (
+        station(tmp_path, "prod", dial_deadline=2.0) as relay,
+        Agent(relay, instance="i1", on_dial=first) as bad,  # type: ignore[arg-type]
+        Agent(relay, instance="i2", on_dial=consent_and_join) as good,
+    ):
+        await bad.registered()
+        await good.registered()
+        near, _ = await relay.join(instance="i1")
+        near.close()
+        assert len(bad.dials) == len(good.dials) == 1
+        assert bad.dials[0].token == good.dials[0].token
+
+
+async def test_the_wanted_instance_is_preferred(tmp_path: Path) -> None:
+    async with (
+        station(tmp_path, "prod") as relay,
+        Agent(relay, instance="i1") as one,
+        Agent(relay, instance="i2") as two,
+    ):
+        await one.registered()
+        await two.registered()
+        for _ in range(3):
+            near, _ = await relay.join(instance="i2")
+            near.close()
+        assert (len(one.dials), len(two.dials)) == (0, 3)
+
+
+@pytest.mark.parametrize("who", ["client", "agent"])
+async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """J7."""
+    monkeypatch.setattr(join_module, "CLOSE_DEADLINE", 0.2)
+
+    async def half(sock: socket.socket, cluster: str, request: JoinRequest) -> bytes:
+        pipe = TlsPipe(sock, client_context(ALPN_JOIN, cluster), server_hostname=RELAY)
+        await pipe.handshake()
+        record = request.encode()
+        await pipe.write(len(record).to_bytes(4, "big") + record)
+        reply = await pipe.read()
+        # ... and no close_notify.
+        return reply
+
+    async def withhold(agent: Agent, dial: Dial) -> None:
+        agent.session.send_status(Status(token=dial.token))
+        sock = await agent.relay.dial()
+        agent.sockets.append(sock)
+        await half(sock, "prod", JoinRequest(role="agent", token=dial.token))
+
+    on_dial = withhold if who == "agent" else consent_and_join
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=on_dial) as agent:
+        await agent.registered()
+        if who == "agent":
+            with pytest.raises(JoinRefused, match="did not finish the join") as caught:
+                await relay.join()
+            assert code_of(caught) == JoinCode.AGENT_REFUSED
+        else:
+            with await relay.dial() as near:
+                await half(near, "", JoinRequest(role="client", cluster="prod", token="alice"))
+                with pytest.raises(ConnectionResetError):
+                    await receive(near, 10)
+        far = await first_socket(agent)
+        # What the relay had said is read first, then the reset is seen.
+        with pytest.raises(ConnectionResetError):
+            await exactly(far, 1 << 20)
+        assert len(relay.pumps) == 0
+
+
+async def test_the_whole_join_has_a_deadline(tmp_path: Path) -> None:
+    limits = RelayLimitsConfig(join_deadline=0.2)
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert code_of(caught) == JoinCode.AGENT_TIMEOUT
+
+
+async def test_an_agent_lost_during_the_dial(tmp_path: Path) -> None:
+    async def leave(agent: Agent, dial: Dial) -> None:
+        agent.session.abort()
+
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=leave) as agent:
+        await agent.registered()
+        with pytest.raises(JoinRefused, match="lost its connection") as caught:
+            await asyncio.wait_for(relay.join(), 3)
+        assert code_of(caught) == JoinCode.NO_AGENT
+
+
+async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> None:
+    relay = Station(tmp_path, RelayLimitsConfig(), 10.0, 5.0)
+    await relay.open()
+    await relay.enrol("prod")
+    async with Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        joining = asyncio.create_task(relay.join())
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+        await relay.close()
+        with pytest.raises(ConnectionLost):
+            await joining
+    assert relay.rendezvous.pending == 0
