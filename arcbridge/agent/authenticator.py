@@ -1,0 +1,125 @@
+"""Who a session speaks for: an OIDC token verified here, or a service-account token that the API server judges.
+
+In token mode (`bearer`) the caller's own token is shown to the API server in a SelfSubjectReview, over a connection
+without any credential of the agent's; what it answers is who the caller is. The token's own `exp` is believed only
+after that, and only to end the session in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.wire.records import Auth
+
+REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+DEADLINE = 8.0
+"""Seconds for the review; HELLO and AUTH together have 10."""
+MAX_ANSWER = 1 << 20
+UNKNOWN_LIFE = 3600.0
+"""Seconds that a session lasts whose token does not say when it lapses; then it is shown again."""
+MAX_LIFE = 24 * 3600.0
+"""Seconds after which any bearer token is shown to the API server again: it may have been revoked there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Who, and whether the caller's own token goes on in each request."""
+
+    identity: Identity
+    token_mode: bool
+
+
+class Authenticator:
+    """Judges AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
+
+    def __init__(
+        self,
+        api: ApiServer,
+        verifier: TokenVerifier | None,
+        *,
+        token_mode: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._api = api
+        self._verifier = verifier
+        self._token_mode = token_mode
+        self._clock = clock
+
+    async def authenticate(self, auth: Auth) -> Authenticated:
+        """Raises Unauthenticated, PermissionRefused, or Unreachable (try again later)."""
+        if auth.kind == "oidc":
+            if self._verifier is None:
+                raise PermissionRefused("this cluster takes service-account tokens only: use --token")
+            return Authenticated(await self._verifier.verify(auth.token), False)
+        if auth.kind == "bearer":
+            if not self._token_mode:
+                raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
+            return Authenticated(await self._review(auth.token), True)
+        raise Unauthenticated("this kind of token is not known here: the client may be newer than the agent")
+
+    async def _review(self, token: str) -> Identity:
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise Unauthenticated("the token is malformed")
+        headers = [
+            ("Authorization", f"Bearer {token}"),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json"),
+            ("User-Agent", "arcbridge-agent"),
+        ]
+        body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                response = await self._api.request("POST", REVIEW, headers, own=False, body=body)
+                try:
+                    data = bytearray()
+                    while chunk := await response.content.readany():
+                        data += chunk
+                        if len(data) > MAX_ANSWER:
+                            raise Unreachable("the API server's review of the token is too long")
+                finally:
+                    response.close()
+            if response.status in (401, 403):
+                raise Unauthenticated("the cluster does not accept the token")
+            if response.status != 201:
+                raise Unreachable(f"the API server did not review the token (code {response.status})")
+            info = json.loads(data)["status"]["userInfo"]
+            return self._identity(info, token)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # `from None`: aiohttp's errors may hold the request with its token.
+            kind = type(error).__name__
+            raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None
+
+    def _identity(self, info: dict[str, Any], token: str) -> Identity:
+        name = info["username"]
+        if not isinstance(name, str) or not name or name == "system:anonymous":
+            raise Unauthenticated("the cluster does not know the token")
+        groups = tuple(str(group) for group in info.get("groups") or ())
+        uid = str(info.get("uid") or "")
+        now = self._clock()
+        expires = min(_expiry(token, now + UNKNOWN_LIFE), now + MAX_LIFE)
+        return Identity(name, uid, groups, f"bearer#{name}#{uid}", "cluster", expires)
+
+
+def _expiry(token: str, otherwise: float) -> float:
+    """The token's `exp` if it is a JWT that has one. Not verified here: the API server has just accepted the token."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return otherwise
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        expires = claims["exp"]
+    except (ValueError, KeyError, TypeError):
+        return otherwise
+    return float(expires) if isinstance(expires, (int, float)) and 0 < expires < 2**53 else otherwise

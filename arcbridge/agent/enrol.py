@@ -1,0 +1,351 @@
+"""How an agent comes to its credential, and keeps it.
+
+First start, in this order (threats E2, E3):
+
+1. The store is read. Without a cluster CA in it one is made, with the agent's key, and stored at once, compare-and-set:
+   of several pods one wins, the others adopt. So the CA that clients pin exists once, and every pod has the same key.
+2. The join token, the request over that key and the CA go to a relay. The answer may get lost: the same key may redeem
+   the same token again for ten minutes, by this pod or by its siblings.
+3. The certificate is stored, again compare-and-set.
+
+From then on the certificate is renewed over itself at two thirds of its life, spread by a tenth of that; whichever pod
+is first stores the new one and the others adopt it. A certificate that has lapsed needs a new join token; the cluster's
+CA, and with it every client's pin, stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from arcbridge.agent.relay_http import post
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unreachable
+from arcbridge.net.address import Address
+from arcbridge.net.backoff import Backoff
+from arcbridge.net.tls import RelayTrust, fetch_relay_ca
+from arcbridge.pki import credentials as entries
+from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.credentials import AgentCredential, CredentialStore, Snapshot, VersionConflict, renew_at
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import pin_of, same_pin
+
+LOOK_AGAIN = 300.0
+"""Seconds between two looks at the store for a certificate that a sibling has renewed."""
+REFUSED_WAIT = 60.0
+"""Seconds after a refusal: a revoked cluster may be restored, but asking often helps nobody."""
+CONFLICTS = 20
+"""Rounds of compare-and-set before giving up: there are never that many writers for long."""
+
+_log = structlog.get_logger("arcbridge.agent")
+
+
+class CredentialKeeper:
+    """The credential of one agent process: `start()` once, then `run()` as a task; `current` at any time.
+
+    `relay_ca_file` replaces the stored relay CA where it is set; `relay_ca_pin` is checked against either.
+    """
+
+    def __init__(
+        self,
+        store: CredentialStore,
+        relays: Sequence[Address],
+        *,
+        relay_ca_pin: str = "",
+        relay_ca_file: Path | None = None,
+        join_token_file: Path | None = None,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._relays = tuple(relays)
+        self._pin = relay_ca_pin
+        self._ca_file = relay_ca_file
+        self._token_file = join_token_file
+        self._clock = clock
+        self._jitter = jitter
+        self._credential: AgentCredential | None = None
+        self.renewals = 0
+        self.failures = 0
+
+    @property
+    def current(self) -> AgentCredential:
+        """The credential in use; raises StateError before `start()` is done."""
+        if self._credential is None:
+            raise StateError("the agent has not enrolled yet")
+        return self._credential
+
+    @property
+    def trust(self) -> RelayTrust:
+        """How to know the relay."""
+        return RelayTrust(self.current.relay_ca_pem)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the certificate lapses; negative once it has, 0 before there is one."""
+        return self._credential.validity()[1] - self._clock() if self._credential is not None else 0.0
+
+    async def start(self) -> AgentCredential:
+        """Loads the credential or enrols. Waits and tries again while no relay answers.
+
+        Raises EnrolmentRefused, ConfigError, PinMismatch or StateError for what waiting does not cure.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                snapshot = await self._prepared()
+                found = self._usable(snapshot)
+                if found is None:
+                    found = await self._enrol(snapshot)
+                self._credential = await self._with_relay_ca(found)
+                return self._credential
+            except Unreachable as error:
+                self.failures += 1
+                delay = backoff.next_delay(hint=error.retry_after)
+                _log.warning("enrolment waits", reason=error.message, retry_in=round(delay, 1))
+                await asyncio.sleep(delay)
+
+    async def run(self) -> None:
+        """Renews in time, for ever. Failures are logged and tried again; only cancellation ends it."""
+        backoff = Backoff(first=5.0, cap=600.0)
+        while True:
+            await asyncio.sleep(min(max(self._renewal_due() - self._clock(), 0.0), LOOK_AGAIN))
+            try:
+                await self._look()
+                backoff.reset()
+            except ArcbridgeError as error:
+                self.failures += 1
+                hint = REFUSED_WAIT if isinstance(error, EnrolmentRefused) else error.retry_after
+                delay = backoff.next_delay(hint=hint)
+                _log.error(
+                    "certificate not renewed",
+                    reason=error.message,
+                    seconds_left=round(self.seconds_left),
+                    retry_in=round(delay),
+                )
+                await asyncio.sleep(delay)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _renewal_due(self) -> float:
+        """Two thirds of the life, later by up to a tenth of it so that sibling pods do not renew all at once."""
+        not_before, not_after = self.current.validity()
+        spread = (not_after - not_before) / 10 * self._jitter()
+        return renew_at(not_before, not_after) + spread
+
+    async def _look(self) -> None:
+        snapshot = await self._store.load()
+        stored = self._usable(snapshot)
+        if stored is not None and stored.certificate_pem != self.current.certificate_pem:
+            self._credential = await self._with_relay_ca(stored)
+            _log.info("certificate adopted", cluster=stored.cluster)
+        not_before, not_after = self.current.validity()
+        if self._clock() < renew_at(not_before, not_after):
+            return
+        if self.seconds_left <= 0:
+            # Only a new join token helps now; the operator may put one in place at any time.
+            self._credential = await self._with_relay_ca(await self._enrol(await self._prepared()))
+            return
+        await self._renew(snapshot)
+
+    def _usable(self, snapshot: Snapshot | None) -> AgentCredential | None:
+        credential = AgentCredential.from_entries(snapshot) if snapshot is not None else None
+        if credential is None or credential.validity()[1] <= self._clock():
+            return None
+        return credential
+
+    async def _prepared(self) -> Snapshot:
+        """The store's entries with a cluster CA and a key in them; made and stored if they were missing."""
+        for _ in range(CONFLICTS):
+            snapshot = await self._store.load()
+            made: dict[str, bytes] = {}
+            found = snapshot if snapshot is not None else Snapshot({}, "")
+            has_certificate, has_key = entries.CLUSTER_CA_CERTIFICATE in found, entries.CLUSTER_CA_KEY in found
+            if has_certificate != has_key:
+                raise StateError("the stored cluster CA is incomplete: restore the agent's state from a backup")
+            if not has_key:
+                authority = Authority.create("arcbridge cluster CA")
+                made[entries.CLUSTER_CA_CERTIFICATE] = authority.certificate_pem.encode()
+                made[entries.CLUSTER_CA_KEY] = authority.key_pem.encode()
+            if not found.get(entries.KEY):
+                made[entries.KEY] = make_key().encode()
+            if snapshot is not None and not made:
+                return snapshot
+            try:
+                version = await self._store.save(
+                    made, expect_version=snapshot.version if snapshot is not None else None
+                )
+            except VersionConflict:
+                continue  # a sibling was faster: adopt what it made
+            if entries.CLUSTER_CA_KEY in made:
+                _log.info("cluster CA made", pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
+            return Snapshot({**found, **made}, version)
+        raise StateError("the agent's state is being written by others all the time")
+
+    async def _enrol(self, snapshot: Snapshot) -> AgentCredential:
+        token = self._join_token(snapshot)
+        key_pem = snapshot[entries.KEY].decode()
+        request = {
+            "join_token": token,
+            "csr": make_csr(key_pem),
+            "cluster_ca": snapshot[entries.CLUSTER_CA_CERTIFICATE].decode(),
+        }
+
+        async def ask(relay: Address) -> tuple[dict[str, Any], str]:
+            ca_pem = await self._first_trust(relay)
+            return await post(relay, "/v1/enrol", request, RelayTrust(ca_pem)), ca_pem
+
+        answer, ca_pem = await self._any_relay(ask)
+        cluster, certificate = self._checked(answer, key_pem)
+        known = snapshot.get(entries.CLUSTER, b"").decode("ascii", "replace")
+        if known and known != cluster:
+            raise EnrolmentRefused(
+                f"the join token is for cluster {cluster}, but this agent's state belongs to cluster {known}: "
+                f"ask for a token for {known}, or start with an empty state"
+            )
+        update = {
+            entries.CLUSTER: cluster.encode(),
+            entries.CERTIFICATE: certificate.encode(),
+            entries.RELAY_CA: ca_pem.encode(),
+        }
+        credential = await self._store_certificate(snapshot, update)
+        _log.info("enrolled", cluster=credential.cluster, cluster_ca_pin=pin_of(credential.cluster_ca_certificate_pem))
+        return credential
+
+    async def _renew(self, snapshot: Snapshot | None) -> None:
+        credential = self.current
+        request = {"csr": make_csr(credential.key_pem)}
+        pair = (credential.certificate_pem, credential.key_pem)
+
+        async def ask(relay: Address) -> dict[str, Any]:
+            return await post(relay, "/v1/renew", request, self.trust, certificate=pair)
+
+        answer = await self._any_relay(ask)
+        cluster, certificate = self._checked(answer, credential.key_pem)
+        if cluster != credential.cluster:
+            raise EnrolmentRefused("the relay renewed the certificate of another cluster; it is not taken")
+        base = snapshot if snapshot is not None else Snapshot(credential.to_entries(), "")
+        renewed = await self._store_certificate(base, {entries.CERTIFICATE: certificate.encode()})
+        self._credential = await self._with_relay_ca(renewed)
+        self.renewals += 1
+        _log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
+
+    async def _store_certificate(self, snapshot: Snapshot, update: dict[str, bytes]) -> AgentCredential:
+        for _ in range(CONFLICTS):
+            try:
+                version = await self._store.save(update, expect_version=snapshot.version or None)
+                stored = Snapshot({**snapshot, **update}, version)
+            except VersionConflict:
+                loaded = await self._store.load()
+                if loaded is None:
+                    raise StateError("the agent's state has disappeared: restore it from a backup") from None
+                adopted = self._usable(loaded)
+                if adopted is not None and self._fresh(adopted):
+                    return adopted
+                if loaded.get(entries.KEY) != snapshot.get(entries.KEY):
+                    raise StateError("the agent's state was replaced while a certificate was asked for") from None
+                snapshot = loaded
+                continue
+            credential = AgentCredential.from_entries(stored)
+            if credential is None:
+                raise StateError("the agent's state is incomplete: restore it from a backup")
+            return credential
+        raise StateError("the agent's state is being written by others all the time")
+
+    def _fresh(self, credential: AgentCredential) -> bool:
+        not_before, not_after = credential.validity()
+        return self._clock() < renew_at(not_before, not_after)
+
+    async def _any_relay(self, ask: Callable[[Address], Any]) -> Any:
+        """Asks the relays in turn; the first answer counts, a refusal ends it."""
+        failure: Unreachable | None = None
+        for relay in self._relays:
+            try:
+                return await ask(relay)
+            except Unreachable as error:
+                failure = error
+            except (OSError, ArcbridgeError) as error:
+                if (
+                    isinstance(error, EnrolmentRefused)
+                    or not isinstance(error, ArcbridgeError)
+                    or error.status_code != 503
+                ):
+                    raise
+                failure = Unreachable(error.message, retry_after=error.retry_after)
+        raise failure or ConfigError("relays: at least one is needed")
+
+    async def _first_trust(self, relay: Address) -> str:
+        if self._ca_file is not None:
+            return self._pinned(_read(self._ca_file, "relay_ca_file"))
+        if not self._pin:
+            raise ConfigError(
+                "relay_ca_pin or relay_ca_file: one is needed to enrol (the relay's `token create` prints it)"
+            )
+        return await fetch_relay_ca(relay, self._pin)
+
+    async def _with_relay_ca(self, credential: AgentCredential) -> AgentCredential:
+        """The credential with the relay CA that the settings ask for, if they ask for another than the stored one."""
+        ca_pem = credential.relay_ca_pem
+        if self._ca_file is not None:
+            ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file"))
+        elif self._pin and not same_pin(self._pin, pin_of(ca_pem)):
+            ca_pem = await self._any_relay(lambda relay: fetch_relay_ca(relay, self._pin))
+        if ca_pem == credential.relay_ca_pem:
+            return credential
+        return AgentCredential(
+            credential.cluster,
+            credential.certificate_pem,
+            credential.key_pem,
+            ca_pem,
+            credential.cluster_ca_certificate_pem,
+            credential.cluster_ca_key_pem,
+        )
+
+    def _pinned(self, ca_pem: str) -> str:
+        if self._pin and not same_pin(self._pin, pin_of(ca_pem)):
+            raise ConfigError("relay_ca_file and relay_ca_pin contradict each other: remove the wrong one")
+        return ca_pem
+
+    def _join_token(self, snapshot: Snapshot) -> str:
+        lapsed = bool(snapshot.get(entries.CERTIFICATE))
+        why = "the agent's certificate has lapsed" if lapsed else "the agent is not enrolled"
+        how = "make one with `arcbridge --role relay token create` and put it into join_token_file"
+        if self._token_file is None:
+            raise ConfigError(f"join_token_file: {why} and needs a join token; {how}")
+        token = _read(self._token_file, "join_token_file").strip()
+        if not token:
+            raise ConfigError(f"join_token_file: {self._token_file} is empty; {how}")
+        return token
+
+    def _checked(self, answer: dict[str, Any], key_pem: str) -> tuple[str, str]:
+        """(cluster, certificate) of an answer, if the certificate is over our key and valid now (threat B8)."""
+        cluster, certificate = answer.get("cluster"), answer.get("certificate")
+        if not isinstance(cluster, str) or not isinstance(certificate, str):
+            raise Unreachable("the relay's answer has no certificate: is this an arcbridge relay?")
+        try:
+            check_cluster_name(cluster)
+            public = x509.load_pem_x509_certificate(certificate.encode()).public_key()
+            own = serialization.load_pem_private_key(key_pem.encode(), None).public_key()
+            _, not_after = certificate_validity(certificate)
+        except (ValueError, TypeError, ArcbridgeError) as error:
+            raise Unreachable("the relay's answer holds no usable certificate") from error
+        if public != own:
+            raise EnrolmentRefused("the relay's certificate is over another key than ours; it is not taken")
+        if not_after <= self._clock():
+            raise Unreachable("the relay's certificate has lapsed already: compare the clocks of relay and agent")
+        return cluster, certificate
+
+
+def _read(path: Path, setting: str) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: {path} cannot be read: {type(error).__name__}") from error

@@ -1,0 +1,167 @@
+"""TCP targets: streams that go to an address of the agent's allow-list instead of the API server.
+
+Deny by default: a name that is not listed does not exist, and a listed one is for its users and groups only. The
+address comes from the agent's own settings and never from the caller; it is resolved once per connection and the
+addresses found are the ones dialled, so no second look-up can point elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.config import TargetConfig
+from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.identity.claims import Identity
+from arcbridge.mux.splice import SocketSplice, SpliceResult
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.net.address import Address, parse_address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.wire.frames import ResetCode
+
+PREFIX = "tcp:"
+CONNECT_DEADLINE = 10.0
+MAX_CONNECTING = 256
+"""Dials under way at once, of all sessions: more are refused at once."""
+
+_log = structlog.get_logger("arcbridge.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One allowed target."""
+
+    name: str
+    address: Address
+    users: frozenset[str]
+    groups: frozenset[str]
+
+    def allows(self, identity: Identity) -> bool:
+        """Whether this caller may connect; names are compared exactly, after claim mapping."""
+        return identity.username in self.users or not self.groups.isdisjoint(identity.groups)
+
+
+def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
+    """Checks the settings. Raises ConfigError that names the key."""
+    targets = {}
+    for name, config in configs.items():
+        if not name or len(name) > 63 or not name.isascii() or not name.replace("-", "").replace(".", "").isalnum():
+            raise ConfigError(f"targets.{name}: a name has letters, digits, '-' and '.' only")
+        if not config.users and not config.groups:
+            raise ConfigError(f"targets.{name}: needs users or groups, else nobody may connect")
+        try:
+            address = parse_address(config.address, default_port=0)
+        except ConfigError as error:
+            raise ConfigError(f"targets.{name}.address: {error.message}") from error
+        targets[name] = Target(name, address, frozenset(config.users), frozenset(config.groups))
+    return targets
+
+
+class TcpTargets:
+    """Connects streams to targets. `close()` must be awaited."""
+
+    def __init__(self, targets: Mapping[str, Target], audit: AuditLog) -> None:
+        self._targets = dict(targets)
+        self._audit = audit
+        self._connecting: set[asyncio.Task[None]] = set()
+        self.opened = 0
+        self.open = 0
+        self.refused = 0
+        self.failed = 0
+
+    def serve(self, stream: StreamTransport, target: str, session: str, identity: Identity) -> None:
+        """Connects `stream` to what `target` (`tcp:NAME`) names, or resets it with the reason's code."""
+        record = AuditRecord(
+            request=f"{session}-{stream.id}-1",
+            session=session,
+            user=identity.username,
+            groups=len(identity.groups),
+            verb="connect",
+            target=target,
+        )
+        found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
+        if found is None:
+            self._refuse(stream, record, ResetCode.UNKNOWN_TARGET, "no such target")
+        elif not found.allows(identity):
+            self._refuse(stream, record, ResetCode.FORBIDDEN, "not allowed")
+        elif len(self._connecting) >= MAX_CONNECTING:
+            self._refuse(stream, record, ResetCode.LIMIT, "too many connections are being made")
+        else:
+            waiting = _Waiting()
+            stream.attach(waiting)
+            task = asyncio.get_running_loop().create_task(self._connect(stream, found, waiting, record))
+            waiting.task = task
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    async def close(self) -> None:
+        """Ends dials under way; connected streams end with their sessions."""
+        tasks = list(self._connecting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connect(self, stream: StreamTransport, target: Target, waiting: _Waiting, record: AuditRecord) -> None:
+        try:
+            sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+        except ArcbridgeError as error:
+            self.failed += 1
+            record.reason = error.message
+            _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
+            record.outcome = "refused"
+            self._audit.write(record)
+            stream.abort(ResetCode.CONNECT_FAILED)
+            return
+        except asyncio.CancelledError:
+            record.outcome = "cut"
+            self._audit.write(record)
+            stream.abort(ResetCode.CANCELLED)
+            if waiting.lost:
+                return  # the stream ended first: nobody else asked for this
+            raise
+        self._splice(stream, sock, record)
+
+    def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
+        self.opened += 1
+        self.open += 1
+
+        def done(result: SpliceResult) -> None:
+            self.open -= 1
+            record.bytes_up, record.bytes_down = result.down, result.up
+            if result.error is not None:
+                record.outcome, record.reason = "cut", type(result.error).__name__
+            self._audit.write(record)
+
+        record.outcome = "connected"
+        splice = SocketSplice(sock, done)
+        stream.set_protocol(splice)
+        splice.connection_made(stream)
+        stream.resume_reading()
+
+    def _refuse(self, stream: StreamTransport, record: AuditRecord, code: ResetCode, reason: str) -> None:
+        self.refused += 1
+        record.outcome, record.reason = "refused", reason
+        self._audit.write(record)
+        stream.abort(code)
+
+
+class _Waiting(asyncio.Protocol):
+    """The stream's protocol while the target is dialled: takes nothing, so that no credit is granted."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, StreamTransport)
+        transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self.task is not None:
+            self.task.cancel()
