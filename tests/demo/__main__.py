@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.cluster import Cluster, Kubectl, Unavailable, kubectl_versions
+from tests.support.cluster import KUBERNETES_VERSION, Cluster, Kubectl, Unavailable, kubectl_versions
 from tests.support.processes import ManagedProcess, ProcessFailed
 from tests.support.world import ALICE, BOB, MALLORY, ApiServer, Client, User, World
 
@@ -91,13 +91,14 @@ def backend(directory: Path) -> Iterator[Backend]:
         token.write_text(agent_service_account(cluster))
         token.chmod(0o600)
         api = ApiServer(cluster.api_url, Path(cluster.ca_file), token)
-        yield Backend("local", f"a real kube-apiserver {cluster.binaries.version} with etcd", api, cluster)
+        yield Backend("local", f"a real kube-apiserver {KUBERNETES_VERSION} with etcd", api, cluster)
 
 
 def agent_service_account(cluster: Cluster) -> str:
     """The agent's ServiceAccount with the rights of the shipped manifests, and a token for it."""
     overlay = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
     cluster.kubectl("apply", "-k", str(overlay))
+    cluster.settle_rbac()
     return cluster.service_account_token("arcbridge", "arcbridge-agent")
 
 

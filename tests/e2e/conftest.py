@@ -24,6 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         require_or_skip("apiserver", str(error))
     with cluster:
         cluster.kubectl("apply", "-k", str(RIGHTS))
+        cluster.settle_rbac()
         cluster.grant("cluster-admin", group="platform")
         cluster.grant("view", group="developers")
         yield cluster
