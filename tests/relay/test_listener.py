@@ -1,0 +1,286 @@
+"""The port: peeking without waking up, dispatch, caps, descriptors (J11 to J16, R1, R2), in short form."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import Address
+from arcbridge.net.ready import receive, send_all
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.relay import listener as listener_module
+from arcbridge.relay.admission import Admission
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.listener import Listener
+from tests.net.ends import RELAY, authority, client_context
+from tests.net.test_alpn import client_hello, in_records, with_extension
+from tests.relay.station import Agent, Station, station
+
+
+async def http_echo(relay: Station, context: ssl.SSLContext | None = None) -> bytes:
+    with await relay.dial() as sock:
+        pipe = TlsPipe(sock, context or client_context(ALPN_HTTP), server_hostname=RELAY)
+        await pipe.handshake()
+        await pipe.write(b"hello")
+        return await pipe.read()
+
+
+async def is_closed(sock: socket.socket) -> bool:
+    try:
+        return await asyncio.wait_for(receive(sock, 1000), 5) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def until_the_end(pipe: TlsPipe) -> bytes:
+    """Application data until close_notify, or until the connection is cut."""
+    data = b""
+    try:
+        while chunk := await pipe.read():
+            data += chunk
+    except (OSError, EOFError):
+        pass
+    return data
+
+
+async def rejected(relay: Station, reason: str, count: int = 1) -> None:
+    async with asyncio.timeout(5):
+        while relay.counters.rejected[reason] < count:
+            await asyncio.sleep(0.005)
+
+
+async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        assert await http_echo(relay) == b"HELLO"
+        bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        bare.load_verify_locations(cadata=authority().certificate_pem)
+        assert await http_echo(relay, bare) == b"HELLO"
+        near, _ = await relay.join()
+        near.close()
+        await relay.settled()
+
+
+@pytest.mark.parametrize("pieces", ["bytes", "halves", "records", "large"])
+async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
+    """J12: the handshake finishes although the hello came in pieces, and not a byte of it was taken by the peek."""
+    async with station(tmp_path) as relay:
+        with await relay.dial() as sock:
+            pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
+            with pytest.raises(ssl.SSLWantReadError):
+                pipe._tls.do_handshake()
+            hello = pipe._outgoing.read()
+            if pieces == "records":
+                hello = in_records(hello, 50)
+            step = {"bytes": 1, "halves": len(hello) // 2 + 1, "records": 55, "large": len(hello)}[pieces]
+            for at in range(0, len(hello), step):
+                await send_all(sock, hello[at : at + step])
+                await asyncio.sleep(0.0005)
+            await pipe.handshake()
+            await pipe.write(b"whole")
+            assert await pipe.read() == b"WHOLE"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x80\x2e\x01\x03\x01\x00\x15", "sslv2"),
+        (b"SSH-2.0-x\r\n", "not_tls"),
+        (b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", "hello_too_large"),
+        (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "hello_malformed"),
+        (client_hello(["unknown/1"]), "no_protocol"),
+    ],
+)
+async def test_the_rest_is_closed_and_counted(tmp_path: Path, data: bytes, reason: str) -> None:
+    async with station(tmp_path) as relay:
+        with await relay.dial() as sock:
+            await send_all(sock, data)
+            assert await is_closed(sock)
+        assert relay.counters.rejected[reason] == 1
+        assert relay.admission.waiting == 0
+
+
+async def test_plain_http_gets_one_answer(tmp_path: Path) -> None:
+    async with station(tmp_path) as relay:
+        with await relay.dial() as sock:
+            await send_all(sock, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while chunk := await receive(sock, 1000):
+                answer += chunk
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert b"https://" in body
+        await relay.settled()
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 300])
+async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """J11 and R1: 40 idle peers with an incomplete hello; counted are the calls of the parser."""
+    peeks = 0
+    real = listener_module.alpn.peek
+
+    def counting(data: bytes) -> object:
+        nonlocal peeks
+        peeks += 1
+        return real(data)
+
+    monkeypatch.setattr(listener_module.alpn, "peek", counting)
+    hello = with_extension(client_hello(["arcbridge-join/1"]), 0xFE0A, b"k" * 2000)
+    async with station(tmp_path, peek_deadline=0.5) as relay:
+        socks = [await relay.dial() for _ in range(40)]
+        for sock in socks:
+            await send_all(sock, hello[:size])
+        # A drip that does not reach what the parser needs wakes nobody.
+        for n in range(10):
+            await asyncio.sleep(0.02)
+            if size == 300:
+                for sock in socks:
+                    await send_all(sock, hello[size + n : size + n + 1])
+        assert peeks <= 3 * len(socks)
+        assert await http_echo(relay) == b"HELLO"
+        for sock in socks:
+            assert await is_closed(sock)
+            sock.close()
+        assert relay.counters.rejected["peek_timeout"] == 40
+        assert relay.listener.peeking == 0
+        assert relay.admission.waiting == 0
+
+
+@pytest.mark.parametrize("size", [0, 3, 100])
+async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) -> None:
+    hello = client_hello(["arcbridge-join/1"])
+    async with station(tmp_path) as relay:
+        with await relay.dial() as sock:
+            await send_all(sock, hello[:size])
+            await asyncio.sleep(0.05)
+        await rejected(relay, "peek_closed")
+        assert relay.admission.waiting == 0
+
+
+async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
+    """J13: several protocols offered, a room's protocol that is then not spoken, control without a certificate."""
+    async with station(tmp_path, "prod") as relay:
+        both = client_context.__wrapped__(ALPN_HTTP)
+        both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
+        assert await http_echo(relay, both) == b"HELLO"
+        # The join room takes nothing but a JOIN record.
+        with await relay.dial() as sock:
+            pipe = TlsPipe(sock, client_context(ALPN_JOIN), server_hostname=RELAY)
+            await pipe.handshake()
+            await pipe.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await until_the_end(pipe) == b""
+        with await relay.dial() as sock:
+            pipe = TlsPipe(sock, client_context(ALPN_CONTROL), server_hostname=RELAY)
+            await pipe.handshake()
+            await pipe.write(b"\0" * 8)
+            assert await until_the_end(pipe) == b""
+        await rejected(relay, "handshake", 2)
+        assert relay.fleet.links() == []
+
+
+async def test_caps_drop_the_newest(tmp_path: Path) -> None:
+    """J15."""
+    limits = RelayLimitsConfig(unauthenticated=10, unauthenticated_per_address=4)
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
+        await agent.registered()
+        first = [await relay.dial() for _ in range(4)]
+        async with asyncio.timeout(5):
+            while relay.admission.waiting < 4:
+                await asyncio.sleep(0.005)
+        with socket.socket() as fifth:
+            fifth.setblocking(False)
+            fifth.connect_ex((relay.address.host, relay.address.port))
+            await rejected(relay, "cap_address")
+            assert await is_closed(fifth)
+        # Who is authenticated does not count: the agent is still there, and a place that is freed is used again.
+        assert not agent.session.closed
+        first.pop().close()
+        await rejected(relay, "peek_closed")
+        assert await http_echo(relay) == b"HELLO"
+        for sock in first:
+            sock.close()
+
+
+async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
+    """J16 and R2."""
+    async with station(tmp_path) as relay:
+        assert await http_echo(relay) == b"HELLO"
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        waiting = [socket.socket() for _ in range(8)]
+        for sock in waiting:
+            sock.setblocking(False)
+        used = max(int(name) for name in os.listdir("/proc/self/fd") if name.isdigit())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, hard))
+        # No number is free: what is closed below the limit is the listener's own spare one.
+        holes = []
+        try:
+            while True:
+                holes.append(os.dup(0))
+        except OSError:
+            pass
+        try:
+            for sock in waiting:
+                sock.connect_ex((relay.address.host, relay.address.port))
+            begin = time.process_time()
+            await asyncio.sleep(0.7)
+            assert time.process_time() - begin < 0.3
+            assert 2 <= relay.counters.accept_pauses <= 5
+            assert relay.counters.rejected["descriptors"] >= 1
+        finally:
+            for descriptor in holes:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for sock in waiting:
+                sock.close()
+        assert await http_echo(relay) == b"HELLO"
+
+
+async def test_what_cannot_be_bound_names_the_setting() -> None:
+    counters = Counters()
+    one = Listener({}, Admission(1, 1), counters)
+    bound = one.start(Address("127.0.0.1", 0))
+    for address, words in (
+        (bound, "the port is in use"),
+        (Address("192.0.2.1", 0), "no such address"),
+        (Address("no-such-host.invalid", 1), "no such address"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Listener({}, Admission(1, 1), counters).start(address)
+    everywhere = Listener({}, Admission(1, 1), counters)
+    assert everywhere.start(Address("", 0)).port
+    for each in (one, everywhere):
+        each.stop()
+        await each.close()
+
+
+async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
+    calls = 0
+
+    async def broken(sock: socket.socket, ticket: object) -> None:
+        nonlocal calls
+        calls += 1
+        sock.close()
+        raise RuntimeError("a bug")
+
+    async with station(tmp_path) as relay:
+        relay.listener._rooms[b"arcbridge-join/1"] = broken
+        for _ in range(2):
+            with await relay.dial() as sock:
+                await send_all(sock, client_hello(["arcbridge-join/1"]))
+                assert await is_closed(sock)
+        await rejected(relay, "failed", 2)
+        assert calls == 2
+        assert relay.admission.waiting == 0
