@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from arcbridge.agent.relay_http import post
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, EnrolmentRefused, StateError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca
@@ -179,10 +179,9 @@ class CredentialKeeper:
                 made[entries.KEY] = make_key().encode()
             if snapshot is not None and not made:
                 return snapshot
+            seen = snapshot.version if snapshot is not None else None
             try:
-                version = await self._store.save(
-                    made, expect_version=snapshot.version if snapshot is not None else None
-                )
+                version = await self._store.save(made, expect_version=seen)
             except VersionConflict:
                 continue  # a sibling was faster: adopt what it made
             if entries.CLUSTER_CA_KEY in made:
@@ -232,8 +231,10 @@ class CredentialKeeper:
         cluster, certificate = self._checked(answer, credential.key_pem)
         if cluster != credential.cluster:
             raise EnrolmentRefused("the relay renewed the certificate of another cluster; it is not taken")
-        base = snapshot if snapshot is not None else Snapshot(credential.to_entries(), "")
-        renewed = await self._store_certificate(base, {entries.CERTIFICATE: certificate.encode()})
+        update = {entries.CERTIFICATE: certificate.encode()}
+        if snapshot is None:  # somebody has removed the state: what is in memory is put back, whole
+            snapshot, update = Snapshot({}, ""), {**credential.to_entries(), **update}
+        renewed = await self._store_certificate(snapshot, update)
         self._credential = await self._with_relay_ca(renewed)
         self.renewals += 1
         _log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
@@ -272,23 +273,15 @@ class CredentialKeeper:
                 return await ask(relay)
             except Unreachable as error:
                 failure = error
-            except (OSError, ArcbridgeError) as error:
-                if (
-                    isinstance(error, EnrolmentRefused)
-                    or not isinstance(error, ArcbridgeError)
-                    or error.status_code != 503
-                ):
-                    raise
-                failure = Unreachable(error.message, retry_after=error.retry_after)
+            except ConnectionLost as error:
+                failure = Unreachable(error.message)
         raise failure or ConfigError("relays: at least one is needed")
 
     async def _first_trust(self, relay: Address) -> str:
         if self._ca_file is not None:
             return self._pinned(_read(self._ca_file, "relay_ca_file"))
         if not self._pin:
-            raise ConfigError(
-                "relay_ca_pin or relay_ca_file: one is needed to enrol (the relay's `token create` prints it)"
-            )
+            raise ConfigError("relay_ca_pin or relay_ca_file: one is needed to enrol; `token create` prints the pin")
         return await fetch_relay_ca(relay, self._pin)
 
     async def _with_relay_ca(self, credential: AgentCredential) -> AgentCredential:

@@ -85,9 +85,8 @@ async def _exchange(
         parts = lines[0].split(" ", 2)
         if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit() or len(parts[1]) != 3:
             raise Unreachable(f"{relay.url} does not speak HTTP: is this an arcbridge relay?")
-        headers = {
-            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
-        }
+        fields = [line.partition(":") for line in lines[1:]]
+        headers = {name.strip().lower(): value.strip() for name, _, value in fields}
         length = headers.get("content-length", "")
         if not length.isdigit() or len(length) > 9 or int(length) > MAX_ANSWER:
             raise ConnectionLost(f"{relay.url} answered without a usable length")

@@ -1,0 +1,88 @@
+"""What the agent shows at /metrics: counters that others keep, read at scrape time. No user, path or session is a label."""
+
+from __future__ import annotations
+
+from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.control import ControlRoom
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.sessions import Sessions
+from arcbridge.agent.targets import TcpTargets
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.observe.metrics import Metrics
+
+CODES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+RESULTS = ("ok", "failed", "refused")
+
+
+def register(
+    metrics: Metrics,
+    *,
+    control: ControlRoom,
+    sessions: Sessions,
+    proxy: KubeProxy,
+    targets: TcpTargets,
+    keeper: CredentialKeeper,
+    audit: AuditLog,
+    verifier: TokenVerifier | None,
+) -> None:
+    """Registers everything on `metrics`."""
+    stats = proxy.stats
+    metrics.gauge("control_connections_wanted", "Relays of the list.", None, lambda: len(control.relays))
+    metrics.gauge("control_connections", "Control connections that are up.", None, lambda: len(control.links))
+    metrics.counter(
+        "control_connect_failures_total", "Attempts to connect that failed.", None, lambda: control.connects_failed
+    )
+    metrics.counter(
+        "joins_total",
+        "Joins that relays asked for, by result.",
+        {"result": RESULTS},
+        lambda: {"ok": control.joins, "failed": control.join_failures, "refused": control.dials_refused},
+    )
+    metrics.gauge("joins_pending", "Joins under way.", None, lambda: control.dials_open)
+
+    metrics.gauge("sessions", "Sessions that are open.", None, lambda: len(sessions))
+    metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.opened)
+    metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.refused)
+    metrics.counter("sessions_expired_total", "Sessions that ended with their token.", None, lambda: sessions.expired)
+
+    metrics.counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
+    metrics.gauge("requests_in_flight", "Requests under way, upgraded ones included.", None, lambda: stats.in_flight)
+    metrics.counter(
+        "responses_total",
+        "Answers by class of code.",
+        {"code": CODES},
+        lambda: {code: getattr(stats, f"code_{code}") for code in CODES},
+    )
+    metrics.counter("requests_refused_total", "Requests that the agent refused itself.", None, lambda: stats.refused)
+    metrics.counter("requests_cut_total", "Requests that broke off on either side.", None, lambda: stats.cut)
+    metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
+    metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
+    metrics.counter(
+        "apiserver_unreachable_total", "Connections to the API server that failed.", None, lambda: stats.unreachable
+    )
+
+    metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)
+    metrics.gauge("targets_open", "Connections to TCP targets that are open.", None, lambda: targets.open)
+    metrics.counter("targets_refused_total", "TCP targets refused to a caller.", None, lambda: targets.refused)
+    metrics.counter("targets_failed_total", "TCP targets that could not be reached.", None, lambda: targets.failed)
+
+    metrics.gauge(
+        "certificate_remaining_seconds", "Until the agent's certificate lapses.", None, lambda: keeper.seconds_left
+    )
+    metrics.counter("certificate_renewals_total", "Renewals by this process.", None, lambda: keeper.renewals)
+    metrics.counter("certificate_failures_total", "Failed enrolments and renewals.", None, lambda: keeper.failures)
+    metrics.counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
+    metrics.counter(
+        "audit_dropped_total", "Audit records lost: full queue or failing disk.", None, lambda: audit.dropped
+    )
+    if verifier is not None:
+        found = verifier
+        metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)
+        metrics.counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: found.refused)
+        metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(found))
+
+
+def oldest_keys(verifier: TokenVerifier) -> float:
+    """Seconds since the oldest key set was fetched; 0 before any was."""
+    return max((age for age in verifier.key_ages().values() if age is not None), default=0.0)

@@ -1,0 +1,208 @@
+"""The agent as a process: everything is made here, in order, and ended in the opposite order.
+
+The end is a drain in named steps: *leaving* (relays are asked for no more dials, clients to go elsewhere), *waiting*
+(what runs has 30 s), *gone*. A second signal leaves one second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from arcbridge import __version__
+from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.control import ControlRoom
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_of
+from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.metrics import register
+from arcbridge.agent.secret_store import SecretStore
+from arcbridge.agent.sessions import Sessions
+from arcbridge.agent.targets import TcpTargets, read_targets
+from arcbridge.config import AgentConfig
+from arcbridge.errors import ConfigError
+from arcbridge.identity import authentication
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.address import Address, parse_address
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.server import ObserveServer
+from arcbridge.pki.credentials import CredentialStore, DirectoryStore
+from arcbridge.pki.pins import check_pin
+
+DRAIN = 30.0
+"""Seconds that what runs may take after the first signal."""
+HURRY = 0.5
+"""Seconds for goodbyes after the second signal, or after the drain."""
+
+_log = structlog.get_logger("arcbridge.agent")
+
+
+async def run(config: AgentConfig, ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM or SIGINT. `ready` is called once, when the first control connection is up.
+
+    Raises ConfigError, StateError, EnrolmentRefused or PinMismatch when it cannot start.
+    """
+    stopping, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    try:
+        await serve(config, ready, stopping, hurry)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+    """`run` without signals: drains when `stopping` is set, and ends within a second once `hurry` is, too."""
+    relays = check(config)
+    instance = f"agent-{secrets.token_hex(8)}"
+    async with AsyncExitStack() as stack:
+        audit = AuditLog(config.audit.file)
+        stack.push_async_callback(asyncio.to_thread, audit.close)
+        api = ApiServer(endpoint_of(config.kubernetes))
+        stack.push_async_callback(api.close)
+        fetcher = HttpFetcher()
+        stack.push_async_callback(fetcher.close)
+        verifier = None
+        if config.authentication is not None:
+            verifier = TokenVerifier(authentication.load(config.authentication), fetcher)
+            stack.push_async_callback(verifier.close)
+        targets = TcpTargets(read_targets(config.targets), audit)
+        stack.push_async_callback(targets.close)
+        proxy = KubeProxy(api, audit)
+        stack.push_async_callback(proxy.close, HURRY)
+        keeper = CredentialKeeper(
+            credential_store(config, api),
+            relays,
+            relay_ca_pin=check_pin(config.relay_ca_pin) if config.relay_ca_pin else "",
+            relay_ca_file=config.relay_ca_file,
+            join_token_file=config.join_token_file,
+        )
+        authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
+        sessions = Sessions(authenticator, proxy, targets, instance=instance, software=__version__)
+        stack.push_async_callback(sessions.close)
+        control = ControlRoom(relays, keeper, sessions, instance=instance, software=__version__)
+        stack.push_async_callback(control.close)
+
+        metrics, checks = Metrics("agent"), Checks()
+        register(
+            metrics,
+            control=control,
+            sessions=sessions,
+            proxy=proxy,
+            targets=targets,
+            keeper=keeper,
+            audit=audit,
+            verifier=verifier,
+        )
+        checks.add("control", control.unready)
+        observe = ObserveServer(config.observe.listen, metrics, checks)
+        await observe.start()
+        stack.push_async_callback(observe.stop)
+
+        if not await _unless(stopping, keeper.start()):
+            return
+        _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
+        renewing = asyncio.get_running_loop().create_task(keeper.run(), name="renewal")
+        stack.push_async_callback(_cancelled, renewing)
+        control.start()
+        if await _unless(stopping, control.connected.wait()):
+            ready()
+        await stopping.wait()
+        await _drain(control, sessions, hurry)
+    _log.info("agent stopped", step="gone")
+
+
+def check(config: AgentConfig) -> list[Address]:
+    """Checks what needs no file and no network; answers the relays. Raises ConfigError that names the key."""
+    if not config.relays:
+        raise ConfigError("relays: at least one is needed, as https://host:port")
+    relays: list[Address] = []
+    for n, text in enumerate(config.relays):
+        try:
+            address = parse_address(text)
+        except ConfigError as error:
+            raise ConfigError(f"relays[{n}]: {error.message}") from error
+        if address in relays:
+            raise ConfigError(f"relays[{n}]: {address} is given twice")
+        relays.append(address)
+    if config.relay_ca_pin:
+        try:
+            check_pin(config.relay_ca_pin)
+        except ConfigError as error:
+            raise ConfigError(f"relay_ca_pin: {error.message}") from error
+    if bool(config.state.secret) == (config.state.directory is not None):
+        raise ConfigError("state: exactly one of state.directory and state.secret is needed")
+    if config.authentication is None and not config.token_mode:
+        raise ConfigError("authentication: missing, and token_mode is off: nobody could log in")
+    read_targets(config.targets)
+    return relays
+
+
+def credential_store(config: AgentConfig, api: ApiServer) -> CredentialStore:
+    """Where the credential is kept: a directory, or a Secret (`name` alone means the agent's own namespace)."""
+    if config.state.directory is not None:
+        return DirectoryStore(config.state.directory)
+    secret = config.state.secret
+    if "/" not in secret:
+        secret = f"{own_namespace()}/{secret}"
+    return SecretStore(api, secret)
+
+
+def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:
+    """The namespace of this pod."""
+    try:
+        return (service_account / "namespace").read_text().strip()
+    except OSError as error:
+        raise ConfigError("state.secret: write namespace/name (this is not a pod)") from error
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Awaits `work` (a coroutine) unless `stopping` comes first; whether it was done. Its errors are raised."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    stop = loop.create_task(stopping.wait())
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for one in (task, stop):
+            if not one.done():
+                one.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)
+
+
+async def _drain(control: ControlRoom, sessions: Sessions, hurry: asyncio.Event) -> None:
+    _log.info("agent stops", step="leaving", sessions=len(sessions))
+    control.drain()
+    sessions.drain()
+    if len(sessions):
+        _log.info("agent stops", step="waiting", sessions=len(sessions))
+        try:
+            async with asyncio.timeout(DRAIN):
+                await _unless(hurry, sessions.wait_empty())
+        except TimeoutError:
+            _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
