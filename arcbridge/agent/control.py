@@ -19,12 +19,12 @@ import structlog
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import MAX_SESSIONS, Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, JoinRefused, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.dialer import connect
-from arcbridge.net.join import client_join
+from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.wire.frames import GoawayCode
@@ -36,6 +36,8 @@ MAX_DIALS = 64
 CONNECT_DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 5.0
 MAX_DIAL_DEADLINE = 30.0
+JOIN_MEMORY = 60.0
+"""Seconds for which a failed join makes the agent unready, unless another works before."""
 HINT_MIN, HINT_MAX = 1, 600
 """A relay's hint when to come back is obeyed within this, seconds (threat B8)."""
 
@@ -88,8 +90,7 @@ class ControlRoom:
         self.join_failures = 0
         self.dials_refused = 0
         self.connects_failed = 0
-        self.last_join_ok: bool | None = None
-        """Whether the last join that was asked for worked; None while none was."""
+        self._join_failed_at: float | None = None
 
     @property
     def dials_open(self) -> int:
@@ -102,7 +103,7 @@ class ControlRoom:
             return "the agent is stopping"
         if not self.links:
             return "no control connection to a relay is up"
-        if self.last_join_ok is False:
+        if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
             return "the last join that a relay asked for failed"
         return None
 
@@ -133,7 +134,7 @@ class ControlRoom:
         """Connects to `relay`, again and again, until cancelled."""
         backoff = Backoff()
         log = _log.bind(connection=str(relay))
-        while not self.draining:
+        while True:
             link = ControlLink(self, relay)
             began = self._clock()
             lasted, hint = 0.0, None
@@ -245,12 +246,14 @@ class ControlRoom:
                 await self._join_and_serve(dial, deadline)
         except (ArcbridgeError, TimeoutError) as error:
             self.join_failures += 1
-            self.last_join_ok = False
+            gone = isinstance(error, JoinRefused) and error.code == JoinCode.GONE
+            if not gone and not isinstance(error, ConnectionLost):  # a client that left says nothing about us
+                self._join_failed_at = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
             log.warning("join failed", reason=reason)
         else:
             self.joins += 1
-            self.last_join_ok = True
+            self._join_failed_at = None
 
     async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
         address = self._address(dial)

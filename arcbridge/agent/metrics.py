@@ -1,4 +1,4 @@
-"""What the agent shows at /metrics: counters that others keep, read at scrape time. No user, path or session is a label."""
+"""What the agent shows at /metrics: counters that others keep, read at scrape time; no label is a user or a path."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def register(
     metrics.counter("certificate_renewals_total", "Renewals by this process.", None, lambda: keeper.renewals)
     metrics.counter("certificate_failures_total", "Failed enrolments and renewals.", None, lambda: keeper.failures)
     metrics.counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
-    metrics.counter(
-        "audit_dropped_total", "Audit records lost: full queue or failing disk.", None, lambda: audit.dropped
-    )
+    metrics.counter("audit_dropped_total", "Audit records that were lost.", None, lambda: audit.dropped)
     if verifier is not None:
         found = verifier
         metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)

@@ -86,13 +86,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         stack.push_async_callback(targets.close)
         proxy = KubeProxy(api, audit)
         stack.push_async_callback(proxy.close, HURRY)
-        keeper = CredentialKeeper(
-            credential_store(config, api),
-            relays,
-            relay_ca_pin=check_pin(config.relay_ca_pin) if config.relay_ca_pin else "",
-            relay_ca_file=config.relay_ca_file,
-            join_token_file=config.join_token_file,
-        )
+        keeper = _keeper(config, api, relays)
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
         sessions = Sessions(authenticator, proxy, targets, instance=instance, software=__version__)
         stack.push_async_callback(sessions.close)
@@ -128,6 +122,27 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
     _log.info("agent stopped", step="gone")
 
 
+async def enroll(config: AgentConfig) -> None:
+    """Enrols, or finds that it has been done, and ends. Raises as `run`."""
+    relays = check(config)
+    api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
+    try:
+        await _keeper(config, api, relays).start()
+    finally:
+        if api is not None:
+            await api.close()
+
+
+def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -> CredentialKeeper:
+    return CredentialKeeper(
+        credential_store(config, api),
+        relays,
+        relay_ca_pin=check_pin(config.relay_ca_pin) if config.relay_ca_pin else "",
+        relay_ca_file=config.relay_ca_file,
+        join_token_file=config.join_token_file,
+    )
+
+
 def check(config: AgentConfig) -> list[Address]:
     """Checks what needs no file and no network; answers the relays. Raises ConfigError that names the key."""
     if not config.relays:
@@ -154,10 +169,12 @@ def check(config: AgentConfig) -> list[Address]:
     return relays
 
 
-def credential_store(config: AgentConfig, api: ApiServer) -> CredentialStore:
+def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialStore:
     """Where the credential is kept: a directory, or a Secret (`name` alone means the agent's own namespace)."""
     if config.state.directory is not None:
         return DirectoryStore(config.state.directory)
+    if api is None:
+        raise ConfigError("state.secret: needs the API server")
     secret = config.state.secret
     if "/" not in secret:
         secret = f"{own_namespace()}/{secret}"

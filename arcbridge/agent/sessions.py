@@ -173,7 +173,7 @@ class AgentSession(BaseHandler):
     # -- inside -----------------------------------------------------------------------------------------------
 
     async def _judge(self, session: MuxSession) -> None:
-        while (auth := self._pending) is not None and not session.closed:
+        while (auth := self._pending) is not None:
             self._pending = None
             try:
                 found = await self._sessions.authenticator.authenticate(auth)
@@ -183,9 +183,7 @@ class AgentSession(BaseHandler):
                 if not session.closed:
                     self._refuse(session, error)
                 return
-            if session.closed:
-                return
-            if not self._accept(session, found):
+            if session.closed or not self._accept(session, found):
                 return
 
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> None:
@@ -207,9 +205,8 @@ class AgentSession(BaseHandler):
         if self._caller is None:
             self._caller = Caller(self._join_id, identity, found.token_mode)
             self._sessions.opened += 1
-            self._log.info(
-                "session opened", user=identity.username, groups=len(identity.groups), token=found.token_mode
-            )
+            mode = "bearer" if found.token_mode else "oidc"
+            self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         elif identity.subject != self._caller.identity.subject or found.token_mode != self._caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
