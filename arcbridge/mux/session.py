@@ -243,11 +243,12 @@ class MuxSession:
         self._transport = None
         if self.closed:
             return
-        error = ConnectionLost("the other end closed the connection")
-        if exc is not None:
+        if exc is None:
+            self._machine.receive_eof(monotonic())
+        else:
             error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
-        self._machine.connection_lost(monotonic(), error)
+            self._machine.connection_lost(monotonic(), error)
         self._act()
 
     # -- inside ---------------------------------------------------------------------------------------------------

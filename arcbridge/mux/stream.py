@@ -310,7 +310,7 @@ class StreamTransport(asyncio.Transport):
             self._machine.consumed(self._stream, count)
 
     def _schedule_reader(self) -> None:
-        if not self._reader_scheduled and (self._stream.inbox or self._eof_due):
+        if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
             self._reader_scheduled = True
             self._session._loop.call_soon(self._drain_inbox)
 
@@ -503,11 +503,9 @@ class StreamIO(asyncio.Protocol):
         while not self._may_write and not self._over:
             self._writer = self._loop.create_future()
             await self._writer
-        if self._error is not None:
-            raise self._error
         assert self.transport is not None
-        if self._over or self.transport.is_closing():
-            raise StreamReset(ResetCode.NO_ERROR, "the stream was closed")
+        if self.transport.is_closing():  # also between its end and the call that tells it
+            raise self.transport._error or StreamReset(ResetCode.NO_ERROR, "the stream was closed")
         self.transport.write(data)
 
     def finish(self) -> None:

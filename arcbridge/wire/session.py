@@ -90,6 +90,11 @@ class State(Enum):
     CLOSED = "closed"
 
 
+def _ended_by(goaway: Goaway) -> SessionEnded:
+    message = goaway.message or "the other end ended the session"
+    return SessionEnded(goaway.code, message, retry_after=goaway.retry_after or None)
+
+
 class _Violation(Exception):
     """The peer broke the protocol; ends the session with a code."""
 
@@ -179,6 +184,7 @@ class Session:
         self._last_peer_id = 0
         self._peer_streams = 0
         self._goaway_sent = False
+        self._peer_goaway: Goaway | None = None
         self._drain_deadline: float | None = None
         self._handshake_deadline: float | None = now + limits.handshake_timeout
         self._keepalive: Keepalive | None = None
@@ -240,7 +246,10 @@ class Session:
 
     def receive_eof(self, now: float) -> None:
         """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
-        self.connection_lost(now, ConnectionLost("the other end closed the connection"))
+        error: ArcbridgeError = ConnectionLost("the other end closed the connection")
+        if self._peer_goaway is not None:
+            error = _ended_by(self._peer_goaway)
+        self.connection_lost(now, error)
 
     def connection_lost(self, now: float, error: ArcbridgeError) -> None:
         """The connection is gone: the machine closes and says so once."""
@@ -693,9 +702,9 @@ class Session:
         goaway = Goaway.decode(body)
         self._events.append(ev.GoawayReceived(goaway))
         if goaway.code not in _DRAIN_CODES:
-            message = goaway.message or "the other end ended the session"
-            self._close(SessionEnded(goaway.code, message, retry_after=goaway.retry_after or None))
+            self._close(_ended_by(goaway))
             return
+        self._peer_goaway = goaway
         if self.kind is Kind.CONTROL:
             return
         self.state = State.DRAINING

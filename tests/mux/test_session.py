@@ -1,19 +1,532 @@
-from __future__ import annotations
-import pytest
-from tests.mux.ends import LOOPS, connected, run
+"""The shell of a session: establishing, every way to end, drains, handlers that fail, nothing left behind."""
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("link", ["memory", "tls"])
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
+from arcbridge.mux import session as shell
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.stream import StreamIO
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.limits import Limits
+from arcbridge.wire.records import Auth, AuthOk, Dial, Status
+from arcbridge.wire.session import Kind, State
+from tests.mux.ends import LOOPS, Recorder, connect_in_memory, connect_over_tls, connected, make_sessions, run
+
+both_loops = pytest.mark.parametrize("loop", LOOPS)
+both_links = pytest.mark.parametrize("link", ["memory", "tls"])
+
+
+async def turns(count: int = 40) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def soon(condition: Any) -> None:
+    async with asyncio.timeout(8):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@both_loops
+@both_links
 def test_bulk_both_ways(loop: str, link: str) -> None:
     async def main() -> None:
-        import asyncio, hashlib, random
         data = random.Random(1).randbytes(5_000_000)
+
+        async def send(io: StreamIO) -> None:
+            for at in range(0, len(data), 300_000):
+                await io.write(data[at : at + 300_000])
+            io.finish()
+
         async with connected(link) as ends:
             mine, theirs = await ends.stream()
-            async def send(io):
-                for at in range(0, len(data), 300_000):
-                    await io.write(data[at:at+300_000])
-                io.finish()
             got = await asyncio.gather(mine.read_all(), theirs.read_all(), send(mine), send(theirs))
-            assert got[0] == data and got[1] == data
+            assert got[0] == data
+            assert got[1] == data
+            assert ends.client_handler.calls == ["established", "auth_accepted"]
+            assert ends.agent_handler.calls == ["auth_received", "established", "stream_opened"]
+            assert ends.client.stats.bytes_sent > len(data)
+            assert ends.client.peer_hello is not None
+            assert ends.client.round_trip > 0
+
+    run(loop, main)
+
+
+@both_loops
+def test_many_streams_of_owner_tagged_bytes(loop: str) -> None:
+    async def main() -> None:
+        async def one(ends: Any, number: int) -> None:
+            mine, theirs = await opener(ends)
+            tag = number.to_bytes(4, "big") * 5_000
+
+            async def send(io: StreamIO) -> None:
+                for _ in range(10):
+                    await io.write(tag)
+                io.finish()
+
+            up, down, _, _ = await asyncio.gather(theirs.read_all(), mine.read_all(), send(mine), send(theirs))
+            assert up == down == tag * 10
+
+        lock = asyncio.Lock()
+
+        async def opener(ends: Any) -> Any:
+            async with lock:  # the queue of opened streams has their order
+                return await ends.stream()
+
+        async with connected("tls") as ends:
+            await asyncio.gather(*(one(ends, number) for number in range(40)))
+            await soon(lambda: ends.client.streams_open == ends.agent.streams_open == 0)
+
+    run(loop, main)
+
+
+@both_loops
+def test_the_first_flight_carries_everything(loop: str) -> None:
+    """Streams opened, written and finished before AUTH was even sent reach the agent whole, once it has accepted."""
+
+    async def main() -> None:
+        ends = make_sessions(agent_handler=Recorder(accept=False))
+        mine = StreamIO()
+        ends.client.open("kubernetes", mine)
+        await mine.write(b"GET / HTTP/1.1\r\n\r\n")
+        mine.finish()
+        connect_in_memory(ends)
+        await turns()
+        assert ends.agent_handler.calls == ["auth_received"]
+        assert ends.client.state is State.AUTH
+        ends.agent.accept_auth(AuthOk(b"id", b"secret", "jane", 60))
+        theirs = await ends.agent_handler.opened.get()
+        assert await theirs.read_all() == b"GET / HTTP/1.1\r\n\r\n"
+        await theirs.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        theirs.finish()
+        assert await mine.read_all() == b"HTTP/1.1 200 OK\r\n\r\n"
+        await ends.client.wait_established()
+        await ends.stop()
+
+    run(loop, main)
+
+
+# -- ends -------------------------------------------------------------------------------------------------------------
+
+
+async def peer_vanishes(ends: Any) -> None:
+    ends.agent.transport.abort()
+
+
+async def agent_aborts(ends: Any) -> None:
+    ends.agent.abort()
+
+
+async def agent_closes(ends: Any) -> None:
+    ends.agent.close(GoawayCode.REVOKED, "the user was revoked", 7)
+
+
+async def client_closes(ends: Any) -> None:
+    ends.client.close(GoawayCode.DONE, "done")
+
+
+async def nonsense_arrives(ends: Any) -> None:
+    ends.agent.transport.write(b"GET / HTTP/1.1\r\n\r\n")
+
+
+ENDS: dict[str, tuple[Any, type, type]] = {
+    "peer vanishes": (peer_vanishes, ConnectionLost, ConnectionLost),
+    "agent aborts": (agent_aborts, ConnectionLost, ConnectionLost),
+    "agent closes": (agent_closes, SessionEnded, SessionEnded),
+    "client closes": (client_closes, SessionEnded, SessionEnded),
+    "nonsense arrives": (nonsense_arrives, RemoteProtocolError, SessionEnded),
+}
+
+
+@both_loops
+@both_links
+@pytest.mark.parametrize("how", ENDS)
+def test_every_end_is_told_to_everybody_once(loop: str, link: str, how: str) -> None:
+    act, client_error, agent_error = ENDS[how]
+
+    async def main() -> None:
+        async with connected(link) as ends:
+            mine, theirs = await ends.stream()
+            lost: list[str] = []
+            for name, io in (("client", mine), ("agent", theirs)):
+                original = io.connection_lost
+                io.connection_lost = lambda exc, n=name, o=original: (lost.append(n), o(exc))  # type: ignore[method-assign]
+            reading = asyncio.ensure_future(mine.read())
+            writing = asyncio.ensure_future(_write_for_ever(theirs))
+            waiting = [asyncio.ensure_future(s.wait_ended()) for s in (ends.client, ends.agent)]
+            for handler, session in ((ends.client_handler, ends.client), (ends.agent_handler, ends.agent)):
+                original_end = handler.session_ended
+
+                def told(s: Any, e: Exception, o: Any = original_end, n: str = session.label) -> None:
+                    assert ("client" if n == "c" else "agent") in lost, "a stream was not told before"
+                    o(s, e)
+
+                handler.session_ended = told  # type: ignore[method-assign]
+            await turns()
+            reading.cancel()
+            await act(ends)
+            errors = await asyncio.gather(*waiting)
+            assert [type(e) for e in errors] == [client_error, agent_error]
+            assert ends.client_handler.calls.count("session_ended") == 1
+            assert ends.agent_handler.calls.count("session_ended") == 1
+            assert sorted(lost) == ["agent", "client"]
+            with pytest.raises(client_error):
+                await mine.read_all()
+            with pytest.raises(agent_error):
+                await writing
+            with pytest.raises(SessionEnded):
+                ends.client.open("kubernetes", StreamIO())
+            await ends.client.wait_established()  # it was
+            if how == "agent closes":
+                assert isinstance(errors[0], SessionEnded)
+                assert (errors[0].code, errors[0].retry_after) == (GoawayCode.REVOKED, 7)
+            # Whatever is done to what is over does nothing.
+            for session in (ends.client, ends.agent):
+                session.close()
+                session.abort()
+                session.goaway(GoawayCode.DRAINING)
+            for io in (mine, theirs):
+                io.transport.write(b"x")
+                io.transport.write_eof()
+                io.transport.close()
+                io.transport.abort()
+                io.transport.pause_reading()
+                io.transport.resume_reading()
+            await turns()
+            assert len(lost) == 2
+
+    run(loop, main)
+
+
+async def _write_for_ever(io: StreamIO) -> None:
+    while True:
+        await io.write(b"w" * 10_000)
+        await asyncio.sleep(0)
+
+
+@both_loops
+def test_refused_auth(loop: str) -> None:
+    async def main() -> None:
+        class Refusing(Recorder):
+            def auth_received(self, session: MuxSession, auth: Auth) -> None:
+                session.refuse_auth(GoawayCode.UNAUTHENTICATED, "the token has expired: log in again")
+
+        ends = make_sessions(agent_handler=Refusing())
+        mine = StreamIO()
+        ends.client.open("kubernetes", mine)
+        await mine.write(b"hello")
+        await connect_over_tls(ends)
+        for waiter in (ends.client.wait_established(), ends.agent.wait_established(), mine.read()):
+            with pytest.raises(SessionEnded, match="log in again") as caught:
+                await waiter
+            assert caught.value.code == GoawayCode.UNAUTHENTICATED
+        assert "stream_opened" not in ends.agent_handler.calls
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_auth_that_is_answered_after_the_session_is_over(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(agent_handler=Recorder(accept=False))
+        connect_in_memory(ends)
+        await turns()
+        ends.client.close()
+        await ends.agent.wait_ended()
+        ends.agent.accept_auth(AuthOk())
+        ends.agent.refuse_auth(GoawayCode.FORBIDDEN, "no")
+        assert "established" not in ends.agent_handler.calls
+        with pytest.raises(SessionEnded):
+            await ends.agent.wait_established()
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+@pytest.mark.parametrize("how", ["abort", "close", "goaway"])
+def test_an_end_before_the_connection_is_made(loop: str, how: str) -> None:
+    async def main() -> None:
+        ends = make_sessions()
+        mine = StreamIO()
+        if how != "goaway":
+            ends.client.open("kubernetes", mine)
+        if how == "goaway":
+            ends.client.goaway(GoawayCode.DONE)
+        else:
+            getattr(ends.client, how)()
+        error = await ends.client.wait_ended()
+        with pytest.raises(type(error)):
+            await ends.client.wait_established()
+        connect_in_memory(ends)
+        error = await ends.agent.wait_ended()
+        assert isinstance(error, ConnectionLost)
+        assert ends.client_handler.calls == ["session_ended"]
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_the_handshake_deadline(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(limits=Limits(handshake_timeout=0.05), authenticate=False)
+        connect_in_memory(ends)
+        error = await ends.agent.wait_ended()
+        assert isinstance(error, SessionEnded)
+        assert error.code == GoawayCode.TIMEOUT
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_silent_peer_is_found_dead(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(limits=Limits(ping_interval=0.05, ping_timeout=0.15))
+        left, right = connect_in_memory(ends)
+        await ends.client.wait_established()
+        mine, theirs = await ends.stream()
+        await asyncio.sleep(0.3)
+        assert not ends.client.closed, "PINGs keep it"
+        left.freeze(True)
+        right.freeze(True)
+        for io, session in ((mine, ends.client), (theirs, ends.agent)):
+            with pytest.raises(ConnectionLost, match="dead"):
+                await io.read()
+            assert isinstance(await session.wait_ended(), ConnectionLost)
+        for transport in (left, right):
+            transport.abort()
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+@both_links
+def test_a_drain_lets_run_what_runs(loop: str, link: str) -> None:
+    async def main() -> None:
+        async with connected(link) as ends:
+            mine, theirs = await ends.stream()
+            ends.agent.goaway(GoawayCode.DRAINING, "restart", 3)
+            crossing = StreamIO()
+            ends.client.open("kubernetes", crossing)
+            await crossing.write(b"never seen")
+            with pytest.raises(StreamReset) as caught:
+                await crossing.read()
+            assert caught.value.code == ResetCode.REFUSED
+            assert not ends.client.usable
+            sending = asyncio.ensure_future(_send(theirs, 2_000_000))
+            mine.finish()
+            assert len(await mine.read_all()) == 2_000_000
+            await sending
+            for session in (ends.client, ends.agent):
+                error = await session.wait_ended()
+                assert isinstance(error, SessionEnded)
+            assert ends.agent_handler.calls.count("stream_opened") == 1
+            await soon(lambda: ends.client.transport is None and ends.agent.transport is None)
+
+    run(loop, main)
+
+
+async def _send(io: StreamIO, size: int) -> None:
+    await io.write(b"d" * size)
+    io.finish()
+
+
+@both_loops
+def test_the_drain_deadline_ends_what_still_runs(loop: str) -> None:
+    async def main() -> None:
+        async with connected("memory", limits=Limits(drain_timeout=0.05)) as ends:
+            pairs = [await ends.stream() for _ in range(3)]
+            ends.agent.goaway(GoawayCode.DRAINING)
+            for mine, theirs in pairs:
+                for io in (mine, theirs):
+                    with pytest.raises(StreamReset) as caught:
+                        await io.read()
+                    assert caught.value.code == ResetCode.CANCELLED
+            await ends.client.wait_ended()
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_slow_network_gets_its_last_bytes(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The close deadline counts from the last progress, not from the close."""
+    monkeypatch.setattr(shell, "CLOSE_TIMEOUT", 0.1)
+
+    async def main() -> None:
+        ends = make_sessions()
+        left, right = connect_in_memory(ends, piece=4096)
+        await ends.client.wait_established()
+        mine, theirs = await ends.stream()
+        mine.finish()
+        ends.agent.goaway(GoawayCode.DRAINING)
+        await turns()
+        right.freeze(True)
+        theirs.transport.write(b"tail" * 25_000)
+        theirs.finish()
+        reading = asyncio.ensure_future(mine.read_all())
+        for _ in range(8):
+            right.freeze(False)
+            await turns(3)
+            right.freeze(True)
+            await asyncio.sleep(0.05)
+        right.freeze(False)
+        assert await reading == b"tail" * 25_000
+        await ends.stop()
+        # A peer that takes nothing at all is not waited for.
+        ends = make_sessions()
+        left, right = connect_in_memory(ends)
+        await ends.client.wait_established()
+        mine, theirs = await ends.stream()
+        left.freeze(True)
+        await mine.write(b"x" * 200_000)
+        await turns()
+        ends.client.close()
+        await soon(lambda: ends.client.transport is None)
+        await ends.stop()
+
+    run(loop, main)
+
+
+# -- handlers that fail or act ----------------------------------------------------------------------------------------
+
+
+@both_loops
+@pytest.mark.parametrize("where", ["established", "auth_received", "stream_opened", "session_ended", "goaway_received"])
+def test_a_handler_that_raises_ends_its_session_with_an_internal_error(loop: str, where: str) -> None:
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError("a bug of the role")
+
+    async def main() -> None:
+        ends = make_sessions()
+        setattr(ends.agent_handler, where, bug)
+        connect_in_memory(ends)
+        mine = StreamIO()
+        ends.client.open("kubernetes", mine)
+        await turns()
+        if where == "goaway_received":
+            ends.client.goaway(GoawayCode.DRAINING)
+        if where == "session_ended":
+            ends.client.close()
+        for session in (ends.client, ends.agent):
+            error = await session.wait_ended()
+            if where != "session_ended":
+                assert isinstance(error, SessionEnded)
+                assert error.code == GoawayCode.INTERNAL
+                assert "ZeroDivision" not in error.message
+        with pytest.raises(ArcbridgeError):
+            await mine.read()
+        await ends.stop()
+
+    run(loop, main, expected=("ZeroDivisionError",))
+
+
+@both_loops
+@pytest.mark.parametrize("command", ["close", "abort"])
+@pytest.mark.parametrize("where", ["established", "auth_received", "stream_opened"])
+def test_a_handler_that_ends_the_session_is_called_no_more_after_the_end(loop: str, where: str, command: str) -> None:
+    async def main() -> None:
+        ends = make_sessions()
+        original = getattr(ends.agent_handler, where)
+
+        def act(session: MuxSession, *args: Any) -> None:
+            original(session, *args)
+            getattr(session, command)()
+
+        setattr(ends.agent_handler, where, act)
+        for _ in range(3):
+            ends.client.open("kubernetes", StreamIO())
+        connect_in_memory(ends)
+        await ends.agent.wait_ended()
+        await turns()
+        assert ends.agent_handler.calls[-1] == "session_ended"
+        assert ends.agent_handler.calls.count("session_ended") == 1
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_control_connections(loop: str) -> None:
+    class Relay(Recorder):
+        def status_received(self, session: MuxSession, status: Status) -> None:
+            self.calls.append(f"status {status.code}")
+
+    class Agent(Recorder):
+        def dial_received(self, session: MuxSession, dial: Dial) -> None:
+            self.calls.append(f"dial {dial.join_id}")
+            session.send_status(Status(dial.token, 4, "no", "i", True))
+
+    async def main() -> None:
+        agent_handler, relay_handler = Agent(), Relay()
+        async with connected(
+            "tls", kind=Kind.CONTROL, client_handler=agent_handler, agent_handler=relay_handler
+        ) as ends:
+            ends.agent.send_dial(Dial("canary", "relay:443", "c", "join-1"))
+            await soon(lambda: "status 4" in relay_handler.calls)
+            assert agent_handler.calls == ["established", "dial join-1"]
+            ends.agent.goaway(GoawayCode.DRAINING, "restart", 5)
+            await soon(lambda: "goaway_received" in agent_handler.calls)
+            assert not ends.client.closed
+
+    run(loop, main)
+
+
+# -- waiting ----------------------------------------------------------------------------------------------------------
+
+
+@both_loops
+def test_cancelled_waits_change_nothing(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions()
+        for wait in (ends.client.wait_established, ends.client.wait_ended):
+            task = asyncio.ensure_future(wait())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        connect_in_memory(ends)
+        await ends.client.wait_established()
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
+    """A bounded transport, a fair order: a late keystroke is not behind a megabyte of somebody's copy."""
+
+    async def main() -> None:
+        ends = make_sessions()
+        left, _ = connect_in_memory(ends)
+        await ends.client.wait_established()
+        await ends.agent.wait_established()
+        bulk, _ = await ends.stream()
+        key, far_key = await ends.stream()
+        left.freeze(True)
+        highest = 0
+        writing = asyncio.ensure_future(_write_for_ever(bulk))
+        for _ in range(200):
+            await asyncio.sleep(0)
+            highest = max(highest, left.get_write_buffer_size())
+        assert highest <= 1024 * 1024, "the transport is not a queue"
+        before = left.written
+        await key.write(b"k")
+        left.freeze(False)
+        reading = asyncio.ensure_future(far_key.read())
+        await soon(lambda: reading.done())
+        assert left.written - before < 1024 * 1024
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await ends.stop()
+
     run(loop, main)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.mux.ends import LOOPS, connected, run
+from arcbridge.wire.frames import ResetCode
+from arcbridge.wire.limits import Limits
+from tests.mux.ends import LOOPS, Recorder, connected, run
 from tests.support.stream_conformance import CHECKS, check
 
 
@@ -35,5 +37,353 @@ def test_conformance(loop: str, link: str, name: str) -> None:
             mine, theirs = await ends.stream()
             await mine.write(b"still there")
             assert await theirs.read() == b"still there"
+
+    run(loop, main)
+
+
+class Plain(asyncio.Protocol):
+    """Remembers its callbacks; `on_data` may act within a delivery."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.got = bytearray()
+        self.transport: Any = None
+        self.on_data: Any = None
+        self.keep_open = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.calls.append("made")
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert type(data) is bytes
+        self.got += data
+        if self.on_data is not None:
+            self.on_data(data)
+
+    def eof_received(self) -> bool:
+        self.calls.append("eof")
+        return self.keep_open
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.calls.append(("lost", type(exc).__name__, getattr(exc, "code", None)))
+
+
+async def turns(count: int = 30) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def plain_pair(**kwargs: Any) -> Any:
+    """(ends, client's protocol, agent's protocol) with one open stream."""
+    async with connected("memory", agent_handler=Recorder(Plain), **kwargs) as ends:
+        mine = Plain()
+        ends.client.open("kubernetes", mine)
+        theirs = await ends.agent_handler.opened.get()
+        await turns()
+        yield ends, mine, theirs
+
+
+both_loops = pytest.mark.parametrize("loop", LOOPS)
+
+
+@both_loops
+def test_a_pause_during_delivery_defers_credit_until_resume(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair(limits=Limits(max_stream_window=256 * 1024)) as (_, mine, theirs):
+            theirs.on_data = lambda _: theirs.transport.pause_reading()
+            mine.transport.write(b"x" * 1_000_000)
+            await turns(100)
+            stuck = mine.transport.bytes_sent
+            assert stuck <= 256 * 1024, "nothing was granted"
+            first = len(theirs.got)
+            assert 0 < first <= 256 * 1024
+            await turns(100)
+            assert len(theirs.got) == first, "delivered while paused"
+            rounds = 0
+            while len(theirs.got) < 1_000_000:
+                theirs.transport.resume_reading()
+                await turns()
+                rounds += 1
+                assert mine.transport.bytes_sent - len(theirs.got) <= 256 * 1024
+            assert rounds >= 3
+            theirs.on_data = None
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_paused_stream_stalls_no_other(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (ends, mine, theirs):
+            theirs.transport.pause_reading()
+            assert not theirs.transport.is_reading()
+            mine.transport.write(b"x" * 2_000_000)
+            a = Plain()
+            ends.client.open("kubernetes", a)
+            b = await ends.agent_handler.opened.get()
+            a.transport.write(b"y" * 500_000)
+            await turns(200)
+            assert len(b.got) == 500_000
+            assert not theirs.got
+            theirs.transport.resume_reading()
+            await turns(200)
+            assert len(theirs.got) == 2_000_000
+
+    run(loop, main)
+
+
+@both_loops
+def test_fin_waits_for_a_paused_reader(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (_, mine, theirs):
+            theirs.transport.pause_reading()
+            mine.transport.write(b"before the end")
+            mine.transport.write_eof()
+            await turns()
+            assert theirs.calls == ["made"]
+            theirs.transport.resume_reading()
+            await turns()
+            assert theirs.got == b"before the end"
+            assert theirs.calls == ["made", "eof"]
+            theirs.transport.write_eof()
+            await turns()
+            assert theirs.calls[-1] == mine.calls[-1] == ("lost", "NoneType", None)
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_close_that_meets_a_paused_reader(loop: str) -> None:
+    """FIN and RESET(NO_ERROR) arrive together; the reader reads later, answers to nobody, and is told the end once."""
+
+    async def main() -> None:
+        for keep_open in (True, False):
+            async with plain_pair() as (ends, mine, theirs):
+                theirs.keep_open = keep_open
+                theirs.transport.pause_reading()
+                mine.transport.write(b"bye")
+                mine.transport.close()
+                await turns()
+                assert mine.calls[-1] == ("lost", "NoneType", None)
+                theirs.transport.write(b"into the void")
+                theirs.transport.resume_reading()
+                await turns()
+                assert theirs.got == b"bye"
+                assert theirs.calls == ["made", "eof", ("lost", "NoneType", None)]
+                assert ends.agent._machine.unconsumed == 0
+
+    run(loop, main)
+
+
+@both_loops
+def test_an_eof_that_is_not_kept_open_closes(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (_, mine, theirs):
+            theirs.keep_open = False
+            theirs.transport.write(b"answer" * 100_000)
+            mine.transport.write_eof()
+            await turns(100)
+            assert mine.got == b"answer" * 100_000
+            assert theirs.calls[-1] == mine.calls[-1] == ("lost", "NoneType", None)
+
+    run(loop, main)
+
+
+@both_loops
+@pytest.mark.parametrize("how", ["abort", "close", "session.abort", "session.close", "raise"])
+def test_ends_from_within_a_delivery(loop: str, how: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (ends, mine, theirs):
+
+            def act(_: bytes) -> None:
+                if how == "raise":
+                    raise ZeroDivisionError("a bug of the application")
+                target: Any = ends.agent if how.startswith("session") else theirs.transport
+                getattr(target, how.split(".")[-1])()
+
+            theirs.on_data = act
+            other = Plain()
+            ends.client.open("kubernetes", other)
+            neighbour = await ends.agent_handler.opened.get()
+            mine.transport.write(b"1" * 300_000)
+            other.transport.write(b"2" * 10)
+            await turns(100)
+            assert len([c for c in theirs.calls if c[0] == "lost"]) == 1
+            assert len([c for c in mine.calls if c[0] == "lost"]) == 1
+            if not how.startswith("session"):
+                assert neighbour.got == b"2" * 10, "a neighbour does not notice"
+                assert ends.agent._machine.unconsumed == 0
+                reset = {"abort": ResetCode.CANCELLED, "raise": ResetCode.INTERNAL, "close": ResetCode.NO_ERROR}
+                assert mine.calls[-1][2] in (reset[how], None if how == "close" else reset[how])
+            else:
+                assert len([c for c in neighbour.calls if c[0] == "lost"]) == 1
+
+    run(loop, main, expected=("ZeroDivisionError",) if how == "raise" else ())
+
+
+@both_loops
+@pytest.mark.parametrize("where", ["pause_writing", "resume_writing", "eof_received", "connection_lost"])
+def test_an_exception_in_any_callback_ends_that_stream_alone(loop: str, where: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (ends, mine, theirs):
+
+            def bug(*_: Any) -> None:
+                raise ZeroDivisionError("a bug of the application")
+
+            theirs.transport.pause_reading()
+            setattr(mine, where, bug)
+            mine.transport.write(b"x" * 1_000_000)
+            await turns()
+            theirs.transport.resume_reading()
+            theirs.transport.write_eof()
+            await turns(100)
+            mine.transport.write_eof()
+            await turns(100)
+            a, b = await _open(ends)
+            a.transport.write(b"neighbour")
+            await turns()
+            assert b.got == b"neighbour"
+            assert ends.client.streams_open == 1
+
+    run(loop, main, expected=("ZeroDivisionError",))
+
+
+async def _open(ends: Any) -> tuple[Plain, Plain]:
+    mine = Plain()
+    ends.client.open("kubernetes", mine)
+    return mine, await ends.agent_handler.opened.get()
+
+
+@both_loops
+def test_an_exception_in_connection_made_resets_the_stream(loop: str) -> None:
+    class Broken(Plain):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            raise ZeroDivisionError("a bug")
+
+    async def main() -> None:
+        async with plain_pair() as (ends, _, _theirs):
+            with pytest.raises(ZeroDivisionError):
+                ends.client.open("kubernetes", Broken())
+            await turns()
+            assert ends.client.streams_open == 1
+            assert not ends.client.closed
+
+    run(loop, main)
+
+
+@both_loops
+def test_write_limits_are_as_asyncios(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (_, mine, theirs):
+            transport = mine.transport
+            transport.set_write_buffer_limits(high=1000, low=100)
+            assert transport.get_write_buffer_limits() == (100, 1000)
+            with pytest.raises(ValueError, match="must be"):
+                transport.set_write_buffer_limits(high=1, low=2)
+            theirs.transport.pause_reading()
+            transport.write(b"x" * 262_144)
+            assert "pause" not in mine.calls
+            transport.write(b"y" * 1001)
+            assert mine.calls[-1] == "pause"
+            assert transport.get_write_buffer_size() == 1001
+            transport.write(b"z")
+            assert mine.calls.count("pause") == 1
+            await turns()
+            theirs.transport.resume_reading()
+            await turns()
+            assert mine.calls[-1] == "resume"
+            assert transport.get_write_buffer_size() == 0
+            transport.set_write_buffer_limits()
+            transport.writelines([b"a", bytearray(b"b"), memoryview(b"c")])
+            await turns()
+            assert theirs.got[-3:] == b"abc"
+            assert transport.can_write_eof()
+            assert transport.get_extra_info("socket") is None
+            assert transport.get_extra_info("session") == "c"
+            assert transport.get_extra_info("stream_id") == transport.id == 1
+            assert transport.get_extra_info("target") == transport.target == "kubernetes"
+            assert "StreamTransport" in repr(transport)
+
+    run(loop, main)
+
+
+@both_loops
+def test_what_is_written_may_be_reused_at_once(loop: str) -> None:
+    async def main() -> None:
+        async with plain_pair() as (_, mine, theirs):
+            theirs.transport.pause_reading()
+            scratch = bytearray(50_000)
+            for n in range(20):
+                scratch[:] = bytes((n,)) * 50_000
+                mine.transport.write(memoryview(scratch))
+            scratch[:] = b"\xff" * 50_000
+            await turns()
+            theirs.transport.resume_reading()
+            await turns(100)
+            assert theirs.got == b"".join(bytes((n,)) * 50_000 for n in range(20))
+
+    run(loop, main)
+
+
+@both_loops
+def test_the_protocol_can_be_changed_at_any_time(loop: str) -> None:
+    class Views(Plain):
+        def view_received(self, view: memoryview) -> None:
+            assert type(view) is memoryview
+            self.got += view
+
+    async def main() -> None:
+        async with plain_pair() as (_, mine, theirs):
+            mine.transport.write(b"first")
+            await turns()
+            later = Views()
+            theirs.transport.set_protocol(later)
+            assert theirs.transport.get_protocol() is later
+            mine.transport.write(b"second")
+            await turns()
+            assert (theirs.got, later.got) == (b"first", b"second")
+            mine.transport.abort(ResetCode.TRUNCATED)
+            await turns()
+            assert later.calls == [("lost", "StreamReset", ResetCode.TRUNCATED)]
+            assert theirs.calls == ["made"]
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_stream_that_ends_before_it_is_attached_is_told_then(loop: str) -> None:
+    class Late(Recorder):
+        def stream_opened(self, session: Any, stream: Any, target: str) -> None:
+            self.opened.put_nowait(stream)
+
+    async def main() -> None:
+        async with connected("memory", agent_handler=Late()) as ends:
+            a, b = Plain(), Plain()
+            ends.client.open("kubernetes", a)
+            ends.client.open("kubernetes", b)
+            a.transport.write(b"whole")
+            a.transport.write_eof()
+            b.transport.write(b"part")
+            b.transport.abort()
+            await turns()
+            first, second = await ends.agent_handler.opened.get(), await ends.agent_handler.opened.get()
+            far, gone = Plain(), Plain()
+            first.attach(far)
+            second.attach(gone)
+            await turns()
+            assert far.got == b"whole"
+            assert far.calls == ["made", "eof"]
+            assert gone.calls == ["made", ("lost", "StreamReset", ResetCode.CANCELLED)]
+            assert not gone.got
+            first.close()
+            await turns()
 
     run(loop, main)

@@ -161,11 +161,7 @@ async def close_against_a_stuck_writer(a: StreamIO, b: StreamIO) -> None:
     writing = await _stuck_writer(b)
     assert a.transport is not None
     a.transport.close()
-    try:
-        async with asyncio.timeout(5):
-            await writing
-    except StreamReset as error:
-        assert error.code == ResetCode.NO_ERROR
+    await _fails(writing, ResetCode.NO_ERROR)
     assert await b.read() == b""
     await _gone(a)
 
@@ -305,15 +301,14 @@ async def _gone(end: StreamIO) -> None:
 
 
 async def _fails(awaitable: Awaitable[object], code: ResetCode) -> None:
+    result: object
     try:
         async with asyncio.timeout(5):
             result = await awaitable
-    except StreamReset as error:
-        assert error.code == code, error.code
     except ArcbridgeError as error:
-        raise AssertionError(f"{error!r} instead of a reset") from error
-    else:
-        raise AssertionError(f"{result!r} instead of a reset")
+        result = error
+    assert isinstance(result, StreamReset), f"{result!r} instead of a reset"
+    assert result.code == code, f"code {result.code} instead of {code}"
 
 
 async def _stuck_writer(end: StreamIO) -> asyncio.Task[None]:

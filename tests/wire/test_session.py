@@ -1011,3 +1011,16 @@ def test_stream_limit_of_ours_refuses_for_another_try() -> None:
     assert one.resets() == {3: ResetCode.REFUSED}
     one.feed(reset(1, ResetCode.CANCELLED), opening(5))
     assert 5 in one.machine.streams
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_end_of_the_connection_after_a_goaway_has_its_reason(kind: Kind) -> None:
+    one = client() if kind is Kind.SESSION else control(Side.INITIATOR, State.OPEN)
+    if kind is Kind.SESSION:
+        one.machine.open_stream("kubernetes")
+    one.feed(frame(FrameType.GOAWAY, 0, Goaway(9, GoawayCode.DRAINING, "restart", 7).encode()))
+    assert one.machine.state is not State.CLOSED
+    one.machine.receive_eof(one.now)
+    assert isinstance(one.machine.error, SessionEnded)
+    assert (one.machine.error.code, one.machine.error.message) == (GoawayCode.DRAINING, "restart")
+    assert one.machine.error.retry_after == 7
