@@ -1,7 +1,7 @@
 """Sampling of log events that come in floods: a stranger who sends ten thousand bad requests a second must not
 decide how much we write.
 
-Rules, per key (the event's name, its level and its `reason`):
+Rules, per key (the event's name, its level and its `reason` or `cause`):
 
 1. in each window of `WINDOW` seconds the first `allowance` events pass;
 2. the rest are counted, not kept;

@@ -215,7 +215,7 @@ class _Writer:
 
 
 def _admit(logger: Any, method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    reason = fields.get("reason", "")
+    reason = fields.get("reason") or fields.get("cause")
     with _state.lock:  # the standard library's loggers also log from threads
         before = _state.flood.admit(
             str(fields.get("event", ""))[:64], method, reason[:64] if isinstance(reason, str) else "", time.monotonic()

@@ -18,6 +18,7 @@ Never labels: user, pod, path, session, stream, address.
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 import platform
 import re
@@ -37,6 +38,8 @@ MAX_SERIES: Final = 1000
 
 LATENCY_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 """Seconds: from a join on one machine (5 ms) to the deadlines (15 s to join, 30 s to reach a peer)."""
+
+_log = logging.getLogger("arcbridge.observe")
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
 _FORBIDDEN_LABELS: Final = frozenset({"user", "username", "pod", "path", "session", "stream", "address", "group", "le"})
@@ -181,6 +184,7 @@ class Metrics:
             series = metric.series()
         except Exception:  # one role's broken reader must not hide all other metrics; it is counted and alerted on
             self.read_failures += 1
+            _log.error("metric %s cannot be read", metric.name, exc_info=True)
             return None
         kinds = {"counter": counter, "gauge": gauge, "histogram": histogram}
         family = kinds[metric.kind](self._full(metric.name), metric.help, labels=list(metric.labels))

@@ -347,6 +347,19 @@ def test_the_manifests_apply_and_apply_again(cluster: Cluster) -> None:
     again = cluster.kubectl("apply", "-k", overlay).stdout
     assert "created" not in again
     assert read_secret(cluster, "arcbridge") == WRITTEN
+
+    # A pod of the DaemonSet is admitted where Pod Security enforces "restricted"; one that asks for more is not.
+    daemonset = cluster.request("GET", "/apis/apps/v1/namespaces/arcbridge/daemonsets/arcbridge-agent")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "probe"},
+        "spec": daemonset["spec"]["template"]["spec"],
+    }
+    create = ("create", "--dry-run=server", "-n", "arcbridge", "-f", "-")
+    assert "pod/probe created" in cluster.kubectl(*create, input=json.dumps(pod)).stdout
+    pod["spec"]["hostNetwork"] = True
+    assert "violates PodSecurity" in cluster.kubectl(*create, input=json.dumps(pod), check=False).stderr
     cluster.kubectl("delete", "-k", overlay, "--wait=false")
 
 

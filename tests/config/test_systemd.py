@@ -47,7 +47,8 @@ def test_it_may_do_nothing_but_its_job() -> None:
 
 def test_its_bounds_fit_the_relays_own() -> None:
     settings = service()
-    assert int(settings["LimitNOFILE"][0]) > 4 * RelayLimitsConfig().sessions
+    limits = RelayLimitsConfig()
+    assert int(settings["LimitNOFILE"][0]) > 2 * limits.sessions + limits.unauthenticated + 4096
     assert int(settings["TimeoutStopSec"][0]) > DEFAULT.drain_timeout
 
 

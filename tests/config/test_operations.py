@@ -1,0 +1,59 @@
+"""docs/operations.md and the other pages for operators say what there is, and only that."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from arcbridge import __version__
+from arcbridge.config import RelayLimitsConfig
+
+from .test_prometheus import defined_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/operations.md").read_text()
+PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("role", ["relay", "agent", "client"])
+def test_every_metric_is_explained(role: str) -> None:
+    explained = set(re.findall(r"`([a-z][a-z0-9_]+)(?:\{[a-z,]+\})?`", PAGE))
+    missing = sorted(defined_metrics(role) - explained)
+    assert not missing, f"not in docs/operations.md: {', '.join(missing)}"
+
+
+def test_every_explained_metric_exists() -> None:
+    tables = re.findall(r"^### Metrics of .+?(?=^##)", PAGE, re.MULTILINE | re.DOTALL)
+    rows = [line for table in tables for line in table.splitlines() if line.startswith("| `")]
+    explained = {name for row in rows for name in re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", row.split("|")[1])}
+    defined = {name for role in ("relay", "agent", "client") for name in defined_metrics(role)}
+    assert sorted(explained - defined) == []
+
+
+def test_every_limit_is_explained_with_its_default() -> None:
+    for field in fields(RelayLimitsConfig):
+        shown = f"{field.default:g} s" if isinstance(field.default, float) else f"{field.default}"
+        assert f"| `limits.{field.name}` | {shown} |" in PAGE
+
+
+def test_every_dependency_and_its_floor_has_a_reason() -> None:
+    page = (ROOT / "docs/decisions/0002-dependencies.md").read_text()
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for dependency in dependencies:
+        name, floor = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(?:;.*)?", dependency.strip()).groups()  # type: ignore[union-attr]
+        assert re.search(rf"^\| {name} \| {re.escape(floor)}[ ,]", page, re.MULTILINE), dependency
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
