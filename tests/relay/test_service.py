@@ -1,0 +1,348 @@
+"""The whole relay in this process: real files, port, TLS, registry, API; enrol, join, revoke, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from arcbridge.config import ObserveConfig, RelayConfig, RelayTlsConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused, StateError
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.net.address import parse_address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.ready import receive, send_all
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.relay import admin, service
+from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
+from arcbridge.wire.session import Kind, Side
+from tests.identity.issuer import CONFIG, Issuer, claims, token
+
+POLICY = """
+[[allow]]
+users = ["oidc:alice"]
+clusters = ["prod"]
+"""
+
+
+class Fetcher(Issuer):
+    """The issuer's documents, without an issuer's process."""
+
+    async def __call__(self, url: str, ca_pem: str | None) -> object:
+        return await self.fetch(url, ca_pem)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RelayConfig:
+    monkeypatch.setattr(service, "HttpFetcher", Fetcher)
+    (tmp_path / "authentication.yaml").write_text(CONFIG)
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return RelayConfig(
+        listen="127.0.0.1:0",
+        public_address="127.0.0.1:443",
+        data_dir=tmp_path / "data",
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+        observe=ObserveConfig(listen="127.0.0.1:0"),
+    )
+
+
+class Running:
+    """A relay that serves, and the ends that use it."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self.config = config
+        self.stopping, self.hurry = asyncio.Event(), asyncio.Event()
+        self.info: RelayInfo
+        self.task: asyncio.Task[None]
+
+    async def start(self) -> None:
+        ready: asyncio.Future[RelayInfo] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(serve(self.config, ready.set_result, self.stopping, self.hurry))
+        await asyncio.wait([ready, self.task], return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            self.task.result()
+        self.info = ready.result()
+        self.ca = await fetch_relay_ca(parse_address(self.info.address), self.info.ca_pin, proxy=DIRECT)
+
+    async def stop(self) -> None:
+        self.stopping.set()
+        self.hurry.set()
+        await asyncio.wait_for(self.task, 10)
+
+    async def dial(self) -> socket.socket:
+        return await connect(parse_address(self.info.address), deadline=5, proxy=DIRECT)
+
+    async def post(self, path: str, body: dict[str, str], **context: object) -> tuple[int, dict[str, str]]:
+        tls = outer_client_context(RelayTrust(self.ca), ALPN_HTTP, **context)  # type: ignore[arg-type]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"https://{self.info.address}{path}", json=body, ssl=tls) as response,
+        ):
+            return response.status, await response.json()
+
+    async def metrics(self) -> str:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.info.observe}/metrics") as response:
+            return await response.text()
+
+    async def join(self, subject: str = "alice") -> tuple[socket.socket, JoinReply]:
+        access = token(claims(time.time(), sub=subject))
+        context = outer_client_context(RelayTrust(self.ca), ALPN_JOIN)
+        sock = await self.dial()
+        return sock, await client_join(
+            sock, context, "127.0.0.1", JoinRequest(role="client", cluster="prod", token=access)
+        )
+
+
+@contextlib.asynccontextmanager
+async def running(config: RelayConfig) -> AsyncIterator[Running]:
+    relay = Running(config)
+    await relay.start()
+    try:
+        yield relay
+    finally:
+        if not relay.task.done():
+            await relay.stop()
+
+
+class EnrolledAgent(BaseHandler):
+    """Enrols through the API, keeps a control connection, joins what it is asked to."""
+
+    def __init__(self, relay: Running) -> None:
+        self.relay = relay
+        self.sockets: list[socket.socket] = []
+        self.goaway: Goaway | None = None
+        self.cluster_ca = Authority.create("prod").certificate_pem
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def enrol(self) -> None:
+        made = await admin.create_token(self.relay.config, cluster="prod")
+        key = make_key()
+        body = {"join_token": made.token, "csr": make_csr(key), "cluster_ca": self.cluster_ca}
+        status, answer = await self.relay.post("/v1/enrol", body)
+        assert status == 200, answer
+        self.certificate = (answer["certificate"], key)
+
+    async def connect(self) -> None:
+        context = outer_client_context(RelayTrust(self.relay.ca), ALPN_CONTROL, client_certificate=self.certificate)
+        self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent="pod-1", software="1.2.3")
+        await asyncio.get_running_loop().create_connection(
+            self.session.protocol, sock=await self.relay.dial(), ssl=context, server_hostname="127.0.0.1"
+        )
+        await self.session.wait_established()
+        async with asyncio.timeout(5):
+            while "arcbridge_relay_agents 1.0" not in await self.relay.metrics():
+                await asyncio.sleep(0.01)
+
+    def dial_received(self, session: MuxSession, dial: Dial) -> None:
+        self._tasks.add(asyncio.get_running_loop().create_task(self._join(dial)))
+
+    async def _join(self, dial: Dial) -> None:
+        self.session.send_status(Status(token=dial.token))
+        context = outer_client_context(RelayTrust(self.relay.ca), ALPN_JOIN, client_certificate=self.certificate)
+        sock = await self.relay.dial()
+        await client_join(sock, context, "127.0.0.1", JoinRequest(role="agent", token=dial.token, instance="pod-1"))
+        self.sockets.append(sock)
+
+    def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
+        self.goaway = goaway
+
+    def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
+        pass
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.session.abort()
+        for sock in self.sockets:
+            sock.close()
+
+
+@contextlib.asynccontextmanager
+async def agent_of(relay: Running) -> AsyncIterator[EnrolledAgent]:
+    agent = EnrolledAgent(relay)
+    await agent.enrol()
+    await agent.connect()
+    try:
+        yield agent
+    finally:
+        await agent.close()
+
+
+async def exchange(near: socket.socket, agent: EnrolledAgent) -> socket.socket:
+    await send_all(near, b"ping")
+    async with asyncio.timeout(5):
+        while not agent.sockets:
+            await asyncio.sleep(0.005)
+    far = agent.sockets[-1]
+    assert await receive(far, 10) == b"ping"
+    return far
+
+
+async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with running(config) as relay, agent_of(relay) as agent:
+        near, reply = await relay.join()
+        with near:
+            assert reply.cluster_ca.strip() == agent.cluster_ca.strip()
+            assert reply.subject == "oidc:alice"
+            far = await exchange(near, agent)
+            await send_all(far, b"pong!")
+            assert await receive(near, 10) == b"pong!"
+            text = await relay.metrics()
+            for line in (
+                'arcbridge_relay_joins_total{result="ok"} 1.0',
+                "arcbridge_relay_pumps_open 1.0",
+                'arcbridge_relay_pumped_bytes_total{direction="up"} 4.0',
+                'arcbridge_relay_pumped_bytes_total{direction="down"} 5.0',
+                "arcbridge_relay_ready 1.0",
+                "arcbridge_relay_join_seconds_count 1.0",
+            ):
+                assert line in text, line
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join("mallory")
+        assert caught.value.code == JoinCode.FORBIDDEN
+    await asyncio.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) <= len(before) + 2
+
+
+async def test_the_authority_is_the_same_after_a_restart(config: RelayConfig) -> None:
+    pins = set()
+    for _ in range(2):
+        async with running(config) as relay:
+            pins.add(relay.info.ca_pin)
+    assert len(pins) == 1
+
+
+async def test_revoking_cuts_agents_and_sessions(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "CHORES", 0.05)
+    async with running(config) as relay, agent_of(relay) as agent:
+        near, _ = await relay.join()
+        with near:
+            await exchange(near, agent)
+            await admin.revoke_cluster(config, "prod")
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(receive(near, 10), 5)
+            await asyncio.wait_for(agent.session.wait_ended(), 5)
+            assert agent.goaway is not None
+            assert agent.goaway.code == GoawayCode.REVOKED
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert caught.value.code == JoinCode.FORBIDDEN
+
+
+async def test_a_changed_policy_counts_and_a_broken_one_does_not(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
+    assert config.policy is not None
+    async with running(config) as relay, agent_of(relay):
+        config.policy.write_text("[[allow]]\nnonsense = 1\n")
+        near, _ = await relay.join()
+        near.close()
+        config.policy.write_text(POLICY.replace("alice", "somebody-else"))
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert caught.value.code == JoinCode.FORBIDDEN
+
+
+async def test_draining_lets_sessions_finish(config: RelayConfig) -> None:
+    async with running(config) as relay, agent_of(relay) as agent:
+        near, _ = await relay.join()
+        far = await exchange(near, agent)
+        relay.stopping.set()
+        async with asyncio.timeout(5):
+            while agent.goaway is None:
+                await asyncio.sleep(0.005)
+        assert agent.goaway.code == GoawayCode.DRAINING
+        # Nobody new, but what runs goes on, and the relay ends when it has ended.
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    (await relay.dial()).close()
+                except ArcbridgeError:
+                    break
+        await send_all(far, b"still here")
+        assert await receive(near, 20) == b"still here"
+        assert not relay.task.done()
+        near.shutdown(socket.SHUT_WR)
+        assert await receive(far, 1) == b""
+        far.shutdown(socket.SHUT_WR)
+        assert await receive(near, 1) == b""
+        near.close()
+        await asyncio.wait_for(relay.task, 5)
+
+
+async def test_a_second_signal_leaves_one_second(config: RelayConfig) -> None:
+    async with running(config) as relay, agent_of(relay) as agent:
+        near, _ = await relay.join()
+        with near:
+            await exchange(near, agent)
+            loop = asyncio.get_running_loop()
+            relay.stopping.set()
+            await asyncio.sleep(0.1)
+            begun = loop.time()
+            relay.hurry.set()
+            await asyncio.wait_for(relay.task, 5)
+            assert loop.time() - begun < 3
+            with pytest.raises(ConnectionResetError):
+                await receive(near, 10)
+
+
+async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    (tmp_path / "bad").write_text("nonsense")
+    missing = tmp_path / "missing"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for changes, words in (
+            ({"public_address": ""}, "public_address: required"),
+            ({"authentication": None}, "authentication: required"),
+            ({"policy": None}, "policy: required"),
+            ({"policy": missing}, "missing"),
+            ({"policy": tmp_path / "bad"}, "bad"),
+            ({"authentication": missing}, "missing"),
+            ({"authentication": tmp_path / "bad"}, "bad"),
+            ({"listen": f"127.0.0.1:{port}"}, "the port is in use"),
+            ({"listen": "nonsense:x"}, "nonsense:x"),
+            ({"observe": ObserveConfig(listen=f"127.0.0.1:{port}")}, "observe.listen"),
+            ({"tls": RelayTlsConfig(certificate=missing)}, "go together"),
+            ({"tls": RelayTlsConfig(certificate=missing, key=missing)}, "tls.certificate"),
+            ({"tls": RelayTlsConfig(certificate=tmp_path / "bad", key=tmp_path / "bad")}, "certificate"),
+        ):
+            relay = Running(replace(config, **changes))  # type: ignore[arg-type]
+            with pytest.raises((ConfigError, StateError), match=words):
+                await relay.start()
+
+
+async def test_two_relays_do_not_share_a_data_directory(config: RelayConfig) -> None:
+    async with running(config):
+        with pytest.raises(ConfigError, match="another relay is running"):
+            await Running(config).start()
+
+
+async def test_signals_end_it(config: RelayConfig) -> None:
+    import signal
+
+    ready = asyncio.Event()
+    task = asyncio.create_task(service.run(config, lambda info: ready.set()))
+    await asyncio.wait_for(ready.wait(), 5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 5)
