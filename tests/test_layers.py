@@ -182,7 +182,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
     allowed = {
         "arcbridge.net.dialer",  # HTTPS_PROXY and NO_PROXY, a convention of programs that dial
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
-        "arcbridge.client.kubeconfig",  # KUBECONFIG, whose owner is kubectl
+        "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
         "arcbridge.client.login",  # handed on to the user's own token command
     }
     wrong = []
