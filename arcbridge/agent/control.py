@@ -19,7 +19,7 @@ import structlog
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import MAX_SESSIONS, Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, JoinRefused, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.backoff import Backoff
@@ -246,11 +246,12 @@ class ControlRoom:
                 await self._join_and_serve(dial, deadline)
         except (ArcbridgeError, TimeoutError) as error:
             self.join_failures += 1
-            gone = isinstance(error, JoinRefused) and error.code == JoinCode.GONE
-            if not gone and not isinstance(error, ConnectionLost):  # a client that left says nothing about us
+            # A client that left in the middle says nothing about us, and is no news.
+            ours = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
+            if ours:
                 self._join_failed_at = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
-            log.warning("join failed", reason=reason)
+            (log.warning if ours else log.info)("join failed", reason=reason)
         else:
             self.joins += 1
             self._join_failed_at = None

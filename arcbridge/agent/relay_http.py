@@ -48,8 +48,9 @@ async def post(
         raise Unreachable(f"{relay.url} answered something unexpected: is this an arcbridge relay?")
     if status == 200:
         return answer
-    message = answer.get("message") or answer.get("error") or f"code {status}"
-    words = str(message)[:300] if str(message).isprintable() else f"code {status}"
+    error = answer.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    words = message[:300] if isinstance(message, str) and message.isprintable() else f"code {status}"
     if status in (429, 502, 503, 504) or status >= 500:
         hint = headers.get("retry-after", "")
         # A relay's hint is obeyed within reason: 1 s to 10 min (threat B8).
