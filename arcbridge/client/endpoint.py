@@ -95,7 +95,8 @@ class LocalEndpoint:
         for connection in list(self.connections):
             connection.reset()
         for splice in list(self.splices):
-            reset_transport(splice.outer)
+            if not splice.outer.is_closing():
+                reset_transport(splice.outer)
 
     def spliced(self, splice: TransportSplice, result: SpliceResult) -> None:
         """A connection that reached the cluster is over."""
@@ -253,6 +254,11 @@ class _LocalSplice(TransportSplice):
         self._received_any = True
         super().from_stream(view)
 
+    def eof_received(self) -> bool:
+        if _was_cut(self.outer):
+            return False  # the transport closes, and `connection_lost` resets the stream
+        return super().eof_received()
+
     def stream_lost(self, exc: Exception | None) -> None:
         error = None if self._received_any else _never_ran(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
@@ -261,6 +267,23 @@ class _LocalSplice(TransportSplice):
             super().stream_lost(None)
         else:
             super().stream_lost(exc)
+
+
+def _was_cut(outer: asyncio.Transport) -> bool:
+    """Whether the socket ended without TLS's close_notify; asyncio and uvloop report both as the same end.
+
+    After a close_notify OpenSSL says so at every read; without one it would still wait for bytes.
+    """
+    tls = outer.get_extra_info("ssl_object")
+    if tls is None:
+        return False
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return True
+    except ssl.SSLError:
+        return False
+    return False
 
 
 def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:

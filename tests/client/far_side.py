@@ -70,8 +70,14 @@ class FarSide(BaseHandler):
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
         self.address = f"https://127.0.0.1:{self.port}"
-        self._spawn(self._accept())
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
         return self
+
+    async def stop_listening(self) -> None:
+        """From now on connections are refused."""
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listener.close()
 
     async def __aexit__(self, *_: object) -> None:
         for session in self.sessions:
@@ -79,7 +85,7 @@ class FarSide(BaseHandler):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._listener.close()
+        await self.stop_listening()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -147,7 +147,7 @@ class TestRefusals:
 
     async def test_no_relay(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path)
-        far._listener.close()
+        await far.stop_listening()
         with pytest.raises(Unreachable):
             await session.first()
 

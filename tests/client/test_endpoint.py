@@ -1,0 +1,328 @@
+"""The local endpoint: who gets a stream, what the others are told, and that a cut never looks like an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.client.endpoint import LocalEndpoint
+from arcbridge.client.kubeconfig import Entry, render
+from arcbridge.client.listening import listen_local
+from arcbridge.client.session import ClusterSession
+from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import CLUSTER, Echo, FarSide
+from tests.client.test_session import make, running
+
+KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+REQUEST = b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+class Place:
+    """An endpoint, its session, its far side, and what a kubeconfig would know."""
+
+    def __init__(self, far: FarSide, session: ClusterSession, state: StateDirectory) -> None:
+        self.far = far
+        self.session = session
+        self.state = state
+        self.certificates: LocalCertificates = state.certificates(CLUSTER, time.time())
+        self.endpoint = LocalEndpoint(CLUSTER, session, self.certificates, listen_local(0))
+
+    def context(self, certificate: tuple[str, str] | None = None, *, none: bool = False) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self.certificates.ca_pem)
+        if not none:
+            pem, key = certificate or (self.certificates.client_certificate_pem, self.certificates.client_key_pem)
+            file = self.state.path / "test-client.pem"
+            file.write_text(pem + key)
+            context.load_cert_chain(file)
+        return context
+
+    async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.endpoint.port, ssl=self.context(**options))
+
+
+@pytest.fixture
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    monkeypatch.setattr("arcbridge.client.endpoint.LINGER", 0.3)
+    async with FarSide() as far, running(make(far, tmp_path)) as session:
+        place = Place(far, session, StateDirectory(tmp_path / "state", tmp_path / "cache"))
+        await place.endpoint.start()
+        yield place
+        await place.endpoint.close()
+
+
+async def ask(place: Place, request: bytes = REQUEST, **options: Any) -> tuple[int, dict[str, str], Any]:
+    """Send a request and read the whole answer until the end of the connection."""
+    reader, writer = await place.connect(**options)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        data = await reader.read()
+    writer.close()
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(first.split()[1]), headers, json.loads(body) if body else None
+
+
+async def _end_of(reader: asyncio.StreamReader) -> str:
+    """Read to the end: `end` in order, or `cut`."""
+    try:
+        async with asyncio.timeout(10):
+            while await reader.read(65536):
+                pass
+    except (ConnectionError, ssl.SSLError):
+        return "cut"
+    return "end"
+
+
+class TestTheGoodWay:
+    async def test_bytes_pass_unchanged(self, place: Place) -> None:
+        reader, writer = await place.connect()
+        blob = os.urandom(300_000)
+        writer.write(blob)
+        async with asyncio.timeout(20):
+            assert await reader.readexactly(len(blob)) == blob
+        assert place.far.targets == ["kubernetes"]
+        writer.close()
+
+    async def test_alpn_is_http_1_1_or_nothing(self, place: Place) -> None:
+        for offered, chosen in ((["h2", "http/1.1"], "http/1.1"), (["h2"], None), ([], None)):
+            context = place.context()
+            if offered:
+                context.set_alpn_protocols(offered)
+            reader, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port, ssl=context)
+            assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == chosen
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            writer.close()
+
+    async def test_no_stream_before_the_first_byte(self, place: Place) -> None:
+        await place.session.ready()
+        _, silent = await place.connect()
+        reader, writer = await place.connect()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        assert len(place.far.targets) == 1
+        silent.close()
+        writer.close()
+
+    async def test_a_connection_waits_for_the_session(self, place: Place) -> None:
+        # Nothing was established before: the first bytes of several connections share one attempt.
+        answers = await asyncio.gather(*(self._one(place) for _ in range(5)))
+        assert answers == [b"x"] * 5
+        assert len(place.far.requests) == 1
+
+    async def _one(self, place: Place) -> bytes:
+        reader, writer = await place.connect()
+        writer.write(b"x")
+        data = await reader.readexactly(1)
+        writer.close()
+        return data
+
+    async def test_ipv6_loopback(self, place: Place) -> None:
+        try:
+            reader, writer = await asyncio.open_connection("::1", place.endpoint.port, ssl=place.context())
+        except OSError:
+            pytest.skip("no IPv6 loopback")
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        writer.close()
+
+
+class TestStrangers:
+    async def test_no_certificate_is_told_so(self, place: Place) -> None:
+        status, headers, body = await ask(place, none=True)
+        assert (status, body["kind"], body["reason"], body["code"]) == (401, "Status", "Unauthorized", 401)
+        assert body["message"].startswith("arcbridge: this endpoint is for the user whose kubeconfig")
+        assert "retry-after" not in headers
+        assert place.far.targets == []
+        assert place.endpoint.stats.strangers == 1
+
+    async def test_the_certificate_of_another_cluster(self, place: Place) -> None:
+        other = place.state.certificates("other", time.time())
+        status, _, body = await ask(place, certificate=(other.client_certificate_pem, other.client_key_pem))
+        assert status == 401
+        assert "of another" in body["message"]
+        assert place.far.targets == []
+
+    async def test_a_foreign_certificate_fails_in_tls(self, place: Place, tmp_path: Path) -> None:
+        foreign = StateDirectory(tmp_path / "foreign", tmp_path).certificates(CLUSTER, time.time())
+        with pytest.raises((ssl.SSLError, ConnectionError, json.JSONDecodeError, ValueError, IndexError)):
+            await ask(place, certificate=(foreign.client_certificate_pem, foreign.client_key_pem))
+        assert place.far.targets == []
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("code", "status", "words", "retry"),
+        [
+            (JoinCode.NO_AGENT, 503, 'arcbridge: cluster "prod" has no connected agent', None),
+            (JoinCode.DRAINING, 503, "arcbridge: the relay is about to restart", "1"),
+            (JoinCode.UNAUTHENTICATED, 401, "arcbridge: the relay does not accept the access token", None),
+            (JoinCode.FORBIDDEN, 403, 'arcbridge: cluster "prod" does not exist or you may not reach it', None),
+        ],
+    )
+    async def test_one_status(self, place: Place, code: JoinCode, status: int, words: str, retry: str | None) -> None:
+        place.far.reply = JoinReply(code=code)
+        got, headers, body = await ask(place)
+        assert (got, body["code"], body["status"]) == (status, status, "Failure")
+        assert body["message"].startswith(words)
+        assert headers.get("retry-after") == retry
+        assert headers["content-type"] == "application/json"
+
+    async def test_a_changed_pin_is_502(self, place: Place) -> None:
+        from tests.client.far_side import OTHER_CA
+
+        place.far.says_ca = OTHER_CA
+        status, headers, body = await ask(place)
+        assert (status, body["reason"]) == (502, "BadGateway")
+        assert OTHER_CA.pin in body["message"]
+        assert "retry-after" not in headers
+
+    async def test_a_body_does_not_drown_the_answer(self, place: Place) -> None:
+        place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        post = b"POST /api HTTP/1.1\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000
+        status, _, _ = await ask(place, post)
+        assert status == 503
+
+    async def test_head_has_no_body(self, place: Place) -> None:
+        place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        status, headers, body = await ask(place, b"HEAD /api HTTP/1.1\r\n\r\n")
+        assert (status, body) == (503, None)
+        assert int(headers["content-length"]) > 0
+
+    async def test_an_endless_head_is_cut(self, place: Place) -> None:
+        place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        reader, writer = await place.connect()
+        writer.write(b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000)
+        assert await _end_of(reader) == "cut"
+        writer.close()
+
+    @pytest.mark.parametrize(
+        ("code", "status"),
+        [
+            (ResetCode.REFUSED, 503),
+            (ResetCode.CONNECT_FAILED, 503),
+            (ResetCode.FORBIDDEN, 403),
+            (ResetCode.EXPIRED, 401),
+        ],
+    )
+    async def test_a_stream_that_never_ran(self, place: Place, code: ResetCode, status: int) -> None:
+        place.far.protocol = lambda target: code
+        got, headers, body = await ask(place)
+        assert (got, body["code"]) == (status, status)
+        assert headers.get("retry-after") == ("1" if status == 503 else None)
+
+
+class TestCuts:
+    async def test_a_cut_stream_is_a_reset(self, place: Place) -> None:
+        class Half(Echo):
+            def data_received(self, data: bytes) -> None:
+                self.stream.write(b"HTTP/1.1 200 OK\r\n")
+                asyncio.get_running_loop().call_later(0.05, self.stream.abort, ResetCode.TRUNCATED)
+
+        place.far.protocol = lambda target: Half()
+        await self._must_reset(place)
+
+    async def test_so_is_a_lost_session(self, place: Place) -> None:
+        class Half(Echo):
+            def data_received(self, data: bytes) -> None:
+                self.stream.write(b"HTTP/1.1 200 OK\r\n")
+                asyncio.get_running_loop().call_later(0.05, place.far.sessions[0].close, GoawayCode.REVOKED, "revoked")
+
+        place.far.protocol = lambda target: Half()
+        await self._must_reset(place)
+
+    async def _must_reset(self, place: Place) -> None:
+        reader, writer = await place.connect()
+        writer.write(REQUEST)
+        assert await _end_of(reader) == "cut"
+        writer.close()
+
+    async def test_an_end_in_order_is_an_end(self, place: Place) -> None:
+        class Whole(Echo):
+            def data_received(self, data: bytes) -> None:
+                self.stream.write(b"whole")
+                self.stream.close()
+
+        place.far.protocol = lambda target: Whole()
+        reader, writer = await place.connect()
+        writer.write(REQUEST)
+        assert await reader.read() == b"whole"
+        writer.close()
+
+    async def test_a_killed_caller_resets_the_stream(self, place: Place) -> None:
+        ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+        class Watch(Echo):
+            def connection_lost(self, exc: Exception | None) -> None:
+                ended.set_result(exc)
+
+        place.far.protocol = lambda target: Watch()
+        reader, writer = await place.connect()
+        writer.write(b"x")
+        await reader.readexactly(1)
+        writer.transport.abort()
+        assert await asyncio.wait_for(ended, 10) is not None
+
+    async def test_nothing_is_left(self, place: Place) -> None:
+        reader, writer = await place.connect()
+        writer.write(b"x")
+        await reader.readexactly(1)
+        await place.endpoint.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert await reader.read() == b""
+        writer.close()
+        async with asyncio.timeout(5):
+            while place.endpoint.stats.open or place.endpoint.splices or place.endpoint.connections:
+                await asyncio.sleep(0.005)
+
+
+class TestKubectl:
+    async def test_its_words(self, place: Place, tmp_path: Path) -> None:
+        """A real kubectl shows the sentence of each Status, at once."""
+        if KUBECTL is None:
+            pytest.skip("no kubectl")
+        kubeconfig = tmp_path / "kubeconfig"
+        certificates = place.certificates
+        entry = Entry(
+            CLUSTER,
+            CLUSTER,
+            f"https://127.0.0.1:{place.endpoint.port}",
+            certificates.ca_pem,
+            certificates.client_certificate_pem,
+            certificates.client_key_pem,
+        )
+        kubeconfig.write_text(render(entry))
+        place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        took, text = await self._kubectl(kubeconfig, tmp_path)
+        assert 'Error from server (ServiceUnavailable): arcbridge: cluster "prod" has no connected agent' in text
+        assert took < 5
+        place.far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED)
+        await asyncio.sleep(1.1)  # the former error is answered to all for a second
+        took, text = await self._kubectl(kubeconfig, tmp_path)
+        assert "You must be logged in to the server (arcbridge: the relay does not accept" in text
+        assert took < 5
+
+    async def _kubectl(self, kubeconfig: Path, home: Path) -> tuple[float, str]:
+        before = time.monotonic()
+        command = [str(KUBECTL), f"--kubeconfig={kubeconfig}", f"--cache-dir={home}", "get", "--raw", "/api"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=30, env={"HOME": str(home)}, check=False
+        )
+        assert done.returncode == 1
+        return time.monotonic() - before, done.stderr

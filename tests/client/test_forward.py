@@ -1,0 +1,138 @@
+"""Local TCP to a target: bytes, half-close both ways, resets with a reason, and no session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.forward import Forward, check_target_name, reason
+from arcbridge.client.listening import listen_at
+from arcbridge.errors import ConfigError, SessionEnded, StreamReset
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import Echo, FarSide
+from tests.client.test_session import make, running
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+@pytest.fixture
+async def forward(far: FarSide, tmp_path: Path) -> AsyncIterator[Forward]:
+    async with running(make(far, tmp_path)) as session:
+        forward = Forward(session, "echo", listen_at("127.0.0.1", 0))
+        forward.start()
+        yield forward
+        await forward.close()
+
+
+async def connect(forward: Forward) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*forward._sock.getsockname()[:2])
+
+
+async def settled(forward: Forward) -> None:
+    async with asyncio.timeout(5):
+        while forward.stats.open:
+            await asyncio.sleep(0.005)
+
+
+async def test_bytes_and_half_close(forward: Forward, far: FarSide) -> None:
+    reader, writer = await connect(forward)
+    blob = os.urandom(1_000_000)
+    writer.write(blob)
+    writer.write_eof()
+    async with asyncio.timeout(20):
+        assert await reader.read(-1) == blob
+    writer.close()
+    await settled(forward)
+    assert far.targets == ["tcp:echo"]
+    assert (forward.stats.bytes_up, forward.stats.bytes_down, forward.stats.failed) == (len(blob), len(blob), 0)
+
+
+async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> None:
+    class Greeting(Echo):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.stream.write(b"220 hello\r\n")
+
+    far.protocol = lambda target: Greeting()
+    reader, writer = await connect(forward)
+    assert await reader.readline() == b"220 hello\r\n"
+    writer.close()
+
+
+async def test_many_at_once(forward: Forward, far: FarSide) -> None:
+    async def one(number: int) -> bool:
+        reader, writer = await connect(forward)
+        writer.write(number.to_bytes(4, "big") * 1000)
+        got = await reader.readexactly(4000)
+        writer.close()
+        return got == number.to_bytes(4, "big") * 1000
+
+    assert all(await asyncio.gather(*(one(number) for number in range(50))))
+    assert len(far.requests) == 1
+
+
+@pytest.mark.parametrize("code", [ResetCode.UNKNOWN_TARGET, ResetCode.FORBIDDEN, ResetCode.CONNECT_FAILED])
+async def test_a_refusal_is_a_reset(
+    forward: Forward, far: FarSide, code: ResetCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far.protocol = lambda target: code
+    reader, writer = await connect(forward)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    await settled(forward)
+    told = "".join(capsys.readouterr())
+    assert told.count("connection cut") == 1
+    assert "the agent" in told
+
+
+async def test_without_a_session(forward: Forward, far: FarSide, capsys: pytest.CaptureFixture[str]) -> None:
+    far.reply = JoinReply(code=JoinCode.NO_AGENT)
+    reader, writer = await connect(forward)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    assert "has no connected agent" in "".join(capsys.readouterr())
+    assert forward.stats.failed == 1
+
+
+async def test_a_local_reset_reaches_the_target(forward: Forward, far: FarSide) -> None:
+    lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    class Watch(Echo):
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(exc)
+
+    far.protocol = lambda target: Watch()
+    reader, writer = await connect(forward)
+    writer.write(b"x")
+    await reader.readexactly(1)
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    writer.transport.abort()
+    assert isinstance(await asyncio.wait_for(lost, 5), StreamReset)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "é", "x" * 300, "a\n"])
+def test_bad_target_names(name: str) -> None:
+    with pytest.raises(ConfigError):
+        check_target_name(name)
+
+
+def test_reasons_are_sentences() -> None:
+    for code in ResetCode:
+        assert reason(StreamReset(code), "tcp:db")
+    assert "999" in reason(StreamReset(999), "tcp:db")
+    assert reason(SessionEnded(GoawayCode.REVOKED, "it was revoked"), "tcp:db") == "it was revoked"
+    assert reason(OSError(), "tcp:db") == "OSError"

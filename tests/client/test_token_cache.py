@@ -1,0 +1,93 @@
+"""The kept tokens: freshness, privacy, and that damage is never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client import token_cache
+from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
+from arcbridge.errors import StateError
+from tests.client.test_session import jwt_like
+
+
+def cache(directory: Path, **more: str) -> TokenCache:
+    names = {"issuer": "https://i", "client_id": "c", "audience": "", **more}
+    return TokenCache(directory / "tokens", scopes=("openid",), **names)
+
+
+@pytest.mark.parametrize(
+    ("life", "age", "fresh"),
+    [
+        (3600, 0, True),
+        (3600, 2879, True),
+        (3600, 2881, False),
+        (1200, 890, True),
+        (1200, 910, False),
+        (60, 29, True),
+        (60, 31, False),
+    ],
+)
+def test_freshness(life: float, age: float, fresh: bool) -> None:
+    tokens = TokenSet("a", "i", "", 1000.0, 1000.0 + life)
+    assert tokens.fresh(1000.0 + age) is fresh
+    assert tokens.usable(1000.0 + life - 1)
+    assert not tokens.usable(1000.0 + life)
+
+
+def test_without_an_end_they_are_fresh() -> None:
+    assert TokenSet("a").fresh(1e12)
+    assert not TokenSet().fresh(0)
+    assert not TokenSet().usable(0)
+
+
+def test_from_an_answer() -> None:
+    import time
+
+    now = time.time()
+    tokens = token_set({"access_token": "a", "id_token": jwt_like(100), "expires_in": 3600}, now, "old")
+    assert tokens.refresh_token == "old"
+    assert abs(tokens.expires_at - now - 100) < 2
+    assert token_set({"access_token": 3, "expires_in": True}, now) == TokenSet(obtained_at=now)
+
+
+def test_files_are_private_and_apart(tmp_path: Path) -> None:
+    one, two = cache(tmp_path), cache(tmp_path, audience="other")
+    tokens = TokenSet("SECRET", "id", "refresh", 1.0, 2.0)
+    one.save(tokens)
+    assert one.load() == tokens
+    assert two.load() == TokenSet()
+    assert one.path.stat().st_mode & 0o777 == 0o600
+    assert one.path.parent.stat().st_mode & 0o777 == 0o700
+    assert "SECRET" not in repr(tokens)
+    assert one.clear()
+    assert not one.clear()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"access_token": 3}', '{"access_token": "a", "expires_at": "x"}', "\x00\xff"]
+)
+def test_damage_means_no_tokens(tmp_path: Path, text: str) -> None:
+    kept = cache(tmp_path)
+    kept.path.parent.mkdir(parents=True)
+    kept.path.write_text(text)
+    assert kept.load() == TokenSet()
+
+
+async def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    async def work(name: str) -> None:
+        async with cache(tmp_path).locked():
+            order.append(f"{name} in")
+            await asyncio.sleep(0.02)
+            order.append(f"{name} out")
+
+    await asyncio.gather(work("a"), work("b"))
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+    monkeypatch.setattr(token_cache, "LOCK_WAIT", 0.1)
+    async with cache(tmp_path).locked():
+        with pytest.raises(StateError, match="another process"):
+            await work("c")

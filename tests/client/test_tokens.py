@@ -1,0 +1,144 @@
+"""Which token goes where, and from where it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.token_cache import TokenSet
+from arcbridge.client.tokens import TokenCommand, Tokens, check_token, read_token
+from arcbridge.config import LoginConfig
+from arcbridge.errors import StateError, Unauthenticated
+from tests.client.test_session import jwt_like, login
+
+
+class Pair:
+    def __init__(self, tokens: TokenSet) -> None:
+        self.set = tokens
+        self.asked: list[tuple[bool, bool]] = []
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        self.asked.append((interactive, force))
+        return self.set
+
+
+class TestFiles:
+    async def test_each_its_own(self, tmp_path: Path) -> None:
+        tokens = Tokens(login(tmp_path), None)
+        assert await tokens.access() == "the-access-token"
+        assert (await tokens.cluster()).text == "the-id-token"
+
+    async def test_they_are_read_each_time(self, tmp_path: Path) -> None:
+        tokens = Tokens(login(tmp_path), None)
+        await tokens.access()
+        (tmp_path / "access").write_text("newer")
+        assert await tokens.access() == "newer"
+
+    @pytest.mark.parametrize("field", ["access_token_file", "id_token_file"])
+    async def test_one_for_both_is_warned_of_once(
+        self, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "token").write_text("one")
+        tokens = Tokens(LoginConfig(**{field: tmp_path / "token"}), None)
+        for _ in range(2):
+            assert await tokens.access() == "one"
+            assert (await tokens.cluster()).text == "one"
+        assert "".join(capsys.readouterr()).count("one token serves relay and cluster") == 1
+
+    async def test_expired(self, tmp_path: Path) -> None:
+        tokens = Tokens(login(tmp_path, access=jwt_like(-1)), None)
+        with pytest.raises(Unauthenticated, match=r"access has expired"):
+            await tokens.access()
+
+    async def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(Unauthenticated, match="does not exist"):
+            read_token(tmp_path / "none")
+        with pytest.raises(StateError, match="cannot read"):
+            read_token(tmp_path)
+
+    @pytest.mark.parametrize("data", [b"", b" \n", b"a b", b"a\nb", "é".encode(), b"\x00", b"x" * 70_000])
+    def test_no_tokens(self, data: bytes) -> None:
+        with pytest.raises(Unauthenticated):
+            check_token(data, "a file")
+
+    async def test_nothing_configured(self) -> None:
+        with pytest.raises(Unauthenticated, match="--access-token-file"):
+            await Tokens(LoginConfig(), None).access()
+
+
+class TestTokenMode:
+    async def test_literal_and_file(self, tmp_path: Path) -> None:
+        (tmp_path / "sa").write_text("from-file\n")
+        literal = Tokens(login(tmp_path), None, token="literal")
+        file = Tokens(login(tmp_path), None, token_file=tmp_path / "sa")
+        assert ((await literal.cluster()).kind, (await literal.cluster()).text) == ("bearer", "literal")
+        assert ((await file.cluster()).kind, (await file.cluster()).text) == ("bearer", "from-file")
+        assert await literal.access() == "the-access-token"
+        assert literal.token_mode
+        assert file.token_mode
+
+    async def test_it_is_never_sent_to_the_relay(self, tmp_path: Path) -> None:
+        with pytest.raises(Unauthenticated):
+            await Tokens(LoginConfig(), None, token="literal").access()
+
+
+class TestPairs:
+    async def test_both_tokens(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        tokens = Tokens(LoginConfig(), pair)
+        tokens.interactive = True
+        assert (await tokens.access(), (await tokens.cluster()).text) == ("access", "id")
+        assert pair.asked == [(True, False)] * 2
+
+    async def test_a_refused_token_is_replaced_once(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        tokens = Tokens(LoginConfig(), pair)
+        tokens.refused()
+        await tokens.access()
+        await tokens.cluster()
+        assert [force for _, force in pair.asked] == [True, False]
+
+
+class TestCommand:
+    def command(self, text: str) -> TokenCommand:
+        return TokenCommand((sys.executable, "-c", text))
+
+    async def test_it_is_kept_until_old(self, tmp_path: Path) -> None:
+        count = tmp_path / "count"
+        answer = json.dumps({"access_token": "a", "id_token": "i", "expires_at": 2000})
+        code = f"open({str(count)!r}, 'a').write('x'); print('''{answer}''')"
+        now = 1000.0
+        command = TokenCommand((sys.executable, "-c", code), clock=lambda: now)
+        assert (await command.tokens(interactive=False)).id_token == "i"
+        await command.tokens(interactive=False)
+        assert count.read_text() == "x"
+        now = 1900.0
+        await command.tokens(interactive=False)
+        await command.tokens(interactive=False, force=True)
+        assert count.read_text() == "xxx"
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            ("print('SECRET')", "did not print JSON"),
+            ("print('[]')", "did not print JSON"),
+            ("print('{}')", "neither"),
+            ("print('SECRET'); raise SystemExit(3)", "ended with code 3"),
+        ],
+    )
+    async def test_failures_quote_nothing(self, code: str, words: str) -> None:
+        with pytest.raises(Unauthenticated, match=words) as caught:
+            await self.command(code).tokens(interactive=False)
+        assert "SECRET" not in str(caught.value)
+
+    async def test_a_missing_one(self) -> None:
+        with pytest.raises(Unauthenticated, match="cannot run"):
+            await TokenCommand(("/does/not/exist",)).tokens(interactive=False)
+
+    async def test_a_slow_one_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("arcbridge.client.tokens.COMMAND_DEADLINE", 0.3)
+        with pytest.raises(Unauthenticated, match="gave no token within"):
+            await self.command("import time; time.sleep(60)").tokens(interactive=False)
