@@ -67,7 +67,10 @@ def test_every_module_has_its_test() -> None:
 def test_every_test_has_its_module() -> None:
     everything = {file.relative_to(HOUSE).with_suffix("").as_posix() for file in HOUSE.rglob("*.py")}
     without = {name.replace("test_", "") for name in WITHOUT_MODULE}
-    lonely = sorted(tested() - everything - without)
+    # One module may have a second file: tests/wire/test_session_properties.py also belongs to session.py.
+    lonely = sorted(
+        name for name in tested() - everything - without if name.removesuffix("_properties") not in everything
+    )
     assert not lonely, "tests of nothing: " + ", ".join(lonely)
 
 
