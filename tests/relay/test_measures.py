@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.counters import REJECTIONS
+from arcbridge.relay.measures import register
+from tests.relay.station import station
+
+
+async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> None:
+    async with station(tmp_path) as relay:
+        metrics = Metrics("relay")
+        verifier = SimpleNamespace(verified=3, refused=1)
+        api = SimpleNamespace(malformed=0, slow=0)
+        register(
+            metrics,
+            relay.counters,
+            relay.admission,
+            relay.control,
+            relay.rendezvous,
+            relay.pumps,
+            verifier,  # type: ignore[arg-type]
+            api,  # type: ignore[arg-type]
+            SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
+        )
+        relay.counters.rejected["cap_total"] += 7
+        text = metrics.render()[0].decode()
+        assert metrics.read_failures == 0
+        assert 'arcbridge_relay_connections_rejected_total{reason="cap_total"} 7.0' in text
+        assert 'arcbridge_relay_tokens_total{result="verified"} 3.0' in text
+        for reason in REJECTIONS:
+            assert f'reason="{reason}"' in text
+        for code in JoinCode:
+            assert f'arcbridge_relay_joins_total{{result="{code.name.lower()}"}} 0.0' in text
