@@ -49,7 +49,7 @@ def modules() -> set[str]:
     return {file.relative_to(HOUSE).with_suffix("").as_posix().replace("/__init__", "") for file in files}
 
 
-def tested() -> set[str]:
+def covered() -> set[str]:
     found = set()
     for file in TESTS.rglob("test_*.py"):
         place = file.relative_to(TESTS)
@@ -60,7 +60,7 @@ def tested() -> set[str]:
 
 
 def test_every_module_has_its_test() -> None:
-    missing = sorted(modules() - tested() - set(WITHOUT_TEST))
+    missing = sorted(modules() - covered() - set(WITHOUT_TEST))
     assert not missing, "without tests: " + ", ".join(missing)
 
 
@@ -69,14 +69,14 @@ def test_every_test_has_its_module() -> None:
     without = {name.replace("test_", "") for name in WITHOUT_MODULE}
     # One module may have a second file: tests/wire/test_session_properties.py also belongs to session.py.
     lonely = sorted(
-        name for name in tested() - everything - without if name.removesuffix("_properties") not in everything
+        name for name in covered() - everything - without if name.removesuffix("_properties") not in everything
     )
     assert not lonely, "tests of nothing: " + ", ".join(lonely)
 
 
 def test_the_exceptions_are_still_needed() -> None:
     assert sorted(set(WITHOUT_TEST) - modules()) == []
-    assert sorted(set(WITHOUT_TEST) & tested()) == []
+    assert sorted(set(WITHOUT_TEST) & covered()) == []
     assert [name for name in WITHOUT_MODULE if not (TESTS / f"{name}.py").is_file()] == []
 
 
