@@ -29,8 +29,8 @@ def report(result: dict[str, Any]) -> str:
         "# Benchmark",
         "",
         f"Commit `{result['commit']}`, {machine['date']}. {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['memory_gb']} GB, kernel {machine['kernel']}, Python {machine['python']}, uvloop {machine['uvloop']}, "
-        f"{machine['openssl']}. Everything on loopback of this one machine.",
+        f"{machine['memory_gb']} GB, kernel {machine['kernel']}, Python {machine['python']}, "
+        f"uvloop {machine['uvloop']}, {machine['openssl']}. Everything on loopback of this one machine.",
         "",
         f"`{result['command']}`: {result['rounds']} interleaved rounds of {result['seconds_per_measurement']:g} s per "
         f"measurement, {result['seconds_in_all']:g} s in all. Medians; in brackets the least and the most.",

@@ -36,7 +36,7 @@ class Tap:
             return bytes(self._seen)
 
     def require_unreadable(self, needle: bytes = CANARY) -> str:
-        """How much was looked at. Raises Readable when `needle`, or a good part of it, is in clear; or nothing passed."""
+        """How much was looked at. Raises Readable when `needle` or a part of it is in clear, or nothing passed."""
         seen = self.seen
         parts = [needle[i : i + 12] for i in range(0, len(needle) - 11, 4)]
         if any(part in seen for part in parts):

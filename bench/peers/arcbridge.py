@@ -1,24 +1,69 @@
-"""arcbridge itself."""
+"""arcbridge itself, as its users run it: three processes of the executable, configuration files, an OIDC issuer, a join
+token, a policy, an audit log; the client's `forward` leads to a TCP target that the agent allows to a group.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from arcbridge import __version__
 from bench.address import Address
-from bench.peers.base import Peer, Unavailable
+from bench.peers.base import Peer
+from bench.process import NotReady
+from bench.tap import Tap, send_canary
+from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.world import ALICE, ApiServer, World, free_port
+
+TARGET = "bench"
 
 
 class Arcbridge(Peer):
+    """The product: nothing is switched off for the benchmark."""
+
     name = "arcbridge"
-    encrypts = ""
-    tuned = ""
+    encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read"
+    tuned = "as shipped: policy, audit (to a file) and logs at level info are on"
+
+    def __init__(self) -> None:
+        self._world: World | None = None
+        self._client: ManagedProcess | None = None
 
     def check(self) -> str:
-        raise Unavailable("the roles are not all there yet")
+        return __version__
 
-    def start(self, target: Address, directory: Path) -> None: ...
+    def start(self, target: Address, directory: Path) -> None:
+        # A TCP target needs no API server, but an agent has one: nobody answers at this address.
+        credential = directory / "agent-token"
+        credential.write_text("nobody-asks-for-it")
+        api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=credential)
+        self._world = world = World(api, directory=directory / "world")
+        world.targets[TARGET] = (str(target), ALICE.groups)
+        try:
+            world.start()
+            self._client, port = world.start_forward(TARGET)
+        except ProcessFailed as error:
+            raise NotReady(str(error)) from error
+        self.endpoint = Address("127.0.0.1", port)
 
-    def stop(self) -> None: ...
+    def prove_encryption(self, target: Address) -> str:
+        """A client of its own with a recording relay in front of the relay: the bytes that pass there are, but for
+        the join, the very bytes that the relay pumps to the agent."""
+        assert self._world is not None
+        with Tap(Address("127.0.0.1", self._world.relay_port)) as tap:
+            process, port = self._world.start_forward(TARGET, ALICE, "--relay", f"https://{tap.address}")
+            try:
+                send_canary(Address("127.0.0.1", port))
+            finally:
+                process.stop()
+                self._world.processes.remove(process)
+            return tap.require_unreadable()
+
+    def stop(self) -> None:
+        world, self._world, self._client = self._world, None, None
+        if world is not None:
+            world.stop()
 
     def roots(self) -> dict[str, int]:
-        return {}
+        if self._world is None or self._client is None:
+            return {}
+        return {"client": self._client.pid, "relay": self._world.relay.pid, "agent": self._world.agent.pid}

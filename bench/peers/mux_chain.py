@@ -1,4 +1,4 @@
-"""arcbridge's hot path alone (bench/micro/mux_chain.py): what the roles' policy, audit and joins add is the difference."""
+"""arcbridge's hot path alone (bench/micro/mux_chain.py); the difference to arcbridge is what the roles add."""
 
 from __future__ import annotations
 

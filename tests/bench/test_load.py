@@ -1,0 +1,141 @@
+"""The load generator's own honesty: it counts right, it notices wrong bytes, and it loads no other machine."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bench.address import Address
+from bench.load.build import NoCompiler, build
+from bench.load.generator import Generator, LoadFailed, Target
+from tests.support.processes import require_or_skip
+
+
+@pytest.fixture
+def load() -> Generator:
+    try:
+        return Generator()
+    except NoCompiler as error:
+        require_or_skip("compiler", str(error))
+
+
+@pytest.fixture
+def target(load: Generator) -> Iterator[Target]:
+    with load.target() as target:
+        yield target
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+@pytest.mark.parametrize("size", [1, 16, 262_144, 1_048_573, 5_000_000])
+def test_each_byte_of_a_stream_arrives(load: Generator, target: Target, command: str, size: int) -> None:
+    result = load.run(command, target.address, seconds=10, warmup=0, bytes=size)
+    assert result["total_bytes"] == size
+    assert result["right"] is True
+
+
+def test_a_run_ends_by_time(load: Generator, target: Target) -> None:
+    result = load.run("down", target.address, seconds=0.2, warmup=0.05)
+    assert result["measured_bytes"] < result["total_bytes"]
+    assert 0.1 < result["seconds"] < 5
+
+
+@pytest.mark.parametrize(("command", "connections"), [("echo", 1), ("many", 8), ("open", 1), ("open", 4)])
+def test_a_run_ends_by_count(load: Generator, target: Target, command: str, connections: int) -> None:
+    result = load.run(command, target.address, seconds=30, warmup=0, count=500, connections=connections)
+    assert 400 <= result["count"] <= 510  # the first echo of `many` starts the clock
+    assert 0 < result["p50_us"] <= result["p99_us"]
+
+
+class Meddler:
+    """A proxy that changes, drops or cuts what the target says."""
+
+    def __init__(self, to: Address, meddle: str) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", self._server.getsockname()[1])
+        self._thread = threading.Thread(target=self._run, args=(to, meddle))
+        self._thread.start()
+
+    def _run(self, to: Address, meddle: str) -> None:
+        near, _ = self._server.accept()
+        with near, socket.create_connection(to) as far:
+            up = threading.Thread(target=self._up, args=(near, far))
+            up.start()
+            passed = 0
+            while data := far.recv(65536):
+                if passed <= 20_000 < passed + len(data):
+                    at = 20_000 - passed
+                    if meddle == "change":
+                        data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+                    elif meddle == "drop":
+                        data = data[:at] + data[at + 1 :]
+                    else:
+                        near.sendall(data[:at])
+                        break
+                passed += len(data)
+                try:
+                    near.sendall(data)
+                except OSError:
+                    break
+            for sock in (near, far):
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # its peer has gone already
+            up.join()
+
+    @staticmethod
+    def _up(near: socket.socket, far: socket.socket) -> None:
+        try:
+            while data := near.recv(65536):
+                far.sendall(data)
+        except OSError:
+            pass  # ended by the other direction
+
+    def close(self) -> None:
+        self._thread.join()
+        self._server.close()
+
+
+@pytest.mark.parametrize(
+    ("meddle", "says"),
+    [("change", "the first wrong one at 20000"), ("drop", "the first wrong one at 2"), ("cut", "without its trailer")],
+)
+def test_what_was_changed_lost_or_cut_is_a_failure(load: Generator, target: Target, meddle: str, says: str) -> None:
+    meddler = Meddler(target.address, meddle)
+    try:
+        with pytest.raises(LoadFailed, match=says):
+            load.run("down", meddler.address, seconds=10, warmup=0, bytes=400_000)
+    finally:
+        meddler.close()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.1", "0.0.0.0", "::1", "localhost"])
+def test_only_loopback_is_loaded(load: Generator, address: str) -> None:
+    with pytest.raises(LoadFailed, match=r"only addresses of 127\.0\.0\.0/8"):
+        load.run("up", Address(address, 9), seconds=1, warmup=0)
+
+
+@pytest.mark.parametrize("option", [["--seconds", "1e9"], ["--connections", "1e9"], ["--size", "0"], ["--what", "1"]])
+def test_no_run_is_without_bounds(load: Generator, target: Target, option: list[str]) -> None:
+    argv = [load.program, "echo", "127.0.0.1", str(target.address.port), *option]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "option" in done.stderr
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_more: None)
+    with pytest.raises(NoCompiler, match="apt-get install gcc"):
+        build()
+
+
+def test_a_compiled_program_is_kept(load: Generator) -> None:
+    before = load.program.stat().st_mtime_ns
+    assert build() == load.program
+    assert load.program.stat().st_mtime_ns == before

@@ -1,0 +1,132 @@
+"""The runner, with systems and scenarios that are not real, and once with a real load and no proxy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.address import Address
+from bench.load.build import NoCompiler, build
+from bench.load.generator import Generator, LoadFailed
+from bench.peers.base import Peer, Unavailable
+from bench.report import report
+from bench.run import Plan, best_peer, run, summary
+from bench.scenarios import Effort, Metrics, Scenario
+from tests.support.processes import require_or_skip
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    try:
+        build()
+    except NoCompiler as error:
+        require_or_skip("compiler", str(error))
+
+
+class Fake(Peer):
+    encrypts = "nothing"
+    tuned = "not at all"
+
+    def __init__(self, name: str, journal: list[str], missing: str = "") -> None:
+        self.name = name
+        self._journal = journal
+        self._missing = missing
+
+    def check(self) -> str:
+        if self._missing:
+            raise Unavailable(self._missing)
+        return "1"
+
+    def start(self, target: Address, directory: Path) -> None:
+        self.endpoint = target
+        self._journal.append(f"start {self.name}")
+
+    def stop(self) -> None:
+        self._journal.append(f"stop {self.name}")
+
+    def roots(self) -> dict[str, int]:
+        return {}
+
+
+class Count(Scenario):
+    name = "echo"
+    title = "counting"
+    primary = ("per_s",)
+
+    def __init__(self, journal: list[str], broken: str = "") -> None:
+        self._journal = journal
+        self._broken = broken
+
+    def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
+        self._journal.append(peer.name)
+        if peer.name == self._broken:
+            raise LoadFailed("an echo came back changed")
+        return {"per_s": float(len(self._journal)), "p50_us": 1.0}
+
+
+def plan(peers: list[Fake], scenario: Count, rounds: int = 3) -> Plan:
+    return Plan(tuple(peers), (scenario,), rounds, Effort(0.1, 0), "test")
+
+
+def test_rounds_are_interleaved_and_nobody_is_always_first() -> None:
+    journal: list[str] = []
+    result = run(plan([Fake("a", journal), Fake("b", journal)], Count(journal)))
+    assert journal == ["start a", "start b", "a", "b", "b", "a", "a", "b", "stop a", "stop b"]
+    assert result["scenarios"]["echo"]["a"]["per_s"] == {"median": 6.0, "runs": [3.0, 6.0, 7.0]}
+    assert {"commit", "machine", "command"} <= result.keys()
+    assert {"cores", "cpu", "kernel", "python", "uvloop", "openssl", "date"} <= result["machine"].keys()
+
+
+def test_what_is_missing_is_left_out_by_name() -> None:
+    journal: list[str] = []
+    result = run(plan([Fake("a", journal, "apt-get install a"), Fake("b", journal)], Count(journal), 1))
+    assert result["left_out"] == {"a": "apt-get install a"}
+    assert list(result["scenarios"]["echo"]) == ["b"]
+    assert "a: apt-get install a" in report(result)
+
+
+def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
+    journal: list[str] = []
+    result = run(plan([Fake("a", journal), Fake("b", journal)], Count(journal, broken="a"), 2))
+    assert len(result["failures"]) == 2
+    assert "an echo came back changed" in report(result)
+    assert len(result["scenarios"]["echo"]["b"]["per_s"]["runs"]) == 2
+    assert journal[-2:] == ["stop a", "stop b"]
+
+
+def test_the_best_peer_is_neither_ours_nor_no_proxy() -> None:
+    systems = {
+        name: summary([{"per_s": rate, "p50_us": wait}])
+        for name, rate, wait in (("arcbridge", 9.0, 1.0), ("direct", 99.0, 0.1), ("x", 2.0, 5.0), ("y", 3.0, 7.0))
+    }
+    assert best_peer(systems, "per_s") == ("y", 3.0)
+    assert best_peer(systems, "p50_us") == ("x", 5.0)
+    assert best_peer({"direct": systems["direct"]}, "per_s") is None
+
+
+def test_the_command_writes_a_result_and_prints_its_path_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    short = ["--rounds", "1", "--seconds", "0.1", "--peers", "direct"]
+    assert main(["--quick", *short, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(out)
+    result = json.loads(out.read_text())
+    scenarios = result["scenarios"]
+    assert scenarios["bulk"]["direct"]["up_mb_per_s"]["median"] > 0
+    assert scenarios["bulk"]["direct"]["down_mb_per_s"]["median"] > 0
+    assert scenarios["echo"]["direct"]["p50_us"]["median"] <= scenarios["echo"]["direct"]["p99_us"]["median"]
+    assert scenarios["concurrent"]["direct"]["per_s"]["median"] > 0
+    assert scenarios["open"]["direct"]["per_s"]["median"] > 0
+    assert main(["report", str(out)]) == 0
+    assert "## bulk" in capsys.readouterr().out
+
+
+def test_an_unknown_system_is_an_error_that_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--quick", "--peers", "teleport"])
+    assert "openssh" in capsys.readouterr().err
