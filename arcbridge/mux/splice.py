@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -260,6 +261,8 @@ class TransportSplice(asyncio.BufferedProtocol):
             buffer.poison(nbytes)
 
     def eof_received(self) -> bool:
+        if self._tls and not said_goodbye(self.outer):
+            return False  # a cut: `connection_lost` follows and resets the stream
         self._outer_eof = True
         if self._stream is not None:
             self._stream.write_eof()
@@ -319,6 +322,20 @@ class TransportSplice(asyncio.BufferedProtocol):
             done(SpliceResult(self._up, self._down, self._error))
 
 
+def said_goodbye(transport: asyncio.Transport) -> bool:
+    """Whether a TLS peer ended in order (close_notify, RFC 8446 §6.1) and everything before it was read.
+
+    For `eof_received`: asyncio calls that also when the TCP connection just ends, and with bytes unread when reading
+    was paused.
+    """
+    try:
+        return bool(transport.get_extra_info("ssl_object").read(1) == b"")
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:  # it waits for more: the end never came
+        return False
+
+
 def reset_transport(transport: asyncio.Transport) -> None:
     """Close a transport so that its peer sees a reset, not an end in order."""
     sock = transport.get_extra_info("socket")
@@ -330,4 +347,4 @@ def reset_transport(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-__all__ = ["SocketSplice", "SpliceResult", "TransportSplice", "reset_transport"]
+__all__ = ["SocketSplice", "SpliceResult", "TransportSplice", "reset_transport", "said_goodbye"]

@@ -1,0 +1,566 @@
+"""Splices over real sockets: half-close, resets, backpressure, and a cut that never looks like the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import ConnectionLost, StreamReset
+from arcbridge.mux import buffer
+from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
+from arcbridge.mux.stream import StreamIO
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.limits import Limits
+from tests.mux.ends import LOOPS, Recorder, connected, run, tcp_pair, tls_contexts
+
+both_loops = pytest.mark.parametrize("loop", LOOPS)
+both_links = pytest.mark.parametrize("link", ["memory", "tls"])
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "POISON", True)
+
+
+async def soon(condition: Any) -> None:
+    async with asyncio.timeout(8):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def read_all(sock: socket.socket) -> bytes:
+    out = b""
+    while piece := await asyncio.get_running_loop().sock_recv(sock, 262_144):
+        out += piece
+    return out
+
+
+async def send(sock: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, data)
+
+
+def cut(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Way:
+    """near socket = splice = stream = splice = far socket; the test has the outer ends."""
+
+    def __init__(self) -> None:
+        self.near: socket.socket
+        self.far: socket.socket
+        self.results: dict[str, SpliceResult] = {}
+        self.streams: list[Any] = []
+
+    async def done(self) -> tuple[SpliceResult, SpliceResult]:
+        await soon(lambda: len(self.results) == 2)
+        return self.results["near"], self.results["far"]
+
+
+async def make_way(ends: Any) -> Way:
+    way = Way()
+    way.near, near_inner = await tcp_pair()
+    way.far, far_inner = await tcp_pair()
+
+    def note(side: str) -> Any:
+        def done(result: SpliceResult) -> None:
+            assert side not in way.results, "told twice"
+            way.results[side] = result
+
+        return done
+
+    ends.agent_handler.make = lambda: SocketSplice(far_inner, note("far"))
+    way.streams.append(ends.client.open("tcp:db", SocketSplice(near_inner, note("near"))))
+    await ends.agent_handler.opened.get()
+    return way
+
+
+@asynccontextmanager
+async def a_way(link: str = "memory", **kwargs: Any) -> Any:
+    async with connected(link, **kwargs) as ends:
+        way = await make_way(ends)
+        try:
+            yield ends, way
+        finally:
+            way.near.close()
+            way.far.close()
+            await way.done()
+
+
+@both_loops
+@both_links
+def test_half_close_passes_both_ways(loop: str, link: str) -> None:
+    async def main() -> None:
+        async with a_way(link) as (_, way):
+            up, down = b"u" * 3_000_000, b"d" * 4_000_000
+            _, got = await asyncio.gather(send(way.near, up), _exactly(way.far, len(up)))
+            assert got == up
+            way.near.shutdown(socket.SHUT_WR)
+            assert await read_all(way.far) == b"", "FIN passes as FIN"
+            assert not way.results
+            sending = asyncio.ensure_future(send(way.far, down))
+            assert await _exactly(way.near, len(down)) == down
+            await sending
+            way.far.shutdown(socket.SHUT_WR)
+            assert await read_all(way.near) == b""
+            near, far = await way.done()
+            assert near == SpliceResult(len(up), len(down), None)
+            assert far == SpliceResult(len(down), len(up), None)
+
+    run(loop, main)
+
+
+async def _exactly(sock: socket.socket, count: int) -> bytes:
+    out = b""
+    while len(out) < count:
+        piece = await asyncio.get_running_loop().sock_recv(sock, 262_144)
+        assert piece, "ended early"
+        out += piece
+    return out
+
+
+@both_loops
+@pytest.mark.parametrize("sent_by", ["near", "far"])
+@pytest.mark.parametrize("after", ["nothing", "bytes", "half-close"])
+def test_a_reset_passes_as_a_reset(loop: str, sent_by: str, after: str) -> None:
+    async def main() -> None:
+        async with a_way("tls") as (ends, way):
+            here, there = (way.near, way.far) if sent_by == "near" else (way.far, way.near)
+            if after == "bytes":
+                await send(here, b"part")
+                assert await _exactly(there, 4) == b"part"
+            elif after == "half-close":
+                there.shutdown(socket.SHUT_WR)
+                assert await read_all(here) == b""
+            cut(here)
+            with pytest.raises(ConnectionResetError):
+                await read_all(there)
+            for result in await way.done():
+                assert result.error is not None
+            await soon(lambda: ends.client.streams_open == 0)
+
+    run(loop, main)
+
+
+@both_loops
+@pytest.mark.parametrize("how", ["stream reset", "session close", "session abort", "connection cut"])
+def test_a_cut_of_the_middle_resets_both_sockets(loop: str, how: str) -> None:
+    async def main() -> None:
+        async with a_way("tls") as (ends, way):
+            await send(way.near, b"part")
+            assert await _exactly(way.far, 4) == b"part"
+            if how == "stream reset":
+                way.streams[0].abort(ResetCode.TRUNCATED)
+            elif how == "session close":
+                ends.agent.close(GoawayCode.REVOKED, "revoked")
+            elif how == "session abort":
+                ends.client.abort()
+            else:
+                ends.agent.transport.abort()
+            for sock in (way.near, way.far):
+                with pytest.raises(ConnectionResetError):
+                    await read_all(sock)
+            for result in await way.done():
+                assert result.error is not None
+                if how == "stream reset":
+                    assert isinstance(result.error, StreamReset)
+
+    run(loop, main)
+
+
+@both_loops
+def test_an_end_of_the_session_after_both_ends_were_complete_is_no_cut(loop: str) -> None:
+    async def main() -> None:
+        async with a_way("tls") as (ends, way):
+            await send(way.near, b"question")
+            way.near.shutdown(socket.SHUT_WR)
+            assert await read_all(way.far) == b"question"
+            await send(way.far, b"answer")
+            way.far.close()
+            assert await read_all(way.near) == b"answer"
+            near, far = await way.done()
+            assert near.error is None
+            assert far.error is None
+            ends.client.abort()
+
+    run(loop, main)
+
+
+@both_loops
+@pytest.mark.parametrize("frozen", ["far", "near"])
+def test_a_frozen_reader_bounds_what_is_taken_from_the_writer(loop: str, frozen: str) -> None:
+    async def main() -> None:
+        limits = Limits(max_stream_window=512 * 1024)
+        async with a_way("memory", limits=limits) as (ends, way):
+            reader, writer = (way.far, way.near) if frozen == "far" else (way.near, way.far)
+            writing = asyncio.ensure_future(_flood(writer))
+            receiver = ends.agent if frozen == "far" else ends.client
+            last = -1
+            while last != receiver.stats.bytes_received:
+                last = receiver.stats.bytes_received
+                await asyncio.sleep(0.1)
+                assert receiver._machine.unconsumed <= 512 * 1024
+            assert not writing.done()
+            # The socket buffers, the windows and one read; nothing grows any more.
+            assert receiver._machine.unconsumed > 100_000
+            keystroke = await make_way(ends)
+            await send(keystroke.near, b"k")
+            assert await _exactly(keystroke.far, 1) == b"k", "a frozen stream stalls no other"
+            keystroke.near.close()
+            keystroke.far.close()
+            await keystroke.done()
+            before = receiver.stats.bytes_received
+            await _exactly(reader, 8_000_000)
+            assert receiver.stats.bytes_received > before, "it goes on"
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            cut(writer)
+
+    run(loop, main)
+
+
+async def _flood(sock: socket.socket) -> None:
+    while True:
+        await send(sock, b"f" * 100_000)
+
+
+@both_loops
+def test_owner_tagged_bytes_over_many_splices(loop: str) -> None:
+    async def one(ends: Any, way: Way, number: int) -> None:
+        tag = b"%07d|" % number
+        data = tag * 40_000
+
+        async def there() -> None:
+            await send(way.near, data)
+            way.near.shutdown(socket.SHUT_WR)
+
+        async def back() -> None:
+            await send(way.far, data[::-1])
+            way.far.shutdown(socket.SHUT_WR)
+
+        up, down, _, _ = await asyncio.gather(read_all(way.far), read_all(way.near), there(), back())
+        assert up == data
+        assert down == data[::-1]
+        near, far = await way.done()
+        assert near.error is far.error is None
+        way.near.close()
+        way.far.close()
+
+    async def main() -> None:
+        async with connected("tls") as first, connected("tls") as second:
+            for _ in range(3):  # descriptor numbers are used again and again
+                ways = [(ends, await make_way(ends)) for ends in (first, second) for _ in range(6)]
+                await asyncio.gather(*(one(ends, way, n) for n, (ends, way) in enumerate(ways)))
+
+    run(loop, main)
+
+
+# -- TransportSplice --------------------------------------------------------------------------------------------------
+
+
+class Outer:
+    """A program's TLS (or plain) connection to a splice, whose stream's other end is awaitable."""
+
+    def __init__(self) -> None:
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+        self.far: StreamIO
+        self.splice: TransportSplice
+        self.results: list[SpliceResult] = []
+
+    async def result(self) -> SpliceResult:
+        await soon(lambda: self.results)
+        assert len(self.results) == 1
+        return self.results[0]
+
+
+class Local(asyncio.Protocol):
+    """Stands for the local endpoint: it reads a first piece, then hands the transport over."""
+
+    def __init__(self, ends: Any, outer: Outer, opened: asyncio.Event) -> None:
+        self.ends, self.outer, self.opened = ends, outer, opened
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert data == b"first"
+        self.transport.pause_reading()
+        self.outer.splice = TransportSplice(self.transport, self.outer.results.append)
+        self.ends.client.open("kubernetes", self.outer.splice.stream_side)
+        self.outer.splice.start(data)
+        self.opened.set()
+
+
+@asynccontextmanager
+async def an_outer(tls: bool, *, link: str = "memory", **kwargs: Any) -> Any:
+    server_context, client_context = tls_contexts()
+    async with connected(link, **kwargs) as ends:
+        outer, opened = Outer(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Local(ends, outer, opened), "127.0.0.1", 0, ssl=server_context if tls else None
+        )
+        address = server.sockets[0].getsockname()
+        outer.reader, outer.writer = await asyncio.open_connection(
+            *address, ssl=client_context if tls else None, server_hostname="agent.test" if tls else None
+        )
+        outer.writer.write(b"first")
+        await opened.wait()
+        outer.far = await ends.agent_handler.opened.get()
+        assert await outer.far.read_exactly(5) == b"first"
+        try:
+            yield ends, outer
+        finally:
+            if outer.far.transport is not None:
+                outer.far.transport.abort()
+            outer.writer.close()
+            with contextlib.suppress(OSError, ssl.SSLError):  # some tests cut it
+                await outer.writer.wait_closed()
+            await outer.result()
+            server.close()
+            await server.wait_closed()
+
+
+both_kinds = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+
+
+@both_loops
+@both_kinds
+@both_links
+def test_bytes_pass_both_ways(loop: str, tls: bool, link: str) -> None:
+    async def main() -> None:
+        async with an_outer(tls, link=link) as (_, outer):
+            data = bytes(range(256)) * 8_000
+
+            async def up() -> None:
+                for at in range(0, len(data), 100_000):
+                    outer.writer.write(data[at : at + 100_000])
+                    await outer.writer.drain()
+
+            async def down() -> None:
+                for at in range(0, len(data), 100_000):
+                    await outer.far.write(data[at : at + 100_000])
+
+            there, back, _, _ = await asyncio.gather(
+                outer.far.read_exactly(len(data)), outer.reader.readexactly(len(data)), up(), down()
+            )
+            assert there == back == data
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+def test_the_programs_end_is_the_streams_end(loop: str, tls: bool) -> None:
+    async def main() -> None:
+        async with an_outer(tls) as (_, outer):
+            outer.writer.write(b"x" * 500_000)
+            outer.writer.close()
+            assert await outer.far.read_all() == b"x" * 500_000
+            if not tls:
+                outer.far.finish()
+            result = await outer.result()
+            assert result == SpliceResult(500_005, 0, None)
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+@pytest.mark.parametrize("size", [300_000, 600_000, 3_000_000])
+def test_a_program_that_ends_while_the_stream_is_full_loses_nothing_unnoticed(loop: str, tls: bool, size: int) -> None:
+    async def main() -> None:
+        async with an_outer(tls, limits=Limits(max_stream_window=256 * 1024)) as (_, outer):
+            outer.far.transport.pause_reading()
+            outer.writer.write(b"x" * size)
+            outer.writer.close()
+            await asyncio.sleep(0.2)
+            reading = asyncio.ensure_future(outer.far.read_all())
+            outer.far.transport.resume_reading()
+            try:
+                got = len(await reading)
+            except StreamReset:
+                got = -1  # a loss that is told is no loss unnoticed
+            assert got in (size, -1)
+            if not tls:
+                assert got == size
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+def test_the_streams_end_is_the_programs_end(loop: str, tls: bool) -> None:
+    async def main() -> None:
+        async with an_outer(tls) as (_, outer):
+            await outer.far.write(b"y" * 500_000)
+            outer.far.finish()
+            assert await outer.reader.read() == b"y" * 500_000
+            outer.writer.close()
+            assert await outer.far.read_all() == b"", "no reset: nothing was cut"
+            assert await outer.result() == SpliceResult(5, 500_000, None)
+
+    run(loop, main)
+
+
+@both_loops
+def test_plain_half_close_passes(loop: str) -> None:
+    async def main() -> None:
+        async with an_outer(False) as (_, outer):
+            outer.writer.write_eof()
+            assert await outer.far.read_all() == b""
+            await outer.far.write(b"z" * 800_000)
+            outer.far.finish()
+            assert await outer.reader.read() == b"z" * 800_000
+            assert (await outer.result()).error is None
+
+    run(loop, main)
+
+
+@both_loops
+def test_a_tls_connection_that_ends_without_close_notify_is_a_cut(loop: str) -> None:
+    async def main() -> None:
+        async with an_outer(True) as (_, outer):
+            outer.writer.write(b"upload, first half")
+            await outer.writer.drain()
+            assert await outer.far.read_exactly(18) == b"upload, first half"
+            with socket.socket(fileno=os.dup(outer.writer.get_extra_info("socket").fileno())) as sock:
+                sock.shutdown(socket.SHUT_WR)
+            with pytest.raises(StreamReset) as caught:
+                await outer.far.read()
+            assert caught.value.code == ResetCode.CANCELLED
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+def test_a_program_that_resets_is_a_cut(loop: str, tls: bool) -> None:
+    async def main() -> None:
+        async with an_outer(tls) as (_, outer):
+            reset_transport(outer.writer.transport)
+            with pytest.raises(StreamReset):
+                await outer.far.read()
+            assert (await outer.result()).error is not None or tls
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+@pytest.mark.parametrize("how", ["reset", "session", "reset behind bytes"])
+def test_a_stream_that_is_cut_is_never_the_programs_end(loop: str, tls: bool, how: str) -> None:
+    async def main() -> None:
+        async with an_outer(tls) as (ends, outer):
+            await outer.far.write(b"download, first half")
+            if how != "reset behind bytes":
+                assert await outer.reader.readexactly(20) == b"download, first half"
+            if how == "session":
+                ends.agent.abort()
+            else:
+                outer.far.reset(ResetCode.TRUNCATED)
+            with pytest.raises((ConnectionResetError, ssl.SSLError)):
+                await outer.reader.read()
+            result = await outer.result()
+            assert isinstance(result.error, StreamReset | ConnectionLost)
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+def test_a_program_that_does_not_read_bounds_the_stream(loop: str, tls: bool) -> None:
+    async def main() -> None:
+        async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
+            outer.writer.transport.pause_reading()
+            sent = 0
+
+            async def flood() -> None:
+                nonlocal sent
+                while True:
+                    await outer.far.write(b"f" * 100_000)
+                    sent += 100_000
+
+            writing = asyncio.ensure_future(flood())
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.1)
+            assert not writing.done()
+            assert ends.client._machine.unconsumed <= 512 * 1024
+            assert outer.splice.outer.get_write_buffer_size() < 1024 * 1024
+            outer.writer.transport.resume_reading()
+            await outer.reader.readexactly(last)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    run(loop, main)
+
+
+@both_loops
+@both_kinds
+def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> None:
+    async def main() -> None:
+        async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
+            outer.far.transport.pause_reading()  # type: ignore[union-attr]
+            sent = 0
+
+            async def flood() -> None:
+                nonlocal sent
+                while True:
+                    outer.writer.write(b"f" * 100_000)
+                    await outer.writer.drain()
+                    sent += 100_000
+
+            writing = asyncio.ensure_future(flood())
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.1)
+            assert not writing.done()
+            stream = next(iter(ends.client._machine.streams.values()))
+            assert stream.queued < 1024 * 1024
+            outer.far.transport.resume_reading()  # type: ignore[union-attr]
+            assert await outer.far.read_exactly(last)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    run(loop, main)
+
+
+@both_loops
+def test_starting_on_a_transport_that_is_gone(loop: str) -> None:
+    async def main() -> None:
+        async with connected("memory") as ends:
+            near, far = await tcp_pair()
+            running = asyncio.get_running_loop()
+            transport, _ = await running.connect_accepted_socket(asyncio.Protocol, near)
+            transport.abort()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            results: list[SpliceResult] = []
+            splice = TransportSplice(transport, results.append)
+            ends.client.open("kubernetes", splice.stream_side)
+            splice.start(b"first")
+            theirs = await ends.agent_handler.opened.get()
+            with pytest.raises(StreamReset):
+                await theirs.read_all()
+            assert len(results) == 1
+            far.close()
+
+    run(loop, main)
+
+
+def test_recorder_is_a_handler() -> None:
+    assert Recorder().calls == []
