@@ -22,6 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 from arcbridge.errors import ConfigError
 
 
+_MAY_BE_PATH = {"path": True}
+"""Marks a text that is the path of a file unless it is empty or `-`; then it is made absolute as paths are."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObserveConfig:
     """Logs, metrics and health, alike in every role."""
@@ -103,7 +107,7 @@ class AgentStateConfig:
 
 @dataclass(frozen=True, slots=True)
 class AuditConfig:
-    file: str = "-"
+    file: str = field(default="-", metadata=_MAY_BE_PATH)
     """Path of the audit log (JSON lines); `-` is standard output; empty switches it off."""
 
 
@@ -168,7 +172,7 @@ class ClientConfig:
     trust_first_use: bool = False
     port: int | None = None
     """Local port; none: 47011 for the first cluster ever reached, then the one the cluster had before. 0 picks one."""
-    file: str = ""
+    file: str = field(default="", metadata=_MAY_BE_PATH)
     """Where the kubeconfig goes: a path, `-` for stdout, empty for KUBECONFIG or ~/.kube/config."""
     kube_context: str = ""
     context_switch: bool = True
@@ -262,7 +266,7 @@ def _table(kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], sou
         here = (*path, key)
         if key not in hints:
             raise ConfigError(_unknown(here, source, list(hints)))
-        values[key] = _value(hints[key], value, here, source)
+        values[key] = _located(kind, key, _value(hints[key], value, here, source), source)
     return values
 
 
@@ -271,7 +275,15 @@ def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: 
     for name in path[:-1]:
         kind = typing.get_type_hints(kind)[name]
         values = values.setdefault(name, {})
-    values[path[-1]] = _value(typing.get_type_hints(kind)[path[-1]], value, path, source)
+    found = _value(typing.get_type_hints(kind)[path[-1]], value, path, source)
+    values[path[-1]] = _located(kind, path[-1], found, source)
+
+
+def _located(kind: type[Any], name: str, value: Any, source: _Source) -> Any:
+    """`value`, made absolute where it is a text that means a file."""
+    if not kind.__dataclass_fields__[name].metadata.get("path") or value in ("", "-"):
+        return value
+    return str(source.base / Path(value).expanduser())
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

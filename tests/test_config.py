@@ -81,6 +81,16 @@ class TestValues:
     def test_an_empty_path_is_none(self, tmp_path: Path) -> None:
         assert load(RelayConfig, write(tmp_path, 'policy = ""\n')).policy is None
 
+    def test_texts_that_mean_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert load(AgentConfig, write(tmp_path, '[audit]\nfile = "audit.jsonl"\n')).audit.file == str(
+            tmp_path / "audit.jsonl"
+        )
+        assert load(AgentConfig, write(tmp_path, '[audit]\nfile = "-"\n')).audit.file == "-"
+        assert load(ClientConfig, write(tmp_path, 'file = ""\n')).file == ""
+        monkeypatch.chdir(tmp_path)
+        assert load(ClientConfig, None, {"file": Given("kube", "flag --file")}).file == str(tmp_path / "kube")
+        assert load(ClientConfig, None, {"file": Given("-", "flag --file")}).file == "-"
+
     def test_tables_by_name(self, tmp_path: Path) -> None:
         file = write(tmp_path, '[targets.db]\naddress = "10.0.0.1:5432"\ngroups = ["dba"]\n')
         target = load(AgentConfig, file).targets["db"]

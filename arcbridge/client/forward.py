@@ -139,7 +139,7 @@ def reason(error: Exception, target: str) -> str:
     if isinstance(error, StreamReset):
         known: dict[int, str] = {
             ResetCode.UNKNOWN_TARGET: f"the agent has no target {name!r} for you; see [targets] in its settings",
-            ResetCode.FORBIDDEN: f"the agent does not let you use {name!r}; see [targets] in its settings",
+            ResetCode.FORBIDDEN: f"you may not use the agent's target {name!r}; see [targets] in its settings",
             ResetCode.CONNECT_FAILED: f"the agent cannot connect to {name!r}; is it running?",
             ResetCode.IDLE: "nothing moved for too long",
             ResetCode.EXPIRED: "the login has expired; log in again",
