@@ -155,7 +155,6 @@ class ApiServer:
                 self.endpoint.port,
                 ssl=self.tls(own=own),
                 ssl_shutdown_timeout=3.0,
-                happy_eyeballs_delay=0.25,
             )
         return transport
 
