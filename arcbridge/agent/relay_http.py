@@ -48,8 +48,8 @@ async def post(
         raise Unreachable(f"{relay.url} answered something unexpected: is this an arcbridge relay?")
     if status == 200:
         return answer
-    error = answer.get("error")
-    message = error.get("message") if isinstance(error, dict) else None
+    failure = answer.get("error")
+    message = failure.get("message") if isinstance(failure, dict) else None
     words = message[:300] if isinstance(message, str) and message.isprintable() else f"code {status}"
     if status in (429, 502, 503, 504) or status >= 500:
         hint = headers.get("retry-after", "")

@@ -44,7 +44,7 @@ ORIGINAL_USER = "arcbridge.io/original-user"
 _NAME = re.compile(rb"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # a token (RFC 9110 §5.6.2) without `_`
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"
-"""What stays unescaped in an extra key: token characters but `%` and `_` (the latter for our own rule's sake)."""
+"""What stays unescaped in an extra key: token characters but `%`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, request_id: s
     if subject.uid:
         headers.append(("Impersonate-Uid", subject.uid))
     headers.extend(("Impersonate-Group", group) for group in subject.groups)
-    headers.extend((f"Impersonate-Extra-{quote(key, safe=_EXTRA_SAFE)}", value) for key, value in subject.extra)
+    headers.extend((f"Impersonate-Extra-{_escaped(key)}", value) for key, value in subject.extra)
     check_impersonated(headers, subject)
     return headers
 
@@ -205,6 +205,11 @@ def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
         if name.lower() in (b"connection", b"proxy-connection"):
             tokens.update(part.strip().lower() for part in value.decode("utf-8", "replace").split(","))
     return frozenset(tokens)
+
+
+def _escaped(key: str) -> str:
+    """An extra key as part of a header name; `_` is escaped too, for our own rule's sake."""
+    return quote(key, safe=_EXTRA_SAFE).replace("_", "%5F")
 
 
 def _extra_key(escaped: str) -> str:

@@ -120,6 +120,8 @@ class KubeProtocol(RequestHandler):
         before = len(self._messages)
         super().data_received(data)
         new = list(self._messages)[before:]
+        if any(not hasattr(message, "headers") for message, _ in new):
+            self._break_body()
         if new:
             head, self._head = self._head.lstrip(b"\r\n"), bytearray()
             if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
@@ -154,6 +156,12 @@ class KubeProtocol(RequestHandler):
         return status_response(refusal, close=True)
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    def _break_body(self) -> None:
+        """Wakes the reader of a body whose framing is broken: aiohttp queues an error behind it, and he would wait."""
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and request.content.exception() is None:
+            request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
     def _mark_early(self) -> None:
         self.early = True

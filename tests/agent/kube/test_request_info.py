@@ -1,0 +1,57 @@
+"""How a request reads to the API server."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.agent.kube.request_info import RequestInfo, request_info
+
+TABLE = [
+    ("GET", "/api/v1/pods", RequestInfo("list", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?watch=true", RequestInfo("watch", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?watch=1&limit=5", RequestInfo("watch", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?watch", RequestInfo("watch", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?watch=false", RequestInfo("list", "", "v1", "pods")),
+    ("HEAD", "/api/v1/namespaces/a/pods/b", RequestInfo("get", "", "v1", "pods", "", "a", "b")),
+    ("GET", "/api/v1/namespaces/a/pods/b/log", RequestInfo("get", "", "v1", "pods", "log", "a", "b")),
+    ("POST", "/api/v1/namespaces/a/pods", RequestInfo("create", "", "v1", "pods", "", "a")),
+    (
+        "PUT",
+        "/apis/apps/v1/namespaces/a/deployments/b/scale",
+        RequestInfo("update", "apps", "v1", "deployments", "scale", "a", "b"),
+    ),
+    (
+        "PATCH",
+        "/apis/apps/v1/namespaces/a/deployments/b",
+        RequestInfo("patch", "apps", "v1", "deployments", "", "a", "b"),
+    ),
+    (
+        "DELETE",
+        "/apis/apps/v1/namespaces/a/deployments/b",
+        RequestInfo("delete", "apps", "v1", "deployments", "", "a", "b"),
+    ),
+    ("DELETE", "/api/v1/namespaces/a/pods", RequestInfo("deletecollection", "", "v1", "pods", "", "a")),
+    ("GET", "/api/v1/namespaces", RequestInfo("list", "", "v1", "namespaces")),
+    ("GET", "/api/v1/namespaces/a", RequestInfo("get", "", "v1", "namespaces", "", "a", "a")),
+    ("PUT", "/api/v1/namespaces/a/finalize", RequestInfo("update", "", "v1", "namespaces", "finalize", "a", "a")),
+    ("GET", "/api/v1/watch/pods", RequestInfo("watch", "", "v1", "pods")),
+    ("GET", "/api/v1/pods%2Fx", RequestInfo("get", "", "v1", "pods", "", "", "x")),
+    ("GET", "//api/v1//pods/", RequestInfo("list", "", "v1", "pods")),
+    ("GET", "/", RequestInfo("get", path_class="root")),
+    ("GET", "/api", RequestInfo("get", path_class="api")),
+    ("GET", "/apis/apps/v1", RequestInfo("get", path_class="apis")),
+    ("GET", "/healthz/ping", RequestInfo("get", path_class="healthz")),
+    ("GET", "/openapi/v3/x", RequestInfo("get", path_class="openapi")),
+    ("GET", "/anything/else", RequestInfo("get", path_class="other")),
+    ("POST", "/api", RequestInfo("post", path_class="api")),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "info"), TABLE, ids=[f"{m} {t}" for m, t, _ in TABLE])
+def test_table(method: str, target: str, info: RequestInfo) -> None:
+    assert request_info(method, target) == info
+
+
+def test_a_get_that_upgrades_is_create_in_spirit() -> None:
+    assert request_info("GET", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"
+    assert request_info("POST", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"

@@ -1,0 +1,138 @@
+"""H11: --as is decided by the API server, remembered for 30 s, and never allowed without an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.review import CACHE_TIME, MAX_PARTS, PATH, Part, Reviewer, parts_of
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.config import KubernetesConfig
+from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
+
+from .bench import ALICE
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def made(tmp_path: Path) -> AsyncIterator[tuple[FakeApiServer, Reviewer, Clock]]:
+    async with FakeApiServer.serving(tmp_path) as fake:
+        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+        api, clock = ApiServer(endpoint_of(config, {})), Clock()
+        yield fake, Reviewer(api, clock=clock), clock
+        await api.close()
+
+
+BOB = Subject("bob", "u", ("g",), (("example.com/a", "1"),))
+
+
+def test_parts() -> None:
+    assert parts_of(BOB) == [
+        Part("", "users", "bob"),
+        Part("", "groups", "g"),
+        Part("authentication.k8s.io", "uids", "u"),
+        Part("authentication.k8s.io", "userextras", "1", subresource="example.com/a"),
+    ]
+    assert parts_of(Subject("system:serviceaccount:ns:n")) == [Part("", "serviceaccounts", "n", "ns")]
+    assert parts_of(Subject("system:serviceaccount:odd")) == [Part("", "users", "system:serviceaccount:odd")]
+
+
+async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, _ = made
+    await reviewer.check(ALICE, BOB)
+    specs = [json.loads(request.body)["spec"] for request in fake.requests]
+    assert len(specs) == 4
+    assert all(spec["user"] == "alice" and spec["uid"] == "u-1" for spec in specs)
+    assert all(spec["groups"] == ["dev", "ops", "system:authenticated"] for spec in specs)
+    assert specs[0]["resourceAttributes"] == {"verb": "impersonate", "resource": "users", "name": "bob"}
+    assert specs[3]["resourceAttributes"] == {
+        "verb": "impersonate",
+        "group": "authentication.k8s.io",
+        "resource": "userextras",
+        "subresource": "example.com/a",
+        "name": "1",
+    }
+    assert fake.last.header("authorization") == [b"Bearer agent-own-token"]
+    assert not any(b"mpersonate-" in request.head for request in fake.requests)
+
+
+async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, _ = made
+    fake.allow_impersonation = {("alice", "users", "bob")}
+    with pytest.raises(Refusal) as caught:
+        await reviewer.check(ALICE, BOB)
+    assert caught.value.status_code == 403
+    assert caught.value.message.startswith('groups "g" is forbidden: User "alice" cannot impersonate resource "groups"')
+
+
+async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, clock = made
+    target = Subject("bob")
+    await reviewer.check(ALICE, target)
+    fake.allow_impersonation = set()
+    clock.now += CACHE_TIME - 1
+    await reviewer.check(ALICE, target)
+    assert len(fake.requests) == 1
+    clock.now += 1
+    with pytest.raises(Refusal):
+        await reviewer.check(ALICE, target)
+    fake.allow_impersonation = None
+    with pytest.raises(Refusal):
+        await reviewer.check(ALICE, target)
+    assert len(fake.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        reply(201, b"{}"),
+        reply(201, b"[]"),
+        reply(201, b'{"status":{}}'),
+        reply(201, b'{"status":{"allowed":"true"}}'),
+        reply(201, b'{"status":null}'),
+        reply(200, b'{"status":{"allowed":true}}'),
+        reply(403, b"{}"),
+        reply(500, b"oops"),
+    ],
+    ids=range(10),
+)
+async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clock], answer: bytes) -> None:
+    fake, reviewer, _ = made
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.send(answer)
+        exchange.writer.close()
+
+    fake.routes[PATH] = serve
+    with pytest.raises(Refusal) as caught:
+        await reviewer.check(ALICE, Subject("bob"))
+    assert caught.value.status_code in (403, 503)
+
+
+async def test_unreachable_is_a_503(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, _ = made
+    fake.stop()
+    with pytest.raises(Refusal) as caught:
+        await reviewer.check(ALICE, Subject("bob"))
+    assert caught.value.status_code == 503
+
+
+async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, _ = made
+    with pytest.raises(Refusal) as caught:
+        await reviewer.check(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
+    assert caught.value.status_code == 400
+    assert fake.requests == []

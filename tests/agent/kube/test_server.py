@@ -1,0 +1,109 @@
+"""aiohttp's server over a stream: deadlines, and no word of the caller's in logs or answers (O1, A3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.kube import server
+from arcbridge.agent.kube.framing import MAX_HEADERS
+
+from .bench import Bench, running
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+CANARY = "c4n4ryT0k3n"
+MALFORMED = [
+    f"GET /api HTTP/1.1\r\nHost: k\r\nAuthorization : Bearer {CANARY}\r\n\r\n",
+    f"GET /api HTTP/1.1\r\nHost: k\r\nAuthorization: Bearer {CANARY}\x00\r\n\r\n",
+    f"GET /api HTTP/1.1\r\nHost: k\r\nAuthorization: Bearer {CANARY * 7000}\r\n\r\n",
+    f"GET /{CANARY} HTTP/9.9\r\nHost: k\r\n\r\n",
+    f"{CANARY}\r\n\r\n",
+    f"POST /api HTTP/1.1\r\nHost: k\r\nContent-Length: {CANARY}\r\n\r\n",
+    "GET /api HTTP/1.1\r\nHost: k\r\n" + "".join(f"X-{n}: {CANARY}\r\n" for n in range(MAX_HEADERS + 10)) + "\r\n",
+]
+
+
+@pytest.mark.parametrize("head", MALFORMED, ids=range(len(MALFORMED)))
+async def test_nothing_of_a_malformed_request_is_quoted(
+    bench: Bench, head: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wire = bench.stream()
+    await wire.send(head.encode())
+    answer = await wire.answer()
+    assert answer.status in (400, 431)
+    assert answer.status_object["message"].startswith("arcbridge: ")
+    assert await wire.rest() == b""
+    out, err = capfd.readouterr()
+    (record,) = await bench.audit.wait(1)
+    for text in (answer.body.decode(), str(answer.headers), caplog.text, out, err, record.line(0.0)):
+        assert CANARY[:12] not in text
+    assert bench.api.requests == []
+
+
+async def test_a_head_that_never_ends_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_DEADLINE", 0.1)
+    wire = bench.stream()
+    await wire.send(b"GET /api HTTP/1.1\r\nHos")
+    answer = await wire.answer()
+    assert answer.status == 400
+    assert "not complete" in answer.status_object["message"]
+    assert await wire.rest() == b""
+
+
+async def test_an_idle_stream_and_a_slow_body_have_no_such_deadline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    monkeypatch.setattr(server, "HEAD_DEADLINE", 0.05)
+    wire = bench.stream()
+    await asyncio.sleep(0.1)
+    await wire.send(b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nContent-Length: 3\r\n\r\n")
+    for byte in (b"a", b"b", b"c"):
+        await asyncio.sleep(0.1)
+        await wire.send(byte)
+    assert (await wire.answer()).status == 200
+    await asyncio.sleep(0.1)
+    await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n")
+    assert (await wire.answer()).status == 200
+
+
+async def test_a_whole_head_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_HEAD", 100_000)
+    wire = bench.stream()
+    await wire.send(
+        b"GET /api HTTP/1.1\r\nHost: k\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"x" * 60_000) for n in range(3))
+    )
+    assert (await wire.answer()).status == 431
+    assert await wire.rest() == b""
+
+
+async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    monkeypatch.setattr("arcbridge.agent.kube.proxy.check_target", lambda target: 1 / 0)
+    answer = await bench.get("/api")
+    assert answer.status == 500
+    assert b"division" not in answer.body
+    assert len(failures) == 1
+
+
+def test_the_private_names_we_rely_on_exist() -> None:
+    from aiohttp.web_protocol import RequestHandler
+
+    slots = {name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
+    assert {"_messages", "_message_tail", "_waiter", "_request_in_progress", "_request_count"} <= slots | {
+        "_request_count"
+    }
