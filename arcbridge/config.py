@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from arcbridge.errors import ConfigError
 
-
 _MAY_BE_PATH = {"path": True}
 """Marks a text that is the path of a file unless it is empty or `-`; then it is made absolute as paths are."""
 
@@ -228,7 +227,8 @@ def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given
     for path, one in (given or {}).items():
         outside = _Source(one.source, Path.cwd(), "", False)
         _set(kind, values, tuple(path.split(".")), one.value, outside)
-    return _build(kind, values)
+    config: Config = _build(kind, values)
+    return config
 
 
 def parse_duration(text: str) -> float:

@@ -1,0 +1,74 @@
+"""Statuses: the right object, and Retry-After only where a repeat is safe and may help."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from arcbridge.client.refusal import of_join, of_session, response, status_body
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    StateError,
+    Unauthenticated,
+    Unreachable,
+)
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode
+
+
+def test_the_object() -> None:
+    assert json.loads(status_body(Unreachable('cluster "x" has no connected agent'))) == {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": 'arcbridge: cluster "x" has no connected agent',
+        "reason": "ServiceUnavailable",
+        "code": 503,
+    }
+
+
+@pytest.mark.parametrize(
+    "error", [Unreachable("x"), Unauthenticated("x"), PermissionRefused("x"), PinMismatch("x"), StateError("x")]
+)
+def test_the_response(error: ArcbridgeError) -> None:
+    head, _, body = response(error).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0].startswith(f"HTTP/1.1 {error.status_code} ")
+    assert f"Content-Length: {len(body)}" in lines
+    assert "Connection: close" in lines
+    assert not any(line.startswith("Retry-After") for line in lines)
+    assert response(error, head_only=True) == head + b"\r\n\r\n"
+
+
+def test_retry_after() -> None:
+    assert b"\r\nRetry-After: 1\r\n" in response(Unreachable("x", retry_after=1))
+
+
+def test_every_join_code_has_words() -> None:
+    for code in [*JoinCode][1:]:
+        found = of_join(JoinRefused(code, "FOREIGN\x1b"), "prod")
+        assert "FOREIGN" not in found.message
+        assert not found.message.endswith(".")
+    assert of_join(JoinRefused(999, ""), "prod").status_code == 503
+
+
+@pytest.mark.parametrize(("said", "obeyed"), [(None, 1), (5, 5), (10**9, 30)])
+def test_a_relays_time_is_bounded(said: int | None, obeyed: int) -> None:
+    assert of_join(JoinRefused(JoinCode.OVERLOADED, "", retry_after=said), "prod").retry_after == obeyed
+
+
+def test_every_goaway_has_words() -> None:
+    for code in GoawayCode:
+        assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
+        assert "FOREIGN" not in of_session(SessionEnded(code, "FOREIGN"), "prod").message
+    lost = of_session(ConnectionLost("found silent"), "prod")
+    assert (lost.status_code, lost.retry_after) == (503, 1)
+    other = PinMismatch("p")
+    assert of_session(other, "prod") is other

@@ -1,0 +1,100 @@
+"""What is kept between runs: one CA, client certificates, ports."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.state import CLIENT_CERTIFICATE_LIFE, FIRST_PORT, StateDirectory
+from arcbridge.errors import StateError
+from arcbridge.pki.authority import certificate_validity
+
+
+def state(directory: Path) -> StateDirectory:
+    return StateDirectory(directory / "state", directory / "cache")
+
+
+class TestPlaces:
+    def test_xdg(self) -> None:
+        found = StateDirectory.find(None, {"XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c"})
+        assert (found.path, found.cache) == (Path("/s/arcbridge"), Path("/c/arcbridge"))
+
+    def test_relative_ones_are_ignored(self) -> None:
+        found = StateDirectory.find(None, {"XDG_STATE_HOME": "s", "HOME": "/h"})
+        assert found.path == Path("/h/.local/state/arcbridge")
+
+    def test_explicit(self) -> None:
+        assert StateDirectory.find(Path("/x"), {}).cache == Path("/x/cache")
+
+
+class TestCertificates:
+    def test_they_outlive_the_process(self, tmp_path: Path) -> None:
+        now = time.time()
+        one, two = state(tmp_path).certificates("prod", now), state(tmp_path).certificates("prod", now)
+        assert (one.ca_pem, one.client_certificate_pem) == (two.ca_pem, two.client_certificate_pem)
+        assert state(tmp_path).certificates("other", now).client_certificate_pem != one.client_certificate_pem
+
+    def test_a_worn_one_is_replaced_under_the_same_ca(self, tmp_path: Path) -> None:
+        now = time.time()
+        one = state(tmp_path).certificates("prod", now)
+        begin, end = certificate_validity(one.client_certificate_pem)
+        assert end - begin >= CLIENT_CERTIFICATE_LIFE
+        two = state(tmp_path).certificates("prod", now + 0.7 * CLIENT_CERTIFICATE_LIFE)
+        assert two.client_certificate_pem != one.client_certificate_pem
+        assert two.ca_pem == one.ca_pem
+
+    @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----\n"])
+    def test_a_damaged_one_is_replaced(self, tmp_path: Path, text: str) -> None:
+        one = state(tmp_path).certificates("prod", time.time())
+        (tmp_path / "state/clusters/prod.pem").write_text(text)
+        two = state(tmp_path).certificates("prod", time.time())
+        assert two.client_certificate_pem != one.client_certificate_pem
+        assert "PRIVATE KEY" in two.client_key_pem
+
+    def test_one_of_a_former_ca_is_replaced(self, tmp_path: Path) -> None:
+        one = state(tmp_path).certificates("prod", time.time())
+        for name in ("ca.crt", "ca.key"):
+            (tmp_path / "state/local-ca" / name).unlink()
+        two = state(tmp_path).certificates("prod", time.time())
+        assert one.ca_pem != two.ca_pem
+        assert two.client_certificate_pem != one.client_certificate_pem
+
+    def test_everything_is_private(self, tmp_path: Path) -> None:
+        found = state(tmp_path).certificates("prod", time.time())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found.server_file)
+        for path in (tmp_path / "state").rglob("*"):
+            assert path.stat().st_mode & 0o077 == 0, path
+        assert "PRIVATE" not in repr(found)
+
+
+class TestPorts:
+    def test_each_cluster_keeps_its_own(self, tmp_path: Path) -> None:
+        assert state(tmp_path).port("r:443", "a") == FIRST_PORT == 47011
+        assert state(tmp_path).port("r:443", "b") == 47012
+        assert state(tmp_path).port("other:443", "a") == 47013
+        assert state(tmp_path).port("r:443", "a") == 47011
+
+    def test_one_chosen_by_hand_is_kept(self, tmp_path: Path) -> None:
+        state(tmp_path).remember_port("r", "a", 5000)
+        assert state(tmp_path).port("r", "a") == 5000
+        assert state(tmp_path).port("r", "b") == 47011
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}'])
+    def test_damage_is_told(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/ports.json").write_text(text)
+        with pytest.raises(StateError, match=r"ports\.json is damaged"):
+            state(tmp_path).port("r", "a")
+
+
+def test_names_for_completion(tmp_path: Path) -> None:
+    kept = state(tmp_path)
+    kept.keep_cluster_names(["b", "a"])
+    kept.add_cluster_name("c")
+    kept.add_cluster_name("a")
+    assert (tmp_path / "cache/clusters").read_text() == "a\nb\nc\n"
+    (tmp_path / "file").write_text("")
+    StateDirectory(tmp_path, tmp_path / "file" / "x").keep_cluster_names(["a"])

@@ -1,0 +1,42 @@
+"""The order in which a pin is looked for. (What is sent before: test_session.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.trust import ClusterTrust
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.pki.pins import PinStore
+from tests.client.far_side import CLUSTER_CA, OTHER_CA
+
+
+def pins(path: Path, pin: str) -> Path:
+    path.write_text(f'[clusters]\nprod = "{pin}"\n')
+    return path
+
+
+def test_given_then_shipped_then_remembered(tmp_path: Path) -> None:
+    store = PinStore(tmp_path / "own.toml", relay="r:443")
+    store.remember("prod", OTHER_CA.pin)
+    shipped = pins(tmp_path / "org.toml", CLUSTER_CA.pin)
+    assert ClusterTrust(remembered=store).known("prod") == OTHER_CA.pin
+    assert ClusterTrust(remembered=store, pins_file=shipped).known("prod") == CLUSTER_CA.pin
+    assert ClusterTrust(remembered=store, pins_file=shipped, pin=OTHER_CA.pin).known("prod") == OTHER_CA.pin
+    assert ClusterTrust(remembered=store).known("unknown") == ""
+
+
+def test_check(tmp_path: Path) -> None:
+    trust = ClusterTrust(pins_file=pins(tmp_path / "org.toml", CLUSTER_CA.pin))
+    assert trust.check("prod", CLUSTER_CA.certificate_pem)
+    assert not trust.check("unknown", CLUSTER_CA.certificate_pem)
+    with pytest.raises(PinMismatch):
+        trust.check("prod", OTHER_CA.certificate_pem)
+
+
+def test_mistakes_are_not_taken_for_no_pin(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="does not exist"):
+        ClusterTrust(pins_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match="cluster_ca_pin"):
+        ClusterTrust(pin="sha256:zz")
