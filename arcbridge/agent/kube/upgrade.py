@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from arcbridge.agent.kube.impersonation import Headers, RawHeaders, connection_tokens
 from arcbridge.agent.kube.request_info import RequestInfo
@@ -90,8 +91,7 @@ class AnswerReader(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
 
     def data_received(self, data: bytes) -> None:
         self._data += data
