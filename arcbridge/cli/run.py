@@ -6,7 +6,7 @@ import os
 import sys
 
 from arcbridge import __version__
-from arcbridge.cli.flags import ROLES
+from arcbridge.cli.flags import CLIENT, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
 from arcbridge.errors import ArcbridgeError, ExitCode
@@ -38,7 +38,9 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
     try:
         if role not in ROLES:
-            return _without_role(arguments, role)
+            if list(arguments[:1]) != ["completion"] or role:
+                return _without_role(arguments, role)
+            role = CLIENT  # the script is one for all roles
         invocation = parse(arguments, role)
     except UsageError:
         return ExitCode.USAGE
@@ -47,7 +49,9 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     when = invocation.text("color", environment.get("ARCBRIDGE_COLOR", "auto"))
     try:
         colour = wants_colour(when, sys.stderr, environment)
-        return _run(invocation)
+        code = _run(invocation)
+        sys.stdout.flush()
+        return code
     except ArcbridgeError as error:
         print_error(error.message, colour=colour)
         return error.exit_code
@@ -93,7 +97,7 @@ def _run(invocation: Invocation) -> int:
 
 
 def _without_role(arguments: Sequence[str], role: str) -> int:
-    """Help, version and completion need no role; everything else does."""
+    """Help and version need no role; everything else does."""
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
@@ -103,8 +107,6 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if "--version" in arguments or arguments == ["version"]:
         print(f"arcbridge {__version__}")
         return ExitCode.DONE
-    if arguments and arguments[0] == "completion":
-        return _run(parse(arguments, "client"))
     if not arguments:
         sys.stderr.write(_HELP)
         return ExitCode.USAGE

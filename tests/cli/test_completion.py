@@ -1,0 +1,101 @@
+"""The scripts are run, not read: each shell that is there says what it would offer."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from arcbridge.cli.completion import script
+
+
+def offered(line: str, home: Path) -> set[str]:
+    words = line.split(" ")
+    program = (
+        f"{script('bash')}\n"
+        f"COMP_WORDS=({' '.join(repr(word) for word in words)})\nCOMP_CWORD={len(words) - 1}\n_arcbridge\n"
+        "printf '%s\\n' \"${COMPREPLY[@]}\"\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+        cwd=home,
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "unexpected"),
+    [
+        ("arcbridge ", {"proxy", "clusters", "--cluster", "--role"}, {"token", "--join-token-file"}),
+        ("arcbridge --role relay ", {"token", "cluster", "run", "--policy"}, {"proxy", "--kube-context"}),
+        ("arcbridge --role relay token ", {"create", "list", "delete"}, {"revoke"}),
+        ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
+        ("arcbridge token create --", {"--uses", "--ttl", "--rebind"}, {"--trust-first-use"}),
+        ("arcbridge --role=agent ", {"enroll", "run", "--state-dir"}, {"proxy"}),
+        ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
+        ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
+        ("arcbridge clusters -o ", {"table", "json", "yaml", "name"}, {"--cluster"}),
+        ("arcbridge --port ", set(), {"proxy"}),
+        ("arcbridge pro", {"proxy"}, {"clusters"}),
+        ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+        ("arcbridge --config ", {"a-file"}, {"proxy"}),
+    ],
+)
+def test_bash(line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
+    (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
+    (tmp_path / "a-file").write_text("")
+    found = offered(line, tmp_path)
+    assert expected <= found
+    assert not unexpected & found
+
+
+OTHERS = [
+    ("arcbridge ", {"proxy", "clusters"}, {"revoke"}),
+    ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
+    ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
+    ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
+    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+@pytest.mark.parametrize(("line", "expected", "unexpected"), OTHERS)
+def test_the_others(shell: str, line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
+    (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
+    (tmp_path / "script").write_text(script(shell))
+    words = line.split(" ")
+    if shell == "zsh":
+        program = (
+            "compdef() { }\ncompadd() { shift; print -l -- $@ }\n"
+            f"source {tmp_path}/script\nwords=({' '.join(repr(word) for word in words)})\n"
+            f"CURRENT={len(words)}\n_arcbridge\n"
+        )
+        command = ["zsh", "-f", "-c", program]
+    else:
+        command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C {line!r}"]
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20, env=environment)
+    assert done.stderr == ""
+    found = {offer.split("\t")[0] for offer in done.stdout.splitlines()}
+    assert expected <= found
+    assert not unexpected & found
+
+
+def test_fish_knows_every_role() -> None:
+    text = script("fish")
+    for word in ("proxy", "enroll", "token", "revoke", "-l trust-first-use"):
+        assert word in text

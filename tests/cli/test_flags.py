@@ -1,0 +1,47 @@
+"""The table of flags is consistent with itself and with the settings."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from arcbridge.cli.flags import COMMANDS, DEFAULT_COMMAND, GROUP_HELP, ROLES, commands_of, find_command, flags_of
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+
+KINDS = {"relay": RelayConfig, "agent": AgentConfig, "client": ClientConfig}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_key_is_a_setting(role: str) -> None:
+    for flag in flags_of(role):
+        if flag.key:
+            kind: type = KINDS[role]
+            *tables, name = flag.key.split(".")
+            for table in tables:
+                kind = typing.get_type_hints(kind)[table]
+            assert name in typing.get_type_hints(kind), flag.key
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_spelling_is_taken_twice(role: str) -> None:
+    names = [name for flag in flags_of(role) for name in flag.names]
+    assert len(names) == len(set(names))
+    variables = [flag.variable for flag in flags_of(role)]
+    assert len(variables) == len(set(variables))
+
+
+def test_the_flags_that_users_of_azure_arc_know() -> None:
+    names = {name for flag in flags_of("client") for name in flag.names}
+    assert {"-n", "--name", "--token", "--kube-context", "-f", "--file", "--port"} <= names
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_groups_exist(role: str) -> None:
+    assert find_command(role, DEFAULT_COMMAND[role]) in commands_of(role)
+    assert {command.path[0] for command in COMMANDS if len(command.path) == 2} == set(GROUP_HELP)
+
+
+def test_names_of_a_flag() -> None:
+    flag = next(flag for flag in flags_of("client") if "-n" in flag.names)
+    assert (flag.long, flag.dest, flag.variable) == ("--cluster", "cluster", "ARCBRIDGE_CLUSTER")

@@ -1,0 +1,89 @@
+"""Signals end a run in order; systemd is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcbridge.cli.loop import Interrupted, loop_factory, notify, run_until_signal
+from arcbridge.errors import ConfigError
+
+
+def test_a_result_and_an_error() -> None:
+    async def good() -> int:
+        return 3
+
+    async def bad() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(worse())
+
+    async def worse() -> None:
+        raise ConfigError("x")
+
+    assert run_until_signal(good()) == 3
+    with pytest.raises(ConfigError):
+        run_until_signal(bad())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    steps = []
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("closed")
+
+    with pytest.raises(Interrupted) as caught:
+        run_until_signal(work())
+    assert (caught.value.signal, steps) == (number, ["closed"])
+
+
+def test_the_second_one_does_not_wait() -> None:
+    code = (
+        "import asyncio, os, signal\n"
+        "from arcbridge.cli.loop import run_until_signal\n"
+        "async def work():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()\n"
+        "run_until_signal(work())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    assert loop_factory() is uvloop.new_event_loop
+    monkeypatch.setenv("ARCBRIDGE_LOOP", "asyncio")
+    assert loop_factory() is None
+
+
+def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notify("READY=1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        notify("READY=1")
+        assert manager.recv(100) == b"READY=1"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    notify("READY=1")
+    if sys.platform == "linux":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            name = f"arcbridge-test-{os.getpid()}"
+            manager.bind("\0" + name)
+            monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+            notify("STOPPING=1")
+            assert manager.recv(100) == b"STOPPING=1"

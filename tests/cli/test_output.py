@@ -1,0 +1,69 @@
+"""Tables, errors, colour."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import yaml
+
+from arcbridge.cli.output import describe, format_rows, plain, print_error, wants_colour
+from arcbridge.errors import ConfigError, Unreachable
+
+ROWS = [
+    {"name": "a", "state": "Connected", "agents": 2, "more": [1]},
+    {"name": "longer\x1b[31m", "state": "", "agents": None, "more": []},
+]
+COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"))
+
+
+def test_table() -> None:
+    assert format_rows(ROWS, COLUMNS, "table").splitlines() == [
+        "NAME             STATE       AGENTS",
+        "a                Connected   2",
+        "longer\\x1b[31m   -           -",
+    ]
+
+
+def test_machine_formats() -> None:
+    assert json.loads(format_rows(ROWS, COLUMNS, "json")) == ROWS
+    assert yaml.safe_load(format_rows(ROWS, COLUMNS, "yaml")) == ROWS
+    assert format_rows(ROWS, COLUMNS, "name") == "a\nlonger\\x1b[31m\n"
+    with pytest.raises(ConfigError, match="--output"):
+        format_rows(ROWS, COLUMNS, "wide")
+
+
+def test_errors_are_one_line_then_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("it broke\x1b[0m\nmend it")
+    assert capsys.readouterr().err == "error: it broke\\x1b[0m\nmend it\n"
+    print_error("", colour=True)
+    assert capsys.readouterr().err == "\x1b[31merror:\x1b[0m \n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("when", "environment", "wanted"),
+    [
+        ("auto", {}, True),
+        ("auto", {"NO_COLOR": "1"}, False),
+        ("auto", {"NO_COLOR": ""}, True),
+        ("auto", {"TERM": "dumb"}, False),
+        ("never", {}, False),
+        ("always", {"NO_COLOR": "1"}, True),
+    ],
+)
+def test_colour(when: str, environment: dict[str, str], wanted: bool) -> None:
+    assert wants_colour(when, Terminal(), environment) is wanted
+    assert wants_colour("auto", io.StringIO(), {}) is False
+
+
+def test_descriptions() -> None:
+    assert describe(Unreachable("no relay")) == "no relay"
+    assert describe(FileNotFoundError(2, "No such file", "/x")) == "/x: No such file"
+    assert "SECRET" not in describe(ValueError("SECRET"))
+    assert plain("a\u202eb\n") == "a\\u202eb\\n"

@@ -1,0 +1,101 @@
+"""Command lines: which role, which command, what was given."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.cli.parser import UsageError, parse, role_of
+from arcbridge.errors import ExitCode
+
+
+@pytest.mark.parametrize(
+    ("line", "role"),
+    [
+        ("--role relay", "relay"),
+        ("token list --role=relay", "relay"),
+        ("proxy -n x", "client"),
+        ("clusters", "client"),
+        ("enroll", "agent"),
+        ("token create", "relay"),
+        ("config check", ""),
+        ("version", ""),
+        ("run", ""),
+        ("", ""),
+        ("-n proxy", "client"),
+        ("-- --role relay", ""),
+    ],
+)
+def test_role(line: str, role: str) -> None:
+    assert role_of(line.split()) == role
+
+
+def test_role_of_the_environment_and_the_plugin() -> None:
+    assert role_of(["run"], environment="agent") == "agent"
+    assert role_of(["--role", "relay"], environment="agent") == "relay"
+    assert role_of(["status"], program="/usr/bin/kubectl-arcbridge") == "client"
+
+
+def test_flags_before_and_after_the_command() -> None:
+    for line in ("--relay https://r -n a clusters -o json", "clusters -o json --relay https://r --name a"):
+        found = parse(line.split(), "client")
+        assert found.command == ("clusters",)
+        assert (found.text("relay"), found.texts("cluster"), found.text("output")) == ("https://r", ("a",), "json")
+
+
+def test_nothing_given_is_nothing() -> None:
+    found = parse([], "client")
+    assert (found.command, found.given) == (("proxy",), {})
+    assert parse(["run"], "agent").command == parse([], "agent").command
+
+
+def test_defaults_of_the_sub_command_do_not_hide_what_came_before() -> None:
+    found = parse(["-v", "--port", "1", "proxy"], "client")
+    assert found.switch("verbose")
+    assert found.text("port") == "1"
+
+
+def test_positionals_and_groups() -> None:
+    assert parse(["forward", "db", "--listen", "127.0.0.1:1"], "client").text("target") == "db"
+    found = parse(["token", "create", "--cluster", "c", "--uses", "3", "--rebind", "-o", "json"], "relay")
+    assert found.command == ("token", "create")
+    assert (found.text("cluster"), found.text("uses"), found.switch("rebind")) == ("c", "3", True)
+    assert parse(["cluster", "revoke", "c"], "relay").text("cluster") == "c"
+
+
+def test_names_may_be_repeated() -> None:
+    assert parse(["-n", "a", "--name", "b", "--cluster", "c"], "client").texts("cluster") == ("a", "b", "c")
+
+
+def test_a_dash_is_a_value() -> None:
+    assert parse(["-f", "-", "--token", "-"], "client").text("file") == "-"
+
+
+@pytest.mark.parametrize(
+    ("role", "line"),
+    [
+        ("client", "--bogus"),
+        ("client", "--clust x"),
+        ("client", "nonsense"),
+        ("client", "forward"),
+        ("client", "--port"),
+        ("relay", "token"),
+        ("relay", "proxy"),
+        ("client", "completion tcsh"),
+    ],
+)
+def test_mistakes_are_two_lines(role: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line.split(), role)
+    assert caught.value.code == ExitCode.USAGE
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("error: ")
+    assert "--help" in told[1]
+
+
+@pytest.mark.parametrize("line", ["--help", "-h", "forward --help", "config print -h", "config --help"])
+def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(line.split(), "client")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: arcbridge --role client")

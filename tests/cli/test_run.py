@@ -1,0 +1,75 @@
+"""Exit codes and the form of errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from arcbridge.cli import run as run_module
+from arcbridge.cli.run import run
+from arcbridge.errors import (
+    ConfigError,
+    ExitCode,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    StateError,
+    Unauthenticated,
+    Unreachable,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), ExitCode.USAGE),
+        (StateError("x"), ExitCode.FAILURE),
+        (PinMismatch("x"), ExitCode.FAILURE),
+        (Unauthenticated("x"), ExitCode.LOGIN),
+        (PermissionRefused("x"), ExitCode.LOGIN),
+        (Unreachable("x"), ExitCode.UNREACHABLE),
+        (SessionEnded(1, "x"), ExitCode.UNREACHABLE),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED),
+        (OSError(28, "No space left on device"), ExitCode.FAILURE),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(run_module, "_run", fail)
+    assert run(["--role", "client"]) == code
+    told = capsys.readouterr().err
+    assert told == "" if code == ExitCode.INTERRUPTED else told.startswith("error: ")
+
+
+def test_an_internal_error_quotes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> int:
+        raise ValueError("SECRET")
+
+    monkeypatch.setattr(run_module, "_run", fail)
+    assert run(["--role", "client"]) == ExitCode.FAILURE
+    assert capsys.readouterr().err == "error: internal error (ValueError); run with --verbose and report what it logs\n"
+    with pytest.raises(ValueError, match="SECRET"):
+        run(["--role", "client", "-v"])
+
+
+def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert "--role client" in capsys.readouterr().out
+    assert run([]) == ExitCode.USAGE
+    assert run(["run"]) == ExitCode.USAGE
+    assert run(["--role", "king"]) == ExitCode.USAGE
+    assert "error: --role king: unknown" in capsys.readouterr().err
+    assert run(["completion", "bash"]) == 0
+    assert "complete -F" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    program = f"{sys.executable} -m arcbridge completion zsh | true"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stderr == ""

@@ -1,0 +1,95 @@
+"""Flag over environment over file over default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcbridge.cli.flags import flags_of
+from arcbridge.cli.parser import parse
+from arcbridge.cli.settings import load_settings, settings_file
+from arcbridge.errors import ConfigError
+
+
+def settings(line: str, role: str = "client", **environment: str) -> object:
+    return load_settings(parse(line.split(), role), environment)
+
+
+def test_precedence(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('relay = "file:1"\nkube_context = "file"\nport = 3\n[observe]\nlog_level = "error"\n')
+    config = settings(
+        f"--config {file} --relay flag:1",
+        ARCBRIDGE_RELAY="environment:1",
+        ARCBRIDGE_KUBE_CONTEXT="environment",
+        ARCBRIDGE_CLUSTER="",
+    )
+    assert (config.relay, config.kube_context, config.port) == ("flag:1", "environment", 3)  # type: ignore[attr-defined]
+    assert config.observe.log_level == "error"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("flag", [flag for flag in flags_of("client") if flag.key], ids=lambda flag: flag.dest)
+def test_every_flag_has_its_variable(flag: object) -> None:
+    name = flag.variable  # type: ignore[attr-defined]
+    value = {"port": "1", "log_level": "debug", "log_format": "json", "grant_type": "authcode"}.get(
+        flag.dest,  # type: ignore[attr-defined]
+        "1",
+    )
+    changed = settings("", **{name: value})
+    assert changed != settings("")
+
+
+def test_switches_of_the_environment() -> None:
+    assert not settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="1").context_switch  # type: ignore[attr-defined]
+    assert settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="0").context_switch  # type: ignore[attr-defined]
+    assert settings("", ARCBRIDGE_TRUST_FIRST_USE="yes").trust_first_use  # type: ignore[attr-defined]
+    assert not settings("--no-token-mode", "agent").token_mode  # type: ignore[attr-defined]
+
+
+def test_clusters(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('cluster = "x"\nclusters = ["y"]\n')
+    config = settings(f"--config {file}")
+    assert (config.cluster, config.clusters) == ("x", ("y",))  # type: ignore[attr-defined]
+    config = settings(f"--config {file} -n a -n b")
+    assert (config.cluster, config.clusters) == ("a", ("b",))  # type: ignore[attr-defined]
+    config = settings("", ARCBRIDGE_CLUSTER="a,b, c")
+    assert (config.cluster, config.clusters) == ("a", ("b", "c"))  # type: ignore[attr-defined]
+
+
+def test_a_commands_own_flag_is_no_setting() -> None:
+    assert settings("token create --cluster c", "relay")
+    assert settings("forward x --listen 127.0.0.1:1").observe.listen == ""  # type: ignore[attr-defined]
+
+
+def test_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "arcbridge").mkdir()
+    own = tmp_path / "arcbridge" / "client.toml"
+    invocation = parse([], "client")
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+    own.write_text("")
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) == own
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path), "ARCBRIDGE_CONFIG": "/x"}) == Path("/x")
+    assert settings_file(parse(["--config", "/y"], "client"), {"ARCBRIDGE_CONFIG": "/x"}) == Path("/y")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--port many", "flag --port: must be a whole number"),
+        ("--port 70000", "between 0 and 65535"),
+        ("--log-level loud", "observe.log_level: 'loud' is unknown; use one of debug"),
+        ("--log-format xml", "observe.log_format"),
+        ("--grant-type magic", "login.grant_type"),
+    ],
+)
+def test_wrong_values(line: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(line)
+    assert words in caught.value.message
+
+
+def test_verbose() -> None:
+    assert settings("-v").observe.log_level == "debug"  # type: ignore[attr-defined]
+    assert settings("--debug --log-level error").observe.log_level == "error"  # type: ignore[attr-defined]
