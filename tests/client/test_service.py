@@ -1,0 +1,220 @@
+"""`proxy` and `forward` as a whole, in process: the lines, the kubeconfig, and what is put back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.client.service import Person, run_forward, run_proxy
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
+from tests.client.test_session import login
+
+
+class Case:
+    """A person's settings, the lines they see, and a running command."""
+
+    def __init__(self, far: FarSide, directory: Path) -> None:
+        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+        self.directory = directory
+        self.kubeconfig = directory / "kube" / "config"
+        self.lines: list[str] = []
+        self.stdout: list[str] = []
+        self.config = ClientConfig(
+            relay=far.address,
+            relay_ca_file=directory / "relay-ca.pem",
+            cluster=CLUSTER,
+            cluster_ca_pin=CLUSTER_CA.pin,
+            port=0,
+            file=str(self.kubeconfig),
+            state_dir=directory / "state",
+            login=login(directory),
+        )
+        self.person = Person(tell=self.lines.append)
+
+    @contextlib.asynccontextmanager
+    async def running(self, **changes: Any) -> AsyncIterator[None]:
+        ready = asyncio.Event()
+        work = run_proxy(
+            replace(self.config, **changes),
+            self.person,
+            token=self.token,
+            write_stdout=self.stdout.append,
+            environment={},
+            ready=ready.set,
+        )
+        async with _running(work, ready):
+            yield
+
+    token = ""
+
+    def document(self) -> Any:
+        return yaml.safe_load(self.kubeconfig.read_text())
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Any, ready: asyncio.Event) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(ready.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        await task
+        raise AssertionError("it ended by itself")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+@pytest.fixture
+def case(far: FarSide, tmp_path: Path) -> Case:
+    return Case(far, tmp_path)
+
+
+class TestProxy:
+    async def test_the_four_lines_and_the_way_back(self, case: Case) -> None:
+        case.kubeconfig.parent.mkdir()
+        case.kubeconfig.write_text("current-context: home\n")
+        async with case.running():
+            document = case.document()
+            port = document["clusters"][0]["cluster"]["server"].rpartition(":")[2]
+            assert case.lines == [
+                f"Proxy is listening on port {port}",
+                f'Merged "prod" as current context in {case.kubeconfig}',
+                f"Start sending kubectl requests on 'prod' context using kubeconfig at {case.kubeconfig}",
+                "Press Ctrl+C to close proxy.",
+            ]
+            assert document["current-context"] == "prod"
+        assert case.document()["current-context"] == "home"
+        assert case.document()["contexts"][0]["name"] == "prod"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", int(port)))
+
+    async def test_a_context_of_another_name_that_is_removed(self, case: Case) -> None:
+        async with case.running(kube_context="mine", context_switch=False, remove_context=True):
+            assert case.document()["contexts"][0]["name"] == "mine"
+            assert "current-context" not in case.document()
+            assert case.lines[1] == f'Merged "mine" in {case.kubeconfig}'
+        assert case.document()["contexts"] == []
+
+    async def test_standard_output_is_the_kubeconfig_alone(self, case: Case) -> None:
+        async with case.running(file="-"):
+            assert len(case.stdout) == 1
+            assert yaml.safe_load(case.stdout[0])["current-context"] == "prod"
+            assert [line.split()[0] for line in case.lines] == ["Proxy", "Press"]
+        assert not case.kubeconfig.exists()
+
+    async def test_ports_are_remembered(self, case: Case, far: FarSide, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            free = sock.getsockname()[1]
+        monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", free)
+        for _ in range(2):
+            async with case.running(port=None):
+                assert case.lines[-4] == f"Proxy is listening on port {free}"
+
+    async def test_a_busy_port_changes_nothing(self, case: Case, far: FarSide) -> None:
+        with socket.socket() as squatter:
+            squatter.bind(("127.0.0.1", 0))
+            squatter.listen()
+            port = squatter.getsockname()[1]
+            with pytest.raises(ConfigError) as caught:
+                async with case.running(port=port):
+                    pass
+        assert caught.value.message.splitlines()[0] == (
+            f"Port {port} is already in use. Please select a different port with --port option."
+        )
+        assert not case.kubeconfig.exists()
+        assert far.requests == []
+
+    @pytest.mark.parametrize(
+        ("code", "kind"), [(JoinCode.NO_AGENT, Unreachable), (JoinCode.UNAUTHENTICATED, Unauthenticated)]
+    )
+    async def test_a_failed_start_changes_nothing(
+        self, case: Case, far: FarSide, code: JoinCode, kind: type[Exception]
+    ) -> None:
+        far.reply = JoinReply(code=code)
+        with pytest.raises(kind):
+            async with case.running():
+                pass
+        assert not case.kubeconfig.exists()
+        assert [line.split()[0] for line in case.lines] == ["Proxy"]
+
+    async def test_a_foreign_entry_is_found_before_the_login(self, case: Case, far: FarSide) -> None:
+        case.kubeconfig.parent.mkdir()
+        case.kubeconfig.write_text("clusters:\n- name: prod\n  cluster: {server: x}\n")
+        with pytest.raises(ConfigError, match="--kube-context"):
+            async with case.running():
+                pass
+        assert (far.requests, case.lines) == ([], [])
+
+    async def test_a_wrong_pin(self, case: Case, far: FarSide) -> None:
+        with pytest.raises(PinMismatch):
+            async with case.running(cluster_ca_pin=OTHER_CA.pin):
+                pass
+        assert far.auths == []
+
+    async def test_token_mode(self, case: Case, far: FarSide) -> None:
+        case.token = "literal"
+        async with case.running():
+            assert case.document()["users"][0]["user"]["token"] == "literal"
+        assert far.auths[0].kind == "bearer"
+        case.token = ""
+        (case.directory / "sa").write_text("from-file")
+        async with case.running(token_file=case.directory / "sa"):
+            user = case.document()["users"][0]["user"]
+            assert (user["tokenFile"], "token" in user) == (str(case.directory / "sa"), False)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"cluster": ""}, "give --cluster"),
+            ({"cluster": "UPPER"}, "flag --cluster"),
+            ({"relay": ""}, "give --relay"),
+            ({"clusters": ("b",)}, "fits one cluster"),
+            ({"clusters": ("b",), "cluster_ca_pin": "", "port": 4711}, "fits one cluster"),
+            ({"clusters": ("b",), "cluster_ca_pin": "", "file": "-"}, "one cluster"),
+        ],
+    )
+    async def test_settings_that_cannot_work(self, case: Case, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            async with case.running(**changes):
+                pass
+
+
+class TestForward:
+    async def test_it_carries(self, case: Case) -> None:
+        ready = asyncio.Event()
+        work = run_forward(case.config, case.person, "db", "127.0.0.1:0", environment={}, ready=ready.set)
+        async with _running(work, ready):
+            address = case.lines[0].split()[1]
+            assert case.lines[0] == f"Forwarding {address} to db of cluster prod"
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+            writer.write(b"ping")
+            assert await reader.readexactly(4) == b"ping"
+            writer.close()
+
+    async def test_mistakes(self, case: Case) -> None:
+        for target, listen in (("no such name", "127.0.0.1:0"), ("db", "nonsense:port")):
+            with pytest.raises(ConfigError):
+                await run_forward(case.config, case.person, target, listen, environment={})
