@@ -1,0 +1,242 @@
+"""The client as people start it: a process, its streams, its exit code, its terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arcbridge.cli.client import _ago, _until
+from arcbridge.errors import ExitCode
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.test_session import login
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+class Shell:
+    """A person's directory and the flags they always give."""
+
+    def __init__(self, far: FarSide, directory: Path) -> None:
+        (directory / "ca.pem").write_text(RELAY_CA.certificate_pem)
+        login(directory)
+        self.directory = directory
+        self.kubeconfig = directory / "kubeconfig"
+        self.far = far
+        self.always = [
+            *("--role", "client", "--relay", far.address, "--relay-ca-file", str(directory / "ca.pem")),
+            *("-n", CLUSTER, "--port", "0", "-f", str(self.kubeconfig), "--state-dir", str(directory / "state")),
+            *("--access-token-file", str(directory / "access"), "--id-token-file", str(directory / "id")),
+        ]
+        self.trusting = ["--cluster-ca-pin", CLUSTER_CA.pin]
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "PYTHONPATH": str(ROOT)}
+
+    async def start(self, *arguments: str, **options: object) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "arcbridge", *self.always, *arguments),
+            **{
+                "stdin": asyncio.subprocess.DEVNULL,
+                "stdout": asyncio.subprocess.PIPE,
+                "stderr": asyncio.subprocess.PIPE,
+            }
+            | options,  # type: ignore[arg-type]
+            env=self.environment,
+        )
+
+    async def run(self, *arguments: str, stdin: bytes | None = None) -> tuple[int | None, str, str]:
+        process = await self.start(*arguments, **({} if stdin is None else {"stdin": asyncio.subprocess.PIPE}))
+        out, err = await asyncio.wait_for(process.communicate(stdin), 30)
+        return process.returncode, out.decode(), err.decode()
+
+    @contextlib.asynccontextmanager
+    async def proxy(self, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
+        """A running proxy and what it wrote until its last line."""
+        process = await self.start(*self.trusting, *arguments)
+        lines: list[str] = []
+        try:
+            source = process.stderr if "-" in arguments else process.stdout
+            assert source is not None
+            async with asyncio.timeout(30):
+                while not lines or "Press Ctrl+C" not in lines[-1]:
+                    line = (await source.readline()).decode()
+                    assert line, (lines, await process.stderr.read() if process.stderr else b"")
+                    lines.append(line.rstrip("\n"))
+            yield process, lines
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
+@pytest.fixture
+def shell(far: FarSide, tmp_path: Path) -> Shell:
+    return Shell(far, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_proxy_ends_with_0(shell: Shell, number: signal.Signals) -> None:
+    async with shell.proxy() as (process, lines):
+        assert [line.split()[0] for line in lines] == ["Proxy", "Merged", "Start", "Press"]
+        process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 10) == ExitCode.DONE
+    assert "current-context" not in yaml.safe_load(shell.kubeconfig.read_text())
+
+
+async def test_a_kubeconfig_on_standard_output(shell: Shell) -> None:
+    async with shell.proxy("-f", "-") as (process, lines):
+        assert [line.split()[0] for line in lines if not line.startswith("{")] == ["Proxy", "Press"]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        document = yaml.safe_load(await process.stdout.read())
+    assert document["current-context"] == CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "words"),
+    [
+        (JoinCode.NO_AGENT, ExitCode.UNREACHABLE, 'error: cluster "prod" has no connected agent\n'),
+        (JoinCode.FORBIDDEN, ExitCode.LOGIN, 'error: cluster "prod" does not exist or you may not reach it'),
+        (JoinCode.UNAUTHENTICATED, ExitCode.LOGIN, "error: the relay does not accept the access token"),
+    ],
+)
+async def test_one_sentence_and_the_code(
+    shell: Shell, far: FarSide, code: JoinCode, exit_code: ExitCode, words: str
+) -> None:
+    far.reply = JoinReply(code=code)
+    got, _, err = await shell.run(*shell.trusting)
+    assert got == exit_code
+    assert words in err
+    assert "Traceback" not in err
+    assert not shell.kubeconfig.exists()
+
+
+async def test_no_relay(shell: Shell, far: FarSide) -> None:
+    await far.stop_listening()
+    got, _, err = await shell.run(*shell.trusting)
+    assert got == ExitCode.UNREACHABLE
+    assert f"127.0.0.1:{far.port}" in err
+
+
+async def test_a_busy_port(shell: Shell) -> None:
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        port = squatter.getsockname()[1]
+        got, _, err = await shell.run(*shell.trusting, "--port", str(port))
+    assert got == ExitCode.USAGE
+    assert err.startswith(f"error: Port {port} is already in use. Please select a different port with --port option.\n")
+
+
+async def test_nobody_to_ask_for_the_pin(shell: Shell) -> None:
+    got, _, err = await shell.run()
+    assert got == ExitCode.FAILURE
+    assert "--trust-first-use" in err
+    assert CLUSTER_CA.pin in err
+
+
+@pytest.mark.parametrize(("answer", "exit_code"), [("y", ExitCode.DONE), ("n", ExitCode.FAILURE)])
+async def test_the_person_is_asked_once(shell: Shell, far: FarSide, answer: str, exit_code: ExitCode) -> None:
+    near, terminal = pty.openpty()
+    loop = asyncio.get_running_loop()
+    process = await shell.start(stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    text, answered, ended = "", False, False
+
+    def readable() -> None:
+        nonlocal text
+        try:
+            text += os.read(near, 4096).decode()
+        except OSError:
+            loop.remove_reader(near)
+
+    loop.add_reader(near, readable)
+    try:
+        async with asyncio.timeout(30):
+            while process.returncode is None:
+                if "[y/N]" in text and not answered:
+                    answered = True
+                    os.write(near, f"{answer}\n".encode())
+                if "Press Ctrl+C" in text and not ended:
+                    ended = True
+                    process.send_signal(signal.SIGINT)
+                await asyncio.sleep(0.02)
+    finally:
+        loop.remove_reader(near)
+        os.close(near)
+    assert process.returncode == exit_code
+    assert CLUSTER_CA.pin in text
+    assert len(far.auths) == (1 if answer == "y" else 0)
+    if answer == "y":
+        assert CLUSTER_CA.pin in (shell.directory / "state/pins.toml").read_text()
+
+
+async def test_tokens_on_the_command_line_are_warned_of(shell: Shell, far: FarSide) -> None:
+    far.reply = JoinReply(code=JoinCode.NO_AGENT)
+    _, _, err = await shell.run(*shell.trusting, "--token", "literal-token")
+    assert "warning: other users of this machine can see" in err
+    assert "literal-token" not in err
+    _, _, err = await shell.run(*shell.trusting, "--token", "-", stdin=b"from-stdin\n")
+    assert "warning: other users" not in err
+    got, _, err = await shell.run(*shell.trusting, "--token", "-", stdin=b"")
+    assert got == ExitCode.USAGE
+
+
+async def test_forward(shell: Shell) -> None:
+    process = await shell.start(*shell.trusting, "forward", "db", "--listen", "127.0.0.1:0")
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+    assert line.startswith("Forwarding 127.0.0.1:")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(line.split()[1].rpartition(":")[2]))
+    writer.write(b"ping")
+    assert await asyncio.wait_for(reader.readexactly(4), 10) == b"ping"
+    writer.close()
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == ExitCode.DONE
+
+
+async def test_status_names_the_first_step_that_fails(shell: Shell, far: FarSide) -> None:
+    (shell.directory / "access").unlink()
+    got, out, _ = await shell.run(*shell.trusting, "status", "-o", "json")
+    assert got == ExitCode.LOGIN
+    steps = json.loads(out)["steps"]
+    assert [(step["name"], step["state"]) for step in steps] == [("login", "failed")]
+    login(shell.directory)
+    got, out, _ = await shell.run(*shell.trusting, "status")
+    assert got == ExitCode.UNREACHABLE  # this far side speaks no HTTP
+    assert [line.split()[:2] for line in out.splitlines()] == [["STEP", "STATE"], ["login", "ok"], ["relay", "failed"]]
+
+
+@pytest.mark.parametrize("command", ["login", "logout"])
+async def test_login_needs_an_issuer(shell: Shell, command: str) -> None:
+    got, _, err = await shell.run(command)
+    assert got == ExitCode.USAGE
+    assert "--oidc-issuer-url" in err
+
+
+def test_times() -> None:
+    import time
+
+    now = time.time()
+    assert [_ago(now - age) for age in (5, 600, 7300, 200000)] == ["5 s ago", "10 min ago", "2 h ago", "2 d ago"]
+    assert _ago(0) == _ago(None) == "never"
+    assert _until(0) == ""
+    assert _until(now).startswith(", until 2")
