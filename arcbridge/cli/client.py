@@ -178,7 +178,7 @@ async def _status(parts: Parts, output: str) -> int:
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
         steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
         found = await list_clusters(parts.relay, parts.tokens)
-        steps.append({"name": "relay", "state": "ok", "detail": f"{parts.relay.address.url}, {len(found)} clusters"})
+        steps.append({"name": "relay", "state": "ok", "detail": f"{parts.relay.address.url}; clusters: {len(found)}"})
     except ArcbridgeError as error:
         failed("relay" if steps else "login", error)
     for cluster in filter(None, (config.cluster, *config.clusters)):
@@ -188,7 +188,7 @@ async def _status(parts: Parts, output: str) -> int:
         session = parts.session(cluster)
         try:
             await session.first()
-            agents = f", {one['agents']} agents" if one is not None and "agents" in one else ""
+            agents = f"; agents: {one['agents']}" if one is not None and "agents" in one else ""
             steps.append({"name": cluster, "state": "ok", "detail": f"reachable as {session.subject}{agents}"})
         except ArcbridgeError as error:
             failed(cluster, error)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,8 +20,6 @@ from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.forward import Forward, check_target_name
 from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
 from arcbridge.client.listening import listen_at, listen_local
-from arcbridge.client.login import Login, OpenBrowser, Say
-from arcbridge.client.metrics import register
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.session import ClusterSession
 from arcbridge.client.state import LocalCertificates, StateDirectory
@@ -30,11 +29,13 @@ from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import parse_listen
-from arcbridge.observe.health import Checks
-from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
+
+if TYPE_CHECKING:
+    # aiohttp takes a quarter of a second to import: `login`, and whoever observes, pay for it, `proxy` does not.
+    from arcbridge.client.login import Login, OpenBrowser, Say
+    from arcbridge.observe.server import ObserveServer
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -85,6 +86,8 @@ class Parts:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        from arcbridge.client.login import Login
+
         return Login(login, self.token_cache(), say=self.person.tell, open_browser=self.person.open_browser)
 
     def token_cache(self) -> TokenCache:
@@ -155,12 +158,12 @@ async def run_proxy(
         for cluster in clusters:
             await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
     proxies = [_Proxy(parts, cluster) for cluster in clusters]
-    observer = _observer(config, proxies)
+    observer: ObserveServer | None = None
     try:
         for proxy in proxies:
             proxy.bind()
             person.tell(f"Proxy is listening on port {proxy.port}")
-        await observer.start()
+        observer = await _observe(config, proxies)
         await _together([proxy.session.first() for proxy in proxies])
         merged: list[Merged] = []
         try:
@@ -195,7 +198,8 @@ async def run_proxy(
     finally:
         for proxy in proxies:
             await proxy.close()
-        await observer.stop()
+        if observer is not None:
+            await observer.stop()
 
 
 async def run_forward(
@@ -218,9 +222,9 @@ async def run_forward(
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = parts.session(cluster)
     forward = Forward(session, target, sock)
-    observer = _observer(config, [], forwards=[forward], sessions=[session])
+    observer: ObserveServer | None = None
     try:
-        await observer.start()
+        observer = await _observe(config, [], forwards=[forward], sessions=[session])
         await session.first()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run())
@@ -234,7 +238,8 @@ async def run_forward(
         await forward.close()
         session.close()
         await _let_close()
-        await observer.stop()
+        if observer is not None:
+            await observer.stop()
 
 
 class _Proxy:
@@ -326,13 +331,21 @@ def _undo(kubeconfig: Kubeconfig, merged: Merged, *, remove: bool) -> None:
         log.warning("the kubeconfig was not put back", reason=error.message)
 
 
-def _observer(
+async def _observe(
     config: ClientConfig,
     proxies: list[_Proxy],
     *,
     forwards: list[Forward] | None = None,
     sessions: list[ClusterSession] | None = None,
-) -> ObserveServer:
+) -> ObserveServer | None:
+    """The running listener of metrics and health, if one is configured; raises ConfigError."""
+    if not config.observe.listen:
+        return None
+    from arcbridge.client.metrics import register
+    from arcbridge.observe.health import Checks
+    from arcbridge.observe.metrics import Metrics
+    from arcbridge.observe.server import ObserveServer
+
     metrics, checks = Metrics("client"), Checks()
     everyone = [*(sessions or []), *(proxy.session for proxy in proxies)]
     register(
@@ -343,7 +356,10 @@ def _observer(
     )
     for session in everyone:
         checks.add(f"session-{session.cluster}", _session_check(session))
-    return ObserveServer(config.observe.listen, metrics, checks)
+    server = ObserveServer(config.observe.listen, metrics, checks)
+    address = await server.start()
+    log.info("observing", address=address)
+    return server
 
 
 def _session_check(session: ClusterSession) -> Callable[[], str | None]:

@@ -92,6 +92,7 @@ class ClusterSession(BaseHandler):
         self._current: MuxSession | None = None
         self._draining: set[MuxSession] = set()
         self._waiting: set[asyncio.Future[MuxSession]] = set()
+        self._closing = False
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._renewal: _Renewal | None = None
@@ -163,7 +164,7 @@ class ClusterSession(BaseHandler):
         try:
             await self._establish()
         except ArcbridgeError as error:
-            self._fail(error)
+            self._fail(error, told=True)  # by whoever started us
             raise
 
     def close(self) -> None:
@@ -215,8 +216,8 @@ class ClusterSession(BaseHandler):
         except TimeoutError:
             pass
 
-    def _fail(self, error: ArcbridgeError) -> None:
-        again = self.failure is not None and self.failure.message == error.message
+    def _fail(self, error: ArcbridgeError, *, told: bool = False) -> None:
+        again = told or (self.failure is not None and self.failure.message == error.message)
         self.failure = error
         self._failed_at = asyncio.get_running_loop().time()
         self.failures += 1
@@ -228,6 +229,7 @@ class ClusterSession(BaseHandler):
                 waiter.exception()  # a waiter that was cancelled at the same moment need not know
 
     def _close(self) -> None:
+        self._closing = True
         for session in self.sessions():
             session.close(GoawayCode.DONE, "the client ended")
         for waiter in self._waiting:
@@ -363,6 +365,8 @@ class ClusterSession(BaseHandler):
         if session is not self._current:
             return
         self._current = None
+        if self._closing:
+            return
         self._refused_with = of_session(error, self.cluster)
         if isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             self._fail(self._refused_with)
