@@ -1,0 +1,328 @@
+"""What a session machine keeps, and what happens inside it: queues, streams and their ends, credit, farewell.
+
+`Books` has no public command and reads no frame: `wire.reception` feeds it from the peer's side, `wire.session` from
+ours. The three are one class in three files, each with its own reader in mind.
+"""
+
+from __future__ import annotations
+
+from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.wire import events as ev
+from arcbridge.wire.allowance import Allowance
+from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.frames import (
+    FIRST_CREDIT,
+    HEADER_SIZE,
+    LARGEST,
+    PING_BODY,
+    U32,
+    VERSION,
+    FrameType,
+    GoawayCode,
+    ResetCode,
+    frame,
+    pack_header,
+)
+from arcbridge.wire.keepalive import Keepalive
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import Goaway, Hello, Record
+from arcbridge.wire.scheduler import Scheduler
+from arcbridge.wire.state import Kind, Side, State, Stats
+from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from arcbridge.wire.window import ReceiveWindow
+
+DATA = int(FrameType.DATA)
+_JOIN_BELOW = 64 * 1024
+"""Header and payload up to this size are joined into one object: a copy is cheaper than a TLS record of its own."""
+QUEUE_AHEAD = 512 * 1024
+"""Bytes of finished frames that may wait for one flush; beyond it payload waits in its stream, where it is fair."""
+HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY})
+"""What may come before a peer's byte sequence begins."""
+DRAIN_CODES = frozenset({GoawayCode.DONE, GoawayCode.DRAINING, GoawayCode.REPLACED})
+
+
+class Violation(Exception):
+    """The peer broke the protocol; ends the session with a code."""
+
+    def __init__(self, code: GoawayCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Books:
+    """State of one side of a session or control connection."""
+
+    def __init__(
+        self,
+        side: Side,
+        kind: Kind,
+        now: float,
+        *,
+        limits: Limits = DEFAULT,
+        agent: str = "",
+        software: str = "",
+    ) -> None:
+        self.side = side
+        self.kind = kind
+        self.limits = limits
+        self.state = State.HELLO
+        self.now = now
+        """The latest `now` given; commands that take none use it."""
+        self.stats = Stats()
+        self.peer_hello: Hello | None = None
+        self.streams: dict[int, Stream] = {}
+        self.writable = True
+        """Set by the shell: whether the socket takes more. While false, payload waits in its stream."""
+        self.error: ArcbridgeError | None = None
+        self.sent = 0
+        self._received_base = 0
+        self._decoder = Decoder()
+        self._events: list[ev.Event] = []
+        self._writable: list[Stream] = []
+        self._prelude: list[bytes] = []
+        self._control: list[bytes] = []
+        self._control_bytes = 0
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
+        self._pong: bytes | None = None
+        self._authenticated = kind is Kind.CONTROL
+        self._auth_sent = False
+        self._hello_sent = side is Side.INITIATOR
+        self._may_send = side is Side.INITIATOR
+        """Whether frames after the handshake may leave: an acceptor says nothing to a stranger."""
+        self._counting = False
+        """Whether the peer's byte sequence has begun: before it only handshake frames and GOAWAY are lawful."""
+        self._early: list[ev.StreamOpened | ev.StreamFinished] = []
+        self._scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
+        self._credit = FIRST_CREDIT
+        self._window = ReceiveWindow(FIRST_CREDIT, FIRST_CREDIT)
+        self._stream_credit = FIRST_CREDIT
+        self._next_id = 1 if side is Side.INITIATOR else 2
+        self._last_peer_id = 0
+        self._peer_streams = 0
+        self._goaway_sent = False
+        self._peer_goaway: Goaway | None = None
+        self._drain_deadline: float | None = None
+        self._handshake_deadline: float | None = now + limits.handshake_timeout
+        self._keepalive: Keepalive | None = None
+        self._resets = Allowance(limits.churn_burst, limits.churn_rate)
+        self._small = Allowance(limits.small_frame_burst, limits.small_frame_rate)
+        self._explained = 0
+        self._acked_position = 0
+        self._peer_received = 0
+        hello = Hello(VERSION, VERSION, "", limits.stream_window, limits.max_streams, agent, software)
+        self._hello = frame(FrameType.HELLO, 0, hello.encode())
+        if side is Side.INITIATOR:
+            self._prelude.append(self._hello)
+
+    @property
+    def received(self) -> int:
+        """Bytes of the peer's sequence that have arrived."""
+        return max(0, self._decoder.position - self._received_base)
+
+    @staticmethod
+    def _require(condition: bool, message: str) -> None:
+        if not condition:
+            raise LocalProtocolError(message)
+
+    @staticmethod
+    def _record(kind: FrameType, record: Record, stream_id: int = 0) -> bytes:
+        """A record's frame. Raises LocalProtocolError where the peer would have to refuse its size."""
+        body = record.encode()
+        if len(body) > LARGEST[kind]:
+            raise LocalProtocolError(f"{kind.name} of {len(body)} bytes, more than {LARGEST[kind]}")
+        return frame(kind, stream_id, body)
+
+    def _take_small(self) -> None:
+        """Frames that need no credit: as many as our own payload explains, and an allowance beyond."""
+        if self._explained >= 32768:
+            self._small.give(self._explained >> 15)
+            self._explained &= 32767
+        if not self._small.take(self.now):
+            raise Violation(GoawayCode.LIMIT, "a flood of control frames")
+
+    def _count_reset(self) -> None:
+        if not self._resets.take(self.now):
+            raise Violation(GoawayCode.LIMIT, "streams are reset faster than is allowed")
+
+    def _establish(self) -> None:
+        if self.state is not State.DRAINING:
+            self.state = State.OPEN
+        self._authenticated = self._may_send = True
+        self._handshake_deadline = None
+        self._acked_position = self._decoder.position
+        self._keepalive = Keepalive(self.limits.ping_interval, self.limits.ping_timeout, self.now)
+        self._send_ping()  # at once: windows grow by the round trip, so it must be known early
+
+    def _begin_counting(self) -> None:
+        """The peer's byte sequence begins behind the frame that is being handled."""
+        self._counting = True
+        self._received_base = self._decoder.position
+
+    def _send_ping(self) -> None:
+        assert self._keepalive is not None
+        number = self._keepalive.ping(self.now)
+        self._acked_position = self._decoder.position  # PING confirms, too: an idle session needs no ACK
+        self._queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, self.received)))
+
+    def _open_window(self) -> None:
+        self._window.size = self._window.limit = self.limits.session_window
+        due = self._window.open_up()
+        if due:
+            self._queue_control(frame(FrameType.WINDOW, 0, U32.pack(due)))
+
+    def _new_stream(self, stream_id: int, target: str) -> Stream:
+        window = ReceiveWindow(self.limits.stream_window, self.limits.max_stream_window)
+        stream = Stream(stream_id, target, self._stream_credit, window)
+        self.streams[stream_id] = stream
+        self.stats.streams_opened += 1
+        return stream
+
+    def _add_credit(self, stream: Stream, increment: int) -> None:
+        stream.credit += increment
+        if stream.queued and stream.credit > 0:
+            self._scheduler.add(stream)
+
+    def _release(self, count: int) -> None:
+        """Return session credit for bytes that nobody holds any more."""
+        if count:
+            due = self._window.consume(count, self.now, 0.0)
+            if due:
+                self._queue_control(frame(FrameType.WINDOW, 0, U32.pack(due)))
+
+    def _break_stream(self, stream: Stream, code: ResetCode) -> None:
+        """The peer broke the protocol within one stream."""
+        self._count_reset()
+        self._tell_reset(stream, code, local=True)  # before the end of the session, which may follow from it
+        self._reset_stream(stream, code)
+
+    def _tell_reset(self, stream: Stream, code: int, *, local: bool) -> None:
+        if not self._authenticated and stream.id & 1 != self.side.value:  # nobody was told of it yet
+            self._early = [event for event in self._early if event.stream is not stream]
+        else:
+            self._events.append(ev.StreamWasReset(stream, code, local))
+
+    def _reset_stream(self, stream: Stream, code: ResetCode) -> None:
+        self.stats.resets_sent += 1
+        self._end_stream(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        self._queue_out(frame(FrameType.RESET, stream.id, U32.pack(code)))
+        self._finish_drain_if_idle()
+
+    def _end_stream(self, stream: Stream, *, keep_received: bool) -> None:
+        """Both halves are over: settle the credit and let go."""
+        stream.outbox.clear()
+        stream.queued = 0
+        stream.sending = SendState.RESET
+        self._scheduler.remove(stream)
+        if not keep_received:
+            if stream.receiving is not ReceiveState.RESET:
+                stream.receiving = ReceiveState.RESET
+                self._release(stream.window.unconsumed)
+            stream.inbox.clear()
+        self._drop(stream)
+
+    def _forget_if_over(self, stream: Stream) -> None:
+        if stream.over:
+            self._drop(stream)
+            self._finish_drain_if_idle()
+
+    def _drop(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self.side.value:
+            self._peer_streams -= 1
+
+    def _queue_control(self, body: bytes) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._control.append(body)
+        self._control_bytes += len(body)
+        if self._control_bytes > self.limits.max_queued_control:
+            self._fail(GoawayCode.LIMIT, "the other end does not read what it causes")
+
+    def _queue_out(self, body: bytes) -> None:
+        if self.state is not State.CLOSED:
+            self._out.append(body)
+            self._out_bytes += len(body)
+
+    def _schedule(self, parts: list[bytes | memoryview], size: int, limit: int) -> None:
+        """Fill `parts` up to `limit` bytes from the streams that wait."""
+        while size < limit and self._credit > 0:
+            turn = self._scheduler.next()
+            if turn is None:
+                return
+            stream, most = turn
+            most = min(most, stream.credit, self._credit, stream.queued)
+            if most <= 0:
+                continue
+            pieces = stream.take(most)
+            stream.credit -= most
+            self._credit -= most
+            stream.bytes_sent += most
+            header = pack_header(most << 8 | DATA, stream.id)
+            if len(pieces) > 1 or most < _JOIN_BELOW:
+                parts.append(b"".join((header, *pieces)))
+            else:
+                parts.append(header)
+                parts.append(pieces[0])
+            size += most + HEADER_SIZE
+            if stream.queued:
+                if stream.credit > 0:
+                    self._scheduler.add(stream)
+            elif stream.sending is SendState.FINISHING:
+                stream.sending = SendState.FINISHED
+                stream.blocked = True  # whoever waits for the end is told, even if it never had to stop
+                parts.append(frame(FrameType.FIN, stream.id))
+                self._forget_if_over(stream)
+            if stream.blocked and stream.queued <= stream.low_water:
+                stream.blocked = False
+                self._writable.append(stream)
+
+    def _say_hello(self) -> None:
+        if not self._hello_sent:
+            self._hello_sent = True
+            self._prelude.append(self._hello)
+
+    def _say_goaway(self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False) -> None:
+        self._goaway_sent = True
+        goaway = Goaway(self._last_peer_id, code, message[:1000], retry_after)
+        body = frame(FrameType.GOAWAY, 0, goaway.encode())
+        if in_turn:
+            self._queue_out(body)
+        else:
+            self._control.append(body)
+
+    def _fail(self, code: GoawayCode, message: str) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._say_goaway(code, message, 0)
+        error: ArcbridgeError = RemoteProtocolError(f"the other end broke the protocol: {message}")
+        if code is GoawayCode.TIMEOUT:
+            error = SessionEnded(code, message)
+        self._close(error)
+
+    def _finish_drain_if_idle(self) -> None:
+        if self.state is State.DRAINING and not self.streams and self.kind is Kind.SESSION:
+            self._finish_drain()
+
+    def _finish_drain(self) -> None:
+        if not self._goaway_sent:
+            self._say_goaway(GoawayCode.DONE, "", 0)
+        self._close(SessionEnded(GoawayCode.DRAINING, "the session was drained"))
+
+    def _close(self, error: ArcbridgeError) -> None:
+        """Closed, once. The streams stay in `streams` for the shell to end; payload that waits is dropped."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self.error = error
+        if self._goaway_sent:
+            self._say_hello()  # a stranger who said nothing is answered in kind, so that it can read why
+        self._may_send = True
+        self._handshake_deadline = self._drain_deadline = None
+        self._early.clear()
+        while self._scheduler.next() is not None:
+            pass
+        if not isinstance(error, SessionEnded) or error.code != GoawayCode.DRAINING:
+            self._out.clear()
+            self._out_bytes = 0
+        self._events.append(ev.Ended(error))

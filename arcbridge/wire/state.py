@@ -1,0 +1,57 @@
+"""Who is who, and in which state: the words of a session machine, and its counters."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Side(Enum):
+    """Who dialled. The initiator's stream ids are odd, and it authenticates."""
+
+    INITIATOR = 1
+    ACCEPTOR = 0
+
+
+class Kind(Enum):
+    """What the connection carries."""
+
+    SESSION = "session"
+    CONTROL = "control"
+
+
+class State(Enum):
+    """See the table in `wire.session`."""
+
+    HELLO = "hello"
+    AUTH = "auth"
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class Stats:
+    """Counters, read at any time; plain integers."""
+
+    __slots__ = (
+        "bytes_received",
+        "bytes_sent",
+        "dropped_bytes",
+        "ignored_frames",
+        "resets_received",
+        "resets_sent",
+        "streams_opened",
+        "streams_refused",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    bytes_received: int
+    bytes_sent: int
+    dropped_bytes: int
+    ignored_frames: int
+    resets_received: int
+    resets_sent: int
+    streams_opened: int
+    streams_refused: int
