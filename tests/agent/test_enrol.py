@@ -1,0 +1,210 @@
+"""E2, E3, E7, B8: how a credential comes to be, is shared, renewed, and comes back after it has lapsed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.agent import enrol
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateError
+from arcbridge.net.address import parse_address
+from arcbridge.pki import credentials as entries
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.credentials import DirectoryStore
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.pins import pin_of
+
+from .fake_relay import FakeRelay
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[FakeRelay]:
+    async with FakeRelay.serving() as made:
+        made.tokens["id.secret"] = "one"
+        yield made
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def keeper(
+    relay: FakeRelay, directory: Path, *, token: str = "id.secret", clock: Any = time.time, **changes: Any
+) -> CredentialKeeper:
+    file = directory / f"token-{token}"
+    file.write_text(token + "\n")
+    settings: dict[str, Any] = {"relay_ca_pin": relay.pin, "join_token_file": file, **changes}
+    return CredentialKeeper(
+        DirectoryStore(directory / "state"), [parse_address(relay.address)], clock=clock, jitter=lambda: 0.0, **settings
+    )
+
+
+async def test_first_start_and_second_start(relay: FakeRelay, tmp_path: Path) -> None:
+    first = await keeper(relay, tmp_path).start()
+    assert first.cluster == "one"
+    assert pin_of(first.relay_ca_pem) == relay.pin
+    (call,) = relay.calls
+    assert call[0] == "/v1/enrol"
+    assert set(call[1]) == {"join_token", "csr", "cluster_ca"}
+    assert call[1]["cluster_ca"] == first.cluster_ca_certificate_pem
+    second = await keeper(relay, tmp_path, join_token_file=None).start()
+    assert second == first
+    assert len(relay.calls) == 1
+
+
+async def test_e3_pods_that_start_at_once_share_one_ca_and_one_token(relay: FakeRelay, tmp_path: Path) -> None:
+    found = await asyncio.gather(*(keeper(relay, tmp_path).start() for _ in range(5)))
+    assert len({one.cluster_ca_certificate_pem for one in found}) == 1
+    assert len({one.key_pem for one in found}) == 1
+
+
+async def test_e2_an_answer_that_was_lost_costs_nothing(relay: FakeRelay, tmp_path: Path) -> None:
+    relay.answers["/v1/enrol"] = (503, {"error": {"message": "busy"}})
+    first = keeper(relay, tmp_path)
+    starting = asyncio.ensure_future(first.start())
+    while not relay.calls:
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    relay.redeemed["id.secret"] = relay_key(relay)
+    del relay.answers["/v1/enrol"]
+    again = await keeper(relay, tmp_path).start()
+    assert again.cluster == "one"
+    assert relay.calls[0][1]["cluster_ca"] == relay.calls[-1][1]["cluster_ca"], "the CA of the first try is kept"
+
+
+def relay_key(relay: FakeRelay) -> str:
+    from arcbridge.pki.enrolment import key_hash
+
+    return key_hash(relay.calls[0][1]["csr"])
+
+
+async def test_renewal_over_the_certificate_itself(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    one = keeper(relay, tmp_path, clock=clock)
+    sibling = keeper(relay, tmp_path, clock=clock)
+    before = await one.start()
+    await sibling.start()
+    await one._look()
+    assert len(relay.calls) == 1
+    clock.ahead = 3600 * 0.7
+    await one._look()
+    assert relay.calls[-1][0] == "/v1/renew"
+    assert one.current.certificate_pem != before.certificate_pem
+    assert one.current.key_pem == before.key_pem
+    assert one.renewals == 1
+    clock.ahead = 0.0
+    await sibling._look()
+    assert sibling.current == one.current, "the others adopt it"
+    assert len(relay.calls) == 2
+
+
+async def test_lapsed_comes_back_with_a_new_token_and_keeps_its_ca(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    before = await keeper(relay, tmp_path, clock=clock).start()
+    clock.ahead = 2 * 3600
+    relay.life = 4 * 3600
+    with pytest.raises(ConfigError, match="has lapsed and needs a join token"):
+        await keeper(relay, tmp_path, clock=clock, join_token_file=None).start()
+    relay.tokens["id2.secret"] = "one"
+    after = await keeper(relay, tmp_path, token="id2.secret", clock=clock).start()
+    assert after.cluster_ca_certificate_pem == before.cluster_ca_certificate_pem
+    assert after.certificate_pem != before.certificate_pem
+
+
+async def test_lapsed_while_it_runs(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    one = keeper(relay, tmp_path, clock=clock)
+    await one.start()
+    clock.ahead = 2 * 3600
+    relay.life = 4 * 3600
+    await one._look()
+    assert relay.calls[-1][0] == "/v1/enrol"
+    assert one.seconds_left > 0
+
+
+async def test_a_token_of_another_cluster_is_refused(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    await keeper(relay, tmp_path, clock=clock).start()
+    clock.ahead = 2 * 3600
+    relay.life = 4 * 3600
+    relay.tokens["id2.secret"] = "two"
+    with pytest.raises(EnrolmentRefused, match="is for cluster two, but this agent's state belongs to cluster one"):
+        await keeper(relay, tmp_path, token="id2.secret", clock=clock).start()
+
+
+async def test_a_refused_token_says_so(relay: FakeRelay, tmp_path: Path) -> None:
+    with pytest.raises(EnrolmentRefused, match="the join token is not good"):
+        await keeper(relay, tmp_path, token="other.secret").start()
+
+
+async def test_b8_a_certificate_over_another_key_is_not_taken(relay: FakeRelay, tmp_path: Path) -> None:
+    foreign = relay.authority.sign_agent(make_csr(make_key()), "one", life=3600)
+    relay.answers["/v1/enrol"] = (200, {"certificate": foreign, "cluster": "one", "ca": "", "not_after": 0})
+    with pytest.raises(EnrolmentRefused, match="over another key"):
+        await keeper(relay, tmp_path).start()
+
+
+async def test_another_pin_is_a_hard_error_and_nothing_is_sent(relay: FakeRelay, tmp_path: Path) -> None:
+    with pytest.raises(PinMismatch):
+        await keeper(relay, tmp_path, relay_ca_pin=Authority.create("x").pin).start()
+    assert relay.calls == []
+
+
+async def test_ca_file(relay: FakeRelay, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text(relay.authority.certificate_pem)
+    assert (await keeper(relay, tmp_path, relay_ca_pin="", relay_ca_file=file).start()).cluster == "one"
+    with pytest.raises(ConfigError, match="contradict"):
+        await keeper(relay, tmp_path, relay_ca_pin=Authority.create("x").pin, relay_ca_file=file).start()
+
+
+MISSING: list[tuple[dict[str, Any], str]] = [
+    ({"relay_ca_pin": ""}, "relay_ca_pin or relay_ca_file"),
+    ({"join_token_file": None}, "join_token_file: the agent is not enrolled"),
+    ({"join_token_file": Path("/nowhere/token")}, "join_token_file: /nowhere/token cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISSING, ids=[row[1] for row in MISSING])
+async def test_missing_settings_are_named(
+    relay: FakeRelay, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await keeper(relay, tmp_path, **changes).start()
+
+
+async def test_half_a_cluster_ca_is_never_replaced(relay: FakeRelay, tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "state")
+    await store.save({entries.CLUSTER_CA_CERTIFICATE: b"x"}, expect_version=None)
+    with pytest.raises(StateError, match="incomplete"):
+        await keeper(relay, tmp_path).start()
+
+
+async def test_a_relay_that_is_down_is_tried_again(
+    relay: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hints: list[object] = []
+
+    class NoWait:
+        def next_delay(self, *, hint: object = None) -> float:
+            hints.append(hint)
+            relay.answers.clear()
+            return 0.0
+
+    relay.answers["/v1/enrol"] = (503, {"error": {"message": "draining"}})
+    monkeypatch.setattr(enrol, "Backoff", NoWait)
+    one = keeper(relay, tmp_path)
+    assert (await one.start()).cluster == "one"
+    assert hints == [None]
+    assert one.failures == 1

@@ -1,0 +1,44 @@
+"""What the agent shows at /metrics: all of it can be read, and nothing of it has a label from outside."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from arcbridge.agent.kube.proxy import KubeStats
+from arcbridge.agent.metrics import oldest_keys, register
+from arcbridge.observe.metrics import Metrics
+
+
+class Counters(SimpleNamespace):
+    """Answers 0 to every counter."""
+
+    def __getattr__(self, name: str) -> Any:
+        return 0
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Verifier(Counters):
+    def key_ages(self) -> dict[str, float | None]:
+        return {"jwt[0]": 5.0, "jwt[1]": None, "jwt[2]": 7.0}
+
+
+def test_every_metric_can_be_read() -> None:
+    metrics = Metrics("agent")
+    parts: dict[str, Any] = {name: Counters() for name in ("sessions", "targets", "keeper", "audit")}
+    control = Counters(relays=("a", "b"), links={1})
+    proxy = Counters(stats=KubeStats(requests=4, code_2xx=3))
+    register(metrics, control=control, proxy=proxy, verifier=Verifier(), **parts)  # type: ignore[arg-type]
+    text = metrics.render()[0].decode()
+    assert metrics.read_failures == 0
+    assert "arcbridge_agent_requests_total 4.0" in text
+    assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
+    assert "arcbridge_agent_control_connections 1.0" in text
+    assert "arcbridge_agent_sessions 3.0" in text
+    assert "arcbridge_agent_jwks_age_seconds 7.0" in text
+
+
+def test_no_keys_yet() -> None:
+    assert oldest_keys(SimpleNamespace(key_ages=lambda: {"jwt[0]": None})) == 0  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""The agent as a whole: settings, start, and the end in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.agent.service import check, credential_store, enroll, own_namespace, serve
+from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig, TargetConfig
+from arcbridge.errors import ConfigError
+from tests.support.fake_apiserver import FakeApiServer
+
+from .fake_relay import FakeRelay
+
+GOOD = AgentConfig(relays=("https://relay:443",), state=AgentStateConfig(directory=Path("state")))
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"relays": ()}, "relays: at least one"),
+    ({"relays": ("http://x",)}, r"relays\[0\]: "),
+    ({"relays": ("https://x", "x:443")}, r"relays\[1\]: .* given twice"),
+    ({"relay_ca_pin": "sha1:00"}, "relay_ca_pin: not a pin"),
+    ({"state": AgentStateConfig()}, "state: exactly one"),
+    ({"state": AgentStateConfig(directory=Path("x"), secret="a/b")}, "state: exactly one"),
+    ({"token_mode": False}, "authentication: missing"),
+    ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[row[1] for row in BAD])
+def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(replace(GOOD, **changes))
+
+
+def test_good_settings() -> None:
+    assert [str(relay) for relay in check(GOOD)] == ["relay:443"]
+
+
+def test_a_secret_without_a_namespace_outside_of_a_pod(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"state\.secret"):
+        own_namespace(tmp_path)
+    (tmp_path / "namespace").write_text("arc\n")
+    assert own_namespace(tmp_path) == "arc"
+    with pytest.raises(ConfigError, match=r"state\.secret"):
+        credential_store(replace(GOOD, state=AgentStateConfig(secret="a/b")), None)
+
+
+async def test_start_serve_and_stop(tmp_path: Path) -> None:
+    async with FakeApiServer.serving(tmp_path) as api, FakeRelay.serving() as relay:
+        relay.tokens["id.secret"] = "one"
+        (tmp_path / "join-token").write_text("id.secret")
+        config = AgentConfig(
+            relays=(relay.address,),
+            relay_ca_pin=relay.pin,
+            join_token_file=tmp_path / "join-token",
+            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+            state=AgentStateConfig(directory=tmp_path / "state"),
+            audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
+        )
+        await enroll(config)
+        before = asyncio.all_tasks()
+        ready, stopping, hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        running = asyncio.ensure_future(serve(config, ready.set, stopping, hurry))
+        await asyncio.wait_for(ready.wait(), 10)
+        async with asyncio.timeout(5):
+            await relay.connected.wait()
+        assert [path for path, _ in relay.calls] == ["/v1/enrol"]
+        stopping.set()
+        await asyncio.wait_for(running, 5)
+        await asyncio.sleep(0.05)
+        left = {task for task in asyncio.all_tasks() - before if "_serve" not in repr(task)}
+        assert left == set()
+        assert (tmp_path / "audit.jsonl").exists()
+
+
+async def test_stopped_while_no_relay_answers(tmp_path: Path) -> None:
+    async with FakeApiServer.serving(tmp_path) as api:
+        (tmp_path / "join-token").write_text("id.secret")
+        (tmp_path / "ca.crt").write_text(api.ca_file.read_text())
+        config = AgentConfig(
+            relays=("127.0.0.1:1",),
+            relay_ca_file=tmp_path / "ca.crt",
+            join_token_file=tmp_path / "join-token",
+            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+            state=AgentStateConfig(directory=tmp_path / "state"),
+            audit=AuditConfig(file=""),
+        )
+        stopping = asyncio.Event()
+        running = asyncio.ensure_future(serve(config, lambda: pytest.fail("not ready"), stopping, asyncio.Event()))
+        await asyncio.sleep(0.2)
+        stopping.set()
+        await asyncio.wait_for(running, 5)

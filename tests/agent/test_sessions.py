@@ -1,0 +1,212 @@
+"""T5, M13: a session is somebody's, from AUTH to the end of the token."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from arcbridge.agent import sessions as module
+from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.stream import StreamIO
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.records import Auth
+
+from .pair import SERVER, Clock, FakeAuthenticator, joined, make_sessions
+
+
+async def end_of(session: MuxSession) -> ArcbridgeError:
+    async with asyncio.timeout(5):
+        return await session.wait_ended()
+
+
+async def test_accepted_and_served_as_the_caller() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "dev")
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, handler):
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await io.write(b"hello")
+        assert await io.read() == b"hello"
+        assert handler.accepted[0].subject == "alice"
+        assert handler.accepted[0].expires_in == 1000
+        assert proxy.callers[0].identity.groups == ("dev",)
+        assert proxy.callers[0].session == "j" * 16
+        assert len(sessions) == 1
+    assert len(sessions) == 0
+
+
+async def test_nothing_is_served_before_auth_is_accepted() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    judge.hold = asyncio.Event()
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await io.write(b"hello")
+        while not judge.asked:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert proxy.callers == []
+        judge.hold.set()
+        assert await io.read() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, GoawayCode.UNAUTHENTICATED),
+        (PermissionRefused("service-account tokens only"), GoawayCode.FORBIDDEN),
+        (Unreachable("issuer down"), GoawayCode.UNAVAILABLE),
+    ],
+)
+async def test_refused_with_a_reason(error: ArcbridgeError | None, code: GoawayCode) -> None:
+    judge = FakeAuthenticator()
+    if error is not None:
+        judge.known["t"] = error
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        client.open("kubernetes", StreamIO())
+        ended = await end_of(client)
+        assert isinstance(ended, SessionEnded)
+        assert ended.code == code
+        assert ended.message == (error.message if error else "not known")
+    assert proxy.callers == []
+    assert sessions.refused == 1
+
+
+async def test_a_token_that_has_lapsed_is_refused() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", expires=999.0)
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        ended = await end_of(client)
+        assert "expired" in ended.message
+
+
+async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    judge, clock = FakeAuthenticator(), Clock()
+    judge.add("t", "alice", expires=1100.0)
+    sessions, _ = make_sessions(judge, clock)
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await asyncio.sleep(0.05)
+        assert not client.closed
+        clock.now = 1100.0
+        ended = await end_of(client)
+        assert isinstance(ended, SessionEnded)
+        assert ended.code == GoawayCode.EXPIRED
+        with pytest.raises(SessionEnded):
+            await io.read()
+    assert sessions.expired == 1
+
+
+async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    judge, clock = FakeAuthenticator(), Clock()
+    judge.add("t", "alice", "dev", "ops", expires=1100.0)
+    judge.add("t2", "alice", "dev", expires=1500.0)
+    sessions, proxy = make_sessions(judge, clock)
+    async with joined(sessions) as (client, handler):
+        await client.wait_established()
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await io.write(b"x")
+        await io.read()
+        client.authenticate(Auth(kind="oidc", token="t2"))
+        await asyncio.wait_for(handler.accepted_again.wait(), 5)
+        clock.now = 1200.0
+        await asyncio.sleep(0.05)
+        await io.write(b"y")
+        assert await io.read() == b"y"
+        assert proxy.callers[0].identity.groups == ("dev",)
+
+
+async def test_a_renewal_by_another_subject_ends_the_session() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    judge.add("t2", "mallory")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        client.authenticate(Auth(kind="oidc", token="t2"))
+        ended = await end_of(client)
+        assert isinstance(ended, SessionEnded)
+        assert ended.code == GoawayCode.FORBIDDEN
+
+
+async def test_a_renewal_in_another_mode_ends_the_session() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    judge.add("t2", "alice", token_mode=True)
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        client.authenticate(Auth(kind="bearer", token="t2"))
+        assert isinstance(await end_of(client), SessionEnded)
+
+
+async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    judge.known["t2"] = Unreachable("issuer down")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        client.authenticate(Auth(kind="oidc", token="t2"))
+        while len(judge.asked) < 2:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        assert not client.closed
+
+
+async def test_unknown_targets() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        for target in ("node", "tcp:none", "tcp:", "10.0.0.1:22"):
+            io = StreamIO()
+            client.open(target, io)
+            with pytest.raises(StreamReset) as caught:
+                await io.read()
+            assert caught.value.code == ResetCode.UNKNOWN_TARGET
+
+
+async def test_drain_lets_streams_finish() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await io.write(b"x")
+        await io.read()
+        sessions.drain()
+        await asyncio.sleep(0.02)
+        await io.write(b"still")
+        assert await io.read() == b"still"
+        with pytest.raises(SessionEnded):
+            client.open("kubernetes", StreamIO())
+        io.finish()
+        await asyncio.wait_for(sessions.wait_empty(), 5)
+
+
+async def test_a_handshake_that_fails_leaves_nothing() -> None:
+    sessions, _ = make_sessions(FakeAuthenticator(), Clock())
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    ours.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(ConnectionLost):
+        await sessions.serve(theirs, SERVER, "j")
+    await asyncio.wait_for(sessions.wait_empty(), 5)
+    ours.close()

@@ -1,0 +1,117 @@
+"""H10: TCP targets are those of the list, for those of the list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from arcbridge.agent.targets import TcpTargets, read_targets
+from arcbridge.config import TargetConfig
+from arcbridge.errors import ConfigError, StreamReset
+from arcbridge.mux.stream import StreamIO
+from arcbridge.wire.frames import ResetCode
+
+from .kube.bench import RecordedAudit
+from .pair import Clock, FakeAuthenticator, joined, make_sessions
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write(b"end")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+BAD = [
+    ("db", TargetConfig("a:1"), r"targets\.db: needs users or groups"),
+    ("db", TargetConfig("a", users=("x",)), r"targets\.db\.address"),
+    ("db", TargetConfig("", users=("x",)), r"targets\.db\.address"),
+    ("a b", TargetConfig("a:1", users=("x",)), r"targets\.a b"),
+    ("", TargetConfig("a:1", users=("x",)), "targets"),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "message"), BAD, ids=range(len(BAD)))
+def test_bad_settings_are_named(name: str, config: TargetConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_targets({name: config})
+
+
+async def test_users_and_groups_of_the_list_connect_and_nobody_else(echo: str) -> None:
+    audit = RecordedAudit()
+    targets = TcpTargets(
+        read_targets({"db": TargetConfig(echo, users=("bob",)), "ops": TargetConfig(echo, groups=("ops",))}), audit
+    )
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "ops")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        refused = StreamIO()
+        client.open("tcp:db", refused)
+        with pytest.raises(StreamReset) as caught:
+            await refused.read()
+        assert caught.value.code == ResetCode.FORBIDDEN
+
+        io = StreamIO()
+        client.open("tcp:ops", io)
+        await io.write(b"x" * 300_000)
+        io.finish()
+        received = b""
+        while data := await io.read():
+            received += data
+        assert received == b"x" * 300_000 + b"end", "half-close passes both ways"
+        first, second = await audit.wait(2)
+        assert (first.outcome, first.target, first.user) == ("refused", "tcp:db", "alice")
+        assert (second.outcome, second.bytes_up, second.bytes_down) == ("connected", 300_000, 300_003)
+    assert (targets.opened, targets.open, targets.refused) == (1, 0, 1)
+    await targets.close()
+
+
+async def test_a_target_that_is_down() -> None:
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets({"db": TargetConfig("127.0.0.1:1", users=("alice",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _):
+        io = StreamIO()
+        client.open("tcp:db", io)
+        await io.write(b"early")
+        with pytest.raises(StreamReset) as caught:
+            await io.read()
+        assert caught.value.code == ResetCode.CONNECT_FAILED
+    assert (await audit.wait(1))[0].outcome == "refused"
+    assert targets.failed == 1
+    await targets.close()
+
+
+async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialling = asyncio.Event()
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        dialling.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets({"db": TargetConfig("127.0.0.1:1", users=("alice",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _):
+        io = StreamIO()
+        client.open("tcp:db", io)
+        await asyncio.wait_for(dialling.wait(), 5)
+        io.reset(ResetCode.CANCELLED)
+        assert (await audit.wait(1))[0].outcome == "cut"
+    await targets.close()

@@ -1,0 +1,13 @@
+"""The verifier's idea of a fetcher, and the one there is."""
+
+from __future__ import annotations
+
+from arcbridge.identity.fetch import Fetch, FetchedDocument
+from arcbridge.net.fetch import Fetched, HttpFetcher
+
+
+def test_the_fetcher_of_net_is_one() -> None:
+    fetcher: Fetch = HttpFetcher()
+    document: FetchedDocument = Fetched(b"{}", None)
+    assert callable(fetcher)
+    assert document.body == b"{}"
