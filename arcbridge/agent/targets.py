@@ -22,6 +22,7 @@ from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.ready import be_patient
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
@@ -124,6 +125,7 @@ class TcpTargets:
             if waiting.lost:
                 return  # the stream ended first: nobody else asked for this
             raise
+        be_patient(sock)
         self._splice(stream, sock, record)
 
     def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:

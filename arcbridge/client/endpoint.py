@@ -24,6 +24,7 @@ from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
+from arcbridge.net.tlstransport import accept_tls
 from arcbridge.wire.frames import ResetCode
 
 TARGET = "kubernetes"
@@ -31,8 +32,10 @@ HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head that is answered by us; kubectl's is 1 to 4 KiB, tokens make it longer."""
 HEAD_DEADLINE = 10.0
 """Seconds for that head."""
-LINGER = 2.0
-"""Seconds after such an answer in which the caller's body is taken and dropped, so that a RST cannot overtake it."""
+ACCEPT_MOST = 64
+"""Connections accepted in one turn of the loop."""
+ACCEPT_PAUSE = 0.5
+"""Seconds without accepting when there are no descriptors left."""
 FIRST_BYTES_DEADLINE = 3600.0
 """Seconds a connection may say nothing at all: keep-alive pools of client libraries open some in advance."""
 
@@ -69,25 +72,52 @@ class LocalEndpoint:
         self.stats = EndpointStats()
         self._context = server_context(certificates)
         self._sockets = sockets
-        self._servers: list[asyncio.Server] = []
+        self._listening = False
+        self._pause: asyncio.TimerHandle | None = None
         self.connections: set[LocalConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.splices: set[TransportSplice] = set()
         self.log = log.bind(cluster=cluster)
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._listening = True
         for sock in self._sockets:
-            self._servers.append(
-                await loop.create_server(
-                    lambda: LocalConnection(self), sock=sock, ssl=self._context, ssl_handshake_timeout=HEAD_DEADLINE
-                )
-            )
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+    def _deafen(self) -> None:
+        if self._listening:
+            self._listening = False
+            for sock in self._sockets:
+                asyncio.get_running_loop().remove_reader(sock)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPT_MOST):
+            try:
+                sock, _address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors: the listening socket stays readable, so asking again at once would spin.
+                self.log.warning("cannot accept a local connection", reason=error.strerror, retry_in=ACCEPT_PAUSE)
+                self._deafen()
+                self._pause = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._listen)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accept_tls(sock, self._context, LocalConnection(self))
 
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""
-        for server in self._servers:
-            server.close()
+        self._deafen()
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        for listening in self._sockets:
+            listening.close()
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -223,7 +253,8 @@ class LocalConnection(asyncio.Protocol):
         self._endpoint.stats.refused += 1
         transport.write(response(self._refusal, head_only=self._received.startswith(b"HEAD ")))
         self._received.clear()
-        self._arm(LINGER)
+        self._disarm()
+        transport.close()  # takes and drops the caller's body, so that no RST overtakes the answer
 
     def _arm(self, delay: float) -> None:
         self._disarm()
@@ -254,11 +285,6 @@ class _LocalSplice(TransportSplice):
         self._received_any = True
         super().from_stream(view)
 
-    def eof_received(self) -> bool:
-        if _was_cut(self.outer):
-            return False  # the transport closes, and `connection_lost` resets the stream
-        return super().eof_received()
-
     def stream_lost(self, exc: Exception | None) -> None:
         error = None if self._received_any else _never_ran(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
@@ -267,23 +293,6 @@ class _LocalSplice(TransportSplice):
             super().stream_lost(None)
         else:
             super().stream_lost(exc)
-
-
-def _was_cut(outer: asyncio.Transport) -> bool:
-    """Whether the socket ended without TLS's close_notify; asyncio and uvloop report both as the same end.
-
-    After a close_notify OpenSSL says so at every read; without one it would still wait for bytes.
-    """
-    tls = outer.get_extra_info("ssl_object")
-    if tls is None:
-        return False
-    try:
-        tls.read(1)
-    except ssl.SSLWantReadError:
-        return True
-    except ssl.SSLError:
-        return False
-    return False
 
 
 def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:

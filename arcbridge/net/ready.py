@@ -34,6 +34,16 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def be_patient(sock: socket.socket) -> None:
+    """For a peer that is no role of ours: it may stop reading for as long as it likes without losing the connection.
+
+    TCP_USER_TIMEOUT counts a zero window as no answer; between the roles that is wanted, because they always read.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, option, 0)
+
+
 def reset(sock: socket.socket) -> None:
     """Close with RST, so that the peer sees a cut and never a complete end. The socket must have no callbacks left."""
     try:

@@ -32,7 +32,11 @@ from yarl import URL
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.impersonation import Headers
 from arcbridge.config import KubernetesConfig
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, Unreachable
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.ready import be_patient
+from arcbridge.net.tlstransport import TlsTransport, connect_tls
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 CONNECT_DEADLINE = 10.0
@@ -146,17 +150,16 @@ class ApiServer:
             allow_redirects=False,
         )
 
-    async def dial(self, protocol: Callable[[], asyncio.Protocol], *, own: bool) -> asyncio.Transport:
+    async def dial(self, protocol: asyncio.BaseProtocol, *, own: bool) -> TlsTransport:
         """Opens one fresh TLS connection for an upgrade. Raises OSError, TimeoutError; cancelling leaves nothing."""
+        host = self.endpoint.host
         async with asyncio.timeout(CONNECT_DEADLINE):
-            transport, _ = await asyncio.get_running_loop().create_connection(
-                protocol,
-                self.endpoint.host,
-                self.endpoint.port,
-                ssl=self.tls(own=own),
-                ssl_shutdown_timeout=3.0,
-            )
-        return transport
+            try:
+                sock = await connect(Address(host, self.endpoint.port), deadline=CONNECT_DEADLINE, proxy=DIRECT)
+            except Unreachable as error:
+                raise error.__cause__ or ConnectionError(error.message) from error
+            be_patient(sock)
+            return await connect_tls(sock, self.tls(own=own), protocol, host)
 
     async def close(self) -> None:
         """Closes all kept connections; requests under way fail."""

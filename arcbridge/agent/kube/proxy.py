@@ -280,7 +280,7 @@ class KubeProxy:
         reader = AnswerReader()
         _refuse_early(protocol)
         try:
-            upstream = await self._api.dial(lambda: reader, own=plan.own)
+            upstream = await self._api.dial(reader, own=plan.own)
         except TimeoutError as error:
             self.stats.unreachable += 1
             raise Refusal(504, "the API server cannot be reached: no connection in time") from error

@@ -1,0 +1,490 @@
+"""A TLS transport whose end loses nothing.
+
+asyncio's TLS transports (uvloop's too) end a connection by sending close_notify and waiting for the peer's. If the peer
+still has something to say, a ping of kubectl's WebSocket is enough, OpenSSL reports data after close_notify, the
+transport aborts, the kernel sends RST because bytes lie unread, and what the peer had not received yet is lost: one
+`kubectl exec` in ten lost the tail of a megabyte. Here the end has three steps: what was written, then close_notify and
+FIN, then whatever the peer still sends is read and dropped until it ends its side too, or has long had everything.
+
+The other difference is honesty about the peer's end: `eof_received` means its close_notify; a connection that ends
+without one is lost with an error (RFC 8446 §6.1), so that nobody takes a cut for the end.
+
+Everything else is asyncio's transport: flow control both ways, `Protocol` and `BufferedProtocol`. OpenSSL works on
+memory BIOs, as it does under uvloop; bytes are read through the process's one receive buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, cast
+
+from arcbridge.mux import buffer
+
+HANDSHAKE_DEADLINE = 10.0
+"""Seconds for the TLS handshake."""
+LINGER = 5.0
+"""Seconds between two looks whether the peer has acknowledged everything; then nothing can be lost any more."""
+LINGER_MOST = 4000.0
+"""Seconds that a peer which reads nothing (`kubectl logs | less`) may take for the last bytes."""
+WRITE_HIGH = 256 * 1024
+WRITE_LOW = 64 * 1024
+
+
+class _State(Enum):
+    HANDSHAKE = "handshake"
+    OPEN = "open"
+    FLUSHING = "flushing"
+    """`close` was called: what was written goes out first."""
+    LINGERING = "lingering"
+    """Ours is sent, close_notify and FIN too; the peer's is read and dropped."""
+    CLOSED = "closed"
+
+
+class TlsTransport(asyncio.Transport):
+    """TLS over a connected, non-blocking socket, which it owns. Make one with `accept_tls` or `connect_tls`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        protocol: asyncio.BaseProtocol,
+        *,
+        server_hostname: str | None = None,
+        on_handshake: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+        )
+        self._protocol = protocol
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._on_handshake = on_handshake
+        self._state = _State.HANDSHAKE
+        self._reading = False
+        self._paused = False
+        self._peer_over = False
+        self._scheduled = False
+        self._pending: deque[bytes | memoryview] = deque()
+        self._pending_bytes = 0
+        self._high = WRITE_HIGH
+        self._low = WRITE_LOW
+        self._writer_paused = False
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(HANDSHAKE_DEADLINE, self._handshake_expired)
+        self._lingered = 0.0
+        self._peername = _name(sock.getpeername)
+        self._start_reading()
+        self._loop.call_soon(self._advance_handshake)
+
+    def __repr__(self) -> str:
+        return f"<TlsTransport {self._peername} {self._state.value} pending={self._pending_bytes}>"
+
+    # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`socket`, `ssl_object`, `peercert`, `peername`, as asyncio's TLS transports give them."""
+        if name == "ssl_object":
+            return self._tls
+        if name == "socket":
+            return self._sock
+        if name == "peername":
+            return self._peername
+        if name == "peercert":
+            return self._tls.getpeercert()
+        return default
+
+    def is_closing(self) -> bool:
+        """Whether `close` or `abort` was called, or the connection is lost."""
+        return self._state not in (_State.HANDSHAKE, _State.OPEN)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Deliver to `protocol` from now on."""
+        self._protocol = protocol
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The current protocol."""
+        return self._protocol
+
+    def close(self) -> None:
+        """End in order: see the module's docstring. `connection_lost(None)` comes when the socket is closed."""
+        if self._state is _State.HANDSHAKE:
+            self._lose(None)
+        elif self._state is _State.OPEN:
+            self._state = _State.FLUSHING
+            self._start_reading()
+            if not self._pending:
+                self._say_goodbye()
+
+    def abort(self) -> None:
+        """Close the socket now; what was not sent is dropped."""
+        self._lose(None)
+
+    # -- asyncio.ReadTransport ------------------------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Whether payload is delivered as it arrives."""
+        return not self._paused and self._state is _State.OPEN
+
+    def pause_reading(self) -> None:
+        """Deliver nothing, and take nothing from the socket, until `resume_reading`."""
+        self._paused = True
+        if self._state is _State.OPEN:
+            self._stop_reading()
+
+    def resume_reading(self) -> None:
+        """Deliver again, first what OpenSSL holds already."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._state is _State.OPEN:
+            self._start_reading()
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._deliver_held)
+
+    # -- asyncio.WriteTransport -----------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send; `data` may be reused at once. Ignored once closing."""
+        if self._state is not _State.OPEN or not data:
+            return
+        tls = self._tls
+        try:
+            written = tls.write(data)
+            if written < len(data):
+                view = memoryview(data)[written:]
+                while view:
+                    view = view[tls.write(view) :]
+        except ssl.SSLError as error:
+            self._lose(error)
+            return
+        self._send_outgoing()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Send all, as one write."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """TLS has a half-close, its users mostly do not expect one: `close` ends both directions."""
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the kernel did not take yet."""
+        return self._pending_bytes
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """(low, high) in bytes."""
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As asyncio's: `low` defaults to a quarter of `high`."""
+        if high is None:
+            high = WRITE_HIGH if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
+        self._high, self._low = high, low
+
+    # -- the handshake ----------------------------------------------------------------------------------------------
+
+    def _advance_handshake(self) -> None:
+        if self._state is not _State.HANDSHAKE:
+            return
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_outgoing()
+            return
+        except ssl.SSLError as error:
+            self._send_outgoing()  # the alert that tells the peer why, as far as the socket takes it now
+            self._lose(error)
+            return
+        self._disarm()
+        self._state = _State.OPEN
+        self._send_outgoing()
+        if self._state is not _State.OPEN:
+            return
+        done, self._on_handshake = self._on_handshake, None
+        self._guard(self._protocol.connection_made, self)
+        if done is not None:
+            done(None)
+        self._deliver()  # what came in the same segment
+
+    def _handshake_expired(self) -> None:
+        self._lose(TimeoutError(f"no TLS handshake within {HANDSHAKE_DEADLINE:.0f} s"))
+
+    # -- the socket -------------------------------------------------------------------------------------------------
+
+    def _start_reading(self) -> None:
+        if not self._reading and self._state is not _State.CLOSED:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            count = self._sock.recv_into(buffer.BUFFER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if self._state in (_State.FLUSHING, _State.LINGERING):
+            if not count:
+                self._peer_ended()
+            return
+        if not count:
+            if self._peer_over or self._state is _State.HANDSHAKE:
+                self._lose(None if self._peer_over else ConnectionAbortedError("ended within the TLS handshake"))
+            else:
+                self._lose(ConnectionAbortedError("the connection ended without TLS's close_notify"))
+            return
+        self._incoming.write(buffer.VIEW[:count])
+        if self._state is _State.HANDSHAKE:
+            self._advance_handshake()
+        else:
+            self._deliver()
+
+    def _peer_ended(self) -> None:
+        """The peer's FIN while we close: once ours is out, nothing is left to wait for."""
+        if self._state is _State.LINGERING:
+            self._lose(None)
+        else:
+            self._stop_reading()
+
+    def _deliver_held(self) -> None:
+        self._scheduled = False
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over what OpenSSL can decrypt."""
+        while self._state is _State.OPEN and not self._paused and not self._peer_over:
+            try:
+                if self._buffered:
+                    protocol = cast(asyncio.BufferedProtocol, self._protocol)
+                    into = protocol.get_buffer(-1)
+                    count = self._tls.read(len(into), into)  # type: ignore[arg-type]  # any writable buffer does
+                    if count and not self._guard(protocol.buffer_updated, count):
+                        return
+                    over = not count
+                else:
+                    data = self._tls.read(buffer.SIZE)
+                    if data and not self._guard(cast(asyncio.Protocol, self._protocol).data_received, data):
+                        return
+                    over = not data
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                over = True
+            except ssl.SSLError as error:
+                self._lose(error)
+                return
+            if over:
+                self._peer_over = True
+                self._peer_said_goodbye()
+                return
+        if self._outgoing.pending:  # an answer of TLS itself, to a key update
+            self._send_outgoing()
+
+    def _peer_said_goodbye(self) -> None:
+        keep_open = False
+        try:
+            keep_open = bool(cast(asyncio.Protocol, self._protocol).eof_received())
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report(error)
+        if not keep_open:
+            self.close()
+
+    def _send_outgoing(self) -> None:
+        """Move what OpenSSL made to the socket, or behind what waits for it."""
+        data = self._outgoing.read()
+        if not data or self._state is _State.CLOSED:
+            return
+        if not self._pending:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            self._loop.add_writer(self._sock, self._writable)
+            self._pending.append(memoryview(data)[sent:] if sent else data)
+            self._pending_bytes += len(data) - sent
+        else:
+            self._pending.append(data)
+            self._pending_bytes += len(data)
+        if self._pending_bytes > self._high and not self._writer_paused and self._state is _State.OPEN:
+            self._writer_paused = True
+            self._guard(self._protocol.pause_writing)
+
+    def _writable(self) -> None:
+        while self._pending:
+            head = self._pending[0]
+            try:
+                sent = self._sock.send(head)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._lose(error)
+                return
+            self._pending_bytes -= sent
+            if sent < len(head):
+                self._pending[0] = memoryview(head)[sent:]
+                break
+            self._pending.popleft()
+        if not self._pending:
+            self._loop.remove_writer(self._sock)
+            if self._state is _State.FLUSHING:
+                self._say_goodbye()
+                return
+            if self._state is _State.LINGERING:
+                self._shut()
+                return
+        if self._writer_paused and self._pending_bytes <= self._low and self._state is _State.OPEN:
+            self._writer_paused = False
+            self._guard(self._protocol.resume_writing)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _say_goodbye(self) -> None:
+        """Everything written is with the kernel: close_notify, then FIN."""
+        self._state = _State.LINGERING
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # it wants the peer's close_notify, or finds data first: ours is in the BIO either way
+        self._send_outgoing()
+        if not self._pending:
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._state is not _State.LINGERING:
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._lose(None)  # the peer is gone altogether
+            return
+        if not self._reading:  # it had ended before
+            self._lose(None)
+            return
+        self._disarm()
+        self._timer = self._loop.call_later(LINGER, self._linger)
+
+    def _linger(self) -> None:
+        """Close once the peer's kernel has everything; what it sends to a closed socket can then do no harm."""
+        self._lingered += LINGER
+        if _unacknowledged(self._sock) and self._lingered < LINGER_MOST:
+            self._timer = self._loop.call_later(LINGER, self._linger)
+        else:
+            self._lose(None)
+
+    def _lose(self, error: BaseException | None) -> None:
+        if self._state is _State.CLOSED:
+            return
+        opened = self._state is not _State.HANDSHAKE
+        self._state = _State.CLOSED
+        self._disarm()
+        # Both callbacks first: the next socket gets this descriptor's number.
+        self._stop_reading()
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._pending.clear()
+        self._pending_bytes = 0
+        if opened:
+            self._loop.call_soon(self._guard, self._protocol.connection_lost, error)
+        elif self._on_handshake is not None:
+            done, self._on_handshake = self._on_handshake, None
+            done(error or ConnectionAbortedError("closed within the TLS handshake"))
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _guard(self, callback: Callable[..., object], *args: object) -> bool:
+        """Call the protocol; if it raises, the connection ends and nothing else does."""
+        try:
+            callback(*args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report(error)
+            self._lose(error)
+            return False
+        return True
+
+    def _report(self, error: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {"message": "the protocol of a TLS connection failed", "exception": error, "transport": self}
+        )
+
+
+def accept_tls(sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol) -> TlsTransport:
+    """Serve TLS on an accepted socket; `protocol` hears of the connection when the handshake is done, else never."""
+    return TlsTransport(sock, context, protocol)
+
+
+async def connect_tls(
+    sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol, server_hostname: str
+) -> TlsTransport:
+    """Make TLS on a connected socket, which belongs to the transport from now on, also on failure.
+
+    Raises ssl.SSLError, OSError, TimeoutError. Cancelling closes the socket.
+    """
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finished(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    transport = TlsTransport(sock, context, protocol, server_hostname=server_hostname, on_handshake=finished)
+    try:
+        await done
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
+
+
+def _unacknowledged(sock: socket.socket) -> bool:
+    """Whether the peer's kernel lacks bytes of ours (SIOCOUTQ, tcp(7)); false where that cannot be told."""
+    try:
+        import fcntl  # not on Windows
+        import termios
+
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+    except (ImportError, OSError):
+        return False
+    return bool(struct.unpack("i", answer)[0])
+
+
+def _name(getter: Callable[[], Any]) -> Any:
+    try:
+        return getter()
+    except OSError:
+        return None
