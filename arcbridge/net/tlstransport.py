@@ -73,6 +73,9 @@ class TlsTransport(asyncio.Transport):
         self._reading = False
         self._paused = False
         self._peer_over = False
+        """The peer's close_notify was read."""
+        self._socket_over = False
+        """The peer's FIN was read; OpenSSL may still hold bytes from before it."""
         self._scheduled = False
         self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
@@ -147,7 +150,8 @@ class TlsTransport(asyncio.Transport):
             return
         self._paused = False
         if self._state is _State.OPEN:
-            self._start_reading()
+            if not self._socket_over:
+                self._start_reading()
             if not self._scheduled:
                 self._scheduled = True
                 self._loop.call_soon(self._deliver_held)
@@ -249,10 +253,12 @@ class TlsTransport(asyncio.Transport):
                 self._peer_ended()
             return
         if not count:
-            if self._peer_over or self._state is _State.HANDSHAKE:
-                self._lose(None if self._peer_over else ConnectionAbortedError("ended within the TLS handshake"))
-            else:
-                self._lose(ConnectionAbortedError("the connection ended without TLS's close_notify"))
+            if self._state is _State.HANDSHAKE:
+                self._lose(ConnectionAbortedError("ended within the TLS handshake"))
+                return
+            self._stop_reading()
+            self._socket_over = True
+            self._deliver()  # what OpenSSL holds comes first, and its close_notify may be among it
             return
         self._incoming.write(buffer.VIEW[:count])
         if self._state is _State.HANDSHAKE:
@@ -288,6 +294,9 @@ class TlsTransport(asyncio.Transport):
                         return
                     over = not data
             except ssl.SSLWantReadError:
+                if self._socket_over:
+                    self._lose(ConnectionAbortedError("the connection ended without TLS's close_notify"))
+                    return
                 break
             except ssl.SSLZeroReturnError:
                 over = True

@@ -86,11 +86,13 @@ def test_large_objects_pass_whole(kubectl: Kubectl, direct: Kubectl, kubectl_ver
 
 def test_watch_shows_events_as_they_happen(kubectl: Kubectl, direct: Kubectl, kubectl_version: str) -> None:
     name = "watched-" + re.sub(r"[^a-z0-9]", "-", kubectl_version)
+    direct.run("create", "configmap", f"{name}-first", "--from-literal=a=b")
     with kubectl.start("get", "configmaps", "--watch", "-o", "name") as watch:
-        watch.wait_for_line("configmap/kube-root-ca.crt|configmap/", timeout=20)
-        direct.run("create", "configmap", name, "--from-literal=a=b")
-        watch.wait_for_line(rf"configmap/{name}", timeout=20)
-        direct.run("delete", "configmap", name)
+        watch.wait_for_line(f"configmap/{name}-first", timeout=20)
+        direct.run("create", "configmap", f"{name}-second", "--from-literal=a=b")
+        watch.wait_for_line(f"configmap/{name}-second", timeout=20)
+        assert watch.running
+    direct.run("delete", "configmap", f"{name}-first", f"{name}-second")
 
 
 def test_a_name_in_use_is_the_api_servers_word(kubectl: Kubectl, direct: Kubectl) -> None:
