@@ -52,7 +52,8 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
         "Cache-Control: no-store",
         "Connection: close",
     ]
-    if error.retry_after is not None:
+    if error.retry_after is not None and error.retry_after <= RETRY_SOON:
+        # A longer one would be ten times as much silence at kubectl, which says nothing while it waits.
         lines.append(f"Retry-After: {error.retry_after}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
@@ -69,9 +70,14 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
                 f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
             )
         case JoinCode.NO_AGENT:
-            return Unreachable(f"{name} has no connected agent", retry_after=error.retry_after)
+            return Unreachable(
+                f"{name} has no connected agent; check that its agent runs and reaches the relay",
+                # An agent that restarts is back within kubectl's ten repeats.
+                retry_after=RETRY_SOON if error.retry_after else None,
+            )
         case JoinCode.AGENT_TIMEOUT:
-            return Unreachable(f"the agent of {name} did not answer in time; try again", retry_after=RETRY_SOON)
+            # No Retry-After: each repeat would wait as long again, and kubectl would be silent for minutes.
+            return Unreachable(f"the agent of {name} did not answer in time; try again")
         case JoinCode.AGENT_REFUSED:
             return Unreachable(f"the agent of {name} refused the session; its log says why", retry_after=later)
         case JoinCode.OVERLOADED:

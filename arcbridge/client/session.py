@@ -354,10 +354,10 @@ class ClusterSession(BaseHandler):
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The agent accepts nothing new: what runs goes on there, the next stream needs another session."""
         if session is self._current:
-            self._log.info("the agent drains the session", session=session.label, code=goaway.code)
             self._current = None
             self._draining.add(session)
-            self._refused_with = of_session(SessionEnded(goaway.code, goaway.message), self.cluster)
+            if not self._told_to_go(SessionEnded(goaway.code, goaway.message)):
+                self._log.info("the agent drains the session", session=session.label, code=goaway.code)
             self._changed.set()
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
@@ -367,10 +367,15 @@ class ClusterSession(BaseHandler):
         self._current = None
         if self._closing:
             return
-        self._refused_with = of_session(error, self.cluster)
-        if isinstance(self._refused_with, Unauthenticated | PermissionRefused):
-            self._fail(self._refused_with)
-            self._tokens.refused()
-        else:
+        if not self._told_to_go(error):
             self._log.warning("session lost", session=session.label, reason=error.message)
         self._changed.set()
+
+    def _told_to_go(self, error: ArcbridgeError) -> bool:
+        """Whether the end is about this login, not about the way: then the person is told, and a new token needed."""
+        self._refused_with = of_session(error, self.cluster)
+        if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
+            return False
+        self._fail(self._refused_with)
+        self._tokens.refused()
+        return True

@@ -112,7 +112,11 @@ async def test_a_kubeconfig_on_standard_output(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("code", "exit_code", "words"),
     [
-        (JoinCode.NO_AGENT, ExitCode.UNREACHABLE, 'error: cluster "prod" has no connected agent\n'),
+        (
+            JoinCode.NO_AGENT,
+            ExitCode.UNREACHABLE,
+            'error: cluster "prod" has no connected agent; check that its agent runs and reaches the relay\n',
+        ),
         (JoinCode.FORBIDDEN, ExitCode.LOGIN, 'error: cluster "prod" does not exist or you may not reach it'),
         (JoinCode.UNAUTHENTICATED, ExitCode.LOGIN, "error: the relay does not accept the access token"),
     ],

@@ -170,7 +170,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("code", "status", "words", "retry"),
         [
-            (JoinCode.NO_AGENT, 503, 'arcbridge: cluster "prod" has no connected agent', None),
+            (
+                JoinCode.NO_AGENT,
+                503,
+                'arcbridge: cluster "prod" has no connected agent; check that its agent runs and reaches the relay',
+                None,
+            ),
             (JoinCode.DRAINING, 503, "arcbridge: the relay is about to restart", "1"),
             (JoinCode.UNAUTHENTICATED, 401, "arcbridge: the relay does not accept the access token", None),
             (JoinCode.FORBIDDEN, 403, 'arcbridge: cluster "prod" does not exist or you may not reach it', None),

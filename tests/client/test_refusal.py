@@ -51,6 +51,13 @@ def test_retry_after() -> None:
     assert b"\r\nRetry-After: 1\r\n" in response(Unreachable("x", retry_after=1))
 
 
+def test_kubectl_is_not_kept_silent_for_minutes() -> None:
+    """It repeats ten times, so a longer wait is not passed on; nor one after a wait that was long already."""
+    assert b"Retry-After" not in response(Unreachable("x", retry_after=5))
+    assert of_join(JoinRefused(JoinCode.NO_AGENT, "", retry_after=5), "prod").retry_after == 1
+    assert of_join(JoinRefused(JoinCode.AGENT_TIMEOUT, "", retry_after=5), "prod").retry_after is None
+
+
 def test_every_join_code_has_words() -> None:
     for code in [*JoinCode][1:]:
         found = of_join(JoinRefused(code, "FOREIGN\x1b"), "prod")

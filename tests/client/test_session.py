@@ -110,7 +110,7 @@ class TestRefusals:
             (JoinCode.UNAUTHENTICATED, Unauthenticated, "does not accept the access token", None),
             (JoinCode.FORBIDDEN, PermissionRefused, 'cluster "prod" does not exist or you may not', None),
             (JoinCode.NO_AGENT, Unreachable, 'cluster "prod" has no connected agent', None),
-            (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", 1),
+            (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", None),
             (JoinCode.OVERLOADED, Unreachable, "no room", 1),
             (JoinCode.DRAINING, Unreachable, "about to restart", 1),
             (JoinCode.INTERNAL, Unreachable, "its log says why", None),
@@ -290,6 +290,17 @@ class TestComingBack:
                     await asyncio.sleep(0.005)
             with pytest.raises(Unauthenticated, match="log in again"):
                 await session.ready()
+
+    async def test_an_end_by_expiry_counts_although_a_goaway_comes_first(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.sessions[0].close(GoawayCode.EXPIRED, "the token has expired")
+            async with asyncio.timeout(10):
+                while session.failures == 0:
+                    await asyncio.sleep(0.005)
+                while session.current is None:
+                    await asyncio.sleep(0.005)
+        assert session.failures == 1
 
     async def test_an_expired_token_is_never_sent(self, far: FarSide, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path, cluster=jwt_like(-5)), None)
