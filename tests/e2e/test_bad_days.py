@@ -1,0 +1,538 @@
+"""Bad days: what the person at kubectl or at the command line is told, and what the role that knows the cause logs.
+
+Each trouble is made as it comes: a process is stopped, frozen or killed, a file is rewritten, a port is taken. Each
+gives one clear sentence that says what to do, the exit code or `metav1.Status`, and one line in the log that knows.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.errors import ExitCode
+from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.processes import ManagedProcess, run
+from tests.support.reports import Door, agent_again, metrics, records, rewrite, until, wait_for_record
+from tests.support.world import (
+    ALICE,
+    BOB,
+    CLUSTER,
+    CLUSTER_AUDIENCE,
+    MALLORY,
+    RELAY_AUDIENCE,
+    ApiServer,
+    Client,
+    User,
+    World,
+    arcbridge,
+    free_port,
+)
+
+NAMESPACE = "bad-days"
+
+
+@pytest.fixture(scope="module")
+def door(api: ApiServer) -> Iterator[Door]:
+    """What stands before the API server, so that it can go down and come back."""
+    with Door(api.url.removeprefix("https://")) as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, door: Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An organisation of this module's own, since its parts are broken."""
+    behind = ApiServer(f"https://127.0.0.1:{door.port}", api.ca_file, api.token_file)
+    with World(behind, directory=tmp_path_factory.mktemp("bad-days")) as world:
+        yield world.start()
+
+
+@pytest.fixture(scope="module")
+def alice(world: World) -> Client:
+    """The client that lives through all of it and is never restarted."""
+    return world.start_client(ALICE)
+
+
+@pytest.fixture
+def kubectl(cluster: Cluster, alice: Client) -> Kubectl:
+    return through(cluster, alice)
+
+
+def through(cluster: Cluster, client: Client) -> Kubectl:
+    return cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
+
+
+def start(world: World, user: User = ALICE, *flags: str, **replaced: str) -> subprocess.CompletedProcess[str]:
+    """One `proxy` that is expected to fail at its start; `replaced` exchanges values of the usual flags."""
+    world._clients += 1
+    directory = world.directory / f"client-{world._clients}-{user.name}"
+    arguments = world.client_arguments(user, directory)
+    for name, value in replaced.items():
+        arguments[arguments.index(f"--{name.replace('_', '-')}") + 1] = value
+    done = run(
+        arcbridge(*arguments, "--file", str(directory / "kubeconfig"), "--port", "0", *flags),
+        env={**os.environ, **world.client_env(directory)},
+        check=False,
+        timeout=40,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one `error: …` line."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0].removeprefix("error: ")
+
+
+def only(process: ManagedProcess, event: str, *, after: int) -> dict[str, Any]:
+    """The one log record of an event; logs are written by a thread, so it is waited for."""
+    wait_for_record(process, event, after=after)
+    (record,) = records(process, event, after=after)
+    return record
+
+
+def works(kubectl: Kubectl) -> bool:
+    done = kubectl.run("get", "namespace", "default", "-o", "name", check=False)
+    return done.stdout == "namespace/default\n"
+
+
+class Caller:
+    """A TLS client that speaks to the local endpoint as kubectl does, but shows the answer as it is."""
+
+    def __init__(self, client: Client, *, certificate: bool = True) -> None:
+        config = yaml.safe_load(client.kubeconfig.read_text())
+        self.server = config["clusters"][0]["cluster"]["server"].removeprefix("https://")
+        ca = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"]).decode()
+        self.context = ssl.create_default_context(cadata=ca)
+        if certificate:
+            user = config["users"][0]["user"]
+            pair = client.directory / "pair.pem"
+            pair.touch(mode=0o600)
+            pair.write_bytes(
+                base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
+            )
+            self.context.load_cert_chain(pair)
+
+    def get(self, path: str = "/version", *, timeout: float = 30) -> tuple[int, http.client.HTTPMessage, Any]:
+        connection = http.client.HTTPSConnection(self.server, context=self.context, timeout=timeout)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, json.loads(answer.read())
+        finally:
+            connection.close()
+
+
+def test_a_cluster_that_is_unknown(world: World) -> None:
+    mark = world.relay.mark()
+    done = start(world, cluster="no-such-cluster")
+    assert done.returncode == ExitCode.LOGIN
+    assert error_of(done) == (
+        'cluster "no-such-cluster" does not exist or you may not reach it; ask whoever runs the relay for access'
+    )
+    record = only(world.relay, "join failed", after=mark)
+    assert record["cause"] == "the cluster is unknown"
+    assert record["user"] == ALICE.email
+
+
+def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
+    mark = world.relay.mark()
+    done = start(world, MALLORY)
+    assert done.returncode == ExitCode.LOGIN
+    # The same words as for an unknown cluster: whoever may not reach it does not learn that it exists.
+    assert error_of(done) == (
+        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask whoever runs the relay for access'
+    )
+    record = only(world.relay, "join failed", after=mark)
+    assert (record["cause"], record["user"]) == ("the policy does not allow it", MALLORY.email)
+
+
+@pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])
+def test_a_token_that_the_relay_does_not_take(world: World, tmp_path: Path, token: str) -> None:
+    path = tmp_path / "token"
+    path.write_text(wrong_token(world, token, CLUSTER_AUDIENCE))
+    mark = world.relay.mark()
+    done = start(world, access_token_file=str(path))
+    assert done.returncode == ExitCode.LOGIN
+    assert error_of(done) == "the relay does not accept the access token; log in again, or put a new token there"
+    record = only(world.relay, "join failed", after=mark)
+    assert record["code"] == "UNAUTHENTICATED"
+    assert path.read_text() not in world.relay.output() + done.stderr
+
+
+@pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])
+def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, token: str) -> None:
+    path = tmp_path / "token"
+    path.write_text(wrong_token(world, token, RELAY_AUDIENCE))
+    mark = world.agent.mark()
+    done = start(world, id_token_file=str(path))
+    assert done.returncode == ExitCode.LOGIN
+    assert error_of(done) == (f'cluster "{CLUSTER}" does not accept the token; log in again, or put a new token there')
+    record = only(world.agent, "session refused", after=mark)
+    assert record["reason"].startswith("the token")
+    assert path.read_text() not in world.agent.output() + done.stderr
+
+
+def wrong_token(world: World, kind: str, audience: str) -> str:
+    """A token of the wrong audience, one that somebody else signed, or no token at all."""
+    if kind == "garbage":
+        return "c2VjcmV0LWdhcmJhZ2U.bm90LWEtdG9rZW4.AAAA"
+    right = CLUSTER_AUDIENCE if audience == RELAY_AUDIENCE else RELAY_AUDIENCE
+    return world.issuer.mint(
+        sub="alice",
+        email=ALICE.email,
+        groups=list(ALICE.groups),
+        aud=audience if kind == "audience" else right,
+        key="foreign" if kind == "foreign" else "current",
+    )
+
+
+@pytest.mark.parametrize("flag", ["access_token_file", "id_token_file"])
+def test_a_token_that_has_expired(world: World, tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "token"
+    audience = RELAY_AUDIENCE if flag == "access_token_file" else CLUSTER_AUDIENCE
+    path.write_text(world.token(ALICE, audience, lifetime=-60))
+    done = start(world, **{flag: str(path)})
+    assert done.returncode == ExitCode.LOGIN
+    assert error_of(done) == f"the token of {path} has expired; put a new one there"
+
+
+def test_a_port_in_use(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = start(world, ALICE, "--port", str(port))
+    assert done.returncode == ExitCode.USAGE
+    assert error_of(done) == f"Port {port} is already in use. Please select a different port with --port option."
+    assert not done.stdout
+
+
+def test_a_relay_that_cannot_be_reached(world: World) -> None:
+    port = free_port()
+    done = start(world, relay=f"https://127.0.0.1:{port}")
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert f"127.0.0.1:{port}" in error_of(done)
+
+
+def test_a_wrong_pin_of_the_relay_sends_no_token(world: World) -> None:
+    wrong = "sha256:" + "0" * 64
+    mark, before = world.relay.mark(), metrics(world.relay_observe)
+    done = start(world, relay_ca_pin=wrong)
+    assert done.returncode == ExitCode.FAILURE
+    assert wrong in error_of(done)
+    assert world.relay_pin in error_of(done)
+    assert tokens_judged(world.relay_observe, "relay") == tokens_of(before, "relay")
+    assert not records(world.relay, "join failed", after=mark)
+
+
+def test_a_wrong_pin_of_the_cluster_sends_no_token_to_it(world: World) -> None:
+    wrong = "sha256:" + "0" * 64
+    before = metrics(world.agent_observe)
+    done = start(world, ALICE, "--cluster-ca-pin", wrong)
+    assert done.returncode == ExitCode.FAILURE
+    assert wrong in error_of(done)
+    assert error_of(done).count("sha256:") == 2
+    assert tokens_judged(world.agent_observe, "agent") == tokens_of(before, "agent")
+
+
+def tokens_judged(port: int, role: str) -> float:
+    return tokens_of(metrics(port), role)
+
+
+def tokens_of(page: dict[str, float], role: str) -> float:
+    """How many tokens a role has looked at."""
+    return sum(value for name, value in page.items() if name.startswith(f"arcbridge_{role}_tokens_"))
+
+
+def test_whoever_lacks_the_client_certificate_reads_why(alice: Client) -> None:
+    code, _, status = Caller(alice, certificate=False).get()
+    assert (code, status["kind"], status["code"], status["reason"]) == (401, "Status", 401, "Unauthorized")
+    assert "client certificate" in status["message"]
+    assert "arcbridge --role client" in status["message"]
+
+
+def test_kubectl_without_the_certificate_is_told_at_once(alice: Client, cluster: Cluster, tmp_path: Path) -> None:
+    config = yaml.safe_load(alice.kubeconfig.read_text())
+    # Without any credential kubectl would ask for a user name.
+    config["users"][0]["user"] = {"token": "none"}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    kubectl = Kubectl(cluster.binaries.kubectl, tmp_path / "kubeconfig", tmp_path / "home")
+    # While kubectl learns which resources there are, it shows words of its own; then ours.
+    for arguments, words in (
+        (("get", "pods"), "the server has asked for the client to provide credentials"),
+        (("get", "--raw", "/version"), "arcbridge: this endpoint is for the user whose kubeconfig holds its client"),
+    ):
+        done = kubectl.run(*arguments, check=False, timeout=8)
+        assert done.returncode == 1
+        assert f"error: You must be logged in to the server ({words}" in done.stderr
+
+
+def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubectl, door: Door) -> None:
+    assert works(kubectl)
+    mark = world.agent.mark()
+    door.shut()
+    try:
+        code, headers, status = Caller(alice).get(timeout=5)
+        assert (code, status["kind"], status["code"]) == (503, "Status", 503)
+        assert status["message"].startswith("arcbridge: the API server cannot be reached")
+        assert headers["Retry-After"] == "1"
+        record = only(world.agent, "request failed", after=mark)
+        assert record["reason"] == status["message"]
+        with kubectl.start("exec", "no-pod", "--", "true") as shell:
+            done = kubectl.run("get", "namespaces", check=False, timeout=30)
+            assert shell.wait(30) == 1
+        assert done.returncode == 1
+        assert "arcbridge: the API server cannot be reached" in done.stderr
+        assert "arcbridge: the API server cannot be reached" in shell.output("stderr")
+    finally:
+        door.open()
+    assert works(kubectl)
+
+
+def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:
+    assert works(kubectl)
+    assert world.agent.stop() == 0
+    mark = world.relay.mark()
+    try:
+        done = start(world)
+        assert done.returncode == ExitCode.UNREACHABLE
+        assert (
+            error_of(done)
+            == f'cluster "{CLUSTER}" has no connected agent; check that its agent runs and reaches the relay'
+        )
+        told = kubectl.run("get", "namespaces", check=False, timeout=25)
+        assert told.returncode == 1
+        assert f'arcbridge: cluster "{CLUSTER}" has no connected agent' in told.stderr
+        found = records(world.relay, "join failed", after=mark)
+        assert {record["code"] for record in found} == {"NO_AGENT"}
+        # One line for each join that was asked for, and no other.
+        assert len(found) == len({record["session"] for record in found})
+    finally:
+        agent_again(world)
+    assert works(kubectl)
+    assert alice.process.running
+
+
+def test_an_agent_that_does_not_answer_the_dial(world: World, alice: Client, kubectl: Kubectl, tmp_path: Path) -> None:
+    world.agent.stop()
+    # The client must not find the agent before it freezes.
+    alice.process.signal(signal.SIGSTOP)
+    try:
+        agent_again(world)
+        world.agent.signal(signal.SIGSTOP)
+    finally:
+        alice.process.signal(signal.SIGCONT)
+    try:
+        mark = world.relay.mark()
+        with kubectl.start("get", "namespaces") as waiting:
+            done = start(world)
+            assert waiting.wait(25) == 1
+        assert done.returncode == ExitCode.UNREACHABLE
+        sentence = f'the agent of cluster "{CLUSTER}" did not answer in time; try again'
+        assert error_of(done) == sentence
+        assert f"arcbridge: {sentence}" in waiting.output("stderr")
+        found = records(world.relay, "join failed", after=mark)
+        assert {record["code"] for record in found} == {"AGENT_TIMEOUT"}
+        assert len(found) == len({record["session"] for record in found})
+    finally:
+        world.agent.signal(signal.SIGCONT)
+    until(lambda: works(kubectl), "kubectl works again", timeout=30)
+
+
+def test_a_relay_that_dies_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:
+    assert works(kubectl)
+    world.relay.kill()
+    mark = alice.process.mark()
+    done = kubectl.run("get", "namespaces", check=False, timeout=25)
+    assert done.returncode == 1
+    assert "arcbridge: " in done.stderr
+    assert f"127.0.0.1:{world.relay_port}" in done.stderr
+    # The client says it once, however often it tried.
+    assert len(records(alice.process, "no session", after=mark)) <= 1
+    world.start_relay()
+    until(lambda: works(kubectl), "kubectl works again, with the same client and agent", timeout=40)
+    assert alice.process.running
+    assert world.agent.running
+
+
+def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> None:
+    """One person's token ends: the watch ends and kubectl is told. Another's file is rewritten: his watch goes on."""
+    ends, stays = (world.directory / name for name in ("ends", "stays"))
+    ends_id, stays_id = (world.login_files(ALICE, path, lifetime=3600)[1] for path in (ends, stays))
+    life = 8
+    rewrite(ends_id, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
+    rewrite(stays_id, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
+    mark = world.agent.mark()
+    one = world.start_client(ALICE, "--id-token-file", str(ends_id))
+    two = world.start_client(ALICE, "--id-token-file", str(stays_id))
+    rewrite(stays_id, world.token(ALICE, CLUSTER_AUDIENCE))
+    watching = ("get", "namespaces", "--watch", "-o", "name")
+    with through(cluster, one).start(*watching) as ended, through(cluster, two).start(*watching) as kept:
+        ended.wait_for_line("namespace/default")
+        kept.wait_for_line("namespace/default")
+        # client-go takes every end of a watch, a reset too, for the server's timeout, and kubectl ends without a word.
+        ended.wait(life + 10)
+        record = wait_for_record(world.agent, "session ended", after=mark)
+        assert record["reason"] == "the token has expired; log in again"
+        assert wait_for_record(one.process, "no session")["reason"] == "the login has expired; log in again"
+        told = through(cluster, one).run("get", "namespaces", check=False, timeout=15)
+        assert told.returncode == 1
+        assert "You must be logged in to the server (arcbridge: " in told.stderr
+        assert "expired" in told.stderr
+        # Past the end of the first token, and the watch still hears.
+        cluster.ensure_namespace("after-renewal")
+        kept.wait_for_line("namespace/after-renewal")
+        assert len(records(world.agent, "session ended", after=mark)) == 1
+        # A new token in the file, and the first client works again without a restart.
+        rewrite(ends_id, world.token(ALICE, CLUSTER_AUDIENCE))
+        until(lambda: works(through(cluster, one)), "the new token is taken")
+    one.process.stop()
+    two.process.stop()
+
+
+def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Cluster, alice: Client) -> None:
+    """The policy is read again when it changes; it is asked at every join."""
+    policy = world.relay_config.parent / "policy.toml"
+    before = policy.read_text()
+    bob = world.start_client(BOB)
+    rewrite(policy, before.replace('"developers"', '"nobody"'))
+    try:
+        mark = world.relay.mark()
+        until(lambda: world.run_client(BOB, "status").returncode == ExitCode.LOGIN, "the policy is read again")
+        record = only(world.relay, "join failed", after=mark)
+        assert record["cause"] == "the policy does not allow it"
+        # A session that runs ends with its token (docs/operations.md); once it is lost, it does not come back.
+        assert works(through(cluster, bob))
+        agent_lost = alice.process.mark()
+        world.agent.stop()
+        agent_again(world)
+        assert works(through(cluster, alice))
+        told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
+        assert told.returncode == 1
+        assert "you may not reach it; ask whoever runs the relay for access" in told.stderr
+        assert records(alice.process, "session established", after=agent_lost)
+    finally:
+        rewrite(policy, before)
+        bob.process.stop()
+
+
+def test_a_cluster_that_is_revoked_and_restored(
+    world: World, alice: Client, kubectl: Kubectl, cluster: Cluster
+) -> None:
+    mark = world.relay.mark()
+    with kubectl.start("get", "namespaces", "--watch", "-o", "name") as watch:
+        watch.wait_for_line("namespace/default")
+        relay_command(world, "cluster", "revoke", CLUSTER)
+        watch.wait(12)
+    told = kubectl.run("get", "namespaces", check=False, timeout=25)
+    assert told.returncode == 1
+    assert f'arcbridge: cluster "{CLUSTER}" does not exist or you may not reach it' in told.stderr
+    assert len(records(world.relay, "sessions cut off", after=mark)) == 1
+    assert len(records(world.relay, "agent cut off", after=mark)) == 1
+    done = start(world)
+    assert done.returncode == ExitCode.LOGIN
+    world.agent.stop()
+    relay_command(world, "cluster", "restore", CLUSTER)
+    agent_again(world)
+    until(lambda: works(kubectl), "kubectl works again", timeout=40)
+
+
+def relay_command(world: World, *arguments: str) -> None:
+    run(arcbridge("--role", "relay", *arguments, "--config", str(world.relay_config)))
+
+
+@pytest.mark.parametrize("protocol", ["true", "false"], ids=["websocket", "spdy"])
+def test_ctrl_c_leaves_nothing_open(
+    world: World, cluster: Cluster, kubectl: Kubectl, door: Door, protocol: str
+) -> None:
+    cluster.add_pod("left", NAMESPACE)
+    assert works(kubectl)
+
+    def under_way() -> tuple[float, float]:
+        page = metrics(world.agent_observe)
+        return page["arcbridge_agent_requests_in_flight"], page["arcbridge_agent_upgrades_open"]
+
+    until(lambda: under_way() == (0, 0), "nothing runs before")
+    env = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": protocol}
+    try:
+        with (
+            kubectl.start("exec", "-n", NAMESPACE, "left", "--", "sh", "-c", "echo on; sleep 600", env=env) as shell,
+            kubectl.start("get", "namespaces", "--watch", "-o", "name") as watch,
+        ):
+            shell.wait_for_line("on", stream="stdout")
+            watch.wait_for_line("namespace/default")
+            # The watch of one kubectl may be a list and a watch; what counts is that all of it goes.
+            assert under_way()[1] == 1
+            shell.signal(signal.SIGINT)
+            watch.signal(signal.SIGINT)
+            shell.wait()
+            watch.wait()
+        until(lambda: under_way() == (0, 0), "the agent holds nothing")
+        # What is left to the API server is kept for reuse, and goes after 15 s; one that carried a stream goes at once.
+        until(lambda: door.passing <= 4, "upstream connections are closed")
+    finally:
+        cluster.delete_pod("left", NAMESPACE)
+
+
+def test_a_cluster_that_came_back_with_another_ca(
+    world: World, alice: Client, kubectl: Kubectl, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The agent lost its state: whoever had trusted the old CA is told both pins, and no token is sent."""
+    before = alice.directory
+    world.agent.stop()
+    token = json.loads(
+        run(
+            arcbridge(
+                *("--role", "relay", "token", "create", "--cluster", CLUSTER, "--rebind", "-o", "json"),
+                *("--config", str(world.relay_config)),
+            )
+        ).stdout
+    )["token"]
+    world.agent_config.with_name("join-token").write_text(token)
+    text = world.agent_config.read_text()
+    world.agent_config.write_text(text.replace('directory = "state"', 'directory = "state-2"'))
+    mark = world.relay.mark()
+    agent_again(world)
+    verified = tokens_judged(world.agent_observe, "agent")
+    told = kubectl.run("get", "namespaces", check=False, timeout=25)
+    assert told.returncode == 1
+    assert "arcbridge: the CA of cluster" in told.stderr
+    assert told.stderr.count("sha256:") == 2
+    # At the command line of the same person, whose state remembers the pin.
+    access, identity = before / "access-token", before / "id-token"
+    done = run(
+        arcbridge(
+            *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
+            *("--cluster", CLUSTER, "--access-token-file", str(access), "--id-token-file", str(identity)),
+            *("--trust-first-use", "--file", str(tmp_path / "kubeconfig"), "--port", "0"),
+        ),
+        env={**os.environ, **alice.env},
+        check=False,
+    )
+    text = done.stderr.decode()
+    assert done.returncode == ExitCode.FAILURE
+    assert text.count("sha256:") >= 2
+    assert "Go on only when the owner confirms the new pin" in text
+    assert tokens_judged(world.agent_observe, "agent") == verified
+    assert records(world.relay, "joined", after=mark)  # the relay cannot know; the client does
+    # Somebody who never saw the cluster trusts the new CA.
+    new = world.start_client(ALICE)
+    assert works(through(cluster, new))
+    new.process.stop()
+
+
+def test_nothing_raised_in_all_this(world: World, alice: Client) -> None:
+    processes: list[ManagedProcess] = [process for process in world.processes]
+    assert [process.name for process in processes if "Traceback" in process.output()] == []

@@ -1,0 +1,186 @@
+"""What the roles say of themselves (log records, metrics), and how a running organisation is disturbed and mended."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.world import World, arcbridge
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], what: str, *, timeout: float = 15) -> T:
+    """The first true value of `look`; raises `ProcessFailed` at the deadline."""
+    deadline = time.monotonic() + timeout
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise ProcessFailed(f"not within {timeout} s: {what} (last: {found!r})")
+        time.sleep(0.02)  # between two looks; nothing is decided by how long it is
+    return found
+
+
+def records(process: ManagedProcess, event: str = "", *, after: int = 0, **fields: object) -> list[dict[str, Any]]:
+    """The JSON log records of a role since `after` (a `mark`): those of one event, with these fields."""
+    found = []
+    for line in process.output().splitlines()[after:]:
+        if not line.startswith("{"):
+            continue
+        record = json.loads(line)
+        if (not event or record.get("event") == event) and all(record.get(k) == v for k, v in fields.items()):
+            found.append(record)
+    return found
+
+
+def wait_for_record(
+    process: ManagedProcess, event: str, *, after: int = 0, timeout: float = 15, **fields: object
+) -> dict[str, Any]:
+    """The first such record, as soon as it is there."""
+
+    def look() -> list[dict[str, Any]]:
+        if not process.running and not records(process, event, after=after, **fields):
+            raise ProcessFailed(f"ended without {event!r}\n{process.tail()}")
+        return records(process, event, after=after, **fields)
+
+    return until(look, f"{process.name} logs {event!r} {fields}\n{process.tail()}", timeout=timeout)[0]
+
+
+def page(port: int, path: str = "/metrics") -> str:
+    """A page of a role's own listener."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def metrics(port: int) -> dict[str, float]:
+    """All samples of a role, by name with labels as the page has them: `arcbridge_relay_joins_total{result="ok"}`."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(page(port)):
+        for sample in family.samples:
+            labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = float(sample.value)
+    return found
+
+
+def agent_again(world: World, *, wait: bool = True) -> ManagedProcess:
+    """Start the agent as it was configured, on the state it has; no join token is made."""
+    world.agent = world._start("agent", arcbridge("--role", "agent", "--config", str(world.agent_config)))
+    if wait:
+        world.agent.wait_for_url(f"http://127.0.0.1:{world.agent_observe}/readyz", timeout=30)
+    return world.agent
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Replace a file at once, as whoever refreshes tokens does."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+class Door:
+    """A TCP forwarder in front of a server, which can be shut: then the port refuses, and what went through is cut."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._lock = threading.Lock()
+        self._listening: socket.socket | None = None
+        self.port = 0
+        self.open()
+
+    @property
+    def passing(self) -> int:
+        """Connections that are open now."""
+        with self._lock:
+            return len(self._pairs)
+
+    def open(self) -> None:
+        """Listen, on the same port as before."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", self.port))
+        sock.listen(64)
+        self.port = int(sock.getsockname()[1])
+        self._listening = sock
+        threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
+
+    def shut(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        if self._listening is not None:
+            self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+            self._listening = None
+        with self._lock:
+            for pair in self._pairs:
+                for sock in pair:
+                    _shutdown(sock, socket.SHUT_RDWR)
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listening.accept()
+            except OSError:
+                return  # shut
+            threading.Thread(target=self._serve, args=(near,), daemon=True, name="door pair").start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near:
+            try:
+                far = socket.create_connection(self._target, timeout=10)
+            except OSError:
+                return
+            with far:
+                pair = (near, far)
+                with self._lock:
+                    self._pairs.add(pair)
+                try:
+                    _pass(near, far)
+                finally:
+                    with self._lock:
+                        self._pairs.discard(pair)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shut()
+
+
+def _pass(near: socket.socket, far: socket.socket) -> None:
+    """Move bytes both ways until both directions have ended, or one breaks."""
+    near.settimeout(None)
+    far.settimeout(None)
+    other = {near: far, far: near}
+    reading = {near, far}
+    try:
+        while reading:
+            for sock in select.select(reading, [], [])[0]:
+                data = sock.recv(65536)
+                if data:
+                    other[sock].sendall(data)
+                else:
+                    reading.discard(sock)
+                    _shutdown(other[sock], socket.SHUT_WR)
+    except OSError:
+        return  # reset by one side: both are closed now
+
+
+def _shutdown(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError:
+        return  # not connected any more
