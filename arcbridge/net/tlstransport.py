@@ -34,6 +34,8 @@ LINGER_MOST = 4000.0
 """Seconds that a peer which reads nothing (`kubectl logs | less`) may take for the last bytes."""
 WRITE_HIGH = 256 * 1024
 WRITE_LOW = 64 * 1024
+_RECORD = 16 * 1024
+"""Most payload of one TLS record (RFC 8446 §5.1), which is the most that OpenSSL gives at a time."""
 
 
 class _State(Enum):
@@ -63,9 +65,13 @@ class TlsTransport(asyncio.Transport):
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
-        )
+        try:
+            self._tls = context.wrap_bio(
+                self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+            )
+        except BaseException:  # a context of the other side, a name that is none
+            sock.close()
+            raise
         self._protocol = protocol
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
@@ -76,6 +82,8 @@ class TlsTransport(asyncio.Transport):
         """The peer's close_notify was read."""
         self._socket_over = False
         """The peer's FIN was read; OpenSSL may still hold bytes from before it."""
+        self._failed: OSError | None = None
+        """The peer takes nothing more; what it sent before that is still to be delivered."""
         self._scheduled = False
         self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
@@ -122,6 +130,8 @@ class TlsTransport(asyncio.Transport):
         """End in order: see the module's docstring. `connection_lost(None)` comes when the socket is closed."""
         if self._state is _State.HANDSHAKE:
             self._lose(None)
+        elif self._failed is not None:
+            self._lose(None if self._peer_over else self._failed)
         elif self._state is _State.OPEN:
             self._state = _State.FLUSHING
             self._start_reading()
@@ -152,9 +162,7 @@ class TlsTransport(asyncio.Transport):
         if self._state is _State.OPEN:
             if not self._socket_over:
                 self._start_reading()
-            if not self._scheduled:
-                self._scheduled = True
-                self._loop.call_soon(self._deliver_held)
+            self._deliver_soon()
 
     # -- asyncio.WriteTransport -----------------------------------------------------------------------------------
 
@@ -199,6 +207,7 @@ class TlsTransport(asyncio.Transport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
         self._high, self._low = high, low
+        self._pause_writer_if_full()
 
     # -- the handshake ----------------------------------------------------------------------------------------------
 
@@ -211,14 +220,20 @@ class TlsTransport(asyncio.Transport):
             self._send_outgoing()
             return
         except ssl.SSLError as error:
-            self._send_outgoing()  # the alert that tells the peer why, as far as the socket takes it now
+            if not self._pending:
+                try:
+                    self._sock.send(self._outgoing.read())  # the alert that tells the peer why
+                except OSError:
+                    pass  # as far as the socket takes it now: the error is what counts
             self._lose(error)
+            return
+        self._send_outgoing()
+        if self.is_closing():
             return
         self._disarm()
         self._state = _State.OPEN
-        self._send_outgoing()
-        if self._state is not _State.OPEN:
-            return
+        if self._paused:
+            self._stop_reading()
         done, self._on_handshake = self._on_handshake, None
         self._guard(self._protocol.connection_made, self)
         if done is not None:
@@ -244,6 +259,8 @@ class TlsTransport(asyncio.Transport):
         try:
             count = self._sock.recv_into(buffer.BUFFER)
         except (BlockingIOError, InterruptedError):
+            if self._failed is not None:
+                self._lose(self._failed)
             return
         except OSError as error:
             self._lose(error)
@@ -260,6 +277,8 @@ class TlsTransport(asyncio.Transport):
             self._socket_over = True
             self._deliver()  # what OpenSSL holds comes first, and its close_notify may be among it
             return
+        if self._peer_over:
+            return  # TLS is over in this direction: whatever this is, it is not kept
         self._incoming.write(buffer.VIEW[:count])
         if self._state is _State.HANDSHAKE:
             self._advance_handshake()
@@ -268,14 +287,25 @@ class TlsTransport(asyncio.Transport):
 
     def _peer_ended(self) -> None:
         """The peer's FIN while we close: once ours is out, nothing is left to wait for."""
-        if self._state is _State.LINGERING:
+        if self._state is _State.LINGERING and not self._pending:
             self._lose(None)
         else:
             self._stop_reading()
 
+    def _deliver_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._deliver_held)
+
     def _deliver_held(self) -> None:
         self._scheduled = False
         self._deliver()
+        if self._failed is None:
+            return
+        while self._state is _State.OPEN and not self._paused and not self._socket_over:
+            self._readable()  # until the kernel has nothing more
+        if self._state is _State.OPEN and not self._paused:
+            self._lose(self._failed)
 
     def _deliver(self) -> None:
         """Hand over what OpenSSL can decrypt."""
@@ -283,19 +313,21 @@ class TlsTransport(asyncio.Transport):
             try:
                 if self._buffered:
                     protocol = cast(asyncio.BufferedProtocol, self._protocol)
-                    into = protocol.get_buffer(-1)
-                    count = self._tls.read(len(into), into)  # type: ignore[arg-type]  # any writable buffer does
+                    into = self._buffer_of(protocol)
+                    if into is None:
+                        return
+                    count = self._tls.read(len(into), into)
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
-                    data = self._tls.read(buffer.SIZE)
+                    data = self._tls.read(_RECORD)
                     if data and not self._guard(cast(asyncio.Protocol, self._protocol).data_received, data):
                         return
                     over = not data
             except ssl.SSLWantReadError:
                 if self._socket_over:
-                    self._lose(ConnectionAbortedError("the connection ended without TLS's close_notify"))
+                    self._lose(self._failed or ConnectionAbortedError("ended without TLS's close_notify"))
                     return
                 break
             except ssl.SSLZeroReturnError:
@@ -310,21 +342,30 @@ class TlsTransport(asyncio.Transport):
         if self._outgoing.pending:  # an answer of TLS itself, to a key update
             self._send_outgoing()
 
-    def _peer_said_goodbye(self) -> None:
-        keep_open = False
+    def _buffer_of(self, protocol: asyncio.BufferedProtocol) -> bytearray | None:
+        """Where the protocol wants the next bytes; None after the connection was lost for want of a place."""
         try:
-            keep_open = bool(cast(asyncio.Protocol, self._protocol).eof_received())
+            into = cast(bytearray, protocol.get_buffer(-1))  # any writable buffer does
+            if not len(into):  # to read 0 bytes would look like the peer's end
+                raise BufferError("get_buffer() returned an empty buffer")
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._report(error)
-        if not keep_open:
+            self._protocol_failed(error)
+            return None
+        return into
+
+    def _peer_said_goodbye(self) -> None:
+        keep_open: list[bool | None] = []
+        if not self._guard(lambda: keep_open.append(cast(asyncio.Protocol, self._protocol).eof_received())):
+            return
+        if not keep_open[0]:
             self.close()
 
     def _send_outgoing(self) -> None:
         """Move what OpenSSL made to the socket, or behind what waits for it."""
         data = self._outgoing.read()
-        if not data or self._state is _State.CLOSED:
+        if not data or self._state is _State.CLOSED or self._failed is not None:
             return
         if not self._pending:
             try:
@@ -332,7 +373,7 @@ class TlsTransport(asyncio.Transport):
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                self._lose(error)
+                self._send_failed(error)
                 return
             if sent == len(data):
                 return
@@ -342,9 +383,26 @@ class TlsTransport(asyncio.Transport):
         else:
             self._pending.append(data)
             self._pending_bytes += len(data)
+        self._pause_writer_if_full()
+
+    def _pause_writer_if_full(self) -> None:
         if self._pending_bytes > self._high and not self._writer_paused and self._state is _State.OPEN:
             self._writer_paused = True
             self._guard(self._protocol.pause_writing)
+
+    def _send_failed(self, error: OSError) -> None:
+        """The peer is gone. If it had said goodbye before, all that it said is here, and is delivered first."""
+        if self._state is not _State.OPEN:
+            self._lose(error)
+            return
+        self._failed = error
+        self._loop.remove_writer(self._sock)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._deliver_soon()
+        if self._writer_paused:  # else one that reads no further until it has written would wait for ever
+            self._writer_paused = False
+            self._guard(self._protocol.resume_writing)
 
     def _writable(self) -> None:
         while self._pending:
@@ -354,7 +412,7 @@ class TlsTransport(asyncio.Transport):
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                self._lose(error)
+                self._send_failed(error)
                 return
             self._pending_bytes -= sent
             if sent < len(head):
@@ -438,15 +496,15 @@ class TlsTransport(asyncio.Transport):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._report(error)
-            self._lose(error)
+            self._protocol_failed(error)
             return False
         return True
 
-    def _report(self, error: BaseException) -> None:
+    def _protocol_failed(self, error: BaseException) -> None:
         self._loop.call_exception_handler(
             {"message": "the protocol of a TLS connection failed", "exception": error, "transport": self}
         )
+        self._lose(error)
 
 
 def accept_tls(sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol) -> TlsTransport:
