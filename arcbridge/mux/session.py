@@ -275,6 +275,7 @@ class MuxSession:
                     self._dispatch(event)
         finally:
             self._acting = False
+        self._arm_timer()
         self._wake()
 
     def _dispatch(self, event: ev.Event) -> None:
@@ -354,25 +355,31 @@ class MuxSession:
             self._flush_handle.cancel()
             self._flush_handle = None
         machine, transport = self._machine, self._transport
-        if transport is not None:
-            while parts := machine.data_to_send(FLUSH_LIMIT):
-                if len(parts) == 1:
-                    transport.write(parts[0])
-                elif sum(map(len, parts)) <= JOIN_WRITES:
-                    transport.write(b"".join(parts))
-                else:
-                    transport.writelines(parts)
-                if not machine.writable or machine.state is State.CLOSED:
-                    break
-            for stream in machine.take_writable():
-                if stream.owner is not None:
-                    cast(StreamTransport, stream.owner).resume_writer()
-            if machine._events:
-                self._loop.call_soon(self._act)
-        self._arm_timer()
+        if transport is None:
+            return
+        while parts := machine.data_to_send(FLUSH_LIMIT):
+            if len(parts) == 1:
+                transport.write(parts[0])
+            elif sum(map(len, parts)) <= JOIN_WRITES:
+                transport.write(b"".join(parts))
+            else:
+                transport.writelines(parts)
+            # Mostly the first portion was everything: asking is cheaper than being given an empty one.
+            if not machine.has_output or not machine.writable or machine.state is State.CLOSED:
+                break
+        for stream in machine.take_writable():
+            if stream.owner is not None:
+                cast(StreamTransport, stream.owner).resume_writer()
+        if machine._events:
+            self._loop.call_soon(self._act)
 
     def _arm_timer(self) -> None:
-        """Move the one timer only when the deadline came closer; a wake-up too early is harmless."""
+        """Move the one timer only when the deadline came closer; a wake-up too early is harmless.
+
+        Called at the start, by `_act` and, through it, by the timer, but not by a flush. A deadline comes closer only
+        by what ends in one of these: the handshake's end (an event), a drain (`goaway`), a PING (sent then, or by the
+        timer). Bytes that arrive move it away, which the timer finds out when it fires.
+        """
         deadline = self._machine.next_deadline()
         if deadline is None or (self._timer is not None and self._timer_at <= deadline):
             return
@@ -385,8 +392,6 @@ class MuxSession:
         self._timer = None
         self._machine.handle_timer(monotonic())
         self._act()
-        if self._machine.state is not State.CLOSED:
-            self._arm_timer()
 
     def stream_dropped(self, stream: Stream) -> None:
         """A stream's transport is done with it."""

@@ -295,27 +295,32 @@ class Session(Reception):
             self._prelude.clear()
         if not self._may_send:
             return parts
-        before = len(parts)
-        size = 0
-        if self._pong is not None:
-            parts.append(self._pong)
-            self._pong = None
-        if self._control:
-            parts.extend(self._control)
-            self._control.clear()
-            self._control_bytes = 0
-        if self._out:
-            size = self._out_bytes
-            parts.extend(self._out)
-            self._out.clear()
-            self._out_bytes = 0
-        if self._scheduler and self.writable:
-            self._schedule(parts, size, limit)
-        count = sum(map(len, parts[before:])) if len(parts) != 1 or before else len(parts[0])
+        if not (parts or self._control or self._pong is not None or self._scheduler):
+            # Almost every flush: only finished frames wait, and their size is known.
+            parts, self._out = self._out, parts
+            count, self._out_bytes = self._out_bytes, 0
+        else:
+            before = len(parts)
+            self._gather(parts, limit)
+            count = sum(map(len, parts[before:]))
         self.sent += count
         self.stats.bytes_sent += count
         self._explained += count
         return parts
+
+    def _gather(self, parts: list[bytes | memoryview], limit: int) -> None:
+        """Append all that may leave, in its order: the PONG, control frames, finished frames, payload that waits."""
+        if self._pong is not None:
+            parts.append(self._pong)
+            self._pong = None
+        parts.extend(self._control)
+        self._control.clear()
+        self._control_bytes = 0
+        parts.extend(self._out)
+        self._out.clear()
+        size, self._out_bytes = self._out_bytes, 0
+        if self._scheduler and self.writable:
+            self._schedule(parts, size, limit)
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` is needed next; None when closed."""
