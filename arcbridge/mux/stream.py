@@ -284,6 +284,25 @@ class StreamTransport(asyncio.Transport):
     def _deliver(self, view: memoryview) -> None:
         """The sink of the machine's stream: payload as it arrives."""
         stream = self._stream
+        received, paused = self._view_received, self._paused
+        if received is None or paused or self._closing or stream.inbox:
+            self._deliver_otherwise(view)
+            return
+        try:
+            received(view)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._broken(error)
+            return
+        if self._paused:  # it paused within the call
+            self._account(len(view))
+        else:
+            self._machine.consumed(stream, len(view))
+
+    def _deliver_otherwise(self, view: memoryview) -> None:
+        """The same to a protocol that takes bytes, or to none now."""
+        stream = self._stream
         if self._paused or self._closing or (stream.inbox and not self._draining):
             if self._closing:
                 self._machine.consumed(stream, len(view))

@@ -218,6 +218,7 @@ class Books:
         if not keep_received:
             if stream.receiving is not ReceiveState.RESET:
                 stream.receiving = ReceiveState.RESET
+                self._decoder.abandon(stream.id)
                 self._release(stream.window.unconsumed)
             stream.inbox.clear()
         self._drop(stream)

@@ -55,6 +55,11 @@ class Decoder:
         """Whether the input so far ends at the end of a frame."""
         return not self._head and self._left == 0 and self._body is None
 
+    def abandon(self, stream_id: int) -> None:
+        """Drop what is still to come of a DATA frame that has begun: its stream was reset, its sink is done with."""
+        if self._stream_id == stream_id:
+            self._into = None
+
     def feed(self, data: memoryview, sink: FrameSink) -> None:
         """Take `data` (valid during the call only) and hand over what it completes.
 
@@ -95,10 +100,12 @@ class Decoder:
             if kind == _DATA:
                 if length > MAX_DATA:
                     raise RemoteProtocolError(f"a DATA frame of {length} bytes, more than {MAX_DATA}")
-                self._into = sink.data_begins(stream_id, length)
+                into = sink.data_begins(stream_id, length)
+                # Kept before it is called: the sink may reset its own stream (`abandon`).
+                self._into, self._stream_id = into, stream_id
                 take = min(length, end - at)
-                if take and self._into is not None:
-                    self._into(data[at : at + take])
+                if take and into is not None:
+                    into(data[at : at + take])
                 self._left = length - take
                 at += take
                 continue

@@ -95,10 +95,13 @@ class Stream:
         self.receiving = ReceiveState.OPEN
         self.window = window
         self.sink: Callable[[memoryview], None] | None = None
-        """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`."""
+        """Takes payload as it arrives (a view valid during the call); None: payload waits in `inbox`.
+
+        A frame goes to the sink that was there when it began; after a reset the decoder drops the rest of it."""
         self.inbox: deque[bytes] = deque()
         """Payload that waits, bounded by the window."""
         self.bytes_received = 0
+        """Payload bytes, counted per frame where a sink takes them, else as they arrive."""
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.target} sending={self.sending.value} receiving={self.receiving.value}>"
@@ -113,7 +116,7 @@ class Stream:
         )
 
     def deliver(self, view: memoryview) -> None:
-        """Take payload that the session accepted."""
+        """Take payload of a frame that began while there was no sink; one that has come meanwhile gets it."""
         if self.receiving is not ReceiveState.OPEN:
             return  # reset in the middle of a frame: its credit was settled then
         self.bytes_received += len(view)

@@ -10,10 +10,11 @@ Policy of the receiving side, in order:
    grant of a little more than half never comes to half, so that only half a window moved per round trip, and the
    measurement below, doubled, was just the window that there was.
 3. The window grows towards twice the delivered bandwidth times the smallest recent round trip, so that one stream
-   fills a long path. Bandwidth is measured over at least one such round trip, so that a burst out of a queue does
-   not count as bandwidth, and from the end of the measurement before, so that a reader who takes a full window at
-   once after a pause does not either. The smallest round trip is used because a queue inflates the current one, and
-   a window fed by that grows into the queue until a keystroke waits behind a copy.
+   fills a long path. It grows only when a grant is due anyway: before that a larger window would change nothing, and
+   deliveries are too many to measure at each. Bandwidth is measured over at least one such round trip, so that a
+   burst out of a queue does not count as bandwidth, and from the end of the measurement before, so that a reader who
+   takes a full window at once after a pause does not either. The smallest round trip is used because a queue
+   inflates the current one, and a window fed by that grows into the queue until a keystroke waits behind a copy.
 4. It never shrinks, and never exceeds `limit`.
 """
 
@@ -29,7 +30,7 @@ LEAST_ROUND_TRIP = 0.001
 class ReceiveWindow:
     """The receiving side's account of one stream, or of a whole session (with `limit == size`: fixed)."""
 
-    __slots__ = ("_sample_bytes", "_sample_start", "consumed", "granted", "limit", "received", "size")
+    __slots__ = ("_sample_bytes", "_sample_start", "consumed", "due_at", "granted", "limit", "received", "size")
 
     def __init__(self, size: int, limit: int, *, granted: int | None = None) -> None:
         self.size = size
@@ -40,8 +41,12 @@ class ReceiveWindow:
         """Total bytes announced by DATA headers."""
         self.consumed = 0
         """Total bytes that the consumer has."""
+        self.due_at = 0
+        """`consumed` below this: no grant is due. The session compares it in place, for each delivery."""
         self._sample_start: float | None = None
         self._sample_bytes = 0
+        """`consumed` at the start of the measurement."""
+        self._granted()
 
     @property
     def unconsumed(self) -> int:
@@ -61,35 +66,39 @@ class ReceiveWindow:
         `now` and `round_trip` in seconds; a round trip of 0 means that none was measured yet.
         """
         self.consumed += count
-        if self.size < self.limit:
-            self._grow(count, now, round_trip)
-        due = self.consumed + self.size - self.granted
-        if due < self.size >> 2:
+        if self.consumed < self.due_at:
             return 0
-        self.granted += due
-        return due
+        if self.size < self.limit:
+            self._grow(now, round_trip)
+        return self.open_up()
 
     def open_up(self) -> int:
-        """The increment that lifts the peer's credit to the whole window now (used once, after AUTH)."""
+        """The increment that lifts the peer's credit to the whole window now (also after a change of `size`)."""
         due = max(0, self.consumed + self.size - self.granted)
         self.granted += due
+        self._granted()
         return due
 
-    def _grow(self, count: int, now: float, round_trip: float) -> None:
+    def _granted(self) -> None:
+        """Set when the next grant is due: a quarter of the window further on."""
+        self.due_at = self.granted - self.size + (self.size >> 2)
+
+    def _grow(self, now: float, round_trip: float) -> None:
+        moved = self.consumed - self._sample_bytes
         if self._sample_start is None:  # how long these took to come is not known
             self._sample_start = now
+            self._sample_bytes = self.consumed
             return
-        self._sample_bytes += count
         span = max(round_trip, LEAST_ROUND_TRIP)
         elapsed = now - self._sample_start
         if elapsed < span:
             # A whole window within one round trip: the window, not the path, is the limit.
-            if self._sample_bytes < self.size:
+            if moved < self.size:
                 return
             elapsed = span
-        wanted = int(2 * self._sample_bytes / elapsed * span)
+        wanted = int(2 * moved / elapsed * span)
         self._sample_start = now
-        self._sample_bytes = 0
+        self._sample_bytes = self.consumed
         if wanted > self.size:
             self.size = min(wanted, self.limit)
 
@@ -99,3 +108,4 @@ class ReceiveWindow:
         assert self.received <= self.granted, "received more than was granted"
         assert self.granted - self.consumed <= self.size, "granted more than the window can hold"
         assert self.size <= self.limit, "the window outgrew its limit"
+        assert self.due_at == self.granted - self.size + (self.size >> 2), "the next grant is due at another moment"

@@ -198,3 +198,17 @@ def test_what_a_sink_raises_ends_the_decoding_at_once() -> None:
     with pytest.raises(RemoteProtocolError, match="no"):
         feed(Decoder(), log, frame(FrameType.FIN, 1) * 3)
     assert len(log.frames) == 1
+
+
+def test_the_rest_of_an_abandoned_frame_is_dropped_and_no_other() -> None:
+    decoder, log = Decoder(), Log()
+    whole = pack_header(8 << 8 | FrameType.DATA, 1) + b"abcdefgh"
+    feed(decoder, log, whole[:11])
+    decoder.abandon(3)
+    feed(decoder, log, whole[11:13])
+    decoder.abandon(1)
+    feed(decoder, log, whole[13:] + frame(FrameType.DATA, 3, b"next") + frame(FrameType.DATA, 1, b"again"))
+    decoder.abandon(1)  # nothing of it has begun
+    feed(decoder, log, frame(FrameType.PING, 0, bytes(16)))
+    assert [body for _, _, body in log.frames] == [b"abcde", b"next", b"again", bytes(16)]
+    assert decoder.between_frames

@@ -739,6 +739,27 @@ def test_nothing_happens_after_the_end_within_the_same_input() -> None:
     assert len(one.of(ev.StreamOpened)) == 1
 
 
+@pytest.mark.parametrize("within", [True, False], ids=["by the sink", "between two reads"])
+def test_a_sink_gets_nothing_of_its_frame_after_a_reset(within: bool) -> None:
+    one = agent().feed(opening(1))
+    stream = one.machine.streams[1]
+    got: list[bytes] = []
+
+    def take(view: memoryview) -> None:
+        got.append(bytes(view))
+        if within:
+            one.machine.reset(stream, ResetCode.CANCELLED)
+
+    stream.sink = take
+    whole = data(1, 100)
+    one.feed(whole[:50])
+    one.machine.reset(stream, ResetCode.CANCELLED)
+    one.feed(whole[50:])
+    assert len(got) == 1
+    assert one.machine.unconsumed == 0, "the whole frame's credit was settled"
+    one.machine.assert_invariants()
+
+
 # -- M13: before AUTH ---------------------------------------------------------------------------------------------
 
 
