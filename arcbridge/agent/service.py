@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -47,28 +46,12 @@ HURRY = 0.5
 _log = structlog.get_logger("arcbridge.agent")
 
 
-async def run(config: AgentConfig, ready: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT. `ready` is called once, when the first control connection is up.
-
-    Raises ConfigError, StateError, EnrolmentRefused or PinMismatch when it cannot start.
-    """
-    stopping, hurry = asyncio.Event(), asyncio.Event()
-
-    def signalled() -> None:
-        (hurry if stopping.is_set() else stopping).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    try:
-        await serve(config, ready, stopping, hurry)
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
 async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asyncio.Event, hurry: asyncio.Event) -> None:
-    """`run` without signals: drains when `stopping` is set, and ends within a second once `hurry` is, too."""
+    """Serves until `stopping` is set, then drains; ends within a second once `hurry` is set, too.
+
+    `ready` is called once, when the first control connection is up. Raises ConfigError, StateError, EnrolmentRefused or
+    PinMismatch when it cannot start.
+    """
     relays = check(config)
     instance = f"agent-{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:

@@ -16,7 +16,7 @@ def run_agent(invocation: Invocation) -> int:
     """Run an agent command; returns the exit code."""
     config: AgentConfig = load_settings(invocation, os.environ)
     require(config)
-    from arcbridge.cli.loop import Interrupted, notify, run_until_signal
+    from arcbridge.cli.loop import Interrupted, notify, run_until_drained, run_until_signal
     from arcbridge.observe import logging
 
     logging.configure("agent", config.observe.log_level, config.observe.log_format)
@@ -27,9 +27,9 @@ def run_agent(invocation: Invocation) -> int:
             run_until_signal(enroll(config))
             print("The agent is enrolled.")
         else:
-            from arcbridge.agent.service import run
+            from arcbridge.agent.service import serve
 
-            run_until_signal(run(config, lambda: notify("READY=1")))
+            run_until_drained(lambda stopping, hurry: serve(config, lambda: notify("READY=1"), stopping, hurry))
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE

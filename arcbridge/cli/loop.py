@@ -63,6 +63,42 @@ def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
         raise _one_of(group) from group
 
 
+def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run a role that drains: SIGINT or SIGTERM sets the first event (end in order), the next one the second (hurry).
+
+    Raises Interrupted after such an end, otherwise what `main` raised.
+    """
+    received: list[int] = []
+
+    async def watched() -> None:
+        stopping, hurry = asyncio.Event(), asyncio.Event()
+
+        def on_signal(number: int) -> None:
+            received.append(number)
+            if stopping.is_set():
+                hurry.set()
+            else:
+                notify("STOPPING=1")
+                stopping.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            await main(stopping, hurry)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(watched())
+    except BaseExceptionGroup as group:
+        raise _one_of(group) from group
+    if received:
+        raise Interrupted(received[0])
+
+
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
     if os.environ.get("ARCBRIDGE_LOOP") == "asyncio":

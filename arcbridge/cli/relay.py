@@ -27,11 +27,11 @@ def run_relay(invocation: Invocation) -> int:
 
     require(config)
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
-    from arcbridge.cli.loop import Interrupted, notify, run_until_signal
-    from arcbridge.relay.service import run
+    from arcbridge.cli.loop import Interrupted, notify, run_until_drained
+    from arcbridge.relay.service import serve
 
     try:
-        run_until_signal(run(config, lambda _: notify("READY=1")))
+        run_until_drained(lambda stopping, hurry: serve(config, lambda _: notify("READY=1"), stopping, hurry))
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE

@@ -246,6 +246,9 @@ class ClusterSession(BaseHandler):
                 sock, reply = await self._join()
                 try:
                     known = self._trust.check(self.cluster, reply.cluster_ca)
+                    if not known and not self._trust.asks:
+                        await self._trust.first_time(self.cluster, reply.cluster_ca)
+                        known = True
                 except BaseException:
                     sock.close()
                     raise

@@ -64,10 +64,15 @@ class ClusterTrust:
             raise PinMismatch(mismatch_message(f"the CA of cluster {cluster!r}", known, found))
         return True
 
+    @property
+    def asks(self) -> bool:
+        """Whether a person decides at first contact, which takes longer than an agent waits."""
+        return self._ask is not None and not self._first_use
+
     async def first_time(self, cluster: str, ca_pem: str) -> None:
         """Decide about a cluster that nobody has vouched for, and remember it; raises PinMismatch when refused."""
         pin = pin_of(ca_pem)
-        if self._ask is not None and not self._first_use:
+        if self.asks and self._ask is not None:
             if not await self._ask(cluster, pin):
                 raise PinMismatch(f"cluster {cluster!r} was not trusted (pin {pin}); ask its owner for the pin")
         elif self._first_use:

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import os
 import resource
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
@@ -78,27 +77,13 @@ class RelayInfo:
     """`host:port` of metrics and health, empty if there is none."""
 
 
-async def run(config: RelayConfig, ready: Callable[[RelayInfo], None]) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `ConfigError` or `StateError` when it cannot start."""
-    stopping, hurry = asyncio.Event(), asyncio.Event()
-
-    def signalled() -> None:
-        (hurry if stopping.is_set() else stopping).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    try:
-        await serve(config, ready, stopping, hurry)
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
 async def serve(
     config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
 ) -> None:
-    """`run` without signals: drains when `stopping` is set, and ends within a second once `hurry` is, too."""
+    """Serve until `stopping` is set, then drain; ends within a second once `hurry` is set, too.
+
+    Raises `ConfigError` or `StateError` when it cannot start.
+    """
     async with AsyncExitStack() as stack:
         relay = await _start(config, stack)
         ready(relay.info)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.cli.loop import Interrupted, loop_factory, notify, run_until_signal
+from arcbridge.cli.loop import Interrupted, loop_factory, notify, run_until_drained, run_until_signal
 from arcbridge.errors import ConfigError
 
 
@@ -47,6 +47,32 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     with pytest.raises(Interrupted) as caught:
         run_until_signal(work())
     assert (caught.value.signal, steps) == (number, ["closed"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_drains_is_asked_and_then_hurried(number: signal.Signals) -> None:
+    steps = []
+
+    async def work(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(os.kill, os.getpid(), number)
+        await stopping.wait()
+        steps.append(f"stopping, hurry={hurry.is_set()}")
+        loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await hurry.wait()
+        steps.append("hurry")
+
+    with pytest.raises(Interrupted) as caught:
+        run_until_drained(work)
+    assert (caught.value.signal, steps) == (number, ["stopping, hurry=False", "hurry"])
+
+
+def test_one_that_drains_may_fail() -> None:
+    async def work(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+        raise ConfigError("x")
+
+    with pytest.raises(ConfigError):
+        run_until_drained(work)
 
 
 def test_the_second_one_does_not_wait() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,17 @@ def test_run_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
         *("--policy", str(tmp_path / "policy.toml"), "--authentication", str(tmp_path / "authentication.json")),
         *("--observe-listen", "127.0.0.1:0"),
     ]
-    with ManagedProcess(arguments, log_dir=tmp_path / "logs", name="relay", cwd=Path(os.getcwd())) as process:
-        process.wait_for_line("relay started|serving|listening", timeout=30)
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(tmp_path / "notify"))
+    told.settimeout(30)
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with (
+        told,
+        ManagedProcess(
+            arguments, log_dir=tmp_path / "logs", name="relay", cwd=Path(os.getcwd()), env=environment
+        ) as process,
+    ):
+        assert told.recv(100) == b"READY=1"
         process.signal(number)
-        assert process.wait(timeout=20) in (ExitCode.DONE, ExitCode.INTERRUPTED)
+        assert told.recv(100) == b"STOPPING=1"
+        assert process.wait(timeout=20) == (ExitCode.DONE if number is signal.SIGTERM else ExitCode.INTERRUPTED)

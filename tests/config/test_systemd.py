@@ -29,7 +29,7 @@ def service() -> dict[str, list[str]]:
 
 def test_it_starts_the_relay_and_says_no_more_than_it_does() -> None:
     settings = service()
-    assert settings["Type"] == ["exec"]  # the relay does not speak sd_notify
+    assert settings["Type"] == ["notify"]  # shown by tests/cli/test_relay.py
     (command,) = settings["ExecStart"]
     assert command.endswith("/arcbridge --role relay --config /etc/arcbridge/relay.toml")
     assert settings["StateDirectory"] == [RelayConfig().data_dir.name]

@@ -336,13 +336,3 @@ async def test_two_relays_do_not_share_a_data_directory(config: RelayConfig) -> 
     async with running(config):
         with pytest.raises(ConfigError, match="another relay is running"):
             await Running(config).start()
-
-
-async def test_signals_end_it(config: RelayConfig) -> None:
-    import signal
-
-    ready = asyncio.Event()
-    task = asyncio.create_task(service.run(config, lambda info: ready.set()))
-    await asyncio.wait_for(ready.wait(), 5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(task, 5)
