@@ -1,8 +1,9 @@
 """How outgoing connections come to exist: names, address families, proxies, deadlines.
 
-Happy Eyeballs (RFC 8305): addresses alternate between families and each attempt gets a head start of 250 ms before
-the next one runs beside it; the first that connects wins and all others are closed. Names are resolved in threads of
-our own, because a slow DNS server must not starve the file and crypto work of the default pool.
+Happy Eyeballs (RFC 8305) where a name has several addresses: they alternate between families and each attempt gets
+a head start of 250 ms before the next one runs beside it; the first that connects wins and all others are closed.
+Names are resolved in threads of our own, because a slow DNS server must not starve the file and crypto work of the
+default pool; an IP address needs neither thread nor race.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
 
 async def resolve(address: Address) -> list[Candidate]:
     """Socket addresses in the order to try them, families alternating (RFC 8305 §4). Raises `OSError`."""
+    literal = _literal(address)
+    if literal is not None:
+        return [literal]
     global _resolver
     if _resolver is None:
         _resolver = ThreadPoolExecutor(4, thread_name_prefix="resolver")
@@ -87,6 +91,20 @@ def interleave(found: Sequence[Candidate]) -> list[Candidate]:
     return [one for pair in zip_longest(first, other) for one in pair if one is not None][:_MAX_ADDRESSES]
 
 
+def _literal(address: Address) -> Candidate | None:
+    """The candidate of an IP address, which no thread has to look up; an agent dials such targets for each stream.
+
+    None also for an address with a zone (`fe80::1%eth0`): its number is the resolver's business.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address.host)
+        except OSError:
+            continue
+        return family, (address.host, address.port)
+    return None
+
+
 def _look_up(host: str, port: int) -> list[Candidate]:
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [
@@ -99,6 +117,8 @@ def _look_up(host: str, port: int) -> list[Candidate]:
 async def _race(candidates: list[Candidate]) -> socket.socket:
     if not candidates:
         raise OSError("the name has no address")
+    if len(candidates) == 1:
+        return await _attempt(*candidates[0])  # nobody to race with: no task either
     attempts: set[asyncio.Task[socket.socket]] = set()
     errors: list[OSError] = []
     waiting = list(candidates)

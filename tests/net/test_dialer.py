@@ -45,6 +45,20 @@ async def test_a_name_that_does_not_exist() -> None:
         await connect(Address("no-such-host.invalid", 443), deadline=5, proxy=DIRECT)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_ip_address_needs_no_resolver_and_no_race(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def thread(*_arguments: object) -> None:
+        raise AssertionError("an address was looked up, or raced with itself")
+
+    monkeypatch.setattr(dialer, "_look_up", thread)
+    monkeypatch.setattr(asyncio, "create_task", thread)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    assert await resolve(Address(host, 443)) == [(family, (host, 443))]
+    if family == socket.AF_INET:
+        with listening() as server, await connect(address_of(server), deadline=5, proxy=DIRECT) as sock:
+            assert sock.getpeername() == server.getsockname()
+
+
 async def test_a_slow_resolver_meets_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
