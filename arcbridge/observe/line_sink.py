@@ -4,6 +4,9 @@ A terminal that somebody has stopped with Ctrl-S, or a log collector that hangs,
 must not wait for it, so lines go through a bounded queue to one thread. When the queue is full lines are dropped
 and counted, and the next line that fits says how many. A stream without a file descriptor (a test's buffer)
 cannot stall and is written to directly.
+
+The thread writes the first line at once and then lets lines gather for a moment: woken for each, it would take the
+interpreter from the event loop as often as there are requests.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ QUEUE_BYTES: Final = 4 * 1024 * 1024
 CLOSE_WAIT: Final = 2.0
 """Seconds that the end of the process waits for a stream which does not take its lines."""
 
+GATHER: Final = 0.02
+"""Seconds for which lines gather behind those that were written; `flush` and `close` do not wait for it to pass."""
+
 
 class LineSink:
     """One stream and, where it has a file descriptor, the thread that writes to it.
@@ -33,9 +39,15 @@ class LineSink:
         """Lines dropped since the start; read by the metrics."""
         self._notice = notice
         self._room = queue_bytes
+        self._crowded = queue_bytes // 2
+        """Less room than this: no time to gather."""
         self._lines: collections.deque[str] = collections.deque()
         self._unreported = 0
         self._busy = False
+        self._idle = False
+        """The thread waits for the next line; while lines gather it is not woken for one."""
+        self._hurry = 0
+        """How many wait for the queue to be written."""
         self._closing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -56,14 +68,20 @@ class LineSink:
                 return
             self._room -= len(line) + 1
             self._lines.append(line)
-            self._changed.notify_all()
+            if self._idle or self._room < self._crowded:
+                self._changed.notify_all()
 
     def flush(self, timeout: float = CLOSE_WAIT) -> bool:
         """Wait until all lines are written, at most `timeout` seconds; say whether they are."""
         if self._thread is None:
             return True
         with self._changed:
-            return self._changed.wait_for(lambda: not self._lines and not self._busy, timeout)
+            self._hurry += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self._lines and not self._busy, timeout)
+            finally:
+                self._hurry -= 1
 
     def close(self, timeout: float = CLOSE_WAIT) -> bool:
         """Write what is queued, at most `timeout` seconds, and end the thread. Say whether everything was written."""
@@ -78,7 +96,9 @@ class LineSink:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._idle = True
                 self._changed.wait_for(lambda: self._lines or self._closing)
+                self._idle = False
                 if not self._lines:
                     return
                 batch = list(self._lines)
@@ -92,6 +112,11 @@ class LineSink:
                 self._room += sum(len(line) + 1 for line in batch) - (len(batch[-1]) + 1 if unreported else 0)
                 self._busy = False
                 self._changed.notify_all()
+                self._changed.wait_for(self._pressed, GATHER)
+
+    def _pressed(self) -> bool:
+        """Whether the next lines must not wait for more."""
+        return self._closing or self._hurry > 0 or self._room < self._crowded
 
     def _emit(self, text: str) -> None:
         try:
