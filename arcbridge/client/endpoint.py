@@ -24,6 +24,7 @@ from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
+from arcbridge.net.tls import load_chain
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.wire.frames import ResetCode
 
@@ -320,7 +321,7 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(certificates.server_file)
+    load_chain(context, certificates.server_certificate_pem, certificates.server_key_pem)
     context.load_verify_locations(cadata=certificates.ca_pem)
     context.verify_mode = ssl.CERT_OPTIONAL
     return context

@@ -24,10 +24,11 @@ _LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
 
 @dataclass(frozen=True, slots=True)
 class LocalCertificates:
-    """What the endpoint of one cluster needs: PEM texts; the server's certificate and key are one file."""
+    """What the endpoint of one cluster needs: PEM texts."""
 
     ca_pem: str
-    server_file: Path
+    server_certificate_pem: str
+    server_key_pem: str = field(repr=False)
     client_certificate_pem: str
     client_key_pem: str = field(repr=False)
 
@@ -64,8 +65,6 @@ class StateDirectory:
         """
         authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint")
         server = authority.issue_server(_LOCAL_NAMES)
-        server_file = self.path / "local-ca" / "server.pem"
-        write_private(server_file, (server.certificate_pem + server.key_pem).encode())
         directory = self.path / "clusters"
         ensure_private_directory(directory)
         file = directory / f"{cluster}.pem"
@@ -76,7 +75,8 @@ class StateDirectory:
                 issued = authority.issue_client(cluster, life=CLIENT_CERTIFICATE_LIFE)
                 certificate, key = issued.certificate_pem, issued.key_pem
                 write_private(file, (certificate + key).encode())
-        return LocalCertificates(authority.certificate_pem, server_file, certificate, key)
+        # In no file: another process of this user that starts now would exchange it between two reads of it.
+        return LocalCertificates(authority.certificate_pem, server.certificate_pem, server.key_pem, certificate, key)
 
     # -- ports --------------------------------------------------------------------------------------------------------
 

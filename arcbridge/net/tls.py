@@ -76,7 +76,7 @@ def outer_client_context(
         certificate, key = client_certificate
         if isinstance(certificate, Path) or isinstance(key, Path):
             certificate, key = Path(certificate).read_text(), Path(key).read_text()
-        _load_chain(context, certificate, key)
+        load_chain(context, certificate, key)
     return context
 
 
@@ -142,7 +142,7 @@ def _server(certificate_pem: str, key_pem: str, alpn: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, alpn)
     context.num_tickets = 0
-    _load_chain(context, certificate_pem, key_pem)
+    load_chain(context, certificate_pem, key_pem)
     return context
 
 
@@ -170,7 +170,7 @@ def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
         raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error
 
 
-def _load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> None:
+def load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> None:
     """Raises `ConfigError` when the PEMs are unreadable, encrypted, or do not belong together."""
 
     def no_password() -> str:

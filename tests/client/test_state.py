@@ -10,6 +10,7 @@ import pytest
 
 from arcbridge.client.state import CLIENT_CERTIFICATE_LIFE, FIRST_PORT, StateDirectory
 from arcbridge.errors import StateError
+from arcbridge.net.tls import load_chain
 from arcbridge.pki.authority import certificate_validity
 
 
@@ -64,10 +65,17 @@ class TestCertificates:
 
     def test_everything_is_private(self, tmp_path: Path) -> None:
         found = state(tmp_path).certificates("prod", time.time())
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(found.server_file)
+        load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), found.server_certificate_pem, found.server_key_pem)
         for path in (tmp_path / "state").rglob("*"):
             assert path.stat().st_mode & 0o077 == 0, path
         assert "PRIVATE" not in repr(found)
+
+    def test_a_start_does_not_touch_the_server_key_of_another(self, tmp_path: Path) -> None:
+        state(tmp_path).certificates("prod", time.time())
+        before = {path: path.stat() for path in (tmp_path / "state").rglob("*.*") if path.suffix != ".lock"}
+        state(tmp_path).certificates("prod", time.time())
+        after = {path: path.stat() for path in before}
+        assert [path for path in before if before[path].st_ino != after[path].st_ino] == []
 
 
 class TestPorts:
