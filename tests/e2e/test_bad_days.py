@@ -59,9 +59,11 @@ def world(api: ApiServer, door: Door, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def alice(world: World) -> Client:
+def alice(world: World) -> Iterator[Client]:
     """The client that lives through all of it and is never restarted."""
-    return world.start_client(ALICE)
+    client = world.start_client(ALICE)
+    yield client
+    client.process.stop()  # first: a relay waits for sessions
 
 
 @pytest.fixture
