@@ -313,9 +313,13 @@ class CredentialKeeper:
         how = "make one with `arcbridge --role relay token create` and put it into join_token_file"
         if self._token_file is None:
             raise ConfigError(f"join_token_file: {why} and needs a join token; {how}")
+        if not self._token_file.exists():
+            raise ConfigError(
+                f"join_token_file: {why} and {self._token_file} does not exist: it needs a join token; {how}"
+            )
         token = _read(self._token_file, "join_token_file").strip()
         if not token:
-            raise ConfigError(f"join_token_file: {self._token_file} is empty; {how}")
+            raise ConfigError(f"join_token_file: {why} and {self._token_file} is empty: it needs a join token; {how}")
         return token
 
     def _checked(self, answer: dict[str, Any], key_pem: str) -> tuple[str, str]:
@@ -341,4 +345,5 @@ def _read(path: Path, setting: str) -> str:
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: {path} cannot be read: {type(error).__name__}") from error
+        why = getattr(error, "strerror", None) or "it is not ASCII text"
+        raise ConfigError(f"{setting}: {path} cannot be read: {why}") from error

@@ -172,7 +172,10 @@ async def test_ca_file(relay: FakeRelay, tmp_path: Path) -> None:
 MISSING: list[tuple[dict[str, Any], str]] = [
     ({"relay_ca_pin": ""}, "relay_ca_pin or relay_ca_file"),
     ({"join_token_file": None}, "join_token_file: the agent is not enrolled"),
-    ({"join_token_file": Path("/nowhere/token")}, "join_token_file: /nowhere/token cannot be read"),
+    (
+        {"join_token_file": Path("/nowhere/token")},
+        "the agent is not enrolled and /nowhere/token does not exist: it needs a join token; make one with",
+    ),
 ]
 
 

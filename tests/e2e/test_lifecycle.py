@@ -262,7 +262,8 @@ def test_a_lapsed_agent_comes_back_with_a_join_token(
         again = agent_again(world, wait=False)
         assert again.wait() == ExitCode.USAGE
         (line,) = [line for line in again.output("stderr").splitlines() if line.startswith("error: ")]
-        assert "join token" in line
+        assert "certificate has lapsed" in line
+        assert "make one with `arcbridge --role relay token create`" in line
         token, _ = world.join_token()
         join_token.write_text(token)
         back = agent_again(world)
