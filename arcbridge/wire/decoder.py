@@ -101,14 +101,18 @@ class Decoder:
                 if length > MAX_DATA:
                     raise RemoteProtocolError(f"a DATA frame of {length} bytes, more than {MAX_DATA}")
                 into = sink.data_begins(stream_id, length)
+                after = at + length
+                if after <= end:  # the common case: the whole frame is here, and nothing of it is kept
+                    if into is not None and length:
+                        into(data[at:after])
+                    at = after
+                    continue
                 # Kept before it is called: the sink may reset its own stream (`abandon`).
                 self._into, self._stream_id = into, stream_id
-                take = min(length, end - at)
-                if take and into is not None:
-                    into(data[at : at + take])
-                self._left = length - take
-                at += take
-                continue
+                if at < end and into is not None:
+                    into(data[at:end])
+                self._left = after - end
+                break
             largest = LARGEST.get(kind)
             if largest is None:
                 if kind < IGNORABLE_FROM:
