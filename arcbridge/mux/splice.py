@@ -42,6 +42,7 @@ class SocketSplice(asyncio.Protocol):
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._send, self._recv_into = sock.send, sock.recv_into  # bound once: these are called for every frame
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
@@ -65,15 +66,16 @@ class SocketSplice(asyncio.Protocol):
         """Payload from the stream: straight into the socket, the rest waits and pauses the stream."""
         if self._write_over or self._closed:
             return
-        self._down += len(view)
+        size = len(view)
+        self._down += size
         try:
-            sent = self._sock.send(view)
+            sent = self._send(view)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self._fail(error)
             return
-        if sent < len(view):
+        if sent < size:
             self._pending = bytes(view[sent:])
             cast(StreamTransport, self._stream).pause_reading()
             self._loop.add_writer(self._sock, self._writable)
@@ -108,13 +110,14 @@ class SocketSplice(asyncio.Protocol):
 
     def _readable(self) -> None:
         try:
-            count = self._sock.recv_into(buffer.BUFFER)
+            count = self._recv_into(buffer.BUFFER)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._fail(error)
             return
-        stream = cast(StreamTransport, self._stream)
+        stream = self._stream
+        assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
         if count:
             self._up += count
             stream.write(buffer.VIEW[:count])
@@ -128,7 +131,7 @@ class SocketSplice(asyncio.Protocol):
 
     def _writable(self) -> None:
         try:
-            sent = self._sock.send(self._pending)
+            sent = self._send(self._pending)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
