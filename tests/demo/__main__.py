@@ -79,8 +79,8 @@ def backend(directory: Path) -> Iterator[Backend]:
         cluster = Cluster(directory=directory / "cluster")
     except Unavailable as error:
         say(f"no real API server on this machine: {error}")
-        with demonstration_api(directory) as api:
-            yield api
+        with demonstration_api(directory) as demonstration:
+            yield demonstration
         return
     with cluster:
         cluster.grant("edit", group="platform")
@@ -180,18 +180,29 @@ def commands(script: Script, world: World, kind: str) -> Client:
 
 
 def show_hops(world: World) -> None:
-    """What each process wrote of one and the same session."""
+    """What each process wrote of one and the same session, in the order it happened."""
     records = world.audit_records()
     if not records:
         return
     session = str(records[0].get("session", ""))
-    print(f"\n{BOLD}The first session ({session}) as each process saw it{PLAIN}")
+    lines: list[tuple[str, str, dict[str, object]]] = []
     for name, process in (("client", world.processes[2]), ("relay", world.relay), ("agent", world.agent)):
-        lines = [line for line in process.output("stderr").splitlines() if session and session in line]
-        for line in lines[:3]:
-            print(f"  {name:7}{line[:200]}")
-    for record in records[:4]:
-        print(f"  audit  {json.dumps(record)[:240]}")
+        for line in process.output("stderr").splitlines():
+            if session in line and line.startswith("{"):
+                entry = json.loads(line)
+                lines.append((str(entry["timestamp"]), name, entry))
+    print(f"\n{BOLD}The first session, {session}, as each process logged it{PLAIN}")
+    for timestamp, name, entry in sorted(lines, key=lambda one: one[0])[:6]:
+        rest = {key: value for key, value in entry.items() if key in ("user", "subject", "source", "instance", "mode")}
+        shown = ", ".join(f"{key} {value}" for key, value in rest.items())
+        print(f"  {timestamp[11:23]}  {name:7}{entry['event']} ({shown})")
+    print(f"{BOLD}and the agent's audit of its requests (request id, who, what, the API server's answer){PLAIN}")
+    for record in [record for record in records if record.get("session") == session][:6]:
+        what = record.get("resource") or f"/{record.get('path', '')}"
+        print(
+            f"  {str(record['ts'])[11:23]}  {record['request']}  {record['user']}  {record['verb']} {what}  "
+            f"{record.get('status', record.get('outcome'))}"
+        )
 
 
 def main() -> int:
@@ -200,8 +211,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="stop after the last command")
     options = parser.parse_args()
     end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: (end.set(), _interrupt())[0])
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: everything started here ends
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcbridge-demo-")))
         where = stack.enter_context(backend(directory / "backend"))
@@ -221,18 +231,23 @@ def main() -> int:
             print("\n".join(f"  {failure}" for failure in script.failures))
             return 1
         print(
-            f"\n{GREEN}Every answer was as it should be.{PLAIN} The path: kubectl -> client -> relay -> agent -> API server."
+            f"\n{GREEN}Every answer was as it should be.{PLAIN}\n"
+            "The path of each: kubectl -> client -> relay -> agent -> API server."
         )
         if options.once:
             return 0
         print(f"\nFrom another terminal, as alice:\n\n  export KUBECONFIG={client.kubeconfig}")
-        print(f"  {script.kubectl} get namespaces\n\nLogs: {world.logs}\nCtrl-C ends it and leaves nothing behind.")
+        print(f"  {script.kubectl} get namespaces")
+        if where.kind == "given":
+            print("\nalice may do little there; to let her look around, with your own credentials:\n")
+            print("  kubectl create clusterrolebinding arcbridge-demo --clusterrole=view --group=platform")
+        print(f"\nLogs: {world.logs}\nCtrl-C ends it and leaves nothing behind.")
         sys.stdout.flush()
         end.wait()
     return 0
 
 
-def _interrupt() -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -1,0 +1,44 @@
+"""`make run` itself: with the demonstration API, which every machine can have, up to Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ManagedProcess
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def scratch() -> Path:
+    """A short path: the demonstration's temporary directories are made, and must be gone, in here."""
+    return Path(tempfile.mkdtemp(prefix="arcbridge-"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_shows_kubectl_and_leaves_nothing_behind(scratch: Path, tmp_path: Path, number: signal.Signals) -> None:
+    environment = {
+        "PATH": str(scratch),  # no Go, so no real API server
+        "XDG_CACHE_HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "KUBECONFIG": None,
+        "KUBEBUILDER_ASSETS": None,
+    }
+    with ManagedProcess([sys.executable, "-m", "tests.demo"], log_dir=tmp_path, env=environment, cwd=ROOT) as demo:
+        demo.wait_for_line("a small demonstration API", timeout=60)
+        demo.wait_for_line("Ctrl-C ends it", timeout=60)
+        output = demo.output("stdout")
+        assert "alice@example.com" in output
+        assert "not as it should be" not in output
+        pids = [int(pid) for pid in re.findall(r"(?:relay|agent): pid (\d+)", output)]
+        assert len(pids) == 2
+        demo.signal(number)
+        assert demo.wait(30) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert [path.name for path in scratch.iterdir() if "demo" in path.name or "world" in path.name] == []
