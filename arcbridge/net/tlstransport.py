@@ -77,6 +77,7 @@ class TlsTransport(asyncio.Transport):
         self._on_handshake = on_handshake
         self._state = _State.HANDSHAKE
         self._reading = False
+        self._reading_on = False
         self._paused = False
         self._peer_over = False
         """The peer's close_notify was read."""
@@ -256,34 +257,47 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
+        """Read, and look again soon: for a socket in error, data or not, uvloop calls once and then never again."""
+        if self._read() and not self._reading_on:
+            self._reading_on = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._reading_on = False
+        if self._reading:  # else whoever starts reading again hears of the error anew
+            self._readable()
+
+    def _read(self) -> bool:
+        """Take bytes from the socket; whether there were any."""
         try:
             count = self._sock.recv_into(buffer.BUFFER)
         except (BlockingIOError, InterruptedError):
             if self._failed is not None:
                 self._lose(self._failed)
-            return
+            return False
         except OSError as error:
             self._lose(error)
-            return
+            return False
         if self._state in (_State.FLUSHING, _State.LINGERING):
             if not count:
                 self._peer_ended()
-            return
+            return bool(count)
         if not count:
             if self._state is _State.HANDSHAKE:
                 self._lose(ConnectionAbortedError("ended within the TLS handshake"))
-                return
+                return False
             self._stop_reading()
             self._socket_over = True
             self._deliver()  # what OpenSSL holds comes first, and its close_notify may be among it
-            return
+            return False
         if self._peer_over:
-            return  # TLS is over in this direction: whatever this is, it is not kept
+            return True  # TLS is over in this direction: whatever this is, it is not kept
         self._incoming.write(buffer.VIEW[:count])
         if self._state is _State.HANDSHAKE:
             self._advance_handshake()
         else:
             self._deliver()
+        return True
 
     def _peer_ended(self) -> None:
         """The peer's FIN while we close: once ours is out, nothing is left to wait for."""
@@ -303,7 +317,7 @@ class TlsTransport(asyncio.Transport):
         if self._failed is None:
             return
         while self._state is _State.OPEN and not self._paused and not self._socket_over:
-            self._readable()  # until the kernel has nothing more
+            self._read()  # until the kernel has nothing more
         if self._state is _State.OPEN and not self._paused:
             self._lose(self._failed)
 

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+async def faults() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the loop's exception handler got, which a test has to take out. No descriptor, reader or timer is left."""
+    loop = asyncio.get_running_loop()
+    found: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: found.append(context))
+    gc.collect()
+    before = _descriptors()
+    yield found
+    gc.collect()
+    await asyncio.sleep(0)
+    assert found == []
+    assert _descriptors() == before
+    if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop shows neither
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
+        assert list(loop._selector.get_map()) == [loop._ssock.fileno()]  # type: ignore[attr-defined]
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,505 @@
+"""What TlsTransport promises about the end: nothing is lost, a cut is no end, and nobody waits longer than needed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from arcbridge.mux.splice import reset_transport
+from arcbridge.net import tlstransport
+from arcbridge.net.tlstransport import TlsTransport, accept_tls
+from tests.net.tlsends import (
+    NAME,
+    PATIENCE,
+    BufferedRecorder,
+    Recorder,
+    against,
+    client_context,
+    linked,
+    server_context,
+    tcp,
+)
+
+pytestmark = pytest.mark.usefixtures("faults")
+both_sides = pytest.mark.parametrize("ours", ["server", "client"])
+both_protocols = pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
+MUCH = random.Random(5).randbytes(5_000_000)
+
+
+class Fickle(socket.socket):
+    """A socket that takes nothing on demand."""
+
+    full = False
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.full:
+            raise BlockingIOError
+        return super().send(data, flags)
+
+
+def raw_of(tls: ssl.SSLSocket) -> socket.socket:
+    """The TCP socket below, which now has no TLS any more."""
+    raw = socket.socket(fileno=tls.detach())
+    raw.settimeout(PATIENCE)
+    return raw
+
+
+def read_all(tls: ssl.SSLSocket, size: int = 65_536) -> bytes:
+    """Until close_notify; raises ssl.SSLEOFError where the connection just ends."""
+    data = bytearray()
+    while piece := tls.recv(size):
+        data += piece
+    return bytes(data)
+
+
+# -- our end ----------------------------------------------------------------------------------------------------------
+
+
+@both_sides
+async def test_a_slow_reader_that_keeps_sending_gets_everything(ours: str) -> None:
+    """The bug of asyncio's transports: one ping after close_notify, and RST took the tail of the data with it."""
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        data = bytearray()
+        for turn in range(1_000_000):
+            tls.sendall(b"a ping of a WebSocket")
+            if turn % 20 == 0:
+                time.sleep(0.002)
+            piece = tls.recv(65_536)
+            if not piece:
+                break
+            data += piece
+        for _ in range(50):  # behind our close_notify, which OpenSSL has seen
+            tls.sendall(b"another ping")
+            time.sleep(0.001)
+        with raw_of(tls) as raw:
+            assert raw.recv(1) == b"", "FIN follows close_notify"
+        return bytes(data)
+
+    mine = Recorder()
+    sockets = tcp(send_buffer=32_768, receive_buffer=32_768)
+    transport, thread = await against(ours, mine, peer, sockets=sockets)
+    transport.write(MUCH)
+    transport.close()
+    assert transport.is_closing()
+    assert await thread == MUCH
+    assert await mine.end() is None
+    assert "eof" not in mine.calls
+
+
+async def test_a_peer_without_any_library_sees_close_notify_then_fin() -> None:
+    """TLS by hand over a raw socket: it reads slowly, sends all the time, and looks at each byte of the end."""
+
+    def peer(sock: socket.socket) -> bytes:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
+        data = bytearray()
+        over = False
+
+        def shake() -> bool:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                return False
+            return True
+
+        with sock:
+            while not shake():
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(10_000))
+            while True:
+                tls.write(b"ping")
+                sock.sendall(outgoing.read())
+                piece = sock.recv(40_000)
+                if not piece:
+                    assert over, "FIN without close_notify"
+                    assert not incoming.pending
+                    return bytes(data)
+                incoming.write(piece)
+                try:
+                    while part := tls.read(20_000):
+                        data += part
+                    over = True
+                except ssl.SSLWantReadError:
+                    continue
+
+    near, far = tcp(send_buffer=32_768, receive_buffer=32_768)
+    mine = Recorder()
+    transport = accept_tls(near, server_context(), mine)
+    thread = asyncio.ensure_future(asyncio.to_thread(peer, far))
+    await asyncio.shield(mine.made)
+    transport.pause_reading()  # what it sends must not stop the end
+    transport.write(MUCH)
+    transport.close()
+    assert await thread == MUCH
+    assert await mine.end() is None
+
+
+@both_sides
+async def test_the_end_comes_with_the_peers(ours: str) -> None:
+    """No lingering once the peer has ended, too."""
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        data = read_all(tls)
+        tls.sendall(b"goodbye")
+        tls.unwrap().close()
+        return data
+
+    mine = Recorder()
+    transport, thread = await against(ours, mine, peer)
+    transport.write(b"last words")
+    transport.close()
+    transport.close()
+    async with asyncio.timeout(tlstransport.LINGER / 2):
+        assert await thread == b"last words"
+        assert await mine.end() is None
+    assert mine.calls == ["made", "lost"]
+
+
+async def test_both_close_at_once() -> None:
+    mine, other = Recorder(), Recorder()
+    server, client = await linked(mine, other)
+    server.write(MUCH[:100])
+    client.write(MUCH[:100])
+    server.close()
+    client.close()
+    async with asyncio.timeout(tlstransport.LINGER / 2):
+        assert await mine.end() is None
+        assert await other.end() is None
+
+
+async def test_lingering_is_over_when_the_peer_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tlstransport, "LINGER", 0.05)
+    loop = asyncio.get_running_loop()
+    go_on = asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        return read_all(tls)
+
+    mine = Recorder()
+    transport, thread = await against("server", mine, peer)
+    transport.write(b"in the peer's kernel")
+    transport.close()
+    assert await mine.end() is None
+    go_on.set()
+    assert await thread == b"in the peer's kernel"
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_lingering_lasts_while_the_peer_lacks_bytes(patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kubectl logs | less`: everything is with our kernel, and the peer takes its time."""
+    monkeypatch.setattr(tlstransport, "LINGER", 0.02)
+    monkeypatch.setattr(tlstransport, "LINGER_MOST", 100.0 if patient else 0.1)
+    loop = asyncio.get_running_loop()
+    go_on = asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        return read_all(tls) if patient else b""
+
+    mine = Recorder()
+    transport, thread = await against("server", mine, peer, sockets=tcp(send_buffer=1_000_000, receive_buffer=4096))
+    transport.write(MUCH[:300_000])
+    assert transport.get_write_buffer_size() == 0, "the kernel has it all"
+    transport.close()
+    if patient:
+        await asyncio.sleep(0.3)  # many looks
+        assert not mine.lost.done()
+        go_on.set()
+        assert await thread == MUCH[:300_000]
+        assert await mine.end() is None
+    else:
+        assert await mine.end() is None
+        go_on.set()
+        await thread
+
+
+async def test_close_notify_that_waits_for_the_kernel_outlives_the_peers_fin() -> None:
+    plain, far = tcp()
+    near = Fickle(fileno=plain.detach())
+    near.setblocking(False)
+    loop = asyncio.get_running_loop()
+    half_closed = asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        tls.shutdown  # noqa: B018  # not this one: it would end TLS as well
+        with socket.socket(fileno=tls.fileno()) as same:
+            same.shutdown(socket.SHUT_WR)
+            same.detach()
+        loop.call_soon_threadsafe(half_closed.set)
+        return read_all(tls)
+
+    mine = Recorder(keep_open=True)
+    started = asyncio.Event()
+
+    def whole(tls: ssl.SSLSocket) -> bytes:
+        asyncio.run_coroutine_threadsafe(started.wait(), loop).result(PATIENCE)
+        return peer(tls)
+
+    transport, thread = await against("server", mine, whole, sockets=(near, far))
+    transport.write(b"before")
+    near.full = True
+    transport.close()
+    started.set()
+    await half_closed.wait()
+    await asyncio.sleep(0.05)
+    assert not mine.lost.done()
+    near.full = False
+    assert await thread == b"before"
+    assert await mine.end() is None
+
+
+@both_sides
+async def test_abort_is_immediate(ours: str) -> None:
+    def peer(tls: ssl.SSLSocket) -> str:
+        try:
+            return f"{len(read_all(tls))} bytes in order"
+        except (ssl.SSLEOFError, ConnectionError):
+            return "cut"
+
+    mine = Recorder()
+    transport, thread = await against(ours, mine, peer, sockets=tcp(send_buffer=8192, receive_buffer=8192))
+    transport.write(MUCH)
+    sock = transport.get_extra_info("socket")
+    transport.abort()
+    assert sock.fileno() == -1
+    assert transport.get_write_buffer_size() == 0
+    assert not mine.lost.done(), "told by the loop, not from within"
+    assert await mine.end() is None
+    transport.abort()
+    transport.close()
+    transport.write(b"late")
+    assert await thread == "cut"
+    assert mine.calls == ["made", "pause", "lost"]
+
+
+@pytest.mark.parametrize("when", ["open", "flushing", "lingering"])
+async def test_reset_transport_is_a_reset_at_the_peer(when: str) -> None:
+    loop = asyncio.get_running_loop()
+    go_on = asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        with raw_of(tls) as raw:
+            while raw.recv(65_536):
+                pass
+
+    mine = Recorder()
+    transport, thread = await against("server", mine, peer, sockets=tcp(send_buffer=8192, receive_buffer=8192))
+    if when == "flushing":
+        transport.write(MUCH)
+    if when != "open":
+        transport.close()
+        assert when in repr(transport)
+    reset_transport(transport)
+    reset_transport(transport)
+    go_on.set()
+    if when == "lingering":  # its FIN was there before
+        await asyncio.gather(thread, return_exceptions=True)
+    else:
+        with pytest.raises(ConnectionResetError):
+            await thread
+    assert await mine.end() is None
+
+
+# -- the peer's end ---------------------------------------------------------------------------------------------------
+
+
+@both_sides
+@both_protocols
+@pytest.mark.parametrize("size", [0, 100, 120_000, 2_000_000])
+async def test_a_peer_that_ends_in_order_while_we_are_paused(
+    ours: str, kind: Callable[..., Recorder], size: int
+) -> None:
+    sent = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        if size < 500_000:  # as much as the kernels hold
+            tls.sendall(MUCH[:size])
+            loop.call_soon_threadsafe(sent.set)
+        else:
+            loop.call_soon_threadsafe(sent.set)
+            tls.sendall(MUCH[:size])
+        tls.unwrap().shutdown(socket.SHUT_WR) if size else tls.unwrap().close()
+        return b""
+
+    mine = kind(pause=True)
+    transport, thread = await against(ours, mine, peer)
+    await sent.wait()
+    await asyncio.sleep(0.02)
+    assert mine.calls == ["made"]
+    assert mine.data == b""
+    transport.resume_reading()
+    assert await mine.end() is None
+    assert mine.data == MUCH[:size]
+    assert mine.calls == ["made", "eof", "lost"]
+    await thread
+
+
+@both_sides
+@both_protocols
+@pytest.mark.parametrize("size", [0, 100, 120_000])
+async def test_a_connection_that_just_ends_while_we_are_paused(
+    ours: str, kind: Callable[..., Recorder], size: int
+) -> None:
+    def peer(tls: ssl.SSLSocket) -> None:
+        tls.sendall(MUCH[:size])
+        raw_of(tls).close()
+
+    mine = kind(pause=True)
+    transport, thread = await against(ours, mine, peer)
+    await thread
+    assert mine.data == b""
+    transport.resume_reading()
+    assert isinstance(await mine.end(), ConnectionAbortedError)
+    assert mine.data == MUCH[:size]
+    assert mine.calls == ["made", "lost"], "a cut is no end"
+
+
+@both_sides
+@pytest.mark.parametrize("size", [0, 100, 600_000])
+async def test_a_reset_of_the_peer_is_an_error(ours: str, size: int) -> None:
+    """Bytes and RST may be one event; uvloop tells of that only once."""
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        tls.sendall(MUCH[:size])
+        with raw_of(tls) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    mine = Recorder(pause=size == 100)
+    transport, thread = await against(ours, mine, peer)
+    await thread
+    transport.resume_reading()
+    assert isinstance(await mine.end(), ConnectionResetError)
+    assert mine.data == MUCH[: len(mine.data)]
+    assert size > 100 or len(mine.data) == size
+    assert mine.calls == ["made", "lost"]
+
+
+@both_protocols
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_what_the_peer_said_before_it_left_is_delivered(kind: Callable[..., Recorder], in_order: bool) -> None:
+    """It ends and closes; we, paused, still write, and are told that nobody is there. What it had said counts."""
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        tls.sendall(MUCH[:120_000])
+        if in_order:
+            try:
+                tls.setblocking(False)
+                tls.unwrap()
+            except ssl.SSLWantReadError:
+                pass
+        raw_of(tls).close()
+
+    mine = kind(pause=True)
+    transport, thread = await against("server", mine, peer)
+    await thread
+    async with asyncio.timeout(PATIENCE):
+        while transport._failed is None:
+            transport.write(b"anybody there?")
+            await asyncio.sleep(0.001)
+    assert mine.calls == ["made"]
+    transport.write(MUCH)  # into the void
+    assert transport.get_write_buffer_size() == 0
+    transport.resume_reading()
+    error = await mine.end()
+    assert mine.data == MUCH[:120_000]
+    if in_order:
+        assert error is None
+        assert mine.calls == ["made", "eof", "lost"]
+    else:
+        assert isinstance(error, ConnectionError)
+        assert mine.calls == ["made", "lost"]
+
+
+async def test_one_that_reads_no_further_until_it_has_written_does_not_wait_for_ever() -> None:
+    """An echo, whose reading waits for its writing, which fails."""
+
+    class Echo(Recorder):
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.made.result().pause_reading()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.made.result().resume_reading()
+
+    loop = asyncio.get_running_loop()
+    go_on = asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> None:
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        tls.sendall(MUCH[:50_000])
+
+    mine = Echo()
+    transport, thread = await against("server", mine, peer, sockets=tcp(send_buffer=8192, receive_buffer=8192))
+    transport.write(MUCH)
+    assert mine.calls == ["made", "pause"]
+    go_on.set()
+    await thread
+    assert isinstance(await mine.end(), ConnectionError)
+    assert mine.calls in (["made", "pause", "resume", "lost"], ["made", "pause", "lost"])
+
+
+async def test_a_protocol_that_stays_after_the_peers_goodbye() -> None:
+    """`eof_received` is true: our direction goes on; what the peer sends outside of TLS is not kept."""
+    loop = asyncio.get_running_loop()
+    noisy, over = asyncio.Event(), asyncio.Event()
+
+    def peer(tls: ssl.SSLSocket) -> bytes:
+        tls.sendall(b"that is all")
+        try:
+            tls.setblocking(False)
+            tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        with raw_of(tls) as raw:
+            raw.sendall(b"\0" * 3_000_000)
+            raw.shutdown(socket.SHUT_WR)
+            loop.call_soon_threadsafe(noisy.set)
+            size = 0
+            while piece := raw.recv(65_536):
+                size += len(piece)
+            loop.call_soon_threadsafe(over.set)
+            return str(size).encode()
+
+    mine = Recorder(keep_open=True)
+    transport, thread = await against("client", mine, peer)
+    await mine.until(lambda: "eof" in mine.calls)
+    assert mine.data == b"that is all"
+    await noisy.wait()
+    await asyncio.sleep(0.02)
+    assert transport._incoming.pending < 300_000, "one read at most"
+    assert not transport.is_closing()
+    transport.write(MUCH[:200_000])
+    transport.close()
+    assert int(await thread) > 200_000
+    assert await mine.end() is None
+    assert mine.calls == ["made", "eof", "lost"]
+
+
+async def test_many_connections_leave_nothing() -> None:
+    """Descriptors are counted by the fixture: all ways to end, many times."""
+
+    async def one(n: int) -> None:
+        mine, other = Recorder(pause=n % 3 == 0), Recorder(pause=n % 5 == 0)
+        ends = await linked(mine, other)
+        for end in ends:
+            end.write(MUCH[: n * 1000])
+        ways: list[Callable[[TlsTransport], None]] = [TlsTransport.close, TlsTransport.abort, reset_transport]
+        ways[n % 3](ends[n % 2])
+        ends[n % 2 - 1].resume_reading()
+        await mine.end()
+        await other.end()
+        assert mine.calls.count("lost") == other.calls.count("lost") == 1
+
+    await asyncio.gather(*(one(n) for n in range(40)))

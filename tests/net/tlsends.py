@@ -1,0 +1,202 @@
+"""One end is a `TlsTransport`, the other a blocking TLS socket in a thread: a peer that nothing of ours has touched."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import trustme
+
+from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
+
+NAME = "end.test"
+PATIENCE = 8.0
+"""Seconds after which a test gives up."""
+T = TypeVar("T")
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@functools.cache
+def server_context(verify: ssl.VerifyMode = ssl.CERT_NONE, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # as all contexts here: nothing lies unread in a peer that only writes
+    authority().issue_cert(NAME).configure_cert(context)
+    authority().configure_trust(context)
+    context.verify_mode = verify
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+@functools.cache
+def client_context(alpn: tuple[str, ...] = (), *, certificate: bool = False, trusting: bool = True) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if trusting:
+        authority().configure_trust(context)
+    if certificate:
+        authority().issue_cert("jane.test").configure_cert(context)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
+    """(near, far): near is for a transport, far blocks. Buffers in bytes: near's sending one, far's receiving one."""
+    with socket.socket() as server:
+        if receive_buffer:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # accepted sockets have it, too
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    for sock in (near, far):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if send_buffer:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    near.setblocking(False)
+    far.settimeout(PATIENCE)
+    return near, far
+
+
+def blocking_tls(far: socket.socket, ours: str) -> ssl.SSLSocket:
+    """The peer's end of TLS where the transport is the `ours` ("server" or "client"); honest about a ragged end."""
+    if ours == "server":
+        return client_context().wrap_socket(far, server_hostname=NAME, suppress_ragged_eofs=False)
+    return server_context().wrap_socket(far, server_side=True, suppress_ragged_eofs=False)
+
+
+class Recorder(asyncio.Protocol):
+    """Remembers what it was told, in order."""
+
+    def __init__(self, *, pause: bool = False, keep_open: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        self.data = bytearray()
+        self.calls: list[str] = []
+        self.made: asyncio.Future[TlsTransport] = loop.create_future()
+        self.lost: asyncio.Future[BaseException | None] = loop.create_future()
+        self.pause = pause
+        """Pause from within `connection_made`."""
+        self.keep_open = keep_open
+        self.arrived = asyncio.Event()
+        self.at_most = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.calls.append("made")
+        assert isinstance(transport, TlsTransport)
+        if self.pause:
+            transport.pause_reading()
+        self.made.set_result(transport)
+
+    def data_received(self, data: bytes) -> None:
+        assert data, "nothing is no delivery"
+        assert "eof" not in self.calls, "bytes behind the end"
+        assert not self.lost.done()
+        self.data += data
+        self.at_most = max(self.at_most, len(data))
+        self.arrived.set()
+
+    def eof_received(self) -> bool:
+        self.calls.append("eof")
+        self.arrived.set()
+        return self.keep_open
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.calls.append("lost")
+        self.lost.set_result(exc)
+        self.arrived.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Until a condition on what was told holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.arrived.clear()
+                await self.arrived.wait()
+
+    async def end(self) -> BaseException | None:
+        """What `connection_lost` was called with."""
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.shield(self.lost)
+
+
+class BufferedRecorder(asyncio.BufferedProtocol):
+    """The same as a BufferedProtocol, with a buffer smaller than a TLS record."""
+
+    def __init__(self, **options: Any) -> None:
+        self.buffer = bytearray(5000)
+        self.of = Recorder(**options)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.of.data_received(bytes(self.buffer[:nbytes]))
+        self.buffer[:nbytes] = b"\xdb" * nbytes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of, name)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.of.connection_made(transport)
+
+    def eof_received(self) -> bool:
+        return self.of.eof_received()
+
+    def pause_writing(self) -> None:
+        self.of.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.of.resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.of.connection_lost(exc)
+
+
+async def against(
+    ours: str,
+    protocol: Recorder | BufferedRecorder,
+    peer: Callable[[ssl.SSLSocket], T],
+    *,
+    sockets: tuple[socket.socket, socket.socket] | None = None,
+) -> tuple[TlsTransport, asyncio.Future[T]]:
+    """A transport that is `ours` ("server" or "client"), and what `peer` returns, which runs in a thread."""
+    near, far = sockets or tcp()
+
+    def work() -> T:
+        with far, blocking_tls(far, ours) as tls:
+            return peer(tls)
+
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    if ours == "client":
+        return await connect_tls(near, client_context(), protocol, NAME), thread
+    transport = accept_tls(near, server_context(), protocol)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.shield(protocol.made)
+    return transport, thread
+
+
+async def linked(
+    server: asyncio.BaseProtocol, client: asyncio.BaseProtocol, **buffers: int
+) -> tuple[TlsTransport, TlsTransport]:
+    """(server's, client's): a transport at both ends."""
+    near, far = tcp(**buffers)
+    far.setblocking(False)
+    accepted = accept_tls(near, server_context(), server)
+    connected = await connect_tls(far, client_context(), client, NAME)
+    async with asyncio.timeout(PATIENCE):
+        while "handshake" in repr(accepted):
+            await asyncio.sleep(0)
+    return accepted, connected
