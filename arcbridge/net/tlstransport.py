@@ -72,6 +72,8 @@ class TlsTransport(asyncio.Transport):
         except BaseException:  # a context of the other side, a name that is none
             sock.close()
             raise
+        # Any writable buffer does, and then the answer is a number; the stub of `ssl` knows less.
+        self._read_into: Callable[[int, bytearray | memoryview], int] = self._tls.read  # type: ignore[assignment]
         self._protocol = protocol
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
@@ -85,6 +87,8 @@ class TlsTransport(asyncio.Transport):
         """The peer's FIN was read; OpenSSL may still hold bytes from before it."""
         self._failed: OSError | None = None
         """The peer takes nothing more; what it sent before that is still to be delivered."""
+        self._broken: ssl.SSLError | None = None
+        """What OpenSSL said of a record whose predecessors are still to be delivered."""
         self._scheduled = False
         self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
@@ -330,12 +334,13 @@ class TlsTransport(asyncio.Transport):
                     into = self._buffer_of(protocol)
                     if into is None:
                         return
-                    count = self._tls.read(len(into), into)
+                    count, more = self._decrypt(into)
                     if count and not self._guard(protocol.buffer_updated, count):
                         return
                     over = not count
                 else:
                     data = self._tls.read(_RECORD)
+                    more = self._incoming.pending > 0 or len(data) == _RECORD
                     if data and not self._guard(cast(asyncio.Protocol, self._protocol).data_received, data):
                         return
                     over = not data
@@ -353,8 +358,39 @@ class TlsTransport(asyncio.Transport):
                 self._peer_over = True
                 self._peer_said_goodbye()
                 return
+            if not more and not self._socket_over:
+                break  # OpenSSL would only raise SSLWantReadError, which costs as much as a small read
         if self._outgoing.pending:  # an answer of TLS itself, to a key update
             self._send_outgoing()
+
+    def _decrypt(self, into: bytearray) -> tuple[int, bool]:
+        """Fill `into` from as many records as there are; (how much, whether it is worth to ask again).
+
+        OpenSSL gives one record at a time, 16 KiB at most, and what is handed over at once leaves as one frame: the
+        fewer, the faster. 0 is the peer's end; raises as OpenSSL's `read`. An end or an error behind other records is
+        left to the next call: OpenSSL says an end again, but an error only once.
+        """
+        if self._broken is not None:
+            raise self._broken
+        read, incoming = self._read_into, self._incoming
+        size = len(into)
+        count = read(size, into)
+        if count == size or not incoming.pending:
+            return count, count == size
+        view = memoryview(into)  # a slice of a bytearray would be a copy
+        try:
+            while count < size:
+                if not incoming.pending:
+                    return count, False
+                more = read(size - count, view[count:])
+                if not more:
+                    break
+                count += more
+        except ssl.SSLWantReadError:
+            return count, False
+        except ssl.SSLError as error:
+            self._broken = error
+        return count, True
 
     def _buffer_of(self, protocol: asyncio.BufferedProtocol) -> bytearray | None:
         """Where the protocol wants the next bytes; None after the connection was lost for want of a place."""
