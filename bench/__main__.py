@@ -1,4 +1,4 @@
-"""`python -m bench [--quick]` runs the benchmark; `python -m bench report FILE.json` makes a report of a result."""
+"""`python -m bench [--quick | --full]` runs the benchmark; `python -m bench report FILE.json` reports on a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import peers, scenarios
 from bench.load.build import NoCompiler
-from bench.report import report
+from bench.report import OURS, report
 from bench.run import Plan, run
 from bench.scenarios import Effort
 
@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return _report(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure arcbridge beside its peers.")
-    parser.add_argument("--quick", action="store_true", help="the short list, under two minutes")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="the short list, under two minutes")
+    length.add_argument("--full", action="store_true", help="every system and scenario (the default)")
     parser.add_argument("--peers", default="", metavar="A,B", help=f"of {', '.join(peers.PEERS)}")
     parser.add_argument("--scenarios", default="", metavar="A,B", help=f"of {', '.join(scenarios.SCENARIOS)}")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (quick: 4, full: 7)")
@@ -56,8 +58,10 @@ def main(argv: list[str]) -> int:
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(report(result))
     print(out)
-    # A benchmark is not a test: slow is no failure. Nothing measured, or bytes that were wrong, is one.
-    return 1 if result["failures"] or not any(result["scenarios"].values()) else 0
+    # A benchmark is not a test: slow is no failure. Nothing measured, bytes that were wrong, or arcbridge itself
+    # missing, is one.
+    failed = result["failures"] or OURS in result["left_out"] or not any(result["scenarios"].values())
+    return 1 if failed else 0
 
 
 def _choose(

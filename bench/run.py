@@ -21,6 +21,9 @@ from bench.usage import resident_bytes
 
 MEMORY_ROLES = ("client", "relay", "agent")
 
+NO_PEERS = ("direct", "mux-chain")
+"""What is measured beside the others but is none of them: no proxy at all, and arcbridge's own hot path."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -104,11 +107,11 @@ def summary(runs: Sequence[Metrics]) -> dict[str, dict[str, Any]]:
 
 
 def best_peer(systems: dict[str, dict[str, Any]], metric: str, ours: str = "arcbridge") -> tuple[str, float] | None:
-    """The best system and its median, of those that are neither ours nor no proxy at all."""
+    """The best system and its median, of those that are peers at all."""
     found = [
         (name, float(metrics[metric]["median"]))
         for name, metrics in systems.items()
-        if name not in (ours, "direct") and metric in metrics
+        if name != ours and name not in NO_PEERS and metric in metrics
     ]
     if not found:
         return None

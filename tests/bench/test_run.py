@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import peers
 from bench.__main__ import main
 from bench.address import Address
 from bench.load.build import NoCompiler, build
@@ -97,14 +98,20 @@ def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
     assert journal[-2:] == ["stop a", "stop b"]
 
 
-def test_the_best_peer_is_neither_ours_nor_no_proxy() -> None:
+def test_the_best_peer_is_neither_ours_nor_a_yardstick() -> None:
     systems = {
         name: summary([{"per_s": rate, "p50_us": wait}])
-        for name, rate, wait in (("arcbridge", 9.0, 1.0), ("direct", 99.0, 0.1), ("x", 2.0, 5.0), ("y", 3.0, 7.0))
+        for name, rate, wait in (
+            ("arcbridge", 9.0, 1.0),
+            ("direct", 99.0, 0.1),
+            ("mux-chain", 12.0, 0.5),
+            ("x", 2.0, 5.0),
+            ("y", 3.0, 7.0),
+        )
     }
     assert best_peer(systems, "per_s") == ("y", 3.0)
     assert best_peer(systems, "p50_us") == ("x", 5.0)
-    assert best_peer({"direct": systems["direct"]}, "per_s") is None
+    assert best_peer({name: systems[name] for name in ("arcbridge", "direct", "mux-chain")}, "per_s") is None
 
 
 def test_the_command_writes_a_result_and_prints_its_path_last(
@@ -130,3 +137,33 @@ def test_an_unknown_system_is_an_error_that_names_the_known(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["--quick", "--peers", "teleport"])
     assert "openssh" in capsys.readouterr().err
+
+
+def test_without_arcbridge_itself_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Fake):
+        def __init__(self) -> None:
+            super().__init__("arcbridge", [], "it did not start")
+
+    monkeypatch.setitem(peers.PEERS, "arcbridge", Broken)
+    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "echo", "--out", str(tmp_path / "result.json")]
+    assert main(["--quick", *short, "--peers", "direct"]) == 0
+    assert main(["--quick", *short, "--peers", "arcbridge,direct"]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["left_out"] == {"arcbridge": "it did not start"}
+    assert list(result["scenarios"]["echo"]) == ["direct"], "the others were measured"
+
+
+def test_what_is_run_without_being_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def note(plan: Plan) -> dict[str, object]:
+        plans.append(plan)
+        raise NoCompiler("none")
+
+    monkeypatch.setattr("bench.__main__.run", note)
+    assert [main([mode]) for mode in ("--quick", "--full")] == [2, 2]
+    quick, full = [[peer.name for peer in plan.peers] for plan in plans]
+    assert quick == ["arcbridge", "openssh", "direct"]
+    assert full == list(peers.PEERS)
+    with pytest.raises(SystemExit):
+        main(["--quick", "--full"])
