@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
@@ -286,8 +287,8 @@ class TransportSplice(asyncio.BufferedProtocol):
             if (self._outer_eof or self._outer_closed) and exc is None:
                 self._stream.close()
             else:
-                # A socket's end without TLS's close_notify is a cut, not an end.
-                self._stream.abort(ResetCode.CANCELLED)
+                # A socket's end without TLS's close_notify is a cut, not an end; what came before it still counts.
+                self._stream.cut()
         self._finish_if_over()
 
     # -- called by the stream's side --------------------------------------------------------------------------------
@@ -316,7 +317,11 @@ class TransportSplice(asyncio.BufferedProtocol):
             self.outer.close()
         elif not self._outer_lost:
             self._error = self._error or exc
-            reset_transport(self.outer)
+            cut = getattr(self.outer, "cut", None)
+            if cut is not None and isinstance(exc, StreamReset) and exc.code == ResetCode.TRUNCATED:
+                cut()  # the peer gets what came before, then an end that is visibly none
+            else:
+                reset_transport(self.outer)
         self._finish_if_over()
 
     def _finish_if_over(self) -> None:

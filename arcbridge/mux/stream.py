@@ -36,6 +36,7 @@ class StreamTransport(asyncio.Transport):
 
     __slots__ = (
         "_closing",
+        "_cut_due",
         "_data_received",
         "_draining",
         "_eof_due",
@@ -73,6 +74,7 @@ class StreamTransport(asyncio.Transport):
         self._writer_paused = False
         self._reader_scheduled = False
         self._draining = False
+        self._cut_due: StreamReset | None = None
 
     def __repr__(self) -> str:
         return f"<StreamTransport session={self._session.label} {self._stream!r}>"
@@ -169,6 +171,17 @@ class StreamTransport(asyncio.Transport):
             return
         self._machine.reset(self._stream, code)
         self._lose(StreamReset(code))
+        self._session.act()
+
+    def cut(self) -> None:
+        """End because the source of what was written broke off: the peer gets all of it, then learns of the cut.
+
+        `connection_lost(StreamReset)` follows at once.
+        """
+        if self._lost:
+            return
+        self._machine.cut(self._stream)
+        self._lose(StreamReset(ResetCode.TRUNCATED))
         self._session.act()
 
     # -- asyncio.ReadTransport ------------------------------------------------------------------------------------
@@ -273,6 +286,11 @@ class StreamTransport(asyncio.Transport):
         if code == ResetCode.NO_ERROR and self._stream.receiving is ReceiveState.FINISHED:
             self.resume_writer()  # what it writes now is dropped: nobody wants it
             return
+        if code == ResetCode.TRUNCATED and self._stream.inbox and not self._closing:
+            self._cut_due = StreamReset(code)  # what came before it is delivered first
+            self._eof_due = True
+            self._schedule_reader()
+            return
         self._lose(StreamReset(code))
 
     def session_ended(self, error: ArcbridgeError) -> None:
@@ -346,7 +364,10 @@ class StreamTransport(asyncio.Transport):
         self._session.wake()
         if self._eof_due and not inbox and self.is_reading():
             self._eof_due = False
-            self._deliver_eof()
+            if self._cut_due is not None:
+                self._lose(self._cut_due)
+            else:
+                self._deliver_eof()
 
     def _deliver_eof(self) -> None:
         protocol = self._protocol

@@ -274,6 +274,11 @@ class Books:
                 stream.blocked = True  # whoever waits for the end is told, even if it never had to stop
                 parts.append(frame(FrameType.FIN, stream.id))
                 self._forget_if_over(stream)
+            elif stream.sending is SendState.CUTTING:
+                self.stats.resets_sent += 1
+                parts.append(frame(FrameType.RESET, stream.id, U32.pack(ResetCode.TRUNCATED)))
+                self._end_stream(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+                self._finish_drain_if_idle()
             if stream.blocked and stream.queued <= stream.low_water:
                 stream.blocked = False
                 self._writable.append(stream)

@@ -208,6 +208,9 @@ class Reception(Books):
         if stream is None:
             return
         self.stats.resets_received += 1
+        if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
+            stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
+            in_order = True
         self._end_stream(stream, keep_received=in_order)
         self._tell_reset(stream, code, local=False)
         self._finish_drain_if_idle()

@@ -213,6 +213,15 @@ class Session(Reception):
         if stream.id in self.streams:
             self._reset_stream(stream, code)
 
+    def cut(self, stream: Stream) -> None:
+        """End both directions because the source of our bytes broke off: them first, then RESET with TRUNCATED."""
+        if stream.id not in self.streams:
+            return
+        if stream.queued:
+            stream.sending = SendState.CUTTING
+        else:
+            self._reset_stream(stream, ResetCode.TRUNCATED)
+
     def consumed(self, stream: Stream, count: int) -> None:
         """The consumer has `count` more bytes of the stream: grant credit when enough has come together."""
         whole, own = self._window, stream.window

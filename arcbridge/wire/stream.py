@@ -5,7 +5,8 @@ Rules:
 1. A stream is opened by OPEN; after that each direction lives on its own.
 2. A direction ends in order exactly once, with FIN, after all its bytes; or with the stream, by RESET.
 3. RESET ends both directions at once. One exception makes an orderly close possible without waiting for the peer:
-   RESET with NO_ERROR after FIN says "I need nothing more": what the peer sent before FIN stays complete.
+   RESET with NO_ERROR after FIN says "I need nothing more": what the peer sent before FIN stays complete. Another one
+   keeps what came before a cut: RESET with TRUNCATED is sent behind the bytes and drops none of them at the receiver.
 4. The stream is forgotten when both directions are over. Frames that cross that moment are dropped and counted,
    their session credit is returned: a race is not an error.
 
@@ -13,8 +14,10 @@ Rules:
 sending half  on                          becomes
 ============  ==========================  ==========================================
 OPEN          `finish` with bytes queued  FINISHING (bytes first, then FIN)
-OPEN          `finish`, nothing queued    FINISHING, FINISHED when the FIN is taken
+OPEN          `finish`, nothing queued    FINISHED
+any but over  `cut` with bytes queued     CUTTING (bytes first, then RESET with TRUNCATED)
 FINISHING     last byte taken             FINISHED
+CUTTING       last byte taken             RESET
 any           RESET either way            RESET
 ============  ==========================  ==========================================
 
@@ -24,7 +27,7 @@ receiving half  on                  becomes
 OPEN            DATA                OPEN (within credit; else RESET with FLOW_CONTROL)
 OPEN            FIN                 FINISHED
 FINISHED        DATA, FIN           RESET with PROTOCOL
-any             RESET either way    RESET (NO_ERROR after FIN leaves it FINISHED)
+any             RESET either way    RESET (NO_ERROR after FIN, and TRUNCATED, leave it FINISHED)
 ==============  ==================  ==================================================
 """
 
@@ -42,6 +45,7 @@ class SendState(Enum):
 
     OPEN = "open"
     FINISHING = "finishing"
+    CUTTING = "cutting"
     FINISHED = "finished"
     RESET = "reset"
 
@@ -113,6 +117,7 @@ class Stream:
             self.receiving is not ReceiveState.OPEN
             and self.sending is not SendState.OPEN
             and self.sending is not SendState.FINISHING
+            and self.sending is not SendState.CUTTING
         )
 
     def deliver(self, view: memoryview) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from arcbridge.errors import StreamReset
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Recorder, connected, run
@@ -385,5 +386,36 @@ def test_a_stream_that_ends_before_it_is_attached_is_told_then(loop: str) -> Non
             assert not gone.got
             first.close()
             await turns()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("link", ["memory", "tls"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_cut_comes_behind_every_byte(loop: str, link: str) -> None:
+    """What was written before the source broke off is delivered, also to a slow reader; then comes the cut."""
+    data = bytes(range(256)) * 8192  # 2 MiB, more than the first window
+
+    async def main() -> None:
+        async with connected(link) as ends:
+            near, far = await ends.stream()
+            near.transport.write(data)
+            near.transport.cut()
+            received = bytearray()
+
+            async def read_on() -> None:
+                while True:
+                    received.extend(await far.read())
+
+            with pytest.raises(StreamReset) as caught:
+                await read_on()
+            assert received == data
+            assert caught.value.code == ResetCode.TRUNCATED
+            for _ in range(20):
+                await asyncio.sleep(0)
+            for session in (ends.client, ends.agent):
+                assert session.streams_open == 0
+                session._machine.assert_invariants()
+            assert ends.client._machine.unconsumed == ends.agent._machine.unconsumed == 0
 
     run(loop, main)

@@ -400,7 +400,7 @@ def _reset(protocol: KubeProtocol, error: Exception) -> NoReturn:
     """Ends the stream so that nobody takes what was sent for the whole."""
     transport = protocol.transport
     if isinstance(transport, StreamTransport):
-        transport.abort(ResetCode.TRUNCATED)
+        transport.cut()
     elif transport is not None:
         transport.abort()
     raise ConnectionResetError("the answer broke off") from error
