@@ -56,8 +56,7 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
-    monkeypatch.setattr("arcbridge.client.endpoint.LINGER", 0.3, raising=False)
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
     async with FarSide() as far, running(make(far, tmp_path)) as session:
         place = Place(far, session, StateDirectory(tmp_path / "state", tmp_path / "cache"))
         await place.endpoint.start()
