@@ -1,4 +1,4 @@
-"""One real cluster and one organisation for all end-to-end tests; each test gets clients of its own where it matters."""
+"""One real cluster and one organisation for all end-to-end tests; each gets clients of its own where it matters."""
 
 from __future__ import annotations
 
