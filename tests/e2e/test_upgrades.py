@@ -65,8 +65,8 @@ def test_exec_passes_stdin_and_its_end(kubectl: Kubectl, pod: str, protocol: dic
 
 def test_exec_on_a_terminal(kubectl: Kubectl, pod: str, protocol: dict[str, str]) -> None:
     with kubectl.start("exec", "-it", "-n", NAMESPACE, pod, "--", "sh", terminal=(31, 97), env=protocol) as shell:
-        shell.send("stty size; echo mark-$((40+2))\n")
-        shell.wait_for_line("31 97", timeout=20)
+        # kubectl tells the size in its own time: ask until it has.
+        shell.send('until [ "$(stty size)" = "31 97" ]; do sleep 0.05; done; echo mark-$((40+2))\n')
         shell.wait_for_line("mark-42", timeout=20)
         shell.send("exit 3\n")
         assert shell.wait(20) == 3
