@@ -280,7 +280,13 @@ class TlsTransport(asyncio.Transport):
                 self._lose(self._failed)
             return False
         except OSError as error:
-            self._lose(error)
+            if self._state is not _State.OPEN or self._peer_over:
+                self._lose(error)
+                return False
+            self._stop_reading()
+            self._socket_over = True
+            self._failed = self._failed or error
+            self._deliver()  # what OpenSSL holds comes first: uvloop may call this before `_deliver_held`
             return False
         if self._state in (_State.FLUSHING, _State.LINGERING):
             if not count:
