@@ -406,7 +406,7 @@ async def test_a_paused_reader_bounds_the_peer(ours: str, kind: Callable[..., Re
         await asyncio.sleep(0.1)
     assert 0 < sent[0] < whole // 2
     assert mine.data == b""
-    assert transport._incoming.pending == 0, "what is not wanted stays in the kernel"
+    assert transport._incoming.pending < 300_000, "but for the read that ended the handshake it stays in the kernel"
     transport.resume_reading()
     assert await mine.end() is None
     await thread
