@@ -8,6 +8,7 @@ connection). Neither looks at what it moves, and neither closes as if complete w
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
@@ -43,7 +44,8 @@ class SocketSplice(asyncio.Protocol):
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._send, self._recv_into = sock.send, sock.recv_into  # bound once: these are called for every frame
+        # Bound once: these are called for every frame.
+        self._send, self._recv_into, self._getsockopt = sock.send, sock.recv_into, sock.getsockopt
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
@@ -124,11 +126,29 @@ class SocketSplice(asyncio.Protocol):
             stream.write(buffer.VIEW[:count])
             if buffer.POISON:
                 buffer.poison(count)
+            # uvloop calls once for a socket in error, then never again: so ask for a reset that came with these bytes.
+            code = self._getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._read_the_rest(OSError(code, os.strerror(code)))
             return
         self.pause_writing()
         self._read_over = True
         stream.write_eof()
         self._close_if_over()
+
+    def _read_the_rest(self, error: OSError) -> None:
+        """The socket was reset: what its kernel still holds (no more than its receive buffer) comes before the cut."""
+        stream = cast(StreamTransport, self._stream)
+        while True:
+            try:
+                count = self._recv_into(buffer.BUFFER)
+            except OSError:
+                break
+            if not count:
+                break
+            self._up += count
+            stream.write(buffer.VIEW[:count])
+        self._fail(error)
 
     def _writable(self) -> None:
         try:
@@ -163,11 +183,11 @@ class SocketSplice(asyncio.Protocol):
             self._close(reset=False)
 
     def _fail(self, error: OSError) -> None:
-        """The socket broke: the stream is reset, never finished."""
+        """The socket broke: the stream is cut behind what was read, never finished."""
         self._error = self._error or error
         self._close(reset=True)
         if self._stream is not None and not self._stream_lost:
-            self._stream.abort(ResetCode.CANCELLED)
+            self._stream.cut()
 
     def _close(self, *, reset: bool) -> None:
         if not self._closed:

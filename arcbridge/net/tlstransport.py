@@ -30,6 +30,8 @@ HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""
 LINGER = 5.0
 """Seconds between two looks whether the peer has acknowledged everything; then nothing can be lost any more."""
+CUT_FIRST_LOOK = 0.005
+"""Seconds until the first look before a reset; then twice as long each time, up to LINGER."""
 LINGER_MOST = 4000.0
 """Seconds that a peer which reads nothing (`kubectl logs | less`) may take for the last bytes."""
 WRITE_HIGH = 256 * 1024
@@ -81,6 +83,8 @@ class TlsTransport(asyncio.Transport):
         self._reading = False
         self._reading_on = False
         self._paused = False
+        self._goodbye = True
+        """Whether our end is one in order, with close_notify."""
         self._peer_over = False
         """The peer's close_notify was read."""
         self._socket_over = False
@@ -133,6 +137,15 @@ class TlsTransport(asyncio.Transport):
 
     def close(self) -> None:
         """End in order: see the module's docstring. `connection_lost(None)` comes when the socket is closed."""
+        self._end()
+
+    def cut(self) -> None:
+        """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
+        if self._state is _State.OPEN:
+            self._goodbye = False
+        self._end()
+
+    def _end(self) -> None:
         if self._state is _State.HANDSHAKE:
             self._lose(None)
         elif self._failed is not None:
@@ -492,6 +505,9 @@ class TlsTransport(asyncio.Transport):
     def _say_goodbye(self) -> None:
         """Everything written is with the kernel: close_notify, then FIN."""
         self._state = _State.LINGERING
+        if not self._goodbye:
+            self._reset_when_received()
+            return
         try:
             self._tls.unwrap()
         except ssl.SSLError:
@@ -513,6 +529,20 @@ class TlsTransport(asyncio.Transport):
             return
         self._disarm()
         self._timer = self._loop.call_later(LINGER, self._linger)
+
+    def _reset_when_received(self) -> None:
+        """RST overtakes what is on its way, so it waits until the peer's kernel has everything (RFC 9293 §3.10.7)."""
+        self._disarm()
+        if _unacknowledged(self._sock) and self._lingered < LINGER_MOST:
+            wait = min(LINGER, max(CUT_FIRST_LOOK, self._lingered))
+            self._lingered += wait
+            self._timer = self._loop.call_later(wait, self._reset_when_received)
+            return
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # the connection is gone already
+        self._lose(None)
 
     def _linger(self) -> None:
         """Close once the peer's kernel has everything; what it sends to a closed socket can then do no harm."""

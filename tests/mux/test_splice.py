@@ -302,6 +302,35 @@ class Local(asyncio.Protocol):
         self.opened.set()
 
 
+@both_loops
+@pytest.mark.parametrize("size", [1, 50_000, 600_000])
+def test_bytes_that_come_together_with_a_reset(loop: str, size: int) -> None:
+    """uvloop tells of a socket in error once, bytes or not: the stream must not stay open for ever."""
+
+    async def main() -> None:
+        async with connected("memory") as ends:
+            near, far = await tcp_pair()
+            results: list[SpliceResult] = []
+            await send(far, b"x" * size)  # it fits into the kernel's buffers
+            cut(far)
+            ends.client.open("tcp:test", SocketSplice(near, results.append))
+            theirs = await ends.agent_handler.opened.get()
+            received = bytearray()
+
+            async def read_on() -> None:
+                while True:
+                    received.extend(await theirs.read())
+
+            with pytest.raises(StreamReset):
+                async with asyncio.timeout(8):
+                    await read_on()
+            assert set(received) <= {ord("x")}
+            await soon(lambda: bool(results))
+            assert results[0].error is not None
+
+    run(loop, main)
+
+
 @asynccontextmanager
 async def an_outer(tls: bool, *, link: str = "memory", **kwargs: Any) -> Any:
     server_context, client_context = tls_contexts()

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -503,3 +504,27 @@ async def test_many_connections_leave_nothing() -> None:
         assert mine.calls.count("lost") == other.calls.count("lost") == 1
 
     await asyncio.gather(*(one(n) for n in range(40)))
+
+
+@both_sides
+async def test_a_cut_comes_behind_every_byte_and_is_no_end(ours: str) -> None:
+    """What was written arrives, also at a slow reader; then the peer sees a reset, not close_notify and not FIN."""
+    started = threading.Event()
+
+    def peer(tls: ssl.SSLSocket) -> tuple[int, str]:
+        assert started.wait(10)
+        size = 0
+        try:
+            while data := tls.recv(65536):
+                size += len(data)
+        except (ConnectionResetError, ssl.SSLEOFError):  # OpenSSL has two words for it
+            return size, "cut"
+        return size, "end"
+
+    mine = Recorder()
+    transport, thread = await against(ours, mine, peer)
+    transport.write(MUCH)
+    transport.cut()
+    started.set()
+    assert await thread == (len(MUCH), "cut")
+    assert await mine.end() is None

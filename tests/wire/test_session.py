@@ -797,8 +797,11 @@ def test_m13_early_streams_beyond_the_limit_are_refused_for_another_try() -> Non
 
 
 def test_m13_a_stranger_keeps_little_and_not_for_long() -> None:
-    one = Scripted(Side.ACCEPTOR)
     flights = [hello(), AUTH, *(opening(2 * n + 1) for n in range(900)), data(1, FIRST_CREDIT)]
+    before = Scripted(Side.ACCEPTOR)
+    for flight in flights:  # what the interpreter keeps after a first time (specialised code) is not ours
+        before.machine.receive_data(memoryview(flight), before.now)
+    one = Scripted(Side.ACCEPTOR)
     tracemalloc.start()
     try:
         for flight in flights:
