@@ -32,7 +32,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Building the real parts takes minutes the first time, far beyond the deadline of any one test. Where they cannot be
+# built the tests that need them say so.
 test: lint
+	-@$(BIN)/python -m tests.support.cluster build --helm
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
