@@ -172,9 +172,26 @@ def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
             _add_flag(section, flag)
 
 
+def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -> None:
+    """Name a mistyped flag; argparse would take the word behind it for a sub-command and complain about that."""
+    flags = [*flags_of(role), *(flag for command in commands_of(role) for flag in command.flags)]
+    known = {"--help", *(name for flag in flags for name in flag.names)}
+    for argument in arguments:
+        if argument == "--":
+            return
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            import difflib  # on this path only
+
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            parser.error(f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
 def parse(arguments: Sequence[str], role: str, program: str = "arcbridge") -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
-    given = vars(build(role, program).parse_args(list(arguments)))
+    parser = build(role, program)
+    _refuse_unknown_flags(parser, arguments, role)
+    given = vars(parser.parse_args(list(arguments)))
     path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1) if given.get(f"command_{level}"))
     given.pop("command_0", None)
     return Invocation(role, path or DEFAULT_COMMAND[role], given)

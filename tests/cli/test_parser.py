@@ -99,3 +99,17 @@ def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
         parse(line.split(), "client")
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith("usage: arcbridge --role client")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--relays", "https://relay.example.com"], "unknown flag --relays; did you mean --relay?"),
+        (["--relays=x"], "unknown flag --relays; did you mean --relay?"),
+        (["--zzzzzzzzzz", "run"], "unknown flag --zzzzzzzzzz\n"),
+    ],
+)
+def test_a_mistyped_flag_is_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(arguments, "agent")
+    assert f"error: {said}" in capsys.readouterr().err
