@@ -83,9 +83,11 @@ def test_stop_asks_first_and_then_kills(tmp_path: Path) -> None:
 
 def test_a_terminal_has_a_size_and_echoes(tmp_path: Path) -> None:
     code = """
-import os, signal, sys
-signal.signal(signal.SIGWINCH, lambda *_: print(os.get_terminal_size(0)))
-print(os.isatty(0), os.get_terminal_size(0)); input('name? '); input()
+import os, signal
+# Blocked and waited for: a handler runs too late when the signal lands just before a read that then blocks.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+print(os.isatty(0), os.get_terminal_size(0)); input('name? ')
+signal.sigwait({signal.SIGWINCH}); print(os.get_terminal_size(0)); input()
 """
     with python(code, tmp_path, terminal=(24, 81)) as process:
         process.wait_for_line(r"True.*columns=81, lines=24")
