@@ -8,7 +8,8 @@ One interface in the relay's words, engines side by side (SQLite for one relay),
 2. A join token of N uses enrols exactly N keys, however many relays redeem it at once (threat E1). The key that used
    it may use it again for ten minutes, because its answer may have been lost on the way (E2).
 3. The first enrolment binds a cluster's name to the key of that cluster's CA (E5). Later enrolments need the same
-   key, so a lapsed cluster comes back as itself with a new join token, and nobody else can take its name.
+   key, so a lapsed cluster comes back as itself with a new join token, and nobody else can take its name. A name that
+   is not bound may be *adopted* instead; one that is bound, or revoked, never is.
 4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches (E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
 
@@ -125,6 +126,15 @@ class Registry(ABC):
     @abstractmethod
     async def cluster(self, name: str) -> ClusterRecord | None:
         """The record of `name`, revoked or not; None when it never enrolled."""
+
+    @abstractmethod
+    async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
+        """Bind `name` to this CA without a join token, as a record created at `when`; atomic.
+
+        For a cluster that enrolled at another relay of the same CA: the caller has found the pin of `ca_pem`, one
+        checked certificate, in a certificate that this CA signed for `name`. Only when no record is there: False when
+        there is one, revoked or not, of this CA or another; that one stays as it is, so read it and judge it.
+        """
 
     @abstractmethod
     async def clusters(self) -> list[ClusterRecord]:

@@ -227,6 +227,13 @@ class SqliteRegistry(Registry):
 
         return await self._run(select)
 
+    async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
+        check_cluster_name(name)
+        return await self._change(
+            "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+            (name, ca_pem, pin_of(ca_pem), when),
+        )
+
     async def clusters(self) -> list[ClusterRecord]:
         def select() -> list[ClusterRecord]:
             rows = self._durable.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters ORDER BY name").fetchall()

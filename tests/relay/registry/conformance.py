@@ -259,6 +259,62 @@ class RegistryConformance:
         with pytest.raises(EnrolmentRefused):
             await registry.redeem_join_token(again, KEY_A, cluster_ca("one").certificate_pem)
 
+    # Adoption.
+
+    async def test_an_unknown_cluster_is_adopted(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        assert await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        record = await other.cluster("prod")
+        assert record is not None
+        assert (record.name, record.ca_pem, record.ca_pin) == ("prod", cluster_ca().certificate_pem, cluster_ca().pin)
+        assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
+        assert (record.version, dict(record.labels), record.revoked, record.valid_since) == ("", {}, 0, 0)
+        assert await other.clusters() == [record]
+        # It is a cluster as any other: the same CA may enrol with a token, another may not.
+        clock.now += 5
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        with pytest.raises(EnrolmentRefused, match="another cluster CA"):
+            await other.redeem_join_token(token, KEY_A, cluster_ca("two").certificate_pem)
+        assert await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem) == record
+        await registry.seen("prod", clock.now, version="1")
+        assert await registry.revoke_cluster("prod")
+        assert await other.revocations() == {"prod"}
+
+    @pytest.mark.parametrize("revoked", [False, True])
+    async def test_a_known_cluster_is_not_adopted(self, registry: Registry, clock: Clock, revoked: bool) -> None:
+        await self.enrolled(registry)
+        await registry.seen("prod", clock.now, version="1")
+        if revoked:
+            await registry.revoke_cluster("prod")
+        before = await registry.cluster("prod")
+        for name in ("one", "two"):
+            assert not await registry.adopt("prod", cluster_ca(name).certificate_pem, clock.now + 5)
+        assert await registry.cluster("prod") == before
+
+    async def test_one_of_many_adopts(self, open_registry: Opener, clock: Clock) -> None:
+        relays = [await open_registry(), await open_registry()]
+        cas = [cluster_ca(), cluster_ca("two")]
+        attempts = [relays[n % 2].adopt("prod", cas[n // 2 % 2].certificate_pem, clock.now + n) for n in range(20)]
+        results = await asyncio.gather(*attempts)
+        assert sum(results) == 1
+        record = await relays[0].cluster("prod")
+        assert record is not None
+        winner = results.index(True)
+        assert (record.ca_pin, record.created) == (cas[winner // 2 % 2].pin, clock.now + winner)
+
+    async def test_an_adopted_cluster_is_there_after_a_restart(self, open_registry: Opener, clock: Clock) -> None:
+        registry = await open_registry()
+        await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        before = await registry.clusters()
+        await registry.close()
+        assert await (await open_registry()).clusters() == before
+
+    async def test_only_one_certificate_is_adopted(self, registry: Registry, clock: Clock) -> None:
+        for pem in ("", "nonsense", cluster_ca().certificate_pem + cluster_ca("two").certificate_pem):
+            with pytest.raises(ConfigError):
+                await registry.adopt("prod", pem, clock.now)
+        assert await registry.clusters() == []
+
     # Records.
 
     async def test_clusters_are_listed_by_name(self, registry: Registry) -> None:
@@ -311,6 +367,7 @@ class RegistryConformance:
         """J22, F7."""
         for call in (
             registry.cluster(name),
+            registry.adopt(name, cluster_ca().certificate_pem, clock.now),
             registry.seen(name, clock.now),
             registry.certificate_issued(name, clock.now),
             registry.revoke_cluster(name),
