@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,15 +78,53 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def fixed_port() -> int:
+    """A free port of 127.0.0.1 that stays ours while nobody listens on it: no outgoing connection is given it.
+
+    A port of the usual kind may be taken as the near end of any connection while its server is down, even of one to
+    that very port, which then is connected to itself.
+    """
+    setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(setting.read_text().split()[0]) if setting.exists() else 49_152
+    low, high = (15_000, min(first, 32_768)) if first >= 17_000 else (61_000, 65_000)
+    for port in random.sample(range(low, high), 200):
+        if port in _taken:
+            continue
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _taken.add(port)
+        return port
+    raise RuntimeError(f"no free port of 127.0.0.1 between {low} and {high}")
+
+
+_taken: set[int] = set()
+
+
 def arcbridge(*args: str) -> list[str]:
     """The command line of the executable, run by this interpreter."""
     return [sys.executable, "-m", "arcbridge", *args]
 
 
 class World:
-    """The organisation. Use as a context manager; `stop` ends every process and removes the directory."""
+    """The organisation. Use as a context manager; `stop` ends every process and removes the directory.
 
-    def __init__(self, api: ApiServer, *, cluster: str = CLUSTER, directory: Path | None = None) -> None:
+    With `relays=N` there are N relays, each with a data directory and a registry of its own, over one CA; the agents
+    and the clients are given them all. With `agents=N` there are N agents of the one cluster with one credential.
+    `relay`, `agent` and what belongs to them are those of the first.
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        *,
+        cluster: str = CLUSTER,
+        directory: Path | None = None,
+        relays: int = 1,
+        agents: int = 1,
+    ) -> None:
         self._own = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-world-")) if directory is None else directory
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -101,75 +142,160 @@ class World:
             clusters = ["*"]
             """
         )
-        self.relay_port = free_port()
-        self.relay_observe = free_port()
-        self.agent_observe = free_port()
+        self.relay_listens = [f"127.0.0.1:{fixed_port()}" for _ in range(relays)]
+        """Where each relay listens."""
+        self.agent_routes = list(self.relay_listens)
+        """The address of each relay as agents are given it and as it is in dial requests; set it before `start`."""
+        self.client_routes = list(self.relay_listens)
+        """The address of each relay as clients are given it; what starts later uses what is here then."""
+        self.relay_observes = [fixed_port() for _ in range(relays)]
+        self.agent_observes = [fixed_port() for _ in range(agents)]
+        self.relay_prefixes: list[tuple[str, ...]] = [()] * relays
+        """What each relay's command line begins with, such as `ip netns exec NAME`; the same for agents and clients."""
+        self.agent_prefixes: list[tuple[str, ...]] = [()] * agents
+        self.client_prefix: tuple[str, ...] = ()
         self.issuer: Issuer
-        self.relay: ManagedProcess
-        self.agent: ManagedProcess
+        self._relays: dict[int, ManagedProcess] = {}
+        self._agents: dict[int, ManagedProcess] = {}
         self.relay_pin = ""
         self._clients = 0
 
     @property
+    def relays(self) -> list[ManagedProcess]:
+        """The relays in order; each is the process that was started last."""
+        return [self._relays[i] for i in range(len(self.relay_listens))]
+
+    @property
+    def agents(self) -> list[ManagedProcess]:
+        """The agents in order; each is the process that was started last."""
+        return [self._agents[i] for i in range(len(self.agent_observes))]
+
+    @property
+    def relay(self) -> ManagedProcess:
+        """The first relay."""
+        return self._relays[0]
+
+    @relay.setter
+    def relay(self, process: ManagedProcess) -> None:
+        self._relays[0] = process
+
+    @property
+    def agent(self) -> ManagedProcess:
+        """The first agent."""
+        return self._agents[0]
+
+    @agent.setter
+    def agent(self, process: ManagedProcess) -> None:
+        self._agents[0] = process
+
+    @property
+    def relay_port(self) -> int:
+        """The first relay's port."""
+        return int(self.relay_listens[0].rpartition(":")[2])
+
+    @property
+    def relay_observe(self) -> int:
+        """The port of the first relay's metrics and health."""
+        return self.relay_observes[0]
+
+    @property
+    def agent_observe(self) -> int:
+        """The port of the first agent's metrics and health."""
+        return self.agent_observes[0]
+
+    @property
     def relay_url(self) -> str:
-        """What agents and clients are given."""
-        return f"https://127.0.0.1:{self.relay_port}"
+        """The first relay as clients are given it."""
+        return f"https://{self.client_routes[0]}"
 
     @property
     def relay_config(self) -> Path:
-        """The relay's configuration file."""
-        return self.directory / "relay" / "relay.toml"
+        """The first relay's configuration file."""
+        return self.config_of("relay", 0)
 
     @property
     def agent_config(self) -> Path:
-        """The agent's configuration file."""
-        return self.directory / "agent" / "agent.toml"
+        """The first agent's configuration file."""
+        return self.config_of("agent", 0)
 
     @property
     def audit_log(self) -> Path:
-        """The agent's audit log."""
-        return self.directory / "agent" / "audit.jsonl"
+        """The first agent's audit log."""
+        return self.agent_config.parent / "audit.jsonl"
+
+    def config_of(self, role: str, index: int) -> Path:
+        """The configuration file of a relay or an agent."""
+        return self.directory / (role if index == 0 else f"{role}-{index}") / f"{role}.toml"
 
     # -- starting ---------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Issuer, relay, agent, in this order; each is ready when the next starts."""
+        """Issuer, relays, agents, in this order; each is ready when the next starts."""
         self.start_issuer()
-        self.start_relay()
-        self.start_agent()
+        for index in range(len(self.relay_listens)):
+            self.start_relay(index)
+        for index in range(len(self.agent_observes)):
+            self.start_agent(index)
         return self
 
     def start_issuer(self) -> None:
         """The organisation's OIDC issuer."""
         self.issuer = Issuer(self.directory / "issuer")
 
-    def start_relay(self, *, extra: str = "") -> ManagedProcess:
-        """A relay on loopback, configured as config/relay.toml documents."""
-        directory = self.relay_config.parent
+    def start_relay(self, index: int = 0, *, extra: str = "", wait: bool = True) -> ManagedProcess:
+        """A relay on loopback, configured as config/relay.toml documents; again on the same port and data if it was
+        there before. `wait`: until it is ready."""
+        config = self.config_of("relay", index)
+        directory = config.parent
         directory.mkdir(exist_ok=True)
+        if index and not (directory / "data").exists():
+            self._share_relay_ca(directory / "data")
         (directory / "authentication.yaml").write_text(self.authentication(RELAY_AUDIENCE))
         (directory / "policy.toml").write_text(self.policy)
-        self.relay_config.write_text(
+        config.write_text(
             textwrap.dedent(
                 f"""\
-                listen = "127.0.0.1:{self.relay_port}"
-                public_address = "127.0.0.1:{self.relay_port}"
+                listen = "{self.relay_listens[index]}"
+                public_address = "{self.agent_routes[index]}"
                 data_dir = "data"
                 authentication = "authentication.yaml"
                 policy = "policy.toml"
 
                 [observe]
-                listen = "127.0.0.1:{self.relay_observe}"
+                listen = "127.0.0.1:{self.relay_observes[index]}"
                 """
             )
             + extra
         )
-        self.relay = self._start("relay", arcbridge("--role", "relay", "--config", str(self.relay_config)))
-        self.relay.wait_for_url(f"http://127.0.0.1:{self.relay_observe}/readyz", timeout=30)
-        return self.relay
+        argv = [*self.relay_prefixes[index], *arcbridge("--role", "relay", "--config", str(config))]
+        self._relays[index] = self._start(_numbered("relay", index), argv)
+        if wait:
+            self.wait_for_relay(index)
+        return self._relays[index]
+
+    def wait_for_relay(self, index: int = 0, timeout: float = 30) -> None:
+        """Until a relay says that it is ready."""
+        self._relays[index].wait_for_url(f"http://127.0.0.1:{self.relay_observes[index]}/readyz", timeout=timeout)
+
+    def _share_relay_ca(self, data: Path) -> None:
+        """Give a relay that was never started the CA of the first, as the operator does."""
+        data.mkdir(mode=0o700)
+        for name in ("ca.key", "ca.crt"):
+            shutil.copy2(self.relay_config.parent / "data" / name, data / name)
+
+    def kill_relay(self, index: int = 0) -> None:
+        """SIGKILL: nobody is told."""
+        self._relays[index].kill()
+
+    def stop_relay(self, index: int = 0, timeout: float = 60) -> tuple[int, float]:
+        """SIGTERM, and no other signal; its exit status and the seconds it took. Raises `ProcessFailed`."""
+        began = time.monotonic()
+        self._relays[index].signal(signal.SIGTERM)
+        status = self._relays[index].wait(timeout)
+        return status, time.monotonic() - began
 
     def join_token(self, cluster: str | None = None) -> tuple[str, str]:
-        """A join token for the cluster and the relay CA's pin, from the relay's own command."""
+        """A join token for the cluster and the relay CA's pin, from the first relay's own command."""
         done = run(
             arcbridge(
                 *("--role", "relay", "token", "create", "--cluster", cluster or self.cluster),
@@ -180,13 +306,17 @@ class World:
         self.relay_pin = answer["relay_ca_pin"]
         return answer["token"], answer["relay_ca_pin"]
 
-    def start_agent(self, *, extra: str = "") -> ManagedProcess:
-        """An agent that enrols with a join token and reaches the API server with a credential of its own."""
-        directory = self.agent_config.parent
+    def start_agent(self, index: int = 0, *, extra: str = "", wait: bool = True) -> ManagedProcess:
+        """An agent that enrols with a join token and reaches the API server with a credential of its own. Those after
+        the first use what the first has enrolled, as the pods of a DaemonSet do."""
+        config = self.config_of("agent", index)
+        directory = config.parent
         directory.mkdir(exist_ok=True)
-        token, pin = self.join_token()
-        (directory / "join-token").write_text(token)
+        if index == 0 or not self.relay_pin:
+            token, _ = self.join_token()
+            (self.agent_config.parent / "join-token").write_text(token)
         (directory / "authentication.yaml").write_text(self.authentication(CLUSTER_AUDIENCE))
+        shared = "" if index == 0 else f"{self.agent_config.parent}/"
         api = self.api
         lines = [f'server = "{api.url}"']
         for key in ("ca_file", "token_file", "client_certificate_file", "client_key_file"):
@@ -195,22 +325,22 @@ class World:
         for name, (address, groups) in self.targets.items():
             lines += [f"[targets.{name}]", f'address = "{address}"', f"groups = {json.dumps(list(groups))}"]
         kubernetes = "\n".join(lines)
-        self.agent_config.write_text(
+        config.write_text(
             textwrap.dedent(
                 f"""\
-                relays = ["{self.relay_url}"]
-                relay_ca_pin = "{pin}"
-                join_token_file = "join-token"
+                relays = {json.dumps([f"https://{address}" for address in self.agent_routes])}
+                relay_ca_pin = "{self.relay_pin}"
+                join_token_file = "{shared}join-token"
                 authentication = "authentication.yaml"
 
                 [state]
-                directory = "state"
+                directory = "{shared}state"
 
                 [audit]
                 file = "audit.jsonl"
 
                 [observe]
-                listen = "127.0.0.1:{self.agent_observe}"
+                listen = "127.0.0.1:{self.agent_observes[index]}"
 
                 [kubernetes]
                 """
@@ -219,9 +349,15 @@ class World:
             + "\n"
             + extra
         )
-        self.agent = self._start("agent", arcbridge("--role", "agent", "--config", str(self.agent_config)))
-        self.agent.wait_for_url(f"http://127.0.0.1:{self.agent_observe}/readyz", timeout=30)
-        return self.agent
+        argv = [*self.agent_prefixes[index], *arcbridge("--role", "agent", "--config", str(config))]
+        self._agents[index] = self._start(_numbered("agent", index), argv)
+        if wait:
+            self.wait_for_agent(index)
+        return self._agents[index]
+
+    def wait_for_agent(self, index: int = 0, timeout: float = 30) -> None:
+        """Until an agent says that it is ready."""
+        self._agents[index].wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=timeout)
 
     # -- people -----------------------------------------------------------------------------------------------------
 
@@ -249,8 +385,9 @@ class World:
     def client_arguments(self, user: User, directory: Path) -> list[str]:
         """The flags that a person's client needs."""
         access, identity = self.login_files(user, directory)
+        relays = [word for address in self.client_routes for word in ("--relay", f"https://{address}")]
         return [
-            *("--role", "client", "--relay", self.relay_url, "--relay-ca-pin", self.relay_pin),
+            *("--role", "client", *relays, "--relay-ca-pin", self.relay_pin),
             *("--cluster", self.cluster, "--trust-first-use"),
             *("--access-token-file", str(access), "--id-token-file", str(identity)),
         ]
@@ -264,7 +401,8 @@ class World:
         environment = self.client_env(directory, env)
         kubeconfig = directory / "kubeconfig"
         arguments = [*self.client_arguments(user, directory), "--file", str(kubeconfig), "--port", "0", *extra]
-        process = self._start(f"client-{self._clients}", arcbridge(*arguments), env=environment)
+        argv = [*self.client_prefix, *arcbridge(*arguments)]
+        process = self._start(f"client-{self._clients}", argv, env=environment)
         client = Client(process, kubeconfig, directory, env=environment)
         if ready:
             client.port = int(process.wait_for_line(r"Proxy is listening on port (\d+)", timeout=30)[1])
@@ -289,7 +427,8 @@ class World:
         directory = self.directory / f"client-{self._clients}-{user.name}"
         port = free_port()
         arguments = [*self.client_arguments(user, directory), *extra, "forward", name, "--listen", f"127.0.0.1:{port}"]
-        process = self._start(f"forward-{self._clients}", arcbridge(*arguments), env=self.client_env(directory))
+        argv = [*self.client_prefix, *arcbridge(*arguments)]
+        process = self._start(f"forward-{self._clients}", argv, env=self.client_env(directory))
         process.wait_for_line(r"[Ff]orwarding", timeout=30)
         return process, port
 
@@ -300,7 +439,7 @@ class World:
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
         done = run(
-            arcbridge(*self.client_arguments(user, directory), *arguments),
+            [*self.client_prefix, *arcbridge(*self.client_arguments(user, directory), *arguments)],
             env={**os.environ, **self.client_env(directory)},
             check=check,
             timeout=timeout,
@@ -333,11 +472,13 @@ class World:
         )
 
     def audit_records(self) -> list[dict[str, object]]:
-        """The agent's audit records so far."""
-        if not self.audit_log.exists():
-            return []
-        text = self.audit_log.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """The agents' audit records so far."""
+        found: list[dict[str, object]] = []
+        for index in range(len(self.agent_observes)):
+            log = self.config_of("agent", index).parent / "audit.jsonl"
+            text = log.read_text() if log.exists() else ""
+            found += [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return found
 
     # -- ending -----------------------------------------------------------------------------------------------------
 
@@ -363,3 +504,8 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _numbered(name: str, index: int) -> str:
+    """The first one has no number: its logs keep the name they have where there is only one."""
+    return name if index == 0 else f"{name}-{index}"
