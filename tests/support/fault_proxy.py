@@ -1,0 +1,500 @@
+"""A TCP proxy that breaks things on purpose: cut, freeze, delay, swallow, flip, chop; by plan or by command.
+
+    with FaultProxy(("127.0.0.1", port), plan=lambda number: Plan(cut_up=300, how="fin")) as proxy:
+        ...                       # connect to proxy.address instead
+        proxy.freeze("down")      # and later: thaw, cut, swallow
+
+*Up* is from whoever dialled towards the target, *down* the other way. A plan is made for each connection when it is
+accepted (they are numbered from 0); commands act on the connections that are open, or on one of them. One thread does
+all of it, so a test may use the proxy from anywhere, with an event loop or without.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+Direction = Literal["up", "down"]
+How = Literal["fin", "rst"]
+
+READ = 64 * 1024
+HELD = 256 * 1024
+"""Bytes taken from a source and not passed on; beyond it the source feels that nobody reads."""
+LINGER = 5.0
+"""Seconds that the rest of a connection ended by FIN is read and dropped; what is left unread would make it a RST."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens to one connection. Offsets count the bytes of that direction that came before."""
+
+    cut_up: int | None = None
+    cut_down: int | None = None
+    """End both sides once exactly so many bytes of that direction were passed on, and another one waits."""
+    how: How = "rst"
+    freeze_up: int | None = None
+    freeze_down: int | None = None
+    """Pass on no more of that direction from this byte, until `thaw`."""
+    flip_up: int | None = None
+    flip_down: int | None = None
+    """Change one bit of this byte."""
+    delay_up: float = 0.0
+    delay_down: float = 0.0
+    """Seconds by which each byte of that direction is late."""
+    segment: int = 0
+    """Pass on at most so many bytes at a time; 0: as they come."""
+    silent: bool = False
+    """Accept, and never say or read anything, nor connect to the target."""
+    refuse: bool = False
+    """Accept, and reset at once."""
+
+    def offset(self, name: Literal["cut", "freeze", "flip"], direction: Direction) -> int | None:
+        """One of the offsets."""
+        found: int | None = getattr(self, f"{name}_{direction}")
+        return found
+
+    @staticmethod
+    def random_cut(rng: random.Random, up: int, down: int) -> Plan:
+        """A cut somewhere in the first `up` or `down` bytes, in either way."""
+        how: How = rng.choice(("fin", "rst"))
+        at = rng.randrange(up + down)
+        return Plan(cut_up=at, how=how) if at < up else Plan(cut_down=at - up, how=how)
+
+
+@dataclass(slots=True)
+class Passage:
+    """What is known of one connection."""
+
+    number: int
+    up: int = 0
+    down: int = 0
+    """Bytes passed on."""
+    open: bool = True
+    end: str = ""
+    """`planned`, `commanded`, `both ended`, `reset`, `unreachable` or `closed`."""
+
+
+class _Half:
+    """One direction of one connection."""
+
+    def __init__(self, direction: Direction, plan: Plan) -> None:
+        self.direction: Direction = direction
+        self.cut = plan.offset("cut", direction)
+        self.stop_at = plan.offset("freeze", direction)
+        self.flip = plan.offset("flip", direction)
+        self.delay = plan.delay_up if direction == "up" else plan.delay_down
+        self.segment = plan.segment
+        self.frozen = False
+        self.swallowing = False
+        self.queue: deque[tuple[float, bytearray]] = deque()
+        self.held = 0
+        self.taken = 0
+        self.passed = 0
+        self.ended = False
+        """The source has ended this direction."""
+        self.told = False
+        """So was the sink."""
+
+    def take(self, data: bytes, now: float) -> None:
+        """Bytes of the source."""
+        if self.swallowing:
+            return
+        chunk = bytearray(data)
+        if self.flip is not None and self.taken <= self.flip < self.taken + len(chunk):
+            chunk[self.flip - self.taken] ^= 0x10
+        self.taken += len(chunk)
+        self.held += len(chunk)
+        self.queue.append((now + self.delay, chunk))
+
+    def allowed(self) -> int:
+        """How many bytes may be passed on before something is to happen."""
+        bounds = [at - self.passed for at in (self.cut, self.stop_at) if at is not None]
+        return min([HELD, *bounds])
+
+
+class _Connection:
+    """Two sockets and the two directions between them."""
+
+    def __init__(self, passage: Passage, plan: Plan, near: socket.socket, far: socket.socket | None) -> None:
+        self.passage = passage
+        self.plan = plan
+        self.near = near
+        self.far = far
+        self.connecting = far is not None
+        self.up = _Half("up", plan)
+        self.down = _Half("down", plan)
+        self.lingering: float | None = None
+        """When the rest stops being read."""
+
+    @property
+    def halves(self) -> tuple[_Half, _Half]:
+        return self.up, self.down
+
+    def ends_of(self, half: _Half) -> tuple[socket.socket, socket.socket]:
+        """Source and sink."""
+        assert self.far is not None
+        return (self.near, self.far) if half is self.up else (self.far, self.near)
+
+
+class FaultProxy:
+    """The proxy. Use as a context manager, or `stop` it.
+
+    `make_near` and `make_far` make its sockets; those of a network namespace stay in it.
+    """
+
+    def __init__(
+        self,
+        target: tuple[str, int],
+        *,
+        plan: Callable[[int], Plan] = lambda number: Plan(),
+        listen: tuple[str, int] = ("127.0.0.1", 0),
+        make_near: Callable[[], socket.socket] = socket.socket,
+        make_far: Callable[[], socket.socket] = socket.socket,
+    ) -> None:
+        self.plan = plan
+        """Asked at each accept, in the proxy's thread."""
+        self._target = target
+        self._make_far = make_far
+        self._listening = make_near()
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listening.bind(listen)
+        self._listening.listen(256)
+        self._listening.setblocking(False)
+        host, port = self._listening.getsockname()[:2]
+        self.host, self.port = str(host), int(port)
+        self._selector = selectors.DefaultSelector()
+        self._wake_up, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._connections: list[_Connection] = []
+        self._passages: list[Passage] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="fault proxy")
+        self._thread.start()
+
+    # -- look -----------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """`host:port` to connect to."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def passages(self) -> list[Passage]:
+        """All connections so far, in order."""
+        with self._changed:
+            return list(self._passages)
+
+    @property
+    def passing(self) -> int:
+        """Connections that are open."""
+        with self._changed:
+            return sum(passage.open for passage in self._passages)
+
+    def wait(self, look: Callable[[], object], timeout: float = 15) -> None:
+        """Until `look` is true; asked again whenever something has passed. AssertionError at the deadline."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not look():
+                left = deadline - time.monotonic()
+                assert left > 0, f"not within {timeout} s; {self._passages}"
+                self._changed.wait(min(left, 0.2))
+
+    # -- command --------------------------------------------------------------------------------------------------
+
+    def freeze(self, *directions: Direction, number: int | None = None) -> None:
+        """Pass on nothing more of these directions (both, if none is named); the sockets stay open."""
+        self._on_halves(directions, number, lambda half: setattr(half, "frozen", True))
+
+    def thaw(self, *directions: Direction, number: int | None = None) -> None:
+        """Pass on what waits, and what comes; also where a plan has frozen."""
+
+        def thaw(half: _Half) -> None:
+            half.frozen = False
+            half.stop_at = None
+
+        self._on_halves(directions, number, thaw)
+
+    def swallow(self, *directions: Direction, number: int | None = None) -> None:
+        """Take what comes from now on and drop it: the source believes that it arrives."""
+        self._on_halves(directions, number, lambda half: setattr(half, "swallowing", True))
+
+    def delay(self, seconds: float, *directions: Direction, number: int | None = None) -> None:
+        """Let what comes from now on be late."""
+        self._on_halves(directions, number, lambda half: setattr(half, "delay", seconds))
+
+    def cut(self, how: How = "rst", *, number: int | None = None) -> int:
+        """End the open connections now; how many there were. What is held here is lost."""
+        count = 0
+
+        def cut() -> None:
+            nonlocal count
+            for connection in self._chosen(number):
+                count += connection.lingering is None
+                self._end(connection, how, "commanded")
+
+        self._call(cut)
+        return count
+
+    def stop(self) -> None:
+        """Stop listening, close everything (by RST) and end the thread; raises what went wrong in it."""
+        if not self._stopping:
+            self._stopping = True
+            self._wake_up.send(b"x")
+            self._thread.join(10)
+            assert not self._thread.is_alive()
+            self._wake_up.close()
+            self._woken.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _call(self, command: Callable[[], None]) -> None:
+        """Have the thread do it; returns when it is done."""
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                command()
+            finally:
+                done.set()
+
+        self._commands.append(run)
+        self._wake_up.send(b"x")
+        assert done.wait(10), f"the proxy does not answer: {self._failure!r}"
+
+    def _on_halves(
+        self, directions: tuple[Direction, ...], number: int | None, change: Callable[[_Half], None]
+    ) -> None:
+        def run() -> None:
+            for connection in self._chosen(number):
+                for half in connection.halves:
+                    if not directions or half.direction in directions:
+                        change(half)
+
+        self._call(run)
+
+    def _chosen(self, number: int | None) -> list[_Connection]:
+        return [one for one in self._connections if number is None or one.passage.number == number]
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._listening.close()
+            for connection in list(self._connections):
+                self._close(connection, "rst", "closed")
+            self._selector.close()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _turn(self) -> None:
+        """Wait for what each socket is wanted for, then do all that is possible."""
+        now = time.monotonic()
+        wanted: dict[socket.socket, int] = {
+            self._woken: selectors.EVENT_READ,
+            self._listening: selectors.EVENT_READ,
+        }
+        deadlines: list[float] = []
+        for connection in self._connections:
+            for sock, events in self._wanted(connection, now, deadlines).items():
+                wanted[sock] = wanted.get(sock, 0) | events
+        for key in list(self._selector.get_map().values()):
+            if key.fileobj not in wanted:
+                self._selector.unregister(key.fileobj)
+        for sock, events in wanted.items():
+            if sock not in self._selector.get_map():
+                self._selector.register(sock, events)
+            elif self._selector.get_key(sock).events != events:
+                self._selector.modify(sock, events)
+        timeout = max(0.0, min(deadlines) - now) if deadlines else None
+        ready = {key.fileobj: events for key, events in self._selector.select(timeout)}
+        if self._woken in ready:
+            self._woken.recv(1024)
+        while self._commands:
+            self._commands.popleft()()
+        now = time.monotonic()
+        for connection in list(self._connections):
+            self._serve(connection, ready, now)
+        if self._listening in ready:
+            self._accept()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wanted(self, connection: _Connection, now: float, deadlines: list[float]) -> dict[socket.socket, int]:
+        wanted: dict[socket.socket, int] = {}
+
+        def want(sock: socket.socket, event: int) -> None:
+            wanted[sock] = wanted.get(sock, 0) | event
+
+        if connection.far is None:
+            return wanted  # silent: its socket is not even read
+        if connection.connecting:
+            want(connection.far, selectors.EVENT_WRITE)
+            return wanted
+        if connection.lingering is not None:
+            deadlines.append(connection.lingering)
+        for half in connection.halves:
+            source, sink = connection.ends_of(half)
+            if not half.ended and (connection.lingering is not None or (not half.frozen and half.held < HELD)):
+                want(source, selectors.EVENT_READ)
+            if half.queue and not half.frozen and connection.lingering is None and self._passable(half):
+                due = half.queue[0][0]
+                if due <= now:
+                    want(sink, selectors.EVENT_WRITE)
+                else:
+                    deadlines.append(due)
+        return wanted
+
+    @staticmethod
+    def _passable(half: _Half) -> bool:
+        """Whether the next byte may go, or its turn is the one at which the connection is cut."""
+        return half.allowed() > 0 or half.cut == half.passed
+
+    def _accept(self) -> None:
+        try:
+            near, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        near.setblocking(False)
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._changed:
+            passage = Passage(len(self._passages))
+            self._passages.append(passage)
+        plan = self.plan(passage.number)
+        far = None
+        if not plan.silent and not plan.refuse:
+            far = self._make_far()
+            far.setblocking(False)
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = _Connection(passage, plan, near, far)
+        self._connections.append(connection)
+        if far is not None and (problem := far.connect_ex(self._target)) not in (0, errno.EINPROGRESS):
+            self._close(connection, "rst", f"unreachable: {errno.errorcode.get(problem, problem)}")
+        elif plan.refuse:
+            self._close(connection, "rst", "planned")
+
+    def _serve(self, connection: _Connection, ready: Mapping[Any, int], now: float) -> None:
+        far = connection.far
+        if far is None or not connection.passage.open:
+            return
+        if connection.connecting:
+            if ready.get(far, 0):
+                if problem := far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    self._close(connection, "rst", f"unreachable: {errno.errorcode.get(problem, problem)}")
+                connection.connecting = False
+            return
+        try:
+            for half in connection.halves:
+                source, sink = connection.ends_of(half)
+                if ready.get(source, 0) & selectors.EVENT_READ and not half.ended:
+                    self._read(connection, half, source, now)
+                if connection.lingering is None and not self._write(connection, half, sink, now):
+                    return
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(connection, "rst", "reset")
+            return
+        if connection.lingering is not None:
+            if all(half.ended for half in connection.halves) or now >= connection.lingering:
+                self._close(connection, "fin", connection.passage.end)
+        elif all(half.told for half in connection.halves):
+            self._close(connection, "fin", "both ended")
+
+    def _read(self, connection: _Connection, half: _Half, source: socket.socket, now: float) -> None:
+        data = source.recv(READ)
+        if not data:
+            half.ended = True
+        elif connection.lingering is None:
+            half.take(data, now)
+
+    def _write(self, connection: _Connection, half: _Half, sink: socket.socket, now: float) -> bool:
+        """Pass on what may go now; false when the connection was ended by that."""
+        while half.queue and not half.frozen and half.queue[0][0] <= now:
+            if half.cut == half.passed:
+                self._end(connection, connection.plan.how, "planned")
+                return False
+            most = half.allowed()
+            if most <= 0:
+                return True
+            due, chunk = half.queue[0]
+            try:
+                sent = sink.send(chunk[: min(most, half.segment or most)])
+            except BlockingIOError:
+                return True
+            half.passed += sent
+            half.held -= sent
+            with self._changed:
+                connection.passage.up, connection.passage.down = connection.up.passed, connection.down.passed
+            if sent == len(chunk):
+                half.queue.popleft()
+            else:
+                half.queue[0] = (due, chunk[sent:])
+        if half.ended and not half.queue and not half.told and not half.frozen:
+            half.told = True
+            sink.shutdown(socket.SHUT_WR)
+        return True
+
+    def _end(self, connection: _Connection, how: How, why: str) -> None:
+        """End both sides; by FIN: what they still send is read and dropped, for a while."""
+        if how == "rst" or connection.far is None or connection.connecting:
+            self._close(connection, how, why)
+            return
+        if connection.lingering is not None:
+            return
+        connection.lingering = time.monotonic() + LINGER
+        connection.passage.end = why
+        for sock in (connection.near, connection.far):
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._close(connection, "rst", why)  # gone already
+                return
+
+    def _close(self, connection: _Connection, how: How, why: str) -> None:
+        if not connection.passage.open:
+            return
+        self._connections.remove(connection)
+        with self._changed:  # before anybody can see it on the sockets
+            connection.passage.open = False
+            connection.passage.end = why
+        for sock in (connection.near, connection.far):
+            if sock is None:
+                continue
+            if sock in self._selector.get_map():
+                self._selector.unregister(sock)
+            if how == "rst":
+                reset(sock)
+            else:
+                sock.close()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket by RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

@@ -1,0 +1,287 @@
+"""The fault proxy does what its plan says, and only that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.fault_proxy import Direction, FaultProxy, How, Plan
+from tests.support.targets import EchoServer
+
+
+class Ends:
+    """A listening target, so that a test holds both ends of what goes through the proxy."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.target = ("127.0.0.1", int(self._listening.getsockname()[1]))
+        self._socks: list[socket.socket] = []
+
+    def connect(self, proxy: FaultProxy) -> tuple[socket.socket, socket.socket]:
+        """A connection through the proxy: who dialled, and the target's end."""
+        near = socket.create_connection((proxy.host, proxy.port), timeout=10)
+        self._listening.settimeout(10)
+        far, _ = self._listening.accept()
+        far.settimeout(10)
+        self._socks += [near, far]
+        return near, far
+
+    def close(self) -> None:
+        for sock in [self._listening, *self._socks]:
+            sock.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    ends.close()
+
+
+def sides(pair: tuple[socket.socket, socket.socket], direction: Direction) -> tuple[socket.socket, socket.socket]:
+    """Source and sink of a direction."""
+    near, far = pair
+    return (near, far) if direction == "up" else (far, near)
+
+
+def read_all(sock: socket.socket) -> tuple[bytes, str]:
+    """What comes until the end, and whether that was a FIN or a RST."""
+    received = bytearray()
+    try:
+        while data := sock.recv(65536):
+            received += data
+    except ConnectionResetError:
+        return bytes(received), "rst"
+    return bytes(received), "fin"
+
+
+def reset_at_once(proxy: FaultProxy) -> bool:
+    """Whether a connection is reset, be it while it is made."""
+    try:
+        with socket.create_connection((proxy.host, proxy.port), timeout=10) as sock:
+            return read_all(sock) == (b"", "rst")
+    except ConnectionResetError:
+        return True
+
+
+def exactly(sock: socket.socket, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count and (data := sock.recv(count - len(received))):
+        received += data
+    return bytes(received)
+
+
+def test_without_a_plan_every_byte_and_both_ends_pass(ends: Ends) -> None:
+    data = os.urandom(3_000_000)
+    with FaultProxy(ends.target) as proxy:
+        near, far = ends.connect(proxy)
+
+        def send() -> None:
+            near.sendall(data)
+            near.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert read_all(far) == (data, "fin")
+        sender.join()
+        far.sendall(b"after the half-close")
+        far.close()
+        assert read_all(near) == (b"after the half-close", "fin")
+        proxy.wait(lambda: proxy.passages[0].end)
+        passage = proxy.passages[0]
+        assert (passage.up, passage.down, passage.open, passage.end) == (len(data), 20, False, "both ended")
+
+
+def test_a_reset_passes_as_a_reset(ends: Ends) -> None:
+    with FaultProxy(ends.target) as proxy:
+        near, far = ends.connect(proxy)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        near.close()
+        assert read_all(far) == (b"", "rst")
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("at", [0, 1, 17, 100_000])
+def test_a_cut_is_at_its_byte_and_ends_both_sides(ends: Ends, direction: Direction, how: How, at: int) -> None:
+    plan = Plan(cut_up=at, how=how) if direction == "up" else Plan(cut_down=at, how=how)
+    data = os.urandom(at + 50)
+    with FaultProxy(ends.target, plan=lambda number: plan) as proxy:
+        source, sink = sides(ends.connect(proxy), direction)
+        source.sendall(data)
+        got, end = read_all(sink)
+        assert end == how
+        # A RST overtakes bytes that the receiver has not read: then there are fewer, never others.
+        assert got == data[: len(got)]
+        assert len(got) == at if how == "fin" else len(got) <= at
+        assert read_all(source)[1] == how
+        proxy.wait(lambda: proxy.passages[0].end)
+        passage = proxy.passages[0]
+        assert (passage.up if direction == "up" else passage.down) == at
+        assert passage.end == "planned"
+
+
+def test_a_cut_counts_each_connection_from_its_own_start(ends: Ends) -> None:
+    with FaultProxy(ends.target, plan=lambda number: Plan(cut_up=5, how="fin") if number == 0 else Plan()) as proxy:
+        near, far = ends.connect(proxy)
+        near.sendall(b"123456")
+        assert read_all(far) == (b"12345", "fin")
+        near, far = ends.connect(proxy)
+        near.sendall(b"123456")
+        near.shutdown(socket.SHUT_WR)
+        assert read_all(far) == (b"123456", "fin")
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_frozen_direction_holds_its_bytes_while_the_other_moves(ends: Ends, direction: Direction) -> None:
+    with FaultProxy(ends.target) as proxy:
+        pair = ends.connect(proxy)
+        source, sink = sides(pair, direction)
+        source.sendall(b"before")
+        assert exactly(sink, 6) == b"before"
+        proxy.freeze(direction)
+        source.sendall(b"queued")
+        sink.sendall(b"other way")
+        assert exactly(source, 9) == b"other way"
+        sink.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sink.recv(1)
+        sink.settimeout(10)
+        proxy.thaw(direction)
+        assert exactly(sink, 6) == b"queued"
+
+
+def test_a_planned_freeze_stops_at_its_byte_and_a_frozen_source_feels_it(ends: Ends) -> None:
+    with FaultProxy(ends.target, plan=lambda number: Plan(freeze_up=4)) as proxy:
+        near, far = ends.connect(proxy)
+        near.settimeout(0.2)
+        sent = 0
+        with contextlib.suppress(TimeoutError):  # nobody takes it: the buffers of the system fill up
+            while sent < 100_000_000:
+                sent += near.send(bytes(65536))
+        assert sent < 100_000_000
+        assert exactly(far, 4) == bytes(4)
+        assert proxy.passages[0].up == 4
+        proxy.thaw()
+        near.settimeout(10)
+        assert len(exactly(far, sent - 4)) == sent - 4
+
+
+def test_what_is_swallowed_never_comes(ends: Ends) -> None:
+    with FaultProxy(ends.target) as proxy:
+        near, far = ends.connect(proxy)
+        near.sendall(b"seen")
+        assert exactly(far, 4) == b"seen"
+        proxy.swallow("up")
+        near.sendall(b"gone")
+        near.shutdown(socket.SHUT_WR)
+        assert read_all(far) == (b"", "fin")
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_one_bit_of_one_byte_is_flipped(ends: Ends, direction: Direction) -> None:
+    data = bytes(1000)
+    plan = Plan(flip_up=700) if direction == "up" else Plan(flip_down=700)
+    with FaultProxy(ends.target, plan=lambda number: plan) as proxy:
+        source, sink = sides(ends.connect(proxy), direction)
+        source.sendall(data[:650])
+        source.sendall(data[650:])
+        got = exactly(sink, 1000)
+        assert [at for at in range(1000) if got[at]] == [700]
+        assert got[700].bit_count() == 1
+
+
+def test_single_bytes_arrive_complete() -> None:
+    data = os.urandom(3000)
+    with EchoServer() as echo:
+        host, _, port = echo.address.partition(":")
+        with (
+            FaultProxy((host, int(port)), plan=lambda number: Plan(segment=1)) as proxy,
+            socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
+        ):
+            sock.sendall(data)
+            assert exactly(sock, len(data)) == data
+
+
+def test_delayed_bytes_are_late_and_in_order(ends: Ends) -> None:
+    with FaultProxy(ends.target, plan=lambda number: Plan(delay_up=0.3)) as proxy:
+        near, far = ends.connect(proxy)
+        began = time.monotonic()
+        for number in range(50):
+            near.sendall(b"%02d" % number)
+        got = exactly(far, 100)
+        assert time.monotonic() - began >= 0.3
+        assert got == b"".join(b"%02d" % number for number in range(50))
+
+
+def test_a_silent_one_accepts_and_says_nothing(ends: Ends) -> None:
+    with (
+        FaultProxy(ends.target, plan=lambda number: Plan(silent=True)) as proxy,
+        socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
+    ):
+        sock.sendall(b"anybody?")
+        sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        assert proxy.passing == 1
+        proxy.cut("rst")
+        sock.settimeout(10)
+        assert read_all(sock) == (b"", "rst")
+
+
+def test_a_refused_one_is_reset(ends: Ends) -> None:
+    with FaultProxy(ends.target, plan=lambda number: Plan(refuse=True)) as proxy:
+        assert reset_at_once(proxy)
+
+
+def test_a_target_that_is_down_resets_who_dialled(ends: Ends) -> None:
+    with FaultProxy(("127.0.0.1", 9)) as proxy:
+        assert reset_at_once(proxy)
+        assert proxy.passages[0].end.startswith("unreachable")
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_command_cuts_all_or_one(ends: Ends, how: How) -> None:
+    with FaultProxy(ends.target) as proxy:
+        pairs = [ends.connect(proxy) for _ in range(3)]
+        proxy.wait(lambda: proxy.passing == 3)
+        assert proxy.cut(how, number=1) == 1
+        assert [read_all(sock)[1] for sock in pairs[1]] == [how, how]
+        for sock in pairs[1]:
+            sock.close()
+        proxy.wait(lambda: proxy.passing == 2)
+        near, far = pairs[2]
+        near.sendall(b"still here")
+        assert exactly(far, 10) == b"still here"
+        assert proxy.cut(how) == 2
+        assert [read_all(sock)[1] for sock in (*pairs[0], *pairs[2])] == [how] * 4
+        assert {passage.end for passage in proxy.passages} == {"commanded"}
+
+
+def test_a_random_cut_is_the_same_for_the_same_seed() -> None:
+    plans = [Plan.random_cut(random.Random(seed), 1000, 500) for seed in (1, 1, 2, 3, 4, 5)]
+    assert plans[0] == plans[1]
+    assert len(set(plans)) == 5
+    for plan in plans:
+        assert (plan.cut_up is None) != (plan.cut_down is None)
+        assert 0 <= (plan.cut_up or 0) < 1000
+        assert 0 <= (plan.cut_down or 0) < 500
+
+
+def test_nothing_is_left_after_the_end(ends: Ends) -> None:
+    before = threading.active_count()
+    with FaultProxy(ends.target) as proxy:
+        near, far = ends.connect(proxy)
+        proxy.freeze()
+    assert read_all(near)[1] == "rst"
+    assert read_all(far)[1] == "rst"
+    assert threading.active_count() == before
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((proxy.host, proxy.port), timeout=10)
