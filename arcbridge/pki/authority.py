@@ -6,8 +6,10 @@ OpenSSL's strict checks (X509_V_FLAG_X509_STRICT, on by default in Python 3.13 a
 written): subject and authority key identifiers, critical basic constraints and key usage, serial numbers of 159
 random bits. A leaf has exactly one purpose: server or client.
 
-What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, put there by the relay. Nothing else of
-it is ever read: not the subject, and nothing that the agent's certificate request asked for.
+What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, and the pin of that cluster's own CA in an
+extension, both put there by the relay. Nothing else of it is ever read: not the subject, and nothing that the agent's
+certificate request asked for. The pin lets another relay over the same CA know the cluster without having enrolled it.
+It is no second name in the SAN, because a relay from before it existed takes exactly one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.enrolment import AgentPublicKey, make_key, read_csr
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import pin_of, require_pin
+from arcbridge.pki.pins import check_pin, pin_of, require_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 BACKDATE = 3600.0
@@ -50,6 +52,10 @@ CERTIFICATE_FILE = "ca.crt"
 KEY_FILE = "ca.key"
 
 _CLUSTER_URI = "arcbridge://cluster/"
+_CLUSTER_CA_PIN = x509.ObjectIdentifier("2.25.301665752179587828294959758255742234323")
+"""Of an extension that is not critical; its value is a UTF8String in DER. Under the arc of UUIDs, which needs no
+registration (ITU-T X.667): e2f2b5e5-6ac5-4da0-ad55-8fb71d1baed3."""
+_UTF8_STRING = b"\x0c"
 _DNS_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
 
 
@@ -113,8 +119,9 @@ class Authority:
             if key_pem is None:
                 if certificate_pem is not None:
                     raise StateError(
-                        f"{key_path} is missing beside {certificate_path}: restore it from a backup; without it every "
-                        "agent and client would have to be told a new pin"
+                        f"{key_path} is missing beside {certificate_path}: restore it from a backup, or copy both from "
+                        "the relay that this one shares its CA with; without it every agent and client would have to "
+                        "be told a new pin"
                     )
                 key_pem = make_key().encode()
                 write_private(key_path, key_pem)
@@ -141,14 +148,16 @@ class Authority:
         """A client certificate with a fresh key."""
         return self._issue(_common_name(common_name), [], server=False, life=life)
 
-    def sign_agent(self, csr_pem: str, cluster: str, *, life: float) -> str:
+    def sign_agent(self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "") -> str:
         """The certificate (PEM) of an agent of `cluster` over the request's public key; raises `EnrolmentRefused`.
 
-        The caller has decided that this requester may speak for `cluster`; nothing of that is in the request.
+        The caller has decided that this requester may speak for `cluster`, whose own CA has this pin; nothing of that
+        is in the request. Without the pin it is valid where the cluster enrolled, and nowhere else.
         """
         check_cluster_name(cluster)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(_CLUSTER_URI + cluster)]
-        certificate = self._sign(read_csr(csr_pem), _common_name(cluster), names, server=False, life=life)
+        pin = check_pin(cluster_ca_pin) if cluster_ca_pin else ""
+        certificate = self._sign(read_csr(csr_pem), _common_name(cluster), names, server=False, life=life, pin=pin)
         return certificate.public_bytes(Encoding.PEM).decode()
 
     def authenticate_agent(self, certificate_der: bytes) -> str:
@@ -201,7 +210,14 @@ class Authority:
         return Issued(certificate.public_bytes(Encoding.PEM).decode(), key_pem)
 
     def _sign(
-        self, key: AgentPublicKey, subject: x509.Name, names: list[x509.GeneralName], *, server: bool, life: float
+        self,
+        key: AgentPublicKey,
+        subject: x509.Name,
+        names: list[x509.GeneralName],
+        *,
+        server: bool,
+        life: float,
+        pin: str = "",
     ) -> x509.Certificate:
         now = self._clock()
         not_before, not_after = _validity(now, life)
@@ -229,6 +245,9 @@ class Authority:
         if names:
             # RFC 5280 §4.2.1.6: critical exactly when the subject is empty.
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
+        if pin:
+            value = x509.UnrecognizedExtension(_CLUSTER_CA_PIN, _UTF8_STRING + bytes([len(pin)]) + pin.encode())
+            builder = builder.add_extension(value, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 
@@ -238,6 +257,26 @@ def agent_cluster(certificate_der: bytes) -> str:
     The certificate (DER, as TLS gives it) must already have been verified against the relay's CA: this reads only.
     """
     return _cluster_of(_load_certificate(certificate_der))
+
+
+def agent_ca_pin(certificate_der: bytes) -> str:
+    """The pin of the cluster's own CA that an agent's certificate (DER) states; empty when it states none.
+
+    As `agent_cluster` this reads only. Raises `EnrolmentRefused` when there is one that is malformed.
+    """
+    try:
+        extension = _load_certificate(certificate_der).extensions.get_extension_for_oid(_CLUSTER_CA_PIN).value
+    except x509.ExtensionNotFound:
+        return ""
+    except ValueError as error:
+        raise EnrolmentRefused("the agent's certificate is not readable") from error
+    value = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
+    try:
+        if value[:1] != _UTF8_STRING or value[1:2] != bytes([len(value) - 2]):
+            raise ConfigError("not a short UTF8String")
+        return check_pin(value[2:].decode("ascii", "replace"))
+    except (ConfigError, ValueError) as error:
+        raise EnrolmentRefused("the agent's certificate states a malformed pin: enrol with a new join token") from error
 
 
 def agent_expiry(certificate_der: bytes) -> float:

@@ -63,6 +63,10 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
             data = file.read(limit + 1)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise StateError(
+            f"cannot read {path}: {error.strerror}; it has to belong to the user who runs arcbridge (chown)"
+        ) from error
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > limit:

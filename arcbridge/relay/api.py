@@ -137,7 +137,7 @@ class _Api:
             self.limit.failed(source)
             log.warning("enrolment refused", source=source, reason=error.message)
             raise
-        answer = await self._sign(csr, record.name)
+        answer = await self._sign(csr, record)
         log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
         return web.json_response(answer)
 
@@ -150,9 +150,9 @@ class _Api:
             )
         try:
             cluster = self.authority.authenticate_agent(certificate)
-            admit(await self.registry.cluster(cluster), certificate)
+            record = admit(await self.registry.cluster(cluster), certificate)
             (csr,) = await _body(request, "csr")
-            answer = await self._sign(csr, cluster)
+            answer = await self._sign(csr, record)
         except EnrolmentRefused as error:
             log.warning("renewal refused", source=request.remote or "", reason=error.message)
             raise
@@ -182,11 +182,13 @@ class _Api:
             )
         return web.json_response(_shown(record, agents.get(name, 0), self.clock()))
 
-    async def _sign(self, csr: str, cluster: str) -> dict[str, object]:
-        certificate = self.authority.sign_agent(csr, cluster, life=self.certificate_life)
+    async def _sign(self, csr: str, record: ClusterRecord) -> dict[str, object]:
+        certificate = self.authority.sign_agent(
+            csr, record.name, life=self.certificate_life, cluster_ca_pin=record.ca_pin
+        )
         _, not_after = certificate_validity(certificate)
-        await self.registry.certificate_issued(cluster, not_after)
-        return {"certificate": certificate, "ca": self.ca_pem, "cluster": cluster, "not_after": not_after}
+        await self.registry.certificate_issued(record.name, not_after)
+        return {"certificate": certificate, "ca": self.ca_pem, "cluster": record.name, "not_after": not_after}
 
     async def _caller(self, request: web.Request) -> Identity:
         values = request.headers.getall("Authorization", [])

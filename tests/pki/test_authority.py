@@ -13,8 +13,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.authority import (
+    _CLUSTER_CA_PIN,
     Authority,
     Issued,
+    agent_ca_pin,
     agent_cluster,
     agent_expiry,
     agent_issued_at,
@@ -28,6 +30,7 @@ from .handshake import context, handshake
 from .test_enrolment import ACCEPTED, csr_over
 
 NOW = 1_800_000_000.0
+PIN = b"sha256:" + b"0" * 64
 
 
 def parse(pem: str) -> x509.Certificate:
@@ -165,6 +168,43 @@ class TestCertificates:
         assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert [name.value for name in names] == ["arcbridge://cluster/mine"]
+
+    @pytest.mark.parametrize("kind", ACCEPTED)
+    def test_the_pin_of_the_clusters_ca(self, kind: str) -> None:
+        ca, pin, key = Authority.create("CA"), Authority.create("cluster").pin, ACCEPTED[kind]()
+        forged = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(
+            x509.UnrecognizedExtension(_CLUSTER_CA_PIN, b"\x0c\x47" + Authority.create("x").pin.encode()),
+            critical=False,
+        )
+        pem = ca.sign_agent(csr_over(key, forged), "prod", life=600, cluster_ca_pin=pin)
+        assert agent_ca_pin(der(pem)) == pin
+        assert agent_cluster(der(pem)) == "prod"
+        assert ca.authenticate_agent(der(pem)) == "prod"
+        # Without: valid as before, and what the request asked for is not in it.
+        assert agent_ca_pin(der(ca.sign_agent(csr_over(key, forged), "prod", life=600))) == ""
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, ca.issue_server(["localhost"]))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, Issued(pem, private))
+        assert agent_ca_pin(handshake(client, server, "localhost")[1]) == pin
+
+    def test_only_a_pin_is_stated(self) -> None:
+        with pytest.raises(ConfigError):
+            Authority.create("CA").sign_agent(make_csr(make_key()), "prod", life=60, cluster_ca_pin="sha256:0")
+
+    @pytest.mark.parametrize(
+        "value", [b"", b"\x0c", b"\x0c\x03abc", b"\x04\x47" + PIN, b"\x0c\x48" + PIN, b"\x0c\x47\xff"]
+    )
+    def test_a_malformed_pin_is_refused(self, value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Malformed(x509.UnrecognizedExtension):
+            def __init__(self, oid: x509.ObjectIdentifier, _: bytes) -> None:
+                super().__init__(oid, value)
+
+        ca, csr, pin = Authority.create("CA"), make_csr(make_key()), Authority.create("cluster").pin
+        with monkeypatch.context() as patched:
+            patched.setattr(x509, "UnrecognizedExtension", Malformed)
+            pem = ca.sign_agent(csr, "prod", life=60, cluster_ca_pin=pin)
+        with pytest.raises(EnrolmentRefused, match="malformed pin"):
+            agent_ca_pin(der(pem))
 
     def test_validity_is_backdated_and_never_shorter_than_asked(self) -> None:
         ca = Authority.create("CA", clock=lambda: NOW - 86400.5)
@@ -334,6 +374,39 @@ class TestDirectory:
         with pytest.raises(StateError, match="backup"):
             Authority.load_or_create(tmp_path, "CA")
         assert not (tmp_path / "ca.key").exists()
+
+    def test_a_copy_is_the_same_ca(self, tmp_path: Path) -> None:
+        """Several relays over one CA: the operator copies both files before the first start."""
+        one = Authority.load_or_create(tmp_path / "one", "CA")
+        (tmp_path / "two").mkdir()
+        for name in ("ca.crt", "ca.key"):
+            (tmp_path / "two" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+        (tmp_path / "two" / "ca.key").chmod(0o600)
+        two = Authority.load_or_create(tmp_path / "two", "CA")
+        assert (two.pin, two.certificate_pem) == (one.pin, one.certificate_pem)
+        server = context(ssl.PROTOCOL_TLS_SERVER, two.certificate_pem, two.issue_server(["localhost"]))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, one.certificate_pem, one.issue_client("c"))
+        handshake(client, server, "localhost")
+
+    def test_half_a_copy(self, tmp_path: Path) -> None:
+        one, two = Authority.load_or_create(tmp_path / "one", "CA"), Authority.load_or_create(tmp_path / "two", "CA")
+        (tmp_path / "one" / "ca.crt").write_text(two.certificate_pem)
+        with pytest.raises(StateError, match="do not belong together"):
+            Authority.load_or_create(tmp_path / "one", "CA")
+        (tmp_path / "three").mkdir()
+        (tmp_path / "three" / "ca.crt").write_text(one.certificate_pem)
+        with pytest.raises(StateError, match="copy both"):
+            Authority.load_or_create(tmp_path / "three", "CA")
+
+    def test_a_copy_that_belongs_to_somebody_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Authority.load_or_create(tmp_path, "CA")
+
+        def refuse(path: Path, mode: str) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(StateError, match="chown"):
+            Authority.load_or_create(tmp_path, "CA")
 
     def test_a_key_open_to_everybody_is_refused(self, tmp_path: Path) -> None:
         Authority.load_or_create(tmp_path, "CA")

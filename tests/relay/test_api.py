@@ -19,7 +19,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy
 from arcbridge.net.address import Address
 from arcbridge.net.tls import fetch_relay_ca
-from arcbridge.pki.authority import Authority, Issued, agent_cluster
+from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay.api import (
     BODY_LIMIT,
@@ -395,6 +395,24 @@ class TestRenew:
         renewal = {"csr": make_csr(make_key())}
         assert (await relay.call("POST", "/v1/renew", renewal, certificate=new))[0] == 200
         assert (await relay.call("POST", "/v1/renew", renewal, certificate=old))[0] == 403
+
+    async def test_certificates_state_the_pin_of_the_clusters_ca(self, relay: Relay) -> None:
+        agent, pin = await relay.enrolled(), relay.cluster_ca.pin
+        assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(agent.certificate_pem)) == pin
+        body = {"csr": make_csr(make_key())}
+        status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
+        assert status == 200
+        assert isinstance(answer, dict)
+        assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == pin
+
+    async def test_one_without_a_pin_gets_it_at_its_renewal(self, relay: Relay) -> None:
+        await relay.enrolled()
+        key = make_key()
+        old = Issued(relay.authority.sign_agent(make_csr(key), "prod", life=600), key)
+        status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(key)}, certificate=old)
+        assert status == 200
+        assert isinstance(answer, dict)
+        assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == relay.cluster_ca.pin
 
     async def test_a_weak_request(self, relay: Relay) -> None:
         agent = await relay.enrolled()

@@ -24,8 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused
-from arcbridge.pki.authority import agent_issued_at
+from arcbridge.pki.authority import agent_ca_pin, agent_issued_at
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import same_pin
 
 REDEEM_AGAIN = 600.0
 """Seconds in which the same key may redeem its token again: long enough for an agent to restart and retry, short
@@ -208,6 +209,14 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     # Two seconds: X.509 has whole seconds, and a certificate is issued just after its redemption.
     if agent_issued_at(certificate_der) + 2 < record.valid_since:
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")
+    # Two relays over one CA may have bound one name to two clusters, each with a join token of its own.
+    pin = agent_ca_pin(certificate_der)
+    if pin and not same_pin(pin, record.ca_pin):
+        raise EnrolmentRefused(
+            f"this cluster's name belongs to another cluster CA at this relay: expected {record.ca_pin}, the agent's "
+            f"certificate states {pin}. Enrol under another name, or have the operator make a join token with --rebind "
+            "at this relay"
+        )
     return record
 
 

@@ -24,6 +24,21 @@ def record(*, revoked: float = 0.0, valid_since: float = 0.0) -> ClusterRecord:
     return ClusterRecord("prod", "", "", NOW, revoked=revoked, valid_since=valid_since)
 
 
+def test_a_certificate_that_states_another_cluster_ca_may_not() -> None:
+    ca, ours, theirs = Authority.create("relay CA"), Authority.create("ours"), Authority.create("theirs")
+    known = ClusterRecord("prod", ours.certificate_pem, ours.pin, NOW)
+    for pin, fine in ((ours.pin, True), ("", True), (theirs.pin, False)):
+        pem = ca.sign_agent(make_csr(make_key()), "prod", life=600, cluster_ca_pin=pin)
+        certificate = ssl.PEM_cert_to_DER_cert(pem)
+        if fine:
+            assert admit(known, certificate) is known
+            continue
+        with pytest.raises(EnrolmentRefused, match="--rebind") as caught:
+            admit(known, certificate)
+        assert ours.pin in caught.value.message
+        assert theirs.pin in caught.value.message
+
+
 def test_which_certificates_may_act_for_a_cluster() -> None:
     ca = Authority.create("relay CA", clock=lambda: NOW)
     certificate = ssl.PEM_cert_to_DER_cert(ca.sign_agent(make_csr(make_key()), "prod", life=7 * 86400))
