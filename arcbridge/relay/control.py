@@ -34,7 +34,11 @@ from arcbridge.wire.session import Kind, Side
 HELLO_DEADLINE: Final = 10.0
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
+RETRY_AFTER: Final = 1
+"""Seconds after which an agent may try a relay again that is going away: an idle one is back within that."""
 _MAX_INSTANCE: Final = 128
+_UNREGISTER_DEADLINE: Final = 0.5
+"""Of the engine, at the beginning of a drain; one that does not answer must not hold it up."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -128,7 +132,7 @@ class ControlRoom:
         self._registry = registry
         self._counters = counters
         self._open: set[ControlConnection] = set()
-        self._leaving: tuple[str, int] | None = None
+        self._leaving = ""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -166,18 +170,24 @@ class ControlRoom:
             if not session.closed:
                 session.abort(ConnectionLost("the relay is stopping"))
 
-    def drain(self, message: str, *, retry_after: int) -> None:
-        """GOAWAY(DRAINING) to every agent, and to who comes from now on."""
-        self._leaving = (message, retry_after)
-        for link in list(self._open):
+    async def drain(self, message: str) -> None:
+        """No dial any more, GOAWAY(DRAINING) to every agent, and to who comes from now on."""
+        self._leaving = message
+        links = list(self._open)
+        for link in links:
             link.draining = True
+        # Before the GOAWAYs: another relay of the fleet must not count on an agent that is about to leave.
+        leaving = [asyncio.ensure_future(self._fleet.unregister(link)) for link in links]
+        if leaving:
+            await asyncio.wait(leaving, timeout=_UNREGISTER_DEADLINE)
+        for link in links:
             if link.session is not None and not link.session.closed:
-                link.session.goaway(GoawayCode.DRAINING, message, retry_after)
+                link.session.goaway(GoawayCode.DRAINING, message, RETRY_AFTER)
 
     def close(self) -> None:
         """The end of a drain: who is still there is sent away."""
         for link in list(self._open):
-            link.leave(GoawayCode.DRAINING, *(self._leaving or ("this relay has stopped", 1)))
+            link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
@@ -222,8 +232,8 @@ class ControlRoom:
             return False
         link.instance = hello.agent
         link.version = _printable(hello.software, 64)
-        if self._leaving is not None:
-            session.close(GoawayCode.DRAINING, *self._leaving)
+        if self._leaving:
+            session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
             return False
         return True
 

@@ -32,6 +32,7 @@ class Counters:
         "agents_total",
         "join_seconds",
         "joins",
+        "pumps_cut",
         "rejected",
         "tokens_refused",
     )
@@ -48,6 +49,8 @@ class Counters:
         """Control connections that a newer one of the same instance replaced (E10)."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}
         """Joins of clients, by how they ended."""
+        self.pumps_cut = 0
+        """Sessions that had not left by themselves when the relay went away."""
         self.agent_joins_refused = 0
         self.tokens_refused = 0
         """Dial tokens that were void, foreign or guessed."""

@@ -63,6 +63,8 @@ def register(
 
     gauge("pumps_open", "Sessions that are being pumped.", None, lambda: len(pumps))
     counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
+    counter("pumps_cut_total", "Sessions that had not left by themselves when the relay went away.", None,
+            lambda: counters.pumps_cut)  # fmt: skip
     counter(
         "pumped_bytes_total",
         "Bytes moved, by direction: up is from client to agent.",

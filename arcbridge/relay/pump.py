@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from arcbridge.net.ready import reset, tune
@@ -380,6 +380,9 @@ class Pumps:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Pump]:
+        return iter(self._open)
 
     def join(
         self,

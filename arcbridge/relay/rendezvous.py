@@ -125,11 +125,19 @@ class Rendezvous:
         self._guesses = FailureLimit(burst=50, every=1.0)
         self.draining = False
         """Refuse new clients; agents that were asked to come are still let in."""
+        self.joining = 0
+        """Clients between their JOIN and their pump, or their refusal."""
 
     @property
     def pending(self) -> int:
         """Clients that wait for their agent."""
         return len(self._waiting)
+
+    def refuse_waiting(self) -> None:
+        """Refuse the clients that still wait for their agent, as new ones are refused while draining."""
+        for waiting in self._waiting.values():
+            if not waiting.met.done():
+                waiting.met.set_exception(_going_away())
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """One join connection, from its handshake to the pump or to its end."""
@@ -148,7 +156,11 @@ class Rendezvous:
             if request.role == "agent":
                 handed_over = await self._agent(join, request, ticket)
             elif request.role == "client":
-                handed_over = await self._client(join, request, ticket)
+                self.joining += 1
+                try:
+                    handed_over = await self._client(join, request, ticket)
+                finally:
+                    self.joining -= 1
             else:
                 await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="a join is for a client or an agent"))
         finally:
@@ -215,9 +227,10 @@ class Rendezvous:
             finally:
                 # From here on the token is void, and whoever claimed it just now is let go below.
                 self._waiting.pop(key, None)
-                if agent is None and waiting.met.done() and not waiting.met.cancelled():
-                    agent = waiting.met.result()
-                waiting.met.cancel()
+                met = waiting.met
+                if agent is None and met.done() and not met.cancelled() and met.exception() is None:
+                    agent = met.result()
+                met.cancel()
             told["agent"] = agent.instance
             to_client = await self._end_agents_tls(agent, join_id)
             reply = JoinReply(join_id=join_id, cluster_ca=cluster_ca, subject=identity.username)
@@ -275,7 +288,7 @@ class Rendezvous:
 
     def _require_room(self) -> None:
         if self.draining:
-            raise JoinRefused(JoinCode.DRAINING, "this relay is going away; try again", retry_after=1)
+            raise _going_away()
         if len(self._waiting) >= self._limits.pending_joins:
             raise JoinRefused(JoinCode.OVERLOADED, "too many clients wait for their agents; try again", retry_after=5)
         if len(self._pumps) + len(self._waiting) >= self._limits.sessions:
@@ -386,6 +399,10 @@ class Rendezvous:
         del self._waiting[key]
         waiting.met.set_result(_Agent(join, _instance(request.instance), ticket.address))
         return None, ""
+
+
+def _going_away() -> JoinRefused:
+    return JoinRefused(JoinCode.DRAINING, "this relay is going away; try again", retry_after=1)
 
 
 def _key(token: str) -> bytes:

@@ -1,12 +1,6 @@
 """The relay, put together: what it keeps, its port and the rooms behind it, its chores, and how it goes away.
 
-Going away, in steps (the log names each):
-
-1. *draining*: new clients are refused with "try again"; agents get GOAWAY, so they open a connection elsewhere; joins
-   under way have a second to complete.
-2. *closed*: the port is closed.
-3. *waiting*: running pumps have 30 s; a second signal leaves one second.
-4. *gone*: what is left is cut with RST, which every end takes as a loss and resumes elsewhere.
+Going away is `relay.drain`.
 """
 
 from __future__ import annotations
@@ -44,6 +38,7 @@ from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlRoom
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.drain import Drain
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.http_room import HttpRoom
@@ -54,12 +49,11 @@ from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
 
-DRAIN: Final = 30.0
-HURRY: Final = 1.0
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
 LOCK_FILE: Final = "relay.lock"
 _SEEN: Final = 60.0
+_API_CLOSE: Final = 0.5
 _RESERVED_DESCRIPTORS: Final = 64
 
 log = structlog.get_logger("arcbridge.relay")
@@ -80,60 +74,19 @@ class RelayInfo:
 async def serve(
     config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
 ) -> None:
-    """Serve until `stopping` is set, then drain; ends within a second once `hurry` is set, too.
+    """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        relay = await _start(config, stack)
-        ready(relay.info)
+        info, drain = await _start(config, stack)
+        ready(info)
         await stopping.wait()
-        await relay.drain(hurry)
+        await drain.run(hurry)
     log.info("relay stopped", step="gone")
 
 
-class _Relay:
-    """The running parts, for the chores and the drain."""
-
-    def __init__(
-        self,
-        info: RelayInfo,
-        listener: Listener,
-        control: ControlRoom,
-        rendezvous: Rendezvous,
-        pumps: Pumps,
-    ) -> None:
-        self.info = info
-        self._listener = listener
-        self._control = control
-        self._rendezvous = rendezvous
-        self._pumps = pumps
-
-    async def drain(self, hurry: asyncio.Event) -> None:
-        log.info("relay stopping", step="draining", sessions=len(self._pumps), agents=len(self._control))
-        self._rendezvous.draining = True
-        self._control.drain("this relay is going away", retry_after=1)
-        await _until(lambda: not self._rendezvous.pending, HURRY, hurry)
-        self._listener.stop()
-        log.info("relay stopping", step="waiting", sessions=len(self._pumps))
-        await _until(lambda: not len(self._pumps), DRAIN, hurry)
-        self._control.close()
-        await _until(lambda: not len(self._control), HURRY, hurry)
-
-
-async def _until(done: Callable[[], bool], deadline: float, hurry: asyncio.Event) -> None:
-    """Until `done`, at most `deadline` seconds, and at most `HURRY` once somebody is in a hurry."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline
-    hurried = False
-    while not done() and loop.time() < end:
-        if hurry.is_set() and not hurried:
-            hurried = True
-            end = min(end, loop.time() + HURRY)
-        await asyncio.sleep(0.02)
-
-
-async def _start(config: RelayConfig, stack: AsyncExitStack) -> _Relay:
+async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo, Drain]:
     """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
@@ -171,7 +124,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> _Relay:
         )
     )
     await api.start()
-    stack.push_async_callback(api.close, 1.0)
+    stack.push_async_callback(api.close, _API_CLOSE)
     pumps = Pumps(_pump_ended)
     stack.callback(pumps.close)
     control = ControlRoom(lambda: certificate.contexts[ALPN_CONTROL], fleet, registry, counters)
@@ -192,10 +145,12 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> _Relay:
         {alpn.CONTROL: control.serve, alpn.JOIN: rendezvous.serve, alpn.HTTP: http.serve}, admission, counters
     )
 
+    drain = Drain(listener, control, rendezvous, pumps, counters)
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
     chores = _Chores(registry, fleet, control, pumps, policy, certificate)
     checks.add("registry", lambda: chores.registry_error)
+    checks.add("draining", drain.unready)
     observe = ObserveServer(config.observe.listen, metrics, checks)
     observing = await observe.start()
     stack.push_async_callback(observe.stop)
@@ -215,7 +170,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> _Relay:
         observe=observing,
         sessions=limits.sessions,
     )
-    return _Relay(info, listener, control, rendezvous, pumps)
+    return info, drain
 
 
 class _Chores:

@@ -114,12 +114,13 @@ async def test_a_revoked_cluster_is_cut_and_others_stay(tmp_path: Path) -> None:
 async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
-        relay.control.drain("this relay is going away", retry_after=3)
+        await relay.control.drain("this relay is going away")
+        assert relay.fleet.links() == []
         async with asyncio.timeout(5):
             while agent.goaway is None:
                 await asyncio.sleep(0.005)
         assert agent.goaway.code == GoawayCode.DRAINING
-        assert agent.goaway.retry_after == 3
+        assert agent.goaway.retry_after == 1
         # It may open its next connection before it leaves this one, but it is not dialled any more.
         assert not agent.session.closed
         with pytest.raises(JoinRefused) as caught:

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -260,7 +261,7 @@ async def test_a_changed_policy_counts_and_a_broken_one_does_not(
         assert caught.value.code == JoinCode.FORBIDDEN
 
 
-async def test_draining_lets_sessions_finish(config: RelayConfig) -> None:
+async def test_draining_lets_sessions_leave(config: RelayConfig) -> None:
     async with running(config) as relay, agent_of(relay) as agent:
         near, _ = await relay.join()
         far = await exchange(near, agent)
@@ -269,13 +270,11 @@ async def test_draining_lets_sessions_finish(config: RelayConfig) -> None:
             while agent.goaway is None:
                 await asyncio.sleep(0.005)
         assert agent.goaway.code == GoawayCode.DRAINING
-        # Nobody new, but what runs goes on, and the relay ends when it has ended.
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    (await relay.dial()).close()
-                except ArcbridgeError:
-                    break
+        # Nobody new, in words; but what runs goes on, and the relay ends when it has ended.
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
+        assert "arcbridge_relay_ready 0.0" in await relay.metrics()
         await send_all(far, b"still here")
         assert await receive(near, 20) == b"still here"
         assert not relay.task.done()
@@ -294,7 +293,9 @@ async def test_a_second_signal_leaves_one_second(config: RelayConfig) -> None:
             await exchange(near, agent)
             loop = asyncio.get_running_loop()
             relay.stopping.set()
-            await asyncio.sleep(0.1)
+            async with asyncio.timeout(5):
+                while agent.goaway is None:
+                    await asyncio.sleep(0.005)
             begun = loop.time()
             relay.hurry.set()
             await asyncio.wait_for(relay.task, 5)
@@ -303,9 +304,20 @@ async def test_a_second_signal_leaves_one_second(config: RelayConfig) -> None:
                 await receive(near, 10)
 
 
-async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -> None:
-    from dataclasses import replace
+async def test_a_successor_takes_the_port_over_at_once(config: RelayConfig) -> None:
+    """Without sessions nobody waits; the port is free although connections to it were open."""
+    loop = asyncio.get_running_loop()
+    async with running(config) as relay, agent_of(relay) as agent:
+        begun = loop.time()
+        relay.stopping.set()
+        await asyncio.wait_for(relay.task, 5)
+        assert loop.time() - begun < 3
+        await asyncio.wait_for(agent.session.wait_ended(), 5)
+        async with running(replace(config, listen=relay.info.address)) as successor:
+            assert successor.info.address == relay.info.address
 
+
+async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("nonsense")
     missing = tmp_path / "missing"
     with socket.socket() as taken:

@@ -1,0 +1,138 @@
+"""How a relay goes away: nobody new, what runs moves to other relays, and the port is closed last.
+
+One step after the other; the log names each:
+
+1. *draining*: clients are refused with "try again"; dials of other relays stop; agents get GOAWAY, so they open a
+   connection elsewhere and ask their clients to resume through another relay. Joins under way have a second. The port
+   stays open: whoever comes is told in words, and at once.
+2. *cutting*: what has not left after `PATIENCE` is cut with RST, which every end takes as a loss and resumes; each
+   session at a moment of its own within `SPREAD`, or the other relays would get all of them at once.
+3. *leaving*: no session is left; agents that are opening a connection elsewhere have a moment to finish.
+4. *closing*: the port is closed, and the agents that are left hear goodbye. Connections that the kernel holds for this
+   process are reset by that, so their ends try again and find a successor on the same port, or another relay.
+
+A relay without sessions goes through all of it within a second; a second signal does the same to one that has some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+import structlog
+
+from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.listener import Listener
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.rendezvous import Rendezvous
+
+PATIENCE: Final = 10.0
+"""Seconds for sessions to leave by themselves: an agent needs a round trip to learn of the drain, a client some seconds
+to spread its move and one join. Whoever has no other relay stays until it is cut, and is away for as long."""
+SPREAD: Final = 10.0
+"""Seconds over which the rest is cut. `PATIENCE`, this and the last steps are within the 30 s after which service
+managers kill."""
+JOINING: Final = 1.0
+LEAVING: Final = 0.5
+_CLOSING: Final = 0.3
+_TICK: Final = 0.02
+_WORDS: Final = "this relay is going away"
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Step(Enum):
+    """Where a drain is; `SERVING` is before."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    CUTTING = "cutting"
+    LEAVING = "leaving"
+    CLOSING = "closing"
+
+
+class Drain:
+    """The one drain of a relay. `random` returns floats in [0, 1)."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        control: ControlRoom,
+        rendezvous: Rendezvous,
+        pumps: Pumps,
+        counters: Counters,
+        *,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._listener = listener
+        self._control = control
+        self._rendezvous = rendezvous
+        self._pumps = pumps
+        self._counters = counters
+        self._random = random
+        self.step = Step.SERVING
+
+    def unready(self) -> str | None:
+        """Why the relay takes nobody new, for the readiness check."""
+        return None if self.step is Step.SERVING else _WORDS
+
+    async def run(self, hurry: asyncio.Event) -> None:
+        """From the first step to the last; once `hurry` is set, what is left of them takes no time."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        self._enter(Step.DRAINING)
+        self._rendezvous.draining = True
+        await self._control.drain(_WORDS)
+        await self._until(lambda: not self._rendezvous.joining, begun + JOINING, hurry)
+        self._rendezvous.refuse_waiting()
+        if not await self._until(self._idle, begun + PATIENCE, hurry):
+            self._enter(Step.CUTTING)
+            await self._cut(begun + PATIENCE + SPREAD, hurry)
+        self._enter(Step.LEAVING)
+        await self._until(lambda: not len(self._control), loop.time() + LEAVING, hurry)
+        self._enter(Step.CLOSING)
+        self._listener.stop()
+        self._control.close()
+        await self._until(lambda: not len(self._control), loop.time() + _CLOSING, None)
+
+    def _enter(self, step: Step) -> None:
+        self.step = step
+        log.info("relay stopping", step=step.value, sessions=len(self._pumps), agents=len(self._control))
+
+    def _idle(self) -> bool:
+        return not len(self._pumps) and not self._rendezvous.joining
+
+    async def _cut(self, end: float, hurry: asyncio.Event) -> None:
+        """Cut each pump at a random moment before `end`, and those that come meanwhile then."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        moments = sorted(
+            ((begun + self._random() * (end - begun), pump) for pump in self._pumps), key=lambda one: -one[0]
+        )
+
+        def due() -> bool:
+            while moments and moments[-1][0] <= loop.time():
+                self._end(moments.pop()[1])
+            return self._idle()
+
+        await self._until(due, end, hurry)
+        for pump in list(self._pumps):
+            self._end(pump)
+
+    def _end(self, pump: Pump) -> None:
+        if not pump.closed:
+            self._counters.pumps_cut += 1
+            pump.abort("cut by the drain")
+
+    async def _until(self, done: Callable[[], bool], end: float, hurry: asyncio.Event | None) -> bool:
+        """Whether `done` came true before the time `end`; False at once when somebody is in a hurry."""
+        loop = asyncio.get_running_loop()
+        while not done():
+            if loop.time() >= end or (hurry is not None and hurry.is_set()):
+                return False
+            await asyncio.sleep(_TICK)
+        return True

@@ -1,0 +1,218 @@
+"""The drain step by step, in this process: who leaves, who is cut and when, who is told what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import ArcbridgeError, JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.net.ready import receive, reset
+from arcbridge.relay import drain as module
+from arcbridge.relay.drain import Drain, Step
+from arcbridge.relay.fleet.base import AgentLink
+from arcbridge.wire.frames import GoawayCode
+from tests.relay.station import Agent, Station, station, swallow
+
+
+class Draining:
+    """A drain that runs, and what it has done so far."""
+
+    def __init__(self, relay: Station, draws: list[float] | None = None) -> None:
+        draws = [*(draws or [])]
+        self.drain = Drain(
+            relay.listener,
+            relay.control,
+            relay.rendezvous,
+            relay.pumps,
+            relay.counters,
+            random=lambda: draws.pop(0) if draws else 0.5,
+        )
+        self.hurry = asyncio.Event()
+        self.task = asyncio.get_running_loop().create_task(self.drain.run(self.hurry))
+
+    async def reaches(self, step: Step) -> None:
+        async with asyncio.timeout(20):
+            while self.drain.step is not step:
+                await asyncio.sleep(0.005)
+
+    async def over(self) -> None:
+        await asyncio.wait_for(self.task, 20)
+
+
+@contextlib.asynccontextmanager
+async def sessions(relay: Station, agent: Agent, count: int) -> AsyncIterator[list[socket.socket]]:
+    """The clients' ends of that many joined sessions."""
+    near = [(await relay.join())[0] for _ in range(count)]
+    try:
+        yield near
+    finally:
+        for sock in near:
+            sock.close()
+
+
+async def is_reset(sock: socket.socket) -> bool:
+    try:
+        return await asyncio.wait_for(receive(sock, 1), 10) == b"impossible"
+    except ConnectionResetError:
+        return True
+
+
+async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(module, "SPREAD", 3600.0)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        async with sessions(relay, agent, 4) as near:
+            # Two are cut in the first moments of the hour, the last one in its middle.
+            draining = Draining(relay, [1e-6, 2e-6, 0.5])
+            reset(near[0])
+            await draining.reaches(Step.CUTTING)
+            assert len(relay.pumps) == 3
+            async with asyncio.timeout(10):
+                while len(relay.pumps) > 1:
+                    await asyncio.sleep(0.005)
+            assert relay.counters.pumps_cut == 2
+            assert [str(pump.error) for pump in relay.ended[1:]] == ["cut by the drain"] * 2
+            assert not draining.task.done()
+            # The last one leaves by itself: nothing keeps the relay any more.
+            for sock in near[1:]:
+                reset(sock)
+            await draining.over()
+            assert relay.counters.pumps_cut == 2
+        assert len(relay.control) == 0
+
+
+async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "SPREAD", 0.05)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        async with sessions(relay, agent, 3) as near:
+            await Draining(relay, [1.0, 1.0, 1.0]).over()
+            assert relay.counters.pumps_cut == 3
+            assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
+
+
+async def test_it_ends_as_soon_as_the_last_session_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 3600.0)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        async with sessions(relay, agent, 2) as near:
+            draining = Draining(relay)
+            await draining.reaches(Step.DRAINING)
+            for sock in near:
+                reset(sock)
+            await draining.over()
+            assert relay.counters.pumps_cut == 0
+
+
+async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 3600.0)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        async with sessions(relay, agent, 2) as near:
+            draining = Draining(relay)
+            await draining.reaches(Step.DRAINING)
+            draining.hurry.set()
+            await draining.over()
+            assert all([await is_reset(sock) for sock in near])
+            await asyncio.wait_for(agent.session.wait_ended(), 5)
+
+
+async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        draining = Draining(relay)
+        assert draining.drain.unready() is None
+        await draining.over()
+        assert draining.drain.unready() == "this relay is going away"
+        await asyncio.wait_for(agent.session.wait_ended(), 5)
+        assert agent.goaway is not None
+        assert (agent.goaway.code, agent.goaway.retry_after) == (GoawayCode.DRAINING, 1)
+        with pytest.raises(ArcbridgeError):
+            await relay.dial()
+
+
+async def test_everybody_is_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port stays open: a client and an agent that come now hear why and when to come back."""
+    monkeypatch.setattr(module, "PATIENCE", 3600.0)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        async with sessions(relay, agent, 1) as near:
+            draining = Draining(relay)
+            await draining.reaches(Step.DRAINING)
+            with pytest.raises(JoinRefused) as caught:
+                await relay.join()
+            assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
+            async with Agent(relay, instance="late") as late:
+                await asyncio.wait_for(late.session.wait_ended(), 5)
+                assert late.goaway is not None
+                assert (late.goaway.code, late.goaway.retry_after) == (GoawayCode.DRAINING, 1)
+            reset(near[0])
+            await draining.over()
+
+
+async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J21: within a second, in words, so that the client goes elsewhere."""
+    monkeypatch.setattr(module, "JOINING", 0.1)
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        joining = asyncio.create_task(relay.join())
+        async with asyncio.timeout(5):
+            while not agent.dials:
+                await asyncio.sleep(0.005)
+        draining = Draining(relay)
+        with pytest.raises(JoinRefused) as caught:
+            await asyncio.wait_for(joining, 5)
+        assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
+        await draining.over()
+        assert relay.rendezvous.joining == 0
+
+
+async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 3600.0)
+    monkeypatch.setattr(module, "JOINING", 3600.0)
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
+        await agent.registered()
+        joining = asyncio.create_task(relay.join())
+        async with asyncio.timeout(5):
+            while not agent.dials:
+                await asyncio.sleep(0.005)
+        draining = Draining(relay)
+        await draining.reaches(Step.DRAINING)
+        await agent.join(agent.dials[0].token)
+        near, _ = await asyncio.wait_for(joining, 5)
+        with near:
+            async with asyncio.timeout(5):
+                while len(relay.pumps) != 1:
+                    await asyncio.sleep(0.005)
+            draining.hurry.set()
+            await draining.over()
+
+
+async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path) -> None:
+    """The fleet is told first; an engine that hangs does not hold the drain up."""
+    told: list[str] = []
+
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+
+        async def unregister(link: AgentLink) -> None:
+            told.append("GOAWAY first" if agent.goaway is not None else link.instance)
+            await asyncio.Event().wait()
+
+        original = relay.fleet.unregister
+        relay.fleet.unregister = unregister  # type: ignore[method-assign]
+        draining = Draining(relay)
+        async with asyncio.timeout(5):
+            while agent.goaway is None:
+                await asyncio.sleep(0.005)
+        relay.fleet.unregister = original  # type: ignore[method-assign]
+        assert told == ["i1"]
+        await draining.over()
