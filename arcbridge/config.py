@@ -52,6 +52,7 @@ class RelayLimitsConfig:
     unauthenticated_per_address: int = 100
     sessions: int = 20000
     pending_joins: int = 2000
+    agents_per_second: int = 300
     join_deadline: float = 15.0
 
 
@@ -158,10 +159,12 @@ class ClientConfig:
     """`config/client.toml`."""
 
     relay: str = ""
-    """`https://host:port`. Required."""
+    """`https://host:port` of the one relay: another way to write `relays` with one entry."""
+    relays: tuple[str, ...] = ()
+    """`https://host:port` of each relay; any of them serves. This or `relay` is required."""
     relay_ca_file: Path | None = None
     relay_ca_pin: str = ""
-    """How to know the relay: a CA file, or a pin of its CA; neither: the system's CAs."""
+    """How to know the relays: a CA file, or a pin of their one CA; neither: the system's CAs."""
     cluster: str = ""
     clusters: tuple[str, ...] = ()
     """Further clusters that the same process serves, each on a port of its own."""
@@ -180,8 +183,16 @@ class ClientConfig:
     token_file: Path | None = None
     """A ServiceAccount token for the cluster: goes to the API server unchanged, no impersonation."""
     state_dir: Path | None = None
+    resumption: bool = True
+    """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     login: LoginConfig = field(default_factory=LoginConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+    def relay_urls(self) -> tuple[str, ...]:
+        """The relays, whichever way they were given; raises ConfigError when both ways were."""
+        if self.relay and self.relays:
+            raise ConfigError("relay: given together with relays; put every relay into relays and take relay out")
+        return (self.relay,) if self.relay else self.relays
 
 
 # --- The loader -----------------------------------------------------------------------------------------------------

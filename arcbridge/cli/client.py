@@ -129,7 +129,7 @@ def _token(invocation: Invocation) -> str:
 async def _clusters(parts: Parts, output: str) -> int:
     from arcbridge.client.directory import list_clusters
 
-    found = await list_clusters(parts.relay, parts.tokens)
+    found = await list_clusters(parts.relays, parts.tokens)
     parts.state.keep_cluster_names([str(one["name"]) for one in found])
     if output in ("", "table"):
         found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
@@ -177,8 +177,9 @@ async def _status(parts: Parts, output: str) -> int:
         same = "" if token.kind == "bearer" or await parts.tokens.access() != token.text else "; one token for both"
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
         steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
-        found = await list_clusters(parts.relay, parts.tokens)
-        steps.append({"name": "relay", "state": "ok", "detail": f"{parts.relay.address.url}; clusters: {len(found)}"})
+        found = await list_clusters(parts.relays, parts.tokens)
+        url = parts.relays.in_use.address.url if parts.relays.in_use is not None else ""
+        steps.append({"name": "relay", "state": "ok", "detail": f"{url}; clusters: {len(found)}"})
     except ArcbridgeError as error:
         failed("relay" if steps else "login", error)
     for cluster in filter(None, (config.cluster, *config.clusters)):
@@ -189,7 +190,10 @@ async def _status(parts: Parts, output: str) -> int:
         try:
             await session.first()
             agents = f"; agents: {one['agents']}" if one is not None and "agents" in one else ""
-            steps.append({"name": cluster, "state": "ok", "detail": f"reachable as {session.subject}{agents}"})
+            # With one relay the line above has named it.
+            through = session.relay.address.url if session.relay is not None and len(parts.relays) > 1 else ""
+            way = f" through {through}" if through else ""
+            steps.append({"name": cluster, "state": "ok", "detail": f"reachable as {session.subject}{way}{agents}"})
         except ArcbridgeError as error:
             failed(cluster, error)
         finally:

@@ -21,7 +21,7 @@ _REQUIRED: dict[type[Any], dict[str, str]] = {
         "policy": "--policy FILE (who may reach which cluster)",
     },
     AgentConfig: {"relays": "--relay https://host:port"},
-    ClientConfig: {"relay": "--relay https://host:port"},
+    ClientConfig: {"relays": "--relay https://host:port"},
 }
 
 
@@ -45,7 +45,8 @@ def run_config(invocation: Invocation) -> int:
 def require(config: Any) -> None:
     """Raise ConfigError for the first required setting that is missing; it says how to give it."""
     for path, how in _REQUIRED[type(config)].items():
-        if not getattr(config, path):
+        # A client's one relay may be under its other name.
+        if not (config.relay_urls() if isinstance(config, ClientConfig) else getattr(config, path)):
             raise ConfigError(f"{path}: required but not set; give {how}, or set it in the settings file")
 
 
@@ -72,7 +73,8 @@ def check(config: Any) -> None:
         if (config.state.directory is None) == (not config.state.secret):
             raise ConfigError("state: set exactly one of state.directory and state.secret")
     else:
-        parse_address(config.relay)
+        for relay in config.relay_urls():
+            parse_address(relay)
         for cluster in filter(None, (config.cluster, *config.clusters)):
             check_cluster_name(cluster)
     for name in ("relay_ca_pin", "cluster_ca_pin"):

@@ -217,7 +217,14 @@ TRUST_FLAGS = (
 )
 
 CLIENT_FLAGS = (
-    Flag("--relay", help="https://host:port of the relay", key="relay", metavar="URL", roles=(CLIENT,)),
+    Flag(
+        "--relay",
+        help="https://host:port of a relay; may be repeated: any of them serves",
+        key="relays",
+        kind=LIST,
+        metavar="URL",
+        roles=(CLIENT,),
+    ),
     Flag(
         "-n",
         "--cluster",
@@ -320,6 +327,13 @@ CLIENT_FLAGS = (
         roles=(CLIENT,),
     ),
     Flag("--state-dir", help="keys, pins and ports of this user", key="state_dir", metavar="DIR", roles=(CLIENT,)),
+    Flag(
+        "--no-resumption",
+        help="let what runs be cut when a connection is lost, instead of resuming it",
+        key="resumption",
+        kind=OFF,
+        roles=(CLIENT,),
+    ),
 )
 
 FLAGS = (*GENERAL, *RELAY_FLAGS, *AGENT_FLAGS, *TRUST_FLAGS, *CLIENT_FLAGS)

@@ -66,6 +66,14 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
             given["cluster"] = Given(names[0], source)
             # Names on the command line replace the file's, all of them.
             given["clusters"] = Given(names[1:], source)
+    if invocation.role == CLIENT and "relays" in given:
+        relays, source = given["relays"]
+        if isinstance(relays, list):
+            # As in the environment, one flag may name several.
+            parts = [one.strip() for text in relays for one in str(text).split(",")]
+            given["relays"] = Given([one for one in parts if one], source)
+        # The file's relay gives way as the file's list does.
+        given["relay"] = Given("", source)
     config = load(_KINDS[invocation.role], settings_file(invocation, environment), given)
     _check_choices(config)
     return config
@@ -91,6 +99,7 @@ def _check_choices(config: Any) -> None:
     _one_of("observe.log_format", config.observe.log_format, _FORMATS)
     if isinstance(config, ClientConfig):
         _one_of("login.grant_type", config.login.grant_type, _GRANTS)
+        config.relay_urls()  # says so when there are two lists
         if config.port is not None and not 0 <= config.port <= 65535:
             raise ConfigError("port: must be between 0 and 65535")
 

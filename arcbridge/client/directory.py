@@ -9,6 +9,7 @@ import aiohttp
 
 from arcbridge import __version__
 from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.net.tls import ALPN_HTTP
@@ -18,12 +19,22 @@ DEADLINE = 15.0
 _LIMIT = 8 * 1024 * 1024
 
 
-async def list_clusters(relay: RelayAccess, tokens: Tokens) -> list[dict[str, Any]]:
-    """GET /v1/clusters: name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name.
+async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
+    """GET /v1/clusters of whichever relay answers (then `relays.in_use`).
 
-    Raises Unauthenticated, PermissionRefused, or Unreachable which names the relay.
+    Rows of name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
+    PermissionRefused, or Unreachable which names the relay.
     """
-    document = await _get(relay, await tokens.access(), "/v1/clusters")
+    token = await tokens.access()
+    try:
+        _, found = await relays.first_of(lambda relay: _list_at(relay, token))
+    except RelaysFailed as failed:
+        raise failed.summed_up(lambda error: int(isinstance(error, PermissionRefused))) from failed
+    return found
+
+
+async def _list_at(relay: RelayAccess, token: str) -> list[dict[str, Any]]:
+    document = await _get(relay, token, "/v1/clusters")
     if isinstance(document, dict):
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):

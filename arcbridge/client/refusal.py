@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import NoReturn
 
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
     JoinRefused,
     PermissionRefused,
+    RemoteProtocolError,
     SessionEnded,
     Unauthenticated,
     Unreachable,
@@ -58,6 +60,17 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
 
+def raise_in_words(error: ArcbridgeError, cluster: str) -> NoReturn:
+    """Raise what went wrong on the way to the cluster in the person's words, with the error itself as its cause."""
+    if isinstance(error, JoinRefused):
+        raise of_join(error, cluster) from error
+    if isinstance(error, SessionEnded | ConnectionLost):
+        raise of_session(error, cluster) from error
+    if isinstance(error, RemoteProtocolError):
+        raise Unreachable(f'cannot reach cluster "{cluster}": {error.message}') from error
+    raise error
+
+
 def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
     """A refused join in the person's words. The relay's own text is not trusted to be shown, but for its times."""
     name = f'cluster "{cluster}"'
@@ -69,7 +82,7 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
             )
-        case JoinCode.NO_AGENT:
+        case JoinCode.NO_AGENT | JoinCode.GONE:
             return Unreachable(
                 f"{name} has no connected agent; check that its agent runs and reaches the relay",
                 # An agent that restarts is back within kubectl's ten repeats.
@@ -109,6 +122,11 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 )
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.LIMIT | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
+            case GoawayCode.GONE:
+                return Unreachable(
+                    f"the agent of {name} no longer has the session: it was restarted, or it waited too long",
+                    retry_after=RETRY_SOON,
+                )
             case _:
                 return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
     if isinstance(error, ConnectionLost):

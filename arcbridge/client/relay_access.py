@@ -1,11 +1,10 @@
-"""How this client reaches and knows its relay: address, and the CA file, the pin, or the system's CAs."""
+"""How this client reaches and knows one relay: address, and the CA file, the pin, or the system's CAs."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
 
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
@@ -22,12 +21,8 @@ class RelayAccess:
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
 
-    @classmethod
-    def of(cls, config: ClientConfig) -> RelayAccess:
-        """By the settings; raises ConfigError."""
-        if not config.relay:
-            raise ConfigError("relay: required but not set; give --relay https://host:port")
-        return cls(config.relay, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin)
+    def __repr__(self) -> str:
+        return f"<RelayAccess {self.address}>"
 
     async def context(self, alpn: str) -> ssl.SSLContext:
         """A TLS context for one protocol of the relay.

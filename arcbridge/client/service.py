@@ -20,7 +20,7 @@ from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.forward import Forward, check_target_name
 from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
 from arcbridge.client.listening import listen_at, listen_local
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relays import Relays
 from arcbridge.client.session import ClusterSession
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
@@ -68,7 +68,7 @@ class Parts:
         self.person = person
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
-        self.relay = RelayAccess.of(config)
+        self.relays = Relays.of(config)
         if token:
             token = check_token(token.encode(), "--token")
         self.tokens = Tokens(config.login, self._pair(), token=token, token_file=None if token else config.token_file)
@@ -113,17 +113,19 @@ class Parts:
         return names
 
     def session(self, cluster: str) -> ClusterSession:
-        return ClusterSession(self.relay, cluster, self.tokens, self.trust())
+        return ClusterSession(
+            self.relays.apart(), cluster, self.tokens, self.trust(), resumption=self.config.resumption
+        )
 
     def trust(self) -> ClusterTrust:
         config = self.config
         return ClusterTrust(
             pin=config.cluster_ca_pin,
             pins_file=config.pins_file,
-            remembered=PinStore(self.state.pins_file, relay=str(self.relay.address)),
+            remembered=PinStore(self.state.pins_file, relay=self.relays.names[0]),
             first_use=config.trust_first_use,
             ask=self.person.ask_trust,
-            relay=str(self.relay.address),
+            relays=self.relays.names,
         )
 
 
@@ -256,13 +258,13 @@ class _Proxy:
 
     def bind(self) -> None:
         """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""
-        wanted, state, relay = self._parts.config.port, self._parts.state, str(self._parts.relay.address)
+        wanted, state, relays = self._parts.config.port, self._parts.state, self._parts.relays.names
         certificates = self._certificates = state.certificates(self.cluster, time.time())
-        sockets = listen_local(state.port(relay, self.cluster) if wanted is None else wanted)
+        sockets = listen_local(state.port(relays, self.cluster) if wanted is None else wanted)
         self.endpoint = LocalEndpoint(self.cluster, self.session, certificates, sockets)
         self.port = self.endpoint.port
         if wanted:
-            state.remember_port(relay, self.cluster, self.port)
+            state.remember_port(relays, self.cluster, self.port)
 
     async def serve(self) -> None:
         assert self.endpoint is not None

@@ -1,73 +1,49 @@
-"""One session to one cluster, kept up: join, pin, end-to-end TLS, AUTH, renewal, reconnection.
+"""The way to one cluster, kept up: a session for new streams, and whatever streams still run in former ones.
 
-`run` owns the work, one attempt at a time. Whoever needs a stream asks `ready`: all share that attempt, and all get
-its error when it fails. What a step may send is fixed by its order: the relay's TLS is verified before the access
-token is said; the cluster's CA is checked against its pin, and the agent's TLS against that CA, before the cluster's
-token is.
-
-A session here lives as long as its connection; `_connect` is where a detached one will be resumed.
+`run` owns the work for new streams, one attempt at a time. Whoever needs a stream asks `ready`: all share that
+attempt, and all get its error when it fails. Each session has a `Life` of its own, which resumes it while `run` and
+whoever waits stand by: a session that is detached is still the one for new streams.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 import time
 from collections.abc import Callable
 
 import structlog
 
 from arcbridge import __version__
-from arcbridge.client.refusal import RETRY_SOON, of_join, of_session
+from arcbridge.client.connection import Joined, join, shake_hands
+from arcbridge.client.life import HINT_MOST, Life, LifeStats
+from arcbridge.client.refusal import of_session, raise_in_words
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.tokens import ClusterToken, Tokens
+from arcbridge.client.relays import Relays
+from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
+from arcbridge.client.whereabouts import LOOK_EVERY, Whereabouts
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
-    JoinRefused,
     PermissionRefused,
-    PinMismatch,
-    RemoteProtocolError,
     SessionEnded,
     Unauthenticated,
     Unreachable,
 )
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.backoff import Backoff
-from arcbridge.net.dialer import connect
-from arcbridge.net.join import client_join
-from arcbridge.net.tls import ALPN_JOIN, inner_client_context
-from arcbridge.pki.names import check_cluster_name, cluster_server_name
+from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Auth, AuthOk, Goaway, JoinReply, JoinRequest
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import Auth, AuthOk, Goaway
 from arcbridge.wire.session import Kind, Side
 
-CONNECT_DEADLINE = 10.0
-"""Seconds to reach the relay by TCP, all its addresses and the proxy included."""
-HANDSHAKE_DEADLINE = 10.0
-"""Seconds for the end-to-end TLS, HELLO and AUTH together; the agent allows as many."""
 QUIET = 1.0
 """Seconds after a failed attempt in which others get its error instead of an attempt of their own."""
 RENEW_AGAIN = 15.0
 """Seconds between tries to renew, while no newer token is there."""
-HINT_MOST = 600.0
-"""A relay's or agent's retry time is obeyed up to here."""
 
 log = structlog.get_logger("arcbridge.client")
-
-
-class _Renewal:
-    """When the session's token has to be followed by a newer one; monotonic seconds."""
-
-    __slots__ = ("at", "ends_at", "sent")
-
-    def __init__(self, sent: ClusterToken, life: float, now: float) -> None:
-        self.sent = sent
-        self.ends_at = now + life if life > 0 else 0.0
-        # 80 % of the life, or five minutes before its end, but not in the first half.
-        self.at = now + max(min(0.8 * life, life - 300), 0.5 * life) if life > 0 else 0.0
 
 
 class ClusterSession(BaseHandler):
@@ -75,29 +51,31 @@ class ClusterSession(BaseHandler):
 
     def __init__(
         self,
-        relay: RelayAccess,
+        relays: Relays,
         cluster: str,
         tokens: Tokens,
         trust: ClusterTrust,
         *,
+        resumption: bool = True,
         backoff: Backoff | None = None,
+        whereabouts: Whereabouts | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.relay = relay
+        self.relays = relays
         self.cluster = check_cluster_name(cluster)
         self._tokens = tokens
         self._trust = trust
+        self._limits = DEFAULT if resumption else Limits(replay=0)
         self._backoff = backoff or Backoff()
+        self._whereabouts = whereabouts or Whereabouts()
         self._wall = wall
-        self._current: MuxSession | None = None
-        self._draining: set[MuxSession] = set()
+        self._lives: dict[MuxSession, Life] = {}
+        """Every session that is not over: the current one, and those that drain."""
+        self._current: Life | None = None
         self._waiting: set[asyncio.Future[MuxSession]] = set()
         self._closing = False
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
-        self._renewal: _Renewal | None = None
-        self._life = 0.0
-        """Seconds that the agent gives the current token; 0: it did not say."""
         self._refused_with: ArcbridgeError | None = None
         self._established_at = 0.0
         self.failure: ArcbridgeError | None = None
@@ -108,6 +86,7 @@ class ClusterSession(BaseHandler):
         self.attempts = 0
         self.established_count = 0
         self.failures = 0
+        self.stats = LifeStats()
         self._log = log.bind(cluster=cluster)
 
     # -- for those who need streams -----------------------------------------------------------------------------------
@@ -115,8 +94,8 @@ class ClusterSession(BaseHandler):
     @property
     def current(self) -> MuxSession | None:
         """The session for new streams, or None."""
-        session = self._current
-        return session if session is not None and session.usable else None
+        life = self._current
+        return life.session if life is not None and life.session.usable else None
 
     async def ready(self) -> MuxSession:
         """The session, when one is up; raises why there is none. Cancelling disturbs nobody."""
@@ -129,19 +108,39 @@ class ClusterSession(BaseHandler):
         waiter: asyncio.Future[MuxSession] = loop.create_future()
         self._waiting.add(waiter)
         self._wanted.set()
+        if self._current is not None:
+            self._current.wanted()
         try:
             return await waiter
         finally:
             self._waiting.discard(waiter)
 
+    # -- for those who look -------------------------------------------------------------------------------------------
+
     def sessions(self) -> list[MuxSession]:
-        """All that are not over, for counters."""
-        return [*self._draining, *([self._current] if self._current is not None else [])]
+        """All that are not over."""
+        return list(self._lives)
+
+    @property
+    def relay(self) -> RelayAccess | None:
+        """The relay that new streams go through, while there is a session."""
+        return self._current.relay if self._current is not None else None
+
+    @property
+    def detached_count(self) -> int:
+        """Sessions that wait to be resumed."""
+        return sum(life.detached for life in self._lives.values())
+
+    @property
+    def replayed_bytes(self) -> int:
+        """Bytes that were sent again after a resumption."""
+        return self.stats.replayed_bytes + sum(session.stats.replayed_bytes for session in self._lives)
 
     # -- the owner's loop ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep a session up until cancelled; then everything is closed. Raises nothing of the network's."""
+        watch = asyncio.get_running_loop().create_task(self._watch())
         try:
             while True:
                 lasted = 0.0
@@ -157,6 +156,7 @@ class ClusterSession(BaseHandler):
                         self._tokens.refused()
                 await self._pause(lasted, hint)
         finally:
+            watch.cancel()
             self._close()
 
     async def first(self) -> None:
@@ -172,34 +172,22 @@ class ClusterSession(BaseHandler):
         self._close()
 
     async def _establish(self) -> None:
-        if self.current is not None:
+        if self._current is not None:
             return
-        self.attempts += 1
-        session = await self._attempt()
-        if session.closed:  # between AUTH_OK and here
-            raise of_session(await session.wait_ended(), self.cluster)
-        self._current = session
-        self._established_at = asyncio.get_running_loop().time()
-        self.established_count += 1
-        self.failure = None
-        self._refused_with = None
-        self._log.info("session established", session=session.label, subject=self.subject)
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(session)
+        self._take(await self._attempt())
 
     async def _stay(self) -> float:
         """Until the session is over or drains, renewing its token; how long it was good, in seconds."""
         loop = asyncio.get_running_loop()
-        while self.current is not None:
+        while (life := self._current) is not None:
             self._changed.clear()
-            renewal = self._renewal
+            renewal = life.renewal if not life.detached else None  # a resumption brings a new token itself
             wait = max(0.0, renewal.at - loop.time()) if renewal is not None and renewal.at else None
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
-                await self._renew()
+                await self._renew(life)
         return loop.time() - self._established_at
 
     async def _pause(self, lasted: float, hint: float | None) -> None:
@@ -207,7 +195,7 @@ class ClusterSession(BaseHandler):
         if hint is not None:
             hint = min(float(hint), HINT_MOST)
         delay = self._backoff.next_delay(lasted=lasted, hint=hint)
-        if self.failure is None and self._waiting:
+        if self._waiting and (self.failure is None or lasted >= QUIET):
             return  # a good session ended: what waits already shall not wait for the backoff
         self._wanted.clear()
         try:
@@ -216,118 +204,172 @@ class ClusterSession(BaseHandler):
         except TimeoutError:
             pass
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            self.look_around()
+
+    def look_around(self) -> None:
+        """Resume at once what a sleep of this machine, or its change of network, has cut without a word."""
+        slept = self._whereabouts.slept()
+        for life in list(self._lives.values()):
+            if slept:
+                life.suspect(f"this machine slept for {slept:.0f} s")
+            elif gone := self._whereabouts.lost_address(life.session.transport):
+                life.suspect(f"this machine no longer has the address {gone}", surely=True)
+
     def _fail(self, error: ArcbridgeError, *, told: bool = False) -> None:
         again = told or (self.failure is not None and self.failure.message == error.message)
-        self.failure = error
-        self._failed_at = asyncio.get_running_loop().time()
         self.failures += 1
         # The same failure over and over is told once, then only to those who debug.
         (self._log.debug if again else self._log.warning)("no session", reason=error.message)
+        self._disappoint(error)
+
+    def _disappoint(self, error: ArcbridgeError) -> None:
+        """Whoever waits, and whoever asks soon, gets this."""
+        self.failure = error
+        self._failed_at = asyncio.get_running_loop().time()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
                 waiter.exception()  # a waiter that was cancelled at the same moment need not know
 
+    def _satisfy(self, session: MuxSession) -> None:
+        self.failure = None
+        self._refused_with = None
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(session)
+
     def _close(self) -> None:
         self._closing = True
-        for session in self.sessions():
+        for session, life in list(self._lives.items()):
+            life.stop()
             session.close(GoawayCode.DONE, "the client ended")
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(Unreachable("arcbridge is ending"))
-                waiter.exception()  # as in _fail
+                waiter.exception()  # as in _disappoint
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self) -> MuxSession:
+    def _take(self, life: Life) -> None:
+        """A fresh session becomes the one for new streams."""
+        self._current = life
+        self._established_at = asyncio.get_running_loop().time()
+        self.established_count += 1
+        self._log.info(
+            "session established", session=life.session.label, subject=self.subject, relay=str(life.relay.address)
+        )
+        self._satisfy(life.session)
+
+    async def _attempt(self, leaving: RelayAccess | None = None) -> Life:
         """Join, check the CA, connect; raises ArcbridgeError in the person's words."""
-        try:
-            while True:
-                sock, reply = await self._join()
-                try:
-                    known = self._trust.check(self.cluster, reply.cluster_ca)
-                    if not known and not self._trust.asks:
-                        await self._trust.first_time(self.cluster, reply.cluster_ca)
-                        known = True
-                except BaseException:
-                    sock.close()
-                    raise
-                if known:
-                    return await self._connect(sock, reply)
-                # Asking a person takes longer than the agent waits: this join is given up, the next one succeeds.
-                sock.close()
-                await self._trust.first_time(self.cluster, reply.cluster_ca)
-        except JoinRefused as error:
-            raise of_join(error, self.cluster) from error
-        except (SessionEnded, ConnectionLost) as error:
-            raise of_session(error, self.cluster) from error
-        except RemoteProtocolError as error:
-            raise Unreachable(f'cannot reach cluster "{self.cluster}": {error.message}') from error
+        self.attempts += 1
+        tries = len(self.relays)
+        while True:
+            joined = await join(self.relays, self.cluster, self._tokens, leaving=leaving)
+            if not await self._trusts(joined):
+                continue
+            try:
+                life = await self._connect(joined)
+                if life.session.closed:  # between AUTH_OK and here
+                    raise await life.session.wait_ended()
+                return life
+            except ArcbridgeError as error:
+                if not isinstance(error, SessionEnded):
+                    self.relays.failed(joined.relay)
+                tries -= 1
+                if tries <= 0 or not isinstance(error, ConnectionLost):
+                    raise_in_words(error, self.cluster)
+                # It joined, and then it died: another relay may work at once.
 
-    async def _join(self) -> tuple[socket.socket, JoinReply]:
-        token = await self._tokens.access()
-        context = await self.relay.context(ALPN_JOIN)
-        sock = await connect(self.relay.address, deadline=CONNECT_DEADLINE)
-        request = JoinRequest(role="client", cluster=self.cluster, token=token, version=__version__)
+    async def _trusts(self, joined: Joined) -> bool:
+        """Whether the join may go on; False when it was given up while a person was asked, who said yes."""
+        ca = joined.reply.cluster_ca
         try:
-            reply = await client_join(sock, context, self.relay.address.host, request)
-        except Unreachable as error:
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                self.relay.forget()
+            if self._trust.check(self.cluster, ca):
+                return True
+            if not self._trust.asks:
+                await self._trust.first_time(self.cluster, ca)
+                return True
+        except BaseException:
+            joined.sock.close()
             raise
-        if not reply.cluster_ca:
-            sock.close()
-            raise RemoteProtocolError("the relay did not say the cluster's CA")
-        return sock, reply
+        # Asking a person takes longer than the agent waits: this join is given up, the next one succeeds.
+        joined.sock.close()
+        await self._trust.first_time(self.cluster, ca)
+        return False
 
-    async def _connect(self, sock: socket.socket, reply: JoinReply) -> MuxSession:
+    async def _connect(self, joined: Joined) -> Life:
         """The session over a joined socket whose cluster CA is trusted. Owns the socket from here on."""
         session: MuxSession | None = None
         try:
-            context = inner_client_context(reply.cluster_ca)
             token = await self._tokens.cluster()
             session = MuxSession(
-                Side.INITIATOR, Kind.SESSION, self, label=reply.join_id, software=f"arcbridge {__version__}"
+                Side.INITIATOR,
+                Kind.SESSION,
+                self,
+                limits=self._limits,
+                label=joined.reply.join_id,
+                software=f"arcbridge {__version__}",
             )
-            self._renewal, self._life = None, 0.0
+            life = self._lives[session] = self._live(session, joined)
             session.authenticate(Auth(kind=token.kind, token=token.text))
-            async with asyncio.timeout(HANDSHAKE_DEADLINE):
-                await asyncio.get_running_loop().create_connection(
-                    session.protocol, sock=sock, ssl=context, server_hostname=cluster_server_name(self.cluster)
-                )
-                await session.wait_established()
-        except BaseException as error:
+            await shake_hands(joined, self.cluster, session.protocol, session.wait_established)
+        except BaseException:
             if session is not None:
                 session.abort()
-            sock.close()
-            if isinstance(error, TimeoutError):
-                raise Unreachable(
-                    f'the agent of cluster "{self.cluster}" did not answer in time; try again', retry_after=RETRY_SOON
-                ) from error
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise PinMismatch(
-                    f'whoever answered for cluster "{self.cluster}" is not certified by its CA; '
-                    "somebody may be in between: tell whoever runs the relay"
-                ) from error
-            if isinstance(error, OSError):
-                raise ConnectionLost("it ended during the handshake with the agent") from error
+                self._lives.pop(session, None)
+            joined.sock.close()
             raise
-        self._schedule_renewal(token)
-        return session
+        life.schedule_renewal(token)
+        return life
+
+    def _live(self, session: MuxSession, joined: Joined) -> Life:
+        return Life(
+            session,
+            self.cluster,
+            self.relays,
+            self._tokens,
+            joined,
+            stats=self.stats,
+            wall=self._wall,
+            back=self._is_back,
+            failed=self._not_back,
+            replace=self._replace,
+        )
+
+    # -- what a life asks of its owner --------------------------------------------------------------------------------
+
+    def _is_back(self, life: Life) -> None:
+        if life is self._current:
+            self._satisfy(life.session)
+            self._changed.set()
+
+    def _not_back(self, life: Life, error: ArcbridgeError) -> None:
+        self.attempts += 1
+        self.failures += 1
+        if life is self._current:
+            self._disappoint(error)
+
+    async def _replace(self, life: Life) -> bool:
+        if life is not self._current:
+            return False
+        fresh = await self._attempt(leaving=life.relay)
+        if self._closing or life is not self._current:
+            fresh.session.close(GoawayCode.DONE, "another session was made meanwhile")
+            return False
+        self._take(fresh)
+        self._changed.set()
+        return True
 
     # -- renewal ------------------------------------------------------------------------------------------------------
 
-    def _schedule_renewal(self, token: ClusterToken, expires_in: float = 0.0) -> None:
-        """By the agent's word, or else by the token's own. AUTH_OK may come before this is called, or after."""
-        life = expires_in or self._life
-        if not life and token.expires_at:
-            life = max(1.0, token.expires_at - self._wall())
-        self._renewal = _Renewal(token, life, asyncio.get_running_loop().time())
-
-    async def _renew(self) -> None:
+    async def _renew(self, life: Life) -> None:
         """Send a newer token in the session; without one try again soon, until the agent ends the session."""
-        session, renewal = self.current, self._renewal
-        if session is None or renewal is None:
+        session, renewal = life.session, life.renewal
+        if renewal is None:
             return
         loop = asyncio.get_running_loop()
         try:
@@ -335,10 +377,12 @@ class ClusterSession(BaseHandler):
         except ArcbridgeError as error:
             self._log.warning("the login cannot be renewed", session=session.label, reason=error.message)
         else:
-            if token.text != renewal.sent.text and not session.closed:
+            if life.renewal is not renewal:
+                return  # a resumption brought a token meanwhile
+            if token.text != renewal.sent.text and session.usable:
                 session.authenticate(Auth(kind=token.kind, token=token.text))
-                self._life = 0.0
-                self._schedule_renewal(token)
+                life.expires_in = 0.0
+                life.schedule_renewal(token)
                 self._log.debug("token renewed", session=session.label)
                 return
             if renewal.ends_at and renewal.ends_at - loop.time() < 60:
@@ -349,28 +393,46 @@ class ClusterSession(BaseHandler):
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         self.subject = ok.subject
-        self._life = float(ok.expires_in)
-        if self._renewal is not None and session is self._current:
-            self._schedule_renewal(self._renewal.sent, float(ok.expires_in))
+        life = self._lives.get(session)
+        if life is not None:
+            life.accepted(float(ok.expires_in))
             self._changed.set()
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The agent accepts nothing new: what runs goes on there, the next stream needs another session."""
-        if session is self._current:
+        if self._current is not None and session is self._current.session:
             self._current = None
-            self._draining.add(session)
             if not self._told_to_go(SessionEnded(goaway.code, goaway.message)):
                 self._log.info("the agent drains the session", session=session.label, code=goaway.code)
             self._changed.set()
 
+    def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
+        life = self._lives.get(session)
+        if life is None or self._closing:
+            session.abort(error)
+        else:
+            life.lost(error)
+            self._changed.set()
+
+    def move_requested(self, session: MuxSession) -> None:
+        life = self._lives.get(session)
+        if life is not None and not self._closing:
+            life.move()
+
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
-        self._draining.discard(session)
-        if session is not self._current:
+        life = self._lives.pop(session, None)
+        if life is None:
+            return
+        was_detached = life.detached
+        life.over(error)
+        if isinstance(error, ConnectionLost):
+            self.relays.failed(life.relay)
+        if life is not self._current:
             return
         self._current = None
         if self._closing:
             return
-        if not self._told_to_go(error):
+        if not self._told_to_go(error) and not was_detached:
             self._log.warning("session lost", session=session.label, reason=error.message)
         self._changed.set()
 

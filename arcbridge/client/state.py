@@ -80,25 +80,26 @@ class StateDirectory:
 
     # -- ports --------------------------------------------------------------------------------------------------------
 
-    def port(self, relay: str, cluster: str) -> int:
-        """The port of a cluster at a relay: the one it had, else the next that no other cluster has, then kept."""
-        key = f"{cluster} at {relay}"
+    def port(self, relays: tuple[str, ...], cluster: str) -> int:
+        """The port of a cluster at its relays: the one it had, else the next that no other cluster has, then kept."""
         ensure_private_directory(self.path)
         with locked(self.path / ".ports.lock"):
             ports = self._ports()
+            key = _port_key(ports, relays, cluster)
             if key not in ports:
                 taken = set(ports.values())
                 ports[key] = next(port for port in range(FIRST_PORT, 65536) if port not in taken)
                 self._save_ports(ports)
             return ports[key]
 
-    def remember_port(self, relay: str, cluster: str, port: int) -> None:
+    def remember_port(self, relays: tuple[str, ...], cluster: str, port: int) -> None:
         """Keep a port that was chosen by hand."""
         ensure_private_directory(self.path)
         with locked(self.path / ".ports.lock"):
             ports = self._ports()
-            if ports.get(f"{cluster} at {relay}") != port:
-                ports[f"{cluster} at {relay}"] = port
+            key = _port_key(ports, relays, cluster)
+            if ports.get(key) != port:
+                ports[key] = port
                 self._save_ports(ports)
 
     def _ports(self) -> dict[str, int]:
@@ -134,6 +135,12 @@ def _base(environment: Mapping[str, str], variable: str, default: str) -> Path:
     # Relative paths there are to be ignored (XDG Base Directory Specification).
     named = environment.get(variable, "")
     return Path(named) if named.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / default
+
+
+def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:
+    """Under which name a port is kept: the first relay's, unless it was kept under another one of them before."""
+    keys = [f"{cluster} at {relay}" for relay in relays]
+    return next((key for key in keys if key in ports), keys[0])
 
 
 def _split(pem: str) -> tuple[str, str]:

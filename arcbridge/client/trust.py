@@ -21,7 +21,7 @@ Ask = Callable[[str, str], Awaitable[bool]]
 
 
 class ClusterTrust:
-    """The rule for the clusters of one relay."""
+    """The rule for the clusters of the relays in `relays` (`host:port`), which are the same at each of them."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class ClusterTrust:
         remembered: PinStore | None = None,
         first_use: bool = False,
         ask: Ask | None = None,
-        relay: str = "",
+        relays: tuple[str, ...] = (),
     ) -> None:
         try:
             self._pin = check_pin(pin) if pin else ""
@@ -40,8 +40,12 @@ class ClusterTrust:
         if pins_file is not None and not pins_file.is_file():
             # Absent must not mean "no pins": that would be trust on first use by mistake.
             raise StateError(f"pins_file: {pins_file} does not exist")
-        self._shipped = PinStore(pins_file, relay=relay) if pins_file is not None else None
         self._remembered = remembered
+        self._stores = [PinStore(pins_file, relay=relay) for relay in relays or ("",)] if pins_file is not None else []
+        if remembered is not None:
+            # What was remembered when there was another relay alone holds when there are several.
+            others = [PinStore(remembered.path, relay=relay) for relay in relays if relay != remembered.relay]
+            self._stores += [remembered, *others]
         self._first_use = first_use
         self._ask = ask
 
@@ -49,10 +53,7 @@ class ClusterTrust:
         """The pin that the cluster must have; empty when nothing is known. Raises StateError."""
         if self._pin:
             return self._pin
-        for store in (self._shipped, self._remembered):
-            if store is not None and (pin := store.get(cluster)):
-                return pin
-        return ""
+        return next((pin for store in self._stores if (pin := store.get(cluster))), "")
 
     def check(self, cluster: str, ca_pem: str) -> bool:
         """True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""

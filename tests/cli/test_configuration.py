@@ -46,6 +46,8 @@ def test_what_is_printed_loads_again(tmp_path: Path) -> None:
     ("config", "words"),
     [
         (ClientConfig(relay="http://r"), "https"),
+        (ClientConfig(relays=("r", "http://r")), "https"),
+        (ClientConfig(relay="r", relays=("r",)), "put every relay into relays"),
         (ClientConfig(relay="r", cluster="BAD"), "not a cluster name"),
         (ClientConfig(relay="r", relay_ca_pin="x"), "relay_ca_pin: not a pin"),
         (ClientConfig(relay="r", cluster_ca_pin="x"), "cluster_ca_pin: not a pin"),
@@ -71,6 +73,7 @@ def test_check(config: object, words: str) -> None:
 
 def test_good_ones() -> None:
     check(ClientConfig(relay="https://r", cluster="c", relay_ca_pin=PIN))
+    check(ClientConfig(relays=("https://r", "https://s:444")))
     check(AgentConfig(relays=("r:1",), state=AgentStateConfig(secret="a/b")))
     check(RelayConfig(public_address="r:1", authentication=Path(__file__), policy=Path(__file__)))
 

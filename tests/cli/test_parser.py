@@ -39,7 +39,8 @@ def test_flags_before_and_after_the_command() -> None:
     for line in ("--relay https://r -n a clusters -o json", "clusters -o json --relay https://r --name a"):
         found = parse(line.split(), "client")
         assert found.command == ("clusters",)
-        assert (found.text("relay"), found.texts("cluster"), found.text("output")) == ("https://r", ("a",), "json")
+        assert found.texts("relay") == ("https://r",)
+        assert (found.texts("cluster"), found.text("output")) == (("a",), "json")
 
 
 def test_nothing_given_is_nothing() -> None:

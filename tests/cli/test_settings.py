@@ -25,7 +25,7 @@ def test_precedence(tmp_path: Path) -> None:
         ARCBRIDGE_KUBE_CONTEXT="environment",
         ARCBRIDGE_CLUSTER="",
     )
-    assert (config.relay, config.kube_context, config.port) == ("flag:1", "environment", 3)  # type: ignore[attr-defined]
+    assert (config.relay_urls(), config.kube_context, config.port) == (("flag:1",), "environment", 3)  # type: ignore[attr-defined]
     assert config.observe.log_level == "error"  # type: ignore[attr-defined]
 
 
@@ -56,6 +56,21 @@ def test_clusters(tmp_path: Path) -> None:
     assert (config.cluster, config.clusters) == ("a", ("b",))  # type: ignore[attr-defined]
     config = settings("", ARCBRIDGE_CLUSTER="a,b, c")
     assert (config.cluster, config.clusters) == ("a", ("b", "c"))  # type: ignore[attr-defined]
+
+
+def test_relays(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    for text in ('relay = "x:1"', 'relays = ["x:1", "y:1"]'):
+        file.write_text(text)
+        assert settings(f"--config {file}").relay_urls()[0] == "x:1"  # type: ignore[attr-defined]
+        config = settings(f"--config {file} --relay a:1 --relay b:1,c:1")
+        assert config.relay_urls() == ("a:1", "b:1", "c:1")  # type: ignore[attr-defined]
+        config = settings(f"--config {file}", ARCBRIDGE_RELAY="d:1, e:1")
+        assert config.relay_urls() == ("d:1", "e:1")  # type: ignore[attr-defined]
+    file.write_text('relay = "x:1"\nrelays = ["y:1"]')
+    with pytest.raises(ConfigError, match="put every relay into relays"):
+        settings(f"--config {file}")
+    assert settings(f"--config {file} --relay a:1").relay_urls() == ("a:1",)  # type: ignore[attr-defined]
 
 
 def test_a_commands_own_flag_is_no_setting() -> None:

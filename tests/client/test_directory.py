@@ -11,6 +11,7 @@ from aiohttp import web
 
 from arcbridge.client.directory import list_clusters
 from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
@@ -19,7 +20,7 @@ from tests.client.test_session import login
 
 
 @contextlib.asynccontextmanager
-async def relay(answer: web.Response, seen: list[str], directory: Path) -> AsyncIterator[tuple[RelayAccess, Tokens]]:
+async def relay(answer: web.Response, seen: list[str], directory: Path) -> AsyncIterator[tuple[Relays, Tokens]]:
     async def clusters(request: web.Request) -> web.Response:
         seen.append(request.headers["Authorization"])
         return answer
@@ -35,7 +36,7 @@ async def relay(answer: web.Response, seen: list[str], directory: Path) -> Async
     (directory / "ca").write_text(RELAY_CA.certificate_pem)
     try:
         access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=directory / "ca")
-        yield access, Tokens(login(directory), None)
+        yield Relays([access]), Tokens(login(directory), None)
     finally:
         await runner.cleanup()
 
@@ -77,5 +78,14 @@ async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
+    relays = Relays([RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")])
     with pytest.raises(Unreachable, match="cannot be reached"):
-        await list_clusters(RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca"), Tokens(login(tmp_path), None))
+        await list_clusters(relays, Tokens(login(tmp_path), None))
+
+
+async def test_the_next_relay_answers(tmp_path: Path) -> None:
+    async with relay(web.json_response([{"name": "a"}]), [], tmp_path) as (working, tokens):
+        dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
+        relays = Relays([dead, *working.all], shuffle=lambda found: None)
+        assert [row["name"] for row in await list_clusters(relays, tokens)] == ["a"]
+        assert relays.in_use is working.all[0]

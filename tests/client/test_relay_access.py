@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, outer_server_contexts
 from tests.client.far_side import OTHER_CA, RELAY_CA
@@ -71,7 +70,5 @@ async def test_a_pin_is_fetched_once_and_checked() -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(ConfigError, match="--relay"):
-        RelayAccess.of(ClientConfig())
     with pytest.raises(ConfigError, match="relay_ca_pin"):
         RelayAccess("r", ca_pin="sha256:12")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relays import Relays
 from arcbridge.client.session import ClusterSession
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
@@ -50,9 +51,8 @@ def make(far: FarSide, directory: Path, **options: object) -> ClusterSession:
     tokens = options.pop("tokens", None) or Tokens(login(directory), None)
     ca_file = directory / "relay-ca.pem"
     ca_file.write_text(RELAY_CA.certificate_pem)
-    return ClusterSession(
-        RelayAccess(far.address, ca_file=ca_file), CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05)
-    )
+    relays = Relays([RelayAccess(far.address, ca_file=ca_file)])
+    return ClusterSession(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05))
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +159,7 @@ class TestRefusals:
         assert far.requests == []
 
     async def test_an_agent_that_is_silent(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.client.session.HANDSHAKE_DEADLINE", 0.2)
+        monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.2)
         far.silent_agent = True
         with pytest.raises(Unreachable, match="did not answer in time"):
             await make(far, tmp_path).first()

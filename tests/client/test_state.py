@@ -79,23 +79,29 @@ class TestCertificates:
 
 
 class TestPorts:
+    def test_a_cluster_keeps_its_port_when_relays_are_added(self, tmp_path: Path) -> None:
+        port = state(tmp_path).port(("r:443",), "a")
+        assert state(tmp_path).port(("new:443", "r:443"), "a") == port
+        state(tmp_path).remember_port(("new:443", "r:443"), "a", 5000)
+        assert state(tmp_path).port(("r:443",), "a") == 5000
+
     def test_each_cluster_keeps_its_own(self, tmp_path: Path) -> None:
-        assert state(tmp_path).port("r:443", "a") == FIRST_PORT == 47011
-        assert state(tmp_path).port("r:443", "b") == 47012
-        assert state(tmp_path).port("other:443", "a") == 47013
-        assert state(tmp_path).port("r:443", "a") == 47011
+        assert state(tmp_path).port(("r:443",), "a") == FIRST_PORT == 47011
+        assert state(tmp_path).port(("r:443",), "b") == 47012
+        assert state(tmp_path).port(("other:443",), "a") == 47013
+        assert state(tmp_path).port(("r:443",), "a") == 47011
 
     def test_one_chosen_by_hand_is_kept(self, tmp_path: Path) -> None:
-        state(tmp_path).remember_port("r", "a", 5000)
-        assert state(tmp_path).port("r", "a") == 5000
-        assert state(tmp_path).port("r", "b") == 47011
+        state(tmp_path).remember_port(("r",), "a", 5000)
+        assert state(tmp_path).port(("r",), "a") == 5000
+        assert state(tmp_path).port(("r",), "b") == 47011
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}'])
     def test_damage_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state/ports.json").write_text(text)
         with pytest.raises(StateError, match=r"ports\.json is damaged"):
-            state(tmp_path).port("r", "a")
+            state(tmp_path).port(("r",), "a")
 
 
 def test_names_for_completion(tmp_path: Path) -> None:

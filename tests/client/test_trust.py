@@ -27,6 +27,19 @@ def test_given_then_shipped_then_remembered(tmp_path: Path) -> None:
     assert ClusterTrust(remembered=store).known("unknown") == ""
 
 
+def test_relays_that_came_later_know_what_was_remembered(tmp_path: Path) -> None:
+    PinStore(tmp_path / "own.toml", relay="old:443").remember("prod", CLUSTER_CA.pin)
+    store = PinStore(tmp_path / "own.toml", relay="new:443")
+    assert ClusterTrust(remembered=store, relays=("new:443",)).known("prod") == ""
+    assert ClusterTrust(remembered=store, relays=("new:443", "old:443")).known("prod") == CLUSTER_CA.pin
+
+
+def test_a_shipped_pin_may_be_of_any_relay(tmp_path: Path) -> None:
+    shipped = tmp_path / "org.toml"
+    shipped.write_text(f'[relays."b:443"]\nprod = "{CLUSTER_CA.pin}"\n')
+    assert ClusterTrust(pins_file=shipped, relays=("a:443", "b:443")).known("prod") == CLUSTER_CA.pin
+
+
 def test_check(tmp_path: Path) -> None:
     trust = ClusterTrust(pins_file=pins(tmp_path / "org.toml", CLUSTER_CA.pin))
     assert trust.check("prod", CLUSTER_CA.certificate_pem)
