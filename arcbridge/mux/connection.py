@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
+from arcbridge.wire.records import Auth
 
 if TYPE_CHECKING:
     from arcbridge.mux.session import MuxSession
@@ -21,22 +22,29 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_session", "transport")
+    __slots__ = ("_session", "auth", "label", "transport")
 
-    def __init__(self, session: MuxSession) -> None:
-        self._session = session
+    def __init__(self, session: MuxSession, auth: Auth | None = None, label: str = "") -> None:
+        """With `auth` the connection resumes the session once it stands; `label` is its join id."""
+        self._session: MuxSession | None = session
+        self.auth = auth
+        self.label = label
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
-        self._session.connection_made(self, self.transport)
+        if self._session is None:
+            self.transport.abort()
+        else:
+            self._session.connection_made(self, self.transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._session.data_received(buffer.VIEW[:nbytes])
+        if self._session is not None:
+            self._session.data_received(buffer.VIEW[:nbytes])
         if buffer.POISON:
             buffer.poison(nbytes)
 
@@ -44,11 +52,24 @@ class MuxConnection(asyncio.BufferedProtocol):
         return False
 
     def pause_writing(self) -> None:
-        self._session.set_writable(False)
+        if self._session is not None:
+            self._session.set_writable(False)
 
     def resume_writing(self) -> None:
-        self._session.set_writable(True)
+        if self._session is not None:
+            self._session.set_writable(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        self._session.connection_lost(self, exc)
+        if self._session is not None:
+            self._session.connection_lost(self, exc)
+
+    def carry(self, session: MuxSession) -> None:
+        """Belong to another session from now on."""
+        self._session = session
+
+    def drop(self) -> None:
+        """Belong to none: what still comes is not read, and the socket is closed without a word."""
+        self._session = None
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,4 +1,6 @@
-"""glibc's allocator, told once at start to keep the memory that bulk transfer uses again and again.
+"""Memory of a whole process: glibc's allocator, and how much history all sessions may keep.
+
+glibc is told once at start to keep the memory that bulk transfer uses again and again.
 
 By default glibc gives blocks of 128 KiB and more straight back to the kernel, and every read of a large buffer then
 faults its pages in anew; with both thresholds raised, one hop moved 1.7 GB/s where it had moved 0.64.
@@ -6,10 +8,18 @@ faults its pages in anew; with both thresholds raised, one hop moved 1.7 GB/s wh
 
 from __future__ import annotations
 
+from typing import Final
+
+from arcbridge.wire.replay import Budget
+
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD = 32 * 1024 * 1024
 TRIM_THRESHOLD = 64 * 1024 * 1024
+
+budget: Final = Budget(512 * 1024 * 1024)
+"""What all sessions of this process keep of what they sent and the other ends have not confirmed. Thirty sessions that
+each fill their own limit; while it is spent, sessions pause early and new ones are refused."""
 
 
 def tune_allocator() -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import cast
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
+from arcbridge.mux import memory
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
@@ -60,6 +61,15 @@ class BaseHandler:
         Every stream was told before, but for those that are complete and wait for a reader who paused.
         """
 
+    def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
+        """The connection is lost; streams wait. Initiator: `session.resume` on another connection."""
+
+    def resumed(self, session: MuxSession) -> None:
+        """The session goes on over another connection."""
+
+    def move_requested(self, session: MuxSession) -> None:
+        """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
+
 
 SessionHandler = BaseHandler
 """The interface and its default are one class."""
@@ -78,9 +88,19 @@ class MuxSession:
         label: str = "",
         agent: str = "",
         software: str = "",
+        cluster_ca: str = "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._machine = Session(side, kind, monotonic(), limits=limits, agent=agent, software=software)
+        self._machine = Session(
+            side,
+            kind,
+            monotonic(),
+            limits=limits,
+            agent=agent,
+            software=software,
+            cluster_ca=cluster_ca,
+            budget=memory.budget,
+        )
         self._handler = handler
         self._connection: MuxConnection | None = None
         self._transport: asyncio.Transport | None = None
@@ -91,6 +111,7 @@ class MuxSession:
         self._close_timer: asyncio.TimerHandle | None = None
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
+        self._attached: asyncio.Future[None] | None = None
         self.label = label
         """The join id: the `session` of every log line."""
         self._arm_timer()
@@ -140,6 +161,31 @@ class MuxSession:
         """The connection's transport, while there is one."""
         return self._transport
 
+    @property
+    def resumable(self) -> bool:
+        """Whether the session outlives its connection."""
+        return self._machine.resumable
+
+    @property
+    def session_id(self) -> bytes:
+        """What names the session to its agent; empty where it cannot be resumed."""
+        return self._machine.session_id
+
+    @property
+    def resume_secret(self) -> bytes:
+        """What proves that a connection is its own. Never to be logged."""
+        return self._machine.resume_secret
+
+    @property
+    def epoch(self) -> int:
+        """Of the attached connection; 0 for the first."""
+        return self._machine.epoch
+
+    @property
+    def resuming(self) -> Hello | None:
+        """Acceptor: the HELLO of a connection that asks to resume another session; None for an ordinary one."""
+        return self._machine.resuming
+
     async def wait_established(self) -> None:
         """Until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
         await asyncio.shield(self._established)
@@ -149,6 +195,63 @@ class MuxSession:
         return await asyncio.shield(self._ended)
 
     # -- command --------------------------------------------------------------------------------------------------
+
+    def resume(self, auth: Auth, label: str = "") -> MuxConnection:
+        """Initiator: a protocol for `create_connection`; once its TLS stands it takes the session over.
+
+        The connection that is attached until then, if any, goes on until that moment and is dropped unread. Then
+        await `wait_attached`. `label` is the new connection's join id.
+        """
+        self._attached = self._loop.create_future()
+        return MuxConnection(self, auth, label)
+
+    async def wait_attached(self) -> None:
+        """Until the connection of the last `resume` carries the session.
+
+        Raises ConnectionLost or SessionEnded: the session waits for another try, unless it is `closed`. Cancelling
+        gives the connection up.
+        """
+        waiting = self._attached
+        if waiting is None:
+            return
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if self._connection is not None and self.state is State.DETACHED:
+                self._machine.connection_lost(monotonic(), ConnectionLost("given up"))
+                self._act()
+            raise
+
+    def take_over(self, newcomer: MuxSession, ok: AuthOk) -> None:
+        """Acceptor: go on over the connection of `newcomer`, whose right to this session was verified.
+
+        `newcomer` ends; so does a connection that is still attached, unread. Raises LocalProtocolError when the
+        newcomer's epoch is not higher or this session is over, RemoteProtocolError when the counts contradict each
+        other: both sessions are over then.
+        """
+        hello, connection = newcomer.resuming, newcomer._connection
+        if hello is None or connection is None or connection.transport is None:
+            raise ConnectionLost("the connection that was to resume the session is gone")
+        try:
+            self._machine.take_over(hello, ok, monotonic())
+        except RemoteProtocolError as error:
+            newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
+            self._drop_connection()
+            self._act()
+            raise
+        self._drop_connection()
+        newcomer._connection = newcomer._transport = None
+        newcomer._machine.hand_over(monotonic())
+        newcomer._act()
+        connection.carry(self)
+        self._connection, self._transport = connection, connection.transport
+        self.label = newcomer.label
+        self._act()
+
+    def ask_to_move(self) -> None:
+        """Acceptor: ask the client for another connection, because this one goes away soon."""
+        self._machine.ask_to_move(self.label)
+        self._wake()
 
     def protocol(self) -> MuxConnection:
         """A protocol for `create_connection` or `connect_accepted_socket` (TLS)."""
@@ -205,7 +308,7 @@ class MuxSession:
 
     def abort(self, error: ArcbridgeError | None = None) -> None:
         """End now without a word."""
-        self._machine.connection_lost(monotonic(), error or ConnectionLost("the connection was aborted"))
+        self._machine.give_up(monotonic(), error or ConnectionLost("the connection was aborted"))
         if self._transport is not None:
             self._transport.abort()
         self._act()
@@ -217,6 +320,15 @@ class MuxSession:
         if self.closed:
             transport.abort()
             return
+        if connection.auth is not None:
+            auth, connection.auth = connection.auth, None
+            if not self.resumable:
+                transport.abort()
+                return
+            self._drop_connection()
+            self._machine.begin_resume(auth, monotonic())
+            self.label = connection.label or self.label
+            self._arm_timer()
         self._connection, self._transport = connection, transport
         self._flush()
 
@@ -231,12 +343,15 @@ class MuxSession:
 
     def set_writable(self, writable: bool) -> None:
         """The transport's buffer filled up or drained."""
-        self._machine.writable = writable
+        self._machine.set_writable(writable)
         if writable:
             self._flush()
 
     def connection_lost(self, connection: MuxConnection, exc: Exception | None) -> None:
         """The socket is gone."""
+        if connection is not self._connection:
+            return
+        self._connection = None
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
@@ -302,6 +417,18 @@ class MuxSession:
             self._call(handler.goaway_received, self, event.goaway)
         elif isinstance(event, ev.DialReceived):
             self._call(handler.dial_received, self, event.dial)
+        elif isinstance(event, ev.Detached):
+            self._drop_connection()
+            self._call(handler.detached, self, event.error)
+        elif isinstance(event, ev.ResumeFailed):
+            self._drop_connection()
+            self._tell_attached(event.error)
+        elif isinstance(event, ev.Resumed):
+            self._tell_attached(None)
+            self._call(handler.resumed, self)
+        elif isinstance(event, ev.MoveRequested):
+            if event.join_id == self.label:
+                self._call(handler.move_requested, self)
         elif isinstance(event, ev.StatusReceived):
             self._call(handler.status_received, self, event.status)
         elif self._machine.kind is Kind.CONTROL and not self._established.done():  # HelloReceived
@@ -334,7 +461,23 @@ class MuxSession:
         if not self._established.done():
             self._established.set_exception(error)
             self._established.exception()  # whoever does not wait for it need not know
+        self._tell_attached(error)
         self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
+
+    def _drop_connection(self) -> None:
+        connection, self._connection, self._transport = self._connection, None, None
+        if connection is not None:
+            connection.drop()
+
+    def _tell_attached(self, error: ArcbridgeError | None) -> None:
+        waiting = self._attached
+        if waiting is None or waiting.done():
+            return
+        if error is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(error)
+            waiting.exception()  # whoever does not wait for it need not know
 
     def _tell_end(self, error: ArcbridgeError) -> None:
         self._ended.set_result(error)
@@ -365,7 +508,7 @@ class MuxSession:
             else:
                 transport.writelines(parts)
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
-            if not machine.has_output or not machine.writable or machine.state is State.CLOSED:
+            if not machine.has_output or (not machine.socket_writable and machine.state is not State.CLOSED):
                 break
         for stream in machine.take_writable():
             if stream.owner is not None:

@@ -1,10 +1,14 @@
 """What a session machine keeps, and what happens inside it: queues, streams and their ends, credit, farewell.
 
 `Books` has no public command and reads no frame: `wire.reception` feeds it from the peer's side, `wire.session` from
-ours. The three are one class in three files, each with its own reader in mind.
+ours; `wire.resumption` carries them over from one connection to the next. They are one class in four files, each with
+its own reader in mind.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
 
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
@@ -23,9 +27,11 @@ from arcbridge.wire.frames import (
     frame,
     pack_header,
 )
+from arcbridge.wire.greeting import Greeting
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Goaway, Hello, Record
+from arcbridge.wire.replay import Budget, Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
 from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
@@ -62,7 +68,10 @@ class Books:
         limits: Limits = DEFAULT,
         agent: str = "",
         software: str = "",
+        cluster_ca: str = "",
+        budget: Budget | None = None,
     ) -> None:
+        """`budget` is what all sessions of the process may keep of what they sent; none: only this one's own limit."""
         self.side = side
         self.kind = kind
         self.limits = limits
@@ -73,7 +82,9 @@ class Books:
         self.peer_hello: Hello | None = None
         self.streams: dict[int, Stream] = {}
         self.writable = True
-        """Set by the shell: whether the socket takes more. While false, payload waits in its stream."""
+        """Whether payload may leave: the socket takes more (`set_writable`), and the history has room. While false,
+        payload waits in its stream."""
+        self.socket_writable = True
         self.error: ArcbridgeError | None = None
         self.sent = 0
         self._received_base = 0
@@ -111,8 +122,37 @@ class Books:
         self._explained = 0
         self._acked_position = 0
         self._peer_received = 0
-        hello = Hello(VERSION, VERSION, "", limits.stream_window, limits.max_streams, agent, software)
-        self._hello = frame(FrameType.HELLO, 0, hello.encode())
+        self.session_id = b""
+        self.resume_secret = b""
+        self.epoch = 0
+        """Of the attached connection; each later one has a higher one."""
+        self.resuming: Hello | None = None
+        """Acceptor: this connection asks to resume another session."""
+        self._history: Replay | None = None
+        if kind is Kind.SESSION and limits.replay:
+            self._history = Replay(limits.replay, budget or Budget(limits.replay))
+        self._history_full = False
+        self._resend: deque[Piece] = deque()
+        """What a resumed connection has to carry first."""
+        self._answers_from = 0
+        """Bytes of the peer's sequence behind which its answers to PING come: what it sends again comes before."""
+        self._greeting: Greeting | None = None
+        """Initiator: a new connection is in its handshake."""
+        self._greeted: Hello | None = None
+        self._before = State.OPEN
+        """The state to which a detached session returns."""
+        self._detached_deadline: float | None = None
+        self._greets = Hello(
+            VERSION,
+            VERSION,
+            "resume" if self._history is not None else "",
+            limits.stream_window,
+            limits.max_streams,
+            agent,
+            software,
+            cluster_ca=cluster_ca,
+        )
+        self._hello = self._record(FrameType.HELLO, self._greets)
         if side is Side.INITIATOR:
             self._prelude.append(self._hello)
 
@@ -120,6 +160,43 @@ class Books:
     def received(self) -> int:
         """Bytes of the peer's sequence that have arrived."""
         return max(0, self._decoder.position - self._received_base)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the session outlives its connection: both ends keep history, and both know the secret."""
+        return self._history is not None and bool(self.session_id) and self.state is not State.CLOSED
+
+    def set_writable(self, writable: bool) -> None:
+        """The socket takes more, or does not (called by the shell)."""
+        self.socket_writable = writable
+        self.writable = writable and not self._history_full
+
+    def _keep(self, pieces: Sequence[Piece], count: int) -> None:
+        """Keep what is being sent until the peer confirms it."""
+        history = self._history
+        if history is None or not count:
+            return
+        history.append(pieces, count)
+        if history.full:
+            self._history_full, self.writable = True, False
+            if history.size > 2 * history.most + self.limits.max_queued_control:
+                self._fail(GoawayCode.LIMIT, "the other end confirms nothing of what it gets")
+
+    def _forget_history(self) -> None:
+        """Nothing will be sent again."""
+        if self._history is not None:
+            self._history.clear()
+            self._history = None
+            self._history_full = False
+            self.writable = self.socket_writable
+
+    def _learn_secret(self, session_id: bytes, secret: bytes) -> None:
+        """Of the first AUTH_OK; without both, or where the peer keeps nothing, the session dies with its connection."""
+        offered = self.peer_hello is not None and "resume" in self.peer_hello.features.split()
+        if self._history is not None and session_id and secret and offered:
+            self.session_id, self.resume_secret = session_id, secret
+        else:
+            self._forget_history()
 
     @staticmethod
     def _require(condition: bool, message: str) -> None:
@@ -288,9 +365,12 @@ class Books:
             self._hello_sent = True
             self._prelude.append(self._hello)
 
-    def _say_goaway(self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False) -> None:
+    def _say_goaway(
+        self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False, final: bool = True
+    ) -> None:
+        """In turn: behind the frames that are queued. Not final: what runs may finish."""
         self._goaway_sent = True
-        goaway = Goaway(self._last_peer_id, code, message[:1000], retry_after)
+        goaway = Goaway(self._last_peer_id, code, message[:1000], retry_after, final)
         body = frame(FrameType.GOAWAY, 0, goaway.encode())
         if in_turn:
             self._queue_out(body)
@@ -307,12 +387,36 @@ class Books:
         self._close(error)
 
     def _finish_drain_if_idle(self) -> None:
-        if self.state is State.DRAINING and not self.streams and self.kind is Kind.SESSION:
+        if self.kind is not Kind.SESSION or self.streams:
+            return
+        if self.state is State.DRAINING:
+            if self.side is Side.INITIATOR or self._peer_goaway is not None or self._all_confirmed:
+                self._finish_drain()
+        elif self.state is State.DETACHED and self._before is State.DRAINING:
             self._finish_drain()
 
+    @property
+    def _all_confirmed(self) -> bool:
+        """Whether the peer has everything, so that no cut can take the end of a stream with it."""
+        return self._history is None or (self._peer_received >= self.sent and not self.has_output)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `data_to_send` would give anything (credit apart)."""
+        return bool(
+            self._out
+            or self._control
+            or self._prelude
+            or self._pong is not None
+            or (self._resend and self.socket_writable)
+            or (self.writable and self._credit and self._scheduler)
+        )
+
     def _finish_drain(self) -> None:
+        if self.state is State.CLOSED:
+            return
         if not self._goaway_sent:
-            self._say_goaway(GoawayCode.DONE, "", 0)
+            self._say_goaway(GoawayCode.DONE, "", 0, in_turn=True)  # behind the last FIN
         self._close(SessionEnded(GoawayCode.DRAINING, "the session was drained"))
 
     def _close(self, error: ArcbridgeError) -> None:
@@ -324,11 +428,17 @@ class Books:
         if self._goaway_sent:
             self._say_hello()  # a stranger who said nothing is answered in kind, so that it can read why
         self._may_send = True
-        self._handshake_deadline = self._drain_deadline = None
+        self._handshake_deadline = self._drain_deadline = self._detached_deadline = None
+        self._greeting = None
         self._early.clear()
         while self._scheduler.next() is not None:
             pass
         if not isinstance(error, SessionEnded) or error.code != GoawayCode.DRAINING:
             self._out.clear()
             self._out_bytes = 0
+            if self._resend:  # a last word in the middle of what is sent again would not be understood
+                self._resend.clear()
+                self._control.clear()
+        if self._history is not None:
+            self._history.clear()
         self._events.append(ev.Ended(error))

@@ -79,6 +79,32 @@ class StatusReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Detached:
+    """The connection is gone; the session waits to be resumed."""
+
+    error: ArcbridgeError
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeFailed:
+    """The connection that should have resumed the session did not; the session still waits."""
+
+    error: ArcbridgeError
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The session goes on over its new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRequested:
+    """The acceptor asks for another connection in place of the one made under `join_id`."""
+
+    join_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The machine is closed; comes exactly once and last. Every stream has been told before."""
 
@@ -95,5 +121,9 @@ Event = (
     | GoawayReceived
     | DialReceived
     | StatusReceived
+    | Detached
+    | ResumeFailed
+    | Resumed
+    | MoveRequested
     | Ended
 )

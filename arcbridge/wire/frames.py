@@ -5,7 +5,8 @@ sends HELLO. On a session it sends AUTH in the same flight, and may send OPEN wi
 end (the *acceptor*) answers HELLO, and AUTH_OK once the token is verified; until then it acts on nothing else.
 Then both open streams, send DATA within the credit that WINDOW grants, end a direction with FIN or a stream with
 RESET, and confirm with ACK (and with every PING and PONG) how much of the other's byte sequence has arrived.
-GOAWAY says that nothing new is accepted, and why. A control connection has no AUTH (its TLS is mutual) and no
+GOAWAY says that nothing new is accepted, and why. MOVE asks for another connection under the same session, before the
+present one goes away. A control connection has no AUTH (its TLS is mutual) and no
 streams: it carries DIAL from the relay and STATUS from the agent.
 
 Header, 8 bytes, big endian::
@@ -29,6 +30,7 @@ the session. Every length is checked against the type's largest size before anyt
     GOAWAY  12  record Goaway                     <= 4 KiB    both
     DIAL    13  record Dial                       <= 4 KiB    relay on a control connection
     STATUS  14  record Status                     <= 4 KiB    agent on a control connection
+    MOVE   128  record Move                       <= 4 KiB    acceptor of a session
 
 Types 128 to 255 are the ignorable range (<= 16 KiB): an end that does not know one skips and counts it. Any other
 unknown type is a session error. docs/protocol.md has the same order and the same names.
@@ -70,6 +72,7 @@ class FrameType(IntEnum):
     GOAWAY = 12
     DIAL = 13
     STATUS = 14
+    MOVE = 128
 
 
 class ResetCode(IntEnum):
@@ -112,6 +115,8 @@ class GoawayCode(IntEnum):
     REVOKED = 11
     UNAVAILABLE = 12
     FLOW_CONTROL = 13
+    GONE = 14
+    """The session that a connection wanted to resume is not here, or is over."""
 
 
 SMALLEST: dict[int, int] = {
@@ -138,6 +143,7 @@ LARGEST: dict[int, int] = {
     FrameType.GOAWAY: 4096,
     FrameType.DIAL: 4096,
     FrameType.STATUS: 4096,
+    FrameType.MOVE: 4096,
 }
 """Largest body size per type; the decoder checks it on the header alone."""
 
@@ -152,6 +158,7 @@ ON_SESSION_ID: frozenset[int] = frozenset(
         FrameType.GOAWAY,
         FrameType.DIAL,
         FrameType.STATUS,
+        FrameType.MOVE,
     }
 )
 """Types that carry stream id 0 and no other."""

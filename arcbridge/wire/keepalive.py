@@ -19,22 +19,23 @@ class Keepalive:
         "_last_progress",
         "_last_received",
         "_next_ping",
-        "_number",
         "_older",
         "_ping_sent",
         "_reported",
         "_smallest",
         "_timeout",
         "_turned",
+        "number",
     )
 
-    def __init__(self, interval: float, timeout: float, now: float) -> None:
+    def __init__(self, interval: float, timeout: float, now: float, *, number: int = 0) -> None:
+        """`number` is that of the last PING of the session's former connection: a late answer must not match."""
         self._interval = interval
         self._timeout = timeout
         self._last_received = now
         self._last_progress = now
         self._next_ping = now + interval
-        self._number = 0
+        self.number = number
         self._ping_sent: float | None = None  # the oldest that is unanswered
         self._last_ping = now
         self._reported = -1
@@ -68,26 +69,31 @@ class Keepalive:
 
     def ping(self, now: float) -> int:
         """Begin a PING; its number."""
-        self._number += 1
+        self.number += 1
         if self._ping_sent is None:
             self._ping_sent = now
         self._last_ping = now
         self._next_ping = now + self._interval
-        return self._number
+        return self.number
 
     def pong(self, number: int, now: float) -> None:
         """The answer to PING `number` came. Only the latest counts as a sample; late ones still show life."""
-        if number == self._number and self._ping_sent is not None:
+        if number == self.number and self._ping_sent is not None:
             self.sample(now - self._last_ping, now)
-        if 0 < number <= self._number:
+        if 0 < number <= self.number:
             self._ping_sent = None
             self._last_progress = now
 
-    def dead(self, now: float) -> str | None:
-        """Why the connection is dead, or None."""
+    def dead(self, now: float, *, answers: bool = True) -> str | None:
+        """Why the connection is dead, or None.
+
+        Without `answers` the peer cannot answer yet, because what it has to send again comes first.
+        """
         if now - self._last_received >= self._timeout:
             return f"nothing arrived for {self._timeout:.0f} s"
-        if self._ping_sent is not None and now - max(self._ping_sent, self._last_progress) >= self._timeout:
+        if not answers:
+            self._last_progress = now
+        elif self._ping_sent is not None and now - max(self._ping_sent, self._last_progress) >= self._timeout:
             return f"nothing that was sent arrived for {self._timeout:.0f} s"
         return None
 

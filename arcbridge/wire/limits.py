@@ -60,6 +60,15 @@ class Limits:
     drain_timeout: float = 30.0
     """Seconds from GOAWAY until the remaining streams are reset."""
 
+    detached_timeout: float = 120.0
+    """Seconds that a session waits without a connection: a laptop's change of network, a relay's restart. Longer keeps
+    what a vanished client left at the API server (watches, exec) for as long."""
+
+    replay: int = 16 * MIB
+    """Bytes that were sent and not confirmed, kept to be sent again on a new connection; above it writing pauses. As
+    much as the largest window, so that it never is the limit of one stream. 0: nothing is kept, and a session ends
+    with its connection."""
+
     ack_every: int = 256 * KIB
     """Bytes received before an ACK: one ACK per full DATA frame. Rarer keeps more history at the sender."""
 
@@ -75,6 +84,8 @@ class Limits:
             raise LocalProtocolError(f"stream windows must be {FIRST_CREDIT} <= first <= largest <= {MAX_CREDIT} bytes")
         if not FIRST_CREDIT <= self.session_window <= MAX_CREDIT:
             raise LocalProtocolError(f"the session's window must be {FIRST_CREDIT} to {MAX_CREDIT} bytes")
+        if self.replay and self.replay < 2 * self.ack_every:
+            raise LocalProtocolError(f"replay must be 0, or at least twice ack_every ({2 * self.ack_every} bytes)")
         if not 0 < self.frame_shared <= self.frame_alone <= MAX_DATA:
             raise LocalProtocolError(f"DATA frames must be 1 <= shared <= alone <= {MAX_DATA} bytes")
 

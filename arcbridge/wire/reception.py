@@ -26,7 +26,8 @@ from arcbridge.wire.frames import (
     frame,
 )
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Open, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Status
+from arcbridge.wire.replay import Budget
 from arcbridge.wire.state import Kind, Side, State
 from arcbridge.wire.stream import ReceiveState, Stream
 from arcbridge.wire.window import MAX_CREDIT
@@ -41,9 +42,20 @@ class Reception(Books):
     """The decoder's sink (`wire.decoder.FrameSink`)."""
 
     def __init__(
-        self, side: Side, kind: Kind, now: float, *, limits: Limits = DEFAULT, agent: str = "", software: str = ""
+        self,
+        side: Side,
+        kind: Kind,
+        now: float,
+        *,
+        limits: Limits = DEFAULT,
+        agent: str = "",
+        software: str = "",
+        cluster_ca: str = "",
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(side, kind, now, limits=limits, agent=agent, software=software)
+        super().__init__(
+            side, kind, now, limits=limits, agent=agent, software=software, cluster_ca=cluster_ca, budget=budget
+        )
         self._frames: dict[int, Callable[[int, bytes], None]] = {
             FrameType.HELLO: self._on_hello,
             FrameType.AUTH: self._on_auth,
@@ -58,6 +70,7 @@ class Reception(Books):
             FrameType.GOAWAY: self._on_goaway,
             FrameType.DIAL: self._on_dial,
             FrameType.STATUS: self._on_status,
+            FrameType.MOVE: self._on_move,
         }
 
     def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
@@ -110,7 +123,7 @@ class Reception(Books):
             raise Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
         if self.state is State.CLOSED:
             return  # closed by a frame, or by an application, earlier in the same input
-        if kind >= IGNORABLE_FROM:
+        if kind >= IGNORABLE_FROM and kind not in self._frames:
             self.stats.ignored_frames += 1
             self._take_small()
             return
@@ -136,12 +149,21 @@ class Reception(Books):
         for stream in self.streams.values():
             self._add_credit(stream, more)
         self._events.append(ev.HelloReceived(hello))
-        self._say_hello()
+        if hello.session_id:
+            self._asks_to_resume(hello)
+        else:
+            self._say_hello()
         if self.kind is Kind.CONTROL:
             self._begin_counting()
             self._establish()
         elif self.state is State.HELLO:  # not DRAINING
             self.state = State.AUTH
+
+    def _asks_to_resume(self, hello: Hello) -> None:
+        """Nothing is answered until the session that is meant takes the connection over, or it is refused."""
+        if self.side is not Side.ACCEPTOR or self.kind is not Kind.SESSION:
+            raise Violation(GoawayCode.PROTOCOL, "a HELLO that resumes, from the wrong side")
+        self.resuming = hello
 
     def _on_auth(self, _stream_id: int, body: bytes) -> None:
         if self.side is not Side.ACCEPTOR or self.kind is not Kind.SESSION:
@@ -160,6 +182,7 @@ class Reception(Books):
         self._take_small()
         ok = AuthOk.decode(body)
         if not self._authenticated:
+            self._learn_secret(ok.session_id, ok.resume_secret)
             self._begin_counting()
             self._establish()
         self._events.append(ev.AuthAccepted(ok))
@@ -254,7 +277,7 @@ class Reception(Books):
         self._take_small()
         goaway = Goaway.decode(body)
         self._events.append(ev.GoawayReceived(goaway))
-        if goaway.code not in DRAIN_CODES:
+        if goaway.final or goaway.code not in DRAIN_CODES:
             self._close(ended_by(goaway))
             return
         self._peer_goaway = goaway
@@ -279,6 +302,13 @@ class Reception(Books):
         self._take_small()
         self._events.append(ev.StatusReceived(Status.decode(body)))
 
+    def _on_move(self, _stream_id: int, body: bytes) -> None:
+        self._sessions_only("MOVE")
+        if self.side is not Side.INITIATOR:
+            raise Violation(GoawayCode.PROTOCOL, "MOVE from the wrong side")
+        self._take_small()
+        self._events.append(ev.MoveRequested(Move.decode(body).join_id))
+
     def _sessions_only(self, name: str) -> None:
         if self.kind is not Kind.SESSION:
             raise Violation(GoawayCode.PROTOCOL, f"{name} on a control connection")
@@ -288,6 +318,13 @@ class Reception(Books):
             raise Violation(GoawayCode.PROTOCOL, "the other end confirms bytes that were never sent")
         if received > self._peer_received:
             self._peer_received = received
+            history = self._history
+            if history is not None:
+                history.acknowledge(received)
+                if self._history_full and history.roomy:
+                    self._history_full, self.writable = False, self.socket_writable
+            if self.state is State.DRAINING:
+                self._finish_drain_if_idle()
         if self._keepalive is not None:
             self._keepalive.progress_reported(received, self.now)
 

@@ -83,7 +83,7 @@ def _value(record: str, tag: int, default: object, raw: bytes) -> object:
         raise RemoteProtocolError(f"field {tag} of a {record} record is not UTF-8") from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Hello(Record):
     """First frame of each connection, in both directions.
 
@@ -91,9 +91,14 @@ class Hello(Record):
     one is ignored. `stream_window` is the credit (bytes) with which every stream towards the sender starts,
     `max_streams` how many the peer may have open at once. `agent` is the instance id of an agent (empty elsewhere),
     `software` a version for people.
+
+    With `session_id` the connection resumes a session: the initiator proves by `resume_secret` that it is its own,
+    `received` and `sent` say how much of the session's byte sequences this end has and has sent, and `epoch` is higher
+    than that of every connection before. The acceptor's answer has the same but for the secret. `cluster_ca` is the
+    PEM of an agent's cluster CA, on a control connection.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
     version: int = 0
     least: int = 0
     features: str = ""
@@ -101,6 +106,19 @@ class Hello(Record):
     max_streams: int = 0
     agent: str = ""
     software: str = ""
+    session_id: bytes = b""
+    resume_secret: bytes = b""
+    received: int = 0
+    sent: int = 0
+    epoch: int = 0
+    cluster_ca: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"Hello(version={self.version}, features={self.features!r}, agent={self.agent!r}, "
+            f"software={self.software!r}, session_id={self.session_id.hex()}, received={self.received}, "
+            f"sent={self.sent}, epoch={self.epoch})"
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -139,13 +157,25 @@ class Open(Record):
 
 @dataclass(frozen=True, slots=True)
 class Goaway(Record):
-    """Nothing new after stream `last_stream`; `retry_after` in seconds, 0 for no advice."""
+    """Nothing new after stream `last_stream`; `retry_after` in seconds, 0 for no advice.
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    `final`: the session is over, whatever the code; there is nothing left to finish or to resume.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     last_stream: int = 0
     code: int = 0
     message: str = ""
     retry_after: int = 0
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Move(Record):
+    """The connection that was made under `join_id` goes away soon: resume through another one."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1,)
+    join_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

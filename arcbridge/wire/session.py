@@ -10,8 +10,12 @@ state             meaning                                     leaves by
 ================  ==========================================  =======================================================
 HELLO             waiting for the peer's HELLO                HELLO -> AUTH (session) or OPEN (control connection)
 AUTH              waiting for AUTH, its verdict, or AUTH_OK   `accept_auth` / AUTH_OK -> OPEN; `refuse_auth` -> CLOSED
-OPEN              streams come and go                         GOAWAY either way -> DRAINING; error, loss -> CLOSED
-DRAINING          nothing new; what runs may finish           last stream over, or the drain deadline -> CLOSED
+OPEN              streams come and go                         GOAWAY either way -> DRAINING; error -> CLOSED; loss ->
+                                                              DETACHED where the session is resumable, else CLOSED
+DRAINING          nothing new; what runs may finish           last stream over, or the drain deadline -> CLOSED; loss
+                                                              as in OPEN
+DETACHED          no connection; streams wait                 a connection that resumes -> as before; the deadline, or
+                                                              a refusal for good -> CLOSED
 CLOSED            `Ended` was given; all input is ignored
 ================  ==========================================  =======================================================
 
@@ -38,14 +42,14 @@ from arcbridge.wire.frames import (
     frame,
     pack_header,
 )
-from arcbridge.wire.reception import Reception, ended_by
 from arcbridge.wire.records import Auth, AuthOk, Dial, Open, Status
+from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
 
-class Session(Reception):
+class Session(Resumption):
     """One side of a session or control connection. See the module's docstring for the order of calls."""
 
     def __repr__(self) -> str:
@@ -69,7 +73,13 @@ class Session(Reception):
         if self._keepalive is not None:
             self._keepalive.bytes_arrived(now)
         try:
+            if self._greeting is not None:
+                data = self._greet(data)
+            elif self.state is State.DETACHED:
+                return  # of a connection that was given up
             self._decoder.feed(data, self)
+            if self.resuming is not None and self.received:
+                raise Violation(GoawayCode.PROTOCOL, "bytes of the session before it was resumed")
         except Violation as violation:
             self._fail(violation.code, violation.message)
         except RemoteProtocolError as error:
@@ -81,13 +91,15 @@ class Session(Reception):
 
     def receive_eof(self, now: float) -> None:
         """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
-        error: ArcbridgeError = ConnectionLost("the other end closed the connection")
-        if self._peer_goaway is not None:
-            error = ended_by(self._peer_goaway)
-        self.connection_lost(now, error)
+        self.connection_lost(now, ConnectionLost("the other end closed the connection"))
 
     def connection_lost(self, now: float, error: ArcbridgeError) -> None:
-        """The connection is gone: the machine closes and says so once."""
+        """The connection is gone: the session waits for another one, or ends where that is not possible."""
+        self.now = now
+        self._lose_connection(error)
+
+    def give_up(self, now: float, error: ArcbridgeError) -> None:
+        """End without a word, whatever the connection: nothing is resumed."""
         self.now = now
         self._close(error)
 
@@ -96,6 +108,13 @@ class Session(Reception):
         if self.state is State.CLOSED:
             return
         self.now = now
+        if self._detached_deadline is not None and now >= self._detached_deadline:
+            waited = f"{self.limits.detached_timeout:.0f} s"
+            self._close(SessionEnded(GoawayCode.GONE, f"the connection was lost and not resumed within {waited}"))
+            return
+        if self._greeting is not None and self._handshake_deadline is not None and now >= self._handshake_deadline:
+            self._resume_failed(ConnectionLost(f"no answer within {self.limits.handshake_timeout:.0f} s"))
+            return
         if self._handshake_deadline is not None and now >= self._handshake_deadline:
             waiting_for = "HELLO" if self.state is State.HELLO else "authentication"
             self._fail(GoawayCode.TIMEOUT, f"no {waiting_for} within {self.limits.handshake_timeout:.0f} s")
@@ -104,12 +123,12 @@ class Session(Reception):
             for stream in list(self.streams.values()):
                 self._tell_reset(stream, ResetCode.CANCELLED, local=True)
                 self._reset_stream(stream, ResetCode.CANCELLED)
-            self._finish_drain_if_idle()
+            self._finish_drain()
             return
-        if self._keepalive is not None:
-            reason = self._keepalive.dead(now)
+        if self._keepalive is not None and self.state is not State.DETACHED:
+            reason = self._keepalive.dead(now, answers=self.received >= self._answers_from)
             if reason is not None:
-                self._close(ConnectionLost(f"the connection is dead: {reason}"))
+                self._lose_connection(ConnectionLost(f"the connection is dead: {reason}"))
             elif self._keepalive.ping_due(now):
                 self._send_ping()
 
@@ -133,10 +152,12 @@ class Session(Reception):
         if self.state is State.CLOSED:
             return
         self._require(self.side is Side.ACCEPTOR and self._auth_sent, "no AUTH is waiting for an answer")
+        self._require(self.resuming is None, "a connection that resumes is taken over, not accepted")
         body = self._record(FrameType.AUTH_OK, ok)
         if self._authenticated:
             self._queue_control(body)
             return
+        self._learn_secret(ok.session_id, ok.resume_secret)
         self._prelude.append(body)
         self._open_window()
         self._establish()
@@ -152,6 +173,8 @@ class Session(Reception):
         self._require(self.kind is Kind.SESSION, "a control connection has no streams")
         if self.state is State.CLOSED:
             raise SessionEnded(GoawayCode.DONE, "the session is over")
+        if self.state is State.DETACHED:
+            raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
         if self.state is State.DRAINING or self._next_id > 0x7FFFFFFF:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         self._require(self._auth_sent or self._authenticated, "a stream before authentication")
@@ -263,8 +286,11 @@ class Session(Reception):
         if self.state is State.CLOSED or self._goaway_sent:
             return
         # Behind the OPENs that are queued: a peer that has no stream yet would end the session before they come.
-        self._say_goaway(code, message, retry_after, in_turn=True)
-        self.state = State.DRAINING
+        self._say_goaway(code, message, retry_after, in_turn=True, final=False)
+        if self.state is State.DETACHED:
+            self._before = State.DRAINING
+        else:
+            self.state = State.DRAINING
         if self.kind is Kind.SESSION:
             self._drain_deadline = self.now + self.limits.drain_timeout
             self._finish_drain_if_idle()
@@ -290,17 +316,6 @@ class Session(Reception):
         streams, self._writable = self._writable, []
         return streams
 
-    @property
-    def has_output(self) -> bool:
-        """Whether `data_to_send` would give anything (credit apart)."""
-        return bool(
-            self._out
-            or self._control
-            or self._prelude
-            or self._pong is not None
-            or (self.writable and self._credit and self._scheduler)
-        )
-
     def data_to_send(self, limit: int) -> list[bytes | memoryview]:
         """Up to about `limit` bytes to write, control frames first; call again while it gives something.
 
@@ -314,17 +329,30 @@ class Session(Reception):
             self._prelude.clear()
         if not self._may_send:
             return parts
+        if self._resend:
+            if self.state is State.CLOSED:
+                limit = self.sent  # the last call: nothing may be left behind
+            elif not self.socket_writable:
+                return parts
+            again = self._take_resend(limit)
+            self.stats.bytes_sent += sum(map(len, again))
+            parts.extend(again)
+            return parts
         if not (parts or self._control or self._pong is not None or self._scheduler):
             # Almost every flush: only finished frames wait, and their size is known.
             parts, self._out = self._out, parts
             count, self._out_bytes = self._out_bytes, 0
+            kept = parts
         else:
-            before = len(parts)
-            self._gather(parts, limit)
-            count = sum(map(len, parts[before:]))
+            kept = []
+            self._gather(kept, limit)
+            count = sum(map(len, kept))
+            parts = [*parts, *kept] if parts else kept
         self.sent += count
         self.stats.bytes_sent += count
         self._explained += count
+        if self._history is not None:
+            self._keep(kept, count)
         return parts
 
     def _gather(self, parts: list[bytes | memoryview], limit: int) -> None:
@@ -350,7 +378,10 @@ class Session(Reception):
             for at in (
                 self._handshake_deadline,
                 self._drain_deadline,
-                self._keepalive.next_deadline() if self._keepalive is not None else None,
+                self._detached_deadline,
+                self._keepalive.next_deadline()
+                if self._keepalive is not None and self.state is not State.DETACHED
+                else None,
             )
             if at is not None
         ]

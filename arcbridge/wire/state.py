@@ -26,6 +26,7 @@ class State(Enum):
     AUTH = "auth"
     OPEN = "open"
     DRAINING = "draining"
+    DETACHED = "detached"
     CLOSED = "closed"
 
 
@@ -35,10 +36,13 @@ class Stats:
     __slots__ = (
         "bytes_received",
         "bytes_sent",
+        "detached",
         "dropped_bytes",
         "ignored_frames",
+        "replayed_bytes",
         "resets_received",
         "resets_sent",
+        "resumed",
         "streams_opened",
         "streams_refused",
     )
@@ -49,9 +53,12 @@ class Stats:
 
     bytes_received: int
     bytes_sent: int
+    detached: int
     dropped_bytes: int
     ignored_frames: int
+    replayed_bytes: int
     resets_received: int
     resets_sent: int
+    resumed: int
     streams_opened: int
     streams_refused: int

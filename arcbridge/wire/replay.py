@@ -1,0 +1,107 @@
+"""What was sent and is not yet confirmed: the bytes that a resumed connection needs again.
+
+The pieces are the very objects that were written, so keeping them costs no copy (docs/performance.md). Offsets count
+the byte sequence of one direction from 0 (`wire.session`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+Piece = bytes | memoryview
+
+
+class Budget:
+    """Bytes of history that all sessions of a process keep together."""
+
+    __slots__ = ("held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        """Bytes; a session above its floor stops writing while more are held."""
+        self.held = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing new should be accepted."""
+        return self.held >= self.most
+
+
+class Replay:
+    """The history of one direction, oldest first. Whole flushes are kept and released, so a little more stays than
+    is unconfirmed: at most one flush."""
+
+    __slots__ = ("_budget", "_flushes", "most", "size", "start")
+
+    FLOOR = 1024 * 1024
+    """Bytes that a session may always keep, however short the process is: four times what the peer confirms at once."""
+
+    def __init__(self, most: int, budget: Budget) -> None:
+        self.most = most
+        self.start = 0
+        """Offset of the first byte that is kept."""
+        self.size = 0
+        """Bytes that are kept."""
+        self._flushes: deque[tuple[int, Sequence[Piece]]] = deque()
+        self._budget = budget
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last byte that is kept: all that was sent."""
+        return self.start + self.size
+
+    @property
+    def full(self) -> bool:
+        """Whether writing has to pause until the peer confirms more."""
+        return self.size >= self.most or (self._budget.held >= self._budget.most and self.size >= self.FLOOR)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether writing that paused may go on."""
+        return self.size <= self.most // 2 and (self._budget.held < self._budget.most or self.size < self.FLOOR // 2)
+
+    def append(self, pieces: Sequence[Piece], count: int) -> None:
+        """Keep `count` bytes that are being sent; the pieces must not change any more."""
+        self._flushes.append((count, pieces))
+        self.size += count
+        self._budget.held += count
+
+    def acknowledge(self, offset: int) -> None:
+        """The peer has everything before `offset`."""
+        flushes = self._flushes
+        while flushes and self.start + flushes[0][0] <= offset:
+            count, _ = flushes.popleft()
+            self.start += count
+            self.size -= count
+            self._budget.held -= count
+
+    def holds(self, offset: int) -> bool:
+        """Whether everything from `offset` on can be sent again."""
+        return self.start <= offset <= self.end
+
+    def since(self, offset: int) -> deque[Piece]:
+        """The bytes from `offset` on. Raises ValueError when they are not all held."""
+        if not self.holds(offset):
+            raise ValueError(f"offset {offset} is not in {self.start} to {self.end}")
+        again: deque[Piece] = deque()
+        skip = offset - self.start
+        for count, pieces in self._flushes:
+            if skip >= count:
+                skip -= count
+                continue
+            for piece in pieces:
+                size = len(piece)
+                if skip >= size:
+                    skip -= size
+                    continue
+                again.append(memoryview(piece)[skip:] if skip else piece)
+                skip = 0
+        return again
+
+    def clear(self) -> None:
+        """Let go of everything: the session is over."""
+        self._budget.held -= self.size
+        self.start += self.size
+        self.size = 0
+        self._flushes.clear()
