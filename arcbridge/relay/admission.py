@@ -1,7 +1,8 @@
 """Who may hold a connection before having shown who they are: caps in all, per IPv4 address, per IPv6 /64.
 
 The newest is dropped: those who wait already are further along. A connection counts from the moment it is accepted
-until its ticket is returned, which is when its token or certificate was found good, or when it is closed.
+until its ticket is returned, which is when its token or certificate was found good, or when it is closed. One that was
+*set aside*, into a queue that has a bound of its own, counts against its source only.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Admission:
         self.waiting += 1
         return Ticket(self, address, source)
 
-    def leave(self, source: str) -> None:
-        self.waiting -= 1
+    def leave(self, source: str, *, counted: bool = True) -> None:
+        self.waiting -= counted
         held = self._sources[source] - 1
         if held:
             self._sources[source] = held
@@ -42,17 +43,24 @@ class Admission:
 
 
 class Ticket:
-    """One unauthenticated connection; `leave` may be called more than once."""
+    """One unauthenticated connection; `set_aside` and `leave` may be called more than once."""
 
-    __slots__ = ("_admission", "_source", "address")
+    __slots__ = ("_admission", "_counted", "_source", "address")
 
     def __init__(self, admission: Admission, address: str, source: str) -> None:
         self._admission: Admission | None = admission
+        self._counted = True
         self._source = source
         self.address = address
         """The peer's IP, for the log."""
 
+    def set_aside(self) -> None:
+        """Count no more against the total."""
+        if self._admission is not None and self._counted:
+            self._counted = False
+            self._admission.waiting -= 1
+
     def leave(self) -> None:
         if self._admission is not None:
-            self._admission.leave(self._source)
+            self._admission.leave(self._source, counted=self._counted)
             self._admission = None

@@ -8,9 +8,12 @@ the pods of one cluster apart and decides nothing across clusters.
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -22,18 +25,30 @@ from arcbridge.net.join import JoinCode
 from arcbridge.net.ready import reset
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
-from arcbridge.pki.authority import agent_cluster
+from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
+from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.flapping import SETTLE, Flapping
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
+from arcbridge.relay.pace import Pace
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
+from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Status
+from arcbridge.wire.records import Dial, Goaway, Hello, Status
 from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
+AGENTS_PER_SECOND: Final = 300
+BURST: Final = 50
+"""Handshakes at once after a pause: a small installation's agents need not wait at all."""
+LONGEST_WAIT: Final = 3.0
+"""Seconds that a connection waits for its handshake: an agent gives the whole of it 5."""
+LAPSED_MARGIN: Final = 30.0
+"""Seconds, once to twice, for which a connection outlives its certificate: for clocks that differ, and because the
+agents of one cluster share a certificate and should not come back all at once."""
 RETRY_AFTER: Final = 1
 """Seconds after which an agent may try a relay again that is going away: an idle one is back within that."""
 _MAX_INSTANCE: Final = 128
@@ -54,6 +69,8 @@ class ControlConnection(BaseHandler):
         self.draining = False
         self.ready = True
         """The agent's last word on itself."""
+        self.lapses = math.inf
+        """When this connection is to be made again with a newer certificate, unix seconds."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
 
@@ -88,7 +105,7 @@ class ControlConnection(BaseHandler):
         return status
 
     def replaced(self) -> None:
-        self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected")
+        self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))
 
     def leave(self, code: GoawayCode, message: str, retry_after: int = 0) -> None:
         """End the connection with a reason; its dials fail."""
@@ -126,19 +143,34 @@ class ControlRoom:
         fleet: Fleet,
         registry: Registry,
         counters: Counters,
+        *,
+        agents_per_second: float = AGENTS_PER_SECOND,
+        random: Callable[[], float] = random.random,
     ) -> None:
+        """`random` returns floats in [0, 1)."""
         self._context = context
         self._fleet = fleet
         self._registry = registry
         self._counters = counters
+        self._random = random
         self._open: set[ControlConnection] = set()
+        self._instances: Counter[tuple[str, str]] = Counter()
+        """How many connections of each (cluster, instance) are among them: mostly one."""
+        self._pace = Pace(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
+        self._words = Pace(max(agents_per_second / 10, 1.0), longest=0.0)
+        self.waiting = 0
+        """Connections that wait for their turn."""
+        self._flapping = Flapping()
         self._leaving = ""
 
     def __len__(self) -> int:
         return len(self._open)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """Handshake, admission, registration, and then the connection's life."""
+        """A turn, the handshake, admission, registration, and then the connection's life."""
+        in_turn = await self._turn(sock, ticket)
+        if in_turn is None:
+            return
         link = ControlConnection("")
         session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
         link.session = session
@@ -162,6 +194,10 @@ class ControlRoom:
             reset(sock)
             raise
         try:
+            if not in_turn:
+                retry_after = 1 + int(self._pace.backlog * (1 + self._random()))
+                session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
+                return
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
                 return
             ticket.leave()
@@ -195,7 +231,41 @@ class ControlRoom:
             log.warning("agent cut off", cluster=link.cluster, connection=link.instance, cause="revoked")
             link.leave(GoawayCode.REVOKED, "this cluster is revoked: the relay's operator has to restore it first")
 
+    def expire(self, now: float) -> None:
+        """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""
+        for link in [link for link in self._open if link.lapses <= now]:
+            log.info(
+                "agent has to come again", cluster=link.cluster, connection=link.instance, cause="certificate lapsed"
+            )
+            link.leave(GoawayCode.EXPIRED, "the certificate of this connection has lapsed: come with the renewed one")
+
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
+        """Wait for this connection's turn. False: it gets none, but may be told so; None: it is closed."""
+        wait = self._pace.turn()
+        if wait is None:
+            self._counters.agents_paced += 1
+            if self._words.turn() is not None:
+                return False
+            # A word costs the handshake that there is no time for. The agent's own jitter brings it back.
+            reset(sock)
+            return None
+        if wait:
+            # It may wait for longer than strangers may otherwise, and in greater number: what bounds it is `Pace`.
+            ticket.set_aside()
+            self.waiting += 1
+            try:
+                await asyncio.sleep(wait)
+            except BaseException:
+                reset(sock)
+                raise
+            finally:
+                self.waiting -= 1
+            if has_ended(sock):
+                reset(sock)
+                return None
+        return True
 
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
@@ -209,7 +279,15 @@ class ControlRoom:
             return False
         try:
             link.cluster = agent_cluster(certificate)
-            admit(await self._registry.cluster(link.cluster), certificate)
+            link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + self._random())
+            record = await self._registry.cluster(link.cluster)
+            adoptable = record is None and agent_ca_pin(certificate) != ""
+            if not adoptable:
+                admit(record, certificate)
+            if not await self._introduced(link, session, ticket):
+                return False
+            if adoptable:
+                await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
         except EnrolmentRefused as error:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.REVOKED, error.message)
@@ -218,6 +296,20 @@ class ControlRoom:
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.UNAVAILABLE, "the relay's registry does not answer", error.retry_after or 5)
             return False
+        if self._leaving:
+            session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
+            return False
+        if (link.cluster, link.instance) in self._instances and (
+            wait := self._flapping.wait(link.cluster, link.instance)
+        ):
+            self._counters.agents_flapping += 1
+            self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
+            session.close(GoawayCode.REPLACED, "another agent with the same instance id has just connected", wait)
+            return False
+        return True
+
+    async def _introduced(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
+        """Wait for HELLO; False: it did not come, or is unfit, and the agent was told."""
         try:
             async with asyncio.timeout(HELLO_DEADLINE):
                 await session.wait_established()
@@ -232,19 +324,44 @@ class ControlRoom:
             return False
         link.instance = hello.agent
         link.version = _printable(hello.software, 64)
-        if self._leaving:
-            session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
-            return False
         return True
+
+    async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
+        """Know a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
+
+        That relay has put the pin of the cluster's CA into the certificate; so the CA itself, which clients are given,
+        may come from the agent.
+        """
+        if hello is None or not hello.cluster_ca:
+            raise EnrolmentRefused(
+                "this cluster is not enrolled here, and its agent does not send its CA: upgrade the agent, or enrol it "
+                "with a new join token of this relay"
+            )
+        ca_pem = check_ca_certificate(hello.cluster_ca)
+        pin, stated = pin_of(ca_pem), agent_ca_pin(certificate)
+        if not same_pin(pin, stated):
+            raise EnrolmentRefused(
+                f"this cluster is not enrolled here, and its agent sends another CA than its certificate states: "
+                f"expected {stated}, found {pin}. Restore the agent's stored credential, or enrol it again"
+            )
+        if await self._registry.adopt(cluster, ca_pem, time.time()):
+            self._counters.clusters_adopted += 1
+            await self._registry.certificate_issued(cluster, agent_expiry(certificate))
+            log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
+        # Adopted by somebody else meanwhile, perhaps with another CA.
+        admit(await self._registry.cluster(cluster), certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
         bound = log.bind(cluster=link.cluster, connection=link.instance)
-        older = [one for one in self._open if (one.cluster, one.instance) == (link.cluster, link.instance)]
+        key = (link.cluster, link.instance)
+        older = self._instances[key] > 0
+        self._instances[key] += 1
         self._open.add(link)
         try:
             await self._fleet.register(link)
             self._counters.agents_total += 1
             if older:
+                self._flapping.replaced(link.cluster, link.instance)
                 self._counters.agents_replaced += 1
                 bound.warning("agent replaced an older connection of the same instance id")
             bound.info("agent connected", version=link.version)
@@ -253,6 +370,9 @@ class ControlRoom:
             bound.info("agent disconnected", cause=error.message, seconds=round(time.time() - link.since))
         finally:
             self._open.discard(link)
+            self._instances[key] -= 1
+            if not self._instances[key]:
+                del self._instances[key]
             await self._fleet.unregister(link)
         await self._seen(link)
 

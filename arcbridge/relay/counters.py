@@ -27,9 +27,12 @@ class Counters:
         "accept_pauses",
         "accepted",
         "agent_joins_refused",
+        "agents_flapping",
+        "agents_paced",
         "agents_refused",
         "agents_replaced",
         "agents_total",
+        "clusters_adopted",
         "join_seconds",
         "joins",
         "pumps_cut",
@@ -47,6 +50,12 @@ class Counters:
         self.agents_refused = 0
         self.agents_replaced = 0
         """Control connections that a newer one of the same instance replaced (E10)."""
+        self.agents_flapping = 0
+        """Control connections refused because two agents with one instance id replace each other (E10)."""
+        self.agents_paced = 0
+        """Control connections turned away because too many came at once."""
+        self.clusters_adopted = 0
+        """Clusters that enrolled at another relay of the same CA and are known here since."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}
         """Joins of clients, by how they ended."""
         self.pumps_cut = 0

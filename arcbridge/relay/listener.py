@@ -29,6 +29,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.ready import receive, reset, send_all, tune
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.tcp_state import has_ended
 
 PEEK_DEADLINE: Final = 5.0
 ACCEPT_PAUSE: Final = 0.25
@@ -38,7 +39,6 @@ _ACCEPTS: Final = 64
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_TCP_ESTABLISHED: Final = 1
 
 _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 52\r\n"
@@ -266,7 +266,7 @@ class _Arrival:
             return
         # Awake with less than was asked for: the peer has ended its side (nothing can follow), or the kernel ignores
         # the mark; then look again by the clock, never by the level.
-        if have < need and _has_ended(self.sock):
+        if have < need and has_ended(self.sock):
             self.reject("peek_closed")
             return
         loop = asyncio.get_running_loop()
@@ -309,13 +309,6 @@ async def _answer_plain_http(sock: socket.socket, ticket: Ticket) -> None:
         pass
     finally:
         sock.close()
-
-
-def _has_ended(sock: socket.socket) -> bool:
-    """Whether the peer can send nothing more (`tcpi_state`); where the system cannot tell: no."""
-    if not hasattr(socket, "TCP_INFO"):
-        return False
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
 
 
 def _bind(listen: Address) -> socket.socket:

@@ -47,6 +47,14 @@ def register(
             lambda: counters.agents_refused)  # fmt: skip
     counter("agents_replaced_total", "Control connections replaced by a newer one of the same instance id.", None,
             lambda: counters.agents_replaced)  # fmt: skip
+    counter("agents_flapping_total", "Control connections refused because one instance id is used twice.", None,
+            lambda: counters.agents_flapping)  # fmt: skip
+    counter("agents_paced_total", "Control connections turned away because too many came at once.", None,
+            lambda: counters.agents_paced)  # fmt: skip
+    gauge("agents_waiting", "Control connections that wait for their turn to shake hands.", None,
+          lambda: control.waiting)  # fmt: skip
+    counter("clusters_adopted_total", "Clusters taken over from another relay of the same CA.", None,
+            lambda: counters.clusters_adopted)  # fmt: skip
 
     counter(
         "joins_total",
@@ -61,6 +69,7 @@ def register(
     counter("dial_tokens_refused_total", "Dial tokens that were void, of another cluster, or guessed.", None,
             lambda: counters.tokens_refused)  # fmt: skip
 
+    gauge("draining", "Whether this relay is going away (0, 1).", None, lambda: rendezvous.draining)
     gauge("pumps_open", "Sessions that are being pumped.", None, lambda: len(pumps))
     counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
     counter("pumps_cut_total", "Sessions that had not left by themselves when the relay went away.", None,

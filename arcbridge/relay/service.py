@@ -127,7 +127,13 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
     stack.push_async_callback(api.close, _API_CLOSE)
     pumps = Pumps(_pump_ended)
     stack.callback(pumps.close)
-    control = ControlRoom(lambda: certificate.contexts[ALPN_CONTROL], fleet, registry, counters)
+    control = ControlRoom(
+        lambda: certificate.contexts[ALPN_CONTROL],
+        fleet,
+        registry,
+        counters,
+        agents_per_second=_at_least_one("limits.agents_per_second", limits.agents_per_second),
+    )
     rendezvous = Rendezvous(
         context=lambda: certificate.contexts[ALPN_JOIN],
         fleet=fleet,
@@ -209,6 +215,7 @@ class _Chores:
                 log.error("policy not taken over, the last good one stays", cause=self._policy_error)
             else:
                 log.info("policy taken over")
+        self._control.expire(time.time())
         try:
             revoked = await self._registry.revocations()
             self._control.revoke(revoked)
@@ -275,6 +282,12 @@ def _required_address(config: RelayConfig) -> Address:
     if not config.public_address:
         raise ConfigError("public_address: required; the host:port that agents and clients dial")
     return parse_address(config.public_address)
+
+
+def _at_least_one(setting: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{setting}: must be at least 1")
+    return value
 
 
 def _session_limit(config: RelayConfig) -> int:

@@ -23,7 +23,7 @@ from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.control import AGENTS_PER_SECOND, ControlRoom
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.http_room import HttpRoom
@@ -75,6 +75,7 @@ class Station:
         self.counters = Counters()
         self.fleet = LocalFleet()
         self.policy = StubPolicy()
+        self.agents_per_second: float = AGENTS_PER_SECOND
         self.ended: list[Pump] = []
         self.address = Address("127.0.0.1", 0)
 
@@ -82,7 +83,13 @@ class Station:
         contexts = server_contexts()
         self.registry = await SqliteRegistry.open(self.directory)
         self.pumps = Pumps(self.ended.append)
-        self.control = ControlRoom(lambda: contexts[ALPN_CONTROL], self.fleet, self.registry, self.counters)
+        self.control = ControlRoom(
+            lambda: contexts[ALPN_CONTROL],
+            self.fleet,
+            self.registry,
+            self.counters,
+            agents_per_second=self.agents_per_second,
+        )
         self.rendezvous = Rendezvous(
             context=lambda: contexts[ALPN_JOIN],
             fleet=self.fleet,
@@ -143,8 +150,10 @@ async def station(
     limits: RelayLimitsConfig | None = None,
     dial_deadline: float = 10.0,
     peek_deadline: float = 5.0,
+    agents_per_second: float = AGENTS_PER_SECOND,
 ) -> AsyncIterator[Station]:
     made = Station(directory, limits or RelayLimitsConfig(), dial_deadline, peek_deadline)
+    made.agents_per_second = agents_per_second
     await made.open()
     try:
         for cluster in clusters:

@@ -43,3 +43,23 @@ def test_nothing_is_left_when_all_have_left(steps: list[tuple[int, bool]]) -> No
         ticket.leave()
     assert admission.waiting == 0
     assert not admission._sources
+
+
+def test_who_is_set_aside_counts_against_its_source_only() -> None:
+    admission = Admission(total=3, per_source=2)
+    held = [admission.enter("10.0.0.1"), admission.enter("10.0.0.1")]
+    for ticket in held:
+        assert isinstance(ticket, Ticket)
+        ticket.set_aside()
+        ticket.set_aside()
+    assert admission.waiting == 0
+    assert admission.enter("10.0.0.1") == "cap_address"
+    others = [admission.enter(f"10.0.1.{n}") for n in range(4)]
+    assert others[3] == "cap_total"
+    for ticket in [*held, *others[:3]]:
+        assert isinstance(ticket, Ticket)
+        ticket.leave()
+        ticket.leave()
+        ticket.set_aside()
+    assert admission.waiting == 0
+    assert not admission._sources
