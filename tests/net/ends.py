@@ -26,10 +26,10 @@ def server_certificate() -> Issued:
 
 
 @functools.cache
-def agent_certificate(cluster: str) -> tuple[str, str]:
+def agent_certificate(cluster: str, cluster_ca_pin: str = "") -> tuple[str, str]:
     """(certificate, key) as PEM."""
     key = make_key()
-    return authority().sign_agent(make_csr(key), cluster, life=3600.0), key
+    return authority().sign_agent(make_csr(key), cluster, life=3600.0, cluster_ca_pin=cluster_ca_pin), key
 
 
 @functools.cache
@@ -39,9 +39,9 @@ def server_contexts() -> dict[str, ssl.SSLContext]:
 
 
 @functools.cache
-def client_context(alpn: str = ALPN_JOIN, cluster: str = "") -> ssl.SSLContext:
+def client_context(alpn: str = ALPN_JOIN, cluster: str = "", cluster_ca_pin: str = "") -> ssl.SSLContext:
     """With the agent's certificate of `cluster`, or none."""
-    certificate = agent_certificate(cluster) if cluster else None
+    certificate = agent_certificate(cluster, cluster_ca_pin) if cluster else None
     return outer_client_context(RelayTrust(authority().certificate_pem), alpn, client_certificate=certificate)
 
 

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ssl
 from pathlib import Path
 
 import pytest
 
-from arcbridge.errors import JoinRefused
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
+from arcbridge.net.ready import send_all
 from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.pki.authority import Authority, agent_expiry
+from arcbridge.relay import control as control_module
+from arcbridge.relay.control import LAPSED_MARGIN
+from arcbridge.relay.flapping import SETTLE
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Status
 from arcbridge.wire.session import Kind, Side
-from tests.net.ends import RELAY, client_context
+from tests.net.ends import RELAY, agent_certificate, client_context
+from tests.net.test_alpn import client_hello
 from tests.relay.station import Agent, Station, refuse, station, swallow
 
 
@@ -45,17 +55,30 @@ class Told(BaseHandler):
         self.goaway = goaway
 
 
+async def agent_comes(
+    relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = ""
+) -> tuple[MuxSession, Told]:
+    """A control connection whose certificate states `pin` and whose HELLO carries `cluster_ca`."""
+    told = Told()
+    session = MuxSession(Side.INITIATOR, Kind.CONTROL, told, agent=instance, cluster_ca=cluster_ca)
+    sock = await relay.dial()
+    await asyncio.get_running_loop().create_connection(
+        session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, cluster, pin), server_hostname=RELAY
+    )
+    return session, told
+
+
+async def told_away(relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = "") -> Told:
+    """What such an agent heard when its connection has ended."""
+    session, told = await agent_comes(relay, cluster, instance, pin=pin, cluster_ca=cluster_ca)
+    await asyncio.wait_for(session.wait_ended(), 5)
+    return told
+
+
 async def sent_away(relay: Station, cluster: str, instance: str = "i1") -> int | None:
     """The GOAWAY code with which such an agent's connection ends; None: without a word."""
-    told = Told()
-    session = MuxSession(Side.INITIATOR, Kind.CONTROL, told, agent=instance)
-    sock = await relay.dial()
-    loop = asyncio.get_running_loop()
-    await loop.create_connection(
-        session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, cluster), server_hostname=RELAY
-    )
-    error = await asyncio.wait_for(session.wait_ended(), 5)
-    return told.goaway.code if told.goaway is not None else getattr(error, "code", None)
+    told = await told_away(relay, cluster, instance)
+    return None if told.goaway is None else told.goaway.code
 
 
 @pytest.mark.parametrize("revoked", [True, False])
@@ -171,3 +194,194 @@ async def test_dials_in_flight_end_with_the_connection_and_are_bounded(tmp_path:
         results = await asyncio.wait_for(asyncio.gather(*dials, return_exceptions=True), 5)
         assert {result.code for result in results if isinstance(result, JoinRefused)} == {JoinCode.NO_AGENT}
         assert len(results) == 64
+
+
+# Adoption: several relays over one CA, each with a registry of its own.
+
+
+@functools.cache
+def cluster_ca(name: str = "cluster") -> Authority:
+    return Authority.create(name)
+
+
+async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
+    ca = cluster_ca()
+    async with station(tmp_path) as relay:
+        session, _ = await agent_comes(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
+        await connected(relay, 1)
+        record = await relay.registry.cluster("prod")
+        assert record is not None
+        assert (record.ca_pem, record.ca_pin) == (ca.certificate_pem, ca.pin)
+        assert record.certificate_expires > record.created
+        assert relay.counters.clusters_adopted == 1
+        session.abort()
+        await connected(relay, 0)
+        # From now on it is known: its agents need not bring the CA, and the next one adopts nothing.
+        async with Agent(relay) as agent:
+            await agent.registered()
+            near, reply = await relay.join()
+            near.close()
+            assert reply.cluster_ca == ca.certificate_pem
+        assert relay.counters.clusters_adopted == 1
+
+
+@pytest.mark.parametrize(
+    ("pin", "sent", "words"),
+    [
+        ("", "one", "not enrolled here: enrol with"),
+        ("one", "", "does not send its CA: upgrade the agent"),
+        ("one", "two", "another CA than its certificate states"),
+        ("one", "one two", "not exactly one CA certificate"),
+        ("one", "leaf", "not exactly one CA certificate"),
+        ("one", "nonsense", "not exactly one CA certificate"),
+    ],
+)
+async def test_what_does_not_prove_a_cluster_is_refused(tmp_path: Path, pin: str, sent: str, words: str) -> None:
+    one, two = cluster_ca("one"), cluster_ca("two")
+    pem = {
+        "": "",
+        "one": one.certificate_pem,
+        "two": two.certificate_pem,
+        "one two": one.certificate_pem + two.certificate_pem,
+        "leaf": agent_certificate("prod")[0],
+        "nonsense": "-----BEGIN",
+    }[sent]
+    async with station(tmp_path) as relay:
+        told = await told_away(relay, "prod", pin=one.pin if pin else "", cluster_ca=pem)
+        assert told.goaway is not None
+        assert told.goaway.code == GoawayCode.REVOKED
+        assert words in told.goaway.message
+        assert await relay.registry.clusters() == []
+        assert relay.counters.clusters_adopted == 0
+        assert len(relay.control) == 0
+
+
+@pytest.mark.parametrize(
+    ("revoked", "words"), [(True, "revoked: the relay's operator"), (False, "another cluster CA at this relay")]
+)
+async def test_a_known_cluster_is_not_adopted(tmp_path: Path, revoked: bool, words: str) -> None:
+    """`station` enrols the cluster with the relay's own CA as the cluster's."""
+    ca = cluster_ca()
+    async with station(tmp_path, "prod") as relay:
+        if revoked:
+            await relay.registry.revoke_cluster("prod")
+        before = await relay.registry.cluster("prod")
+        told = await told_away(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
+        assert told.goaway is not None
+        assert words in told.goaway.message
+        assert await relay.registry.cluster("prod") == before
+
+
+async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path) -> None:
+    one, two = cluster_ca("one"), cluster_ca("two")
+    async with station(tmp_path) as relay:
+        session, _ = await agent_comes(relay, "prod", pin=one.pin, cluster_ca=one.certificate_pem)
+        await connected(relay, 1)
+        told = await told_away(relay, "prod", "i2", pin=two.pin, cluster_ca=two.certificate_pem)
+        assert told.goaway is not None
+        assert one.pin in told.goaway.message
+        assert two.pin in told.goaway.message
+        session.abort()
+
+
+# Certificates, instances, pace.
+
+
+async def test_a_connection_ends_some_time_after_its_certificate(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        expiry = agent_expiry(ssl.PEM_cert_to_DER_cert(agent_certificate("prod")[0]))
+        relay.control.expire(expiry + LAPSED_MARGIN - 1)
+        assert not agent.session.closed
+        relay.control.expire(expiry + 2 * LAPSED_MARGIN)
+        await asyncio.wait_for(agent.session.wait_ended(), 5)
+        assert agent.goaway is not None
+        assert agent.goaway.code == GoawayCode.EXPIRED
+        await connected(relay, 0)
+
+
+async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path) -> None:
+    """E10: the newer wins, the third has to wait; both are told when to come back."""
+    async with station(tmp_path, "prod") as relay, Agent(relay) as one, Agent(relay) as two:
+        await asyncio.wait_for(one.session.wait_ended(), 5)
+        assert one.goaway is not None
+        assert (one.goaway.code, one.goaway.retry_after) == (GoawayCode.REPLACED, int(SETTLE))
+        await connected(relay, 1)
+        told = await told_away(relay, "prod")
+        assert told.goaway is not None
+        assert told.goaway.code == GoawayCode.REPLACED
+        assert 0 < told.goaway.retry_after <= SETTLE + 1
+        assert relay.counters.agents_flapping == 1
+        assert not two.session.closed
+    # Once the connection is gone there is nobody to replace, however soon.
+    async with station(tmp_path / "again", "prod") as relay:
+        async with Agent(relay), Agent(relay) as two:
+            await two.registered()
+        await connected(relay, 0)
+        async with Agent(relay) as three:
+            await three.registered()
+            assert relay.counters.agents_flapping == 0
+
+
+async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All come at once from one address, and again when they are told to or turned away: all are in at the end."""
+    monkeypatch.setattr(control_module, "BURST", 5)
+    monkeypatch.setattr(control_module, "LONGEST_WAIT", 0.2)
+    told: list[Goaway] = []
+    hints: list[tuple[float, int]] = []
+
+    async def comes(relay: Station, number: int) -> MuxSession:
+        backoff = Backoff(first=0.1, cap=0.5)
+        hint = None
+        while True:
+            delay = backoff.next_delay(hint=hint)
+            if hint is not None:
+                hints.append((delay, hint))
+            await asyncio.sleep(delay)
+            hint = None
+            try:
+                session, heard = await agent_comes(relay, "prod", f"i{number}")
+                await session.wait_established()
+                while not session.closed and not any(link.instance == f"i{number}" for link in relay.fleet.links()):
+                    await asyncio.sleep(0.02)
+            except (OSError, ArcbridgeError):
+                continue
+            if not session.closed:
+                return session
+            await session.wait_ended()
+            if heard.goaway is not None:
+                told.append(heard.goaway)
+                hint = heard.goaway.retry_after
+
+    limits = RelayLimitsConfig(unauthenticated_per_address=1000)
+    async with station(tmp_path, "prod", limits=limits, agents_per_second=50) as relay:
+        async with asyncio.timeout(60):
+            sessions = await asyncio.gather(*(comes(relay, number) for number in range(100)))
+        await connected(relay, 100)
+        assert relay.counters.agents_refused == 0
+        assert relay.counters.agents_paced > 0
+        assert relay.control.waiting == 0
+        assert relay.admission.waiting == 0
+        assert {goaway.code for goaway in told} == {GoawayCode.LIMIT}
+        assert all(goaway.retry_after >= 1 for goaway in told)
+        assert all(delay >= hint for delay, hint in hints)
+        assert len(hints) == len(told)
+        for session in sessions:
+            session.abort()
+        await connected(relay, 0)
+
+
+async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_module, "BURST", 1)
+    async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay) as agent:
+        await agent.registered()
+        sock = await relay.dial()
+        with sock:
+            await send_all(sock, client_hello([ALPN_CONTROL]))
+            async with asyncio.timeout(5):
+                while not relay.control.waiting:
+                    await asyncio.sleep(0.005)
+        async with asyncio.timeout(5):
+            while relay.control.waiting or len(relay.listener._tasks) > 1:
+                await asyncio.sleep(0.005)
+        assert relay.counters.rejected["handshake"] == 0
