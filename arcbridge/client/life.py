@@ -32,6 +32,7 @@ from arcbridge.observe.metrics import Buckets
 from arcbridge.pki.pins import pin_of, require_pin
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth
+from arcbridge.wire.state import State
 
 RESUME_CAP = 5.0
 """Largest bound between two tries, seconds: streams wait, and people behind them."""
@@ -140,9 +141,15 @@ class Life:
         """The connection under the session is gone."""
         if self._lost_at is not None or self.session.closed:
             return
+        lasted = self._loop.time() - self._attached_at
+        if self._wait_for_another(error):
+            self._begin(0.0 if lasted >= STEADY else self._backoff.next_delay(lasted=lasted))
+
+    def _wait_for_another(self, error: ArcbridgeError) -> bool:
+        """Streams wait from now on; False when there are none, and the session is over."""
         if not self.session.streams_open:
             self.session.abort(error)
-            return
+            return False
         now = self._loop.time()
         self._relays.failed(self.relay)
         self._lost_at = now
@@ -153,8 +160,7 @@ class Life:
             reason=error.message,
             streams=self._streams,
         )
-        lasted = now - self._attached_at
-        self._begin(0.0 if lasted >= STEADY else self._backoff.next_delay(lasted=lasted))
+        return True
 
     def move(self) -> None:
         """The present connection goes away soon."""
@@ -327,18 +333,20 @@ class Life:
                 self._relays.failed(joined.relay)
             raise_in_words(error, self._cluster)
         finally:
-            self._asking = False
+            self._asking = session.closed  # then that was the answer
         self.relay = joined.relay
         self.schedule_renewal(token)
 
     def _after_failure(self, error: ArcbridgeError) -> float:
         """Seconds until the next try."""
         self._log.debug("not resumed yet", session=self.session.label, reason=error.message)
+        if self._lost_at is None and self.session.state is State.DETACHED:
+            self._wait_for_another(error)  # the new connection had replaced the old one, and died
         if self._lost_at is not None:
             self._failed(self, error)
-        hint = None if error.retry_after is None else min(float(error.retry_after), HINT_MOST)
+        hint = _hint(error)
         lasted, self._attached_at = self._loop.time() - self._attached_at, self._loop.time()
-        return self._backoff.next_delay(lasted=lasted if lasted > 0 else 0.0, hint=hint)
+        return self._backoff.next_delay(lasted=lasted, hint=hint)
 
     def _is_back(self) -> None:
         now = self._loop.time()
@@ -353,6 +361,15 @@ class Life:
         self._lost_at = self._leaving = self._received_at_suspicion = None
         self._attached_at = now
         self._back(self)
+
+
+def _hint(error: ArcbridgeError) -> float | None:
+    """Seconds that the other end asked to wait; what our own words ask of kubectl would be time lost here."""
+    cause = error.__cause__
+    if isinstance(cause, TimeoutError):
+        return None
+    said = cause if isinstance(cause, SessionEnded | ConnectionLost) else error
+    return None if said.retry_after is None else min(float(said.retry_after), HINT_MOST)
 
 
 def _reason(error: ArcbridgeError, *, asked: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-BOTH = ("test_endpoint", "test_forward", "test_session")
+BOTH = ("test_connection", "test_endpoint", "test_forward", "test_life", "test_session")
 
 
 @pytest.hookimpl

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from arcbridge.mux.session import BaseHandler, MuxSession
@@ -46,7 +48,9 @@ class Echo(asyncio.Protocol):
 class FarSide(BaseHandler):
     """Use as an async context manager; then `address` is what a client dials."""
 
-    def __init__(self) -> None:
+    def __init__(self, agent: FarSide | None = None) -> None:
+        """With `agent` this is another relay before the same agent."""
+        self.agent = agent or self
         self.requests: list[JoinRequest] = []
         self.auths: list[Auth] = []
         self.sessions: list[MuxSession] = []
@@ -54,14 +58,22 @@ class FarSide(BaseHandler):
         self.streams: list[StreamTransport] = []
         self.reply = JoinReply()
         """What JOIN is answered with; its CA and id are filled in."""
+        self.trusted_ca = CLUSTER_CA
         self.says_ca = CLUSTER_CA
         self.shows_ca = CLUSTER_CA
         self.auth_answer: AuthOk | tuple[GoawayCode, str] = AuthOk(subject="alice", expires_in=0)
         self.protocol: Callable[[str], asyncio.Protocol | ResetCode] = lambda target: Echo()
+        self.resumptions: list[MuxSession] = []
+        self.resume_refusals: list[tuple[GoawayCode, str]] = []
+        """What the next resumptions are refused with, in this order; then they are accepted."""
         self.silent_join = False
+        self.silent_resume = False
+        self.deaf = False
+        """Connections are accepted, and nothing is ever said on them."""
         self.silent_agent = False
         self.joined = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: set[socket.socket] = set()
 
     async def __aenter__(self) -> FarSide:
         issued = RELAY_CA.issue_server(["127.0.0.1", "localhost"])
@@ -73,15 +85,29 @@ class FarSide(BaseHandler):
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
         return self
 
+    def cut(self) -> None:
+        """Cut every connection that goes through this relay, as its death does; the next ones are served."""
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):  # it is over already
+                sock.shutdown(socket.SHUT_RDWR)
+
     async def stop_listening(self) -> None:
         """From now on connections are refused."""
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listener.close()
 
+    async def start_listening(self) -> None:
+        """Again, on the same port."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.setblocking(False)
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+
     async def __aexit__(self, *_: object) -> None:
         for session in self.sessions:
             session.abort()
+        for sock in self._sockets:
+            sock.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -97,7 +123,9 @@ class FarSide(BaseHandler):
         while True:
             sock, _ = await loop.sock_accept(self._listener)
             sock.setblocking(False)
-            self._spawn(self._serve(sock))
+            self._sockets.add(sock)
+            if not self.deaf:
+                self._spawn(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -127,14 +155,14 @@ class FarSide(BaseHandler):
         near.setblocking(False)
         far.setblocking(False)
         if not self.silent_agent:
-            self._spawn(self._agent(far))
+            self._spawn(self.agent._agent(far, reply.join_id))
         await loop.sock_sendall(near, first)
         self._spawn(_pump(near, sock))
         await _pump(sock, near)
 
-    async def _agent(self, sock: socket.socket) -> None:
+    async def _agent(self, sock: socket.socket, join_id: str) -> None:
         issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
-        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=f"agent-{len(self.sessions)}")
+        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=join_id, agent="pod-1")
         self.sessions.append(session)
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -145,10 +173,31 @@ class FarSide(BaseHandler):
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
         self.auths.append(auth)
-        if isinstance(self.auth_answer, AuthOk):
-            session.accept_auth(self.auth_answer)
+        if session.resuming is not None:
+            self._resume(session)
+        elif isinstance(self.auth_answer, AuthOk):
+            known = session.session_id, session.resume_secret
+            made = known if session.session_id else (os.urandom(16), os.urandom(16))
+            session.accept_auth(replace(self.auth_answer, session_id=made[0], resume_secret=made[1]))
         else:
             session.refuse_auth(*self.auth_answer)
+
+    def _resume(self, newcomer: MuxSession) -> None:
+        hello = newcomer.resuming
+        assert hello is not None
+        if self.silent_resume:
+            return
+        if self.resume_refusals:
+            newcomer.refuse_auth(*self.resume_refusals.pop(0))
+            return
+        for old in self.sessions:
+            if not old.closed and old.session_id == hello.session_id and old.resume_secret == hello.resume_secret:
+                assert isinstance(self.auth_answer, AuthOk)
+                ok = replace(self.auth_answer, session_id=old.session_id, resume_secret=old.resume_secret)
+                old.take_over(newcomer, ok)
+                self.resumptions.append(old)
+                return
+        newcomer.refuse_auth(GoawayCode.GONE, "there is no such session here")
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         self.targets.append(target)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -46,13 +47,15 @@ def login(directory: Path, *, access: str = "the-access-token", cluster: str = "
     return LoginConfig(access_token_file=directory / "access", id_token_file=directory / "id")
 
 
-def make(far: FarSide, directory: Path, **options: object) -> ClusterSession:
+def make(far: FarSide, directory: Path, **options: Any) -> ClusterSession:
     trust = options.pop("trust", None) or ClusterTrust(pin=CLUSTER_CA.pin)
     tokens = options.pop("tokens", None) or Tokens(login(directory), None)
     ca_file = directory / "relay-ca.pem"
     ca_file.write_text(RELAY_CA.certificate_pem)
-    relays = Relays([RelayAccess(far.address, ca_file=ca_file)])
-    return ClusterSession(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05))
+    others = cast(tuple[FarSide, ...], options.pop("others", ()))
+    # In the order given, not a random one.
+    relays = Relays([RelayAccess(one.address, ca_file=ca_file) for one in (far, *others)], shuffle=lambda found: None)
+    return ClusterSession(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05), **options)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,486 @@
+"""A session over several connections: what was lost is sent again, what cannot be resumed ends with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from arcbridge.client import life as life_module
+from arcbridge.client.session import ClusterSession
+from arcbridge.client.whereabouts import Whereabouts
+from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
+from arcbridge.mux.stream import StreamIO
+from arcbridge.net.backoff import Backoff
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.limits import Limits
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import OTHER_CA, FarSide
+from tests.client.test_session import echo, make, running
+
+WAITS, BACK = "connection lost, waiting to resume", "session resumed"
+MOVED, OVER = "session moved to another connection", "session could not be resumed"
+
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+@pytest.fixture
+async def second(far: FarSide) -> AsyncIterator[FarSide]:
+    """Another relay before the same agent."""
+    async with FarSide(far) as side:
+        yield side
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that only spread load are short here."""
+    monkeypatch.setattr(life_module, "STEADY", 0.0)
+    monkeypatch.setattr(life_module, "MOVE_SPREAD", 0.0)
+    monkeypatch.setattr(life_module, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with structlog.testing.capture_logs() as found:
+        yield found
+
+
+def events(lines: Lines, *wanted: str) -> list[str]:
+    return [line["event"] for line in lines if line["event"] in wanted]
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.002)
+
+
+class Stream:
+    """A stream to the far side's echo that checks what comes back."""
+
+    def __init__(self) -> None:
+        self.io = StreamIO()
+
+    @classmethod
+    async def open(cls, session: ClusterSession) -> Stream:
+        stream = cls()
+        (await session.ready()).open("tcp:echo", stream.io)
+        await stream.check(b"first")
+        return stream
+
+    async def check(self, data: bytes) -> None:
+        async with asyncio.timeout(20):
+            writing = asyncio.ensure_future(self.io.write(data))
+            assert await self.io.read_exactly(len(data)) == data
+            await writing
+
+    async def during(self, cut: Callable[[], Awaitable[None]], size: int = 1 << 20) -> None:
+        """`cut` while bytes are on their way in both directions; all of them come back."""
+        data = os.urandom(size)
+        async with asyncio.timeout(20):
+            writing = asyncio.ensure_future(self.io.write(data))
+            first = await self.io.read_exactly(size // 4)
+            await cut()
+            assert first + await self.io.read_exactly(size - size // 4) == data
+            await writing
+
+    async def end(self) -> Exception | None:
+        """What the stream ends with."""
+        async with asyncio.timeout(20):
+            try:
+                while await self.io.read():
+                    pass
+            except Exception as error:
+                return error
+        return None
+
+
+class TestResuming:
+    async def test_nothing_is_lost(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async def cut() -> None:
+            far.cut()
+
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            mux = session.current
+            for number in range(1, 4):
+                await stream.during(cut)
+                await until(lambda wanted=number: session.stats.resumed == wanted)
+            assert session.current is mux
+            assert session.replayed_bytes > 0
+            assert session.stats.detached_seconds.count == 3
+            assert (session.established_count, session.detached_count, session.failure) == (1, 0, None)
+        assert [request.instance for request in far.requests] == ["", "pod-1", "pod-1", "pod-1"]
+        assert events(lines, WAITS, BACK, OVER, "session lost") == [WAITS, BACK] * 3
+        waits, back = (next(line for line in lines if line["event"] == event) for event in (WAITS, BACK))
+        assert (waits["cluster"], waits["streams"], back["relay"]) == ("prod", 1, f"127.0.0.1:{far.port}")
+        assert waits["reason"] == "the other end closed the connection"
+
+    async def test_through_another_relay(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        async def kill() -> None:
+            await far.stop_listening()
+            far.cut()
+
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            assert session.relay is session.relays.all[0]
+            await stream.during(kill)
+            assert session.relay is session.relays.all[1]
+            assert session.stats.resumed == 1
+        assert [request.instance for request in second.requests] == ["pod-1"]
+
+    async def test_the_token_is_read_again(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            (tmp_path / "id").write_text("a-newer-token")
+            (tmp_path / "access").write_text("a-newer-access-token")
+            far.cut()
+            await stream.check(b"more")
+        assert [auth.token for auth in far.auths] == ["the-id-token", "a-newer-token"]
+        assert [request.token for request in far.requests] == ["the-access-token", "a-newer-access-token"]
+
+    async def test_a_resumption_renews(self, far: FarSide, tmp_path: Path) -> None:
+        far.auth_answer = replace(far.auth_answer, expires_in=3600)
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.auth_answer = replace(far.auth_answer, expires_in=7200)
+            far.cut()
+            await stream.check(b"more")
+            (life,) = session._lives.values()
+            assert life.renewal is not None
+            assert life.renewal.ends_at - asyncio.get_running_loop().time() > 7000
+
+    async def test_refused_for_now(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        far.resume_refusals = [(GoawayCode.UNAVAILABLE, "not yet"), (GoawayCode.LIMIT, "not yet")]
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.cut()
+            await stream.check(b"more")
+            assert far.resume_refusals == []
+        assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
+
+    async def test_no_relay_for_a_while(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.failures >= 3)
+            assert session.detached_count == 1
+            await far.start_listening()
+            await stream.check(b"more")
+            assert session.detached_count == 0
+        assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
+
+    async def test_an_agent_that_does_not_answer(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
+            far.silent_resume = True
+            far.cut()
+            await until(lambda: session.failures >= 2)
+            far.silent_resume = False
+            monkeypatch.undo()
+            await stream.check(b"more")
+
+    async def test_another_ca_gets_no_token(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.says_ca = far.shows_ca = OTHER_CA
+            far.cut()
+            await until(lambda: isinstance(session.failure, PinMismatch))
+            assert len(far.auths) == 1
+            far.says_ca = far.shows_ca = far.trusted_ca
+            await stream.check(b"more")
+
+    async def test_a_draining_session(self, far: FarSide, tmp_path: Path) -> None:
+        async def cut() -> None:
+            far.cut()
+
+        async with running(make(far, tmp_path)) as session:
+            old = await Stream.open(session)
+            far.sessions[0].goaway(GoawayCode.DRAINING)
+            await until(lambda: session.established_count == 2 and session.current is not None)
+            new = await Stream.open(session)
+            await asyncio.gather(old.during(cut), new.during(cut))
+            assert len(session.sessions()) == 2
+
+
+class TestTheEnd:
+    async def test_the_agent_no_longer_has_it(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.sessions[0].abort()
+            error = await stream.end()
+            assert isinstance(error, SessionEnded)
+            assert error.code == GoawayCode.GONE
+            assert await echo(session) == b"hello"
+            assert session.stats.resume_failures["gone"] == 1
+            assert len(session.sessions()) == 1
+        assert events(lines, WAITS, BACK, OVER, "session lost") == [WAITS, OVER]
+
+    async def test_the_agent_does_not_take_the_token(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.resume_refusals = [(GoawayCode.UNAUTHENTICATED, "no")]
+            far.auth_answer = (GoawayCode.UNAUTHENTICATED, "no")
+            far.cut()
+            assert isinstance(await stream.end(), SessionEnded)
+            with pytest.raises(Unauthenticated, match="log in again"):
+                await session.ready()
+            assert session.stats.resume_failures["refused"] == 1
+
+    async def test_it_waited_too_long(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        session = make(far, tmp_path)
+        session._limits = Limits(detached_timeout=0.1)
+        async with running(session):
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            assert isinstance(await stream.end(), SessionEnded)
+            await until(lambda: session.stats.resume_failures["timeout"] == 1)
+            await far.start_listening()
+            assert await echo_again(session) == b"hello"
+        assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
+
+    async def test_nothing_to_keep(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.cut()
+            await until(lambda: session.established_count == 2)
+            assert await echo(session) == b"hello"
+            assert [request.instance for request in far.requests] == ["", ""]
+            assert session.stats.resumed == 0
+        assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
+
+    async def test_without_resumption(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path, resumption=False)) as session:
+            stream = await Stream.open(session)
+            far.cut()
+            assert await stream.end() is not None
+            assert await echo(session) == b"hello"
+        assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
+
+    async def test_closed_while_it_waits(self, far: FarSide, tmp_path: Path) -> None:
+        before = asyncio.all_tasks()
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.deaf = True
+            far.cut()
+            await until(lambda: session.detached_count == 1)
+        assert await stream.end() is not None
+        await until(lambda: not session.sessions())
+        far.deaf = False
+        await until(lambda: asyncio.all_tasks() - before <= far._tasks)
+
+
+class TestReady:
+    async def test_it_gets_the_error_of_the_try_under_way(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.current is None)
+            for _ in range(2):
+                async with asyncio.timeout(20):
+                    with pytest.raises(Unreachable):
+                        await session.ready()
+            await far.start_listening()
+            await stream.check(b"more")
+            assert session.established_count == 1
+
+    async def test_it_waits_for_the_resumption(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            mux = session.current
+            far.silent_join = True
+            far.joined.clear()
+            far.cut()
+            await far.joined.wait()
+            asking = asyncio.ensure_future(session.ready())
+            far.silent_join = False
+            far.cut()
+            # The try under way failed, and said so to whoever waited for it.
+            with pytest.raises(Unreachable):
+                await asking
+            await stream.check(b"more")
+            assert await session.ready() is mux
+
+    async def test_whoever_waits_makes_it_try_again(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session.QUIET", 0.0)
+        monkeypatch.setattr(
+            life_module, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
+        )
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.failures >= 1)
+            await far.start_listening()
+            async with asyncio.timeout(20):
+                await session.ready()
+            await stream.check(b"more")
+
+
+class TestMoving:
+    async def test_another_relay_first(self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async def ask() -> None:
+            far.sessions[0].ask_to_move()
+
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            await stream.during(ask)
+            await until(lambda: session.stats.moved == 1)
+            assert session.relay is session.relays.all[1]
+            far.cut()
+            await stream.check(b"more")
+            assert (session.stats.resumed, len(far.requests), len(second.requests)) == (0, 1, 1)
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
+
+    async def test_it_stays_until_there_is_another(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        far_reply = far.reply
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            second.reply = JoinReply(code=JoinCode.NO_AGENT)
+            far.reply = JoinReply(code=JoinCode.DRAINING)
+            far.sessions[0].ask_to_move()
+            await until(lambda: len(second.requests) >= 3)
+            await stream.check(b"over the old one")
+            assert session.current is not None
+            assert session.failure is None
+            second.reply = far_reply
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"over the new one")
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
+
+    async def test_the_old_one_dies_meanwhile(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            second.reply = far.reply = JoinReply(code=JoinCode.DRAINING)
+            far.sessions[0].ask_to_move()
+            await until(lambda: len(second.requests) >= 1)
+            far.cut()
+            await until(lambda: session.detached_count == 1)
+            second.reply = JoinReply()
+            await stream.check(b"more")
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [WAITS, BACK]
+
+    async def test_with_nothing_to_keep_a_fresh_session_first(
+        self, far: FarSide, second: FarSide, tmp_path: Path
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            old = await session.ready()
+            seen = []
+            far.sessions[0].ask_to_move()
+            async with asyncio.timeout(20):
+                while session.current is old:
+                    await asyncio.sleep(0)
+                    seen.append(session.current)
+            assert None not in seen
+            error = await old.wait_ended()
+            assert isinstance(error, SessionEnded)
+            assert error.code == GoawayCode.DONE
+            assert session.relay is session.relays.all[1]
+            assert [request.instance for request in second.requests] == [""]
+            assert await echo(session) == b"hello"
+
+
+class Asleep:
+    """How long the machine has slept, and which addresses are gone."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.gone = False
+        self.whereabouts = Whereabouts(lambda: self.seconds, lambda address: self.gone)
+
+
+class TestSuspicion:
+    @pytest.mark.parametrize("what", ["sleep", "address"])
+    async def test_it_goes_to_another_connection_at_once(
+        self, far: FarSide, tmp_path: Path, lines: Lines, what: str
+    ) -> None:
+        machine = Asleep()
+        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+            stream = await Stream.open(session)
+            mux = session.current
+            machine.seconds, machine.gone = (60.0, False) if what == "sleep" else (0.0, True)
+            session.look_around()
+            session.look_around()
+            machine.gone = False
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"more")
+            assert session.current is mux
+            assert len(far.requests) == 2
+        assert events(lines, WAITS, BACK, OVER) == []
+
+    async def test_with_nothing_to_keep_it_begins_anew(self, far: FarSide, tmp_path: Path) -> None:
+        machine = Asleep()
+        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+            await session.ready()
+            machine.seconds = 60.0
+            session.look_around()
+            await until(lambda: session.established_count == 2)
+
+    async def test_a_connection_that_lives_is_kept(self, far: FarSide, tmp_path: Path) -> None:
+        """While no relay can be joined yet, as after a sleep, the old connection may come back by itself."""
+        machine = Asleep()
+        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+            stream = await Stream.open(session)
+            far.reply = JoinReply(code=JoinCode.NO_AGENT)
+            machine.seconds = 60.0
+            session.look_around()
+            await until(lambda: len(far.requests) >= 3)
+            await stream.check(b"it lives")
+            (life,) = session._lives.values()
+            await until(lambda: life._task is None)
+            await stream.check(b"more")
+            assert session.stats.moved == session.stats.resumed == 0
+
+    async def test_a_sleep_ends_the_wait_of_a_detached_one(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            life_module, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
+        )
+        machine = Asleep()
+        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.failures >= 1)
+            await far.start_listening()
+            machine.seconds = 60.0
+            session.look_around()
+            await stream.check(b"more")
+
+
+async def echo_again(session: ClusterSession) -> bytes:
+    """As a caller that tries again does."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Unreachable):
+                return await echo(session)
+            await asyncio.sleep(0.01)
