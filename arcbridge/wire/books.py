@@ -398,7 +398,7 @@ class Books:
     @property
     def _all_confirmed(self) -> bool:
         """Whether the peer has everything, so that no cut can take the end of a stream with it."""
-        return self._history is None or (self._peer_received >= self.sent and not self.has_output)
+        return not self.resumable or (self._peer_received >= self.sent and not self.has_output)
 
     @property
     def has_output(self) -> bool:

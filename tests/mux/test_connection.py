@@ -9,6 +9,7 @@ import pytest
 from arcbridge.errors import ConnectionLost
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import WRITE_HIGH
+from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, connect_in_memory, connect_over_tls, make_sessions, run, tcp_pair, tls_contexts
 
 
@@ -48,7 +49,7 @@ def test_a_tcp_end_without_close_notify_is_a_loss(loop: str) -> None:
     """The socket ends; TLS did not: whatever the transport makes of it, the session is lost, not over."""
 
     async def main() -> None:
-        ends = make_sessions()
+        ends = make_sessions(limits=Limits(replay=0))
         near, _ = await connect_over_tls(ends)
         await ends.agent.wait_established()
         mine, theirs = await ends.stream()

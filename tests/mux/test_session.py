@@ -151,7 +151,7 @@ def test_every_end_is_told_to_everybody_once(loop: str, link: str, how: str) -> 
     act, client_error, agent_error = ENDS[how]
 
     async def main() -> None:
-        async with connected(link) as ends:
+        async with connected(link, limits=Limits(replay=0)) as ends:
             mine, theirs = await ends.stream()
             lost: list[str] = []
             for name, io in (("client", mine), ("agent", theirs)):
@@ -290,7 +290,7 @@ def test_the_handshake_deadline(loop: str) -> None:
 @both_loops
 def test_a_silent_peer_is_found_dead(loop: str) -> None:
     async def main() -> None:
-        ends = make_sessions(limits=Limits(ping_interval=0.05, ping_timeout=0.15))
+        ends = make_sessions(limits=Limits(ping_interval=0.05, ping_timeout=0.15, replay=0))
         left, right = connect_in_memory(ends)
         await ends.client.wait_established()
         mine, theirs = await ends.stream()

@@ -156,7 +156,7 @@ def test_a_reset_passes_as_a_reset(loop: str, sent_by: str, after: str) -> None:
 @pytest.mark.parametrize("how", ["stream reset", "session close", "session abort", "connection cut"])
 def test_a_cut_of_the_middle_resets_both_sockets(loop: str, how: str) -> None:
     async def main() -> None:
-        async with a_way("tls") as (ends, way):
+        async with a_way("tls", limits=Limits(replay=0)) as (ends, way):
             await send(way.near, b"part")
             assert await _exactly(way.far, 4) == b"part"
             if how == "stream reset":
@@ -491,7 +491,7 @@ def test_a_program_that_resets_is_a_cut(loop: str, tls: bool) -> None:
 @pytest.mark.parametrize("how", ["reset", "session", "reset behind bytes"])
 def test_a_stream_that_is_cut_is_never_the_programs_end(loop: str, tls: bool, how: str) -> None:
     async def main() -> None:
-        async with an_outer(tls) as (ends, outer):
+        async with an_outer(tls, limits=Limits(replay=0)) as (ends, outer):
             await outer.far.write(b"download, first half")
             if how != "reset behind bytes":
                 assert await outer.reader.readexactly(20) == b"download, first half"

@@ -202,7 +202,7 @@ def test_an_eof_that_is_not_kept_open_closes(loop: str) -> None:
 @pytest.mark.parametrize("how", ["abort", "close", "session.abort", "session.close", "raise"])
 def test_ends_from_within_a_delivery(loop: str, how: str) -> None:
     async def main() -> None:
-        async with plain_pair() as (ends, mine, theirs):
+        async with plain_pair(limits=Limits(replay=0)) as (ends, mine, theirs):
 
             def act(_: bytes) -> None:
                 if how == "raise":

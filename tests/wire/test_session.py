@@ -498,7 +498,7 @@ FLOODS = {
     "ACK": ack(0),
     "AUTH": AUTH,
     "PONG": frame(FrameType.PONG, 0, PING_BODY.pack(1, 0)),
-    "ignorable": frame(128, 0),
+    "ignorable": frame(129, 0),
     "GOAWAY": goaway(GoawayCode.DRAINING, 9),
 }
 
@@ -872,7 +872,7 @@ def test_m14_an_idle_connection_costs_little_and_no_ack(kind: Kind) -> None:
 
 
 def test_a_silent_peer_is_dead_after_25_seconds() -> None:
-    pair = Pair().established()
+    pair = Pair(limits=Limits(replay=0)).established()
     seen = pair.client.open()
     pair.settle()
     pair.lost = True
@@ -884,13 +884,13 @@ def test_a_silent_peer_is_dead_after_25_seconds() -> None:
 
 
 def test_a_way_out_that_is_cut_is_noticed_though_the_way_in_works() -> None:
-    pair = Pair().established()
+    pair = Pair(limits=Limits(replay=0)).established()
     start = pair.now
 
     def deaf() -> bool:
         pair.agent.arrivals.clear()
         if not pair.client.arrivals:
-            pair.client.arrivals.append((pair.now + 1.0, frame(128, 0)))
+            pair.client.arrivals.append((pair.now + 1.0, frame(129, 0)))
         return pair.client.error is not None
 
     pair.agent.machine._keepalive = None  # the agent does not notice; only the client's view counts here

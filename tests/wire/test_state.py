@@ -8,7 +8,7 @@ def test_a_sides_value_is_the_parity_of_its_streams() -> None:
 
 
 def test_the_words_are_those_of_the_table() -> None:
-    assert [state.value for state in State] == ["hello", "auth", "open", "draining", "closed"]
+    assert [state.value for state in State] == ["hello", "auth", "open", "draining", "detached", "closed"]
     assert {kind.value for kind in Kind} == {"session", "control"}
 
 

@@ -1,0 +1,73 @@
+"""What is kept, what is let go, and what is sent again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.wire.replay import Budget, Replay
+
+
+def filled(*flushes: list[bytes], most: int = 1000, budget: Budget | None = None) -> Replay:
+    replay = Replay(most, budget or Budget(10**9))
+    for pieces in flushes:
+        replay.append(pieces, sum(map(len, pieces)))
+    return replay
+
+
+@given(
+    st.lists(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=4), max_size=8),
+    st.lists(st.integers(0, 700), max_size=4),
+    st.integers(0, 700),
+)
+def test_it_gives_exactly_what_follows_an_offset(flushes: list[list[bytes]], acks: list[int], offset: int) -> None:
+    whole = b"".join(b"".join(pieces) for pieces in flushes)
+    budget = Budget(10**9)
+    replay = filled(*flushes, budget=budget)
+    for ack in acks:
+        replay.acknowledge(min(ack, len(whole)))
+    assert replay.end == len(whole)
+    assert budget.held == replay.size
+    if replay.holds(offset):
+        assert b"".join(replay.since(offset)) == whole[offset:]
+    else:
+        with pytest.raises(ValueError, match="is not in"):
+            replay.since(offset)
+    assert replay.holds(len(whole))
+    assert all(replay.holds(ack) for ack in acks if ack <= len(whole) and ack == max(acks))
+
+
+def test_a_flush_is_let_go_when_all_of_it_is_confirmed() -> None:
+    replay = filled([b"abc", b"d"], [b"efgh"])
+    replay.acknowledge(3)
+    assert replay.size == 8
+    replay.acknowledge(4)
+    assert (replay.start, replay.size) == (4, 4)
+    replay.acknowledge(1)
+    assert (replay.start, replay.size) == (4, 4)
+    assert not replay.holds(3)
+
+
+def test_full_and_roomy_have_a_distance() -> None:
+    replay = filled([b"x" * 600], [b"x" * 399])
+    assert not replay.full
+    replay.append([b"y"], 1)
+    assert replay.full
+    replay.acknowledge(600)
+    assert not replay.full
+    assert replay.roomy
+
+
+def test_the_budget_counts_for_those_above_the_floor() -> None:
+    budget = Budget(100)
+    small = filled([b"x" * 200], most=10**8, budget=budget)
+    assert budget.full
+    assert not small.full
+    large = filled([b"x" * Replay.FLOOR], most=10**8, budget=budget)
+    assert large.full
+    assert not large.roomy
+    small.clear()
+    large.clear()
+    assert budget.held == 0
+    assert large.end == Replay.FLOOR
