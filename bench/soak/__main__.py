@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.soak.conversation import PATIENCE
 from bench.soak.run import Broken, Plan, run, summary, tell
 from tests.support.processes import ProcessFailed
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--relays", type=int, default=2, help="relays, killed in turn (2)")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two kills (30)")
     parser.add_argument("--kills", type=int, default=10_000, help="at most so many kills")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds until a silent stream has hung (150)")
     parser.add_argument("--seed", type=bytes.fromhex, help="32 hex digits: what the streams say (random)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the result with its details, as JSON")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="logs and ledgers, which stay there")
@@ -46,6 +48,7 @@ def main(argv: list[str]) -> int:
         relays=args.relays,
         every=args.every,
         most_kills=args.kills,
+        patience=args.patience,
         **({"seed": args.seed} if args.seed else {}),
     )
     directory: Path = args.keep or Path(tempfile.mkdtemp(prefix="arcbridge-soak-"))

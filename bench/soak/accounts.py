@@ -2,8 +2,8 @@
 
 *Completed* is a stream of which all four halves (each direction at each end) ended in order, with equal bytes,
 records and SHA-256. Everything else *failed*, with a reason. A failure is *explained* when the near end saw it as a
-local program would: its connection was refused or reset. A hung stream, an end in order that is none, a wrong byte, a
-row that one end alone knows: those are not explained by anything.
+local program would, its connection refused or reset, and its client logged why. A hung stream, an end in order that
+is none, a wrong byte, a row that one end alone knows: those are not explained by anything.
 
 *Lost*: in a direction whose reader saw an end in order, the bytes that its writer counts and the reader does not; and
 what a reader found missing on the way, whatever came then. *Doubled*: what a reader got twice. *Wrong*: what belongs
@@ -23,6 +23,7 @@ from typing import Any
 from bench.soak.conversation import CLEAN
 
 Row = dict[str, Any]
+NO_REASON = "its client gave no reason"
 MOST_FAILURES = 500
 """Failures that are told one by one."""
 
@@ -62,8 +63,9 @@ class Accounts:
 
     @property
     def sound(self) -> bool:
-        """No byte lost, doubled or wrong, and no failure without an explanation."""
-        return not (self.bytes_lost or self.bytes_doubled or self.bytes_wrong or self.unexplained)
+        """No byte lost, doubled or wrong, no failure without an explanation, and something to be judged by."""
+        wrong = self.bytes_lost or self.bytes_doubled or self.bytes_wrong or self.unexplained
+        return self.completed > 0 and not wrong
 
 
 def read_ledger(path: Path) -> list[Row]:
@@ -72,10 +74,18 @@ def read_ledger(path: Path) -> list[Row]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def settle(near: Iterable[Row], far: Iterable[Row], opened: int) -> Accounts:
-    """Join the rows of the load and of the target. `opened`: streams that the load says it opened."""
+def settle(
+    near: Iterable[Row], far: Iterable[Row], opened: int, told: Mapping[int, Sequence[str]] | None = None
+) -> Accounts:
+    """Join the rows of the load and of the target.
+
+    `opened`: streams that the load says it opened. `told`: client -> the reasons that it gave for connections it
+    refused or cut, one each; a stream that was refused or cut without one is not explained. None: there is nobody to
+    ask.
+    """
     accounts = Accounts(opened=opened)
     loads = {row["stream"]: row for row in near}
+    left = None if told is None else {client: list(reasons) for client, reasons in told.items()}
     targets: dict[int, Row] = {}
     for row in far:
         if "nameless" in row:
@@ -94,9 +104,14 @@ def settle(near: Iterable[Row], far: Iterable[Row], opened: int) -> Accounts:
         if reason is None:
             accounts.completed += 1
             continue
+        explained = reason.startswith(("refused", "cut"))
+        if explained and left is not None:
+            reasons = left.get(load["client"], [])
+            reason += f" ({reasons.pop() if reasons else NO_REASON})"
+            explained = NO_REASON not in reason
         accounts.failed += 1
         accounts.reasons[reason] += 1
-        accounts.unexplained += not reason.startswith(("refused", "cut"))
+        accounts.unexplained += not explained
         if len(accounts.failures) < MOST_FAILURES:
             accounts.failures.append({"reason": reason, "load": load, "target": target})
     if missing := opened - len(loads):
@@ -166,9 +181,9 @@ def stalls(near: Iterable[Row], far: Iterable[Row], kills: Sequence[Kill]) -> Ma
 
     A kill hits the streams that are open at that moment in a session whose connection goes through that relay. A
     stall is the longest time that a reader of the stream, at either end, waited for a record between this kill and
-    the next one. A wait under way at the kill counts from the record before it, and the wait for the end in order
-    counts too. Nothing is subtracted: the stream's own pause between two records (up to 0.31 s) is in it, and so is
-    any other delay until the next kill.
+    the next one. A wait under way at a kill counts whole, from the record before, also for the kill in which it
+    began; and the wait for the end in order counts too. Nothing is subtracted: the stream's own pause between two
+    records (up to 0.31 s) is in it, and so is any other delay until the next kill.
     """
     found: dict[int, list[float]] = {kill.number: [] for kill in kills}
     loads = {row["stream"]: row for row in near if "refused" not in row}

@@ -27,7 +27,7 @@ BURST = 32
 """Records that a bulky stream sometimes sends at once: a quarter of a megabyte, so that cuts also hit full windows."""
 BURST_CHANCE = 0.01
 PATIENCE = 150.0
-"""Seconds without a byte after which a stream has hung: a session waits 120 s for a connection, no longer."""
+"""Seconds: longer than a session waits for a connection (120 s)."""
 _READ = 65536
 
 
@@ -39,33 +39,32 @@ class Waits:
         """From the opening to the first record."""
         self.stalls: dict[int, float] = {}
         self._opened = self._last = now
-        self._longest = 0.0
-        self._kill: int | None = None
+        self._kills: list[int] = []
+        """The last kill, and those before it since which no record has come."""
 
     def arrived(self, now: float) -> None:
-        """A record came."""
+        """A record came, or the end."""
         if not self.first:
             self.first = now - self._opened
-        self._longest = max(self._longest, now - self._last)
+        waited = round(now - self._last, 4)
+        for number in self._kills:
+            if waited > self.stalls.get(number, 0.0):
+                self.stalls[number] = waited
+        del self._kills[:-1]
         self._last = now
 
-    def kill(self, number: int, now: float) -> None:
+    def kill(self, number: int) -> None:
         """A relay is about to be killed: what follows counts for this kill, up to the next one.
 
-        A wait under way counts whole: it began with the last record before.
+        A wait under way counts whole: it began with the last record before. It counts for the kill before, too.
         """
-        self._close(now)
-        self._kill = number
+        self._kills.append(number)
 
     def end(self, now: float) -> None:
         """Nothing more is waited for."""
-        self._close(now)
-        self._kill = None
-
-    def _close(self, now: float) -> None:
-        if self._kill is not None:
-            self.stalls[self._kill] = round(max(self._longest, now - self._last), 4)
-        self._longest = 0.0
+        if self._kills:
+            self.arrived(now)
+        self._kills.clear()
 
 
 @dataclass(slots=True)
@@ -87,7 +86,9 @@ class Half:
 class Room:
     """What the streams of one process share."""
 
-    def __init__(self, ledger: TextIO, side: str) -> None:
+    def __init__(self, ledger: TextIO, side: str, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        """Seconds without a byte after which a stream has hung."""
         self.draining = False
         """Streams are to end in order now."""
         self.live = 0
@@ -110,9 +111,8 @@ class Room:
 
     def kill(self, number: int) -> None:
         """A relay is about to be killed."""
-        now = time.monotonic()
         for waits in self._waits:
-            waits.kill(number, now)
+            waits.kill(number)
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of the ledger."""
@@ -250,12 +250,11 @@ class End:
         received = self.received
         try:
             while True:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._room.patience):
                     data = await self._reader.read(_READ)
                 if not data:
                     self._receiver.eof()
                     received.end = CLEAN
-                    self._waits.arrived(time.monotonic())
                     self._room.over(self._waits)
                     return
                 self._room.bytes["received"] += len(data)
@@ -264,7 +263,7 @@ class End:
                     self._waits.arrived(time.monotonic())
                     await self._heard(completed - self._receiver.ended)
         except TimeoutError as error:
-            received.end = _broken(error) if error.errno else f"hung: nothing came for {PATIENCE:.0f} s"
+            received.end = _broken(error) if error.errno else f"hung: nothing came for {self._room.patience:g} s"
         except OSError as error:
             received.end = _broken(error)
         except Mismatch as error:

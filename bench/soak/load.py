@@ -41,8 +41,8 @@ PAUSE = 0.5
 class Load:
     """All streams of one process."""
 
-    def __init__(self, ports: list[int], seed: bytes, ledger: TextIO) -> None:
-        self.room = Room(ledger, "load")
+    def __init__(self, ports: list[int], seed: bytes, ledger: TextIO, patience: float = PATIENCE) -> None:
+        self.room = Room(ledger, "load", patience)
         self.opened = self.completed = self.failed = 0
         self._addresses = [Address("127.0.0.1", port) for port in ports]
         self._seed = seed
@@ -87,12 +87,12 @@ class Load:
 async def run(args: argparse.Namespace) -> None:
     """Until told otherwise."""
     with args.ledger.open("w") as ledger:
-        load = Load([int(port) for port in args.ports.split(",")], bytes.fromhex(args.seed), ledger)
+        load = Load([int(port) for port in args.ports.split(",")], bytes.fromhex(args.seed), ledger, args.patience)
         async with asyncio.TaskGroup() as group:
             places = [group.create_task(load.keep(place)) for place in range(args.streams)]
             say("READY")
             if await follow(load.room, load.status):
-                await asyncio.wait(places, timeout=PATIENCE + 10)
+                await asyncio.wait(places, timeout=args.patience + 10)
             for place in places:
                 place.cancel()
         say(json.dumps({"done": True, **load.room.bytes, **load.status()}))
@@ -105,6 +105,7 @@ def main() -> int:
     parser.add_argument("--streams", required=True, type=int)
     parser.add_argument("--seed", required=True)
     parser.add_argument("--ledger", required=True, type=Path)
+    parser.add_argument("--patience", type=float, default=PATIENCE)
     asyncio.run(run(parser.parse_args()))
     return 0
 

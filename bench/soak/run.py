@@ -53,6 +53,8 @@ class Plan:
     every: float = 30.0
     """Seconds between two kills; the first after as long."""
     most_kills: int = 10_000
+    patience: float = PATIENCE
+    """Seconds without a byte after which a stream has hung; draining takes no longer either."""
     seed: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
 
@@ -103,6 +105,7 @@ class _Soak:
             self._roles = {"agent": world.agent.pid} | {f"client-{i}": p.pid for i, p in enumerate(self._clients)}
             load = self._start("load", "--ports", ",".join(map(str, ports)), "--streams", str(plan.streams))
             load.wait_for_line("^READY$")
+            tell(f"under load: {plan.streams} streams, {plan.clients} clients, {plan.relays} relays")
             begun = time.monotonic()
             before = self._memory()
             cpu = self._cpu()
@@ -113,7 +116,8 @@ class _Soak:
             metrics = self._metrics()
             cpu = {role: round(value - cpu[role], 1) for role, value in self._cpu().items()}
         near, far = read_ledger(directory / "load.jsonl"), read_ledger(directory / "target.jsonl")
-        accounts = settle(near, far, done["opened"])
+        told = {index: reasons_told(client.stderr_path) for index, client in enumerate(self._clients)}
+        accounts = settle(near, far, done["opened"], told)
         return {
             "started": started.isoformat(timespec="seconds"),
             "commit": version,
@@ -138,7 +142,9 @@ class _Soak:
     def _start(self, name: str, *arguments: str) -> ManagedProcess:
         """Load or target."""
         ledger = self._directory / f"{name}.jsonl"
-        argv = [sys.executable, "-m", f"bench.soak.{name}", "--seed", self._plan.seed.hex(), "--ledger", str(ledger)]
+        plan = self._plan
+        argv = [sys.executable, "-m", f"bench.soak.{name}", "--seed", plan.seed.hex(), "--ledger", str(ledger)]
+        argv += ["--patience", str(plan.patience)]
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         process = ManagedProcess(
             [*argv, *arguments], log_dir=self._world.logs, name=name, env={"PYTHONPATH": path}, stdin=True
@@ -211,7 +217,9 @@ class _Soak:
         """Both ends in order, the load first; the load's last status."""
         mark = load.mark()
         load.send("drain\n")
-        done = load.wait_for_line(r"^(\{.*\"done\".*\})$", stream="stdout", timeout=PATIENCE + 60, after=mark)
+        done = load.wait_for_line(
+            r"^(\{.*\"done\".*\})$", stream="stdout", timeout=self._plan.patience + 60, after=mark
+        )
         target.send("drain\n")
         target.wait(60)
         load.wait(10)
@@ -258,6 +266,19 @@ def scrape(port: int) -> dict[str, float]:
 
 ABOUT = ("session", "replay", "detach", "resum", "local_")
 """Words by which the metrics are chosen that a result keeps."""
+
+
+def reasons_told(log: Path) -> list[str]:
+    """What a client's log says of each connection that it refused or cut."""
+    reasons = []
+    for line in log.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # words for people
+        if entry.get("event") in ("connection cut", "connection refused"):
+            reasons.append(str(entry.get("reason")))
+    return reasons
 
 
 def resumed(metrics: dict[str, float]) -> int:

@@ -25,8 +25,8 @@ SETTLE = 20.0
 class Target:
     """All streams of one process."""
 
-    def __init__(self, seed: bytes, ledger: TextIO) -> None:
-        self.room = Room(ledger, "target")
+    def __init__(self, seed: bytes, ledger: TextIO, patience: float = PATIENCE) -> None:
+        self.room = Room(ledger, "target", patience)
         self.tasks: set[asyncio.Task[None]] = set()
         self.accepted = 0
         self._seed = seed
@@ -44,7 +44,7 @@ class Target:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.room.patience):
                 preamble = Preamble.decode(await reader.readexactly(PREAMBLE_SIZE))
             if preamble.seed != self._seed:
                 raise Mismatch("wrong", 1, "a stream of another run")
@@ -60,7 +60,7 @@ class Target:
 async def run(args: argparse.Namespace) -> None:
     """Until told otherwise."""
     with args.ledger.open("w") as ledger:
-        target = Target(bytes.fromhex(args.seed), ledger)
+        target = Target(bytes.fromhex(args.seed), ledger, args.patience)
         server = await asyncio.start_server(target.serve, "127.0.0.1", 0, backlog=1024)
         say(f"PORT {server.sockets[0].getsockname()[1]}")
         drain = await follow(target.room, lambda: {"accepted": target.accepted})
@@ -79,6 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.soak.target")
     parser.add_argument("--seed", required=True)
     parser.add_argument("--ledger", required=True, type=Path)
+    parser.add_argument("--patience", type=float, default=PATIENCE)
     asyncio.run(run(parser.parse_args()))
     return 0
 
