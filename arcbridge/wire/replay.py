@@ -29,10 +29,14 @@ class Budget:
 
 
 class Replay:
-    """The history of one direction, oldest first. Whole flushes are kept and released, so a little more stays than
-    is unconfirmed: at most one flush."""
+    """The history of one direction, oldest first.
 
-    __slots__ = ("_budget", "_flushes", "most", "size", "start")
+    Whole flushes are kept and released, so a little more stays in memory than is unconfirmed: at most one flush. What
+    is *counted* is exactly what is unconfirmed: a peer that has everything confirms all but less than `ack_every`
+    bytes, and a part of a large flush that it did confirm must not keep the history full until the next PING.
+    """
+
+    __slots__ = ("_budget", "_first", "_flushes", "most", "size", "start")
 
     FLOOR = 1024 * 1024
     """Bytes that a session may always keep, however short the process is: four times what the peer confirms at once."""
@@ -40,9 +44,11 @@ class Replay:
     def __init__(self, most: int, budget: Budget) -> None:
         self.most = most
         self.start = 0
-        """Offset of the first byte that is kept."""
+        """Offset of the first byte that is not confirmed."""
         self.size = 0
-        """Bytes that are kept."""
+        """Bytes from there on."""
+        self._first = 0
+        """Offset of the oldest flush, in which `start` lies."""
         self._flushes: deque[tuple[int, Sequence[Piece]]] = deque()
         self._budget = budget
 
@@ -68,13 +74,16 @@ class Replay:
         self._budget.held += count
 
     def acknowledge(self, offset: int) -> None:
-        """The peer has everything before `offset`."""
+        """The peer has everything before `offset`, which must not be above `end`."""
+        count = offset - self.start
+        if count <= 0:
+            return
+        self.start = offset
+        self.size -= count
+        self._budget.held -= count
         flushes = self._flushes
-        while flushes and self.start + flushes[0][0] <= offset:
-            count, _ = flushes.popleft()
-            self.start += count
-            self.size -= count
-            self._budget.held -= count
+        while flushes and self._first + flushes[0][0] <= offset:
+            self._first += flushes.popleft()[0]
 
     def holds(self, offset: int) -> bool:
         """Whether everything from `offset` on can be sent again."""
@@ -85,7 +94,7 @@ class Replay:
         if not self.holds(offset):
             raise ValueError(f"offset {offset} is not in {self.start} to {self.end}")
         again: deque[Piece] = deque()
-        skip = offset - self.start
+        skip = offset - self._first
         for count, pieces in self._flushes:
             if skip >= count:
                 skip -= count
@@ -104,4 +113,5 @@ class Replay:
         self._budget.held -= self.size
         self.start += self.size
         self.size = 0
+        self._first = self.start
         self._flushes.clear()

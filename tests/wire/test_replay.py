@@ -38,25 +38,40 @@ def test_it_gives_exactly_what_follows_an_offset(flushes: list[list[bytes]], ack
     assert all(replay.holds(ack) for ack in acks if ack <= len(whole) and ack == max(acks))
 
 
-def test_a_flush_is_let_go_when_all_of_it_is_confirmed() -> None:
-    replay = filled([b"abc", b"d"], [b"efgh"])
+def test_what_is_confirmed_does_not_count_any_more_be_it_a_part_of_a_flush() -> None:
+    budget = Budget(10**9)
+    replay = filled([b"abc", b"d"], [b"efgh"], budget=budget)
     replay.acknowledge(3)
-    assert replay.size == 8
+    assert (replay.start, replay.size, budget.held) == (3, 5, 5)
+    assert b"".join(replay.since(3)) == b"defgh"
+    assert not replay.holds(2)
     replay.acknowledge(4)
     assert (replay.start, replay.size) == (4, 4)
     replay.acknowledge(1)
     assert (replay.start, replay.size) == (4, 4)
     assert not replay.holds(3)
+    replay.acknowledge(8)
+    assert (replay.start, replay.size, budget.held) == (8, 0, 0)
+
+
+def test_a_history_of_one_large_flush_becomes_roomy_by_its_parts() -> None:
+    """The peer confirms in smaller portions than are sent; nothing may wait for it to confirm the whole."""
+    replay = filled([b"x" * 1000])
+    seen = []
+    for offset in (0, 499, 500):
+        replay.acknowledge(offset)
+        seen.append((replay.full, replay.roomy))
+    assert seen == [(True, False), (False, False), (False, True)]
 
 
 def test_full_and_roomy_have_a_distance() -> None:
     replay = filled([b"x" * 600], [b"x" * 399])
-    assert not replay.full
+    seen = [(replay.full, replay.roomy)]
     replay.append([b"y"], 1)
-    assert replay.full
+    seen.append((replay.full, replay.roomy))
     replay.acknowledge(600)
-    assert not replay.full
-    assert replay.roomy
+    seen.append((replay.full, replay.roomy))
+    assert seen == [(False, False), (True, False), (False, True)]
 
 
 def test_the_budget_counts_for_those_above_the_floor() -> None:
