@@ -53,6 +53,8 @@ class Plan:
     """Seconds by which each byte of that direction is late."""
     segment: int = 0
     """Pass on at most so many bytes at a time; 0: as they come."""
+    forget: float = 0.0
+    """Seconds without a byte either way after which all that comes is dropped, as by a NAT that forgets; 0: never."""
     silent: bool = False
     """Accept, and never say or read anything, nor connect to the target."""
     refuse: bool = False
@@ -133,6 +135,7 @@ class _Connection:
         self.connecting = far is not None
         self.up = _Half("up", plan)
         self.down = _Half("down", plan)
+        self.moved_at = time.monotonic()
         self.lingering: float | None = None
         """When the rest stops being read."""
 
@@ -431,6 +434,11 @@ class FaultProxy:
         if not data:
             half.ended = True
         elif connection.lingering is None:
+            forget = connection.plan.forget
+            if forget and now - connection.moved_at > forget:
+                for one in connection.halves:
+                    one.swallowing = True
+            connection.moved_at = now
             half.take(data, now)
 
     def _write(self, connection: _Connection, half: _Half, sink: socket.socket, now: float) -> bool:

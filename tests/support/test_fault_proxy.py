@@ -185,6 +185,20 @@ def test_what_is_swallowed_never_comes(ends: Ends) -> None:
         assert read_all(far) == (b"", "fin")
 
 
+def test_an_idle_connection_is_forgotten_and_a_busy_one_is_not(ends: Ends) -> None:
+    with FaultProxy(ends.target, plan=lambda number: Plan(forget=0.5)) as proxy:
+        near, far = ends.connect(proxy)
+        for _ in range(8):
+            time.sleep(0.1)  # less than it takes to be forgotten; together more
+            far.sendall(b"x")
+            assert exactly(near, 1) == b"x"
+        time.sleep(0.7)
+        far.sendall(b"dropped")
+        near.sendall(b"dropped")
+        near.shutdown(socket.SHUT_WR)
+        assert read_all(far) == (b"", "fin")
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_one_bit_of_one_byte_is_flipped(ends: Ends, direction: Direction) -> None:
     data = bytes(1000)

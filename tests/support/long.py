@@ -1,0 +1,10 @@
+"""Tests have a short form, which is part of every run, and a long one for the night: ARCBRIDGE_LONG=1."""
+
+from __future__ import annotations
+
+import os
+
+
+def long_form() -> bool:
+    """Whether what takes minutes is to be run."""
+    return os.environ.get("ARCBRIDGE_LONG", "") not in ("", "0")
