@@ -45,7 +45,8 @@ HINT_MOST = 600.0
 
 REASONS = ("gone", "timeout", "refused", "protocol", "closed")
 """Why a detached session was not resumed."""
-_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+DETACHED_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+"""Of the histogram of waits, seconds: from a redial that succeeds at once to the longest wait there is."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -63,7 +64,7 @@ class LifeStats:
         self.resume_failures = dict.fromkeys(REASONS, 0)
         self.replayed_bytes = 0
         """Of sessions that are over."""
-        self.detached_seconds = Buckets(_BOUNDS)
+        self.detached_seconds = Buckets(DETACHED_BOUNDS)
 
 
 class Renewal:

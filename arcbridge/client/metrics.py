@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
+from arcbridge.client.life import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session import ClusterSession
-from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.metrics import Buckets, Metrics
 
 
 def register(
@@ -24,6 +25,22 @@ def register(
                     lambda: sum(s.established_count for s in sessions))  # fmt: skip
     metrics.counter("session_failures_total", "Attempts that failed and sessions that were refused.", None,
                     lambda: sum(s.failures for s in sessions))  # fmt: skip
+    metrics.gauge("sessions_detached", "Sessions that wait to be resumed.", None,
+                  lambda: sum(s.detached_count for s in sessions))  # fmt: skip
+    metrics.counter("sessions_resumed_total", "Sessions that went on over another connection, by why they had to.",
+                    {"cause": ("lost", "moved")},
+                    lambda: {
+                        "lost": sum(s.stats.resumed for s in sessions),
+                        "moved": sum(s.stats.moved for s in sessions),
+                    })  # fmt: skip
+    metrics.counter("resume_failures_total", "Sessions that waited in vain, by reason.", {"reason": REASONS},
+                    lambda: {reason: sum(s.stats.resume_failures[reason] for s in sessions) for reason in REASONS},
+                    )  # fmt: skip
+    metrics.counter("replayed_bytes_total", "Bytes sent again after a resumption.", None,
+                    lambda: sum(s.replayed_bytes for s in sessions))  # fmt: skip
+    metrics.histogram("detached_seconds", "How long sessions waited for a connection, resumed or not.", None,
+                      lambda: sum((s.stats.detached_seconds for s in sessions), Buckets(DETACHED_BOUNDS)),
+                      )  # fmt: skip
     metrics.counter("local_connections_total", "Local connections by how they went.",
                     {"result": ("spliced", "refused", "stranger", "forwarded")},
                     lambda: {

@@ -68,6 +68,7 @@ class FarSide(BaseHandler):
         """What the next resumptions are refused with, in this order; then they are accepted."""
         self.silent_join = False
         self.silent_resume = False
+        self.dies_behind_the_join = False
         self.deaf = False
         """Connections are accepted, and nothing is ever said on them."""
         self.silent_agent = False
@@ -151,6 +152,9 @@ class FarSide(BaseHandler):
             return
         await join.reply(reply)
         first = await join.finish()
+        if self.dies_behind_the_join:
+            sock.close()
+            return
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -212,11 +216,11 @@ class FarSide(BaseHandler):
 async def _pump(source: socket.socket, sink: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     try:
-        while data := await loop.sock_recv(source, 65536):
-            await loop.sock_sendall(sink, data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+        with contextlib.suppress(OSError):  # an end that was reset
+            while data := await loop.sock_recv(source, 65536):
+                await loop.sock_sendall(sink, data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
     finally:
         await asyncio.sleep(0)
         source.close()

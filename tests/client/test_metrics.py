@@ -7,14 +7,19 @@ from typing import Any, cast
 
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
+from arcbridge.client.life import LifeStats
 from arcbridge.client.metrics import register
 from arcbridge.observe.metrics import Metrics
 
 
 def test_sums() -> None:
+    stats = LifeStats()
+    stats.resumed, stats.moved, stats.resume_failures["gone"] = 3, 2, 1
+    stats.detached_seconds.observe(0.7)
+    counts = {"stats": stats, "detached_count": 1, "replayed_bytes": 1000}
     sessions = [
-        SimpleNamespace(current=object(), attempts=2, established_count=1, failures=1),
-        SimpleNamespace(current=None, attempts=1, established_count=0, failures=1),
+        SimpleNamespace(current=object(), attempts=2, established_count=1, failures=1, **counts),
+        SimpleNamespace(current=None, attempts=1, established_count=0, failures=1, **counts),
     ]
     endpoint, forward = EndpointStats(), ForwardStats()
     endpoint.spliced, endpoint.strangers, endpoint.bytes_up, endpoint.open = 3, 1, 100, 2
@@ -26,6 +31,14 @@ def test_sums() -> None:
         "arcbridge_client_sessions 1.0",
         "arcbridge_client_session_attempts_total 3.0",
         "arcbridge_client_session_failures_total 2.0",
+        "arcbridge_client_sessions_detached 2.0",
+        'arcbridge_client_sessions_resumed_total{cause="lost"} 6.0',
+        'arcbridge_client_sessions_resumed_total{cause="moved"} 4.0',
+        'arcbridge_client_resume_failures_total{reason="gone"} 2.0',
+        'arcbridge_client_resume_failures_total{reason="timeout"} 0.0',
+        "arcbridge_client_replayed_bytes_total 2000.0",
+        'arcbridge_client_detached_seconds_bucket{le="1.0"} 2.0',
+        "arcbridge_client_detached_seconds_sum 1.4",
         'arcbridge_client_local_connections_total{result="spliced"} 3.0',
         'arcbridge_client_local_connections_total{result="stranger"} 1.0',
         'arcbridge_client_local_connections_total{result="forwarded"} 5.0',

@@ -244,7 +244,7 @@ class TestTrust:
 class TestComingBack:
     async def test_after_a_lost_connection(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
-            await echo(session)
+            await session.ready()
             far.sessions[0].abort()
             async with asyncio.timeout(10):
                 while session.current is not None and len(far.sessions) == 1:
