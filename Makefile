@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit bench clean
+.PHONY: help run test lint unit bench soak clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
 	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes"
+	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
 
 $(STAMP): pyproject.toml arcbridge/__init__.py
@@ -40,6 +41,11 @@ test: lint
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench $(if $(FULL),--full,--quick)
+
+DURATION ?= 1200
+
+soak: $(STAMP)
+	@$(BIN)/python -m bench.soak --duration $(DURATION) $(if $(OUT),--out $(OUT)) $(SOAK_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import peers, scenarios
 from bench.load.build import NoCompiler
-from bench.report import OURS, report
+from bench.report import OURS, report, resumption
 from bench.run import Plan, run
 from bench.scenarios import Effort
 
@@ -57,10 +57,16 @@ def main(argv: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(report(result))
+    if costs := resumption(result):
+        print(costs)
     print(out)
     # A benchmark is not a test: slow is no failure. Nothing measured, bytes that were wrong, or arcbridge itself
     # missing, is one.
-    failed = result["failures"] or OURS in result["left_out"] or not any(result["scenarios"].values())
+    failed = (
+        result["failures"]
+        or {OURS, peers.WITHOUT_RESUMPTION} & result["left_out"].keys()
+        or not any(result["scenarios"].values())
+    )
     return 1 if failed else 0
 
 

@@ -39,6 +39,8 @@ def report(result: dict[str, Any]) -> str:
     ]
     for name, systems in result["scenarios"].items():
         lines += ["", *_scenario(name, systems)]
+    if costs := resumption(result):
+        lines += ["", "## Resumption", "", f"{costs} (of one stream's throughput; the rounds: {_rounds(result)})."]
     lines += ["", "## Systems", ""]
     lines += ["| system | version | encrypts | shown by | configured |", "|---|---|---|---|---|"]
     for name, about in result["systems"].items():
@@ -56,6 +58,20 @@ def report(result: dict[str, Any]) -> str:
         if entries:
             lines += ["", f"## {title}", "", *(f"* {entry}" for entry in entries)]
     return "\n".join(lines) + "\n"
+
+
+def resumption(result: dict[str, Any]) -> str:
+    """What resumption costs, in one line; empty when that was not measured."""
+    costs = result.get("resumption_costs_percent", {})
+    parts = [f"{direction} {measured['median']:.1f} %" for direction, measured in costs.items()]
+    return f"resumption costs: {', '.join(parts)}" if parts else ""
+
+
+def _rounds(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{direction} {', '.join(f'{cost:.1f}' for cost in measured['runs'])}"
+        for direction, measured in result["resumption_costs_percent"].items()
+    )
 
 
 def ratio(ours: float, theirs: float, metric: str) -> str:

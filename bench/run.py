@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.load.generator import Generator, LoadFailed, Target
 from bench.machine import commit, describe
-from bench.peers.base import Peer, Unavailable
+from bench.peers import WITHOUT_RESUMPTION, Peer, Unavailable
 from bench.process import NotReady
 from bench.scenarios import Effort, Metrics, Scenario, higher_is_better
 from bench.tap import Readable
@@ -21,8 +21,8 @@ from bench.usage import resident_bytes
 
 MEMORY_ROLES = ("client", "relay", "agent")
 
-NO_PEERS = ("direct", "mux-chain")
-"""What is measured beside the others but is none of them: no proxy at all, and arcbridge's own hot path."""
+NO_PEERS = ("direct", "mux-chain", WITHOUT_RESUMPTION)
+"""What is measured beside the peers but is none: no proxy at all, arcbridge's hot path, arcbridge with a part off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ def run(plan: Plan) -> dict[str, Any]:
                 order = running[turn:] + running[:turn]  # nobody is always the first after another's load
                 for scenario in plan.scenarios:
                     for peer in order:
+                        if peer.only and scenario.name not in peer.only:
+                            continue
                         try:
                             metrics = scenario.measure(load, peer, plan.effort)
                         except LoadFailed as error:
@@ -72,12 +74,16 @@ def run(plan: Plan) -> dict[str, Any]:
                             continue
                         runs[scenario.name].setdefault(peer.name, []).append(metrics)
                         shown = "  ".join(f"{key} {metrics[key]:.6g}" for key in scenario.primary if key in metrics)
-                        _say(f"round {number + 1}/{plan.rounds}  {scenario.name:<11} {peer.name:<10} {shown}")
+                        _say(f"round {number + 1}/{plan.rounds}  {scenario.name:<11} {peer.name:<28} {shown}")
             for peer in running:
                 systems[peer.name]["resident_mb_after"] = _resident(peer)
         finally:
             for peer in plan.peers:
                 peer.stop()
+    scenarios = {
+        scenario.name: {name: summary(found) for name, found in runs[scenario.name].items()}
+        for scenario in plan.scenarios
+    }
     return {
         "commit": commit(),
         "machine": machine,
@@ -88,10 +94,8 @@ def run(plan: Plan) -> dict[str, Any]:
         "systems": systems,
         "left_out": left_out,
         "failures": failures,
-        "scenarios": {
-            scenario.name: {name: summary(found) for name, found in runs[scenario.name].items()}
-            for scenario in plan.scenarios
-        },
+        "resumption_costs_percent": resumption_costs(scenarios.get("bulk", {})),
+        "scenarios": scenarios,
     }
 
 
@@ -116,6 +120,21 @@ def best_peer(systems: dict[str, dict[str, Any]], metric: str, ours: str = "arcb
     if not found:
         return None
     return (max if higher_is_better(metric) else min)(found, key=lambda one: one[1])
+
+
+def resumption_costs(systems: dict[str, dict[str, Any]], ours: str = "arcbridge") -> dict[str, dict[str, Any]]:
+    """Direction -> what resumption costs of `bulk`, percent of the throughput without it: median and each round.
+
+    Each round compares the two measurements next to each other in time. Below 0: it was faster with it, by chance.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for direction in ("up", "down"):
+        metric = f"{direction}_mb_per_s"
+        both = [systems.get(name, {}).get(metric, {}).get("runs", []) for name in (ours, WITHOUT_RESUMPTION)]
+        costs = [_rounded(100 * (1 - on / off)) for on, off in zip(*both, strict=False)]
+        if costs:
+            found[direction] = {"median": _rounded(statistics.median(costs)), "runs": costs}
+    return found
 
 
 def _start(peer: Peer, target: Target, scratch: Path, systems: dict[str, dict[str, Any]]) -> str | None:

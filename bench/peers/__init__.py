@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from bench.peers.arcbridge import Arcbridge
+from bench.peers.arcbridge import WITHOUT_RESUMPTION, Arcbridge, WithoutResumption
 from bench.peers.base import Peer, Unavailable
 from bench.peers.direct import Direct
 from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, MuxChain, OpenSsh, Direct)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, WithoutResumption, MuxChain, OpenSsh, Direct)}
 """By name, in the order of the report."""
 
-QUICK = ("arcbridge", "openssh", "direct")
+QUICK = ("arcbridge", WITHOUT_RESUMPTION, "openssh", "direct")
 """The systems of `--quick`."""
 
-__all__ = ["PEERS", "QUICK", "Peer", "Unavailable"]
+__all__ = ["PEERS", "QUICK", "WITHOUT_RESUMPTION", "Peer", "Unavailable"]

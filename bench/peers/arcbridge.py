@@ -15,6 +15,7 @@ from tests.support.processes import ManagedProcess, ProcessFailed
 from tests.support.world import ALICE, ApiServer, World, free_port
 
 TARGET = "bench"
+WITHOUT_RESUMPTION = "arcbridge-without-resumption"
 
 
 class Arcbridge(Peer):
@@ -23,6 +24,8 @@ class Arcbridge(Peer):
     name = "arcbridge"
     encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read"
     tuned = "as shipped: policy, audit (to a file) and logs at level info are on"
+    agent_settings = ""
+    client_flags: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._world: World | None = None
@@ -38,9 +41,10 @@ class Arcbridge(Peer):
         api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=credential)
         self._world = world = World(api, directory=directory / "world")
         world.targets[TARGET] = (str(target), ALICE.groups)
+        world.agent_settings = self.agent_settings
         try:
             world.start()
-            self._client, port = world.start_forward(TARGET)
+            self._client, port = world.start_forward(TARGET, ALICE, *self.client_flags)
         except ProcessFailed as error:
             raise NotReady(str(error)) from error
         self.endpoint = Address("127.0.0.1", port)
@@ -48,14 +52,17 @@ class Arcbridge(Peer):
     def prove_encryption(self, target: Address) -> str:
         """A client of its own with a recording relay in front of the relay: the bytes that pass there are, but for
         the join, the very bytes that the relay pumps to the agent."""
-        assert self._world is not None
-        with Tap(Address("127.0.0.1", self._world.relay_port)) as tap:
-            process, port = self._world.start_forward(TARGET, ALICE, "--relay", f"https://{tap.address}")
+        world = self._world
+        assert world is not None
+        with Tap(Address("127.0.0.1", world.relay_port)) as tap:
+            routes, world.client_routes = world.client_routes, [str(tap.address)]
+            process, port = world.start_forward(TARGET, ALICE, *self.client_flags)
+            world.client_routes = routes
             try:
                 send_canary(Address("127.0.0.1", port))
             finally:
                 process.stop()
-                self._world.processes.remove(process)
+                world.processes.remove(process)
             return tap.require_unreadable()
 
     def stop(self) -> None:
@@ -67,3 +74,13 @@ class Arcbridge(Peer):
         if self._world is None or self._client is None:
             return {}
         return {"client": self._client.pid, "relay": self._world.relay.pid, "agent": self._world.agent.pid}
+
+
+class WithoutResumption(Arcbridge):
+    """The same with resumption switched off at both ends: what keeping a session alive costs while nothing breaks."""
+
+    name = WITHOUT_RESUMPTION
+    tuned = "as shipped, but `resumption = false` at client and agent: a session ends with its connection"
+    agent_settings = "resumption = false"
+    client_flags = ("--no-resumption",)
+    only = ("bulk",)

@@ -282,8 +282,8 @@ def reasons_told(log: Path) -> list[str]:
 
 
 def resumed(metrics: dict[str, float]) -> int:
-    """Sessions resumed, by a role's metrics."""
-    return int(sum(value for name, value in metrics.items() if "resumed" in name and name.endswith("_total")))
+    """Sessions resumed, by a role's metrics, whatever the cause."""
+    return int(sum(value for name, value in metrics.items() if "_sessions_resumed_total" in name))
 
 
 def tell(line: str) -> None:

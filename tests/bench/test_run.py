@@ -12,9 +12,11 @@ from bench.__main__ import main
 from bench.address import Address
 from bench.load.build import NoCompiler, build
 from bench.load.generator import Generator, LoadFailed
+from bench.peers import WITHOUT_RESUMPTION
 from bench.peers.base import Peer, Unavailable
-from bench.report import report
-from bench.run import Plan, best_peer, run, summary
+from bench.peers.direct import Direct
+from bench.report import report, resumption
+from bench.run import NO_PEERS, Plan, best_peer, resumption_costs, run, summary
 from bench.scenarios import Effort, Metrics, Scenario
 from tests.support.processes import require_or_skip
 
@@ -98,6 +100,54 @@ def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
     assert journal[-2:] == ["stop a", "stop b"]
 
 
+def test_who_has_scenarios_of_its_own_is_measured_in_no_other() -> None:
+    journal: list[str] = []
+    choosy, plain = Fake("a", journal), Fake("b", journal)
+    choosy.only = ("bulk",)
+    result = run(plan([choosy, plain], Count(journal), 2))
+    assert journal == ["start a", "start b", "b", "b", "stop a", "stop b"]
+    assert list(result["scenarios"]["echo"]) == ["b"]
+    assert not result["failures"]
+
+
+def bulk(*rounds: tuple[float, float]) -> dict[str, dict[str, object]]:
+    return summary([{"up_mb_per_s": up, "down_mb_per_s": down} for up, down in rounds])
+
+
+def test_what_resumption_costs_is_compared_round_by_round() -> None:
+    systems = {
+        "arcbridge": bulk((90, 200), (180, 220), (95, 210)),
+        WITHOUT_RESUMPTION: bulk((100, 200), (200, 200), (100, 200)),
+        "openssh": bulk((1, 1), (1, 1), (1, 1)),
+    }
+    costs = resumption_costs(systems)
+    assert costs == {
+        "up": {"median": pytest.approx(10), "runs": [pytest.approx(10), pytest.approx(10), pytest.approx(5)]},
+        "down": {"median": pytest.approx(-5), "runs": [0, pytest.approx(-10), pytest.approx(-5)]},
+    }
+    assert resumption({"resumption_costs_percent": costs}) == "resumption costs: up 10.0 %, down -5.0 %"
+    assert resumption_costs({"arcbridge": systems["arcbridge"]}) == {}
+    assert resumption({}) == resumption({"resumption_costs_percent": {}}) == "", "not measured, or an older result"
+
+
+def test_the_cost_is_told_before_the_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named(Direct):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    for name in ("arcbridge", WITHOUT_RESUMPTION):
+        monkeypatch.setitem(peers.PEERS, name, lambda name=name: Named(name))
+    out = tmp_path / "result.json"
+    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "bulk", "--out", str(out)]
+    assert main([*short, "--peers", f"arcbridge,{WITHOUT_RESUMPTION}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(out)
+    assert printed[-2].startswith("resumption costs: up ")
+    assert "## Resumption" in printed
+
+
 def test_the_best_peer_is_neither_ours_nor_a_yardstick() -> None:
     systems = {
         name: summary([{"per_s": rate, "p50_us": wait}])
@@ -105,13 +155,14 @@ def test_the_best_peer_is_neither_ours_nor_a_yardstick() -> None:
             ("arcbridge", 9.0, 1.0),
             ("direct", 99.0, 0.1),
             ("mux-chain", 12.0, 0.5),
+            (WITHOUT_RESUMPTION, 12.0, 0.5),
             ("x", 2.0, 5.0),
             ("y", 3.0, 7.0),
         )
     }
     assert best_peer(systems, "per_s") == ("y", 3.0)
     assert best_peer(systems, "p50_us") == ("x", 5.0)
-    assert best_peer({name: systems[name] for name in ("arcbridge", "direct", "mux-chain")}, "per_s") is None
+    assert best_peer({name: systems[name] for name in ("arcbridge", *NO_PEERS)}, "per_s") is None
 
 
 def test_the_command_writes_a_result_and_prints_its_path_last(
@@ -163,7 +214,7 @@ def test_what_is_run_without_being_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("bench.__main__.run", note)
     assert [main([mode]) for mode in ("--quick", "--full")] == [2, 2]
     quick, full = [[peer.name for peer in plan.peers] for plan in plans]
-    assert quick == ["arcbridge", "openssh", "direct"]
+    assert quick == ["arcbridge", "arcbridge-without-resumption", "openssh", "direct"]
     assert full == list(peers.PEERS)
     with pytest.raises(SystemExit):
         main(["--quick", "--full"])

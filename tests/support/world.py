@@ -142,6 +142,8 @@ class World:
             clusters = ["*"]
             """
         )
+        self.agent_settings = ""
+        """Further settings of every agent, such as `resumption = false`: lines that belong to no section."""
         self.relay_listens = [f"127.0.0.1:{fixed_port()}" for _ in range(relays)]
         """Where each relay listens."""
         self.agent_routes = list(self.relay_listens)
@@ -326,7 +328,8 @@ class World:
             lines += [f"[targets.{name}]", f'address = "{address}"', f"groups = {json.dumps(list(groups))}"]
         kubernetes = "\n".join(lines)
         config.write_text(
-            textwrap.dedent(
+            f"{self.agent_settings}\n"
+            + textwrap.dedent(
                 f"""\
                 relays = {json.dumps([f"https://{address}" for address in self.agent_routes])}
                 relay_ca_pin = "{self.relay_pin}"

@@ -92,8 +92,9 @@ def test_a_broken_soak_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_metrics_that_tell_of_resumption() -> None:
-    metrics = {"arcbridge_client_sessions_resumed_total": 3.0, "arcbridge_client_sessions": 8.0}
-    assert soak.resumed(metrics) == 3
+    total = "arcbridge_client_sessions_resumed_total"
+    metrics = {f'{total}{{cause="lost"}}': 3.0, f'{total}{{cause="moved"}}': 1.0, "arcbridge_client_sessions": 8.0}
+    assert soak.resumed(metrics) == 4
 
 
 def test_reasons_that_a_client_gave(tmp_path: Path) -> None:
