@@ -181,9 +181,10 @@ def stalls(near: Iterable[Row], far: Iterable[Row], kills: Sequence[Kill]) -> Ma
 
     A kill hits the streams that are open at that moment in a session whose connection goes through that relay. A
     stall is the longest time that a reader of the stream, at either end, waited for a record between this kill and
-    the next one. A wait under way at a kill counts whole, from the record before, also for the kill in which it
-    began; and the wait for the end in order counts too. Nothing is subtracted: the stream's own pause between two
-    records (up to 0.31 s) is in it, and so is any other delay until the next kill.
+    the next one. A wait under way at the kill counts whole, from the record before it; so does one that is still under
+    way at the next kill, if no record has come since this one; and the wait for the end in order counts too. Nothing
+    is subtracted: the stream's own pause between two records (up to 0.31 s) is in it, and so is any other delay until
+    the next kill.
     """
     found: dict[int, list[float]] = {kill.number: [] for kill in kills}
     loads = {row["stream"]: row for row in near if "refused" not in row}

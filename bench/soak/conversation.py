@@ -39,32 +39,38 @@ class Waits:
         """From the opening to the first record."""
         self.stalls: dict[int, float] = {}
         self._opened = self._last = now
-        self._kills: list[int] = []
-        """The last kill, and those before it since which no record has come."""
+        self._kills: list[tuple[int, float]] = []
+        """The last kill and when it was, and those before it since which no record has come."""
 
     def arrived(self, now: float) -> None:
         """A record came, or the end."""
         if not self.first:
             self.first = now - self._opened
-        waited = round(now - self._last, 4)
-        for number in self._kills:
-            if waited > self.stalls.get(number, 0.0):
-                self.stalls[number] = waited
+        for number, _ in self._kills:
+            self._waited(number, now)
         del self._kills[:-1]
         self._last = now
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int, now: float) -> None:
         """A relay is about to be killed: what follows counts for this kill, up to the next one.
 
-        A wait under way counts whole: it began with the last record before. It counts for the kill before, too.
+        A wait under way counts whole, from the record before. It goes on counting for the kill before only if no record
+        has come since that one either.
         """
-        self._kills.append(number)
+        for before, at in self._kills:
+            if self._last >= at:
+                self._waited(before, now)
+        self._kills = [kill for kill in self._kills if self._last < kill[1]]
+        self._kills.append((number, now))
 
     def end(self, now: float) -> None:
         """Nothing more is waited for."""
         if self._kills:
             self.arrived(now)
         self._kills.clear()
+
+    def _waited(self, number: int, now: float) -> None:
+        self.stalls[number] = max(self.stalls.get(number, 0.0), round(now - self._last, 4))
 
 
 @dataclass(slots=True)
@@ -111,8 +117,9 @@ class Room:
 
     def kill(self, number: int) -> None:
         """A relay is about to be killed."""
+        now = time.monotonic()
         for waits in self._waits:
-            waits.kill(number)
+            waits.kill(number, now)
 
     def write(self, row: dict[str, Any]) -> None:
         """One row of the ledger."""

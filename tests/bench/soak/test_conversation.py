@@ -250,15 +250,16 @@ async def test_a_stall_is_the_longest_wait_for_a_record() -> None:
 def test_waits_are_counted_for_the_kill_before_them() -> None:
     waits = Waits(100.0)
     waits.arrived(101.0)
-    waits.kill(7)
+    waits.kill(7, 101.5)
     waits.arrived(104.0)
     waits.arrived(104.5)
-    waits.kill(8)
-    waits.kill(9)
+    waits.kill(8, 105.5)
+    waits.kill(9, 107.0)
     waits.arrived(111.0)
-    waits.kill(10)
-    waits.end(111.5)
+    waits.kill(10, 120.0)
+    waits.arrived(120.25)
+    waits.end(121.0)
     waits.end(200.0)
     assert waits.first == 1.0
-    # One that several kills fall into counts for each of them, from the record before, and for the kill before those.
-    assert waits.stalls == {7: 6.5, 8: 6.5, 9: 6.5, 10: 0.5}
+    # 7 was over when 8 came, one second after a record. 8 was not when 9 came: one wait, and both caused it.
+    assert waits.stalls == {7: 3.0, 8: 6.5, 9: 9.0, 10: 9.25}
