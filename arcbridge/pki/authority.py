@@ -14,6 +14,7 @@ It is no second name in the SAN, because a relay from before it existed takes ex
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import time
@@ -322,7 +323,9 @@ def certificate_validity(certificate_pem: str) -> tuple[float, float]:
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
+@functools.lru_cache(maxsize=64)
 def _load_certificate(certificate_der: bytes) -> x509.Certificate:
+    # Kept, because several questions are asked of one certificate in a row, and the parsed extensions are kept with it.
     try:
         return x509.load_der_x509_certificate(certificate_der)
     except (ValueError, TypeError) as error:

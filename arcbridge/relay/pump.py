@@ -7,7 +7,9 @@ Rules:
 2. At most 256 KiB are held per direction; while any are, that direction reads nothing.
 3. One wake-up moves at most `BUDGET` bytes, so a pair at full speed cannot starve fifty interactive ones.
 4. No task, no future, no timer per pair: callbacks of the loop on the two descriptors, and one sweep for all.
-5. Callbacks are removed *before* a descriptor is closed, and its number is forgotten in the same breath: the kernel
+5. What dies on one side is cut on the other at once: an end that resumes must not wait for a timeout. A socket that is
+   being read says so itself; one that is not (its bytes are held, or its direction is over) is asked every second.
+6. Callbacks are removed *before* a descriptor is closed, and its number is forgotten in the same breath: the kernel
    gives the number to the next socket, and a late callback or splice would move another pair's bytes.
 
 Two paths. A small message is read into one buffer that all pairs share and sent at once: two system calls. Once a
@@ -35,9 +37,14 @@ BULK: Final = 16 * 1024
 measured."""
 SMALL: Final = 4 * 1024
 """A splice of less ends bulk."""
-SWEEP: Final = 10.0
+SWEEP: Final = 1.0
+"""Seconds between two looks at pairs of which a side is not being read."""
+UNLOAD_EVERY: Final = 10
+"""Looks between two at the pipes that stalled receivers keep."""
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds, seconds, probes: with the user timeout of 30 s a peer that vanished is noticed within 30 s of its last word.
+An end that lives is never quiet for longer than the 10 s of a PING, so no probe is sent to one."""
 
-_TCP_CLOSE: Final = 7
 _BUFFER: Final = bytearray(64 * 1024)
 _VIEW: Final = memoryview(_BUFFER)
 # Linux: do not block, and the bytes may be moved instead of copied.
@@ -75,8 +82,12 @@ class Pump:
 
     def start(self, *, to_agent: bytes = b"", to_client: bytes = b"") -> None:
         """Begin, with the bytes that came behind the outer TLS of each end."""
-        tune(self._up.source)
-        tune(self._down.source)
+        for sock in (self._up.source, self._down.source):
+            tune(sock)
+            for name, value in KEEPALIVE.items():
+                option = getattr(socket, name, None)
+                if option is not None:
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self._up.start(to_agent)
         if not self.closed:
             self._down.start(to_client)
@@ -99,13 +110,18 @@ class Pump:
         """End both sides with RST."""
         self.fail(ConnectionAbortedError(reason))
 
-    def sweep(self) -> None:
-        """Once in a while: give back pipes that a stalled receiver keeps, and notice a dead half-closed pair."""
+    def look(self) -> None:
+        """Notice the death of a side that is not being read: nothing else would, until the other side moves."""
+        for one in (self._up, self._down):
+            # The error itself and not the connection's state: both ends may have closed a socket in order, with bytes
+            # in it that are still to be read.
+            if not self.closed and one.deaf and (code := one.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                self.fail(OSError(code, f"{os.strerror(code)}, while it was not being read"))
+
+    def unload(self) -> None:
+        """Give back pipes that a stalled receiver keeps."""
         self._up.unload()
         self._down.unload()
-        # A direction that has ended has no reader, so a reset of its source would go unnoticed.
-        if (self._up.over and _is_dead(self._up.source)) or (self._down.over and _is_dead(self._down.source)):
-            self.fail(ConnectionResetError("an end was reset after it had half-closed"))
 
     # -- for the two directions ------------------------------------------------------------------------------------
 
@@ -174,6 +190,11 @@ class _Direction:
     @property
     def held(self) -> int:
         return len(self._memory) + self._piped
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the source is not being read."""
+        return not self._reading
 
     def start(self, first: bytes) -> None:
         if first:
@@ -355,17 +376,10 @@ class _Direction:
             self._loop.remove_writer(self._sink_fd)
 
 
-def _is_dead(sock: socket.socket) -> bool:
-    """Whether the kernel has given the connection up (`tcpi_state`, the first byte of `struct tcp_info`)."""
-    if not hasattr(socket, "TCP_INFO"):
-        return False
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-
-
 class Pumps:
     """All pairs of a process: the one sweep, the counters, and the ways to end many."""
 
-    __slots__ = ("_loop", "_on_done", "_open", "_timer", "bytes_down", "bytes_up", "pipes", "total")
+    __slots__ = ("_loop", "_on_done", "_open", "_sweeps", "_timer", "bytes_down", "bytes_up", "pipes", "total")
 
     def __init__(self, on_done: Callable[[Pump], None], *, pipes: PipePool | None = None) -> None:
         """`on_done` is called for each pump that ended."""
@@ -373,6 +387,7 @@ class Pumps:
         self._on_done = on_done
         self._open: set[Pump] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._sweeps = 0
         self.pipes = pipes or PipePool()
         self.total = 0
         self.bytes_up = 0
@@ -426,8 +441,12 @@ class Pumps:
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP, self._sweep) if self._open else None
+        self._sweeps += 1
+        unload = self._sweeps % UNLOAD_EVERY == 0
         for pump in list(self._open):
-            pump.sweep()
+            pump.look()
+            if unload and not pump.closed:
+                pump.unload()
 
     def _ended(self, pump: Pump) -> None:
         self._open.discard(pump)

@@ -17,6 +17,7 @@ from arcbridge.relay.pump import HELD, Pump, Pumps
 from tests.net.ends import tcp_pair
 
 MIB = 1 << 20
+TCP_CLOSE = 7
 
 
 class Bench:
@@ -134,16 +135,77 @@ async def test_a_reset_after_half_close_is_found_by_the_sweep(bench: Bench) -> N
     client.shutdown(socket.SHUT_WR)
     assert await receive(agent, 10) == b""
     reset(client)
-    pump.sweep()
-    for _ in range(100):
-        if pump.closed:
-            break
-        await asyncio.sleep(0.01)
-        pump.sweep()
+    assert await bench.end() is pump
     assert pump.error is not None
     # The agent has read the client's FIN already, so the reset shows at its next write.
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
         await send_all(agent, b"answer")
+
+
+async def fill(sock: socket.socket, pump: Pump) -> None:
+    """Send until neither the kernel nor the pump takes more."""
+    idle = 0
+    while idle < 5:
+        try:
+            sock.send(bytes(MIB))
+            idle = 0
+        except BlockingIOError:
+            idle += 1
+            await asyncio.sleep(0.01)
+    assert pump.held
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("other", ["quiet", "full"])
+async def test_a_reset_of_an_end_that_is_not_read_reaches_the_other(bench: Bench, side: int, other: str) -> None:
+    """One end has filled the pump and is reset: no read would tell, and the other end is not waiting for a write."""
+    *ends, pump = await bench.pair()
+    near, far = ends[side], ends[1 - side]
+    await fill(near, pump)
+    if other == "full":
+        await fill(far, pump)
+    reset(near)
+    assert await bench.end() is pump
+    assert pump.error is not None
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        await asyncio.wait_for(read_all(far), 5)
+
+
+async def test_two_ends_in_order_are_no_death(bench: Bench) -> None:
+    """The agent has ended its side, the client has sent much and ended as well: the kernel's connection to it is over
+    (TIME_WAIT), and what it sent still has to be passed on."""
+    client, agent, pump = await bench.pair()
+    agent.shutdown(socket.SHUT_WR)
+    assert await receive(client, 1) == b""
+    data = random.Random(8).randbytes(64 * MIB)
+    count = 0
+    while not pump.held:
+        # Little by little: what comes behind the bytes that are held has to fit into the kernel, with the FIN.
+        count += client.send(data[count : count + 32 * 1024])
+        await asyncio.sleep(0.001)
+    client.shutdown(socket.SHUT_WR)
+    async with asyncio.timeout(5):
+        while pump._up.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
+            await asyncio.sleep(0.001)
+    for _ in range(10):
+        pump.look()
+        await asyncio.sleep(0.01)
+    assert await read_all(agent) == (count, hashlib.sha256(data[:count]).hexdigest())
+    assert await bench.end() is pump
+    assert pump.error is None
+
+
+async def test_who_vanishes_is_noticed_within_thirty_seconds(bench: Bench) -> None:
+    await bench.pair()
+    (pump,) = bench.pumps
+    for sock in (pump._up.source, pump._down.source):
+        idle, interval, user = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        )
+        # The kernel looks at the user timeout when it sends a probe (tcp_timer.c, tcp_keepalive_timer).
+        assert max(user / 1000, idle + interval) <= 30
+        assert (user / 1000 - idle) % interval == 0
 
 
 async def test_left_over_bytes_go_first(bench: Bench) -> None:
@@ -172,7 +234,8 @@ async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Be
         assert 0 < pump.held <= HELD
         sent.append(count)
     for *_, pump in pairs:
-        pump.sweep()
+        pump.look()
+        pump.unload()
     assert bench.pumps.pipes.open == len(bench.pumps.pipes._free)
     for (client, agent, pump), count in zip(pairs, sent, strict=True):
         client.shutdown(socket.SHUT_WR)
