@@ -15,6 +15,7 @@ UNITS = {
     "relay_cpu_s_per_gb": "relay CPU, s/GB",
     "client_cpu_s_per_gb": "client CPU, s/GB",
     "agent_cpu_s_per_gb": "agent CPU, s/GB",
+    "ends_cpu_s_per_gb": "client and agent CPU, s/GB",
     "p50_us": "p50, µs",
     "p99_us": "p99, µs",
     "per_s": "per second",
@@ -40,7 +41,7 @@ def report(result: dict[str, Any]) -> str:
     for name, systems in result["scenarios"].items():
         lines += ["", *_scenario(name, systems)]
     if costs := resumption(result):
-        lines += ["", "## Resumption", "", f"{costs} (of one stream's throughput; the rounds: {_rounds(result)})."]
+        lines += ["", f"{costs[0].upper()}{costs[1:]}. Turn by turn: {_turns(result)}."]
     lines += ["", "## Systems", ""]
     lines += ["| system | version | encrypts | shown by | configured |", "|---|---|---|---|---|"]
     for name, about in result["systems"].items():
@@ -63,14 +64,17 @@ def report(result: dict[str, Any]) -> str:
 def resumption(result: dict[str, Any]) -> str:
     """What resumption costs, in one line; empty when that was not measured."""
     costs = result.get("resumption_costs_percent", {})
-    parts = [f"{direction} {measured['median']:.1f} %" for direction, measured in costs.items()]
+    parts = [f"{NAMES[what]} {measured['median']:.1f} %" for what, measured in costs.items()]
     return f"resumption costs: {', '.join(parts)}" if parts else ""
 
 
-def _rounds(result: dict[str, Any]) -> str:
+NAMES = {"up": "up", "down": "down", "cpu": "CPU of client and agent per byte"}
+
+
+def _turns(result: dict[str, Any]) -> str:
     return "; ".join(
-        f"{direction} {', '.join(f'{cost:.1f}' for cost in measured['runs'])}"
-        for direction, measured in result["resumption_costs_percent"].items()
+        f"{what} {', '.join(f'{cost:.0f}' for cost in measured['runs'])}"
+        for what, measured in result["resumption_costs_percent"].items()
     )
 
 
@@ -100,7 +104,8 @@ def _scenario(name: str, systems: dict[str, dict[str, Any]]) -> list[str]:
             best = best_peer(systems, metric, OURS)
             mine = systems[OURS].get(metric)
             cells.append(ratio(mine["median"], best[1], metric) + f", {best[0]}" if best and mine else "–")
-        lines.append(f"| *{OURS} / best peer* | {' | '.join(cells)} |")
+        if any(cell != "–" for cell in cells):
+            lines.append(f"| *{OURS} / best peer* | {' | '.join(cells)} |")
     return lines
 
 

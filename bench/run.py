@@ -60,21 +60,15 @@ def run(plan: Plan) -> dict[str, Any]:
                     left_out[peer.name] = problem
                     _say(f"LEFT OUT: {peer.name}: {problem}")
             for number in range(plan.rounds):
-                turn = number % len(running) if running else 0
-                order = running[turn:] + running[:turn]  # nobody is always the first after another's load
                 for scenario in plan.scenarios:
-                    for peer in order:
-                        if peer.only and scenario.name not in peer.only:
-                            continue
-                        try:
-                            metrics = scenario.measure(load, peer, plan.effort)
-                        except LoadFailed as error:
-                            failures.append(f"round {number + 1}, {scenario.name}, {peer.name}: {error}")
-                            _say(f"FAILED: {failures[-1]}")
-                            continue
-                        runs[scenario.name].setdefault(peer.name, []).append(metrics)
-                        shown = "  ".join(f"{key} {metrics[key]:.6g}" for key in scenario.primary if key in metrics)
-                        _say(f"round {number + 1}/{plan.rounds}  {scenario.name:<11} {peer.name:<28} {shown}")
+                    chosen = [peer for peer in running if scenario.takes(peer)]
+                    for turn in range(scenario.turns if chosen else 0):
+                        # Nobody is always the first after another's load.
+                        first = (number * scenario.turns + turn) % len(chosen)
+                        for peer in chosen[first:] + chosen[:first]:
+                            metrics = _measure(scenario, load, peer, plan, number, failures)
+                            if metrics is not None:
+                                runs[scenario.name].setdefault(peer.name, []).append(metrics)
             for peer in running:
                 systems[peer.name]["resident_mb_after"] = _resident(peer)
         finally:
@@ -94,9 +88,24 @@ def run(plan: Plan) -> dict[str, Any]:
         "systems": systems,
         "left_out": left_out,
         "failures": failures,
-        "resumption_costs_percent": resumption_costs(scenarios.get("bulk", {})),
+        "resumption_costs_percent": resumption_costs(scenarios.get("resumption", {})),
         "scenarios": scenarios,
     }
+
+
+def _measure(
+    scenario: Scenario, load: Generator, peer: Peer, plan: Plan, number: int, failures: list[str]
+) -> Metrics | None:
+    """One measurement; None when it failed, which is then named."""
+    try:
+        metrics = scenario.measure(load, peer, plan.effort)
+    except LoadFailed as error:
+        failures.append(f"round {number + 1}, {scenario.name}, {peer.name}: {error}")
+        _say(f"FAILED: {failures[-1]}")
+        return None
+    shown = "  ".join(f"{key} {metrics[key]:.6g}" for key in scenario.primary if key in metrics)
+    _say(f"round {number + 1}/{plan.rounds}  {scenario.name:<11} {peer.name:<28} {shown}")
+    return metrics
 
 
 def summary(runs: Sequence[Metrics]) -> dict[str, dict[str, Any]]:
@@ -123,17 +132,19 @@ def best_peer(systems: dict[str, dict[str, Any]], metric: str, ours: str = "arcb
 
 
 def resumption_costs(systems: dict[str, dict[str, Any]], ours: str = "arcbridge") -> dict[str, dict[str, Any]]:
-    """Direction -> what resumption costs of `bulk`, percent of the throughput without it: median and each round.
+    """What resumption costs, percent: `up` and `down` of the throughput without it, `cpu` of client and agent per byte.
 
-    Each round compares the two measurements next to each other in time. Below 0: it was faster with it, by chance.
+    `{"median", "runs"}` of the turns, each of which compares two measurements next to each other in time. Below 0: it
+    was better with it, by chance.
     """
     found: dict[str, dict[str, Any]] = {}
-    for direction in ("up", "down"):
-        metric = f"{direction}_mb_per_s"
+    metrics = {"up": "up_mb_per_s", "down": "down_mb_per_s", "cpu": "ends_cpu_s_per_gb"}
+    for what, metric in metrics.items():
         both = [systems.get(name, {}).get(metric, {}).get("runs", []) for name in (ours, WITHOUT_RESUMPTION)]
-        costs = [_rounded(100 * (1 - on / off)) for on, off in zip(*both, strict=False)]
+        sign = 1 if higher_is_better(metric) else -1
+        costs = [_rounded(100 * sign * (1 - on / off)) for on, off in zip(*both, strict=False) if off]
         if costs:
-            found[direction] = {"median": _rounded(statistics.median(costs)), "runs": costs}
+            found[what] = {"median": _rounded(statistics.median(costs)), "runs": costs}
     return found
 
 

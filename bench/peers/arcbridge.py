@@ -83,4 +83,4 @@ class WithoutResumption(Arcbridge):
     tuned = "as shipped, but `resumption = false` at client and agent: a session ends with its connection"
     agent_settings = "resumption = false"
     client_flags = ("--no-resumption",)
-    only = ("bulk",)
+    special = True

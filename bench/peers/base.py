@@ -25,8 +25,8 @@ class Peer(ABC):
     tuned: str
     """How it is configured and why that is its best: one line for the report."""
 
-    only: tuple[str, ...] = ()
-    """The scenarios that it is measured in; empty: all."""
+    special: bool = False
+    """Measured only in scenarios that name it."""
 
     endpoint: Address
     """Where the load generator connects; valid after `start`."""

@@ -7,11 +7,14 @@ from bench.scenarios.bulk import Bulk
 from bench.scenarios.concurrent import Concurrent
 from bench.scenarios.echo import Echo
 from bench.scenarios.open import Open
+from bench.scenarios.resumption import Resumption
 
-SCENARIOS: dict[str, type[Scenario]] = {scenario.name: scenario for scenario in (Bulk, Echo, Concurrent, Open)}
+SCENARIOS: dict[str, type[Scenario]] = {
+    scenario.name: scenario for scenario in (Bulk, Resumption, Echo, Concurrent, Open)
+}
 """By name, in the order of the report."""
 
-QUICK = ("bulk", "echo", "concurrent", "open")
+QUICK = ("bulk", "resumption", "echo", "concurrent", "open")
 """The scenarios of `--quick`."""
 
 __all__ = ["QUICK", "SCENARIOS", "Effort", "Metrics", "Scenario", "higher_is_better"]

@@ -28,6 +28,15 @@ class Scenario(ABC):
     primary: tuple[str, ...]
     """The metrics that are compared, in the report's order."""
 
+    peers: tuple[str, ...] = ()
+    """The systems that are measured; empty: all that are not for one scenario alone."""
+    turns: int = 1
+    """How often each is measured in a round, one after the other."""
+
+    def takes(self, peer: Peer) -> bool:
+        """Whether a system is measured."""
+        return peer.name in self.peers if self.peers else not peer.special
+
     @abstractmethod
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         """One run. Raises bench.load.generator.LoadFailed."""

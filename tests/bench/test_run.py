@@ -100,32 +100,44 @@ def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
     assert journal[-2:] == ["stop a", "stop b"]
 
 
-def test_who_has_scenarios_of_its_own_is_measured_in_no_other() -> None:
+class Pair(Count):
+    name = "resumption"
+    peers = ("a", "c")
+    turns = 2
+
+
+def test_who_is_special_is_measured_only_where_it_is_named() -> None:
     journal: list[str] = []
-    choosy, plain = Fake("a", journal), Fake("b", journal)
-    choosy.only = ("bulk",)
-    result = run(plan([choosy, plain], Count(journal), 2))
-    assert journal == ["start a", "start b", "b", "b", "stop a", "stop b"]
-    assert list(result["scenarios"]["echo"]) == ["b"]
-    assert not result["failures"]
+    systems = [Fake(name, journal) for name in ("a", "b", "c")]
+    systems[2].special = True
+    run(plan(systems, Count(journal), 1))
+    assert journal == ["start a", "start b", "start c", "a", "b", "stop a", "stop b", "stop c"]
+    journal.clear()
+    result = run(plan(systems, Pair(journal), 2))
+    assert journal[3:-3] == ["a", "c", "c", "a", "a", "c", "c", "a"], "in turns, and nobody is always the first"
+    assert {name: len(found["per_s"]["runs"]) for name, found in result["scenarios"]["resumption"].items()} == {
+        "a": 4,
+        "c": 4,
+    }
 
 
-def bulk(*rounds: tuple[float, float]) -> dict[str, dict[str, object]]:
-    return summary([{"up_mb_per_s": up, "down_mb_per_s": down} for up, down in rounds])
+def turns(*rounds: tuple[float, float, float]) -> dict[str, dict[str, object]]:
+    return summary([{"up_mb_per_s": up, "down_mb_per_s": down, "ends_cpu_s_per_gb": cpu} for up, down, cpu in rounds])
 
 
-def test_what_resumption_costs_is_compared_round_by_round() -> None:
+def test_what_resumption_costs_is_compared_turn_by_turn() -> None:
     systems = {
-        "arcbridge": bulk((90, 200), (180, 220), (95, 210)),
-        WITHOUT_RESUMPTION: bulk((100, 200), (200, 200), (100, 200)),
-        "openssh": bulk((1, 1), (1, 1), (1, 1)),
+        "arcbridge": turns((90, 200, 1.1), (180, 220, 2.2), (95, 210, 1)),
+        WITHOUT_RESUMPTION: turns((100, 200, 1), (200, 200, 2), (100, 200, 1)),
+        "openssh": turns((1, 1, 1), (1, 1, 1), (1, 1, 1)),
     }
     costs = resumption_costs(systems)
-    assert costs == {
-        "up": {"median": pytest.approx(10), "runs": [pytest.approx(10), pytest.approx(10), pytest.approx(5)]},
-        "down": {"median": pytest.approx(-5), "runs": [0, pytest.approx(-10), pytest.approx(-5)]},
-    }
-    assert resumption({"resumption_costs_percent": costs}) == "resumption costs: up 10.0 %, down -5.0 %"
+    assert {what: found["median"] for what, found in costs.items()} == pytest.approx({"up": 10, "down": -5, "cpu": 10})
+    assert costs["up"]["runs"] == pytest.approx([10, 10, 5])
+    assert costs["down"]["runs"] == pytest.approx([0, -10, -5])
+    assert costs["cpu"]["runs"] == pytest.approx([10, 10, 0])
+    told = "resumption costs: up 10.0 %, down -5.0 %, CPU of client and agent per byte 10.0 %"
+    assert resumption({"resumption_costs_percent": costs}) == told
     assert resumption_costs({"arcbridge": systems["arcbridge"]}) == {}
     assert resumption({}) == resumption({"resumption_costs_percent": {}}) == "", "not measured, or an older result"
 
@@ -140,12 +152,12 @@ def test_the_cost_is_told_before_the_path(
     for name in ("arcbridge", WITHOUT_RESUMPTION):
         monkeypatch.setitem(peers.PEERS, name, lambda name=name: Named(name))
     out = tmp_path / "result.json"
-    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "bulk", "--out", str(out)]
+    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "resumption", "--out", str(out)]
     assert main([*short, "--peers", f"arcbridge,{WITHOUT_RESUMPTION}"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(out)
     assert printed[-2].startswith("resumption costs: up ")
-    assert "## Resumption" in printed
+    assert any(line.startswith("Resumption costs: up ") for line in printed), "in the report, too"
 
 
 def test_the_best_peer_is_neither_ours_nor_a_yardstick() -> None:
@@ -213,6 +225,7 @@ def test_what_is_run_without_being_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("bench.__main__.run", note)
     assert [main([mode]) for mode in ("--quick", "--full")] == [2, 2]
+    assert "resumption" in [scenario.name for scenario in plans[0].scenarios]
     quick, full = [[peer.name for peer in plan.peers] for plan in plans]
     assert quick == ["arcbridge", "arcbridge-without-resumption", "openssh", "direct"]
     assert full == list(peers.PEERS)
