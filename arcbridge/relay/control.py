@@ -374,7 +374,9 @@ class ControlRoom:
             if not self._instances[key]:
                 del self._instances[key]
             await self._fleet.unregister(link)
-        await self._seen(link)
+        if not self._leaving:
+            # At the end of a drain all of them would be noted at once, for a date that is a minute old at most.
+            await self._seen(link)
 
     async def _seen(self, link: ControlConnection) -> None:
         try:

@@ -37,8 +37,8 @@ SPREAD: Final = 10.0
 """Seconds over which the rest is cut. `PATIENCE`, this and the last steps are within the 30 s after which service
 managers kill."""
 JOINING: Final = 1.0
-LEAVING: Final = 0.5
-_CLOSING: Final = 0.3
+LEAVING: Final = 0.3
+_CLOSING: Final = 0.2
 _TICK: Final = 0.02
 _WORDS: Final = "this relay is going away"
 
