@@ -195,8 +195,10 @@ class Life:
             return
         waited, self._lost_at = self._loop.time() - self._lost_at, None
         self._stats.detached_seconds.observe(waited)
-        self._stats.resume_failures[_reason(error, asked=self._asking)] += 1
-        self._log.warning(
+        reason = _reason(error, asked=self._asking)
+        self._stats.resume_failures[reason] += 1
+        tell = self._log.debug if reason == "closed" else self._log.warning  # this client's own end is no news
+        tell(
             "session could not be resumed",
             session=self.session.label,
             reason=error.message,

@@ -198,8 +198,7 @@ async def run_proxy(
                     # Shielded by its own nature: a thread is not cancelled, and the file must not stay half-way.
                     _undo(kubeconfig, done, remove=config.remove_context)
     finally:
-        for proxy in proxies:
-            await proxy.close()
+        await asyncio.gather(*(proxy.close() for proxy in proxies))
         if observer is not None:
             await observer.stop()
 
@@ -239,6 +238,7 @@ async def run_forward(
     finally:
         await forward.close()
         session.close()
+        await session.gone()
         await _let_close()
         if observer is not None:
             await observer.stop()
@@ -288,11 +288,12 @@ class _Proxy:
         if self.endpoint is not None:
             await self.endpoint.close()
         self.session.close()
+        await self.session.gone()
         await _let_close()
 
 
 async def _let_close() -> None:
-    """Some turns of the loop, in which the sessions' last frames and the local resets leave."""
+    """Some turns of the loop, in which the local resets leave."""
     for _ in range(5):
         await asyncio.sleep(0)
 

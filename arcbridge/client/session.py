@@ -40,6 +40,8 @@ from arcbridge.wire.session import Kind, Side
 
 QUIET = 1.0
 """Seconds after a failed attempt in which others get its error instead of an attempt of their own."""
+FAREWELL = 2.0
+"""Seconds that the end of a process may take so that the agents hear of it: some round trips of a bad line."""
 RENEW_AGAIN = 15.0
 """Seconds between tries to renew, while no newer token is there."""
 
@@ -74,6 +76,8 @@ class ClusterSession(BaseHandler):
         self._current: Life | None = None
         self._waiting: set[asyncio.Future[MuxSession]] = set()
         self._closing = False
+        self._parting: list[MuxSession] = []
+        """What `close` has ended."""
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._refused_with: ArcbridgeError | None = None
@@ -171,6 +175,17 @@ class ClusterSession(BaseHandler):
         """End the session and what is left of former ones; what `run` does at its end."""
         self._close()
 
+    async def gone(self) -> None:
+        """After `close`: until the connections have ended in order, at most FAREWELL seconds.
+
+        When a process ends before, the kernel closes its sockets: by RST if anything unread has come, and the RST
+        overtakes our GOAWAY. The agent then believes in an accident and keeps the session, with all that runs in it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + FAREWELL
+        while loop.time() < deadline and any(session.transport is not None for session in self._parting):
+            await asyncio.sleep(0.01)
+
     async def _establish(self) -> None:
         if self._current is not None:
             return
@@ -246,6 +261,7 @@ class ClusterSession(BaseHandler):
         for session, life in list(self._lives.items()):
             life.stop()
             session.close(GoawayCode.DONE, "the client ended")
+            self._parting.append(session)
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(Unreachable("arcbridge is ending"))

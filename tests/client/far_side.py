@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -75,6 +76,7 @@ class FarSide(BaseHandler):
         self.joined = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: set[socket.socket] = set()
+        self._relaying: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> FarSide:
         issued = RELAY_CA.issue_server(["127.0.0.1", "localhost"])
@@ -87,10 +89,12 @@ class FarSide(BaseHandler):
         return self
 
     def cut(self) -> None:
-        """Cut every connection that goes through this relay, as its death does; the next ones are served."""
+        """Reset every connection that goes through this relay, as its death does; the next ones are served."""
         for sock in self._sockets:
             with contextlib.suppress(OSError):  # it is over already
-                sock.shutdown(socket.SHUT_RDWR)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for task in self._relaying:
+            task.cancel()
 
     async def stop_listening(self) -> None:
         """From now on connections are refused."""
@@ -114,10 +118,11 @@ class FarSide(BaseHandler):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.stop_listening()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any, *, relaying: bool = False) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for tasks in (self._tasks, self._relaying) if relaying else (self._tasks,):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -126,9 +131,13 @@ class FarSide(BaseHandler):
             sock.setblocking(False)
             self._sockets.add(sock)
             if not self.deaf:
-                self._spawn(self._serve(sock))
+                self._spawn(self._serve(sock), relaying=True)
 
     async def _serve(self, sock: socket.socket) -> None:
+        with sock:
+            await self._relay(sock)
+
+    async def _relay(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         join = ServerJoin(sock, self._outer)
         try:
@@ -153,7 +162,6 @@ class FarSide(BaseHandler):
         await join.reply(reply)
         first = await join.finish()
         if self.dies_behind_the_join:
-            sock.close()
             return
         near, far = socket.socketpair()
         near.setblocking(False)
@@ -161,7 +169,7 @@ class FarSide(BaseHandler):
         if not self.silent_agent:
             self._spawn(self.agent._agent(far, reply.join_id))
         await loop.sock_sendall(near, first)
-        self._spawn(_pump(near, sock))
+        self._spawn(_pump(near, sock), relaying=True)
         await _pump(sock, near)
 
     async def _agent(self, sock: socket.socket, join_id: str) -> None:
