@@ -57,6 +57,35 @@ class RelayLimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayFleetConfig:
+    """Several relays that act as one, over NATS. Without servers this relay stands alone and the rest is not read."""
+
+    servers: tuple[str, ...] = ()
+    """`nats://host:port`, or `tls://host:port` where only TLS will do."""
+    name: str = ""
+    """What NATS permissions know this relay by, in the subjects of its replies; empty: a random one."""
+    internal_address: str = ""
+    """`host:port` at which the other relays reach this one's port. Needed where all share one public address."""
+    credentials: Path | None = None
+    """A NATS credentials file (JWT and nkey)."""
+    user: str = ""
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    """CA of the NATS servers' certificates; none: the system's."""
+    certificate: Path | None = None
+    """Client certificate and key for NATS servers that ask for one; both or neither."""
+    key: Path | None = None
+    prefix: str = "arcbridge"
+    """First part of all subjects. Fleets that share NATS servers differ in it, and in `bucket`."""
+    bucket: str = "arcbridge"
+    """JetStream key-value bucket of the registry; made when it is not there."""
+    replicas: int = 1
+    """Copies of the bucket when it is made; 3 in a NATS cluster."""
+    outage: float = 1800.0
+    """Seconds for which clusters known before are still served when NATS does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -70,6 +99,7 @@ class RelayConfig:
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
+    fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 

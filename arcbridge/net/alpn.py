@@ -21,6 +21,7 @@ MAX_HELLO: Final = 16 * 1024
 
 CONTROL: Final = b"arcbridge-control/1"
 JOIN: Final = b"arcbridge-join/1"
+HOP: Final = b"arcbridge-hop/1"
 SESSION: Final = b"arcbridge-session/1"
 HTTP: Final = b"http/1.1"
 

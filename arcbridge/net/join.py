@@ -61,6 +61,7 @@ async def client_join(
     server_name: str,
     request: JoinRequest,
     *,
+    alpn: str = ALPN,
     deadline: float = WHOLE_DEADLINE,
 ) -> JoinReply:
     """An end's side (client or agent) over a connected socket; after it the socket is raw and still the caller's.
@@ -71,7 +72,7 @@ async def client_join(
     """
     try:
         async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request)
+            return await _client_join(sock, context, server_name, request, alpn)
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -84,7 +85,7 @@ async def client_join(
 
 
 async def _client_join(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str, request: JoinRequest
+    sock: socket.socket, context: ssl.SSLContext, server_name: str, request: JoinRequest, alpn: str
 ) -> JoinReply:
     pipe = TlsPipe(sock, context, server_hostname=server_name)
     try:
@@ -92,8 +93,8 @@ async def _client_join(
             await pipe.handshake()
     except TimeoutError as error:
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
-    if pipe.alpn != ALPN:
-        raise RemoteProtocolError(f"{server_name} does not speak {ALPN}: is this an arcbridge relay?")
+    if pipe.alpn != alpn:
+        raise RemoteProtocolError(f"{server_name} does not speak {alpn}: is this an arcbridge relay?")
     await pipe.write(_framed(request.encode()))
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
@@ -131,10 +132,11 @@ class ServerJoin:
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_pipe", "sock")
+    __slots__ = ("_broken", "_pipe", "_protocol", "sock")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, protocol: str = ALPN) -> None:
         self.sock = sock
+        self._protocol = protocol
         self._pipe = TlsPipe(sock, context, server_side=True)
         self._broken = False
 
@@ -150,7 +152,7 @@ class ServerJoin:
     async def handshake(self) -> None:
         """Raises also when the handshake selected another protocol than the one this is for (J13)."""
         await self._step("TLS handshake", HANDSHAKE_DEADLINE, self._pipe.handshake())
-        if self._pipe.alpn != ALPN:
+        if self._pipe.alpn != self._protocol:
             self._broken = True
             raise RemoteProtocolError("the handshake selected another protocol than the one that was peeked")
 

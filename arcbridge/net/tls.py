@@ -30,6 +30,7 @@ from arcbridge.net.tlspipe import TlsPipe
 
 ALPN_CONTROL: Final = "arcbridge-control/1"
 ALPN_JOIN: Final = "arcbridge-join/1"
+ALPN_HOP: Final = "arcbridge-hop/1"
 ALPN_SESSION: Final = "arcbridge-session/1"
 ALPN_HTTP: Final = "http/1.1"
 
@@ -61,6 +62,14 @@ def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str)
         context.verify_mode = ssl.CERT_REQUIRED if alpn == ALPN_CONTROL else ssl.CERT_OPTIONAL
         contexts[alpn] = context
     return contexts
+
+
+def hop_server_context(certificate_pem: str, key_pem: str, relay_ca_pem: str) -> ssl.SSLContext:
+    """For the connections of other relays: a client certificate of the relays' own CA is required."""
+    context = _server(certificate_pem, key_pem, ALPN_HOP)
+    _trust(context, relay_ca_pem)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def outer_client_context(

@@ -6,6 +6,8 @@ OpenSSL's strict checks (X509_V_FLAG_X509_STRICT, on by default in Python 3.13 a
 written): subject and authority key identifiers, critical basic constraints and key usage, serial numbers of 159
 random bits. A leaf has exactly one purpose: server or client.
 
+A relay's certificate towards another relay says `arcbridge://relay`, which is no cluster's.
+
 What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, and the pin of that cluster's own CA in an
 extension, both put there by the relay. Nothing else of it is ever read: not the subject, and nothing that the agent's
 certificate request asked for. The pin lets another relay over the same CA know the cluster without having enrolled it.
@@ -53,6 +55,7 @@ CERTIFICATE_FILE = "ca.crt"
 KEY_FILE = "ca.key"
 
 _CLUSTER_URI = "arcbridge://cluster/"
+_RELAY_URI = "arcbridge://relay"
 _CLUSTER_CA_PIN = x509.ObjectIdentifier("2.25.301665752179587828294959758255742234323")
 """Of an extension that is not critical; its value is a UTF8String in DER. Under the arc of UUIDs, which needs no
 registration (ITU-T X.667): e2f2b5e5-6ac5-4da0-ad55-8fb71d1baed3."""
@@ -148,6 +151,10 @@ class Authority:
     def issue_client(self, common_name: str, *, life: float = LEAF_LIFE) -> Issued:
         """A client certificate with a fresh key."""
         return self._issue(_common_name(common_name), [], server=False, life=life)
+
+    def issue_relay(self, *, life: float = LEAF_LIFE) -> Issued:
+        """A client certificate with a fresh key, by which a relay shows itself to another one over the same CA."""
+        return self._issue(x509.Name([]), [x509.UniformResourceIdentifier(_RELAY_URI)], server=False, life=life)
 
     def sign_agent(self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "") -> str:
         """The certificate (PEM) of an agent of `cluster` over the request's public key; raises `EnrolmentRefused`.
@@ -252,6 +259,14 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
+def is_relay(certificate_der: bytes) -> bool:
+    """Whether a certificate (DER), which TLS has verified under the relay's CA, is that of a relay: `issue_relay`."""
+    try:
+        return _uris(_load_certificate(certificate_der)) == [_RELAY_URI]
+    except (EnrolmentRefused, ValueError, x509.ExtensionNotFound):
+        return False
+
+
 def agent_cluster(certificate_der: bytes) -> str:
     """The cluster that an agent's certificate speaks for; raises `EnrolmentRefused` when it names none, or several.
 
@@ -332,10 +347,14 @@ def _load_certificate(certificate_der: bytes) -> x509.Certificate:
         raise EnrolmentRefused("the agent's certificate is not readable") from error
 
 
+def _uris(certificate: x509.Certificate) -> list[str]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
 def _cluster_of(certificate: x509.Certificate) -> str:
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        uris = _uris(certificate)
     except (ValueError, x509.ExtensionNotFound) as error:
         raise EnrolmentRefused("the certificate is not an agent's: it names no cluster") from error
     if len(uris) != 1 or not uris[0].startswith(_CLUSTER_URI):

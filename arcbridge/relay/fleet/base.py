@@ -80,6 +80,13 @@ class Fleet(ABC):
         """Let go of the engine; links are closed by their owners."""
 
     @abstractmethod
+    async def drain(self) -> None:
+        """This relay goes away: take no dial from other relays any more. Its own still go out, to whoever is left.
+
+        Called before the agents are told, so that nobody is sent to an agent that is about to leave.
+        """
+
+    @abstractmethod
     async def register(self, link: AgentLink) -> None:
         """`link` takes dials of its cluster from now on; an older one of the same instance here is replaced."""
 
@@ -92,7 +99,8 @@ class Fleet(ABC):
         """Ask an agent of `cluster` to join; its consent. `dial.instance` is preferred when it is there.
 
         `timeout` in seconds bounds both attempts. Raises `JoinRefused`: NO_AGENT, AGENT_REFUSED, AGENT_TIMEOUT; of
-        two failures the second is told, which is the more recent truth.
+        two failures the second is told, which is the more recent truth. INTERNAL, with a time to come back, when no
+        agent is at this relay and the others cannot be asked: within two seconds.
         """
 
     @abstractmethod

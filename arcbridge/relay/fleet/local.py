@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from arcbridge.errors import JoinRefused
@@ -34,6 +34,9 @@ class LocalFleet(Fleet):
         self._links.clear()
         self._asked.clear()
 
+    async def drain(self) -> None:
+        """There is no other relay."""
+
     async def register(self, link: AgentLink) -> None:
         of_cluster = self._links.setdefault(link.cluster, {})
         older = of_cluster.get(link.instance)
@@ -58,28 +61,30 @@ class LocalFleet(Fleet):
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         tried: list[AgentLink] = []
-        failure = JoinRefused(
-            JoinCode.NO_AGENT,
-            f"no agent of cluster {cluster} is connected: check that its agent runs and can reach this relay",
-            retry_after=_RETRY_AFTER,
-        )
-        while len(tried) < 2 and (link := self._pick(cluster, dial.instance, tried)) is not None:
+        failure = no_agent(cluster)
+        while len(tried) < 2 and (link := self.pick(cluster, dial.instance, tried)) is not None:
             tried.append(link)
-            self._asked[link] = next(self._turn)
             left = until - loop.time()
-            another = len(tried) < 2 and self._pick(cluster, dial.instance, tried) is not None
+            another = len(tried) < 2 and self.pick(cluster, dial.instance, tried) is not None
             try:
-                async with asyncio.timeout(left * FIRST_SHARE if another else left):
-                    return await link.dial(dial)
-            except TimeoutError:
-                failure = JoinRefused(
-                    JoinCode.AGENT_TIMEOUT,
-                    f"an agent of cluster {cluster} is connected but did not answer the dial request",
-                    retry_after=_RETRY_AFTER,
-                )
+                return await self.ask(link, dial, left * FIRST_SHARE if another else left)
             except JoinRefused as error:
                 failure = error
         raise failure
+
+    async def ask(self, link: AgentLink, dial: Dial, timeout: float) -> Status:
+        """One attempt at one agent. Raises `JoinRefused`."""
+        if link in self._asked:
+            self._asked[link] = next(self._turn)
+        try:
+            async with asyncio.timeout(timeout):
+                return await link.dial(dial)
+        except TimeoutError as error:
+            raise JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"an agent of cluster {link.cluster} is connected but did not answer the dial request",
+                retry_after=_RETRY_AFTER,
+            ) from error
 
     async def agents(self, cluster: str) -> list[AgentInfo]:
         found = [link.info for link in self._links.get(cluster, {}).values()]
@@ -91,10 +96,31 @@ class LocalFleet(Fleet):
     def links(self) -> list[AgentLink]:
         return [link for of_cluster in self._links.values() for link in of_cluster.values()]
 
-    def _pick(self, cluster: str, instance: str, tried: list[AgentLink]) -> AgentLink | None:
+    def pick(
+        self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
+    ) -> AgentLink | None:
+        """The link to ask next: `instance` if it is there and not one of the `tried`, else by promise 2 another one
+        that is neither tried nor of an instance to `avoid`. None when nobody is left."""
         of_cluster = self._links.get(cluster, {})
         wanted = of_cluster.get(instance)
-        if wanted is not None and not wanted.draining and wanted not in tried:
+        if wanted is not None and not wanted.draining and wanted not in tried and instance not in avoid:
             return wanted
-        candidates = [link for link in of_cluster.values() if not link.draining and link not in tried]
+        candidates = [
+            link
+            for link in of_cluster.values()
+            if not link.draining and link not in tried and link.instance not in avoid
+        ]
         return min(candidates, key=lambda link: (link.pending, self._asked[link]), default=None)
+
+    def has(self, cluster: str, instance: str = "") -> bool:
+        """Whether the cluster, or that instance of it, has a link here; a draining one counts."""
+        of_cluster = self._links.get(cluster, {})
+        return bool(of_cluster) if not instance else instance in of_cluster
+
+
+def no_agent(cluster: str) -> JoinRefused:
+    return JoinRefused(
+        JoinCode.NO_AGENT,
+        f"no agent of cluster {cluster} is connected: check that its agent runs and can reach this relay",
+        retry_after=_RETRY_AFTER,
+    )

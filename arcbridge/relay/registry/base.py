@@ -179,6 +179,21 @@ def check_join_token(cluster: str, uses: int, expires_at: float, now: float, *, 
         raise ConfigError("a join token must expire in the future")
 
 
+def spent(used: int, uses: int, expires_at: float, now: float) -> str:
+    """Why a join token enrols nobody any more; empty when it does."""
+    if now >= expires_at:
+        return "the join token has expired: ask the relay's operator for a new one"
+    return "the join token is used up: ask the relay's operator for a new one" if used >= uses else ""
+
+
+def foreign_ca(known_pin: str, pin: str) -> str:
+    """What an agent hears whose cluster's name is bound to another CA."""
+    return (
+        f"this cluster's name belongs to another cluster CA: expected {known_pin}, found {pin}. Restore the agent's "
+        "stored credential, choose another name, or have the operator make a join token with --rebind"
+    )
+
+
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """A copy of `labels`, or `ConfigError` when there are too many, too long ones, or unprintable characters."""
     if len(labels) > MAX_LABELS:

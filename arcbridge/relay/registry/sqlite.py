@@ -36,7 +36,9 @@ from arcbridge.relay.registry.base import (
     RegistryUnavailable,
     check_join_token,
     check_labels,
+    foreign_ca,
     shown_version,
+    spent,
 )
 
 T = TypeVar("T")
@@ -181,10 +183,8 @@ class SqliteRegistry(Registry):
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
         if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
             return cluster, bool(rebind)
-        if now >= expires_at:
-            raise EnrolmentRefused("the join token has expired: ask the relay's operator for a new one")
-        if used >= uses:
-            raise EnrolmentRefused("the join token is used up: ask the relay's operator for a new one")
+        if why := spent(used, uses, expires_at, now):
+            raise EnrolmentRefused(why)
         database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
         database.execute(
             "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
@@ -207,10 +207,7 @@ class SqliteRegistry(Registry):
         if revoked:
             raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
         if not rebind and not same_pin(known_pin, pin):
-            raise EnrolmentRefused(
-                f"this cluster's name belongs to another cluster CA: expected {known_pin}, found {pin}. Restore the "
-                "agent's stored credential, choose another name, or have the operator make a join token with --rebind"
-            )
+            raise EnrolmentRefused(foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
         database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
         if not same_pin(known_pin, pin):

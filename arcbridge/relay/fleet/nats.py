@@ -1,0 +1,535 @@
+"""The fleet of several relays over NATS.
+
+A relay that holds an agent of cluster X listens, in one queue group with its peers, to X's subject and to that of the
+agent's instance. So "who has an agent of X" is asked of NATS itself: a subject nobody listens to is refused at once,
+and what a relay held is gone with its connection. There is nothing that could be stale.
+
+A dial between relays takes two requests:
+
+1. ASK → OFFER. The asking relay asks the subject; NATS picks one relay of the group, which names the agent it would ask
+   and a subject of its own, good for one ACCEPT within two seconds.
+2. ACCEPT → ANSWER. With the DIAL. The holder asks its agent and answers with the agent's status, or with why not.
+
+Why two: an ASK that was held up, doubled, or taken by a relay that then froze changes nothing, because the asking relay
+accepts one offer, of the request that it still waits for, and an offer lapses by the holder's own monotonic clock. So
+no clocks of two machines are ever compared, a late DIAL never reaches an agent, and of two relays that both heard the
+ASK one acts. And it is known within a second whether anybody is there, while an agent may take ten.
+
+Every reply names what it answers (the random request, or the dial's token) and the cluster, and both are compared: a
+crossed reply is counted and treated as silence. Whatever is on these subjects, AUTH goes only to who holds the
+cluster's own CA.
+
+Subjects, behind the fleet's prefix:
+
+    dial.CLUSTER             ASK, any instance        queue group `relays`
+    dial.CLUSTER.INSTANCE    ASK, this instance       queue group `relays`; INSTANCE is a hash of the id
+    offer.NAME.ID.*          ACCEPT, to this relay process
+    relay.ID                 "at which internal address are you?" (relay.hop)
+    roll                     "which agents have you?", to all
+    inbox.NAME.>             replies
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import structlog
+
+from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
+from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
+from arcbridge.wire.records import Dial, Record, Status
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+ASK_DEADLINE: Final = 0.8
+"""Seconds for an OFFER, twice at most: with NATS frozen, which looks like this, a refusal comes within two."""
+OFFER_LIFE: Final = 2.0
+_ASKS: Final = 5
+_MAX_OFFERS: Final = 10_000
+_MAX_DIALS: Final = 10_000
+_GRACE: Final = 0.5
+"""The holder's own deadline strikes first, so that the asking relay hears why."""
+ROLL_DEADLINE: Final = 0.5
+ROLL_SILENCE: Final = 0.1
+"""The roll is over when nothing came for this long after the first answer: all hear the question in one instant."""
+_ROLL_CLUSTERS: Final = 200
+_ROLL_ENTRIES: Final = 1000
+_ADDRESSES: Final = 1000
+_QUEUE: Final = "relays"
+_RETRY_AFTER: Final = 5
+
+OUTCOMES: Final = ("local", "remote", "no_agent", "refused", "unavailable")
+"""How dials ended, for the metrics: consent of an agent here or at another relay, or why not."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Record):
+    """Who would ask an agent of `cluster`? `instance`: of this id only; `avoid`: not of this one."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    request: str = ""
+    cluster: str = ""
+    instance: str = ""
+    avoid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer(Record):
+    """I would ask `instance`: accept on `subject`. Without a subject: nobody suitable is here."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    request: str = ""
+    cluster: str = ""
+    instance: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Accept(Record):
+    """Send this `dial` (a Dial record), and answer within `wait` milliseconds. `wait` 0: forget it."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    cluster: str = ""
+    dial: bytes = b""
+    wait: int = 0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Answer(Record):
+    """The agent's consent (`status`, a Status record), or the `code` and words of a refusal."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    token: str = ""
+    cluster: str = ""
+    code: int = 0
+    message: str = ""
+    retry_after: int = 0
+    status: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One agent that can be asked."""
+
+    instance: str
+    ask: Callable[[Dial, float], Coroutine[object, object, Status]]
+    outcome: str
+
+
+class NatsFleet(Fleet):
+    """`connection` is somebody else's to start and to close. `internal_address` is given to relays that ask for it."""
+
+    def __init__(self, connection: NatsConnection, *, internal_address: str = "") -> None:
+        self._nats = connection
+        self._local = LocalFleet()
+        self._internal_address = internal_address
+        self.relay_id = secrets.token_hex(8)
+        """This process, for the tokens that other relays may see; another one after a restart."""
+        self._prefix = connection.prefix
+        self._offers_at = f"{self._prefix}.offer.{connection.name}.{self.relay_id}"
+        self._rolls_at = f"{self._prefix}.inbox.{connection.name}.roll{self.relay_id}"
+        self._listening: dict[str, Subscription] = {}
+        self._own: list[Subscription] = []
+        self._changing = asyncio.Lock()
+        self._draining = False
+        self._numbers = itertools.count()
+        self._offers: dict[str, tuple[AgentLink, asyncio.TimerHandle]] = {}
+        self._dials: dict[str, asyncio.Task[None]] = {}
+        self._rolls: dict[str, asyncio.Queue[dict[str, list[AgentInfo]]]] = {}
+        self._addresses: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.dials = dict.fromkeys(OUTCOMES, 0)
+        self.crossed = 0
+        """Replies that answered something else than what was asked."""
+
+    async def start(self) -> None:
+        listen = self._nats.subscribe
+        self._own = [
+            await listen(f"{self._offers_at}.*", self._accepted),
+            await listen(f"{self._prefix}.roll", self._roll_asked),
+            await listen(f"{self._rolls_at}.*", self._roll_answered),
+            await listen(f"{self._prefix}.relay.{self.relay_id}", self._address_asked),
+        ]
+
+    async def close(self) -> None:
+        await self.drain()
+        for subscription in self._own:
+            await self._nats.unsubscribe(subscription)
+        self._own.clear()
+        for _, lapse in self._offers.values():
+            lapse.cancel()
+        self._offers.clear()
+        await end([*self._tasks, *self._dials.values()])
+        await self._local.close()
+
+    async def drain(self) -> None:
+        async with self._changing:
+            self._draining = True
+            gone, self._listening = self._listening, {}
+        for subscription in gone.values():
+            await self._nats.unsubscribe(subscription)
+        if gone:
+            try:
+                # Until the server knows: after that nobody is sent here any more.
+                await self._nats.flush(1.0)
+            except NatsUnavailable:
+                # Then nobody can ask either.
+                pass
+
+    async def register(self, link: AgentLink) -> None:
+        await self._local.register(link)
+        await self._listen(link)
+
+    async def unregister(self, link: AgentLink) -> None:
+        await self._local.unregister(link)
+        await self._listen(link)
+
+    def links(self) -> list[AgentLink]:
+        return self._local.links()
+
+    async def _listen(self, link: AgentLink) -> None:
+        """Listen to exactly the subjects of the agents that are here."""
+        of_cluster = f"{self._prefix}.dial.{subject_token(link.cluster)}"
+        of_instance = f"{of_cluster}.{_hashed(link.instance)}"
+        async with self._changing:
+            for subject, instance in ((of_cluster, ""), (of_instance, link.instance)):
+                wanted = self._local.has(link.cluster, instance) and not self._draining
+                if wanted and subject not in self._listening:
+                    self._listening[subject] = await self._nats.subscribe(subject, self._asked, _QUEUE)
+                elif not wanted and subject in self._listening:
+                    await self._nats.unsubscribe(self._listening.pop(subject))
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        try:
+            status, outcome = await self._dial(cluster, dial, timeout)
+        except JoinRefused as error:
+            of = {JoinCode.NO_AGENT: "no_agent", JoinCode.INTERNAL: "unavailable"}
+            self.dials[of.get(JoinCode(error.code), "refused")] += 1
+            raise
+        self.dials[outcome] += 1
+        return status
+
+    async def _dial(self, cluster: str, dial: Dial, timeout: float) -> tuple[Status, str]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        tried: list[AgentLink] = []
+        first = await self._find(cluster, dial.instance, tried, "")
+        if first is None:
+            raise no_agent(cluster)
+        asking = loop.create_task(first.ask(dial, until - loop.time()))
+        try:
+            # A silent first one gets its share of the time, and all of it when there is no other.
+            await asyncio.wait({asking}, timeout=(until - loop.time()) * FIRST_SHARE)
+            if asking.done() and asking.exception() is None:
+                return asking.result(), first.outcome
+            try:
+                second = await self._find(cluster, dial.instance, tried, first.instance)
+            except JoinRefused:
+                second = None
+            if second is None:
+                return await asking, first.outcome
+            asking.cancel()
+            return await second.ask(dial, max(until - loop.time(), 0.05)), second.outcome
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _Attempt | None:
+        """The next agent to ask, by promise 2; a link of this relay before one of another. None: nobody is left.
+
+        Raises `JoinRefused` INTERNAL when nobody is here and the other relays cannot be asked.
+        """
+        avoided = (avoid,) if avoid else ()
+        again = bool(avoid)
+        unreachable: JoinRefused | None = None
+        if wanted and not again:
+            link = self._local.pick(cluster, wanted, tried)
+            if link is not None and link.instance == wanted:
+                return self._here(cluster, wanted, tried, ())
+            try:
+                if (there := await self._ask(cluster, wanted, "")) is not None:
+                    return there
+            except JoinRefused as error:
+                unreachable = error
+        here = self._here(cluster, "", tried, avoided)
+        if here is not None:
+            return here
+        if unreachable is not None:
+            raise unreachable
+        there = await self._ask(cluster, "", avoid)
+        if there is None and again:
+            # The same instance through another connection is still another way to it.
+            return self._here(cluster, "", tried, ())
+        return there
+
+    def _here(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: Sequence[str]) -> _Attempt | None:
+        link = self._local.pick(cluster, wanted, tried, avoid)
+        if link is None:
+            return None
+        tried.append(link)
+        return _Attempt(link.instance, partial(self._local.ask, link), "local")
+
+    async def _ask(self, cluster: str, instance: str, avoid: str) -> _Attempt | None:
+        """An offer of another relay; None when there is none."""
+        try:
+            subject = f"{self._prefix}.dial.{subject_token(cluster)}"
+        except ConfigError:
+            return None
+        if instance:
+            subject += f".{_hashed(instance)}"
+        silent = 0
+        for _ in range(_ASKS):
+            ask = Ask(secrets.token_hex(8), cluster, instance, avoid)
+            try:
+                offer = Offer.decode(await self._nats.request(subject, ask.encode(), ASK_DEADLINE))
+            except NoResponder:
+                return None
+            except (NoReply, ArcbridgeError) as error:
+                # One relay may be frozen, and the next pick of the group another; NATS itself may be.
+                silent += 1
+                if silent == 2 or isinstance(error, NatsUnavailable):
+                    raise JoinRefused(
+                        JoinCode.INTERNAL,
+                        f"no agent of cluster {cluster} is connected to this relay, and the other relays of the fleet "
+                        "cannot be asked now; try again",
+                        retry_after=_RETRY_AFTER,
+                    ) from error
+                continue
+            if (offer.request, offer.cluster) != (ask.request, cluster):
+                self._cross("offer", cluster)
+            elif offer.subject and offer.instance != avoid and instance in ("", offer.instance):
+                return _Attempt(offer.instance, partial(self._accept, offer.subject, cluster), "remote")
+        return None
+
+    async def _accept(self, subject: str, cluster: str, dial: Dial, timeout: float) -> Status:
+        accept = Accept(cluster, dial.encode(), max(int(timeout * 1000), 1))
+        try:
+            answer = Answer.decode(await self._nats.request(subject, accept.encode(), timeout + _GRACE))
+            if (answer.token, answer.cluster) != (dial.token, cluster):
+                self._cross("answer", cluster)
+                raise NoReply("the answer belongs to another dial")
+            if answer.code:
+                raise JoinRefused(answer.code, answer.message, retry_after=answer.retry_after or None)
+            status = Status.decode(answer.status)
+            if status.token != dial.token:
+                self._cross("status", cluster)
+                raise NoReply("the status belongs to another dial")
+            return status
+        except JoinRefused:
+            raise
+        except NoResponder as error:
+            raise JoinRefused(
+                JoinCode.NO_AGENT, f"the relay that held the agent of cluster {cluster} is gone", retry_after=2
+            ) from error
+        except ArcbridgeError as error:
+            raise JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"the relay that holds an agent of cluster {cluster} did not answer the dial request",
+                retry_after=_RETRY_AFTER,
+            ) from error
+        except asyncio.CancelledError:
+            self._spawn(self._say(subject, Accept(cluster).encode()))
+            raise
+
+    def _cross(self, what: str, cluster: str) -> None:
+        self.crossed += 1
+        log.warning("a reply in the fleet belongs to another request", reply=what, cluster=cluster)
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    def _asked(self, message: Msg) -> None:
+        try:
+            ask = Ask.decode(message.data)
+        except ArcbridgeError:
+            return
+        link = self._local.pick(ask.cluster, ask.instance, (), (ask.avoid,) if ask.avoid else ())
+        if link is not None and ask.instance not in ("", link.instance):
+            link = None
+        subject = ""
+        if link is not None and not self._draining and len(self._offers) < _MAX_OFFERS:
+            number = f"{next(self._numbers)}-{secrets.token_hex(4)}"
+            subject = f"{self._offers_at}.{number}"
+            lapse = asyncio.get_running_loop().call_later(OFFER_LIFE, self._offers.pop, number, None)
+            self._offers[number] = (link, lapse)
+        instance = link.instance if link is not None else ""
+        self._reply(message, Offer(ask.request, ask.cluster, instance, subject).encode())
+
+    def _accepted(self, message: Msg) -> None:
+        number = message.subject.rpartition(".")[2]
+        try:
+            accept = Accept.decode(message.data)
+            dial = Dial.decode(accept.dial)
+        except ArcbridgeError:
+            return
+        if not accept.wait:
+            if (running := self._dials.get(number)) is not None:
+                running.cancel()
+            return
+        offer = self._offers.pop(number, None)
+        if offer is None or len(self._dials) >= _MAX_DIALS:
+            # Lapsed, or accepted before: whoever waits for this has no dial here.
+            refusal = no_agent(accept.cluster)
+            self._reply(message, _refusal(dial.token, accept.cluster, refusal))
+            return
+        link, lapse = offer
+        lapse.cancel()
+        if accept.cluster != link.cluster or dial.cluster != link.cluster:
+            self._cross("accept", link.cluster)
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(message, link, dial, accept.wait / 1000))
+        self._dials[number] = task
+        task.add_done_callback(lambda _: self._dials.pop(number, None))
+
+    async def _serve(self, message: Msg, link: AgentLink, dial: Dial, timeout: float) -> None:
+        try:
+            if link.draining:
+                raise no_agent(link.cluster)
+            status = await self._local.ask(link, dial, timeout)
+        except JoinRefused as error:
+            self._reply(message, _refusal(dial.token, link.cluster, error))
+        else:
+            self._reply(message, Answer(dial.token, link.cluster, status=status.encode()).encode())
+
+    # -- who is there ----------------------------------------------------------------------------------------------
+
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        found = await self._roll([cluster])
+        return sorted(found.get(cluster, []), key=lambda info: info.since)
+
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        parts = [clusters[at : at + _ROLL_CLUSTERS] for at in range(0, len(clusters), _ROLL_CLUSTERS)]
+        found: dict[str, int] = {}
+        for rolled in await asyncio.gather(*(self._roll(part) for part in parts)):
+            # An agent is connected to several relays and counts once.
+            found.update({cluster: len({info.instance for info in infos}) for cluster, infos in rolled.items()})
+        return found
+
+    async def _roll(self, clusters: Sequence[str]) -> dict[str, list[AgentInfo]]:
+        """The connections here, and those of all relays that answer in time; without NATS those here."""
+        found = {cluster: await self._local.agents(cluster) for cluster in clusters}
+        number = secrets.token_hex(8)
+        answers = self._rolls[number] = asyncio.Queue(maxsize=10_000)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ROLL_DEADLINE
+        try:
+            question = json.dumps(list(clusters)).encode()
+            await self._nats.publish(f"{self._prefix}.roll", question, f"{self._rolls_at}.{number}")
+            wait = ROLL_DEADLINE
+            while (left := min(wait, until - loop.time())) > 0:
+                async with asyncio.timeout(left):
+                    answer = await answers.get()
+                for cluster, infos in answer.items():
+                    if cluster in found:
+                        found[cluster] += infos
+                # All heard the question in one instant: from the first answer on the others' cannot be far.
+                wait = ROLL_SILENCE
+        except (NatsUnavailable, TimeoutError):
+            # What is known so far is better than nothing: it is for people.
+            pass
+        finally:
+            del self._rolls[number]
+        return found
+
+    def _roll_asked(self, message: Msg) -> None:
+        self._spawn(self._tell_roll(message))
+
+    async def _tell_roll(self, message: Msg) -> None:
+        try:
+            clusters = [str(name) for name in json.loads(message.data)][:_ROLL_CLUSTERS]
+        except (ValueError, TypeError):
+            return
+        entries = [
+            (cluster, info.instance, info.version, info.since)
+            for cluster in clusters
+            for info in await self._local.agents(cluster)
+        ]
+        # One answer at least, in parts that stay far below what NATS takes.
+        for at in range(0, max(len(entries), 1), _ROLL_ENTRIES):
+            part: dict[str, list[list[object]]] = {}
+            for cluster, *info in entries[at : at + _ROLL_ENTRIES]:
+                part.setdefault(cluster, []).append(info)
+            self._reply(message, json.dumps(part).encode())
+
+    def _roll_answered(self, message: Msg) -> None:
+        waiting = self._rolls.get(message.subject.rpartition(".")[2])
+        if waiting is None or waiting.full():
+            return
+        if not message.data:
+            # The server's word that there is no other relay.
+            waiting.put_nowait({})
+            return
+        try:
+            waiting.put_nowait(
+                {
+                    str(cluster): [AgentInfo(str(one[0]), str(one[1]), float(one[2])) for one in infos]
+                    for cluster, infos in json.loads(message.data).items()
+                }
+            )
+        except (ValueError, TypeError, AttributeError, IndexError):
+            # Not ours: somebody else writes to our inbox.
+            return
+
+    # -- where the others are --------------------------------------------------------------------------------------
+
+    async def address_of(self, relay_id: str) -> str:
+        """The internal address of the relay process with this id; empty when there is none (any more).
+
+        Raises `NatsUnavailable` and `NoReply`.
+        """
+        if len(relay_id) != 16 or not set(relay_id) <= set("0123456789abcdef"):
+            return ""
+        if relay_id not in self._addresses:
+            try:
+                answer = await self._nats.request(f"{self._prefix}.relay.{relay_id}", b"", ASK_DEADLINE)
+            except NoResponder:
+                return ""
+            if len(self._addresses) >= _ADDRESSES:
+                self._addresses.clear()
+            self._addresses[relay_id] = answer.decode("ascii", "replace")
+        return self._addresses[relay_id]
+
+    def _address_asked(self, message: Msg) -> None:
+        self._reply(message, self._internal_address.encode())
+
+    # -- small things ----------------------------------------------------------------------------------------------
+
+    def _reply(self, message: Msg, payload: bytes) -> None:
+        if message.reply:
+            self._spawn(self._say(message.reply, payload))
+
+    async def _say(self, subject: str, payload: bytes) -> None:
+        try:
+            await self._nats.publish(subject, payload)
+        except NatsUnavailable:
+            # Whoever asked finds out by its own deadline.
+            pass
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hashed(instance: str) -> str:
+    """An instance id, which an agent chooses freely, as one token of a subject."""
+    return hashlib.sha256(instance.encode()).hexdigest()[:32]
+
+
+def _refusal(token: str, cluster: str, error: JoinRefused) -> bytes:
+    return Answer(token, cluster, error.code, error.message, error.retry_after or 0).encode()

@@ -1,0 +1,67 @@
+"""What the tests of a relay's engines share: one NATS server, with room for each test of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayFleetConfig
+from arcbridge.relay.nats import NatsConnection
+from tests.support.nats_server import NatsServer
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Shared: tests that stop it start one of their own."""
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server that the test may stop, freeze and empty."""
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+def settings(server: NatsServer, **more: object) -> RelayFleetConfig:
+    """Settings for a relay at `server`."""
+    return RelayFleetConfig(servers=(server.url,), **more)  # type: ignore[arg-type]
+
+
+class Connections:
+    """Connections to one server, under one prefix; all closed at the end."""
+
+    def __init__(self, config: RelayFleetConfig, stack: AsyncExitStack) -> None:
+        self.config = config
+        self._stack = stack
+
+    async def make(self) -> NatsConnection:
+        connection = NatsConnection(self.config)
+        self._stack.push_async_callback(connection.close)
+        assert await connection.start(30)
+        return connection
+
+
+@pytest.fixture
+async def connections(nats_server: NatsServer) -> AsyncIterator[Connections]:
+    """To the shared server, with a prefix and a bucket of the test's own."""
+    name = f"test-{next(_numbers)}"
+    async with AsyncExitStack() as stack:
+        yield Connections(settings(nats_server, prefix=name, bucket=name), stack)
+
+
+Connect = Callable[[NatsServer], Connections]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Connections to a server of the test's own."""
+    async with AsyncExitStack() as stack:
+        yield lambda server: Connections(settings(server), stack)

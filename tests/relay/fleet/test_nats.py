@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from arcbridge.config import RelayFleetConfig
+from arcbridge.errors import JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.nats import OFFER_LIFE, Accept, Answer, Ask, NatsFleet, Offer, _hashed
+from arcbridge.relay.nats import NatsConnection
+from arcbridge.wire.records import Dial, Status
+from tests.relay.conftest import Connect, Connections, settings
+from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
+from tests.support.nats_server import NatsServer
+
+
+async def started(connections: Connections) -> NatsFleet:
+    """One relay's fleet; what it subscribed is known to the server."""
+    connection = await connections.make()
+    fleet = NatsFleet(connection, internal_address="10.0.0.1:443")
+    await fleet.start()
+    await connection.flush(10)
+    return fleet
+
+
+async def settled(*fleets: NatsFleet) -> None:
+    """Until the server knows who listens to what."""
+    for fleet in fleets:
+        await fleet._nats.flush(10)
+
+
+async def until(condition: Callable[[], object], timeout: float = 30) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class TestNats(FleetConformance):
+    """One relay: everything is here, as without an engine."""
+
+    @pytest.fixture(autouse=True)
+    def _use(self, connections: Connections) -> None:
+        self.connections = connections
+
+    async def make(self) -> Fleet:
+        return await started(self.connections)
+
+
+class Apart(Fleet):
+    """A fleet whose agents are all at one relay and whose clients are all at another."""
+
+    def __init__(self, clients: NatsFleet, agents: NatsFleet) -> None:
+        self.clients = clients
+        self.at = agents
+
+    async def start(self) -> None:
+        """They are."""
+
+    async def close(self) -> None:
+        await self.clients.close()
+        await self.at.close()
+
+    async def drain(self) -> None:
+        await self.at.drain()
+
+    async def register(self, link: AgentLink) -> None:
+        await self.at.register(link)
+        await settled(self.at)
+
+    async def unregister(self, link: AgentLink) -> None:
+        await self.at.unregister(link)
+        await settled(self.at)
+
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        return await self.clients.dial(cluster, replace(dial, cluster=cluster), timeout)
+
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        return await self.clients.agents(cluster)
+
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        return await self.clients.count(clusters)
+
+    def links(self) -> list[AgentLink]:
+        return self.at.links()
+
+
+class TestNatsApart(FleetConformance):
+    """Two relays: every dial goes through NATS."""
+
+    @pytest.fixture(autouse=True)
+    def _use(self, connections: Connections) -> None:
+        self.connections = connections
+
+    async def make(self) -> Fleet:
+        return Apart(await started(self.connections), await started(self.connections))
+
+    async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
+        """The other relay is told; that takes a moment."""
+        link = Link(answer=None)
+        await fleet.register(link)
+        dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]
+        await until(lambda: link.pending == 50)
+        for dial in dials:
+            dial.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+        await until(lambda: link.pending == 0)
+        assert isinstance(fleet, Apart)
+        assert not fleet.at._offers
+        await until(lambda: not fleet.at._dials)  # type: ignore[attr-defined]
+
+
+async def refused(fleet: NatsFleet, cluster: str = "prod", timeout: float = 10, **more: str) -> JoinRefused:
+    with pytest.raises(JoinRefused) as caught:
+        await fleet.dial(cluster, replace(DIAL, cluster=cluster, **more), timeout)
+    return caught.value
+
+
+@pytest.fixture
+async def pair(connections: Connections) -> AsyncIterator[tuple[NatsFleet, NatsFleet]]:
+    fleets = await started(connections), await started(connections)
+    yield fleets
+    for fleet in fleets:
+        await fleet.close()
+
+
+class TestTwoRelays:
+    async def test_the_own_relay_first(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        here, there = Link(instance="here"), Link(instance="there")
+        await pair[0].register(here)
+        await pair[1].register(there)
+        await settled(*pair)
+        for _ in range(5):
+            await pair[0].dial("prod", DIAL, 10)
+        assert (len(here.asked), len(there.asked)) == (5, 0)
+        assert pair[0].dials["local"] == 5
+
+    async def test_a_wanted_instance_wherever_it_is(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        here, there = Link(instance="here"), Link(instance="there >.* ä")
+        await pair[0].register(here)
+        await pair[1].register(there)
+        await settled(*pair)
+        status = await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)
+        assert status.instance == there.instance
+        assert (len(here.asked), len(there.asked)) == (0, 1)
+        await pair[1].unregister(there)
+        await settled(*pair)
+        assert (await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)).instance == "here"
+
+    @pytest.mark.parametrize("answer", [1, None])
+    async def test_the_second_attempt_may_be_at_the_other(
+        self, pair: tuple[NatsFleet, NatsFleet], answer: int | None
+    ) -> None:
+        bad, same, good = Link(instance="a", answer=answer), Link(instance="a"), Link(instance="b")
+        await pair[0].register(bad)
+        await pair[1].register(same)
+        await pair[1].register(good)
+        await settled(*pair)
+        status = await pair[0].dial("prod", DIAL, 2)
+        assert status.instance == "b"
+        assert not same.asked
+
+    async def test_a_silent_one_without_another_gets_all_the_time(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        class Slow(Link):
+            async def dial(self, dial: Dial) -> Status:
+                await asyncio.sleep(0.6)
+                return await super().dial(dial)
+
+        link = Slow()
+        await pair[1].register(link)
+        await settled(*pair)
+        assert (await pair[0].dial("prod", DIAL, 1.5)).token == "t"
+
+    async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        """F8: nobody is sent to a relay that goes away, and its own clients still find an agent."""
+        link, late = Link(instance="a"), Link(instance="b")
+        await pair[1].register(link)
+        await settled(*pair)
+        await pair[1].drain()
+        await pair[1].register(late)
+        assert (await refused(pair[0])).code == JoinCode.NO_AGENT
+        assert (await pair[1].dial("prod", DIAL, 10)).token == "t"
+
+    async def test_names_that_are_no_names(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        """F7: nothing of a name becomes a part of a subject."""
+        await pair[1].register(Link("a.b"))
+        await settled(*pair)
+        for name in ("a.*", "a.>", ">", "a b", "a\r\nPUB x", "", "a" * 300):
+            assert (await refused(pair[0], name)).code == JoinCode.NO_AGENT
+        assert (await refused(pair[0], "a")).code == JoinCode.NO_AGENT
+        assert (await pair[0].dial("a.b", replace(DIAL, cluster="a.b"), 10)).token == "t"
+
+    async def test_an_agent_at_two_relays_counts_once(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        for fleet in pair:
+            await fleet.register(Link(instance="a"))
+            await fleet.register(Link(instance="b"))
+        await settled(*pair)
+        assert dict(await pair[0].count(["prod"])) == {"prod": 2}
+        assert len(await pair[0].agents("prod")) == 4
+
+    async def test_a_large_fleet_answers_in_parts(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        names = [f"c{n}" for n in range(450)]
+        for name in names:
+            for instance in range(3):
+                await pair[1]._local.register(Link(name, str(instance)))
+        assert dict(await pair[0].count(names)) == dict.fromkeys(names, 3)
+
+    async def test_where_a_relay_is(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        assert await pair[0].address_of(pair[1].relay_id) == "10.0.0.1:443"
+        assert await pair[0].address_of("0" * 16) == ""
+        for odd in ("", "*", ">", "../..", "0" * 15 + "*"):
+            assert await pair[0].address_of(odd) == ""
+
+
+class TestOddReplies:
+    """F3, F5, F7: what is late, doubled, crossed or somebody else's changes nothing."""
+
+    async def test_a_late_dial_reaches_nobody(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        """An ASK held up: there is an offer, nobody accepts it, no agent hears of it, and it lapses."""
+        link = Link()
+        await pair[1].register(link)
+        await settled(*pair)
+        stranger = await connections.make()
+        subject = f"{stranger.prefix}.dial.prod"
+        offer = Offer.decode(await stranger.request(subject, Ask("r", "prod").encode(), 10))
+        assert (offer.request, offer.cluster, offer.instance) == ("r", "prod", "i1")
+        assert not link.asked
+        await until(lambda: not pair[1]._offers, OFFER_LIFE + 20)
+        accept = Accept("prod", replace(DIAL, cluster="prod").encode(), 1000).encode()
+        answer = Answer.decode(await stranger.request(offer.subject, accept, 10))
+        assert answer.code == JoinCode.NO_AGENT
+        assert not link.asked
+
+    async def test_an_offer_is_good_for_one_dial(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        link = Link()
+        await pair[1].register(link)
+        await settled(*pair)
+        stranger = await connections.make()
+        offer = Offer.decode(await stranger.request(f"{stranger.prefix}.dial.prod", Ask("r", "prod").encode(), 10))
+        accept = Accept("prod", replace(DIAL, cluster="prod").encode(), 1000).encode()
+        answers = [Answer.decode(await stranger.request(offer.subject, accept, 10)) for _ in range(3)]
+        assert [answer.code for answer in answers] == [0, JoinCode.NO_AGENT, JoinCode.NO_AGENT]
+        assert len(link.asked) == 1
+
+    @pytest.mark.parametrize("wrong", ["ask", "dial"])
+    async def test_a_dial_of_another_cluster_is_not_passed_on(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, wrong: str
+    ) -> None:
+        link = Link()
+        await pair[1].register(link)
+        await settled(*pair)
+        stranger = await connections.make()
+        offer = Offer.decode(await stranger.request(f"{stranger.prefix}.dial.prod", Ask("r", "prod").encode(), 10))
+        dial = replace(DIAL, cluster="other" if wrong == "dial" else "prod")
+        await stranger.publish(
+            offer.subject, Accept("other" if wrong == "ask" else "prod", dial.encode(), 1000).encode()
+        )
+        await until(lambda: pair[1].crossed)
+        assert not link.asked
+
+    @pytest.mark.parametrize("wrong", ["request", "cluster", "instance", "noise"])
+    async def test_a_wrong_offer_is_not_accepted(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, wrong: str
+    ) -> None:
+        stranger = await connections.make()
+        accepted: list[object] = []
+
+        def lie(message: object) -> None:
+            ask = Ask.decode(message.data)  # type: ignore[attr-defined]
+            offer = Offer(ask.request, ask.cluster, "i1", "somewhere")
+            offer = replace(offer, **{wrong: "wrong"}) if wrong != "noise" else offer
+            payload = b"\xff" if wrong == "noise" else offer.encode()
+            task = asyncio.ensure_future(stranger.publish(message.reply, payload))  # type: ignore[attr-defined]
+            accepted.append(task)
+
+        await stranger.subscribe("somewhere", accepted.append)
+        # Where any instance will do there is no wrong one.
+        for subject in ("prod", f"prod.{_hashed('i1')}")[wrong == "instance" :]:
+            await stranger.subscribe(f"{stranger.prefix}.dial.{subject}", lie)
+        await stranger.flush(10)
+        error = await refused(pair[0], instance="i1")
+        assert error.code in (JoinCode.NO_AGENT, JoinCode.INTERNAL)
+        await stranger.flush(10)
+        assert all(isinstance(one, asyncio.Future) for one in accepted)
+
+    @pytest.mark.parametrize("wrong", ["token", "cluster", "status", "noise"])
+    async def test_a_wrong_answer_is_no_consent(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, wrong: str
+    ) -> None:
+        stranger = await connections.make()
+        kept: list[object] = []
+
+        def offer(message: object) -> None:
+            ask = Ask.decode(message.data)  # type: ignore[attr-defined]
+            made = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.trap")
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made.encode())))  # type: ignore[attr-defined]
+
+        def answer(message: object) -> None:
+            status = Status(token="other" if wrong == "status" else "t").encode()
+            made = Answer(
+                "other" if wrong == "token" else "t", "other" if wrong == "cluster" else "prod", 0, "", 0, status
+            )
+            payload = b"\xff" if wrong == "noise" else made.encode()
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, payload)))  # type: ignore[attr-defined]
+
+        await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
+        await stranger.subscribe(f"{stranger.prefix}.trap", answer)
+        await stranger.flush(10)
+        assert (await refused(pair[0])).code == JoinCode.AGENT_TIMEOUT
+
+    async def test_noise_on_every_subject(self, pair: tuple[NatsFleet, NatsFleet], connections: Connections) -> None:
+        link = Link()
+        await pair[1].register(link)
+        await settled(*pair)
+        stranger = await connections.make()
+        name, relay_id = pair[1]._nats.name, pair[1].relay_id
+        subjects = [
+            "dial.prod",
+            "roll",
+            f"offer.{name}.{relay_id}.x",
+            f"relay.{relay_id}",
+            f"inbox.{name}.roll{relay_id}.x",
+        ]
+        for subject in subjects:
+            for noise in (b"", b"\xff\xff\xff\xff\xff", b"[1,2", b'{"a":3}', b"[[]]", b"null", b"x" * 100_000):
+                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.nobody")
+        await stranger.flush(10)
+        assert (await pair[0].dial("prod", replace(DIAL, cluster="prod"), 10)).token == "t"
+        assert dict(await pair[0].count(["prod"])) == {"prod": 1}
+
+
+class TestNatsDown:
+    @pytest.fixture
+    async def two(self, own_server: NatsServer, connect: Connect) -> AsyncIterator[tuple[NatsFleet, NatsFleet]]:
+        connections = connect(own_server)
+        fleets = await started(connections), await started(connections)
+        yield fleets
+        for fleet in fleets:
+            await fleet.close()
+
+    @pytest.mark.parametrize("how", ["stop", "freeze"])
+    async def test_here_goes_on_and_elsewhere_is_told(
+        self, two: tuple[NatsFleet, NatsFleet], own_server: NatsServer, how: str
+    ) -> None:
+        """F1."""
+        here, there = Link("here", "h"), Link("there", "t")
+        await two[0].register(here)
+        await two[1].register(there)
+        await settled(*two)
+        getattr(own_server, how)()
+        for _ in range(2):
+            began = time.monotonic()
+            assert (await two[0].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
+            # Nobody was asked. The instance that is wanted may be elsewhere; then that is tried first, for a moment.
+            assert time.monotonic() - began < 1
+            wanting = replace(DIAL, cluster="here", instance="elsewhere")
+            assert (await two[0].dial("here", wanting, 10)).instance == "h"
+            began = time.monotonic()
+            error = await refused(two[0], "there")
+            assert (error.code, error.retry_after) == (JoinCode.INTERNAL, 5)
+            assert time.monotonic() - began < 2.5
+            assert dict(await two[0].count(["here", "there"])) == {"here": 1, "there": 0}
+        if how == "stop":
+            own_server.start()
+        else:
+            own_server.thaw()
+        back = time.monotonic()
+        while True:
+            try:
+                await two[0].dial("there", replace(DIAL, cluster="there"), 10)
+                break
+            except JoinRefused:
+                await asyncio.sleep(0.05)
+        assert time.monotonic() - back < 8
+        assert (await two[1].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
+
+    async def test_what_changes_meanwhile_is_right_afterwards(
+        self, two: tuple[NatsFleet, NatsFleet], own_server: NatsServer
+    ) -> None:
+        leaving, coming = Link("leaving"), Link("coming")
+        await two[1].register(leaving)
+        await settled(*two)
+        own_server.stop()
+        await until(lambda: not two[1]._nats.connected)
+        await two[1].unregister(leaving)
+        await two[1].register(coming)
+        own_server.start()
+        await until(lambda: all(fleet._nats.connected for fleet in two))
+        assert (await two[0].dial("coming", replace(DIAL, cluster="coming"), 10)).token == "t"
+        assert (await refused(two[0], "leaving")).code == JoinCode.NO_AGENT
+
+    async def test_a_relay_starts_without_nats(self, own_server: NatsServer) -> None:
+        own_server.stop()
+        connection = NatsConnection(settings(own_server))
+        assert not await connection.start()
+        fleet = NatsFleet(connection)
+        await fleet.start()
+        link = Link()
+        await fleet.register(link)
+        assert (await fleet.dial("prod", DIAL, 10)).token == "t"
+        assert (await refused(fleet, "other")).code == JoinCode.INTERNAL
+        own_server.start()
+        await until(lambda: connection.connected)
+        assert (await refused(fleet, "other")).code == JoinCode.NO_AGENT
+        await fleet.close()
+        await connection.close()
+
+    async def test_a_frozen_holder_is_passed_over(self, own_server: NatsServer) -> None:
+        """F3: NATS still knows the subscription of a relay that has stopped; another of the group answers."""
+        config = RelayFleetConfig(servers=(own_server.url,))
+        connections = [NatsConnection(config) for _ in range(3)]
+        for connection in connections:
+            assert await connection.start(30)
+        asking, frozen, holder = (NatsFleet(connection) for connection in connections)
+        for fleet in (asking, frozen, holder):
+            await fleet.start()
+        frozen._asked = lambda message: None  # type: ignore[method-assign]
+        silent, good = Link(instance="s"), Link(instance="g")
+        await frozen.register(silent)
+        await holder.register(good)
+        await settled(asking, frozen, holder)
+        codes = []
+        for _ in range(6):
+            try:
+                codes.append((await asking.dial("prod", replace(DIAL, cluster="prod"), 10)).instance)
+            except JoinRefused as error:
+                codes.append(str(error.code))
+        assert "g" in codes
+        assert set(codes) <= {"g", str(int(JoinCode.INTERNAL))}
+        assert not silent.asked
+        assert all(connection.connected for connection in connections)
+        for fleet in (asking, frozen, holder):
+            await fleet.close()
+        for connection in connections:
+            await connection.close()

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from arcbridge.errors import EnrolmentRefused
+from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.nats import NatsRegistry
+from tests.relay.conftest import Connect, Connections
+from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Clock, Opener, RegistryConformance, cluster_ca
+from tests.support.nats_server import NatsServer
+
+
+async def opened(connections: Connections, clock: Clock, stack: AsyncExitStack, **more: float) -> NatsRegistry:
+    """A registry over a connection of its own, as another relay has it."""
+    registry = NatsRegistry(await connections.make(), bucket=connections.config.bucket, clock=clock, **more)  # type: ignore[arg-type]
+    registry.start()
+    stack.push_async_callback(registry.close)
+    return registry
+
+
+async def until(condition: object, timeout: float = 30) -> None:
+    """Until the callable says yes, or what it awaits does."""
+    async with asyncio.timeout(timeout):
+        while True:
+            answer = condition()  # type: ignore[operator]
+            if await answer if asyncio.iscoroutine(answer) else answer:
+                return
+            await asyncio.sleep(0.02)
+
+
+class TestNats(RegistryConformance):
+    @pytest.fixture
+    async def open_registry(self, connections: Connections, clock: Clock) -> AsyncIterator[Opener]:
+        async with AsyncExitStack() as stack:
+
+            async def open_one() -> Registry:
+                return await opened(connections, clock, stack)
+
+            yield open_one
+
+
+class TestNatsFaults:
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    async def stack(self) -> AsyncIterator[AsyncExitStack]:
+        async with AsyncExitStack() as stack:
+            yield stack
+
+    @pytest.mark.parametrize("uses", [1, 7])
+    async def test_fifty_redeems_on_three_relays(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, uses: int
+    ) -> None:
+        """E1: each relay with a connection of its own, all reading before any of them writes."""
+        relays = [await opened(connections, clock, stack) for _ in range(3)]
+        token = await relays[0].create_join_token("prod", uses=uses, expires_at=clock.now + HOUR)
+        pem = cluster_ca().certificate_pem
+        results = await asyncio.gather(
+            *(relays[n % 3].redeem_join_token(token, f"{n:064x}", pem) for n in range(50)), return_exceptions=True
+        )
+        won = [n for n, result in enumerate(results) if not isinstance(result, BaseException)]
+        assert len(won) == uses
+        assert all("used up" in str(one) for one in results if isinstance(one, BaseException))
+        # Those that won may come again, through any relay; nobody else may.
+        for n in won:
+            await relays[(n + 1) % 3].redeem_join_token(token, f"{n:064x}", pem)
+        assert (await relays[2].list_join_tokens())[0].used == uses
+
+    async def test_dying_between_the_two_writes(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The use is spent, the cluster is not bound, and the same key finishes it elsewhere."""
+        first, second = [await opened(connections, clock, stack) for _ in range(2)]
+        token = await first.create_join_token("prod", expires_at=clock.now + HOUR)
+        write = first._write
+
+        async def dies(key: str, *arguments: object) -> int:
+            if key.endswith(".binding"):
+                raise RegistryUnavailable("gone")
+            return await write(key, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(first, "_write", dies)
+        with pytest.raises(RegistryUnavailable):
+            await first.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await second.cluster("prod") is None
+        with pytest.raises(EnrolmentRefused, match="used up"):
+            await second.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
+        record = await second.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert record.name == "prod"
+
+    @pytest.mark.parametrize("how", ["stop", "freeze"])
+    async def test_known_clusters_while_nats_is_down(
+        self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack, how: str
+    ) -> None:
+        """X14: reads go on from the copy, changes are refused, and a revocation still holds."""
+        registry = await opened(connect(own_server), clock, stack)
+        for name in ("prod", "bad"):
+            token = await registry.create_join_token(name, expires_at=clock.now + HOUR)
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        await registry.revoke_cluster("bad")
+        await until(lambda: {"prod", "bad"} <= set(registry._bindings))
+        open_token = await registry.create_join_token("other", expires_at=clock.now + HOUR)
+        getattr(own_server, how)()
+        record, bad = await registry.cluster("prod"), await registry.cluster("bad")
+        assert record is not None
+        assert bad is not None
+        assert (record.ca_pin, record.revoked, bad.revoked) == (cluster_ca().pin, 0, clock.now)
+        assert await registry.cluster("nobody") is None
+        assert await registry.revocations() == {"bad"}
+        for change in (
+            registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),
+            registry.create_join_token("new", expires_at=clock.now + HOUR),
+            registry.adopt("new", cluster_ca().certificate_pem, clock.now),
+            registry.revoke_cluster("prod"),
+            registry.seen("prod", clock.now),
+            registry.clusters(),
+        ):
+            with pytest.raises(RegistryUnavailable):
+                await change
+        if how == "stop":
+            own_server.start()
+        else:
+            own_server.thaw()
+
+        async def back() -> bool:
+            try:
+                return (await registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem)) is not None
+            except RegistryUnavailable:
+                return False
+
+        await until(back)
+        assert {record.name for record in await registry.clusters()} == {"prod", "bad", "other"}
+        assert await registry.revocations() == {"bad"}
+
+    async def test_the_copy_is_not_believed_for_ever(
+        self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
+    ) -> None:
+        registry = await opened(connect(own_server), clock, stack, outage=0.0)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        own_server.stop()
+        for call in (registry.cluster("prod"), registry.revocations()):
+            with pytest.raises(RegistryUnavailable):
+                await call
+
+    async def test_nothing_is_known_before_the_first_contact(
+        self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
+    ) -> None:
+        own_server.stop()
+        connections = connect(own_server)
+        from arcbridge.relay.nats import NatsConnection
+
+        connection = NatsConnection(connections.config)
+        stack.push_async_callback(connection.close)
+        assert not await connection.start()
+        registry = NatsRegistry(connection, clock=clock)
+        registry.start()
+        stack.push_async_callback(registry.close)
+        for call in (registry.cluster("prod"), registry.revocations(), registry.clusters()):
+            with pytest.raises(RegistryUnavailable):
+                await call
+        own_server.start()
+        await until(lambda: connection.connected)
+
+        async def answers() -> bool:
+            try:
+                return await registry.revocations() == frozenset()
+            except RegistryUnavailable:
+                return False
+
+        await until(answers)
+
+    @pytest.mark.parametrize("how", ["purge", "delete"])
+    async def test_revocations_outlive_the_bucket(
+        self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack, how: str
+    ) -> None:
+        """X14: an emptied bucket forgets clusters, not that one was revoked; restoring works all the same."""
+        connections = connect(own_server)
+        registry, other = [await opened(connections, clock, stack) for _ in range(2)]
+        token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        await registry.revoke_cluster("prod")
+        assert await other.revocations() == {"prod"}
+        jetstream = registry._nats.client.jetstream()
+        if how == "purge":
+            await jetstream.purge_stream("KV_arcbridge")
+        else:
+            await jetstream.delete_key_value("arcbridge")
+            # As the next connection finds out.
+            for one in (registry, other):
+                one._store = None
+                await one._opened()
+        for one in (registry, other):
+            assert await one.revocations() == {"prod"}
+            assert not await one.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        with pytest.raises(EnrolmentRefused, match="revoked"):
+            await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+
+    async def test_a_restored_cluster_is_restored_everywhere(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack
+    ) -> None:
+        relays = [await opened(connections, clock, stack) for _ in range(2)]
+        token = await relays[0].create_join_token("a.b", expires_at=clock.now + HOUR)
+        await relays[0].redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        for _ in range(3):
+            await relays[0].revoke_cluster("a.b")
+            await until(lambda: relays[1]._revoked.get("a_b", (None,))[0] is not None)
+            assert [await relay.revocations() for relay in relays] == [{"a.b"}, {"a.b"}]
+            await relays[1].unrevoke_cluster("a.b")
+            assert [await relay.revocations() for relay in relays] == [frozenset(), frozenset()]
+
+    async def test_what_is_not_ours(self, connections: Connections, clock: Clock, stack: AsyncExitStack) -> None:
+        registry = await opened(connections, clock, stack)
+        _, store = await registry._opened()
+        await store.put("cluster.prod.binding", b"\xff not ours")
+        with pytest.raises(RegistryUnavailable):
+            await registry._read("cluster.prod.binding")

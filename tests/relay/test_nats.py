@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayFleetConfig
+from arcbridge.errors import ConfigError
+from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, check, subject_token
+from tests.relay.conftest import Connect, Connections, settings
+from tests.support.nats_server import NatsServer, silent_port
+
+
+class Echo:
+    """Answers what it is asked, in `tasks` of its own."""
+
+    def __init__(self, connection: NatsConnection) -> None:
+        self.connection = connection
+        self.heard: list[bytes] = []
+        self.tasks: list[asyncio.Future[None]] = []
+
+    def __call__(self, message: object) -> None:
+        self.heard.append(message.data)  # type: ignore[attr-defined]
+        if reply := message.reply:  # type: ignore[attr-defined]
+            self.tasks.append(asyncio.ensure_future(self.connection.publish(reply, message.data)))  # type: ignore[attr-defined]
+
+
+async def until(condition: object, timeout: float = 30) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.01)
+
+
+class TestMessages:
+    async def test_request_and_reply(self, connections: Connections) -> None:
+        asking, answering = await connections.make(), await connections.make()
+        echo = Echo(answering)
+        subscription = await answering.subscribe("here", echo)
+        await answering.flush(10)
+        assert await asking.request("here", b"hello", 10) == b"hello"
+        with pytest.raises(NoResponder):
+            await asking.request("nowhere", b"", 10)
+        await answering.unsubscribe(subscription)
+        await answering.flush(10)
+        with pytest.raises(NoResponder):
+            await asking.request("here", b"", 10)
+
+    async def test_silence_of_one_is_not_silence_of_nats(self, connections: Connections) -> None:
+        asking, silent = await connections.make(), await connections.make()
+        await silent.subscribe("here", lambda message: None)
+        await silent.flush(10)
+        for _ in range(3):
+            with pytest.raises(NoReply):
+                await asking.request("here", b"", 0.05)
+            assert asking.connected
+
+    async def test_cancelled_requests_leave_nothing(self, connections: Connections) -> None:
+        asking = await connections.make()
+        await asking.subscribe("here", lambda message: None)
+        await asking.flush(10)
+        tasks = [asyncio.create_task(asking.request("here", b"", 60)) for _ in range(500)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not asking.client._resp_map
+
+    async def test_one_of_a_group(self, connections: Connections) -> None:
+        relays = [await connections.make() for _ in range(3)]
+        echoes = [Echo(relay) for relay in relays]
+        for relay, echo in zip(relays, echoes, strict=True):
+            await relay.subscribe("here", echo, "group")
+            await relay.flush(10)
+        for _ in range(30):
+            await relays[0].request("here", b"x", 10)
+        assert sum(len(echo.heard) for echo in echoes) == 30
+
+    async def test_a_slow_subscription_is_made_anew(self, connections: Connections) -> None:
+        """Q2: what was dropped is gone; the subscription is not."""
+        slow, fast = await connections.make(), await connections.make()
+        heard: list[bytes] = []
+
+        def handler(message: object) -> None:
+            heard.append(message.data)  # type: ignore[attr-defined]
+
+        subscription = await slow.subscribe("here", handler)
+        await slow.flush(10)
+        first = subscription.live
+        first._pending_queue._maxsize = 1
+        for n in range(2000):
+            await fast.publish("here", str(n).encode())
+        await until(lambda: slow.slow_consumers)
+        await until(lambda: subscription.live not in (first, None))
+        await slow.flush(10)
+        heard.clear()
+        await fast.publish("here", b"after")
+        await until(lambda: b"after" in heard)
+
+
+class TestConnection:
+    @pytest.mark.parametrize("how", ["stop", "freeze"])
+    async def test_down_and_up_again(self, own_server: NatsServer, connect: Connect, how: str) -> None:
+        """F1: calls fail at once or in the time given, nothing is kept for later, subscriptions come back."""
+        connections = connect(own_server)
+        one, two = await connections.make(), await connections.make()
+        echo = Echo(two)
+        await two.subscribe("here", echo)
+        await two.flush(10)
+        getattr(own_server, how)()
+        began = time.monotonic()
+        with pytest.raises((NoReply, NatsUnavailable)):
+            await one.request("here", b"old", 1.0)
+        await until(lambda: not one.connected)
+        assert time.monotonic() - began < 5
+        began = time.monotonic()
+        for _ in range(50):
+            with pytest.raises(NatsUnavailable):
+                await one.request("here", b"late", 10)
+            with pytest.raises(NatsUnavailable):
+                await one.publish("here", b"late")
+        assert time.monotonic() - began < 1
+        if how == "stop":
+            own_server.start()
+        else:
+            own_server.thaw()
+        back = time.monotonic()
+        await until(lambda: one.connected and two.connected)
+        assert time.monotonic() - back < 8
+        assert await one.request("here", b"new", 10) == b"new"
+        assert b"late" not in echo.heard
+
+    async def test_frozen_for_long(
+        self, own_server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The connection is given up; with much waiting to be sent, too. Nothing of it is left (Q1)."""
+        monkeypatch.setattr("arcbridge.relay.nats.PING", 0.2)
+        connection = await connect(own_server).make()
+        for n in range(20):
+            await connection.subscribe(f"here.{n}", lambda message: None)
+        await connection.flush(10)
+        tasks = asyncio.all_tasks()
+        own_server.freeze()
+        for _ in range(200):
+            # More than the sockets take.
+            await connection.publish("here.0", b"x" * 100_000)
+        client = connection._client
+        await until(lambda: connection._client is not client)
+        own_server.thaw()
+        await until(lambda: connection.connected)
+        await connection.flush(10)
+        await until(lambda: len(asyncio.all_tasks()) <= len(tasks))
+        gc.collect()
+
+    async def test_a_server_that_says_nothing(self, own_server: NatsServer) -> None:
+        """Among several servers one that works is found."""
+        with silent_port() as port:
+            config = RelayFleetConfig(servers=(f"nats://127.0.0.1:{port}", own_server.url, "nats://127.0.0.1:9"))
+            connection = NatsConnection(config)
+            try:
+                assert await connection.start(60)
+            finally:
+                await connection.close()
+
+    async def test_closing_in_any_state(self, own_server: NatsServer) -> None:
+        own_server.freeze()
+        for wait in (0.0, 0.3):
+            connection = NatsConnection(settings(own_server))
+            assert not await connection.start(wait)
+            await connection.close()
+        own_server.thaw()
+        assert len(asyncio.all_tasks()) == 1
+
+    async def test_passwords_and_permissions(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The permissions of docs/operations.md are enough, and what is not among them is refused."""
+        permissions = """
+            permissions {
+              publish: ["arcbridge.>", "$JS.API.>", "$KV.arcbridge.>"]
+              subscribe: ["arcbridge.dial.>", "arcbridge.roll", "arcbridge.relay.*", "arcbridge.offer.relay-1.>",
+                          "arcbridge.inbox.relay-1.>"]
+            }"""
+        config = f'authorization {{ users = [ {{ user: "relay-1", password: "secret", {permissions} }} ] }}\n'
+        password = tmp_path / "password"
+        password.write_text("secret\n")
+        with NatsServer(tmp_path / "nats", config=config) as server:
+            connection = NatsConnection(settings(server, name="relay-1", user="relay-1", password_file=password))
+            assert await connection.start(30)
+            from arcbridge.relay.fleet.nats import NatsFleet
+            from arcbridge.relay.registry.nats import NatsRegistry
+            from tests.relay.fleet.conformance import DIAL, Link
+
+            fleet, registry = NatsFleet(connection), NatsRegistry(connection)
+            await fleet.start()
+            registry.start()
+            await fleet.register(Link())
+            assert await registry.create_join_token("prod", expires_at=time.time() + 60)
+            assert await registry.revocations() == frozenset()
+            assert (await fleet.dial("prod", DIAL, 10)).token == "t"
+            assert await fleet.address_of(fleet.relay_id) == ""
+            assert dict(await fleet.count(["prod"])) == {"prod": 1}
+            assert "complains" not in capsys.readouterr().out
+            await connection.subscribe("arcbridge.inbox.relay-2.>", lambda message: None)
+            told = ""
+            async with asyncio.timeout(30):
+                while "relay-2" not in told:
+                    told += capsys.readouterr().out
+                    await asyncio.sleep(0.02)
+            await registry.close()
+            await fleet.close()
+            await connection.close()
+            wrong = tmp_path / "wrong"
+            wrong.write_text("not it\n")
+            connection = NatsConnection(settings(server, user="relay-1", password_file=wrong))
+            assert not await connection.start(0.5)
+            await connection.close()
+            assert "not it" not in capsys.readouterr().out
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ({"servers": ("http://a:1",)}, "fleet.servers"),
+            ({"servers": ("a:4222",)}, "fleet.servers"),
+            ({"servers": ("nats://user:secret@a:4222",)}, "password_file"),
+            ({"name": "a.b"}, "fleet.name"),
+            ({"name": "a>"}, "fleet.name"),
+            ({"prefix": "a..b"}, "fleet.prefix"),
+            ({"prefix": "a.*"}, "fleet.prefix"),
+            ({"bucket": "a.b"}, "fleet.bucket"),
+            ({"replicas": 0}, "fleet.replicas"),
+            ({"replicas": 7}, "fleet.replicas"),
+            ({"user": "a"}, "password_file"),
+            ({"password_file": Path("p")}, "password_file"),
+            ({"credentials": Path("c"), "user": "a", "password_file": Path("p")}, "two ways"),
+            ({"certificate": Path("c")}, "certificate and key"),
+        ],
+    )
+    def test_bad_ones_are_named(self, wrong: dict[str, object], words: str) -> None:
+        config = RelayFleetConfig(**{"servers": ("nats://a:4222",), **wrong})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError) as caught:
+            check(config)
+        assert words in caught.value.message
+        assert "secret" not in caught.value.message
+
+    def test_good_ones(self) -> None:
+        check(RelayFleetConfig(servers=("nats://a:1", "tls://[::1]:2"), prefix="a.b", name="relay-1", replicas=3))
+        check(RelayFleetConfig())
+
+    def test_cluster_names_in_subjects(self) -> None:
+        assert subject_token("a.b-c") == "a_b-c"
+        for name in ("a_b", "a*", ">", "", "a b", "A"):
+            with pytest.raises(ConfigError):
+                subject_token(name)
