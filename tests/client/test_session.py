@@ -20,7 +20,14 @@ from arcbridge.client.session import ClusterSession
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
+from arcbridge.errors import (
+    ArcbridgeError,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    Unauthenticated,
+    Unreachable,
+)
 from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
@@ -33,12 +40,6 @@ from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSi
 def jwt_like(life: float, mark: str = "") -> str:
     claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + life, "mark": mark}).encode()).rstrip(b"=")
     return f"eyJh.{claims.decode()}.sig"
-
-
-@pytest.fixture
-async def far() -> AsyncIterator[FarSide]:
-    async with FarSide() as side:
-        yield side
 
 
 def login(directory: Path, *, access: str = "the-access-token", cluster: str = "the-id-token") -> LoginConfig:
@@ -78,6 +79,21 @@ async def echo(session: ClusterSession, data: bytes = b"hello") -> bytes:
 
 
 class TestTheGoodWay:
+    async def test_it_is_gone_when_the_agent_has_heard_of_the_end(self, far: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path)
+        async with running(session):
+            await echo(session)
+            mine = session.current
+            assert mine is not None
+            session.close()
+            assert mine.transport is not None
+            await session.gone()
+            assert mine.transport is None
+            error = await far.sessions[0].wait_ended()
+            assert isinstance(error, SessionEnded)
+            assert error.code == GoawayCode.DONE
+            await session.gone()  # nothing is left to wait for
+
     async def test_tokens_go_where_they_belong(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             assert await echo(session) == b"hello"
