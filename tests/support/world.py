@@ -428,7 +428,7 @@ class World:
         """A person's `forward` of a TCP target; the process and the local port."""
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
-        port = free_port()
+        port = fixed_port()
         arguments = [*self.client_arguments(user, directory), *extra, "forward", name, "--listen", f"127.0.0.1:{port}"]
         argv = [*self.client_prefix, *arcbridge(*arguments)]
         process = self._start(f"forward-{self._clients}", argv, env=self.client_env(directory))
