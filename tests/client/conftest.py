@@ -1,11 +1,13 @@
-"""What touches sockets is tested on uvloop, and on asyncio's own loop, which serves where uvloop cannot be had."""
+"""The other side of a client, and the loops: uvloop, and asyncio's own, which serves where uvloop cannot be had."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+
+from tests.client.far_side import FarSide
 
 BOTH = ("test_connection", "test_endpoint", "test_forward", "test_life", "test_session")
 
@@ -22,3 +24,16 @@ def pytest_asyncio_loop_factories(
     except ImportError:
         return {"asyncio": asyncio.new_event_loop}
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[FarSide]:
+    async with FarSide() as side:
+        yield side
+
+
+@pytest.fixture
+async def second(far: FarSide) -> AsyncIterator[FarSide]:
+    """Another relay before the same agent."""
+    async with FarSide(far) as side:
+        yield side

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,6 @@ from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, OTHER_CA, RELAY_CA, FarSide
 from tests.client.test_session import login, make
-
-
-@pytest.fixture
-async def far() -> AsyncIterator[FarSide]:
-    async with FarSide() as side:
-        yield side
-
-
-@pytest.fixture
-async def second(far: FarSide) -> AsyncIterator[FarSide]:
-    async with FarSide(far) as side:
-        yield side
 
 
 class Way:

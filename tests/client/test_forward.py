@@ -21,12 +21,6 @@ from tests.client.test_session import make, running
 
 
 @pytest.fixture
-async def far() -> AsyncIterator[FarSide]:
-    async with FarSide() as side:
-        yield side
-
-
-@pytest.fixture
 async def forward(far: FarSide, tmp_path: Path) -> AsyncIterator[Forward]:
     async with running(make(far, tmp_path)) as session:
         forward = Forward(session, "echo", listen_at("127.0.0.1", 0))

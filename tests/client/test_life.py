@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,6 @@ WAITS, BACK = "connection lost, waiting to resume", "session resumed"
 MOVED, OVER = "session moved to another connection", "session could not be resumed"
 
 Lines = list[dict[str, Any]]
-
-
-@pytest.fixture
-async def far() -> AsyncIterator[FarSide]:
-    async with FarSide() as side:
-        yield side
-
-
-@pytest.fixture
-async def second(far: FarSide) -> AsyncIterator[FarSide]:
-    """Another relay before the same agent."""
-    async with FarSide(far) as side:
-        yield side
 
 
 @pytest.fixture(autouse=True)

@@ -81,12 +81,6 @@ async def _running(work: Any, ready: asyncio.Event) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def far() -> AsyncIterator[FarSide]:
-    async with FarSide() as side:
-        yield side
-
-
-@pytest.fixture
 def case(far: FarSide, tmp_path: Path) -> Case:
     return Case(far, tmp_path)
 
