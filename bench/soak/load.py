@@ -25,9 +25,9 @@ from bench.soak.records import Direction, Kind, Preamble
 CHATTY_SHARE = 0.75
 LIVES = (60.0, 300.0)
 """Seconds that most streams live."""
-BRIEF_SHARE = 0.1
+BRIEF_PLACES = 10
+"""Of so many places one has streams that live only for seconds, so that beginnings and ends of streams are cut too."""
 BRIEF_LIVES = (0.2, 5.0)
-"""Seconds that the others live, so that beginnings and ends of streams are cut too."""
 TARGET_FIRST_SHARE = 0.25
 """Streams whose target ends its direction first, while the other goes on."""
 MOST_STREAMS = 1_000_000
@@ -56,10 +56,9 @@ class Load:
     async def keep(self, place: int) -> None:
         """One stream after the other, until draining."""
         await asyncio.sleep(place * RAMP)
+        lives = LIVES if place % BRIEF_PLACES else BRIEF_LIVES
         while not self.room.draining and self.opened < MOST_STREAMS:
-            brief = self._random.random() < BRIEF_SHARE
-            life = self._random.uniform(*(BRIEF_LIVES if brief else LIVES))
-            if not await self._stream(next(self._numbers), life):
+            if not await self._stream(next(self._numbers), self._random.uniform(*lives)):
                 await asyncio.sleep(PAUSE)
 
     async def _stream(self, number: int, life: float) -> bool:

@@ -113,6 +113,7 @@ class _Soak:
             ended = time.monotonic()
             after = self._memory()
             done = self._drain(load, target)
+            drained = time.monotonic()
             metrics = self._metrics()
             cpu = {role: round(value - cpu[role], 1) for role, value in self._cpu().items()}
         near, far = read_ledger(directory / "load.jsonl"), read_ledger(directory / "target.jsonl")
@@ -126,7 +127,7 @@ class _Soak:
             "plan": {"duration": plan.duration, "streams": plan.streams, "clients": plan.clients,
                      "relays": plan.relays, "every": plan.every, "seed": plan.seed.hex()},
             "duration_s": round(ended - begun, 1),
-            "drain_s": round(time.monotonic() - ended, 1),
+            "drain_s": round(drained - ended, 1),
             **_sums(accounts, metrics, len(self._kills)),
             "first_record": _first(accounts),
             **_stalls(stalls(near, far, self._kills), self._kills, self._back, begun),
