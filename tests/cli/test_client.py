@@ -229,6 +229,15 @@ async def test_status_names_the_first_step_that_fails(shell: Shell, far: FarSide
     assert [line.split()[:2] for line in out.splitlines()] == [["STEP", "STATE"], ["login", "ok"], ["relay", "failed"]]
 
 
+async def test_another_relay_and_which_one_it_was(shell: Shell, far: FarSide) -> None:
+    shell.always[shell.always.index("--relay") + 1] = f"https://127.0.0.1:1,{far.address}"
+    async with shell.proxy("-v") as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        log = (await process.stderr.read()).decode()
+    assert f'"relay": "127.0.0.1:{far.port}"' in log or f'"relay":"127.0.0.1:{far.port}"' in log
+
+
 @pytest.mark.parametrize("command", ["login", "logout"])
 async def test_login_needs_an_issuer(shell: Shell, command: str) -> None:
     got, _, err = await shell.run(command)
