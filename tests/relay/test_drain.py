@@ -17,6 +17,7 @@ from arcbridge.relay import drain as module
 from arcbridge.relay.drain import Drain, Step
 from arcbridge.relay.fleet.base import AgentLink
 from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import JoinReply
 from tests.relay.station import Agent, Station, station, swallow
 
 
@@ -54,6 +55,16 @@ async def sessions(relay: Station, agent: Agent, count: int) -> AsyncIterator[li
     finally:
         for sock in near:
             sock.close()
+
+
+async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.socket, JoinReply]]:
+    """A client's join whose agent has been asked to come."""
+    await agent.registered()
+    joining = asyncio.create_task(relay.join())
+    async with asyncio.timeout(5):
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+    return joining
 
 
 async def is_reset(sock: socket.socket) -> bool:
@@ -162,11 +173,7 @@ async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monke
     """J21: within a second, in words, so that the client goes elsewhere."""
     monkeypatch.setattr(module, "JOINING", 0.1)
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
-        joining = asyncio.create_task(relay.join())
-        async with asyncio.timeout(5):
-            while not agent.dials:
-                await asyncio.sleep(0.005)
+        joining = await dialled(relay, agent)
         draining = Draining(relay)
         with pytest.raises(JoinRefused) as caught:
             await asyncio.wait_for(joining, 5)
@@ -179,11 +186,7 @@ async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
     monkeypatch.setattr(module, "JOINING", 3600.0)
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
-        joining = asyncio.create_task(relay.join())
-        async with asyncio.timeout(5):
-            while not agent.dials:
-                await asyncio.sleep(0.005)
+        joining = await dialled(relay, agent)
         draining = Draining(relay)
         await draining.reaches(Step.DRAINING)
         await agent.join(agent.dials[0].token)
