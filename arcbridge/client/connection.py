@@ -67,7 +67,8 @@ async def join(
     try:
         relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)
     except RelaysFailed as failed:
-        raise failed.summed_up(_usefulness) from failed
+        error = failed.summed_up(_usefulness)
+        raise error from error.__cause__
     return Joined(relay, sock, reply)
 
 

@@ -29,7 +29,8 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     try:
         _, found = await relays.first_of(lambda relay: _list_at(relay, token))
     except RelaysFailed as failed:
-        raise failed.summed_up(lambda error: int(isinstance(error, PermissionRefused))) from failed
+        error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
+        raise error from error.__cause__
     return found
 
 

@@ -273,7 +273,11 @@ class Life:
                     self._tokens.refused()
                 delay = self._after_failure(error)
             else:
-                self._is_back()
+                if self.session.state is State.DETACHED:
+                    # It was attached, and lost before this task had its turn: whoever was told of it waits on.
+                    delay = self._after_failure(Unreachable(f'the connection to cluster "{self._cluster}" was lost'))
+                elif not self.session.closed:
+                    self._is_back()
 
     def _worth_moving(self) -> bool:
         return self.session.resumable and self.session.streams_open > 0

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
@@ -70,6 +70,7 @@ class FarSide(BaseHandler):
         self.silent_join = False
         self.silent_resume = False
         self.dies_behind_the_join = False
+        self.deaths_behind_a_resumption = 0
         self.deaf = False
         """Connections are accepted, and nothing is ever said on them."""
         self.silent_agent = False
@@ -208,6 +209,10 @@ class FarSide(BaseHandler):
                 ok = replace(self.auth_answer, session_id=old.session_id, resume_secret=old.resume_secret)
                 old.take_over(newcomer, ok)
                 self.resumptions.append(old)
+                if self.deaths_behind_a_resumption:
+                    self.deaths_behind_a_resumption -= 1
+                    # Its answer still goes out, with the end right behind it.
+                    asyncio.get_running_loop().call_soon(cast(asyncio.Transport, old.transport).close)
                 return
         newcomer.refuse_auth(GoawayCode.GONE, "there is no such session here")
 

@@ -171,6 +171,21 @@ class TestResuming:
             far.reply = JoinReply()
             await stream.check(b"more")
 
+    @pytest.mark.parametrize("why", ["lost", "moved"])
+    async def test_lost_again_at_once(self, far: FarSide, tmp_path: Path, lines: Lines, why: str) -> None:
+        far.deaths_behind_a_resumption = 10
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            if why == "lost":
+                far.cut()
+            else:
+                far.sessions[0].ask_to_move()
+            await until(lambda: not far.deaths_behind_a_resumption)
+            await stream.check(b"more")
+            await until(lambda: session.current is not None and not session.detached_count)
+        seen = events(lines, WAITS, BACK, OVER)
+        assert seen == [WAITS, BACK] * (len(seen) // 2)
+
     async def test_no_relay_for_a_while(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
