@@ -10,6 +10,10 @@ from bench.scenarios.base import Effort, Metrics
 from bench.scenarios.bulk import Bulk
 
 
+SHARE = 0.4
+"""How much of another measurement's time each turn takes."""
+
+
 class Resumption(Bulk):
     """Turns are short and many, because it is two nearly equal figures that are compared."""
 
@@ -20,6 +24,8 @@ class Resumption(Bulk):
     turns = 2
 
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
-        metrics = super().measure(load, peer, replace(effort, seconds=effort.seconds / 2, warmup=effort.warmup / 2))
+        metrics = super().measure(
+            load, peer, replace(effort, seconds=effort.seconds * SHARE, warmup=effort.warmup * SHARE)
+        )
         ends = sum(value for name, value in metrics.items() if name.startswith(("client_", "agent_")))
         return metrics | {"ends_cpu_s_per_gb": ends}

@@ -116,6 +116,8 @@ class _Soak:
             drained = time.monotonic()
             metrics = self._metrics()
             cpu = {role: round(value - cpu[role], 1) for role, value in self._cpu().items()}
+            for process in (*self._clients, world.agent):
+                process.stop()  # before the relays, which else wait for them to leave by themselves
         near, far = read_ledger(directory / "load.jsonl"), read_ledger(directory / "target.jsonl")
         told = {index: reasons_told(client.stderr_path) for index, client in enumerate(self._clients)}
         accounts = settle(near, far, done["opened"], told)
