@@ -14,9 +14,12 @@ import pytest
 import structlog
 
 from arcbridge.client import life as life_module
+from arcbridge.client.life import Life
+from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.session import ClusterSession
 from arcbridge.client.whereabouts import Whereabouts
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
+from arcbridge.mux.session import MuxSession
 from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
@@ -186,6 +189,28 @@ class TestResuming:
         seen = events(lines, WAITS, BACK, OVER)
         assert seen == [WAITS, BACK] * (len(seen) // 2)
 
+    async def test_lost_in_the_turn_in_which_it_was_attached(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines
+    ) -> None:
+        attached, times = MuxSession.wait_attached, 3
+
+        async def wait_attached(mux: MuxSession) -> None:
+            nonlocal times
+            await attached(mux)
+            if times:
+                times -= 1
+                assert mux._connection is not None
+                mux.connection_lost(mux._connection, ConnectionResetError())
+
+        monkeypatch.setattr(MuxSession, "wait_attached", wait_attached)
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.cut()
+            await until(lambda: not times)
+            await stream.check(b"more")
+            await until(lambda: session.current is not None and not session.detached_count)
+        assert events(lines, WAITS, BACK, OVER) == [WAITS, BACK]
+
     async def test_no_relay_for_a_while(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
@@ -288,6 +313,20 @@ class TestTheEnd:
             assert await stream.end() is not None
             assert await echo(session) == b"hello"
         assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
+
+    async def test_a_bug_ends_it(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*arguments: object) -> None:
+            raise ZeroDivisionError
+
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            monkeypatch.setattr(life_module, "require_pin", broken)
+            far.cut()
+            assert await stream.end() is not None
+            assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+            assert await echo(session) == b"hello"
 
     async def test_closed_while_it_waits(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         before = asyncio.all_tasks()
@@ -436,6 +475,38 @@ class TestMoving:
             assert error.code == GoawayCode.DONE
             assert session.relay is session.relays.all[1]
             assert [request.instance for request in second.requests] == [""]
+            assert await echo(session) == b"hello"
+
+    async def test_a_stream_that_begins_meanwhile_moves_with_its_session(
+        self, far: FarSide, second: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            old = await session.ready()
+            attempt, stream = session._attempt, Stream()
+
+            async def attempt_and_open(leaving: RelayAccess | None = None) -> Life:
+                fresh = await attempt(leaving)
+                old.open("tcp:echo", stream.io)
+                return fresh
+
+            monkeypatch.setattr(session, "_attempt", attempt_and_open)
+            far.sessions[0].ask_to_move()
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"over the new connection")
+            assert session.current is not old
+            assert [request.instance for request in second.requests] == ["", "pod-1"]
+
+    async def test_without_resumption_what_runs_may_finish(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, others=(second,), resumption=False)) as session:
+            stream = await Stream.open(session)
+            old = await session.ready()
+            session.move_requested(old)
+            await until(lambda: session.current is not old)
+            await stream.check(b"still there")
+            assert stream.io.transport is not None
+            stream.io.transport.write_eof()
+            assert await stream.end() is None
+            assert isinstance(await old.wait_ended(), SessionEnded)
             assert await echo(session) == b"hello"
 
 
