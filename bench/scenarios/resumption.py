@@ -9,7 +9,6 @@ from bench.peers.base import Peer
 from bench.scenarios.base import Effort, Metrics
 from bench.scenarios.bulk import Bulk
 
-
 SHARE = 0.4
 """How much of another measurement's time each turn takes."""
 

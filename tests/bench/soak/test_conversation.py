@@ -32,6 +32,7 @@ Liar = Callable[[bytes], bytes]
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "PACE", dict.fromkeys(Kind, 0.002))
     monkeypatch.setattr(load, "RAMP", 0.001)
+    monkeypatch.setattr(load, "PAUSE", 0.01)
 
 
 class Network:
@@ -188,8 +189,7 @@ async def test_a_reset_is_a_failure_with_a_reason_and_no_loss() -> None:
     assert reason.startswith("cut: ")
 
 
-async def test_a_port_that_refuses_is_a_failure_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "PAUSE", 0.01)
+async def test_a_port_that_refuses_is_a_failure_with_a_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     ledger = io.StringIO()
