@@ -67,6 +67,12 @@ def check(config: Any) -> None:
         parse_address(config.public_address)
         if (config.tls.certificate is None) != (config.tls.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
+        if config.fleet.servers:
+            from arcbridge.relay.nats import check as check_fleet
+
+            check_fleet(config.fleet)
+            if config.fleet.internal_address:
+                parse_address(config.fleet.internal_address)
     elif isinstance(config, AgentConfig):
         for relay in config.relays:
             parse_address(relay)

@@ -1,7 +1,8 @@
 """What an operator does on the relay's machine: join tokens and clusters, while the relay runs or before it does.
 
-The commands work on the registry in the data directory. The relay sees a new token at once and a revocation within
-seconds; nothing has to be restarted and no port is involved. Whoever can write that directory is the operator.
+The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
+and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. Whoever can write
+that directory, or that bucket, is the operator.
 
 `run_admin` is the whole of it for the command line. The functions beside it return plain data, for anybody who
 prints it in another way:
@@ -27,7 +28,7 @@ from arcbridge.config import RelayConfig, parse_duration
 from arcbridge.errors import ConfigError, ExitCode, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.data_dir import open_authority, registry_of
 from arcbridge.relay.registry.base import ClusterRecord, cluster_state
 
 Row = dict[str, Any]
@@ -127,15 +128,12 @@ async def create_token(
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
     relay = parse_address(config.public_address).url
     authority = await asyncio.to_thread(open_authority, config.data_dir, clock=clock)
-    registry = await open_registry(config.data_dir, clock=clock)
-    try:
+    async with registry_of(config, clock=clock) as registry:
         record = await registry.cluster(cluster)
         if record is not None and record.revoked:
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
         expires_at = clock() + ttl
         token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
-    finally:
-        await registry.close()
     pin = "" if config.tls.certificate is not None else authority.pin
     return NewToken(
         id=token.partition(".")[0],
@@ -151,11 +149,8 @@ async def create_token(
 
 async def list_tokens(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
     """All join tokens, without their secrets; times in unix seconds."""
-    registry = await open_registry(config.data_dir, must_exist=True, clock=clock)
-    try:
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
         tokens = await registry.list_join_tokens()
-    finally:
-        await registry.close()
     now = clock()
 
     def state(used: int, uses: int, expires_at: float) -> str:
@@ -170,22 +165,16 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
     """Void a join token and return its id; a whole token in its place is taken too. `StateError`: there is none."""
     # What was pasted may hold the secret, so it is never quoted.
     token_id = token_id.strip().partition(".")[0]
-    registry = await open_registry(config.data_dir, must_exist=True)
-    try:
+    async with registry_of(config, must_exist=True) as registry:
         if not await registry.delete_join_token(token_id):
             raise StateError("there is no join token with this id: 'token list' shows those that are")
-    finally:
-        await registry.close()
     return token_id
 
 
 async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
     """All clusters, by name; times in unix seconds, 0 for never."""
-    registry = await open_registry(config.data_dir, must_exist=True, clock=clock)
-    try:
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
         records = await registry.clusters()
-    finally:
-        await registry.close()
     return [_cluster_row(record, clock()) for record in records]
 
 
@@ -201,13 +190,10 @@ async def restore_cluster(config: RelayConfig, name: str) -> str:
 
 async def _set_revoked(config: RelayConfig, name: str, revoked: bool) -> str:
     check_cluster_name(name)
-    registry = await open_registry(config.data_dir, must_exist=True)
-    try:
+    async with registry_of(config, must_exist=True) as registry:
         change = registry.revoke_cluster if revoked else registry.unrevoke_cluster
         if not await change(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
-    finally:
-        await registry.close()
     return name
 
 

@@ -213,9 +213,9 @@ class ControlRoom:
         for link in links:
             link.draining = True
         # Before the GOAWAYs: another relay of the fleet must not count on an agent that is about to leave.
-        leaving = [asyncio.ensure_future(self._fleet.unregister(link)) for link in links]
-        if leaving:
-            await asyncio.wait(leaving, timeout=_UNREGISTER_DEADLINE)
+        leaving = [asyncio.ensure_future(self._fleet.drain())]
+        leaving += [asyncio.ensure_future(self._fleet.unregister(link)) for link in links]
+        await asyncio.wait(leaving, timeout=_UNREGISTER_DEADLINE)
         for link in links:
             if link.session is not None and not link.session.closed:
                 link.session.goaway(GoawayCode.DRAINING, message, RETRY_AFTER)

@@ -10,6 +10,11 @@ from arcbridge.relay.api import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlRoom
 from arcbridge.relay.counters import REJECTIONS, Counters
+from arcbridge.relay.fleet.nats import OUTCOMES as DIAL_OUTCOMES
+from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.hop import OUTCOMES as HOP_OUTCOMES
+from arcbridge.relay.hop import Hops
+from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 
@@ -96,3 +101,26 @@ def register(
             lambda: api.slow)  # fmt: skip
     gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
           lambda: certificate.expires)  # fmt: skip
+
+
+def register_fleet(metrics: Metrics, connection: NatsConnection, fleet: NatsFleet, hops: Hops) -> None:
+    """What a relay of a fleet has besides."""
+    counter, gauge = metrics.counter, metrics.gauge
+
+    counter(
+        "fleet_dials_total",
+        "Dial requests, by how they ended: consent of an agent here or at another relay, or why not.",
+        {"result": DIAL_OUTCOMES},
+        lambda: fleet.dials,
+    )
+    gauge("fleet_connected", "Whether NATS answers.", None, lambda: connection.connected)
+    counter("fleet_connections_total", "Connections to NATS.", None, lambda: connection.connections)
+    counter("fleet_slow_consumers_total", "Subscriptions that could not keep up and were made anew.", None,
+            lambda: connection.slow_consumers)  # fmt: skip
+    counter("fleet_crossed_replies_total", "Replies that belonged to another request.", None, lambda: fleet.crossed)
+    counter(
+        "hops_total",
+        "Joins of agents that were passed on to the relay they are for, by how that ended.",
+        {"result": HOP_OUTCOMES},
+        lambda: hops.outcomes,
+    )

@@ -42,12 +42,15 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.net.join import JoinCode, ServerJoin
-from arcbridge.pki.authority import agent_cluster
+from arcbridge.net.ready import reset
+from arcbridge.net.tls import ALPN_HOP
+from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.failure_limit import FailureLimit
 from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.hop import Hops, token_of
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
@@ -107,9 +110,10 @@ class Rendezvous:
         counters: Counters,
         address: str,
         limits: RelayLimitsConfig,
+        hops: Hops | None = None,
         dial_deadline: float = DIAL_DEADLINE,
     ) -> None:
-        """`address` is this relay's `host:port` as agents reach it."""
+        """`address` is this relay's `host:port` as agents reach it. `hops`: in a fleet, how to reach its others."""
         self._context = context
         self._fleet = fleet
         self._registry = registry
@@ -119,6 +123,7 @@ class Rendezvous:
         self._counters = counters
         self._address = address
         self._limits = limits
+        self._hops = hops
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
@@ -217,7 +222,10 @@ class Rendezvous:
         cluster = request.cluster
         told["cluster"] = cluster
         self._require_room()
-        waiting = _Waiting(join_id, cluster, secrets.token_urlsafe(16), asyncio.get_running_loop().create_future())
+        token = secrets.token_urlsafe(16)
+        if self._hops is not None:
+            token = token_of(self._hops.relay_id, token)
+        waiting = _Waiting(join_id, cluster, token, asyncio.get_running_loop().create_future())
         key = _key(waiting.token)
         self._waiting[key] = waiting
         agent: _Agent | None = None
@@ -382,6 +390,33 @@ class Rendezvous:
             reply = JoinReply(code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=wait)
             return reply, "too many void tokens from this address"
         ticket.leave()
+        if self._hops is not None and self._hops.elsewhere(request):
+            return await self._pass_on(self._hops, join, request, cluster, ticket)
+        cause = self._pair(join, request, cluster, ticket.address)
+        if cause:
+            self._guesses.failed(ticket.address)
+            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+        return None, ""
+
+    async def _pass_on(
+        self, hops: Hops, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
+    ) -> tuple[JoinReply | None, str]:
+        """An agent whose client waits at another relay of the fleet."""
+        try:
+            self._require_room()
+            await hops.forward(join, request, cluster)
+        except JoinRefused as error:
+            if error.code == JoinCode.GONE:
+                self._counters.tokens_refused += 1
+                self._guesses.failed(ticket.address)
+            else:
+                await hops.give_up(request)
+            reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
+            return reply, f"hop: {error.message}"
+        return None, ""
+
+    def _pair(self, join: ServerJoin, request: JoinRequest, cluster: str, source: str) -> str:
+        """Hand the connection of an agent of `cluster` to the client that waits for it; else why there is none."""
         key = _key(request.token)
         waiting = self._waiting.get(key)
         cause = ""
@@ -394,11 +429,61 @@ class Rendezvous:
             cause = "another agent was faster"
         if cause or waiting is None:
             self._counters.tokens_refused += 1
-            self._guesses.failed(ticket.address)
-            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+            return cause
         del self._waiting[key]
-        waiting.met.set_result(_Agent(join, _instance(request.instance), ticket.address))
-        return None, ""
+        waiting.met.set_result(_Agent(join, _instance(request.instance), source))
+        return ""
+
+    # -- another relay of the fleet --------------------------------------------------------------------------------
+
+    async def serve_hop(self, sock: socket.socket, ticket: Ticket) -> None:
+        """The room for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
+        if self._hops is None:
+            reset(sock)
+            return
+        join = ServerJoin(sock, self._hops.server_context(), ALPN_HOP)
+        handed_over = False
+        try:
+            try:
+                await join.handshake()
+                request = await join.read_request()
+            except (RemoteProtocolError, ConnectionLost) as error:
+                self._counters.rejected["handshake"] += 1
+                log.info("hop refused", source=ticket.address, cause=error.message)
+                return
+            certificate = join.peer_certificate
+            if certificate is None or not is_relay(certificate):
+                # An agent's certificate is of the same CA.
+                log.warning("hop refused", source=ticket.address, cause="the certificate is not a relay's")
+                await join.refuse(JoinReply(code=JoinCode.FORBIDDEN, message="this is between relays"))
+                return
+            ticket.leave()
+            if request.role != "agent" or request.hops != 1:
+                await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="a hop is an agent's, and the only one"))
+                return
+            cause = self._pair(join, request, request.cluster, ticket.address)
+            if cause:
+                self._counters.agent_joins_refused += 1
+                log.warning("hop refused", source=ticket.address, cluster=request.cluster, cause=cause)
+                await join.refuse(JoinReply(code=JoinCode.GONE, message=_VOID))
+                return
+            handed_over = True
+        finally:
+            if not handed_over:
+                join.abort()
+
+    def hop_failed(self, key: bytes) -> None:
+        """The agent of the client with this token (its SHA-256) came to a relay from which it cannot be passed on:
+        better told now than at the deadline."""
+        waiting = self._waiting.get(key)
+        if waiting is not None and not waiting.met.done():
+            waiting.met.set_exception(
+                JoinRefused(
+                    JoinCode.AGENT_REFUSED,
+                    "the agent came to a relay that cannot reach this one; try again",
+                    retry_after=1,
+                )
+            )
 
 
 def _going_away() -> JoinRefused:

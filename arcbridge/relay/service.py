@@ -37,13 +37,16 @@ from arcbridge.relay.api import ApiServer, build_app
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlRoom
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.data_dir import fleet_registry, open_authority, open_registry
 from arcbridge.relay.drain import Drain
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_room import HttpRoom
-from arcbridge.relay.listener import Listener
-from arcbridge.relay.measures import register
+from arcbridge.relay.listener import Listener, Room
+from arcbridge.relay.measures import register, register_fleet
+from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pipes import POOL
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
@@ -53,6 +56,7 @@ CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
 LOCK_FILE: Final = "relay.lock"
 _SEEN: Final = 60.0
+_NATS_PATIENCE: Final = 5.0
 _API_CLOSE: Final = 0.5
 _RESERVED_DESCRIPTORS: Final = 64
 
@@ -100,7 +104,19 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
 
     stack.enter_context(_only_one(config.data_dir))
     authority = open_authority(config.data_dir)
-    registry = await open_registry(config.data_dir)
+    registry: Registry
+    fleet: Fleet
+    nats: NatsConnection | None = None
+    if config.fleet.servers:
+        nats = NatsConnection(config.fleet)
+        stack.push_async_callback(nats.close)
+        if not await nats.start(_NATS_PATIENCE):
+            log.warning("NATS does not answer: this relay starts without, and refuses what it cannot know")
+        fleet = NatsFleet(nats, internal_address=_internal_address(config))
+        registry = following = fleet_registry(nats, config.fleet)
+        following.start()
+    else:
+        fleet, registry = LocalFleet(), await open_registry(config.data_dir)
     stack.push_async_callback(registry.close)
     certificate = ServerCertificate(config.tls, authority, public.host)
 
@@ -110,7 +126,6 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
     stack.push_async_callback(verifier.close)
 
     counters = Counters()
-    fleet: Fleet = LocalFleet()
     await fleet.start()
     stack.push_async_callback(fleet.close)
     api = ApiServer(
@@ -134,6 +149,15 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         counters,
         agents_per_second=_at_least_one("limits.agents_per_second", limits.agents_per_second),
     )
+    hops: Hops | None = None
+    if isinstance(fleet, NatsFleet):
+        hops = Hops(
+            relay_id=fleet.relay_id,
+            address_of=fleet.address_of,
+            tell_failed=fleet.tell_failed,
+            authority=authority,
+            pumps=pumps,
+        )
     rendezvous = Rendezvous(
         context=lambda: certificate.contexts[ALPN_JOIN],
         fleet=fleet,
@@ -144,16 +168,21 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         counters=counters,
         address=str(public),
         limits=limits,
+        hops=hops,
     )
     http = HttpRoom(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
-    listener = Listener(
-        {alpn.CONTROL: control.serve, alpn.JOIN: rendezvous.serve, alpn.HTTP: http.serve}, admission, counters
-    )
+    rooms: dict[bytes, Room] = {alpn.CONTROL: control.serve, alpn.JOIN: rendezvous.serve, alpn.HTTP: http.serve}
+    if isinstance(fleet, NatsFleet):
+        rooms[alpn.HOP] = rendezvous.serve_hop
+        fleet.on_failed = rendezvous.hop_failed
+    listener = Listener(rooms, admission, counters)
 
     drain = Drain(listener, control, rendezvous, pumps, counters)
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
+    if isinstance(fleet, NatsFleet) and nats is not None and hops is not None:
+        register_fleet(metrics, nats, fleet, hops)
     chores = _Chores(registry, fleet, control, pumps, policy, certificate)
     checks.add("registry", lambda: chores.registry_error)
     checks.add("draining", drain.unready)
@@ -225,14 +254,21 @@ class _Chores:
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
                 self._certificate.refresh()
-                for cluster in {link.cluster for link in self._fleet.links()}:
-                    await self._registry.seen(cluster, time.time())
+                await self._note()
         except RegistryUnavailable as error:
             if self.registry_error is None:
                 log.error("registry unavailable", cause=error.message)
             self.registry_error = error.message
         else:
             self.registry_error = None
+
+    async def _note(self) -> None:
+        """Only dates for people: a relay that cannot write them is as ready as before."""
+        try:
+            for cluster in {link.cluster for link in self._fleet.links()}:
+                await self._registry.seen(cluster, time.time())
+        except RegistryUnavailable as error:
+            log.warning("clusters not noted as seen", cause=error.message)
 
 
 def _pump_ended(pump: Pump) -> None:
@@ -288,6 +324,14 @@ def _at_least_one(setting: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{setting}: must be at least 1")
     return value
+
+
+def _internal_address(config: RelayConfig) -> str:
+    """Where other relays reach this one; without a setting, where everybody does."""
+    try:
+        return str(parse_address(config.fleet.internal_address or config.public_address))
+    except ConfigError as error:
+        raise ConfigError(f"fleet.internal_address: {error.message}") from error
 
 
 def _session_limit(config: RelayConfig) -> int:

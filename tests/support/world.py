@@ -331,7 +331,7 @@ class World:
             f"{self.agent_settings}\n"
             + textwrap.dedent(
                 f"""\
-                relays = {json.dumps([f"https://{address}" for address in self.agent_routes])}
+                relays = {json.dumps([f"https://{address}" for address in dict.fromkeys(self.agent_routes)])}
                 relay_ca_pin = "{self.relay_pin}"
                 join_token_file = "{shared}join-token"
                 authentication = "authentication.yaml"
@@ -388,7 +388,7 @@ class World:
     def client_arguments(self, user: User, directory: Path) -> list[str]:
         """The flags that a person's client needs."""
         access, identity = self.login_files(user, directory)
-        relays = [word for address in self.client_routes for word in ("--relay", f"https://{address}")]
+        relays = [word for address in dict.fromkeys(self.client_routes) for word in ("--relay", f"https://{address}")]
         return [
             *("--role", "client", *relays, "--relay-ca-pin", self.relay_pin),
             *("--cluster", self.cluster, "--trust-first-use"),

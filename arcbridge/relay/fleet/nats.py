@@ -24,7 +24,7 @@ Subjects, behind the fleet's prefix:
     dial.CLUSTER             ASK, any instance        queue group `relays`
     dial.CLUSTER.INSTANCE    ASK, this instance       queue group `relays`; INSTANCE is a hash of the id
     offer.NAME.ID.*          ACCEPT, to this relay process
-    relay.ID                 "at which internal address are you?" (relay.hop)
+    relay.ID                 "at which internal address are you?", or "who was to join you cannot" (relay.hop)
     roll                     "which agents have you?", to all
     inbox.NAME.>             replies
 """
@@ -152,6 +152,8 @@ class NatsFleet(Fleet):
         self._rolls: dict[str, asyncio.Queue[dict[str, list[AgentInfo]]]] = {}
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_failed: Callable[[bytes], None] = lambda key: None
+        """Called with the SHA-256 of a dial token whose agent came to a relay that could not pass it on."""
         self.dials = dict.fromkeys(OUTCOMES, 0)
         self.crossed = 0
         """Replies that answered something else than what was asked."""
@@ -162,7 +164,7 @@ class NatsFleet(Fleet):
             await listen(f"{self._offers_at}.*", self._accepted),
             await listen(f"{self._prefix}.roll", self._roll_asked),
             await listen(f"{self._rolls_at}.*", self._roll_answered),
-            await listen(f"{self._prefix}.relay.{self.relay_id}", self._address_asked),
+            await listen(f"{self._prefix}.relay.{self.relay_id}", self._told_or_asked),
         ]
 
     async def close(self) -> None:
@@ -504,8 +506,15 @@ class NatsFleet(Fleet):
             self._addresses[relay_id] = answer.decode("ascii", "replace")
         return self._addresses[relay_id]
 
-    def _address_asked(self, message: Msg) -> None:
-        self._reply(message, self._internal_address.encode())
+    async def tell_failed(self, relay_id: str, token: str) -> None:
+        """Tell that relay that the agent under this dial token came out here and cannot be passed on."""
+        await self._say(f"{self._prefix}.relay.{relay_id}", hashlib.sha256(token.encode()).digest())
+
+    def _told_or_asked(self, message: Msg) -> None:
+        if message.data:
+            self.on_failed(bytes(message.data))
+        else:
+            self._reply(message, self._internal_address.encode())
 
     # -- small things ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,173 @@
+"""One hop: an agent's join that lands on another relay than the one that waits for it.
+
+Where all relays share one address behind a load balancer, the agent dials that address and comes out anywhere. Its
+dial token begins with the id of the relay that waits. A relay that is not this one, having checked the agent's
+certificate as for a join of its own, connects to the internal address of the one that waits (ALPN `arcbridge-hop/1`,
+both ends show a certificate of the relays' CA), and says JOIN there in the agent's place: with the token, the cluster
+that it verified, and `hops` 1. What follows is the ordinary join, twice: the outer TLS between the relays ends in
+order, then that of the agent, and from then on both relays pump bytes that neither can read.
+
+Never two hops: whoever gets `hops` 1 pairs it or says GONE. And the address comes from the relay that has the id, over
+NATS, never from the agent: its token can at most name a relay that exists.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    JoinRefused,
+    RemoteProtocolError,
+    Unreachable,
+)
+from arcbridge.net.address import parse_address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.join import JoinCode, ServerJoin, client_join
+from arcbridge.net.ready import reset
+from arcbridge.net.tls import ALPN_HOP, RelayTrust, hop_server_context, outer_client_context
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.wire.records import JoinReply, JoinRequest
+
+HOP_NAME: Final = "hop.arcbridge"
+"""The server name of every relay towards another: which one it is shows by what it answers to the token."""
+CONNECT_DEADLINE: Final = 2.0
+"""Seconds. Relays are close to each other; a cut between them should cost a client no more than this."""
+JOIN_DEADLINE: Final = 8.0
+RENEW: Final = 7 * 86400.0
+"""Seconds after which a relay gives itself another certificate; each is good for much longer."""
+_GONE: Final = "this dial token is void: the relay that waited is gone, or does not wait any more"
+_RETRY_AFTER: Final = 1
+
+OUTCOMES: Final = ("joined", "gone", "unreachable", "failed")
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+def token_of(relay_id: str, secret: str) -> str:
+    """The dial token of a client that waits at this relay."""
+    return f"{relay_id}.{secret}"
+
+
+def relay_of(token: str) -> str:
+    """The relay that a dial token names; empty when it names none."""
+    relay_id, dot, _ = token.partition(".")
+    return relay_id if dot and len(relay_id) == 16 else ""
+
+
+class Hops:
+    """Both sides of the hop, as far as they are not the rendezvous' own."""
+
+    def __init__(
+        self,
+        *,
+        relay_id: str,
+        address_of: Callable[[str], Awaitable[str]],
+        tell_failed: Callable[[str, str], Awaitable[None]],
+        authority: Authority,
+        pumps: Pumps,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`address_of` gives the internal address of a relay's id, empty for none; `tell_failed(relay_id, token)`
+        tells that relay that who was to come cannot."""
+        self.relay_id = relay_id
+        self._address_of = address_of
+        self._tell_failed = tell_failed
+        self._authority = authority
+        self._pumps = pumps
+        self._clock = clock
+        self._made = 0.0
+        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
+
+    def server_context(self) -> ssl.SSLContext:
+        """For connections from other relays."""
+        return self._fresh()[0]
+
+    def elsewhere(self, request: JoinRequest) -> bool:
+        """Whether this join of an agent is for another relay, and may be passed on."""
+        return request.hops == 0 and relay_of(request.token) not in ("", self.relay_id)
+
+    async def give_up(self, request: JoinRequest) -> None:
+        """This join cannot be passed on from here: tell the relay that waits, so that its client need not."""
+        await self._tell_failed(relay_of(request.token), request.token)
+
+    async def forward(self, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
+        """Pass the join of an agent of `cluster`, whose certificate was checked, on to the relay it is for.
+
+        The agent's socket belongs to the pump then. Raises `JoinRefused`; the agent is still to be told.
+        """
+        relay_id = relay_of(request.token)
+        try:
+            pump = await self._forward(relay_id, join, request, cluster)
+        except JoinRefused as error:
+            of = {JoinCode.GONE: "gone", JoinCode.INTERNAL: "unreachable"}
+            self.outcomes[of.get(JoinCode(error.code), "failed")] += 1
+            raise
+        self.outcomes["joined"] += 1
+        return pump
+
+    async def _forward(self, relay_id: str, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
+        try:
+            address = await self._address_of(relay_id)
+        except ArcbridgeError as error:
+            raise _unreachable() from error
+        if not address:
+            raise JoinRefused(JoinCode.GONE, _GONE)
+        said = JoinRequest(
+            role="agent",
+            cluster=cluster,
+            token=request.token,
+            instance=request.instance,
+            version=request.version,
+            hops=1,
+        )
+        try:
+            sock = await connect(parse_address(address), deadline=CONNECT_DEADLINE, proxy=DIRECT)
+            reply = await client_join(sock, self._fresh()[1], HOP_NAME, said, alpn=ALPN_HOP, deadline=JOIN_DEADLINE)
+        except JoinRefused:
+            raise
+        except (Unreachable, ConnectionLost, RemoteProtocolError, ConfigError) as error:
+            log.warning("a relay of the fleet cannot be reached for a hop", address=address, cause=error.message)
+            raise _unreachable() from error
+        try:
+            await join.reply(JoinReply(join_id=reply.join_id))
+            left_over = await join.finish()
+        except (RemoteProtocolError, ConnectionLost) as error:
+            reset(sock)
+            raise JoinRefused(JoinCode.AGENT_REFUSED, "the agent did not finish the join") from error
+        except BaseException:
+            reset(sock)
+            raise
+        log.info("joined over a hop", session=reply.join_id, cluster=cluster, relay=relay_id)
+        return self._pumps.join(sock, join.sock, to_client=left_over, join_id=reply.join_id, cluster=cluster)
+
+    def _fresh(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        """Contexts as server and as client, with certificates that are not old."""
+        now = self._clock()
+        if self._contexts is None or now - self._made > RENEW:
+            ca = self._authority.certificate_pem
+            server, client = self._authority.issue_server([HOP_NAME]), self._authority.issue_relay()
+            certificate = (client.certificate_pem, client.key_pem)
+            self._contexts = (
+                hop_server_context(server.certificate_pem, server.key_pem, ca),
+                outer_client_context(RelayTrust(ca), ALPN_HOP, client_certificate=certificate),
+            )
+            self._made = now
+        return self._contexts
+
+
+def _unreachable() -> JoinRefused:
+    return JoinRefused(
+        JoinCode.INTERNAL,
+        "the relay that waits for this join cannot be reached from here now",
+        retry_after=_RETRY_AFTER,
+    )

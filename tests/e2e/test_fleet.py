@@ -1,0 +1,237 @@
+"""Three relays over one NATS server, as processes: they share a registry, and any of them reaches every agent."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import ExitCode
+from tests.support.nats_server import NatsServer
+from tests.support.processes import run
+from tests.support.reports import metrics, until
+from tests.support.targets import EchoServer
+from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+
+CONTROL = b"arcbridge-control/1"
+JOIN = b"arcbridge-join/1"
+
+
+Choose = Callable[[World, bytes], int | None]
+
+
+class Front:
+    """A load balancer: `choose(first bytes)` says to which port a connection goes; None closes it."""
+
+    def __init__(self, choose: Callable[[bytes], int | None]) -> None:
+        self._choose = choose
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True, name="front").start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock:
+            hello = b""
+            try:
+                # The record's own length is in bytes 3 and 4.
+                while len(hello) < 5 or len(hello) < 5 + int.from_bytes(hello[3:5], "big"):
+                    if not (data := sock.recv(65536)):
+                        return
+                    hello += data
+                port = self._choose(hello)
+                if port is None:
+                    return
+                with socket.create_connection(("127.0.0.1", port)) as to:
+                    to.sendall(hello)
+                    other = threading.Thread(target=_copy, args=(to, sock), daemon=True)
+                    other.start()
+                    _copy(sock, to)
+                    other.join()
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[EchoServer]:
+    with EchoServer() as server:
+        yield server
+
+
+@contextmanager
+def fleet(
+    directory: Path, echo: EchoServer, front: Choose | None = None, gate: int = -1
+) -> Iterator[tuple[World, NatsServer]]:
+    """NATS, three relays, an agent. `front`: all relays have one address, where that chooses. `gate`: the relay that
+    gets no control connection."""
+    token = directory / "nobody"
+    token.write_text("nobody-asks-for-it")
+    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+    fronts: list[Front] = []
+    with NatsServer(directory / "nats") as nats, World(api, directory=directory / "world", relays=3) as world:
+        world.targets["echo"] = (echo.address, ALICE.groups)
+        if front is not None:
+            fronts.append(Front(lambda hello: front(world, hello)))
+            world.agent_routes = [fronts[0].address] * 3
+            world.client_routes = [fronts[0].address]
+        elif gate >= 0:
+            port = int(world.relay_listens[gate].rpartition(":")[2])
+            fronts.append(Front(lambda hello: None if CONTROL in hello else port))
+            world.agent_routes[gate] = fronts[0].address
+            world.client_routes = [world.relay_listens[gate]]
+        world.start_issuer()
+        for index, listen in enumerate(world.relay_listens):
+            world.start_relay(
+                index,
+                extra=f'[fleet]\nservers = ["{nats.url}"]\nname = "relay-{index}"\ninternal_address = "{listen}"\n',
+            )
+        world.start_agent(wait=False)
+        try:
+            yield world, nats
+        finally:
+            for one in fronts:
+                one.close()
+
+
+def of(world: World, index: int, name: str) -> float:
+    return float(metrics(world.relay_observes[index]).get(f"arcbridge_relay_{name}", 0))
+
+
+def talk(port: int, words: bytes) -> bytes:
+    """One echo through a forward; empty when it was refused."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        return exchanged(sock, words)
+
+
+def exchanged(sock: socket.socket, words: bytes) -> bytes:
+    try:
+        sock.sendall(words)
+        got = b""
+        while len(got) < len(words) and (data := sock.recv(65536)):
+            got += data
+        return got
+    except ConnectionError:
+        return b""
+
+
+def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
+    """The agent's control connections are at relays 1 and 2; its cluster enrolled at 0, where the client comes in. Then
+    NATS goes away and comes back."""
+    with fleet(tmp_path, echo, gate=0) as (world, nats):
+        until(
+            lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at relays 1 and 2", timeout=60
+        )
+        assert of(world, 0, "agents") == 0
+        _, port = world.start_forward("echo")
+        session = socket.create_connection(("127.0.0.1", port), timeout=60)
+        assert exchanged(session, b"through relay 0") == b"through relay 0"
+        assert of(world, 0, 'fleet_dials_total{result="remote"}') >= 1
+        assert of(world, 0, "pumps_open") == 1
+        # What it means to have no NATS.
+        nats.stop()
+        until(lambda: of(world, 0, "fleet_connected") == 0, "the relays have noticed")
+        assert exchanged(session, b"still there") == b"still there"
+        assert talk(port, b"a new stream of the session") == b"a new stream of the session"
+        world.client_routes = [world.relay_listens[1]]
+        _, beside = world.start_forward("echo")
+        assert talk(beside, b"the agent is at the same relay") == b"the agent is at the same relay"
+        world.client_routes = [world.relay_listens[0]]
+        refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+        assert refused.returncode == ExitCode.UNREACHABLE, refused.stderr
+        assert of(world, 0, 'fleet_dials_total{result="unavailable"}') >= 1
+        for index in range(3):
+            assert metrics(world.relay_observes[index])["arcbridge_relay_ready"] == 1
+        nats.start()
+        until(lambda: all(of(world, n, "fleet_connected") == 1 for n in range(3)), "the relays are back", timeout=30)
+        _, again = world.start_forward("echo")
+        assert talk(again, b"as before") == b"as before"
+        assert exchanged(session, b"all the time") == b"all the time"
+        session.close()
+
+
+def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
+    """J20: the agent's join comes out at another relay than the one that waits, and is passed on once."""
+    joins = itertools.count()
+
+    def choose(world: World, hello: bytes) -> int | None:
+        ports = [int(listen.rpartition(":")[2]) for listen in world.relay_listens]
+        if JOIN in hello:
+            return ports[next(joins) % 3]
+        return ports[2] if CONTROL in hello else ports[0]
+
+    with fleet(tmp_path, echo, front=choose) as (world, nats):
+        until(lambda: of(world, 2, "agents") == 1, "the agent is at relay 2", timeout=60)
+        sessions = []
+        for _ in range(4):
+            _, port = world.start_forward("echo")
+            session = socket.create_connection(("127.0.0.1", port), timeout=60)
+            words = b"x" * 3_000_000
+            sender = threading.Thread(target=session.sendall, args=(words,))
+            sender.start()
+            got = b""
+            while len(got) < len(words) and (data := session.recv(65536)):
+                got += data
+            sender.join()
+            assert got == words
+            sessions.append(session)
+        hops = [of(world, n, 'hops_total{result="joined"}') for n in range(3)]
+        assert sum(hops) == 4, hops
+        # Two pumps a session: where the client came in, and where the agent did.
+        assert sum(of(world, n, "pumps_open") for n in range(3)) == 8
+        nats.stop()
+        for session in sessions:
+            assert exchanged(session, b"still there") == b"still there"
+            session.close()
+
+
+def command(world: World, index: int, *arguments: str, status: int = 0) -> str:
+    """What an operator's command at a relay prints; it ends with `status`."""
+    argv = arcbridge("--role", "relay", *arguments, "--config", str(world.config_of("relay", index)))
+    done = run(argv, check=False, timeout=60)
+    assert done.returncode == status, done.stderr
+    return (done.stdout + done.stderr).decode()
+
+
+def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoServer) -> None:
+    """A token made at one relay, a revocation at another: all of them know."""
+    with fleet(tmp_path, echo) as (world, nats):
+        until(lambda: all(of(world, n, "agents") == 1 for n in range(3)), "the agent is at all relays", timeout=60)
+        assert not list(tmp_path.rglob("registry.db"))
+        assert world.cluster in command(world, 2, "cluster", "list")
+        command(world, 1, "cluster", "revoke", world.cluster)
+        until(lambda: all(of(world, n, "agents") == 0 for n in range(3)), "the agent is cut off", timeout=30)
+        command(world, 2, "cluster", "restore", world.cluster)
+        # One that was told that it is revoked takes its time.
+        world.agent.kill()
+        world.start_agent(wait=False)
+        until(lambda: all(of(world, n, "agents") == 1 for n in range(3)), "the agent is back", timeout=60)
+        nats.stop()
+        assert "NATS cannot be reached" in command(world, 0, "token", "list", status=ExitCode.FAILURE)
