@@ -42,6 +42,8 @@ LOOK_AGAIN = 300.0
 """Seconds between two looks at the store for a certificate that a sibling has renewed."""
 REFUSED_WAIT = 60.0
 """Seconds after a refusal: a revoked cluster may be restored, but asking often helps nobody."""
+REFUSED_AMONG = 15
+"""Seconds at least where some relays refused and the rest did not answer."""
 CONFLICTS = 20
 """Rounds of compare-and-set before giving up: there are never that many writers for long."""
 
@@ -266,16 +268,27 @@ class CredentialKeeper:
         return self._clock() < renew_at(not_before, not_after)
 
     async def _any_relay(self, ask: Callable[[Address], Any]) -> Any:
-        """Asks the relays in turn; the first answer counts, a refusal ends it."""
-        failure: Unreachable | None = None
+        """Asks the relays in turn; the first consent counts.
+
+        A relay that refuses does not speak for the others: each may have a registry of its own, and the token or the
+        cluster may be known at one alone. When all have failed the error has every relay's answer. It is
+        EnrolmentRefused if all refused; one that could not be asked might have consented, so then it is Unreachable.
+        """
+        failures: list[ArcbridgeError] = []
         for relay in self._relays:
             try:
                 return await ask(relay)
-            except Unreachable as error:
-                failure = error
-            except ConnectionLost as error:
-                failure = Unreachable(error.message)
-        raise failure or ConfigError("relays: at least one is needed")
+            except (Unreachable, EnrolmentRefused, ConnectionLost) as error:
+                failures.append(error)
+        if not failures:
+            raise ConfigError("relays: at least one is needed")
+        message = "; ".join(dict.fromkeys(failure.message for failure in failures))
+        if all(isinstance(failure, EnrolmentRefused) for failure in failures):
+            raise EnrolmentRefused(message)
+        hints = [failure.retry_after for failure in failures if failure.retry_after is not None]
+        if any(isinstance(failure, EnrolmentRefused) for failure in failures):
+            hints.append(REFUSED_AMONG)
+        raise Unreachable(message, retry_after=max(hints, default=None))
 
     async def _first_trust(self, relay: Address) -> str:
         if self._ca_file is not None:
