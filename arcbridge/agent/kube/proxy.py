@@ -62,6 +62,8 @@ class Caller:
     identity: Identity
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
+    here_since: float = 0.0
+    """Since when the session has its present connection, monotonic seconds; infinity while it has none."""
 
 
 class _StreamOver(ConnectionError):
@@ -118,7 +120,7 @@ class KubeProxy:
         self._api = api
         self._audit = audit
         self._reviewer = reviewer or Reviewer(api)
-        self._server = KubeServer(self._handle, self._refused_head)
+        self._server = KubeServer(self._handle, self._refused_head, lambda protocol: protocol.context.caller.here_since)
         self.stats = KubeStats()
 
     def serve(self, stream: StreamTransport, caller: Caller) -> None:

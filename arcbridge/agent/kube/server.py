@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -38,17 +39,20 @@ _SILENT.addHandler(logging.NullHandler())
 class KubeServer(web.Server):
     """Makes one protocol per stream; `handler(protocol, request)` answers each request.
 
-    `refused(protocol, refusal)` is told of heads that never became a request.
+    `refused(protocol, refusal)` is told of heads that never became a request. `here_since(protocol)` says since when
+    the caller has a connection (monotonic seconds, infinity while there is none): deadlines of his do not run without.
     """
 
     def __init__(
         self,
         handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
         refused: Callable[[KubeProtocol, Refusal], None],
+        here_since: Callable[[KubeProtocol], float] = lambda _: 0.0,
     ) -> None:
         super().__init__(_dispatch, handler_cancellation=True)
         self.handler = handler
         self.refused = refused
+        self.here_since = here_since
 
     def protocol(self, context: Any) -> KubeProtocol:
         """The protocol of one stream; `context` is the caller's, for the handler."""
@@ -70,7 +74,17 @@ class KubeProtocol(RequestHandler):
     `early` is set once bytes arrived behind an upgrade request before it was answered; `on_early` is called then.
     """
 
-    __slots__ = ("_head", "_head_timer", "context", "early", "on_early", "requests", "server", "upgrade_seen")
+    __slots__ = (
+        "_head",
+        "_head_began",
+        "_head_timer",
+        "context",
+        "early",
+        "on_early",
+        "requests",
+        "server",
+        "upgrade_seen",
+    )
 
     def __init__(self, server: KubeServer, context: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -95,6 +109,7 @@ class KubeProtocol(RequestHandler):
         self.upgrade_seen = False
         self._head = bytearray()
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_began = 0.0
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -179,6 +194,7 @@ class KubeProtocol(RequestHandler):
         if not self._head or not self._awaits_head():
             self._stop_head_timer()
         elif self._head_timer is None:
+            self._head_began = time.monotonic()
             self._head_timer = self._loop.call_later(HEAD_DEADLINE, self._head_late)
 
     def _stop_head_timer(self) -> None:
@@ -188,6 +204,11 @@ class KubeProtocol(RequestHandler):
 
     def _head_late(self) -> None:
         self._head_timer = None
+        counted_from = max(self._head_began, self.server.here_since(self))
+        left = min(counted_from + HEAD_DEADLINE - time.monotonic(), HEAD_DEADLINE)
+        if counted_from > self._head_began and left > 0:  # the connection was away meanwhile
+            self._head_timer = self._loop.call_later(left, self._head_late)
+            return
         self._give_up(bad_request(f"the head of a request was not complete within {HEAD_DEADLINE:g} seconds"))
 
     def _give_up(self, refusal: Refusal) -> None:
