@@ -156,6 +156,10 @@ class AgentConfig:
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
     token_mode: bool = True
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
+    control_connections: int = 2
+    """Relays of the list to be connected to at a time; a number above the list's length means all of them."""
+    resumption: bool = True
+    """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)

@@ -1,64 +1,79 @@
-"""The control connection to one relay, and the dials that come over it.
+"""The control connections: to some relays of the list, always as many as are wanted.
 
-One connection per relay of the list, redialled with full jitter. A DIAL is answered only if it names an address of the
-agent's own list (threat J19: a relay must not turn the agent into a port scanner), for this cluster and this instance,
-while there is room. Then the agent joins under the dial token, and the socket carries the end-to-end TLS.
+One loop looks at what there is and starts or ends connections; `relay_choice` says which relays come next. The rules:
+
+* Of the list, the first ones of this process's own order are kept. One that is lost is replaced by the next in the
+  order; when it is back, and has stayed, the stand-in is left in order, once no dial is under way on it.
+* A relay that says it will go away (GOAWAY with DRAINING) is replaced first. Then the sessions that came through it
+  are asked to move, and only then is it left; where nothing replaces it, it is kept until it closes.
+* A relay's word when to come back is obeyed. A cluster that was revoked, and an instance id that is used twice, are
+  never tried again within 30 s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from enum import IntEnum
-from typing import Any
+from dataclasses import dataclass
 
 import structlog
 
+from arcbridge.agent.dials import CONNECT_DEADLINE, HANDSHAKE_DEADLINE, Dials, DialStatus
 from arcbridge.agent.enrol import CredentialKeeper
-from arcbridge.agent.session_certificate import SessionCertificate
-from arcbridge.agent.sessions import MAX_SESSIONS, Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, SessionEnded
+from arcbridge.agent.outer_tls import OuterTls
+from arcbridge.agent.relay_choice import RelayChoice
+from arcbridge.agent.sessions import Sessions
+from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.net.address import Address, parse_address
-from arcbridge.net.backoff import Backoff
+from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
-from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_JOIN, RelayTrust, outer_client_context
-from arcbridge.pki.credentials import AgentCredential
+from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, JoinRequest, Status
+from arcbridge.wire.records import Dial, Goaway, Status
 from arcbridge.wire.session import Kind, Side
 
-MAX_DIALS = 64
-"""Dials under way at once, of all relays together (threat B7)."""
-CONNECT_DEADLINE = 10.0
-HANDSHAKE_DEADLINE = 5.0
-MAX_DIAL_DEADLINE = 30.0
-JOIN_MEMORY = 60.0
-"""Seconds for which a failed join makes the agent unready, unless another works before."""
-HINT_MIN, HINT_MAX = 1, 600
-"""A relay's hint when to come back is obeyed within this, seconds (threat B8)."""
+CONTROL_CONNECTIONS = 2
+"""Control connections to keep: with two, one relay may die or be upgraded and the cluster stays within reach."""
+HEAD_START = 2.0
+"""Seconds after which an attempt that hangs no longer counts: the next relay is tried beside it."""
+FAIL_OVER_SPREAD = 2.0
+"""A lost connection is replaced within this, seconds, at random: a dead relay's agents must not come to another one all
+at once. Without any other connection it is a quarter of that."""
+BALANCE_FIRST, BALANCE_LAST = 60.0, 120.0
+"""Between two tries to get a preferred relay back while another one stands in for it, seconds, at random."""
+SETTLED = 15.0
+"""Seconds that a connection must have been up before a stand-in is left for it."""
+LEAVE_GRACE = 3.0
+"""Seconds between the goodbye to a relay and the end: a dial may be on its way."""
+PROBATION = 0.5
+"""Seconds until a new connection counts as a replacement: a relay that paces, or goes away too, greets first and then
+sends the newcomer away."""
+REPLACEMENT_WAIT = 5.0
+"""Seconds for which sessions stay where they are while a leaving relay's replacement is being made; then the other
+connections have to do."""
+DEPARTURE_MEMORY = 60.0
+"""Seconds after which a relay's goodbye is forgotten: it has cut what came through it long before."""
+SLOW = 30
+"""Seconds to wait at least after REVOKED and REPLACED: trying more often cannot help."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
 
-class DialStatus(IntEnum):
-    """Why a DIAL is not answered with a join; travels as Status.code."""
+@dataclass(slots=True)
+class _Departure:
+    """A relay that goes away, whose sessions are still to be asked to move."""
 
-    WILL_JOIN = 0
-    OVERLOADED = 1
-    ADDRESS = 2
-    CLUSTER = 3
-    INSTANCE = 4
-    DRAINING = 5
+    relay: Address
+    at: float
 
 
 class ControlRoom:
-    """All control connections of one agent and what their dials share.
+    """All control connections of one agent.
 
-    `start()` makes one task per relay; `close()` ends them. Counters are read by the metrics.
+    `start()` begins to connect; `close()` ends everything and must be awaited. Counters are read by the metrics.
     """
 
     def __init__(
@@ -69,7 +84,10 @@ class ControlRoom:
         *,
         instance: str,
         software: str,
+        wanted: int = CONTROL_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+        choice: RelayChoice | None = None,
     ) -> None:
         self.relays = tuple(relays)
         self._keeper = keeper
@@ -77,95 +95,197 @@ class ControlRoom:
         self._instance = instance
         self._software = software
         self._clock = clock
-        self._certificate = SessionCertificate()
-        self._contexts: dict[tuple[str, str], ssl.SSLContext] = {}
-        self._contexts_for: AgentCredential | None = None
-        self._loops: list[asyncio.Task[None]] = []
-        self._dials: set[asyncio.Task[None]] = set()
-        self.links: set[ControlLink] = set()
+        self._draw = draw
+        self._outer = OuterTls(keeper)
+        self.choice = choice or RelayChoice(relays, wanted, draw=draw)
+        self.dials = Dials(relays, keeper, sessions, self._outer, instance=instance, software=software, clock=clock)
+        self._links: set[ControlLink] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._balancing: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._departures: list[_Departure] = []
+        self._start_after = 0.0
+        self._balance_at = 0.0
         self.connected = asyncio.Event()
-        """Set while at least one control connection is up."""
+        """Set while at least one control connection is up, to a relay that stays."""
         self.draining = False
-        self.joins = 0
-        self.join_failures = 0
-        self.dials_refused = 0
         self.connects_failed = 0
-        self._join_failed_at: float | None = None
 
     @property
-    def dials_open(self) -> int:
-        """Dials under way."""
-        return len(self._dials)
+    def wanted(self) -> int:
+        """How many control connections the agent keeps."""
+        return self.choice.wanted
+
+    @property
+    def up(self) -> int:
+        """How many are up, to relays that stay."""
+        return len(self._staying())
 
     def unready(self) -> str | None:
         """Why the agent is not ready, or None."""
         if self.draining:
             return "the agent is stopping"
-        if not self.links:
-            return "no control connection to a relay is up"
-        if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
-            return "the last join that a relay asked for failed"
-        return None
+        if not self._staying():
+            return f"no control connection to a relay is up (0 of {self.wanted})"
+        return self.dials.unready()
 
     def start(self) -> None:
         """Begins to connect."""
-        loop = asyncio.get_running_loop()
-        self._loops = [loop.create_task(self._keep(relay), name=f"control-{relay}") for relay in self.relays]
+        self._plan_balancing()
+        self._balancing = asyncio.get_running_loop().create_task(self._balance(), name="control")
 
     def drain(self) -> None:
         """Asks the relays for no more dials; what is being joined goes on."""
         self.draining = True
-        for link in list(self.links):
-            if link.session is not None and not link.session.closed:
-                link.session.send_status(Status(instance=self._instance, ready=False, message="stopping"))
-                link.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 0)
+        for link in list(self._links):
+            if link.up:
+                self._say_goodbye(link, GoawayCode.DRAINING, "the agent is stopping")
+            elif link.task is not None:
+                link.task.cancel()
 
     async def close(self) -> None:
         """Ends connections, dials and tasks."""
         self.draining = True
-        tasks = [*self._loops, *self._dials]
+        tasks = [*self._tasks, *([self._balancing] if self._balancing is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.dials.close()
 
-    # -- one relay --------------------------------------------------------------------------------------------
+    # -- the loop ---------------------------------------------------------------------------------------------
 
-    async def _keep(self, relay: Address) -> None:
-        """Connects to `relay`, again and again, until cancelled."""
-        backoff = Backoff()
-        log = _log.bind(connection=str(relay))
-        while True:
-            link = ControlLink(self, relay)
-            began = self._clock()
-            lasted, hint = 0.0, None
+    async def _balance(self) -> None:
+        """Looks at everything whenever something has changed or is due, until cancelled."""
+        while not self.draining:
+            self._changed.clear()
+            now = self._clock()
+            due = [self._connect_missing(now), self._leave_surplus(now), self._move_sessions(now)]
+            wait = min((when - now for when in due if when is not None), default=None)
             try:
-                session = await self._connect(relay, link)
-                began = self._clock()
-                error: ArcbridgeError = await session.wait_ended()
-                lasted = self._clock() - began
-                hint = link.retry_after or None
-            except ArcbridgeError as refusal:
-                self.connects_failed += 1
-                error, hint = refusal, refusal.retry_after
-            finally:
-                self._unlink(link)
-                if link.session is not None and not link.session.closed:
-                    link.session.close(GoawayCode.DONE, "the agent has stopped")
-            if self.draining:
-                return
-            if isinstance(error, SessionEnded) and error.code == GoawayCode.REVOKED:
-                hint = max(hint or 0, 30)
-            if hint is not None:
-                hint = min(max(hint, HINT_MIN), HINT_MAX)
-            delay = backoff.next_delay(lasted=lasted, hint=hint)
-            log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1))
-            await asyncio.sleep(delay)
+                async with asyncio.timeout(None if wait is None else max(wait, 0.001)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
 
-    async def _connect(self, relay: Address, link: ControlLink) -> MuxSession:
-        context = self._context(ALPN_CONTROL)
+    def _staying(self) -> list[ControlLink]:
+        return [link for link in self._links if link.up and not link.leaving]
+
+    def _connect_missing(self, now: float) -> float | None:
+        """Starts the connections that are missing; when to look again."""
+        staying = self._staying()
+        trying = [link for link in self._links if not link.up]
+        young = [link for link in trying if now - link.began < HEAD_START]
+        taken = {link.relay for link in self._links if not link.leaving}
+        missing = self.wanted - len(staying) - len(young)
+        due = [link.began + HEAD_START for link in young]
+        if missing > 0 and now < self._start_after:
+            return min([self._start_after, *due])
+        while missing > 0:
+            relay = self.choice.next(taken, now)
+            if relay is None:
+                when = self.choice.next_time(taken)
+                due += [when] if when is not None else []
+                break
+            self._start(relay, now)
+            taken.add(relay)
+            due.append(now + HEAD_START)
+            missing -= 1
+        if missing <= 0 and (back := self._preferred_back(staying, taken, now)) is not None:
+            due.append(back)
+        return min(due, default=None)
+
+    def _preferred_back(self, staying: list[ControlLink], taken: set[Address], now: float) -> float | None:
+        """Tries a preferred relay that another one stands in for, now and then; when to look again."""
+        absent = [relay for relay in self.choice.preferred if relay not in taken]
+        if not absent or len(staying) < self.wanted:
+            return None
+        if now < self._balance_at:
+            return self._balance_at
+        self._plan_balancing()
+        for relay in absent:
+            if self.choice.may_try(relay, now):
+                self._start(relay, now)
+                break
+        return self._balance_at
+
+    def _plan_balancing(self) -> None:
+        self._balance_at = self._clock() + BALANCE_FIRST + self._draw() * (BALANCE_LAST - BALANCE_FIRST)
+
+    def _leave_surplus(self, now: float) -> float | None:
+        """Leaves relays that others have made superfluous; when to look again."""
+        staying = {link.relay: link for link in self._staying()}
+        surplus = self.choice.surplus(staying)
+        if not surplus:
+            return None
+        settled = max(link.up_since + SETTLED for relay, link in staying.items() if relay not in surplus)
+        if now < settled:
+            return settled
+        for relay in surplus:
+            if not staying[relay].dials:  # a dial's end is a change, and changes are looked at
+                self._leave(staying[relay], "the agent has enough relays without this one")
+        return None
+
+    def _move_sessions(self, now: float) -> float | None:
+        """Asks the sessions of relays that go away to move, once there is somewhere to move to; when to look again."""
+        staying = self._staying()
+        due = []
+        for departure in list(self._departures):
+            late = departure.at + REPLACEMENT_WAIT
+            fresh = [link.up_since + PROBATION for link in staying if link.up_since >= departure.at]
+            replaced = any(when <= now for when in fresh)
+            being_replaced = bool(fresh) or any(not link.up for link in self._links)
+            others = len(staying) > len(fresh)
+            if replaced or (others and (now >= late or not being_replaced)):
+                self._departures.remove(departure)
+                moved = self._sessions.ask_to_move(str(departure.relay), departure.at)
+                _log.info("sessions asked to move", connection=str(departure.relay), sessions=moved)
+                for link in list(self._links):
+                    if link.relay == departure.relay and link.goes_away:
+                        self._end_of(link, "the agent has another relay now")
+            elif now >= departure.at + DEPARTURE_MEMORY:
+                self._departures.remove(departure)
+            else:
+                due += [late if now < late else departure.at + DEPARTURE_MEMORY, *fresh]
+        return min(due, default=None)
+
+    # -- one connection ---------------------------------------------------------------------------------------
+
+    def _start(self, relay: Address, now: float) -> None:
+        link = ControlLink(self, relay, now)
+        self._links.add(link)
+        link.task = asyncio.get_running_loop().create_task(self._live(link), name=f"control-{relay}")
+        self._tasks.add(link.task)
+        link.task.add_done_callback(self._tasks.discard)
+
+    async def _live(self, link: ControlLink) -> None:
+        """Connects, and stays until the connection is over."""
+        try:
+            session = await self._connect(link)
+            error = await session.wait_ended()
+        except ArcbridgeError as refusal:
+            error = refusal
+        finally:
+            self._links.discard(link)
+            if link.ending is not None:
+                link.ending.cancel()
+            if link.session is not None and not link.session.closed:
+                link.session.close(GoawayCode.DONE, "the agent has stopped")
+            self._note_connected()
+        self._ended(link, error)
+        self._changed.set()
+
+    async def _connect(self, link: ControlLink) -> MuxSession:
+        relay = link.relay
+        context = self._outer.context(ALPN_CONTROL)
         sock = await connect(relay, deadline=CONNECT_DEADLINE)
         session = MuxSession(
-            Side.INITIATOR, Kind.CONTROL, link, label=str(relay), agent=self._instance, software=self._software
+            Side.INITIATOR,
+            Kind.CONTROL,
+            link,
+            label=str(relay),
+            agent=self._instance,
+            software=self._software,
+            cluster_ca=self._keeper.current.cluster_ca_certificate_pem,
         )
         link.session = session
         try:
@@ -190,112 +310,133 @@ class ControlRoom:
 
     def linked(self, link: ControlLink) -> None:
         """HELLO was exchanged."""
-        self.links.add(link)
-        self.connected.set()
-        _log.info("control connection up", connection=str(link.relay))
+        link.up = True
+        link.up_since = self._clock()
+        self._note_connected()
+        self._changed.set()
+        _log.info("control connection up", connection=str(link.relay), up=self.up, wanted=self.wanted)
         if link.session is not None:
             link.session.send_status(Status(instance=self._instance, ready=True))
 
-    def _unlink(self, link: ControlLink) -> None:
-        self.links.discard(link)
-        if not self.links:
+    def _note_connected(self) -> None:
+        if self._staying():
+            self.connected.set()
+        else:
             self.connected.clear()
+
+    def goes_away(self, link: ControlLink, goaway: Goaway) -> None:
+        """The relay accepts nothing new: with DRAINING it goes on for a while, with anything else it is over."""
+        link.code, link.retry_after = goaway.code, goaway.retry_after
+        if goaway.code != GoawayCode.DRAINING or goaway.final or not link.up or link.leaving:
+            return
+        now = self._clock()
+        link.leaving = link.goes_away = True
+        delay = self.choice.failed(link.relay, now, lasted=now - link.up_since, hint=goaway.retry_after or None)
+        link.not_before = now + delay
+        self._departures = [one for one in self._departures if one.relay != link.relay]
+        self._departures.append(_Departure(link.relay, now))
+        self._note_connected()
+        self._changed.set()
+        _log.info("relay goes away", connection=str(link.relay), reason=goaway.message, up=self.up, wanted=self.wanted)
+
+    def _leave(self, link: ControlLink, message: str) -> None:
+        """Ends a control connection in order: no more dials, a moment for those on their way, then the end."""
+        if link.left:
+            return
+        link.left = link.leaving = True
+        self._note_connected()
+        self._say_goodbye(link, GoawayCode.DONE, message)
+        link.ending = asyncio.get_running_loop().call_later(LEAVE_GRACE, self._end_of, link, message)
+
+    def _end_of(self, link: ControlLink, message: str) -> None:
+        if link.session is not None and not link.session.closed:
+            link.session.close(GoawayCode.DONE, message)
+
+    def _say_goodbye(self, link: ControlLink, code: GoawayCode, message: str) -> None:
+        if link.session is not None and not link.session.closed:
+            link.session.send_status(Status(instance=self._instance, ready=False, message=message))
+            link.session.goaway(code, message, 0)
+
+    def _ended(self, link: ControlLink, error: ArcbridgeError) -> None:
+        """A control connection is over, or did not come to be: what follows for its relay."""
+        now = self._clock()
+        log = _log.bind(connection=str(link.relay))
+        code = error.code if isinstance(error, SessionEnded) else link.code
+        lasted = now - link.up_since if link.up else 0.0
+        if link.leaving:
+            if link.goes_away:
+                self.choice.failed(link.relay, now, lasted=lasted, not_before=link.not_before)
+            else:
+                self.choice.left(link.relay, now)
+            log.info("control connection left", reason=error.message)
+            return
+        hint = link.retry_after or error.retry_after
+        if not link.up:
+            self.connects_failed += 1
+        if code == GoawayCode.REVOKED:
+            hint = max(hint or 0, SLOW)
+            self._sessions.revoke(str(link.relay), error.message)
+        elif code == GoawayCode.REPLACED and not any(other.relay == link.relay for other in self._links):
+            hint = max(hint or 0, SLOW)
+            log.error(
+                "another agent uses the same instance id",
+                instance=self._instance,
+                advice="ids are made at random, so one of the two is a copy of a running machine: restart this agent",
+            )
+        delay = self.choice.failed(link.relay, now, lasted=lasted, hint=hint)
+        if link.up and len(self.relays) > 1:
+            spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
+            self._start_after = now + self._draw() * spread
+        if not self.draining:
+            log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1), up=self.up)
 
     # -- dials ------------------------------------------------------------------------------------------------
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
         """Judges a DIAL at once, answers with a STATUS, and joins."""
-        code, message = self._judge(dial)
+        code, message = self.dials.judge(dial, draining=self.draining)
         if link.session is not None:
+            ready = not self.draining and not link.leaving
             link.session.send_status(
-                Status(token=dial.token, code=code, message=message, instance=self._instance, ready=not self.draining)
+                Status(token=dial.token, code=code, message=message, instance=self._instance, ready=ready)
             )
         if code is not DialStatus.WILL_JOIN:
-            self.dials_refused += 1
+            self.dials.refused += 1
             _log.warning("dial refused", connection=str(link.relay), session=dial.join_id, reason=message)
             return
-        task = asyncio.get_running_loop().create_task(self._join(dial), name=f"join-{dial.join_id}")
-        self._dials.add(task)
-        task.add_done_callback(self._dials.discard)
+        link.dials += 1
 
-    def _judge(self, dial: Dial) -> tuple[DialStatus, str]:
-        if self.draining:
-            return DialStatus.DRAINING, "the agent is stopping"
-        if len(self._dials) >= MAX_DIALS or len(self._sessions) >= MAX_SESSIONS:
-            return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
-        if dial.cluster != self._keeper.current.cluster:
-            return DialStatus.CLUSTER, "the agent belongs to another cluster"
-        if dial.instance and dial.instance != self._instance:
-            return DialStatus.INSTANCE, "this is another instance of the agent"
-        if self._address(dial) is None:
-            return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
-        return DialStatus.WILL_JOIN, ""
+        def done() -> None:
+            link.dials -= 1
+            self._changed.set()
 
-    def _address(self, dial: Dial) -> Address | None:
-        try:
-            address = parse_address(dial.address)
-        except ConfigError:
-            return None
-        return address if address in self.relays else None
-
-    async def _join(self, dial: Dial) -> None:
-        log = _log.bind(session=dial.join_id)
-        deadline = min(float(dial.deadline or CONNECT_DEADLINE), MAX_DIAL_DEADLINE)
-        try:
-            async with asyncio.timeout(deadline + HANDSHAKE_DEADLINE):
-                await self._join_and_serve(dial, deadline)
-        except (ArcbridgeError, TimeoutError) as error:
-            self.join_failures += 1
-            # A client that left in the middle says nothing about us, and is no news.
-            ours = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
-            if ours:
-                self._join_failed_at = self._clock()
-            reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
-            (log.warning if ours else log.info)("join failed", reason=reason)
-        else:
-            self.joins += 1
-            self._join_failed_at = None
-
-    async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
-        address = self._address(dial)
-        assert address is not None  # judged before
-        credential = self._keeper.current
-        request = JoinRequest(
-            role="agent",
-            cluster=credential.cluster,
-            token=dial.token,
-            instance=self._instance,
-            version=self._software,
-            hops=dial.hops,
-        )
-        context, inner = self._context(ALPN_JOIN), self._certificate.context(credential)
-        sock = await connect(address, deadline=deadline)
-        await client_join(sock, context, address.host, request, deadline=deadline)
-        await self._sessions.serve(sock, inner, dial.join_id)
-
-    def _context(self, alpn: str) -> ssl.SSLContext:
-        """The outer TLS context, kept while the credential stays the same."""
-        credential = self._keeper.current
-        if credential is not self._contexts_for:
-            self._contexts.clear()
-            self._contexts_for = credential
-        key = (alpn, credential.certificate_pem)
-        context = self._contexts.get(key)
-        if context is None:
-            pair = (credential.certificate_pem, credential.key_pem)
-            context = outer_client_context(RelayTrust(credential.relay_ca_pem), alpn, client_certificate=pair)
-            self._contexts[key] = context
-        return context
+        self.dials.join(dial, done)
 
 
 class ControlLink(BaseHandler):
-    """One control connection."""
+    """One control connection, from the first attempt to its end."""
 
-    def __init__(self, room: ControlRoom, relay: Address) -> None:
+    def __init__(self, room: ControlRoom, relay: Address, began: float) -> None:
         self._room = room
         self.relay = relay
+        self.began = began
         self.session: MuxSession | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.ending: asyncio.TimerHandle | None = None
+        self.up = False
+        self.up_since = 0.0
+        self.leaving = False
+        """The relay goes away, or the agent leaves it: it counts no more."""
+        self.goes_away = False
+        """It is the relay that goes."""
+        self.left = False
+        """We have said goodbye."""
+        self.dials = 0
+        self.code = -1
+        """The code of the relay's GOAWAY; -1: none came."""
         self.retry_after = 0
+        self.not_before = 0.0
+        """When a relay that goes away wants to be tried again."""
 
     def established(self, session: MuxSession) -> None:
         self._room.linked(self)
@@ -303,8 +444,8 @@ class ControlLink(BaseHandler):
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
         self._room.dial(self, dial)
 
-    def goaway_received(self, session: MuxSession, goaway: Any) -> None:
-        self.retry_after = int(goaway.retry_after)
+    def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
+        self._room.goes_away(self, goaway)
 
 
 def _tls_words(error: BaseException) -> str:

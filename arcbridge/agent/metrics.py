@@ -6,6 +6,7 @@ from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlRoom
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.identity.verifier import TokenVerifier
@@ -28,8 +29,9 @@ def register(
 ) -> None:
     """Registers everything on `metrics`."""
     stats = proxy.stats
-    metrics.gauge("control_connections_wanted", "Relays of the list.", None, lambda: len(control.relays))
-    metrics.gauge("control_connections", "Control connections that are up.", None, lambda: len(control.links))
+    dials = control.dials
+    metrics.gauge("control_connections_wanted", "Control connections to keep.", None, lambda: control.wanted)
+    metrics.gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
     metrics.counter(
         "control_connect_failures_total", "Attempts to connect that failed.", None, lambda: control.connects_failed
     )
@@ -37,14 +39,31 @@ def register(
         "joins_total",
         "Joins that relays asked for, by result.",
         {"result": RESULTS},
-        lambda: {"ok": control.joins, "failed": control.join_failures, "refused": control.dials_refused},
+        lambda: {"ok": dials.joins, "failed": dials.join_failures, "refused": dials.refused},
     )
-    metrics.gauge("joins_pending", "Joins under way.", None, lambda: control.dials_open)
+    metrics.gauge("joins_pending", "Joins under way.", None, lambda: len(dials))
 
-    metrics.gauge("sessions", "Sessions that are open.", None, lambda: len(sessions))
+    metrics.gauge("sessions", "Sessions that are open, detached ones included.", None, lambda: len(sessions))
     metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.opened)
     metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.refused)
     metrics.counter("sessions_expired_total", "Sessions that ended with their token.", None, lambda: sessions.expired)
+
+    metrics.gauge("sessions_detached", "Sessions that wait for a connection.", None, lambda: sessions.detached)
+    metrics.counter("sessions_resumed_total", "Times that a session came back.", None, lambda: sessions.resumed)
+    metrics.counter(
+        "resumes_refused_total",
+        "Connections that wanted a session back and did not get it.",
+        {"reason": REFUSALS},
+        lambda: sessions.resumes.refused,
+    )
+    metrics.counter(
+        "replayed_bytes_total", "Bytes sent again after resumptions.", None, lambda: sessions.replayed_bytes
+    )
+    metrics.counter(
+        "detached_seconds_total", "Seconds that sessions were detached, all together.", None,
+        lambda: sessions.detached_seconds,
+    )  # fmt: skip
+    metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 
     metrics.counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
     metrics.gauge("requests_in_flight", "Requests under way, upgraded ones included.", None, lambda: stats.in_flight)

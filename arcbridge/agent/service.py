@@ -37,6 +37,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
+from arcbridge.wire.limits import Limits
 
 DRAIN = 30.0
 """Seconds that what runs may take after the first signal."""
@@ -71,9 +72,19 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         stack.push_async_callback(proxy.close, HURRY)
         keeper = _keeper(config, api, relays)
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
-        sessions = Sessions(authenticator, proxy, targets, instance=instance, software=__version__)
+        sessions = Sessions(
+            authenticator,
+            proxy,
+            targets,
+            instance=instance,
+            software=__version__,
+            limits=Limits() if config.resumption else Limits(replay=0),
+            audit=audit,
+        )
         stack.push_async_callback(sessions.close)
-        control = ControlRoom(relays, keeper, sessions, instance=instance, software=__version__)
+        control = ControlRoom(
+            relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
+        )
         stack.push_async_callback(control.close)
 
         metrics, checks = Metrics("agent"), Checks()
@@ -139,6 +150,8 @@ def check(config: AgentConfig) -> list[Address]:
         if address in relays:
             raise ConfigError(f"relays[{n}]: {address} is given twice")
         relays.append(address)
+    if config.control_connections < 1:
+        raise ConfigError("control_connections: must be at least 1; 2 keeps the cluster within reach when a relay dies")
     if config.relay_ca_pin:
         try:
             check_pin(config.relay_ca_pin)
@@ -191,7 +204,7 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) ->
 
 
 async def _drain(control: ControlRoom, sessions: Sessions, hurry: asyncio.Event) -> None:
-    _log.info("agent stops", step="leaving", sessions=len(sessions))
+    _log.info("agent stops", step="leaving", sessions=len(sessions), detached=sessions.detached)
     control.drain()
     sessions.drain()
     if len(sessions):

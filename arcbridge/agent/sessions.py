@@ -3,11 +3,17 @@
 Nothing reaches the API server before AUTH is accepted: the session's machine holds streams back until then. A session
 ends at its token's expiry by the wall clock, unless AUTH was renewed with a token of the same subject; another subject
 ends it at once. Groups of a renewed token count from the next request.
+
+A session outlives its connection: it is held for two minutes, and goes on over a connection whose caller shows the
+session's secret and a token of the same subject (`agent.resume` judges that). Such a connection is a newcomer first,
+like any other; when its right is established the old session takes the connection over, and the newcomer is done. The
+clock of the token goes on meanwhile. Streams notice nothing: they stall.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import ssl
@@ -16,22 +22,30 @@ from collections.abc import Callable
 
 import structlog
 
+from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.agent.resume import Claim, Refusal, Resumes
 from arcbridge.agent.targets import PREFIX, TcpTargets
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
+from arcbridge.mux import memory
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import GoawayCode, ResetCode
-from arcbridge.wire.records import Auth, AuthOk
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.records import Auth, AuthOk, Hello
+from arcbridge.wire.session import Kind, Side, State
 
 HANDSHAKE_DEADLINE = 5.0
 CLOCK_CHECK = 5.0
 """Seconds between two looks at the wall clock: a lapsed token ends its session at most this much late, also when the
 clock was set or the machine slept."""
 MAX_SESSIONS = 1000
-"""Sessions of one agent process; a join over it is refused before it is dialled."""
+"""Sessions of one agent process, detached ones included; a join over it is refused before it is dialled."""
+MAX_NEWCOMERS = 256
+"""Joined connections that have not authenticated yet; they have ten seconds."""
+SENT_AGAIN = 30.0
+"""Seconds after a resumption in which AUTH may be one that was sent before the cut: its token may have lapsed since."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -47,35 +61,73 @@ class Sessions:
         *,
         instance: str = "",
         software: str = "",
+        limits: Limits = DEFAULT,
+        audit: AuditLog | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.authenticator = authenticator
         self.proxy = proxy
         self.targets = targets
+        self.audit = audit
         self.clock = clock
+        self.monotonic = monotonic
+        self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
         self._instance = instance
         self._software = software
+        self._limits = limits
         self._open: set[AgentSession] = set()
+        self._newcomers: set[AgentSession] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self.opened = 0
         self.refused = 0
         self.expired = 0
+        self.resumed = 0
+        self.detached_seconds = 0.0
+        """Of all sessions that came back or ended detached."""
+        self.moves_asked = 0
+        self.draining = False
+        self._replayed = 0
 
     def __len__(self) -> int:
+        """Authenticated sessions, with or without a connection."""
         return len(self._open)
 
-    async def serve(self, sock: socket.socket, context: ssl.SSLContext, join_id: str) -> None:
-        """Takes over a joined socket: returns once the end-to-end TLS stands; the session then lives by itself.
+    @property
+    def detached(self) -> int:
+        """Sessions that wait for a connection."""
+        return sum(session.detached_at is not None for session in self._open)
+
+    @property
+    def replayed_bytes(self) -> int:
+        """Bytes sent again after resumptions."""
+        return self._replayed + sum(one.session.stats.replayed_bytes for one in self._open if one.session is not None)
+
+    def has_room(self, *, may_come_back: bool = False) -> bool:
+        """Whether another connection may come: always for one that may bring a session back, within bounds."""
+        if len(self._newcomers) >= MAX_NEWCOMERS:
+            return False
+        return may_come_back or not self._full(len(self._open) + len(self._newcomers))
+
+    async def serve(self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "") -> None:
+        """Takes over a socket joined at the relay `via`: returns once the end-to-end TLS stands; the rest is the
+        session's own life.
 
         Raises ConnectionLost when the handshake fails; the socket is closed then.
         """
-        handler = AgentSession(self, join_id)
+        handler = AgentSession(self, join_id, via)
         session = MuxSession(
-            Side.ACCEPTOR, Kind.SESSION, handler, label=join_id, agent=self._instance, software=self._software
+            Side.ACCEPTOR,
+            Kind.SESSION,
+            handler,
+            limits=self._limits,
+            label=join_id,
+            agent=self._instance,
+            software=self._software,
         )
         handler.session = session
-        self._open.add(handler)
+        self._newcomers.add(handler)
         self._empty.clear()
         loop = asyncio.get_running_loop()
         try:
@@ -98,9 +150,29 @@ class Sessions:
 
     def drain(self) -> None:
         """Tells every client to go elsewhere; what runs may finish."""
-        for handler in list(self._open):
+        self.draining = True
+        for handler in list(self._open):  # newcomers hear it when they turn out to be new
+            handler.say_goodbye()
+
+    def ask_to_move(self, via: str, before: float) -> int:
+        """Asks the sessions whose present connection was joined at the relay `via` before that moment (monotonic) to
+        come over another one; how many were asked."""
+        asked = 0
+        for handler in self._open:
+            session = handler.session
+            if session is None or handler.via != via or handler.joined_at > before:
+                continue
+            if session.resumable and session.state is not State.DETACHED:
+                session.ask_to_move()
+                asked += 1
+        self.moves_asked += asked
+        return asked
+
+    def revoke(self, via: str, message: str) -> None:
+        """Ends the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
+        for handler in [one for one in self._all() if one.via == via]:
             if handler.session is not None:
-                handler.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 1)
+                handler.session.close(GoawayCode.REVOKED, message)
 
     async def wait_empty(self) -> None:
         """Until no session is left."""
@@ -108,31 +180,89 @@ class Sessions:
 
     async def close(self, code: GoawayCode = GoawayCode.DRAINING, message: str = "the agent has stopped") -> None:
         """Ends what is left, at once."""
-        handlers = list(self._open)
+        handlers = self._all()
         for handler in handlers:
             if handler.session is not None:
                 handler.session.close(code, message, 1)
         await asyncio.gather(*(handler.finished() for handler in handlers))
 
-    def ended(self, handler: AgentSession) -> None:
-        """Called by a session at its end."""
+    # -- called by the sessions -------------------------------------------------------------------------------
+
+    def admit(self, handler: AgentSession) -> bool:
+        """A newcomer's token was accepted, and it wants a session of its own: whether there is room for it."""
+        if self._full(len(self._open)) and not self._make_room():
+            return False
+        self._newcomers.discard(handler)
+        self._open.add(handler)
+        self.opened += 1
+        return True
+
+    def ended(self, handler: AgentSession, error: ArcbridgeError) -> None:
+        """A session, or what never became one, is over."""
+        if handler.session is not None:
+            self._replayed += handler.session.stats.replayed_bytes
+            self.resumes.remove(handler.session.session_id, error)
         self._open.discard(handler)
-        if not self._open:
+        self._newcomers.discard(handler)
+        if not self._open and not self._newcomers:
             self._empty.set()
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[AgentSession]:
+        return [*self._open, *self._newcomers]
+
+    def _full(self, sessions: int) -> bool:
+        return sessions >= MAX_SESSIONS or memory.budget.full
+
+    def _make_room(self) -> bool:
+        """Ends the session that has been detached longest and has no stream: nobody would come back for it."""
+        idle = [one for one in self._open if one.detached_at is not None and one.streams == 0]
+        if not idle or memory.budget.full:
+            return False
+        oldest = min(idle, key=lambda one: one.detached_at or 0.0)
+        assert oldest.session is not None
+        self._open.discard(oldest)
+        oldest.session.close(GoawayCode.GONE, "the agent needed its place")
+        return True
 
 
 class AgentSession(BaseHandler):
-    """The agent's side of one session."""
+    """The agent's side of one session, over one connection after the other; or of a connection that brings one back."""
 
-    def __init__(self, sessions: Sessions, join_id: str) -> None:
+    def __init__(self, sessions: Sessions, join_id: str, via: str) -> None:
         self._sessions = sessions
         self._join_id = join_id
+        self.via = via
+        """The relay at which the present connection was joined."""
+        self.joined_at = sessions.monotonic()
         self.session: MuxSession | None = None
+        self.detached_at: float | None = None
+        """Since when the session waits for a connection, monotonic seconds; None: it has one."""
+        self._resumed_at: float | None = None
+        self._replayed = 0
         self._caller: Caller | None = None
         self._pending: Auth | None = None
         self._judging: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._log = _log.bind(session=join_id)
+
+    # -- what `agent.resume` asks -----------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing may take it over any more."""
+        return self.session is None or not self.session.resumable
+
+    @property
+    def epoch(self) -> int:
+        """Of the present connection."""
+        return self.session.epoch if self.session is not None else 0
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+        return self.session.streams_open if self.session is not None else 0
 
     # -- callbacks of the session -----------------------------------------------------------------------------
 
@@ -153,15 +283,42 @@ class AgentSession(BaseHandler):
         else:
             stream.abort(ResetCode.UNKNOWN_TARGET)
 
+    def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
+        self.detached_at = self._sessions.monotonic()
+        if self._caller is not None:
+            self._caller.here_since = math.inf
+        self._log.info("session detached", reason=error.message, streams=self.streams)
+
+    def resumed(self, session: MuxSession) -> None:
+        seconds = self._attached()
+        if self._caller is not None:
+            self._caller.here_since = self._sessions.monotonic()
+        replayed, self._replayed = session.stats.replayed_bytes - self._replayed, session.stats.replayed_bytes
+        self._sessions.resumed += 1
+        self._log.info(
+            "session resumed",
+            seconds=round(seconds, 3),
+            replayed=replayed,
+            streams=self.streams,
+            join=session.label,
+            epoch=session.epoch,
+        )
+
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._judging is not None:
             self._judging.cancel()
-        self._sessions.ended(self)
+        self._attached()
+        self._sessions.ended(self, error)
         if self._caller is not None:
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+
+    def say_goodbye(self) -> None:
+        """Tells the client to go elsewhere; what runs may finish."""
+        if self.session is not None:
+            self.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 1)
 
     async def finished(self) -> None:
         """Until the session is over and its task is gone."""
@@ -172,6 +329,15 @@ class AgentSession(BaseHandler):
 
     # -- inside -----------------------------------------------------------------------------------------------
 
+    def _attached(self) -> float:
+        """The session waits no more; for how long it did, seconds."""
+        if self.detached_at is None:
+            return 0.0
+        seconds = self._sessions.monotonic() - self.detached_at
+        self.detached_at = None
+        self._sessions.detached_seconds += seconds
+        return seconds
+
     async def _judge(self, session: MuxSession) -> None:
         while (auth := self._pending) is not None:
             self._pending = None
@@ -180,45 +346,129 @@ class AgentSession(BaseHandler):
                 if found.identity.expires_at <= self._sessions.clock():
                     raise Unauthenticated("the token has expired; log in again")
             except ArcbridgeError as error:
-                if not session.closed:
-                    self._refuse(session, error)
+                if session.closed or self._refuse(session, error):
+                    return
+                continue
+            if session.closed:
                 return
-            if session.closed or not self._accept(session, found):
+            if self._caller is not None:
+                taken = self._renew(session, self._caller, found)
+            elif session.resuming is not None:
+                taken = self._bring_back(session, session.resuming, found)
+            else:
+                taken = self._accept(session, found)
+            if not taken:
                 return
 
-    def _refuse(self, session: MuxSession, error: ArcbridgeError) -> None:
+    def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
+        """A token that is not good; whether that ends the session."""
         code = GoawayCode.UNAVAILABLE
         if isinstance(error, Unauthenticated):
             code = GoawayCode.UNAUTHENTICATED
         elif isinstance(error, PermissionRefused):
             code = GoawayCode.FORBIDDEN
-        if self._caller is not None and code is GoawayCode.UNAVAILABLE:
-            # A renewal that cannot be judged now changes nothing: the old token is good until it lapses.
-            self._log.warning("renewal could not be judged", reason=error.message)
-            return
+        if self._caller is not None:
+            again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < SENT_AGAIN
+            if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
+                # A renewal that cannot be judged now, or was sent before a cut and has lapsed since, changes nothing:
+                # the session's token is good until it lapses itself.
+                self._log.warning("renewal changed nothing", reason=error.message)
+                return False
         self._sessions.refused += 1
         self._log.warning("session refused", reason=error.message, rule=getattr(error, "rule", ""))
         session.refuse_auth(code, error.message)
+        return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
+        """A new session, for as long as its token lasts; whether there is one now."""
         identity = found.identity
-        if self._caller is None:
-            self._caller = Caller(self._join_id, identity, found.token_mode)
-            self._sessions.opened += 1
-            mode = "bearer" if found.token_mode else "oidc"
-            self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
-        elif identity.subject != self._caller.identity.subject or found.token_mode != self._caller.token_mode:
+        if not self._sessions.admit(self):
+            self._sessions.refused += 1
+            self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
+            session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
+            return False
+        self._caller = Caller(self._join_id, identity, found.token_mode)
+        mode = "bearer" if found.token_mode else "oidc"
+        self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
+        session_id, secret = os.urandom(16), os.urandom(16)
+        session.accept_auth(self._consent(session_id, secret, self._caller))
+        if session.resumable:
+            self._sessions.resumes.add(session_id, Claim(secret, identity.subject, found.token_mode), self)
+        self._watch_clock()
+        if self._sessions.draining:
+            self.say_goodbye()
+        return not session.closed
+
+    def _renew(self, session: MuxSession, caller: Caller, found: Authenticated) -> bool:
+        """A token for a session that has one; whether the session goes on."""
+        if found.identity.subject != caller.identity.subject or found.token_mode != caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
             return False
-        else:
-            self._caller.identity = identity
-        left = max(1, int(identity.expires_at - self._sessions.clock()))
-        session.accept_auth(
-            AuthOk(session_id=os.urandom(16), resume_secret=os.urandom(16), subject=identity.username, expires_in=left)
-        )
+        self._take_newer(caller, found)
+        session.accept_auth(self._consent(session.session_id, session.resume_secret, caller))
         self._watch_clock()
         return True
+
+    @staticmethod
+    def _take_newer(caller: Caller, found: Authenticated) -> None:
+        """The token that lasts longer counts: one from before a cut may come again behind a newer one (threat S10)."""
+        if found.identity.expires_at >= caller.identity.expires_at:
+            caller.identity = found.identity
+
+    def _consent(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
+        left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
+        return AuthOk(session_id=session_id, resume_secret=secret, subject=caller.identity.username, expires_in=left)
+
+    def _bring_back(self, session: MuxSession, hello: Hello, found: Authenticated) -> bool:
+        """This connection wants to carry a session that is held here; the newcomer ends either way."""
+        resumes = self._sessions.resumes
+        old = resumes.judge(hello, found.identity.subject, found.token_mode)
+        if not isinstance(old, Refusal):
+            try:
+                old.take_over(self, session, found)
+            except ConnectionLost:
+                return False  # the newcomer's own connection has died meanwhile; the session waits for the next
+            except RemoteProtocolError as error:
+                old = resumes.refuse("counts", message=error.message)
+            else:
+                return False
+        if not old.quiet:
+            self._log.warning("resumption refused", reason=old.reason, user=found.identity.username)
+        if old.reason in ("secret", "subject"):
+            self._write_audit(found, old.reason)
+        if not session.closed:
+            session.refuse_auth(old.code, old.message)
+        return False
+
+    def take_over(self, newcomer: AgentSession, connection: MuxSession, found: Authenticated) -> None:
+        """Goes on over the newcomer's connection, whose right to it was judged.
+
+        Raises RemoteProtocolError when the two ends disagree about what was sent; this session is over then.
+        """
+        session, caller = self.session, self._caller
+        assert session is not None, "only sessions that were accepted can be found"
+        assert caller is not None
+        self._take_newer(caller, found)
+        self.via, self.joined_at = newcomer.via, newcomer.joined_at
+        self._resumed_at = self._sessions.monotonic()
+        session.take_over(connection, self._consent(session.session_id, session.resume_secret, caller))
+        self._watch_clock()
+
+    def _write_audit(self, found: Authenticated, reason: str) -> None:
+        """Somebody with a valid token has tried to take a session that is not theirs."""
+        if self._sessions.audit is not None:
+            self._sessions.audit.write(
+                AuditRecord(
+                    request=f"{self._join_id}-0-0",
+                    session=self._join_id,
+                    user=found.identity.username,
+                    groups=len(found.identity.groups),
+                    verb="resume",
+                    outcome="refused",
+                    reason=f"wrong {reason}",
+                )
+            )
 
     def _watch_clock(self) -> None:
         """Ends the session at expiry. The wall clock is looked at again and again: it may be set, or have slept."""

@@ -18,6 +18,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.join import ServerJoin
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, outer_server_contexts
 from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 
@@ -32,10 +33,19 @@ class Link(BaseHandler):
         self.session: MuxSession | None = None
         self.goaways: list[int] = []
 
+    @property
+    def open(self) -> bool:
+        """Whether the agent is here and has not said goodbye."""
+        return self.session is not None and not self.session.closed and not self.goaways
+
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.goaways.append(goaway.code)
 
     def established(self, session: MuxSession) -> None:
+        if self.relay.turn_away is not None:
+            self.relay.turned_away += 1
+            session.close(*self.relay.turn_away)
+            return
         self.relay.links.append(self)
         self.relay.connected.set()
 
@@ -61,7 +71,13 @@ class FakeRelay:
     answers: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     """path -> what to answer instead."""
     refuse: JoinReply | None = None
+    turn_away: tuple[GoawayCode, str, int] | None = None
+    """What control connections are told instead of being served."""
+    turned_away: int = 0
+    mute: bool = False
+    """Accepts connections and says nothing."""
     port: int = 0
+    _accepting: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sessions: list[MuxSession] = field(default_factory=list)
 
@@ -77,27 +93,39 @@ class FakeRelay:
     @asynccontextmanager
     async def serving(cls, **settings: Any) -> AsyncIterator[FakeRelay]:
         relay = cls(**settings)
-        listener = socket.create_server(("127.0.0.1", 0))
-        listener.setblocking(False)
-        relay.port = listener.getsockname()[1]
         leaf = relay.authority.issue_server(["127.0.0.1"])
         relay.contexts = outer_server_contexts(  # type: ignore[attr-defined]
             leaf.certificate_pem, leaf.key_pem, relay.authority.certificate_pem
         )
-        accepting = asyncio.ensure_future(relay._accept(listener))
+        relay.start()
         try:
             yield relay
         finally:
-            for session in relay._sessions:
-                session.abort()
-            tasks = [accepting, *relay._tasks]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            listener.close()
+            await relay.stop()
             while not relay.joins.empty():
                 relay.joins.get_nowait()[1].close()
             await asyncio.sleep(0.01)
+
+    def start(self) -> None:
+        """Listens; after `stop` on the same port again."""
+        listener = socket.create_server(("127.0.0.1", self.port))
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        self._accepting = asyncio.ensure_future(self._accept(listener))
+
+    async def stop(self) -> None:
+        """Dies: nobody listens, and every connection is cut."""
+        for session in self._sessions:
+            session.abort()
+        tasks = [*([self._accepting] if self._accepting is not None else []), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def agents(self) -> list[Link]:
+        """The control connections that are served now."""
+        return [link for link in self.links if link.open]
 
     def dial(self, **fields: Any) -> Dial:
         """Sends a DIAL on the newest control connection."""
@@ -109,7 +137,7 @@ class FakeRelay:
             "deadline": 5,
         }
         dial = Dial(**{**base, **fields})
-        session = self.links[-1].session
+        session = self.agents[-1].session
         assert session is not None
         self.status_arrived.clear()
         session.send_dial(dial)
@@ -126,15 +154,19 @@ class FakeRelay:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(listener)
-            sock.setblocking(False)
-            task = loop.create_task(self._serve(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        with listener:
+            while True:
+                sock, _ = await loop.sock_accept(listener)
+                sock.setblocking(False)
+                task = loop.create_task(self._serve(sock))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        if self.mute:
+            with sock:
+                await asyncio.Event().wait()
         hello = b""
         while len(hello) < 5 or len(hello) < 5 + int.from_bytes(hello[3:5], "big"):
             await asyncio.sleep(0.002)

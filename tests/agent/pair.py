@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.proxy import Caller
@@ -16,7 +18,9 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.tls import inner_client_context, inner_server_context
 from arcbridge.pki.authority import Authority
-from arcbridge.wire.records import Auth, AuthOk
+from arcbridge.wire.frames import HEADER_SIZE, VERSION, FrameType, frame, unpack_header
+from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.session import Kind, Side
 
 CA = Authority.create("test")
@@ -78,6 +82,18 @@ class ClientSide(BaseHandler):
     def __init__(self) -> None:
         self.accepted: list[AuthOk] = []
         self.accepted_again = asyncio.Event()
+        self.away = asyncio.Event()
+        """The session was detached."""
+        self.move = asyncio.Event()
+
+    def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
+        self.away.set()
+
+    def resumed(self, session: MuxSession) -> None:
+        self.away.clear()
+
+    def move_requested(self, session: MuxSession) -> None:
+        self.move.set()
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         self.accepted.append(ok)
@@ -87,22 +103,14 @@ class ClientSide(BaseHandler):
 
 @asynccontextmanager
 async def joined(
-    sessions: Sessions, token: str | None = "t", join_id: str = "j" * 16
+    sessions: Sessions, token: str | None = "t", join_id: str = "j" * 16, via: str = ""
 ) -> AsyncIterator[tuple[MuxSession, ClientSide]]:
     """A client's session with `sessions` over end-to-end TLS; `token` is sent in the first flight."""
-    loop = asyncio.get_running_loop()
-    import socket
-
-    ours, theirs = socket.socketpair()
-    for sock in (ours, theirs):
-        sock.setblocking(False)
     handler = ClientSide()
-    client = MuxSession(Side.INITIATOR, Kind.SESSION, handler)
+    client = MuxSession(Side.INITIATOR, Kind.SESSION, handler, label=join_id)
     if token is not None:
         client.authenticate(Auth(kind="oidc", token=token))
-    serving = loop.create_task(sessions.serve(theirs, SERVER, join_id))
-    await loop.create_connection(client.protocol, sock=ours, ssl=CLIENT, server_hostname="one.cluster.arcbridge")
-    await serving
+    await _join(sessions, client.protocol, join_id, via)
     try:
         yield client, handler
     finally:
@@ -112,11 +120,79 @@ async def joined(
         await asyncio.sleep(0.01)
 
 
+async def resume(
+    sessions: Sessions, client: MuxSession, token: str = "t", join_id: str = "k" * 16, via: str = "", kind: str = "oidc"
+) -> None:
+    """Another connection for the client's session; raises what `wait_attached` does."""
+    protocol = client.resume(Auth(kind=kind, token=token), join_id)
+    await _join(sessions, lambda: protocol, join_id, via)
+    async with asyncio.timeout(10):
+        await client.wait_attached()
+
+
+async def _join(
+    sessions: Sessions, protocol: Callable[[], asyncio.BaseProtocol], join_id: str, via: str
+) -> asyncio.BaseTransport:
+    """What a relay does: two sockets that are one connection."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    serving = loop.create_task(sessions.serve(theirs, SERVER, join_id, via=via))
+    transport, _ = await loop.create_connection(
+        protocol, sock=ours, ssl=CLIENT, server_hostname="one.cluster.arcbridge"
+    )
+    await serving
+    return transport
+
+
+async def knock(sessions: Sessions, hello: Hello, token: str = "t", kind: str = "oidc") -> Goaway | AuthOk | None:
+    """A caller who says HELLO and AUTH and reads the answer (None: cut off): nothing of him is ours."""
+    reader = asyncio.StreamReader()
+    transport = await _join(sessions, lambda: asyncio.StreamReaderProtocol(reader), "knock", "")
+    assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+    transport.write(  # type: ignore[attr-defined]
+        frame(FrameType.HELLO, 0, hello.encode()) + frame(FrameType.AUTH, 0, Auth(kind=kind, token=token).encode())
+    )
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                word, _ = unpack_header(await reader.readexactly(HEADER_SIZE))
+                body = await reader.readexactly(word >> 8)
+                if word & 0xFF == FrameType.GOAWAY:
+                    return Goaway.decode(body)
+                if word & 0xFF == FrameType.AUTH_OK:
+                    return AuthOk.decode(body)
+    except asyncio.IncompleteReadError:
+        return None
+    finally:
+        transport.abort()  # type: ignore[attr-defined]
+
+
+def asks_for(client: MuxSession, **changes: Any) -> Hello:
+    """The HELLO of a connection that wants the client's session, honest but for `changes`."""
+    machine = client._machine
+    fields: dict[str, Any] = {
+        "version": VERSION,
+        "least": VERSION,
+        "features": "resume",
+        "stream_window": DEFAULT.stream_window,
+        "max_streams": DEFAULT.max_streams,
+        "session_id": client.session_id,
+        "resume_secret": client.resume_secret,
+        "received": machine.received,
+        "sent": machine.sent,
+        "epoch": client.epoch + 1,
+    }
+    return Hello(**{**fields, **changes})
+
+
 def make_sessions(
-    authenticator: FakeAuthenticator, clock: Clock, targets: TcpTargets | None = None
+    authenticator: FakeAuthenticator, clock: Clock, targets: TcpTargets | None = None, **settings: Any
 ) -> tuple[Sessions, FakeProxy]:
     from arcbridge.agent.audit import AuditLog
 
     proxy = FakeProxy()
     found = targets or TcpTargets({}, AuditLog(""))
-    return Sessions(authenticator, proxy, found, instance="agent-1", clock=clock), proxy  # type: ignore[arg-type]
+    made = Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings)  # type: ignore[arg-type]
+    return made, proxy

@@ -1,206 +1,285 @@
-"""J19, B7: the control connection, and which dials are answered."""
+"""The control connections: how many, to whom, and what happens when a relay dies, returns, goes away or paces."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.agent import control as module
-from arcbridge.agent.control import ControlRoom, DialStatus
-from arcbridge.agent.enrol import CredentialKeeper
-from arcbridge.agent.sessions import Sessions
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
-from arcbridge.net.address import parse_address
-from arcbridge.net.join import JoinCode
-from arcbridge.net.tls import inner_client_context
-from arcbridge.pki.credentials import DirectoryStore
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Auth, JoinReply
-from arcbridge.wire.session import Kind, Side
 
-from .fake_relay import FakeRelay
-from .pair import ClientSide, Clock, FakeAuthenticator, make_sessions
+from .room import World, agent_of
 
 
-@asynccontextmanager
-async def connected(directory: Path) -> AsyncIterator[tuple[FakeRelay, ControlRoom, Sessions]]:
-    async with FakeRelay.serving() as relay:
-        relay.tokens["id.secret"] = "one"
-        (directory / "token").write_text("id.secret")
-        keeper = CredentialKeeper(
-            DirectoryStore(directory / "state"),
-            [parse_address(relay.address)],
-            relay_ca_pin=relay.pin,
-            join_token_file=directory / "token",
-        )
-        await keeper.start()
-        judge = FakeAuthenticator()
-        judge.add("t", "alice")
-        sessions, _ = make_sessions(judge, Clock())
-        room = ControlRoom([parse_address(relay.address)], keeper, sessions, instance="agent-1", software="test")
-        room.start()
-        try:
-            async with asyncio.timeout(10):
-                await room.connected.wait()
-                await relay.connected.wait()
-            yield relay, room, sessions
-        finally:
-            await room.close()
-            await sessions.close()
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes minutes in earnest."""
+    for name, seconds in {
+        "HEAD_START": 0.3,
+        "FAIL_OVER_SPREAD": 0.1,
+        "BALANCE_FIRST": 0.1,
+        "BALANCE_LAST": 0.3,
+        "SETTLED": 0.1,
+        "LEAVE_GRACE": 0.05,
+        "REPLACEMENT_WAIT": 0.5,
+        "PROBATION": 0.1,
+    }.items():
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[tuple[FakeRelay, ControlRoom, Sessions]]:
-    async with connected(tmp_path) as found:
-        yield found
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """An agent with one relay, connected."""
+    async with agent_of(tmp_path) as made:
+        await made.until(lambda: made.connected, "connected")
+        yield made
 
 
-Made = tuple[FakeRelay, ControlRoom, Sessions]
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[World]:
+    """An agent that knows three relays and wants two, connected to the first two."""
+    async with agent_of(tmp_path, relays=3) as made:
+        await made.until(lambda: made.connected == [0, 1], "connected to two")
+        yield made
 
 
-async def test_it_says_who_it_is(made: Made) -> None:
-    relay, room, _ = made
-    session = relay.links[0].session
+def link_of(world: World, number: int = 0) -> MuxSession:
+    session = world.relays[number].agents[-1].session
     assert session is not None
-    assert session.peer_hello is not None
-    assert session.peer_hello.agent == "agent-1"
-    assert room.unready() is None
-    async with asyncio.timeout(5):
-        while not relay.statuses:
-            await relay.status_arrived.wait()
-    assert relay.statuses[0].ready
+    return session
 
 
-async def test_a_dial_becomes_a_session(made: Made) -> None:
-    relay, room, sessions = made
-    dial = relay.dial()
-    assert (await relay.status(dial.token)).code == DialStatus.WILL_JOIN
-    request, sock = await asyncio.wait_for(relay.joins.get(), 5)
-    assert (request.role, request.token, request.cluster, request.instance) == ("agent", dial.token, "one", "agent-1")
-    handler = ClientSide()
-    client = MuxSession(Side.INITIATOR, Kind.SESSION, handler)
-    client.authenticate(Auth(kind="oidc", token="t"))
-    ca = room._keeper.current.cluster_ca_certificate_pem
-    await asyncio.get_running_loop().create_connection(
-        client.protocol, sock=sock, ssl=inner_client_context(ca), server_hostname="one.cluster.arcbridge"
-    )
-    io = StreamIO()
-    client.open("kubernetes", io)
-    await io.write(b"hello")
-    assert await io.read() == b"hello"
-    assert client.peer_hello is not None
-    assert client.peer_hello.agent == "agent-1"
-    assert (room.joins, len(sessions)) == (1, 1)
-    client.close()
-    await client.wait_ended()
+class Moves:
+    """Takes the place of `Sessions.ask_to_move`; remembers who was connected then."""
+
+    def __init__(self, world: World) -> None:
+        self.asked: list[tuple[str, list[int]]] = []
+        self._world = world
+        world.sessions.ask_to_move = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, via: str, before: float) -> int:
+        assert before > 0
+        self.asked.append((via, self._world.connected))
+        return 1
 
 
-REFUSED = [
-    ({"address": "127.0.0.1:22"}, DialStatus.ADDRESS),
-    ({"address": "169.254.169.254:80"}, DialStatus.ADDRESS),
-    ({"address": "localhost:1"}, DialStatus.ADDRESS),
-    ({"address": ""}, DialStatus.ADDRESS),
-    ({"address": "a b"}, DialStatus.ADDRESS),
-    ({"address": "http://x"}, DialStatus.ADDRESS),
-    ({"cluster": "two"}, DialStatus.CLUSTER),
-    ({"instance": "agent-2"}, DialStatus.INSTANCE),
-]
+# -- one relay ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fields", "code"), REFUSED, ids=range(len(REFUSED)))
-async def test_j19_other_dials_are_refused_and_connect_to_nothing(
-    made: Made, fields: dict[str, str], code: DialStatus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relay, room, _ = made
-    monkeypatch.setattr(module, "connect", lambda *a, **k: pytest.fail("it dialled"))
-    dial = relay.dial(**fields)
-    status = await relay.status(dial.token)
-    assert status.code == code
-    assert status.message
-    assert room.dials_refused == 1
-    assert room.dials_open == 0
+async def test_it_says_who_it_is(world: World) -> None:
+    hello = link_of(world).peer_hello
+    assert hello is not None
+    assert hello.agent == "agent-1"
+    assert world.room.unready() is None
+    await world.until(lambda: world.relay.statuses, "a status")
+    assert world.relay.statuses[0].ready
 
 
-async def test_b7_no_more_than_64_at_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    relay, room, _ = made
-
-    async def hang(*args: object, **kwargs: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(module, "connect", hang)
-    for number in range(module.MAX_DIALS + 10):
-        relay.dial(token=f"{number:032}")
-    assert (await relay.status(f"{module.MAX_DIALS + 9:032}")).code == DialStatus.OVERLOADED
-    assert room.dials_open == module.MAX_DIALS
-    assert room.dials_refused == 10
+async def test_it_comes_back(world: World) -> None:
+    link_of(world).abort()
+    await world.until(lambda: len(world.relay.links) == 2, "another connection")
 
 
-async def test_a_join_that_fails_makes_it_unready(made: Made) -> None:
-    relay, room, _ = made
-    relay.refuse = JoinReply(code=JoinCode.INTERNAL, message="no")
-    relay.dial()
-    async with asyncio.timeout(5):
-        while not room.join_failures:
-            await asyncio.sleep(0.01)
-    assert room.unready() == "the last join that a relay asked for failed"
-
-
-async def test_a_client_that_left_says_nothing_about_the_agent(made: Made) -> None:
-    relay, room, _ = made
-    relay.refuse = JoinReply(code=JoinCode.GONE, message="the client is gone")
-    relay.dial()
-    async with asyncio.timeout(5):
-        while not room.join_failures:
-            await asyncio.sleep(0.01)
-    assert room.unready() is None
-
-
-async def test_it_comes_back(made: Made) -> None:
-    relay, _, _ = made
-    relay.connected.clear()
-    session = relay.links[0].session
-    assert session is not None
-    session.abort()
-    async with asyncio.timeout(10):
-        await relay.connected.wait()
-    assert len(relay.links) == 2
-
-
-async def test_drain_asks_for_no_more(made: Made) -> None:
-    relay, room, _ = made
-    link = relay.links[0]
-    assert link.session is not None
-    room.drain()
-    assert room.unready() == "the agent is stopping"
-    async with asyncio.timeout(5):
-        while not link.goaways:
-            await asyncio.sleep(0.01)
+async def test_drain_asks_for_no_more(world: World) -> None:
+    link = world.relay.links[0]
+    session = link_of(world)
+    world.room.drain()
+    assert world.room.unready() == "the agent is stopping"
+    await world.until(lambda: link.goaways, "GOAWAY")
     assert link.goaways == [GoawayCode.DRAINING]
-    await room.close()
+    await world.room.close()
     async with asyncio.timeout(5):
-        await link.session.wait_ended()
-    assert len(relay.links) == 1
+        await session.wait_ended()
+    assert len(world.relay.links) == 1
 
 
-async def test_a_revoked_cluster_is_not_tried_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hints: list[float] = []
-    asked = asyncio.Event()
+async def test_without_any_it_is_not_ready(world: World) -> None:
+    await world.relay.stop()
+    await world.until(lambda: world.room.up == 0, "nothing is up")
+    assert world.room.unready() == "no control connection to a relay is up (0 of 1)"
+    world.relay.start()
+    await world.until(lambda: world.room.unready() is None, "ready again")
 
-    class Recorded:
-        def next_delay(self, *, lasted: float = 0.0, hint: float | None = None) -> float:
-            hints.append(hint or 0)
-            asked.set()
-            return 1000.0
 
-    monkeypatch.setattr(module, "Backoff", Recorded)
-    async with connected(tmp_path) as (relay, _, _):
-        session = relay.links[0].session
-        assert session is not None
-        session.close(GoawayCode.REVOKED, "revoked")
-        await asyncio.wait_for(asked.wait(), 5)
-    assert hints[0] >= 30
+async def test_the_only_relay_goes_away_and_is_kept_until_it_closes(world: World) -> None:
+    moves = Moves(world)
+    session = link_of(world)
+    world.relay.turn_away = (GoawayCode.DRAINING, "going away", 0)
+    session.goaway(GoawayCode.DRAINING, "going away", 0)
+    await world.until(lambda: world.relay.turned_away >= 2, "tries in vain")
+    assert not session.closed
+    assert moves.asked == []
+    await world.until(lambda: world.room.unready() is not None, "not ready between two tries")
+    world.relay.turn_away = None
+    session.close(GoawayCode.DRAINING, "gone")
+    await world.until(lambda: len(world.relay.agents) == 1 and world.room.up == 1, "back")
+    assert world.room.unready() is None
+
+
+async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: World) -> None:
+    """One address, several relays behind it: the new connection lands on another one."""
+    moves = Moves(world)
+    before = link_of(world)
+    before.goaway(GoawayCode.DRAINING, "going away", 0)
+    await world.until(lambda: moves.asked, "asked to move")
+    assert moves.asked == [(world.relay.address, [0])]
+    async with asyncio.timeout(5):
+        await before.wait_ended()
+    assert world.room.up == 1
+
+
+# -- a list of relays -----------------------------------------------------------------------------------------
+
+
+async def test_as_many_as_are_wanted(three: World) -> None:
+    await asyncio.sleep(0.5)
+    assert three.connected == [0, 1]
+    assert (three.room.up, three.room.wanted) == (2, 2)
+    assert three.relays[2].links == []
+
+
+async def test_a_number_above_the_list_means_all(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=3, wanted=10) as world:
+        await world.until(lambda: world.connected == [0, 1, 2], "connected to all")
+        assert world.room.wanted == 3
+
+
+async def test_fail_over(three: World) -> None:
+    await three.relays[0].stop()
+    await three.until(lambda: three.connected == [1, 2], "the third stands in")
+    assert three.room.unready() is None
+
+
+async def test_one_that_was_down_at_the_start(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=3, down=(1,)) as world:
+        await world.until(lambda: world.connected == [0, 2], "the third stands in")
+
+
+async def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDSHAKE_DEADLINE", 60.0)
+    async with agent_of(tmp_path, relays=3, wanted=1, down=(0,)) as world:
+        world.relays[0].mute = True
+        world.relays[0].start()
+        await world.until(lambda: world.connected == [1], "the second, beside it")
+
+
+async def test_a_preferred_relay_that_returns_takes_its_place_again(three: World) -> None:
+    await three.relays[0].stop()
+    await three.until(lambda: three.connected == [1, 2], "the third stands in")
+    three.relays[0].start()
+    await three.until(lambda: three.connected == [0, 1], "the first is back, the third was left")
+    assert three.relays[2].links[0].goaways == [GoawayCode.DONE]
+    assert three.room.unready() is None
+
+
+async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*args: object, **kwargs: object) -> None:
+        await release.wait()
+        raise OSError("enough")
+
+    await three.relays[0].stop()
+    await three.until(lambda: three.connected == [1, 2], "the third stands in")
+    release = asyncio.Event()
+    monkeypatch.setattr("arcbridge.agent.dials.connect", hang)
+    three.relays[2].dial()
+    await three.until(lambda: len(three.room.dials) == 1, "a dial")
+    three.relays[0].start()
+    await three.until(lambda: three.connected == [0, 1, 2], "the first is back")
+    await asyncio.sleep(0.4)
+    assert three.connected == [0, 1, 2]
+    release.set()
+    await three.until(lambda: three.connected == [0, 1], "the third was left")
+
+
+async def test_a_relay_that_goes_away_is_replaced_first_and_its_sessions_move(three: World) -> None:
+    moves = Moves(three)
+    leaving = link_of(three, 0)
+    leaving.goaway(GoawayCode.DRAINING, "an upgrade", 600)
+    await three.until(lambda: moves.asked, "asked to move")
+    assert moves.asked == [(three.relays[0].address, [0, 1, 2])], "the old one was still there"
+    async with asyncio.timeout(5):
+        await leaving.wait_ended()
+    assert three.connected == [1, 2]
+    await asyncio.sleep(0.5)
+    assert len(three.relays[0].links) == 1, "its hint is obeyed"
+
+
+async def test_what_is_left_of_the_list_has_to_do(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=2) as world:
+        await world.until(lambda: world.connected == [0, 1], "connected")
+        moves = Moves(world)
+        link_of(world, 1).goaway(GoawayCode.DRAINING, "an upgrade", 600)
+        await world.until(lambda: moves.asked, "asked to move")
+        assert moves.asked == [(world.relays[1].address, [0, 1])]
+        await world.until(lambda: world.connected == [0], "left")
+        assert world.room.unready() is None
+
+
+async def test_a_replacement_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=3) as world:
+        await world.until(lambda: world.connected == [0, 1], "connected")
+        moves = Moves(world)
+        world.relays[2].mute = True
+        link_of(world, 0).goaway(GoawayCode.DRAINING, "an upgrade", 600)
+        await world.until(lambda: moves.asked, "asked to move")
+        assert moves.asked == [(world.relays[0].address, [0, 1])]
+
+
+# -- relays that pace, and other refusals ---------------------------------------------------------------------
+
+
+class Hints:
+    """Remembers what `RelayChoice.failed` is told."""
+
+    def __init__(self, world: World) -> None:
+        self.told: list[float | None] = []
+        self._failed = world.choice.failed
+        world.choice.failed = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, *args: object, lasted: float = 0.0, hint: float | None = None) -> float:
+        self.told.append(hint)
+        return self._failed(*args, lasted=lasted, hint=hint)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [GoawayCode.LIMIT, GoawayCode.UNAVAILABLE, GoawayCode.DRAINING])
+async def test_a_relay_that_paces_is_obeyed_and_another_one_tried(tmp_path: Path, code: GoawayCode) -> None:
+    async with agent_of(tmp_path, relays=2, wanted=1, down=(0,)) as world:
+        hints = Hints(world)
+        world.relays[0].turn_away = (code, "too many at once", 7)
+        world.relays[0].start()
+        await world.until(lambda: world.connected == [1], "connected to the other")
+        await world.until(lambda: not world.relays[0].turned_away or 7 in hints.told, "the hint")
+    assert world.relays[0].links == []
+
+
+async def test_the_hint_of_a_live_connections_end(world: World) -> None:
+    hints = Hints(world)
+    link_of(world).close(GoawayCode.UNAVAILABLE, "overload", 9)
+    await world.until(lambda: hints.told, "a failure")
+    assert hints.told == [9]
+    assert world.room.unready() is not None
+
+
+async def test_a_revoked_cluster_is_not_tried_every_second(world: World) -> None:
+    hints = Hints(world)
+    revoked: list[str] = []
+    world.sessions.revoke = lambda via, message: revoked.append(via)  # type: ignore[method-assign]
+    link_of(world).close(GoawayCode.REVOKED, "revoked")
+    await world.until(lambda: hints.told, "a failure")
+    assert hints.told == [30]
+    assert revoked == [world.relay.address]
+
+
+async def test_e10_an_instance_id_used_twice_is_not_fought_over(world: World) -> None:
+    hints = Hints(world)
+    with capture_logs() as logs:
+        link_of(world).close(GoawayCode.REPLACED, "another agent with the same instance id has connected")
+        await world.until(lambda: hints.told, "a failure")
+    assert hints.told == [30]
+    (said,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert "restart" in said["advice"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from arcbridge.agent.kube.proxy import KubeStats
 from arcbridge.agent.metrics import oldest_keys, register
+from arcbridge.agent.resume import Resumes
 from arcbridge.observe.metrics import Metrics
 
 
@@ -27,8 +28,10 @@ class Verifier(Counters):
 
 def test_every_metric_can_be_read() -> None:
     metrics = Metrics("agent")
-    parts: dict[str, Any] = {name: Counters() for name in ("sessions", "targets", "keeper", "audit")}
-    control = Counters(relays=("a", "b"), links={1})
+    parts: dict[str, Any] = {name: Counters() for name in ("targets", "keeper", "audit")}
+    control = Counters(up=1, dials=Counters(joins=2))
+    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5)
+    parts["sessions"].resumes.refuse("secret")
     proxy = Counters(stats=KubeStats(requests=4, code_2xx=3))
     register(metrics, control=control, proxy=proxy, verifier=Verifier(), **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
@@ -37,6 +40,10 @@ def test_every_metric_can_be_read() -> None:
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_control_connections 1.0" in text
     assert "arcbridge_agent_sessions 3.0" in text
+    assert "arcbridge_agent_sessions_detached 2.0" in text
+    assert "arcbridge_agent_detached_seconds_total 1.5" in text
+    assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
+    assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
 
 

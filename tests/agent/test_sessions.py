@@ -1,20 +1,47 @@
-"""T5, M13: a session is somebody's, from AUTH to the end of the token."""
+"""T5, M13, S3 to S10: a session is somebody's, from AUTH to the end of the token, over one connection or several."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import math
 import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.agent import sessions as module
+from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.resume import GONE
+from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
+from arcbridge.mux import memory
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import GoawayCode, ResetCode
-from arcbridge.wire.records import Auth
+from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.records import Auth, AuthOk, Goaway
+from arcbridge.wire.session import State
 
-from .pair import SERVER, Clock, FakeAuthenticator, joined, make_sessions
+from .pair import (
+    SERVER,
+    ClientSide,
+    Clock,
+    FakeAuthenticator,
+    FakeProxy,
+    asks_for,
+    joined,
+    knock,
+    make_sessions,
+    resume,
+)
 
 
 async def end_of(session: MuxSession) -> ArcbridgeError:
@@ -210,3 +237,419 @@ async def test_a_handshake_that_fails_leaves_nothing() -> None:
         await sessions.serve(theirs, SERVER, "j")
     await asyncio.wait_for(sessions.wait_empty(), 5)
     ours.close()
+
+
+# -- resumption -----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Alice's session with one stream that has been used, at an agent that also knows mallory."""
+
+    def __init__(self, sessions: Sessions, proxy: FakeProxy, judge: FakeAuthenticator, clock: Clock) -> None:
+        self.sessions, self.proxy, self.judge, self.clock = sessions, proxy, judge, clock
+        self.client: MuxSession
+        self.handler: ClientSide
+        self.io = StreamIO()
+
+    @property
+    def old(self) -> module.AgentSession:
+        (found,) = self.sessions._open
+        return found
+
+    async def cut(self) -> None:
+        """The connection is lost; both ends have noticed."""
+        assert self.client.transport is not None
+        self.client.transport.abort()
+        await self.until(lambda: self.client.state is State.DETACHED and self.sessions.detached == 1)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def echo(self, data: bytes) -> None:
+        await self.io.write(data)
+        got = b""
+        async with asyncio.timeout(10):
+            while len(got) < len(data):
+                got += await self.io.read(len(data) - len(got))
+        assert got == data
+
+
+@asynccontextmanager
+async def holding(**settings: Any) -> AsyncIterator[Held]:
+    judge, clock = FakeAuthenticator(), Clock()
+    judge.add("t", "alice", "dev")
+    judge.add("m", "mallory")
+    sessions, proxy = make_sessions(judge, clock, **settings)
+    held = Held(sessions, proxy, judge, clock)
+    async with joined(sessions, via="relay-1:443") as (held.client, held.handler):
+        held.client.open("kubernetes", held.io)
+        await held.echo(b"before")
+        yield held
+
+
+async def test_a_session_goes_on_over_another_connection() -> None:
+    async with holding() as held:
+        with capture_logs() as logs:
+            await held.cut()
+            await resume(held.sessions, held.client, via="relay-2:443")
+            await held.echo(b"after")
+        assert (held.sessions.opened, held.sessions.resumed, len(held.sessions)) == (1, 1, 1)
+        assert (held.sessions.detached, held.sessions._newcomers) == (0, set())
+        assert len(held.proxy.callers) == 1, "the stream is the same"
+        assert held.old.via == "relay-2:443"
+        assert held.sessions.detached_seconds > 0
+        ids = {(ok.session_id, ok.resume_secret) for ok in held.handler.accepted}
+        assert len(held.handler.accepted) == 2
+        assert len(ids) == 1
+        lines = [entry for entry in logs if entry["log_level"] == "info"]
+        assert [entry["event"] for entry in lines] == ["session detached", "session resumed"]
+        assert lines[0]["streams"] == 1
+        assert lines[1]["epoch"] == 1
+        assert held.client.resume_secret.hex() not in str(logs)
+    assert len(held.sessions) == 0
+    assert len(held.sessions.resumes) == 0
+
+
+async def test_nothing_is_lost_or_doubled_across_cuts() -> None:
+    payload = bytes(range(256)) * 4096 * 4
+    async with holding() as held:
+        got = bytearray()
+
+        async def read() -> None:
+            while len(got) < len(payload):
+                got.extend(await held.io.read())
+
+        reading = asyncio.ensure_future(read())
+        writing = asyncio.ensure_future(held.io.write(payload))
+        for _ in range(5):
+            have = len(got)
+            await held.until(lambda have=have: len(got) > have or len(got) == len(payload))
+            await held.cut()
+            await resume(held.sessions, held.client)
+        async with asyncio.timeout(20):
+            await asyncio.gather(reading, writing)
+        assert hashlib.sha256(got).digest() == hashlib.sha256(payload).digest()
+        assert held.sessions.resumed == 5
+        assert held.sessions.replayed_bytes > 0
+
+
+async def test_s4_a_newer_connection_replaces_one_that_is_still_there() -> None:
+    async with holding() as held:
+        before = held.client.transport
+        await resume(held.sessions, held.client)
+        assert held.client.transport is not before
+        await held.echo(b"after")
+        assert (held.sessions.resumed, held.sessions.detached) == (1, 0)
+
+
+STRANGERS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"resume_secret": b"x" * 16}, "t", "oidc", "secret"),
+    ({"resume_secret": b""}, "t", "oidc", "secret"),
+    ({"session_id": b"x" * 16}, "t", "oidc", "unknown"),
+    ({"session_id": b"x"}, "t", "oidc", "unknown"),
+    ({}, "m", "oidc", "subject"),
+    ({}, "sa", "bearer", "subject"),
+    ({"session_id": b"x" * 16}, "m", "oidc", "unknown"),
+]
+
+
+@pytest.mark.parametrize(("changes", "token", "kind", "reason"), STRANGERS, ids=range(len(STRANGERS)))
+async def test_s5_s6_strangers_hear_one_answer_and_the_owner_goes_on(
+    changes: dict[str, Any], token: str, kind: str, reason: str
+) -> None:
+    async with holding() as held:
+        held.judge.add("sa", "alice", token_mode=True)
+        await held.cut()
+        answer = await knock(held.sessions, asks_for(held.client, **changes), token, kind)
+        assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True)
+        assert held.sessions.resumes.refused[reason] == 1
+        await held.until(lambda: not held.sessions._newcomers)
+        assert held.sessions.opened == 1
+        await resume(held.sessions, held.client)
+        await held.echo(b"after")
+
+
+async def test_s5_the_attached_session_notices_nothing_of_wrong_tries() -> None:
+    async with holding() as held:
+        for token in ["m", "t"] * 15:
+            answer = await knock(held.sessions, asks_for(held.client, resume_secret=b"x" * 16), token)
+            assert isinstance(answer, Goaway)
+            assert (answer.code, answer.message) == (GoawayCode.GONE, GONE)
+        await held.echo(b"still")
+        assert held.client.stats.detached == 0
+        await held.cut()
+        await resume(held.sessions, held.client)
+
+
+async def test_s5_without_a_good_token_nobody_is_told_anything() -> None:
+    async with holding() as held:
+        held.judge.add("old", "alice", expires=900.0)
+        await held.cut()
+        for token in ("none", "old"):
+            answer = await knock(held.sessions, asks_for(held.client), token)
+            assert isinstance(answer, Goaway)
+            assert answer.code == GoawayCode.UNAUTHENTICATED
+        assert sum(held.sessions.resumes.refused.values()) == 0
+        await resume(held.sessions, held.client)
+
+
+async def test_s6_a_stolen_secret_is_in_the_audit_log(tmp_path: Path) -> None:
+    audit = AuditLog(str(tmp_path / "audit"))
+    async with holding(audit=audit) as held:
+        await knock(held.sessions, asks_for(held.client), "m")
+    await asyncio.to_thread(audit.close)
+    record = json.loads((tmp_path / "audit").read_text().splitlines()[0])
+    assert (record["user"], record["verb"], record["outcome"]) == ("mallory", "resume", "refused")
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+async def test_s3_an_epoch_that_is_not_higher(epoch: int) -> None:
+    async with holding() as held:
+        for _ in range(3):
+            await resume(held.sessions, held.client)
+        answer = await knock(held.sessions, asks_for(held.client, epoch=epoch))
+        assert isinstance(answer, Goaway)
+        assert answer.code == GoawayCode.REPLACED
+        await held.echo(b"undisturbed")
+        assert held.client.stats.resumed == 3
+
+
+async def test_s3_an_epoch_far_ahead_attaches() -> None:
+    async with holding() as held:
+        answer = await knock(held.sessions, asks_for(held.client, epoch=2**32 + 5))
+        assert isinstance(answer, AuthOk)
+        assert answer.session_id == held.client.session_id
+        assert held.old.epoch == 2**32 + 5
+
+
+async def test_s3_two_at_once() -> None:
+    """Both are judged before either attaches; the higher epoch wins, in whichever order they come."""
+    async with holding() as held:
+        await held.cut()
+        held.judge.hold = asyncio.Event()
+        low = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=1)))
+        high = asyncio.ensure_future(knock(held.sessions, asks_for(held.client, epoch=2)))
+        await held.until(lambda: len(held.judge.asked) == 3)
+        held.judge.hold.set()
+        first, second = await asyncio.gather(low, high)
+        assert isinstance(second, AuthOk)
+        assert held.old.epoch == 2
+        # Attached and replaced at once, with or without a word, or too late.
+        assert not isinstance(first, Goaway) or first.code == GoawayCode.REPLACED
+
+
+async def test_s1_counts_that_cannot_be_true_end_the_session() -> None:
+    for changes in ({"received": 2**63}, {"received": 0}, {"sent": 0}):
+        async with holding() as held:
+            for _ in range(3):
+                await resume(held.sessions, held.client)
+                await held.echo(b"x" * 1000)
+            await held.cut()
+            answer = await knock(held.sessions, asks_for(held.client, **changes))
+            assert isinstance(answer, Goaway)
+            assert answer.code == GoawayCode.PROTOCOL
+            await held.until(lambda held=held: len(held.sessions) == 0)
+            assert held.sessions.resumes.refused["counts"] == 1
+            with pytest.raises(SessionEnded) as caught:
+                await resume(held.sessions, held.client)
+            assert caught.value.code == GoawayCode.GONE
+
+
+async def test_s8_the_token_lapses_while_the_session_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    async with holding() as held:
+        held.judge.add("new", "alice", expires=9000.0)
+        await held.cut()
+        held.clock.now = 2000.0
+        await held.until(lambda: len(held.sessions) == 0)
+        answer = await knock(held.sessions, asks_for(held.client), "m")
+        assert isinstance(answer, Goaway)
+        held.judge.add("m", "mallory", expires=9000.0)
+        answer = await knock(held.sessions, asks_for(held.client), "m")
+        assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True), "others learn nothing"
+        with pytest.raises(SessionEnded, match="the token has expired") as caught:
+            await resume(held.sessions, held.client, "new")
+        assert caught.value.code == GoawayCode.EXPIRED
+        assert held.client.closed
+        with pytest.raises(SessionEnded):
+            await held.io.read()
+
+
+async def test_a_newer_token_at_the_resumption_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    async with holding() as held:
+        held.judge.add("new", "alice", "ops", expires=9000.0)
+        await held.cut()
+        await resume(held.sessions, held.client, "new")
+        held.clock.now = 3000.0
+        await asyncio.sleep(0.05)
+        await held.echo(b"after")
+        assert held.proxy.callers[0].identity.groups == ("ops",)
+        assert held.handler.accepted[-1].expires_in == 8000
+
+
+async def test_s10_an_older_token_shortens_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    async with holding() as held:
+        held.judge.add("older", "alice", "dev", "admins", expires=1500.0)
+        await held.cut()
+        held.client.authenticate(Auth(kind="oidc", token="older"))  # sent again behind the resumption
+        await resume(held.sessions, held.client)
+        await held.until(lambda: len(held.handler.accepted) == 3)
+        assert held.proxy.callers[0].identity.groups == ("dev",)
+        await resume(held.sessions, held.client, "older")
+        assert held.proxy.callers[0].identity.groups == ("dev",)
+        held.clock.now = 1600.0
+        await asyncio.sleep(0.05)
+        await held.echo(b"still")
+
+
+async def test_s10_a_renewal_that_lapsed_while_it_was_away_ends_nothing() -> None:
+    async with holding() as held:
+        held.judge.add("older", "alice", expires=1500.0)
+        held.judge.add("new", "alice", expires=9000.0)
+        await held.cut()
+        held.client.authenticate(Auth(kind="oidc", token="older"))
+        held.clock.now = 1600.0
+        await resume(held.sessions, held.client, "new")
+        await held.until(lambda: len(held.judge.asked) == 3)
+        await held.echo(b"still")
+
+
+async def test_revoked_while_it_is_away() -> None:
+    async with holding() as held:
+        await held.cut()
+        held.sessions.revoke("relay-2:443", "revoked")
+        assert len(held.sessions) == 1, "it came through another relay"
+        held.sessions.revoke("relay-1:443", "this cluster is revoked")
+        await held.until(lambda: len(held.sessions) == 0)
+        with pytest.raises(SessionEnded, match="this cluster is revoked") as caught:
+            await resume(held.sessions, held.client)
+        assert caught.value.code == GoawayCode.REVOKED
+
+
+async def test_detached_for_too_long() -> None:
+    async with holding(limits=replace(DEFAULT, detached_timeout=0.1)) as held:
+        await held.cut()
+        await held.until(lambda: len(held.sessions) == 0)
+        with pytest.raises(SessionEnded) as caught:
+            await resume(held.sessions, held.client)
+        assert caught.value.code == GoawayCode.GONE
+        assert caught.value.message != GONE, "the owner hears the reason"
+
+
+async def test_without_resumption_a_session_ends_with_its_connection() -> None:
+    async with holding(limits=replace(DEFAULT, replay=0)) as held:
+        assert not held.client.resumable
+        assert len(held.sessions.resumes) == 0
+        assert held.client.transport is not None
+        held.client.transport.abort()
+        await held.until(lambda: len(held.sessions) == 0 and held.client.closed)
+
+
+async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
+    async with holding() as held:
+        assert not held.sessions.has_room()
+        assert held.sessions.has_room(may_come_back=True)
+        await held.cut()
+        answer = await knock(held.sessions, asks_for(held.client, session_id=b"", resume_secret=b"", epoch=0))
+        assert isinstance(answer, Goaway)
+        assert answer.code == GoawayCode.UNAVAILABLE
+        await resume(held.sessions, held.client)
+        await held.echo(b"after")
+        assert (held.sessions.opened, held.sessions.refused, len(held.sessions)) == (1, 1, 1)
+
+
+async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
+    async with holding() as held:
+        held.io.finish()
+        assert await held.io.read() == b""
+        await held.until(lambda: held.old.streams == 0)
+        await held.cut()
+        answer = await knock(held.sessions, asks_for(held.client, session_id=b"", resume_secret=b"", epoch=0))
+        assert isinstance(answer, AuthOk)
+        with pytest.raises(SessionEnded, match="needed its place"):
+            await resume(held.sessions, held.client)
+
+
+async def test_s7_new_sessions_are_refused_when_memory_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with holding() as held:
+        monkeypatch.setattr(memory.budget, "most", 0)
+        assert not held.sessions.has_room()
+        await held.cut()
+        await resume(held.sessions, held.client)
+        await held.echo(b"after")
+
+
+async def test_an_agent_that_stops_lets_a_detached_session_come_back_and_finish() -> None:
+    async with holding() as held:
+        await held.cut()
+        held.sessions.drain()
+        assert len(held.sessions) == 1
+        await resume(held.sessions, held.client)
+        await held.echo(b"after")
+        held.io.finish()
+        assert await held.io.read() == b""
+        await asyncio.wait_for(held.sessions.wait_empty(), 5)
+
+
+async def test_an_agent_that_stops_does_not_wait_for_a_detached_session_without_streams() -> None:
+    async with holding() as held:
+        held.io.finish()
+        assert await held.io.read() == b""
+        await held.until(lambda: held.old.streams == 0)
+        await held.cut()
+        held.sessions.drain()
+        await asyncio.wait_for(held.sessions.wait_empty(), 5)
+
+
+async def test_close_ends_detached_sessions() -> None:
+    async with holding() as held:
+        await held.cut()
+        await asyncio.wait_for(held.sessions.close(), 5)
+        assert len(held.sessions) == 0
+        with pytest.raises(SessionEnded, match="the agent has stopped") as caught:
+            await resume(held.sessions, held.client)
+        assert caught.value.code == GoawayCode.GONE
+
+
+async def test_asked_to_move_are_those_that_came_through_that_relay_before() -> None:
+    async with holding() as held:
+        now = time.monotonic()
+        assert held.sessions.ask_to_move("relay-2:443", now) == 0
+        assert held.sessions.ask_to_move("relay-1:443", now - 60) == 0
+        assert held.sessions.ask_to_move("relay-1:443", now) == 1
+        await asyncio.wait_for(held.handler.move.wait(), 5)
+        await resume(held.sessions, held.client, via="relay-2:443")
+        assert held.sessions.ask_to_move("relay-1:443", time.monotonic()) == 0
+        await held.cut()
+        assert held.sessions.ask_to_move("relay-2:443", time.monotonic()) == 0, "it has no connection"
+        assert held.sessions.moves_asked == 1
+
+
+async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> None:
+    async with holding() as held:
+        await held.cut()
+        held.judge.hold = asyncio.Event()
+        knocking = asyncio.ensure_future(knock(held.sessions, asks_for(held.client)))
+        await held.until(lambda: len(held.judge.asked) == 2)
+        knocking.cancel()
+        await asyncio.gather(knocking, return_exceptions=True)
+        await held.until(lambda: not held.sessions._newcomers)
+        held.judge.hold.set()
+        await resume(held.sessions, held.client)
+        await held.echo(b"after")
+
+
+async def test_the_callers_absence_is_known_to_whoever_has_deadlines_for_him() -> None:
+    async with holding() as held:
+        caller = held.proxy.callers[0]
+        assert caller.here_since == 0
+        await held.cut()
+        assert caller.here_since == math.inf
+        await resume(held.sessions, held.client)
+        assert 0 < caller.here_since <= time.monotonic()

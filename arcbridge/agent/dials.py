@@ -1,0 +1,166 @@
+"""The dials that relays ask for: judged at once, answered with a STATUS, and joined.
+
+A DIAL is answered only if it names an address of the agent's own list (threat J19: a relay must not turn the agent into
+a port scanner), for this cluster and this instance, while there is room. Then the agent joins under the dial token, and
+the socket carries the end-to-end TLS.
+
+A DIAL that asks for this very instance may be a session that comes back. It is let through when the agent takes nothing
+new: whether it is one shows only in the session's HELLO, and what turns out to be new is refused there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import structlog
+
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.outer_tls import OuterTls
+from arcbridge.agent.session_certificate import SessionCertificate
+from arcbridge.agent.sessions import Sessions
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost
+from arcbridge.net.address import Address, parse_address
+from arcbridge.net.dialer import connect
+from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.tls import ALPN_JOIN
+from arcbridge.wire.records import Dial, JoinRequest
+
+MAX_DIALS = 64
+"""Dials under way at once, of all relays together (threat B7)."""
+CONNECT_DEADLINE = 10.0
+HANDSHAKE_DEADLINE = 5.0
+MAX_DIAL_DEADLINE = 30.0
+JOIN_MEMORY = 60.0
+"""Seconds for which a failed join makes the agent unready, unless another works before."""
+
+_log = structlog.get_logger("arcbridge.agent")
+
+
+class DialStatus(IntEnum):
+    """Why a DIAL is not answered with a join; travels as Status.code."""
+
+    WILL_JOIN = 0
+    OVERLOADED = 1
+    ADDRESS = 2
+    CLUSTER = 3
+    INSTANCE = 4
+    DRAINING = 5
+
+
+class Dials:
+    """All dials of one agent. `close()` must be awaited; the counters are read by the metrics."""
+
+    def __init__(
+        self,
+        relays: Sequence[Address],
+        keeper: CredentialKeeper,
+        sessions: Sessions,
+        outer: OuterTls,
+        *,
+        instance: str,
+        software: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._relays = frozenset(relays)
+        self._keeper = keeper
+        self._sessions = sessions
+        self._outer = outer
+        self._instance = instance
+        self._software = software
+        self._clock = clock
+        self._certificate = SessionCertificate()
+        self._open: set[asyncio.Task[None]] = set()
+        self._join_failed_at: float | None = None
+        self.joins = 0
+        self.join_failures = 0
+        self.refused = 0
+
+    def __len__(self) -> int:
+        """Dials under way."""
+        return len(self._open)
+
+    def unready(self) -> str | None:
+        """Why the agent is not ready as far as joins tell, or None."""
+        if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
+            return "the last join that a relay asked for failed"
+        return None
+
+    def judge(self, dial: Dial, *, draining: bool) -> tuple[DialStatus, str]:
+        """What to answer, and why where it is no consent."""
+        may_come_back = dial.instance == self._instance
+        if draining and not may_come_back:
+            return DialStatus.DRAINING, "the agent is stopping"
+        if len(self._open) >= MAX_DIALS or not self._sessions.has_room(may_come_back=may_come_back):
+            return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
+        if dial.cluster != self._keeper.current.cluster:
+            return DialStatus.CLUSTER, "the agent belongs to another cluster"
+        if dial.instance and not may_come_back:
+            return DialStatus.INSTANCE, "this is another instance of the agent"
+        if self._address(dial) is None:
+            return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
+        return DialStatus.WILL_JOIN, ""
+
+    def join(self, dial: Dial, done: Callable[[], None]) -> None:
+        """Joins, in a task; `done` is called at its end, however it ends."""
+        task = asyncio.get_running_loop().create_task(self._join(dial), name=f"join-{dial.join_id}")
+        self._open.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._open.discard(task)
+            done()
+
+        task.add_done_callback(over)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        tasks = list(self._open)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _address(self, dial: Dial) -> Address | None:
+        try:
+            address = parse_address(dial.address)
+        except ConfigError:
+            return None
+        return address if address in self._relays else None
+
+    async def _join(self, dial: Dial) -> None:
+        log = _log.bind(session=dial.join_id)
+        deadline = min(float(dial.deadline or CONNECT_DEADLINE), MAX_DIAL_DEADLINE)
+        try:
+            async with asyncio.timeout(deadline + HANDSHAKE_DEADLINE):
+                await self._join_and_serve(dial, deadline)
+        except (ArcbridgeError, TimeoutError) as error:
+            self.join_failures += 1
+            # A client that left in the middle says nothing about us, and is no news.
+            ours = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
+            if ours:
+                self._join_failed_at = self._clock()
+            reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
+            (log.warning if ours else log.info)("join failed", reason=reason)
+        else:
+            self.joins += 1
+            self._join_failed_at = None
+
+    async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
+        address = self._address(dial)
+        assert address is not None  # judged before
+        credential = self._keeper.current
+        request = JoinRequest(
+            role="agent",
+            cluster=credential.cluster,
+            token=dial.token,
+            instance=self._instance,
+            version=self._software,
+            hops=dial.hops,
+        )
+        context, inner = self._outer.context(ALPN_JOIN), self._certificate.context(credential)
+        sock = await connect(address, deadline=deadline)
+        await client_join(sock, context, address.host, request, deadline=deadline)
+        await self._sessions.serve(sock, inner, dial.join_id, via=str(address))

@@ -1,0 +1,33 @@
+"""The TLS towards relays: one context per purpose, made again only when the credential has changed."""
+
+from __future__ import annotations
+
+import ssl
+
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.net.tls import RelayTrust, outer_client_context
+from arcbridge.pki.credentials import AgentCredential
+
+
+class OuterTls:
+    """Hands out contexts with the agent's certificate; building one takes some milliseconds, so they are kept."""
+
+    __slots__ = ("_contexts", "_for", "_keeper")
+
+    def __init__(self, keeper: CredentialKeeper) -> None:
+        self._keeper = keeper
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._for: AgentCredential | None = None
+
+    def context(self, alpn: str) -> ssl.SSLContext:
+        """The context for one protocol. Raises StateError before the agent has enrolled."""
+        credential = self._keeper.current
+        if credential is not self._for:
+            self._contexts.clear()
+            self._for = credential
+        context = self._contexts.get(alpn)
+        if context is None:
+            pair = (credential.certificate_pem, credential.key_pem)
+            context = outer_client_context(RelayTrust(credential.relay_ca_pem), alpn, client_certificate=pair)
+            self._contexts[alpn] = context
+        return context

@@ -1,0 +1,79 @@
+"""Which relays of the list the agent connects to, and when: decisions only, without a socket.
+
+Every agent process shuffles the list for itself, so that many agents spread over the relays; the first ones of its
+order, as many as are wanted, are the *preferred* ones. When one cannot be had the next in the order stands in for it,
+and leaves again when the preferred one has come back and stayed.
+
+Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+
+from arcbridge.net.address import Address
+from arcbridge.net.backoff import Backoff
+
+HINT_MIN, HINT_MAX = 1, 600
+"""A relay's hint when to come back is obeyed within this, seconds (threat B8)."""
+
+
+class RelayChoice:
+    """The order of the relays, and before when each is not to be tried. `draw` returns floats in [0, 1)."""
+
+    def __init__(
+        self,
+        relays: Sequence[Address],
+        wanted: int,
+        *,
+        draw: Callable[[], float] = random.random,
+        make_backoff: Callable[[], Backoff] = Backoff,
+    ) -> None:
+        rest = list(relays)
+        self.order: list[Address] = []
+        while rest:
+            self.order.append(rest.pop(int(draw() * len(rest))))
+        self.wanted = max(1, min(wanted, len(self.order)))
+        self._backoffs = {relay: make_backoff() for relay in self.order}
+        self._not_before = dict.fromkeys(self.order, 0.0)
+
+    @property
+    def preferred(self) -> list[Address]:
+        """The relays that this agent would rather be connected to."""
+        return self.order[: self.wanted]
+
+    def next(self, taken: Collection[Address], now: float) -> Address | None:
+        """The first relay of the order that is not in `taken` and may be tried."""
+        return next((one for one in self.order if one not in taken and self._not_before[one] <= now), None)
+
+    def next_time(self, taken: Collection[Address]) -> float | None:
+        """When a relay that is not in `taken` may be tried; None: there is none."""
+        return min((when for one, when in self._not_before.items() if one not in taken), default=None)
+
+    def may_try(self, relay: Address, now: float) -> bool:
+        """Whether this relay may be tried now."""
+        return self._not_before[relay] <= now
+
+    def surplus(self, up: Collection[Address]) -> list[Address]:
+        """Which of `up` the agent need not keep: those behind the wanted number, in its order."""
+        return [relay for relay in self.order if relay in up][self.wanted :]
+
+    def failed(
+        self, relay: Address, now: float, *, lasted: float = 0.0, hint: float | None = None, not_before: float = 0.0
+    ) -> float:
+        """Seconds until this relay may be tried again, after its connection had been good for `lasted` seconds.
+
+        `hint` is the relay's own word; it is obeyed within bounds, and spread. `not_before` is an earlier answer that
+        must hold still.
+        """
+        if hint is not None:
+            hint = min(max(hint, HINT_MIN), HINT_MAX)
+        delay = self._backoffs[relay].next_delay(lasted=lasted, hint=hint)
+        self._not_before[relay] = max(now + delay, not_before)
+        return self._not_before[relay] - now
+
+    def left(self, relay: Address, now: float) -> None:
+        """The agent has left this relay by itself: nothing is wrong with it."""
+        self._backoffs[relay].reset()
+        self._not_before[relay] = now

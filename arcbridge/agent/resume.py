@@ -1,0 +1,166 @@
+"""Which session a connection may take over: what the agent remembers of its sessions, and one judgement.
+
+A caller who wants a session back names its id and shows its secret, behind a token that was verified before. Unknown
+id, wrong secret, token of somebody else: to the caller these are one answer after the same work, so nobody learns
+which ids exist (threats S5, S6). The owner, and nobody else, also hears why a session ended that is over.
+
+Secrets are never locked away from their owner. What is limited is the *subject* of the verified token: after
+`TRIES` failures further ones at sessions of others are refused unseen, until the allowance has grown again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from arcbridge.errors import SessionEnded
+from arcbridge.wire.allowance import Allowance
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import Hello
+
+GONE = "there is no such session here: it has ended, or another instance of the agent holds it"
+MAX_ENDED = 1000
+"""Sessions whose end is remembered."""
+ENDED_MEMORY = 120.0
+"""Seconds for which it is: as long as a detached session is held, so whoever asks later was too late anyway."""
+TRIES = 20
+"""Failures that one subject has at once; honest callers fail once for each session that a restart has ended."""
+TRIES_RATE = 1 / 30
+"""Failures per second that grow back."""
+MAX_SUBJECTS = 1000
+"""Subjects whose failures are counted; the one that failed longest ago is forgotten first."""
+REFUSALS = ("unknown", "secret", "subject", "epoch", "ended", "limit", "counts")
+"""Reasons of refusals, for log and metrics; `counts` is for what the two ends disagree about."""
+_FINAL = frozenset({GoawayCode.UNAUTHENTICATED, GoawayCode.FORBIDDEN, GoawayCode.EXPIRED, GoawayCode.REVOKED})
+"""Codes that a caller understands as the end; any other end is told as GONE, in its own words."""
+
+
+class Held(Protocol):
+    """A session that may be taken over."""
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def epoch(self) -> int: ...
+
+
+Session = TypeVar("Session", bound=Held)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whose a session is."""
+
+    secret: bytes
+    subject: str
+    token_mode: bool
+
+    def __repr__(self) -> str:
+        return f"Claim(subject={self.subject!r}, token_mode={self.token_mode})"
+
+    def owned_by(self, subject: str, token_mode: bool) -> bool:
+        """Whether a verified token speaks for the owner, in the same mode."""
+        same = hmac.compare_digest(_bytes(self.subject), _bytes(subject))
+        return same and self.token_mode == token_mode
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`reason` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
+
+    reason: str
+    code: GoawayCode
+    message: str
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    claim: Claim
+    code: GoawayCode
+    message: str
+    until: float
+
+
+class Resumes(Generic[Session]):
+    """The sessions that may be resumed, by id, and for a while those that ended. Counters are read by the metrics."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._live: dict[bytes, tuple[Claim, Session]] = {}
+        self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
+        self._failures: OrderedDict[str, Allowance] = OrderedDict()
+        self._nobody = Claim(os.urandom(16), "", False)
+        self.refused = dict.fromkeys(REFUSALS, 0)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, session_id: bytes, claim: Claim, session: Session) -> None:
+        """From now on this session may be resumed."""
+        self._live[session_id] = (claim, session)
+
+    def remove(self, session_id: bytes, error: Exception) -> None:
+        """The session is over; its owner hears why for a while, if there is a reason that helps."""
+        found = self._live.pop(session_id, None)
+        if found is None or not isinstance(error, SessionEnded) or error.code == GoawayCode.DONE:
+            return
+        code = GoawayCode(error.code) if error.code in _FINAL else GoawayCode.GONE
+        self._ended[session_id] = _Ended(found[0], code, error.message, self._clock() + ENDED_MEMORY)
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def judge(self, hello: Hello, subject: str, token_mode: bool) -> Session | Refusal:
+        """The session that this HELLO may take over, or what to answer. The token has been verified."""
+        now = self._clock()
+        while self._ended and next(iter(self._ended.values())).until <= now:
+            self._ended.popitem(last=False)
+        live = self._live.get(hello.session_id)
+        ended = self._ended.get(hello.session_id)
+        claim = live[0] if live is not None else ended.claim if ended is not None else None
+        owned = (claim or self._nobody).owned_by(subject, token_mode)
+        if not owned and self._spent(subject, now):
+            return self.refuse("limit", quiet=True)
+        # The secret is compared whoever asks, and against anything where there is none: one answer, one time.
+        right = hmac.compare_digest((claim or self._nobody).secret, hello.resume_secret)
+        if claim is None or not right or not owned:
+            self._count_failure(subject, now)
+            return self.refuse("unknown" if claim is None else "subject" if right else "secret")
+        if ended is not None:
+            return self.refuse("ended", ended.code, ended.message)
+        assert live is not None
+        session = live[1]
+        if session.closed:
+            return self.refuse("ended")
+        if hello.epoch <= session.epoch:
+            return self.refuse("epoch", GoawayCode.REPLACED, "a newer connection carries this session already")
+        return session
+
+    def refuse(
+        self, reason: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
+    ) -> Refusal:
+        """A refusal, counted."""
+        self.refused[reason] += 1
+        return Refusal(reason, code, message, quiet)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _spent(self, subject: str, now: float) -> bool:
+        allowance = self._failures.get(subject)
+        return allowance is not None and not allowance.take(now, 0.0)
+
+    def _count_failure(self, subject: str, now: float) -> None:
+        allowance = self._failures.setdefault(subject, Allowance(TRIES, TRIES_RATE))
+        self._failures.move_to_end(subject)
+        allowance.take(now)
+        while len(self._failures) > MAX_SUBJECTS:
+            self._failures.popitem(last=False)
+
+
+def _bytes(subject: str) -> bytes:
+    return subject.encode("utf-8", "surrogatepass")  # a claim may hold any code point that JSON can write

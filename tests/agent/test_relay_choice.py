@@ -1,0 +1,91 @@
+"""Which relays an agent connects to: spread, stand-ins, and the patience that relays ask for."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from arcbridge.agent.relay_choice import HINT_MAX, RelayChoice
+from arcbridge.net.address import Address
+from arcbridge.net.backoff import Backoff
+
+A, B, C, D = (Address(name, 443) for name in "abcd")
+
+
+def choice(wanted: int = 2, *, draw: float = 0.5) -> RelayChoice:
+    """Four relays in the order A, B, C, D; every random number of a backoff is `draw`."""
+    return RelayChoice([A, B, C, D], wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(random=lambda: draw))
+
+
+def test_the_order_is_the_draws() -> None:
+    assert choice().order == [A, B, C, D]
+    assert RelayChoice([A, B, C, D], 2, draw=lambda: 0.999).order == [D, C, B, A]
+
+
+def test_many_agents_spread() -> None:
+    draw = random.Random(1).random
+    preferred = Counter(relay for _ in range(4000) for relay in RelayChoice([A, B, C, D], 2, draw=draw).preferred)
+    assert sum(preferred.values()) == 8000
+    assert all(1850 < count < 2150 for count in preferred.values()), preferred
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(0, 1), (1, 1), (2, 2), (4, 4), (9, 4)])
+def test_how_many(wanted: int, kept: int) -> None:
+    assert choice(wanted).wanted == kept
+    assert len(choice(wanted).preferred) == kept
+
+
+def test_the_next_is_the_first_that_is_free() -> None:
+    made = choice()
+    assert made.next([], 0.0) == A
+    assert made.next([A], 0.0) == B
+    assert made.next([A, B, C, D], 0.0) is None
+    assert made.next_time([A, B, C, D]) is None
+
+
+def test_one_that_failed_waits_and_holds_nobody_up() -> None:
+    made = choice()
+    assert made.failed(A, 100.0) == 0.25
+    assert made.next([], 100.0) == B
+    assert not made.may_try(A, 100.0)
+    assert made.next_time([B, C, D]) == 100.25
+    assert made.next([], 100.25) == A
+
+
+def test_failures_add_up_until_a_connection_was_good() -> None:
+    made = choice(draw=0.999)
+    delays = [made.failed(A, 0.0) for _ in range(8)]
+    assert delays == sorted(delays)
+    assert 29 < delays[-1] < 30
+    assert made.failed(A, 0.0, lasted=61.0) < 0.5
+    assert made.failed(B, 0.0) < 0.5, "each relay has its own"
+
+
+@pytest.mark.parametrize(("hint", "least"), [(7, 7.0), (0.001, 1.0), (10**9, HINT_MAX)])
+def test_b8_a_hint_is_obeyed_within_bounds(hint: float, least: float) -> None:
+    delay = choice().failed(A, 0.0, hint=hint)
+    assert least <= delay <= least + 30
+
+
+def test_an_earlier_word_holds_still() -> None:
+    made = choice()
+    assert made.failed(A, 100.0, not_before=150.0) == 50.0
+    assert made.failed(A, 200.0, not_before=150.0) < 1.0
+
+
+def test_one_that_was_left_may_be_tried_at_once() -> None:
+    made = choice()
+    for _ in range(5):
+        made.failed(A, 100.0)
+    made.left(A, 101.0)
+    assert made.may_try(A, 101.0)
+    assert made.failed(A, 101.0) == 0.25
+
+
+def test_surplus() -> None:
+    made = choice()
+    assert made.surplus([D, C]) == []
+    assert made.surplus([D, C, A]) == [D]
+    assert made.surplus([D, C, B, A]) == [C, D]
