@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import raise_in_words
+from arcbridge.client.refusal import is_elsewhere, raise_in_words
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -40,6 +40,9 @@ STEADY = 1.0
 """A connection that lived this long, seconds, is redialled at once; one that did not, after the backoff's delay."""
 MOVE_SPREAD = 3.0
 """Seconds over which the clients of a relay that goes away spread."""
+MISSING_MOST = 10.0
+"""Seconds for which relays may say that they have other agents of the cluster, but not the one with the session. It may
+be on its way back to a relay that was restarted; after that it is taken for gone."""
 HINT_MOST = 600.0
 """A relay's or agent's retry time is obeyed up to here, seconds."""
 
@@ -124,6 +127,7 @@ class Life:
         """Open streams at the loss."""
         self._asking = False
         """Whether an agent is being asked to take the session back."""
+        self._missing_since: float | None = None
         self._leaving: RelayAccess | None = None
         self._received_at_suspicion: int | None = None
         self._now = asyncio.Event()
@@ -351,9 +355,20 @@ class Life:
             self._wait_for_another(error)  # the new connection had replaced the old one, and died
         if self._lost_at is not None:
             self._failed(self, error)
+        self._note_whether_missing(error)
         hint = _hint(error)
         lasted, self._attached_at = self._loop.time() - self._attached_at, self._loop.time()
         return self._backoff.next_delay(lasted=lasted, hint=hint)
+
+    def _note_whether_missing(self, error: ArcbridgeError) -> None:
+        now = self._loop.time()
+        if self._lost_at is None or not is_elsewhere(error):
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since >= MISSING_MOST:
+            self._asking = True  # as if the agent itself had said so
+            self.session.abort(SessionEnded(GoawayCode.GONE, "the agent that had the session is gone"))
 
     def _is_back(self) -> None:
         now = self._loop.time()
@@ -365,7 +380,7 @@ class Life:
         else:
             self._stats.moved += 1
             self._log.info("session moved to another connection", **told)
-        self._lost_at = self._leaving = self._received_at_suspicion = None
+        self._lost_at = self._leaving = self._received_at_suspicion = self._missing_since = None
         self._attached_at = now
         self._back(self)
 

@@ -71,6 +71,15 @@ def raise_in_words(error: ArcbridgeError, cluster: str) -> NoReturn:
     raise error
 
 
+def is_elsewhere(error: BaseException | None) -> bool:
+    """Whether the relay had agents of the cluster, but not the one that was asked for."""
+    while error is not None:
+        if isinstance(error, JoinRefused):
+            return error.code == JoinCode.GONE
+        error = error.__cause__
+    return False
+
+
 def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
     """A refused join in the person's words. The relay's own text is not trusted to be shown, but for its times."""
     name = f'cluster "{cluster}"'
@@ -82,7 +91,9 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
             )
-        case JoinCode.NO_AGENT | JoinCode.GONE:
+        case JoinCode.GONE:
+            return Unreachable(f"the agent of {name} that has the session is not connected", retry_after=RETRY_SOON)
+        case JoinCode.NO_AGENT:
             return Unreachable(
                 f"{name} has no connected agent; check that its agent runs and reaches the relay",
                 # An agent that restarts is back within kubectl's ten repeats.

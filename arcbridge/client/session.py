@@ -16,7 +16,7 @@ import structlog
 from arcbridge import __version__
 from arcbridge.client.connection import Joined, join, shake_hands
 from arcbridge.client.life import HINT_MOST, Life, LifeStats
-from arcbridge.client.refusal import of_session, raise_in_words
+from arcbridge.client.refusal import is_elsewhere, of_session, raise_in_words
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import Tokens
@@ -366,7 +366,13 @@ class ClusterSession(BaseHandler):
     def _not_back(self, life: Life, error: ArcbridgeError) -> None:
         self.attempts += 1
         self.failures += 1
-        if life is self._current:
+        if life is not self._current:
+            return
+        if is_elsewhere(error):
+            # Another agent of the cluster is there: it can have the new streams, while these wait for theirs.
+            self._current = None
+            self._changed.set()
+        else:
             self._disappoint(error)
 
     async def _replace(self, life: Life) -> bool:

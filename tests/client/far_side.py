@@ -60,6 +60,8 @@ class FarSide(BaseHandler):
         self.reply = JoinReply()
         """What JOIN is answered with; its CA and id are filled in."""
         self.trusted_ca = CLUSTER_CA
+        self.absent: set[str] = set()
+        """Agent instances that are not connected to this relay, while others are."""
         self.says_ca = CLUSTER_CA
         self.shows_ca = CLUSTER_CA
         self.auth_answer: AuthOk | tuple[GoawayCode, str] = AuthOk(subject="alice", expires_in=0)
@@ -157,6 +159,8 @@ class FarSide(BaseHandler):
             join_id=f"{len(self.requests):016x}",
             cluster_ca=self.says_ca.certificate_pem,
         )
+        if self.requests[-1].instance in self.absent:
+            reply = replace(reply, code=JoinCode.GONE)
         if reply.code != JoinCode.OK:
             await join.refuse(reply)
             return

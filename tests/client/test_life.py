@@ -342,6 +342,45 @@ class TestTheEnd:
         await until(lambda: asyncio.all_tasks() - before <= far._tasks)
 
 
+class TestAnotherAgent:
+    """Relays have an agent of the cluster, but not the one with the session."""
+
+    async def test_new_streams_go_to_it_and_old_ones_wait(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.absent = {"pod-1"}
+            far.cut()
+            await until(lambda: session.established_count == 2)
+            assert session.detached_count == 1
+            assert await echo(session) == b"hello"
+            far.absent = set()
+            await stream.check(b"more")
+        assert events(lines, WAITS, BACK, OVER, "no session", "session lost") == [WAITS, BACK]
+
+    async def test_another_relay_has_it(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            second.absent = {"pod-1"}
+            far.cut()
+            await stream.check(b"more")
+            assert (len(far.requests), len(second.requests), session.established_count) == (2, 1, 1)
+
+    async def test_it_does_not_come_back(
+        self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(life_module, "MISSING_MOST", 0.05)
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.absent = {"pod-1"}
+            far.cut()
+            error = await stream.end()
+            assert isinstance(error, SessionEnded)
+            assert error.code == GoawayCode.GONE
+            assert await echo(session) == b"hello"
+            assert session.stats.resume_failures["gone"] == 1
+        assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
+
+
 class TestReady:
     async def test_it_gets_the_error_of_the_try_under_way(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
