@@ -14,6 +14,8 @@ Rules:
 3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.
+6. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
+   relay, once (`relay.hop`); all of the above is then judged there, but for the certificate.
 """
 
 from __future__ import annotations
@@ -149,14 +151,8 @@ class Rendezvous:
         join = ServerJoin(sock, self._context())
         handed_over = False
         try:
-            try:
-                await join.handshake()
-                request = await join.read_request()
-            except (RemoteProtocolError, ConnectionLost) as error:
-                self._counters.rejected["handshake"] += 1
-                log.info("join connection refused", source=ticket.address, cause=error.message)
-                if isinstance(error, RemoteProtocolError):
-                    await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="this is no JOIN message"))
+            request = await self._request(join, ticket)
+            if request is None:
                 return
             if request.role == "agent":
                 handed_over = await self._agent(join, request, ticket)
@@ -172,6 +168,18 @@ class Rendezvous:
             if not handed_over:
                 # After a refusal the socket is closed already, and this does nothing.
                 join.abort()
+
+    async def _request(self, join: ServerJoin, ticket: Ticket) -> JoinRequest | None:
+        """The handshake and what the peer then says; None when it is over, and was told so where that is possible."""
+        try:
+            await join.handshake()
+            return await join.read_request()
+        except (RemoteProtocolError, ConnectionLost) as error:
+            self._counters.rejected["handshake"] += 1
+            log.info("join connection refused", source=ticket.address, cause=error.message)
+            if isinstance(error, RemoteProtocolError):
+                await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="this is no JOIN message"))
+            return None
 
     # -- the client ------------------------------------------------------------------------------------------------
 
@@ -444,12 +452,8 @@ class Rendezvous:
         join = ServerJoin(sock, self._hops.server_context(), ALPN_HOP)
         handed_over = False
         try:
-            try:
-                await join.handshake()
-                request = await join.read_request()
-            except (RemoteProtocolError, ConnectionLost) as error:
-                self._counters.rejected["handshake"] += 1
-                log.info("hop refused", source=ticket.address, cause=error.message)
+            request = await self._request(join, ticket)
+            if request is None:
                 return
             certificate = join.peer_certificate
             if certificate is None or not is_relay(certificate):

@@ -9,6 +9,7 @@ import pytest
 
 from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import ConfigError
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, check, subject_token
 from tests.relay.conftest import Connect, Connections, settings
 from tests.support.nats_server import NatsServer, silent_port
@@ -216,6 +217,47 @@ class TestConnection:
             assert not await connection.start(0.5)
             await connection.close()
             assert "not it" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("scheme", ["nats", "tls"])
+    async def test_tls_both_ways(self, tmp_path: Path, scheme: str) -> None:
+        """The server's certificate is verified under our CA, and it asks for ours."""
+        ca = Authority.create("NATS")
+        server, client = ca.issue_server(["127.0.0.1"]), ca.issue_client("relay")
+        files = {"ca": ca.certificate_pem, "server": server.certificate_pem, "server-key": server.key_pem,
+                 "client": client.certificate_pem, "client-key": client.key_pem}  # fmt: skip
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        (tmp_path / "stranger").write_text(Authority.create("other").certificate_pem)
+        config = (
+            f'tls {{ cert_file: "{tmp_path / "server"}", key_file: "{tmp_path / "server-key"}", '
+            f'ca_file: "{tmp_path / "ca"}", verify: true }}\n'
+        )
+        with NatsServer(tmp_path / "nats", config=config) as nats:
+            url = nats.url.replace("nats://", f"{scheme}://")
+
+            async def connects(**files: Path) -> bool:
+                connection = NatsConnection(RelayFleetConfig(servers=(url,), **files))  # type: ignore[arg-type]
+                try:
+                    return await connection.start(30 if len(files) == 3 and "ca" in files["ca_file"].name else 0.5)
+                finally:
+                    await connection.close()
+
+            pair = {"certificate": tmp_path / "client", "key": tmp_path / "client-key"}
+            assert await connects(ca_file=tmp_path / "ca", **pair)
+            assert not await connects(ca_file=tmp_path / "ca")
+            assert not await connects(ca_file=tmp_path / "stranger", **pair)
+
+    @pytest.mark.parametrize("setting", ["ca_file", "password_file"])
+    async def test_a_missing_file_is_named_and_waited_for(
+        self, own_server: NatsServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+    ) -> None:
+        more = (
+            {"user": "a", setting: tmp_path / "not there"} if setting == "password_file" else {setting: tmp_path / "x"}
+        )
+        connection = NatsConnection(settings(own_server, **more))
+        assert not await connection.start(0.3)
+        assert f"fleet.{setting}" in capsys.readouterr().out
+        await connection.close()
 
 
 class TestSettings:
