@@ -1,0 +1,380 @@
+"""Sessions that survive: relays and agents are killed, stopped and cut off under talks whose every byte is known.
+
+Everything goes through `forward` to a TCP target; what kubectl sees of the same is in test_survival_kubectl.py, silence
+in test_network.py. With ARCBRIDGE_LONG=1 the slow rows run, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.fault_proxy import FaultProxy, How, Plan
+from tests.support.long import long_form
+from tests.support.processes import ManagedProcess
+from tests.support.reports import metrics, records, until, wait_for_record
+from tests.support.talk import Talk, TalkServer
+from tests.support.world import ALICE, ApiServer, World, free_port
+
+LOST = "connection lost, waiting to resume"
+BACK = "session resumed"
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TalkServer]:
+    with TalkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
+    """The API server of an agent whose users only use TCP targets."""
+    token = tmp_path_factory.mktemp("nobody") / "token"
+    token.write_text("nobody-asks-for-it")
+    return ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+
+
+def started(world: World, server: TalkServer) -> World:
+    world.targets["talk"] = (server.address, ALICE.groups)
+    return world.start()
+
+
+@pytest.fixture(scope="module")
+def world(nobody: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two relays, two agents; each test leaves them running."""
+    with World(nobody, directory=tmp_path_factory.mktemp("survival"), relays=2, agents=2) as world:
+        yield started(world, server)
+
+
+@pytest.fixture
+def whole(world: World) -> Iterator[World]:
+    """The same, with every agent connected to both relays and no session left of the test before."""
+    for index in range(2):
+        if not world.relays[index].running:
+            world.start_relay(index)
+    # Agents whose connections never last wait longer and longer between two tries; fresh ones do not.
+    for agent in world.agents:
+        agent.kill()
+    for index in range(2):
+        world.start_agent(index, wait=False)
+    until(lambda: connected(world, 0) == connected(world, 1) == 2, "both agents are at both relays", timeout=60)
+    until(lambda: not pumping(world), "no session is left", timeout=60)
+    yield world
+    for process in world.processes:
+        if process.name.startswith("forward") and process.running:
+            process.stop()
+
+
+def connected(world: World, relay: int) -> int:
+    """Agents that a relay has."""
+    return int(metrics(world.relay_observes[relay])["arcbridge_relay_agents"])
+
+
+def pumping(world: World) -> list[int]:
+    """The relays through which sessions pass."""
+    running = [index for index, relay in enumerate(world.relays) if relay.running]
+    return [index for index in running if metrics(world.relay_observes[index])["arcbridge_relay_pumps_open"]]
+
+
+def serving(world: World) -> int:
+    """The agent that has the session."""
+    found = [index for index, port in enumerate(world.agent_observes) if metrics(port)["arcbridge_agent_targets_open"]]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def talks(port: int, count: int = 4) -> list[Talk]:
+    """Conversations that have begun: some small and chatty, some as fast as it goes."""
+    found = [Talk(port, next(_numbers), pause=0 if index % 2 else 0.005) for index in range(count)]
+    for talk in found:
+        talk.wait_moves(50_000)
+    return found
+
+
+def refused(port: int) -> None:
+    """Connect, and wait to be cut off, which raises ConnectionResetError."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+        assert sock.recv(1) == b""
+
+
+def resumed(forward: ManagedProcess, after: int, times: int = 1) -> None:
+    """The client has said that it waits, and then that it is back."""
+    until(lambda: len(records(forward, BACK, after=after)) >= times, "the client is back", timeout=60)
+    events = [record["event"] for record in records(forward, after=after)]
+    assert events.index(LOST) < events.index(BACK)
+
+
+def go_on(server: TalkServer, under_way: list[Talk]) -> None:
+    """They move, end in order, and both ends have seen the same."""
+    for talk in under_way:
+        talk.wait_moves(50_000)
+    for talk in under_way:
+        server.check(talk)
+
+
+# -- relays -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_relay(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    (relay,) = pumping(whole)
+    mark = forward.mark()
+    whole.kill_relay(relay)
+    go_on(server, under_way)
+    resumed(forward, mark)
+    assert pumping(whole) == [1 - relay]
+    go_on(server, talks(port, 1))  # a new stream, while the relay is away
+
+
+def test_both_relays_in_turn(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    for _ in range(6 if long_form() else 2):
+        (relay,) = pumping(whole)
+        mark = forward.mark()
+        whole.kill_relay(relay)
+        resumed(forward, mark)
+        whole.start_relay(relay)
+        for talk in under_way:
+            talk.wait_moves(50_000)
+        until(lambda: connected(whole, relay) == 2, "the agents are there, too", timeout=60)  # noqa: B023
+    go_on(server, under_way)
+
+
+def test_every_relay_killed_and_back_after_a_while(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    mark = forward.mark()
+    for index in range(2):
+        whole.kill_relay(index)
+    wait_for_record(forward, LOST, after=mark)
+    # What is opened while nobody can be reached is told so at once; what was open waits.
+    with pytest.raises(ConnectionResetError):
+        refused(port)
+    assert wait_for_record(forward, "connection refused", after=mark)["reason"].startswith("cannot reach")
+    assert [talk.side.end for talk in under_way] == ["open"] * len(under_way)
+    whole.start_relay(1)
+    go_on(server, under_way)
+    resumed(forward, mark)
+
+
+def test_a_relay_that_is_told_to_stop(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    (relay,) = pumping(whole)
+    status, seconds = whole.stop_relay(relay)
+    assert status == 0
+    assert seconds < 30
+    go_on(server, under_way)
+    assert pumping(whole) == [1 - relay]
+    # Nothing was cut: the client went elsewhere before it left.
+    assert not records(forward, LOST)
+
+
+def test_a_relay_that_is_told_twice_ends_at_once_and_one_without_sessions_too(whole: World, server: TalkServer) -> None:
+    _, port = whole.start_forward("talk")
+    under_way = talks(port, 2)
+    (relay,) = pumping(whole)
+    whole.relays[relay].signal(signal.SIGTERM)
+    wait_for_record(whole.relays[relay], "relay stopping")
+    status, seconds = whole.stop_relay(relay)
+    assert status == 0
+    assert seconds < 10
+    for talk in under_way:
+        talk.wait_moves(50_000)
+    go_on(server, under_way)
+    whole.start_relay(relay)
+    until(lambda: connected(whole, relay) == 2, "the agents are there, too", timeout=60)
+    assert pumping(whole) == [1 - relay]
+    status, seconds = whole.stop_relay(relay)
+    assert status == 0
+    assert seconds < 10
+
+
+# -- agents and clients -----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_agent_resets_what_was_open_and_another_serves(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    mark = forward.mark()
+    agent = serving(whole)
+    whole.agents[agent].kill()
+    for talk in under_way:
+        assert talk.wait_end(60) == "rst"  # never an end as if it were complete
+        talk.close()
+    record = wait_for_record(forward, "session could not be resumed", after=mark)
+    assert record["reason"]
+    assert record["after"] < 60  # at once, when the agent is known to be gone, not when 120 s are over
+    go_on(server, talks(port, 2))
+    assert serving_now(whole) == {1 - agent}
+
+
+def serving_now(world: World) -> set[int]:
+    return {
+        index
+        for index, agent in enumerate(world.agents)
+        if agent.running and metrics(world.agent_observes[index])["arcbridge_agent_sessions"]
+    }
+
+
+def test_a_frozen_client_goes_on(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    forward.signal(signal.SIGSTOP)
+    try:
+        pause(60 if long_form() else 3)
+    finally:
+        forward.signal(signal.SIGCONT)
+    go_on(server, under_way)
+
+
+def test_a_frozen_relay_goes_on(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    (relay,) = pumping(whole)
+    whole.relays[relay].signal(signal.SIGSTOP)
+    try:
+        if long_form():
+            resumed(forward, 0)
+            go_on(server, under_way)
+            under_way = talks(port)
+        else:
+            pause(3)
+    finally:
+        whole.relays[relay].signal(signal.SIGCONT)
+    go_on(server, under_way)
+
+
+def pause(seconds: float) -> None:
+    """The length of a fault. Nothing is expected to have happened when it is over."""
+    time.sleep(seconds)
+
+
+def test_a_client_that_leaves_frees_what_it_had(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    agent = serving(whole)
+    forward.stop()
+    for talk in under_way:
+        assert server.side(talk.number).done.wait(15)
+        talk.close()
+    until(lambda: not metrics(whole.agent_observes[agent])["arcbridge_agent_targets_open"], "targets closed")
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(not long_form(), reason="ARCBRIDGE_LONG=1 runs what takes minutes: a killed client")
+def test_a_killed_client_is_forgotten(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    agent = serving(whole)
+    forward.kill()
+    for talk in under_way:
+        # It might have been the network: two minutes long it could come back.
+        assert server.side(talk.number).done.wait(180)
+        talk.close()
+    until(lambda: not metrics(whole.agent_observes[agent])["arcbridge_agent_sessions"], "session gone")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not long_form(), reason="ARCBRIDGE_LONG=1 runs what takes minutes: relays away for too long")
+def test_relays_that_are_away_for_too_long(whole: World, server: TalkServer) -> None:
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    for index in range(2):
+        whole.kill_relay(index)
+    for talk in under_way:
+        assert talk.wait_end(200) == "rst"
+        assert server.side(talk.number).done.wait(60)
+        talk.close()
+    assert wait_for_record(forward, "session could not be resumed")["after"] >= 100
+    whole.start_relay(0)
+    go_on(server, talks(port, 1))
+
+
+# -- the connections between ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hops(
+    nobody: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[World, FaultProxy, FaultProxy]]:
+    """One relay, a fault proxy before it for the client, and another for the agent."""
+    world = World(nobody, directory=tmp_path_factory.mktemp("hops"))
+    with (
+        FaultProxy(("127.0.0.1", world.relay_port)) as client_side,
+        FaultProxy(("127.0.0.1", world.relay_port)) as agent_side,
+        world,
+    ):
+        world.client_routes, world.agent_routes = [client_side.address], [agent_side.address]
+        yield started(world, server), client_side, agent_side
+
+
+@pytest.mark.parametrize("hop", ["client", "agent"])
+def test_a_cut_connection(hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer, hop: str) -> None:
+    world, client_side, agent_side = hops
+    proxy = client_side if hop == "client" else agent_side
+    forward, port = world.start_forward("talk")
+    under_way = talks(port)
+    ways: list[How] = ["rst", "fin"]
+    for how in ways * (5 if long_form() else 1):
+        mark = forward.mark()
+        # At the agent's side this also cuts its control connection.
+        assert proxy.cut(how)
+        resumed(forward, mark)
+        for talk in under_way:
+            talk.wait_moves(50_000)
+    go_on(server, under_way)
+    forward.stop()
+
+
+@pytest.mark.timeout(1000 if long_form() else 120)
+@pytest.mark.parametrize("hop", ["client", "agent"] if long_form() else ["client"])
+def test_connections_that_are_cut_and_altered_at_any_byte(
+    hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer, hop: str
+) -> None:
+    """Each connection is cut, or one bit of it is flipped, at a byte somewhere from its TLS handshakes on."""
+    world, client_side, agent_side = hops
+    proxy = client_side if hop == "client" else agent_side
+    forward, port = world.start_forward("talk")
+    under_way = talks(port)
+    first = len(proxy.passages)
+    plans = [Plan(cut_up=900, how="rst"), Plan(flip_down=900)]
+    if long_form():
+        plans += [Plan(cut_up=at, how="rst") for at in range(200, 3000, 200)]
+        plans += [Plan(cut_down=at, how="fin") for at in range(100, 5000, 300)]
+        plans += [Plan(flip_up=at) for at in (600, 1500, 2300)]
+        plans += [Plan(flip_down=at) for at in (600, 2500, 4000)]
+    proxy.plan = lambda number: plans[number - first] if number - first < len(plans) else Plan()
+    try:
+        proxy.cut("rst")
+        proxy.wait(lambda: len(proxy.passages) > first + len(plans), timeout=900 if long_form() else 90)
+        until(lambda: records(forward, BACK), "the client is back", timeout=60)
+        go_on(server, under_way)
+    finally:
+        proxy.plan = lambda number: Plan()
+    forward.stop()
+
+
+def test_single_byte_segments(hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer) -> None:
+    world, client_side, _ = hops
+    client_side.plan = lambda number: Plan(segment=1)
+    try:
+        forward, port = world.start_forward("talk")
+        talk = Talk(port, next(_numbers), most=2000, pause=0.05)
+        talk.wait_moves(5_000)
+        assert client_side.cut("rst")
+        resumed(forward, 0)
+        talk.wait_moves(5_000)
+        server.check(talk)
+        forward.stop()
+    finally:
+        client_side.plan = lambda number: Plan()
