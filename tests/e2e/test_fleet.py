@@ -108,17 +108,22 @@ def fleet(
             world.agent_routes[gate] = fronts[0].address
             world.client_routes = [world.relay_listens[gate]]
         world.start_issuer()
-        for index, listen in enumerate(world.relay_listens):
-            world.start_relay(
-                index,
-                extra=f'[fleet]\nservers = ["{nats.url}"]\nname = "relay-{index}"\ninternal_address = "{listen}"\n',
-            )
+        (directory / "nats-url").write_text(nats.url)
+        for index in range(3):
+            world.start_relay(index, extra=fleet_settings(world, index))
         world.start_agent(wait=False)
         try:
             yield world, nats
         finally:
             for one in fronts:
                 one.close()
+
+
+def fleet_settings(world: World, index: int) -> str:
+    """The end of a relay's configuration file."""
+    url = (world.directory.parent / "nats-url").read_text()
+    internal = world.relay_listens[index]
+    return f'[fleet]\nservers = ["{url}"]\nname = "relay-{index}"\ninternal_address = "{internal}"\n'
 
 
 def of(world: World, index: int, name: str) -> float:
@@ -210,6 +215,42 @@ def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
         for session in sessions:
             assert exchanged(session, b"still there") == b"still there"
             session.close()
+
+
+def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
+    """F8, F4: one of the agent's two relays drains, then the other dies, while clients keep coming in at the third."""
+    with fleet(tmp_path, echo, gate=0) as (world, _):
+        until(lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at two relays", timeout=60)
+        stopped = threading.Event()
+        clients: list[bytes] = []
+
+        def come() -> None:
+            while True:
+                last = stopped.is_set()
+                process, port = world.start_forward("echo")
+                clients.append(talk(port, b"words"))
+                process.stop()
+                if last:
+                    return
+
+        coming = threading.Thread(target=come)
+        coming.start()
+        until(lambda: clients, "the first client was served", timeout=60)
+        status, _ = world.stop_relay(1)
+        stopped.set()
+        coming.join()
+        assert status == 0
+        assert clients == [b"words"] * len(clients)
+        assert len(clients) >= 2
+        # Nobody is told of a death; NATS knows it with the connection, and so it is said at once.
+        world.kill_relay(2)
+        refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+        assert refused.returncode == ExitCode.UNREACHABLE
+        assert of(world, 0, 'fleet_dials_total{result="no_agent"}') >= 1
+        world.start_relay(2, extra=fleet_settings(world, 2))
+        until(lambda: of(world, 2, "agents") == 1, "the agent is back", timeout=60)
+        _, port = world.start_forward("echo")
+        assert talk(port, b"again") == b"again"
 
 
 def command(world: World, index: int, *arguments: str, status: int = 0) -> str:

@@ -11,7 +11,7 @@ from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
-from arcbridge.relay.fleet.nats import OFFER_LIFE, Accept, Answer, Ask, NatsFleet, Offer, _hashed
+from arcbridge.relay.fleet.nats import Accept, Answer, Ask, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
@@ -225,9 +225,10 @@ class TestOddReplies:
     """F3, F5, F7: what is late, doubled, crossed or somebody else's changes nothing."""
 
     async def test_a_late_dial_reaches_nobody(
-        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An ASK held up: there is an offer, nobody accepts it, no agent hears of it, and it lapses."""
+        monkeypatch.setattr("arcbridge.relay.fleet.nats.OFFER_LIFE", 0.1)
         link = Link()
         await pair[1].register(link)
         await settled(*pair)
@@ -235,7 +236,7 @@ class TestOddReplies:
         offer = await offered(stranger)
         assert (offer.request, offer.cluster, offer.instance) == ("r", "prod", "i1")
         assert not link.asked
-        await until(lambda: not pair[1]._offers, OFFER_LIFE + 20)
+        await until(lambda: not pair[1]._offers)
         accept = Accept("prod", replace(DIAL, cluster="prod").encode(), 1000).encode()
         answer = Answer.decode(await stranger.request(offer.subject, accept, 10))
         assert answer.code == JoinCode.NO_AGENT
