@@ -75,6 +75,7 @@ async def test_it_says_who_it_is(world: World) -> None:
     hello = link_of(world).peer_hello
     assert hello is not None
     assert hello.agent == "agent-1"
+    assert hello.cluster_ca == world.room._keeper.current.cluster_ca_certificate_pem
     assert world.room.unready() is None
     await world.until(lambda: world.relay.statuses, "a status")
     assert world.relay.statuses[0].ready

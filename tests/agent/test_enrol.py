@@ -30,6 +30,13 @@ async def relay() -> AsyncIterator[FakeRelay]:
         yield made
 
 
+@pytest.fixture
+async def second(relay: FakeRelay) -> AsyncIterator[FakeRelay]:
+    """Another relay over the same CA, with a registry of its own."""
+    async with FakeRelay.serving(authority=relay.authority) as made:
+        yield made
+
+
 class Clock:
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -39,14 +46,20 @@ class Clock:
 
 
 def keeper(
-    relay: FakeRelay, directory: Path, *, token: str = "id.secret", clock: Any = time.time, **changes: Any
+    relay: FakeRelay,
+    directory: Path,
+    *,
+    token: str = "id.secret",
+    clock: Any = time.time,
+    then: tuple[FakeRelay, ...] = (),
+    **changes: Any,
 ) -> CredentialKeeper:
+    """The keeper of an agent whose list is `relay` and those of `then`."""
     file = directory / f"token-{token}"
     file.write_text(token + "\n")
     settings: dict[str, Any] = {"relay_ca_pin": relay.pin, "join_token_file": file, **changes}
-    return CredentialKeeper(
-        DirectoryStore(directory / "state"), [parse_address(relay.address)], clock=clock, jitter=lambda: 0.0, **settings
-    )
+    relays = [parse_address(one.address) for one in (relay, *then)]
+    return CredentialKeeper(DirectoryStore(directory / "state"), relays, clock=clock, jitter=lambda: 0.0, **settings)
 
 
 async def test_first_start_and_second_start(relay: FakeRelay, tmp_path: Path) -> None:
@@ -211,3 +224,50 @@ async def test_a_relay_that_is_down_is_tried_again(
     assert (await one.start()).cluster == "one"
     assert hints == [None]
     assert one.failures == 1
+
+
+# -- a list of relays, each with a registry of its own ----------------------------------------------------------
+
+
+async def test_a_token_that_one_relay_does_not_know_is_shown_to_the_next(
+    relay: FakeRelay, second: FakeRelay, tmp_path: Path
+) -> None:
+    assert (await keeper(second, tmp_path, then=(relay,)).start()).cluster == "one"
+    assert [path for path, _ in second.calls] == ["/v1/enrol"]
+    assert [path for path, _ in relay.calls] == ["/v1/enrol"]
+
+
+async def test_when_all_refuse_each_ones_answer_is_told(relay: FakeRelay, second: FakeRelay, tmp_path: Path) -> None:
+    second.answers["/v1/enrol"] = (403, {"error": {"message": "the join token has expired"}})
+    with pytest.raises(EnrolmentRefused) as caught:
+        await keeper(relay, tmp_path, token="other.secret", then=(second,)).start()
+    assert f"https://{relay.address}: the join token is not good" in caught.value.message
+    assert f"https://{second.address}: the join token has expired" in caught.value.message
+
+
+async def test_a_refusal_is_not_the_last_word_while_another_relay_is_down(
+    relay: FakeRelay, second: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float | None] = []
+
+    class Recorded:
+        def next_delay(self, *, hint: float | None = None) -> float:
+            waited.append(hint)
+            relay.start()
+            return 0.0
+
+    monkeypatch.setattr(enrol, "Backoff", Recorded)
+    await relay.stop()
+    assert (await keeper(relay, tmp_path, then=(second,)).start()).cluster == "one"
+    assert waited == [enrol.REFUSED_AMONG]
+
+
+async def test_renewal_at_any_relay(relay: FakeRelay, second: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    one = keeper(relay, tmp_path, clock=clock, then=(second,))
+    before = await one.start()
+    clock.ahead = 3600 * 0.7
+    relay.answers["/v1/renew"] = (403, {"error": {"message": "there is no such cluster"}})
+    await one._look()
+    assert second.calls[-1][0] == "/v1/renew"
+    assert one.current.certificate_pem != before.certificate_pem

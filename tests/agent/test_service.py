@@ -25,6 +25,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"relay_ca_pin": "sha1:00"}, "relay_ca_pin: not a pin"),
     ({"state": AgentStateConfig()}, "state: exactly one"),
     ({"state": AgentStateConfig(directory=Path("x"), secret="a/b")}, "state: exactly one"),
+    ({"control_connections": 0}, "control_connections: must be at least 1"),
     ({"token_mode": False}, "authentication: missing"),
     ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
 ]
@@ -94,3 +95,30 @@ async def test_stopped_while_no_relay_answers(tmp_path: Path) -> None:
         await asyncio.sleep(0.2)
         stopping.set()
         await asyncio.wait_for(running, 5)
+
+
+@pytest.mark.parametrize(("resumption", "resumable"), [(True, True), (False, False)])
+async def test_resumption_is_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumption: bool, resumable: bool
+) -> None:
+    made: list[Any] = []
+
+    class Recorded(Exception):
+        pass
+
+    def record(*args: Any, **settings: Any) -> None:
+        made.append(settings)
+        raise Recorded
+
+    monkeypatch.setattr("arcbridge.agent.service.Sessions", record)
+    async with FakeApiServer.serving(tmp_path) as api:
+        config = AgentConfig(
+            relays=("127.0.0.1:1",),
+            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+            state=AgentStateConfig(directory=tmp_path / "state"),
+            audit=AuditConfig(file=""),
+            resumption=resumption,
+        )
+        with pytest.raises(Recorded):
+            await serve(config, lambda: None, asyncio.Event(), asyncio.Event())
+    assert (made[0]["limits"].replay > 0) is resumable

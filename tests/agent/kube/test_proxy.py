@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trustme
 
+from arcbridge.agent.sessions import Sessions
+from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 
-from .bench import Bench, running
+from ..pair import FakeAuthenticator, joined, resume
+from .bench import Bench, Wire, running
 
 PODS = "/api/v1/namespaces/default/pods"
 
@@ -550,3 +557,86 @@ async def test_token_mode_never_shows_the_agents_certificate(tmp_path: Path) -> 
         bench.caller.token_mode = True
         await bench.get("/api", "Authorization: Bearer callers-own")
         assert not bench.api.last.client_certificate
+
+
+# -- a session that loses its connection ------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Callable[[], Awaitable[None]]]]:
+    """A client's session with the proxy, and what takes its connection away and gives it another one."""
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)  # type: ignore[arg-type]
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+
+        async def again() -> None:
+            assert client.transport is not None
+            client.transport.abort()
+            async with asyncio.timeout(10):
+                while not sessions.detached:
+                    await asyncio.sleep(0.005)
+            await resume(sessions, client)
+
+        yield client, again
+
+
+def stream_of(client: MuxSession) -> Wire:
+    io = StreamIO()
+    client.open("kubernetes", io)
+    return Wire(io)
+
+
+async def test_s11_a_put_under_way_reaches_the_api_server_once(bench: Bench) -> None:
+    body = os.urandom(1024) * 1024
+    async with cut_and_resumed(bench) as (client, again):
+        wire = stream_of(client)
+        head = f"PUT {PODS}/a HTTP/1.1\r\nHost: k\r\nContent-Length: {len(body)}\r\n\r\n"
+        await wire.send(head.encode()[:40])
+        await again()
+        await wire.send(head.encode()[40:])
+        for start in range(0, len(body), 256 * 1024):
+            sending = asyncio.ensure_future(wire.send(body[start : start + 256 * 1024]))
+            await again()
+            await sending
+        assert (await wire.answer()).status == 200
+    (request,) = bench.api.requests
+    assert request.complete
+    assert request.body == body
+    (record,) = await bench.audit.wait(1)
+    assert (record.outcome, record.bytes_up) == ("answered", len(body))
+
+
+async def test_a_watch_and_an_upgraded_stream_go_on(bench: Bench) -> None:
+    event = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"one\n", end=False))
+        await event.wait()
+        await exchange.send(b"4\r\ntwo\n\r\n0\r\n\r\n")
+
+    async def echo(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
+        while data := await exchange.reader.read(1000):
+            await exchange.send(data)
+
+    bench.api.routes[PODS] = watch
+    bench.api.routes[f"{PODS}/a/exec"] = echo
+    async with cut_and_resumed(bench) as (client, again):
+        watching, shell = stream_of(client), stream_of(client)
+        await watching.send(f"GET {PODS}?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+        await watching.until(b"one\n")
+        await shell.send(
+            f"POST {PODS}/a/exec HTTP/1.1\r\nHost: k\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n".encode()
+        )
+        assert (await shell.head())[0] == 101
+        for _ in range(3):
+            await again()
+            await shell.send(b"keystroke")
+            assert await shell.exactly(9) == b"keystroke"
+        event.set()
+        assert await watching.until(b"two\n") == b"\r\n4\r\ntwo\n"
+        shell.io.finish()
+        assert await shell.rest() == b""
+    assert len(bench.api.requests) == 2

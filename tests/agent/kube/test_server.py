@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -60,11 +63,25 @@ async def test_a_head_that_never_ends_is_ended(bench: Bench, monkeypatch: pytest
     assert await wire.rest() == b""
 
 
+async def test_a_head_is_not_late_while_its_caller_has_no_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_DEADLINE", 0.1)
+    wire = bench.stream()
+    await wire.send(b"GET /api HTTP/1.1\r\nHos")
+    bench.caller.here_since = math.inf
+    await asyncio.sleep(0.35)
+    bench.caller.here_since = time.monotonic()
+    await asyncio.sleep(0.05)
+    await wire.send(b"t: k\r\n\r\n")
+    assert (await wire.answer()).status == 200
+    await wire.send(b"GET /api HTTP/1.1\r\nHos")
+    assert (await wire.answer()).status == 400, "with a connection the deadline runs"
+
+
 async def test_an_idle_stream_and_a_slow_body_have_no_such_deadline(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     monkeypatch.setattr(server, "HEAD_DEADLINE", 0.05)
     wire = bench.stream()
     await asyncio.sleep(0.1)
@@ -89,8 +106,6 @@ async def test_a_whole_head_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
     monkeypatch.setattr("arcbridge.agent.kube.proxy.check_target", lambda target: 1 / 0)
