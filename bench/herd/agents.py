@@ -8,6 +8,7 @@ of its own (all share one, their instance ids differ).
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import resource
@@ -92,7 +93,7 @@ class Agent(BaseHandler):
                 error: ArcbridgeError = await session.wait_ended()
                 stayed = self.up
                 word = GoawayCode(error.code).name.lower() if isinstance(error, SessionEnded) else "lost"
-            except (OSError, TimeoutError) as failure:
+            except Exception as failure:  # whatever it is, an agent comes again; the word tells what it was
                 word = _word(failure)
             finally:
                 if self.up:
@@ -190,6 +191,8 @@ def _word(failure: BaseException) -> str:
         return "turned_away"
     if isinstance(failure, TimeoutError):
         return "timeout"
+    if isinstance(failure, OSError) and failure.errno is not None:
+        return errno.errorcode.get(failure.errno, "unknown").lower()
     return f"{type(failure).__name__}"
 
 

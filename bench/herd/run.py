@@ -79,15 +79,14 @@ class Relay:
         self.role.stop()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample without labels, by its name without the prefix; empty when the relay does not answer in time."""
+        """Every sample by its name without the prefix, and its reason if it has one; empty when nobody answers in time."""
         try:
             with urllib.request.urlopen(f"http://{self.observe}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return {}
-        return {
-            name: float(value) for name, value in re.findall(r"^arcbridge_relay_(\w+) (\S+)$", text, flags=re.MULTILINE)
-        }
+        found = re.findall(r'^arcbridge_relay_(\w+)(?:{reason="(\w+)"})? (\S+)$', text, flags=re.MULTILINE)
+        return {f"{name} {reason}".strip(): float(value) for name, reason, value in found}
 
 
 class Agents:
@@ -203,6 +202,7 @@ def _fall_and_rise(relay: Relay, herd: Agents, agents: int, seconds: float, rest
     started_cpu, herd_cpu = cpu_seconds([relay.role.pid]), herd.told()["cpu"]
     back: dict[str, float] = {}
     count: dict[str, Any] = {}
+    seen: dict[str, float] = {}
     while time.monotonic() - killed_at < seconds:
         count = herd.told()
         seen = relay.metrics()
@@ -251,6 +251,11 @@ def _fall_and_rise(relay: Relay, herd: Agents, agents: int, seconds: float, rest
         "back_after_listening_s": {part: round(s - (listening_at - killed_at), 2) for part, s in back.items()},
         "peak_let_in_per_s": round(max(rates, default=0.0)),
         "paced": timeline[-1]["paced"] if timeline else 0,
+        "rejected": {
+            name.removeprefix("connections_rejected_total "): number
+            for name, number in seen.items()
+            if name.startswith("connections_rejected_total ") and number
+        },
         "attempts": count["attempts"] - attempts_before["attempts"],
         "attempts_ended": ended,
         "hints": count["hints"] - attempts_before["hints"],
