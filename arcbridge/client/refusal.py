@@ -75,7 +75,7 @@ def is_elsewhere(error: BaseException | None) -> bool:
     """Whether the relay had agents of the cluster, but not the one that was asked for."""
     while error is not None:
         if isinstance(error, JoinRefused):
-            return error.code == JoinCode.GONE
+            return error.code == JoinCode.NO_INSTANCE
         error = error.__cause__
     return False
 
@@ -91,7 +91,7 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
             )
-        case JoinCode.GONE:
+        case JoinCode.NO_INSTANCE:
             return Unreachable(f"the agent of {name} that has the session is not connected", retry_after=RETRY_SOON)
         case JoinCode.NO_AGENT:
             return Unreachable(

@@ -53,6 +53,8 @@ class JoinCode(IntEnum):
     BAD_REQUEST = 8
     GONE = 9
     INTERNAL = 10
+    NO_INSTANCE = 11
+    """The agent that a client wants back is not connected here; others may be."""
 
 
 async def client_join(

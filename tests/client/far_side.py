@@ -160,7 +160,7 @@ class FarSide(BaseHandler):
             cluster_ca=self.says_ca.certificate_pem,
         )
         if self.requests[-1].instance in self.absent:
-            reply = replace(reply, code=JoinCode.GONE)
+            reply = replace(reply, code=JoinCode.NO_INSTANCE)
         if reply.code != JoinCode.OK:
             await join.refuse(reply)
             return

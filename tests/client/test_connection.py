@@ -54,7 +54,7 @@ class TestJoin:
         "code",
         [
             JoinCode.NO_AGENT, JoinCode.AGENT_TIMEOUT, JoinCode.AGENT_REFUSED, JoinCode.OVERLOADED, JoinCode.DRAINING,
-            JoinCode.GONE, JoinCode.INTERNAL, JoinCode.FORBIDDEN, JoinCode.BAD_REQUEST,
+            JoinCode.NO_INSTANCE, JoinCode.INTERNAL, JoinCode.FORBIDDEN, JoinCode.BAD_REQUEST,
         ],
     )  # fmt: skip
     async def test_what_another_relay_may_not_say(

@@ -7,8 +7,9 @@ be stale: what is not registered now is not there.
 Every engine promises (tests/relay/fleet/conformance.py):
 
 1. "No agent connected" is said at once, never after a timeout.
-2. A dial goes to the instance that is asked for if it is there, else to the connection with the fewest dials waiting,
-   in turn; and if that one refuses, is lost or stays silent, to exactly one other (J4).
+2. A dial goes to the connection with the fewest dials waiting, in turn; and if that one refuses, is lost or stays
+   silent, to exactly one other (J4). A dial for an instance goes to that instance alone, for the session that a
+   client wants back is nowhere else: "not connected" is NO_INSTANCE, at once.
 3. A reply counts only when it names the dial's own token.
 4. Of two connections of one instance the newer stays, the older is told so (E10).
 5. A draining or ended connection gets no new dial.
@@ -96,11 +97,11 @@ class Fleet(ABC):
 
     @abstractmethod
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
-        """Ask an agent of `cluster` to join; its consent. `dial.instance` is preferred when it is there.
+        """Ask an agent of `cluster` to join; its consent. To `dial.instance` alone where that is given.
 
-        `timeout` in seconds bounds both attempts. Raises `JoinRefused`: NO_AGENT, AGENT_REFUSED, AGENT_TIMEOUT; of
-        two failures the second is told, which is the more recent truth. INTERNAL, with a time to come back, when no
-        agent is at this relay and the others cannot be asked: within two seconds.
+        `timeout` in seconds bounds both attempts. Raises `JoinRefused`: NO_AGENT, NO_INSTANCE, AGENT_REFUSED,
+        AGENT_TIMEOUT; of two failures the second is told, which is the more recent truth. INTERNAL, with a time to
+        come back, when no agent is at this relay and the others cannot be asked: within two seconds.
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class LocalFleet(Fleet):
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         tried: list[AgentLink] = []
-        failure = no_agent(cluster)
+        failure = no_agent(cluster, dial.instance)
         while len(tried) < 2 and (link := self.pick(cluster, dial.instance, tried)) is not None:
             tried.append(link)
             left = until - loop.time()
@@ -99,15 +99,12 @@ class LocalFleet(Fleet):
     def pick(
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
     ) -> AgentLink | None:
-        """The link to ask next: `instance` if it is there and not one of the `tried`, else by promise 2 another one
-        that is neither tried nor of an instance to `avoid`. None when nobody is left."""
+        """The link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of `instance`
+        alone where that is given. None when nobody is left."""
         of_cluster = self._links.get(cluster, {})
-        wanted = of_cluster.get(instance)
-        if wanted is not None and not wanted.draining and wanted not in tried and instance not in avoid:
-            return wanted
         candidates = [
             link
-            for link in of_cluster.values()
+            for link in ([of_cluster[instance]] if instance in of_cluster else [] if instance else of_cluster.values())
             if not link.draining and link not in tried and link.instance not in avoid
         ]
         return min(candidates, key=lambda link: (link.pending, self._asked[link]), default=None)
@@ -118,7 +115,14 @@ class LocalFleet(Fleet):
         return bool(of_cluster) if not instance else instance in of_cluster
 
 
-def no_agent(cluster: str) -> JoinRefused:
+def no_agent(cluster: str, instance: str = "") -> JoinRefused:
+    """Nobody can be asked."""
+    if instance:
+        return JoinRefused(
+            JoinCode.NO_INSTANCE,
+            f"the agent of cluster {cluster} that has the session is not connected",
+            retry_after=_RETRY_AFTER,
+        )
     return JoinRefused(
         JoinCode.NO_AGENT,
         f"no agent of cluster {cluster} is connected: check that its agent runs and can reach this relay",

@@ -221,7 +221,7 @@ class NatsFleet(Fleet):
         try:
             status, outcome = await self._dial(cluster, dial, timeout)
         except JoinRefused as error:
-            of = {JoinCode.NO_AGENT: "no_agent", JoinCode.INTERNAL: "unavailable"}
+            of = {JoinCode.NO_AGENT: "no_agent", JoinCode.NO_INSTANCE: "no_agent", JoinCode.INTERNAL: "unavailable"}
             self.dials[of.get(JoinCode(error.code), "refused")] += 1
             raise
         self.dials[outcome] += 1
@@ -233,7 +233,7 @@ class NatsFleet(Fleet):
         tried: list[AgentLink] = []
         first = await self._find(cluster, dial.instance, tried, "")
         if first is None:
-            raise no_agent(cluster)
+            raise no_agent(cluster, dial.instance)
         asking = loop.create_task(first.ask(dial, until - loop.time()))
         try:
             # A silent first one gets its share of the time, and all of it when there is no other.
@@ -257,23 +257,13 @@ class NatsFleet(Fleet):
 
         Raises `JoinRefused` INTERNAL when nobody is here and the other relays cannot be asked.
         """
-        avoided = (avoid,) if avoid else ()
+        if wanted:
+            # Through another relay, too, if the first way to it failed.
+            return self._here(cluster, wanted, tried, ()) or await self._ask(cluster, wanted, "")
         again = bool(avoid)
-        unreachable: JoinRefused | None = None
-        if wanted and not again:
-            link = self._local.pick(cluster, wanted, tried)
-            if link is not None and link.instance == wanted:
-                return self._here(cluster, wanted, tried, ())
-            try:
-                if (there := await self._ask(cluster, wanted, "")) is not None:
-                    return there
-            except JoinRefused as error:
-                unreachable = error
-        here = self._here(cluster, "", tried, avoided)
+        here = self._here(cluster, "", tried, (avoid,) if avoid else ())
         if here is not None:
             return here
-        if unreachable is not None:
-            raise unreachable
         there = await self._ask(cluster, "", avoid)
         if there is None and again:
             # The same instance through another connection is still another way to it.
@@ -361,8 +351,6 @@ class NatsFleet(Fleet):
         except ArcbridgeError:
             return
         link = self._local.pick(ask.cluster, ask.instance, (), (ask.avoid,) if ask.avoid else ())
-        if link is not None and ask.instance not in ("", link.instance):
-            link = None
         subject = ""
         if link is not None and not self._draining and len(self._offers) < _MAX_OFFERS:
             number = f"{next(self._numbers)}-{secrets.token_hex(4)}"

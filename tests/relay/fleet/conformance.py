@@ -69,15 +69,21 @@ class FleetConformance:
         assert (await fleet.dial("prod", DIAL, 5)).token == "t"
         assert link.asked == [DIAL]
 
-    async def test_the_wanted_instance_first(self, fleet: Fleet) -> None:
+    async def test_the_wanted_instance_alone(self, fleet: Fleet) -> None:
         links = [Link(instance=f"i{n}") for n in range(5)]
         for link in links:
             await fleet.register(link)
         for _ in range(4):
             await fleet.dial("prod", Dial(token="t", instance="i3"), 5)
         assert len(links[3].asked) == 4
-        await fleet.dial("prod", Dial(token="t", instance="not there"), 5)
-        assert sum(len(link.asked) for link in links) == 5
+        with pytest.raises(JoinRefused) as caught:
+            await asyncio.wait_for(fleet.dial("prod", Dial(token="t", instance="not there"), 60), 2)
+        assert caught.value.code == JoinCode.NO_INSTANCE
+        links[3].answer = 1
+        with pytest.raises(JoinRefused) as caught:
+            await fleet.dial("prod", Dial(token="t", instance="i3"), 5)
+        assert caught.value.code == JoinCode.AGENT_REFUSED
+        assert not any(link.asked for link in links if link is not links[3]), "nobody else was asked"
 
     async def test_in_turn(self, fleet: Fleet) -> None:
         links = [Link(instance=f"i{n}") for n in range(3)]
@@ -102,7 +108,7 @@ class FleetConformance:
         good = Link(instance="good")
         await fleet.register(bad[0])
         await fleet.register(good)
-        status = await fleet.dial("prod", Dial(token="t", instance="bad0"), 0.5)
+        status = await fleet.dial("prod", DIAL, 0.5)
         assert status.instance == "good"
         await fleet.unregister(good)
         await fleet.register(bad[1])
