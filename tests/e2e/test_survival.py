@@ -134,10 +134,12 @@ def test_a_killed_relay(whole: World, server: TalkServer) -> None:
     go_on(server, talks(port, 1))  # a new stream, while the relay is away
 
 
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not long_form(), reason="ARCBRIDGE_LONG=1 runs what takes minutes: relays killed again and again")
 def test_both_relays_in_turn(whole: World, server: TalkServer) -> None:
     forward, port = whole.start_forward("talk")
     under_way = talks(port)
-    for _ in range(6 if long_form() else 2):
+    for _ in range(6):
         (relay,) = pumping(whole)
         mark = forward.mark()
         whole.kill_relay(relay)

@@ -502,7 +502,7 @@ def test_a_direction_that_stands_still_is_found(loop: str, direction: str) -> No
     run(loop, main, timeout=60)
 
 
-@both_loops
+@pytest.mark.parametrize("loop", ["uvloop"])
 @pytest.mark.parametrize("ping", [True, False], ids=["with PING", "without PING"])
 def test_a_nat_that_forgets_is_outlived_by_ping_alone(loop: str, ping: bool) -> None:
     limits = Limits(ping_interval=0.2, ping_timeout=30) if ping else Limits(ping_interval=500, ping_timeout=1000)
