@@ -79,7 +79,7 @@ class Relay:
         self.role.stop()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name without the prefix, and its reason if it has one; empty when nobody answers in time."""
+        """Every sample by its name without the prefix, with its reason if it has one; empty when nobody answers."""
         try:
             with urllib.request.urlopen(f"http://{self.observe}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
