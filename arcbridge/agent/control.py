@@ -387,6 +387,8 @@ class ControlRoom:
         if link.up and len(self.relays) > 1:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
             self._start_after = now + self._draw() * spread
+            if not self._staying():
+                self.choice.hurry(now, self._start_after - now)
         if not self.draining:
             log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1), up=self.up)
 

@@ -37,6 +37,8 @@ class RelayChoice:
         self.wanted = max(1, min(wanted, len(self.order)))
         self._backoffs = {relay: make_backoff() for relay in self.order}
         self._not_before = dict.fromkeys(self.order, 0.0)
+        self._told: set[Address] = set()
+        """Relays that named the time at which they may be tried."""
 
     @property
     def preferred(self) -> list[Address]:
@@ -69,9 +71,21 @@ class RelayChoice:
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
+        named = hint is not None or not_before > now
+        (self._told.add if named else self._told.discard)(relay)
         delay = self._backoffs[relay].next_delay(lasted=lasted, hint=hint)
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
+
+    def hurry(self, now: float, within: float) -> None:
+        """No relay is left: each may be tried within so many seconds, unless it named a time itself.
+
+        A pause that was chosen while another relay served would else leave the cluster without any: with two relays
+        that restart in turn it grows to half a minute, though each is back in seconds.
+        """
+        for relay in self.order:
+            if relay not in self._told:
+                self._not_before[relay] = min(self._not_before[relay], now + within)
 
     def left(self, relay: Address, now: float) -> None:
         """The agent has left this relay by itself: nothing is wrong with it."""

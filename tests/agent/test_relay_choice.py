@@ -89,3 +89,20 @@ def test_surplus() -> None:
     assert made.surplus([D, C]) == []
     assert made.surplus([D, C, A]) == [D]
     assert made.surplus([D, C, B, A]) == [C, D]
+
+
+def test_in_a_hurry_pauses_are_cut_short_but_a_relays_own_word_is_not() -> None:
+    made = choice(draw=0.999)
+    for _ in range(8):
+        made.failed(A, 100.0)
+    made.failed(B, 100.0, hint=20)
+    made.failed(C, 100.0, not_before=150.0)
+    made.hurry(100.0, 0.5)
+    assert made.may_try(A, 100.5)
+    assert not made.may_try(A, 100.4)
+    assert not made.may_try(B, 119.0)
+    assert not made.may_try(C, 149.0)
+    assert made.may_try(D, 100.0)
+    made.failed(B, 200.0)
+    made.hurry(200.0, 0.1)
+    assert made.may_try(B, 200.1), "it named no time the last time"
