@@ -42,8 +42,8 @@ HELLO_DEADLINE: Final = 10.0
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
 AGENTS_PER_SECOND: Final = 300
-"""At 3 ms each (measured on a small machine, OpenSSL 3.0) a herd takes most of a core for as long as it comes. Fewer would
-leave more for the sessions, but five thousand could not be back within 30 s."""
+"""At 3 ms each (measured on a small machine, OpenSSL 3.0) a herd takes most of a core for as long as it comes. Fewer
+would leave more for the sessions, but five thousand could not be back within 30 s."""
 BURST: Final = 50
 """Handshakes at once after a pause: a small installation's agents need not wait at all."""
 LONGEST_WAIT: Final = 3.0
