@@ -140,6 +140,11 @@ class Life:
         """Whether the session waits for a connection."""
         return self._lost_at is not None
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which the session has waited for a connection; 0: it has one."""
+        return 0.0 if self._lost_at is None else self._loop.time() - self._lost_at
+
     # -- what happens to it -------------------------------------------------------------------------------------------
 
     def lost(self, error: ArcbridgeError) -> None:

@@ -42,6 +42,9 @@ QUIET = 1.0
 """Seconds after a failed attempt in which others get its error instead of an attempt of their own."""
 FAREWELL = 2.0
 """Seconds that the end of a process may take so that the agents hear of it: some round trips of a bad line."""
+PATIENCE = 5.0
+"""Seconds after a loss in which whoever asks for a stream waits with those that run: most resumptions take less, and a
+failure in between is no answer."""
 RENEW_AGAIN = 15.0
 """Seconds between tries to renew, while no newer token is there."""
 
@@ -372,7 +375,7 @@ class ClusterSession(BaseHandler):
             # Another agent of the cluster is there: it can have the new streams, while these wait for theirs.
             self._current = None
             self._changed.set()
-        else:
+        elif life.waited >= PATIENCE or not isinstance(error, Unreachable):
             self._disappoint(error)
 
     async def _replace(self, life: Life) -> bool:

@@ -9,7 +9,7 @@ Every engine promises (tests/relay/fleet/conformance.py):
 1. "No agent connected" is said at once, never after a timeout.
 2. A dial goes to the connection with the fewest dials waiting, in turn; and if that one refuses, is lost or stays
    silent, to exactly one other (J4). A dial for an instance goes to that instance alone, for the session that a
-   client wants back is nowhere else: "not connected" is NO_INSTANCE, at once.
+   client wants back is nowhere else: "not connected" is NO_INSTANCE, at once, where the cluster has others.
 3. A reply counts only when it names the dial's own token.
 4. Of two connections of one instance the newer stays, the older is told so (E10).
 5. A draining or ended connection gets no new dial.

@@ -61,7 +61,7 @@ class LocalFleet(Fleet):
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         tried: list[AgentLink] = []
-        failure = no_agent(cluster, dial.instance)
+        failure = no_agent(cluster, dial.instance if self.has(cluster) else "")
         while len(tried) < 2 and (link := self.pick(cluster, dial.instance, tried)) is not None:
             tried.append(link)
             left = until - loop.time()
@@ -116,7 +116,7 @@ class LocalFleet(Fleet):
 
 
 def no_agent(cluster: str, instance: str = "") -> JoinRefused:
-    """Nobody can be asked."""
+    """Nobody can be asked; `instance` if that one was wanted, and others are there."""
     if instance:
         return JoinRefused(
             JoinCode.NO_INSTANCE,

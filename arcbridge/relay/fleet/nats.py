@@ -233,7 +233,9 @@ class NatsFleet(Fleet):
         tried: list[AgentLink] = []
         first = await self._find(cluster, dial.instance, tried, "")
         if first is None:
-            raise no_agent(cluster, dial.instance)
+            wanted = dial.instance
+            others = wanted and (self._local.has(cluster) or await self._ask(cluster, "", "") is not None)
+            raise no_agent(cluster, wanted if others else "")
         asking = loop.create_task(first.ask(dial, until - loop.time()))
         try:
             # A silent first one gets its share of the time, and all of it when there is no other.

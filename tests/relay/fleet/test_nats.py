@@ -153,6 +153,11 @@ class TestTwoRelays:
             await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)
         assert caught.value.code == JoinCode.NO_INSTANCE
         assert not here.asked
+        await pair[0].unregister(here)
+        await settled(*pair)
+        with pytest.raises(JoinRefused) as caught:
+            await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)
+        assert caught.value.code == JoinCode.NO_AGENT, "others are not there either"
 
     @pytest.mark.parametrize("answer", [1, None])
     async def test_the_second_attempt_may_be_at_the_other(
@@ -295,7 +300,7 @@ class TestOddReplies:
             await stranger.subscribe(f"{stranger.prefix}.dial.{subject}", lie)
         await stranger.flush(10)
         error = await refused(pair[0], instance="i1")
-        assert error.code in (JoinCode.NO_INSTANCE, JoinCode.INTERNAL)
+        assert error.code in (JoinCode.NO_AGENT, JoinCode.NO_INSTANCE, JoinCode.INTERNAL)
         await stranger.flush(10)
         assert all(isinstance(one, asyncio.Future) for one in accepted)
 
