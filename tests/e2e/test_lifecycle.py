@@ -54,9 +54,9 @@ def whoami(kubectl: Kubectl) -> str:
 
 
 def hurry(relay: ManagedProcess) -> None:
-    """End a relay. It cannot see that a session is idle and gives it 30 s; a second signal leaves one second."""
+    """End a relay. Its clients have no other one and stay until they are cut; a second signal leaves one second."""
     relay.signal(signal.SIGTERM)
-    wait_for_record(relay, "relay stopping", step="waiting")
+    wait_for_record(relay, "relay stopping", step="draining")
     relay.signal(signal.SIGTERM)
     assert relay.wait(10) == 0
 
@@ -215,13 +215,13 @@ def test_sigterm_lets_a_running_exec_finish(world: World, cluster: Cluster, pod:
     gate = world.directory / f"gate-{role}"
     os.mkfifo(gate)
     process = getattr(world, role)
-    stopping = "agent stops" if role == "agent" else "relay stopping"
+    stopping = ("agent stops", "waiting") if role == "agent" else ("relay stopping", "draining")
     with through(cluster, client).start(
         "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
     ) as shell:
         shell.wait_for_line("started", stream="stdout")
         process.signal(signal.SIGTERM)
-        wait_for_record(process, stopping, step="waiting")
+        wait_for_record(process, stopping[0], step=stopping[1])
         assert process.running
         gate.write_text("go\n")
         assert shell.wait(20) == 4
