@@ -20,6 +20,7 @@ from typing import Self
 
 _HELLO = struct.Struct("!4sI")
 _MAGIC = b"talk"
+_TCP_CLOSE = 7  # tcp_states.h
 
 
 class Source:
@@ -96,6 +97,8 @@ class _Speaker:
         self._source = Source(number, mine, most)
         self._checker = Checker(Source(number, theirs, most), f"talk {number}, {theirs}")
         self.side = Side()
+        self._shut = False
+        """Whether our direction was ended."""
         self.finishing = threading.Event()
         self.moved = threading.Condition()
         self._threads = [
@@ -128,6 +131,7 @@ class _Speaker:
                 if self._pause and not last:
                     self.finishing.wait(self._pause)
             side.sent_hash = digest.hexdigest()
+            self._shut = True
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             return  # the receiving thread says how it ended
@@ -148,6 +152,8 @@ class _Speaker:
                     self.moved.notify_all()
             side.received_hash = digest.hexdigest()
             side.end = "fin" if self._checker.whole else "fin inside a record"
+            if not self._shut and self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+                side.end = "rst"  # the kernel tells of a reset once, and told the sending thread
         except Wrong as error:
             side.end = str(error)
         except OSError:
