@@ -299,6 +299,8 @@ def test_relays_that_are_away_for_too_long(whole: World, server: TalkServer) -> 
         talk.close()
     assert wait_for_record(forward, "session could not be resumed")["after"] >= 100
     whole.start_relay(0)
+    until(lambda: connected(whole, 0), "an agent is back", timeout=60)
+    pause(1.5)  # for a second whoever asks is told what the last try met
     go_on(server, talks(port, 1))
 
 
