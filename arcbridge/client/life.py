@@ -25,7 +25,14 @@ from arcbridge.client.refusal import is_elsewhere, raise_in_words
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
-from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded, Unauthenticated, Unreachable
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    PermissionRefused,
+    SessionEnded,
+    Unauthenticated,
+    Unreachable,
+)
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.observe.metrics import Buckets
@@ -360,6 +367,11 @@ class Life:
             self._wait_for_another(error)  # the new connection had replaced the old one, and died
         if self._lost_at is not None:
             self._failed(self, error)
+            if isinstance(error, PermissionRefused):
+                # No relay lets this user reach the cluster any more: it was revoked, or the policy has changed.
+                self._asking = True
+                self.session.abort(SessionEnded(GoawayCode.FORBIDDEN, error.message))
+                return 0.0
         self._note_whether_missing(error)
         hint = _hint(error)
         lasted, self._attached_at = self._loop.time() - self._attached_at, self._loop.time()

@@ -342,6 +342,28 @@ class TestTheEnd:
         await until(lambda: asyncio.all_tasks() - before <= far._tasks)
 
 
+class TestNoLongerAllowed:
+    """The cluster was revoked, or the policy has changed, and the relay has cut the session."""
+
+    async def test_streams_do_not_wait_for_what_will_not_come(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.reply = JoinReply(code=JoinCode.FORBIDDEN)
+            far.cut()
+            with pytest.raises(SessionEnded):
+                await stream.check(b"more")
+            assert session.detached_count == 0
+        assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
+
+    async def test_a_session_that_is_asked_to_move_stays(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            far.reply = second.reply = JoinReply(code=JoinCode.FORBIDDEN)
+            far.sessions[0].ask_to_move()
+            await until(lambda: len(second.requests) >= 1)
+            await stream.check(b"over the old one")
+
+
 class TestAnotherAgent:
     """Relays have an agent of the cluster, but not the one with the session."""
 
