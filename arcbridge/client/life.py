@@ -370,7 +370,7 @@ class Life:
             if isinstance(error, PermissionRefused):
                 # No relay lets this user reach the cluster any more: it was revoked, or the policy has changed.
                 self._asking = True
-                self.session.abort(SessionEnded(GoawayCode.FORBIDDEN, error.message))
+                self.session.abort(SessionEnded(GoawayCode.REVOKED, error.message))
                 return 0.0
         self._note_whether_missing(error)
         hint = _hint(error)
