@@ -47,6 +47,8 @@ STEADY = 1.0
 """A connection that lived this long, seconds, is redialled at once; one that did not, after the backoff's delay."""
 MOVE_SPREAD = 3.0
 """Seconds over which the clients of a relay that goes away spread."""
+FORBIDDEN_MOST = 2.0
+"""Seconds of refusals after which streams wait no longer: an agent is back at a relay sooner."""
 MISSING_MOST = 10.0
 """Seconds for which relays may say that they have other agents of the cluster, but not the one with the session. It may
 be on its way back to a relay that was restarted; after that it is taken for gone."""
@@ -135,6 +137,7 @@ class Life:
         self._asking = False
         """Whether an agent is being asked to take the session back."""
         self._missing_since: float | None = None
+        self._forbidden_since: float | None = None
         self._leaving: RelayAccess | None = None
         self._received_at_suspicion: int | None = None
         self._now = asyncio.Event()
@@ -367,15 +370,23 @@ class Life:
             self._wait_for_another(error)  # the new connection had replaced the old one, and died
         if self._lost_at is not None:
             self._failed(self, error)
-            if isinstance(error, PermissionRefused):
-                # No relay lets this user reach the cluster any more: it was revoked, or the policy has changed.
-                self._asking = True
-                self.session.abort(SessionEnded(GoawayCode.REVOKED, error.message))
-                return 0.0
+        self._note_whether_forbidden(error)
         self._note_whether_missing(error)
         hint = _hint(error)
         lasted, self._attached_at = self._loop.time() - self._attached_at, self._loop.time()
         return self._backoff.next_delay(lasted=lasted, hint=hint)
+
+    def _note_whether_forbidden(self, error: ArcbridgeError) -> None:
+        """No relay lets this user reach the cluster: it was revoked, or the policy has changed, unless a relay that has
+        lost its registry is about to meet the agent."""
+        now = self._loop.time()
+        if self._lost_at is None or not isinstance(error, PermissionRefused):
+            self._forbidden_since = None
+        elif self._forbidden_since is None:
+            self._forbidden_since = now
+        elif now - self._forbidden_since >= FORBIDDEN_MOST:
+            self._asking = True
+            self.session.abort(SessionEnded(GoawayCode.REVOKED, error.message))
 
     def _note_whether_missing(self, error: ArcbridgeError) -> None:
         now = self._loop.time()
@@ -397,7 +408,8 @@ class Life:
         else:
             self._stats.moved += 1
             self._log.info("session moved to another connection", **told)
-        self._lost_at = self._leaving = self._received_at_suspicion = self._missing_since = None
+        self._lost_at = self._leaving = self._received_at_suspicion = None
+        self._missing_since = self._forbidden_since = None
         self._attached_at = now
         self._back(self)
 

@@ -345,7 +345,10 @@ class TestTheEnd:
 class TestNoLongerAllowed:
     """The cluster was revoked, or the policy has changed, and the relay has cut the session."""
 
-    async def test_streams_do_not_wait_for_what_will_not_come(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
+    async def test_streams_do_not_wait_for_what_will_not_come(
+        self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(life_module, "FORBIDDEN_MOST", 0.05)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)

@@ -437,7 +437,7 @@ def test_a_cluster_that_is_revoked_and_restored(
     with kubectl.start("get", "namespaces", "--watch", "-o", "name") as watch:
         watch.wait_for_line("namespace/default")
         relay_command(world, "cluster", "revoke", CLUSTER)
-        watch.wait(12)
+        watch.wait(30)
     told = kubectl.run("get", "namespaces", check=False, timeout=25)
     assert told.returncode == 1
     # The session that was cut says the one, an attempt to make another one the other.
