@@ -27,7 +27,10 @@ class Arcbridge(Peer):
     agent_settings = ""
     client_flags: tuple[str, ...] = ()
 
+    standing = "ours"
+
     def __init__(self) -> None:
+        super().__init__()
         self._world: World | None = None
         self._client: ManagedProcess | None = None
 
@@ -44,6 +47,7 @@ class Arcbridge(Peer):
         world.agent_settings = self.agent_settings
         try:
             world.start()
+            world.client_routes = [str(self.through(Address("127.0.0.1", world.relay_port)))]
             self._client, port = world.start_forward(TARGET, ALICE, *self.client_flags)
         except ProcessFailed as error:
             raise NotReady(str(error)) from error
@@ -83,4 +87,5 @@ class WithoutResumption(Arcbridge):
     tuned = "as shipped, but `resumption = false` at client and agent: a session ends with its connection"
     agent_settings = "resumption = false"
     client_flags = ("--no-resumption",)
+    standing = "yardstick"
     special = True

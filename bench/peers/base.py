@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from bench.address import Address
 from bench.usage import with_descendants
@@ -11,6 +13,11 @@ from bench.usage import with_descendants
 
 class Unavailable(Exception):
     """The system cannot be had on this machine; the message says what to install. It is then left out, by name."""
+
+
+def straight(address: Address) -> Address:
+    """No detour between client and relay."""
+    return address
 
 
 class Peer(ABC):
@@ -25,11 +32,22 @@ class Peer(ABC):
     tuned: str
     """How it is configured and why that is its best: one line for the report."""
 
+    standing: Literal["ours", "peer", "chain", "yardstick"] = "peer"
+    """`peer`: three roles and a relay that multiplexes; what the goals compare with. `chain`: multiplexes nothing.
+    `yardstick`: shows what machine and parts can do, and counts as nobody's peer."""
+
     special: bool = False
     """Measured only in scenarios that name it."""
 
+    through: Callable[[Address], Address]
+    """Given the relay's address, the address that the client dials instead. Set by the runner before `start`, so that a
+    scenario can lengthen or shape the way between client and relay; the same for every system."""
+
     endpoint: Address
     """Where the load generator connects; valid after `start`."""
+
+    def __init__(self) -> None:
+        self.through = straight
 
     def check(self) -> str:
         """The version of what would run. Raises Unavailable."""

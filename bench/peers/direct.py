@@ -13,10 +13,11 @@ class Direct(Peer):
 
     name = "direct"
     encrypts = "nothing"
+    standing = "yardstick"
     tuned = "TCP_NODELAY at both ends"
 
     def start(self, target: Address, directory: Path) -> None:
-        self.endpoint = target
+        self.endpoint = self.through(target)
 
     def stop(self) -> None:
         pass

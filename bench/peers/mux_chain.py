@@ -20,7 +20,10 @@ class MuxChain(Peer):
     encrypts = "end to end; the relay moves what it cannot read"
     tuned = "arcbridge's wire, mux, pump and splices without join, policy and audit; not a product, a microscope"
 
+    standing = "yardstick"
+
     def __init__(self) -> None:
+        super().__init__()
         self._roles: list[Role] = []
 
     def start(self, target: Address, directory: Path) -> None:

@@ -31,6 +31,7 @@ class OpenSsh(Peer):
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self._roles: list[Role] = []
 
     def check(self) -> str:

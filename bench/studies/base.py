@@ -1,0 +1,27 @@
+"""What a study is: its own set-up, some numbers back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+
+class Study(ABC):
+    """One question that needs a set-up of its own: many sessions, a cluster, a start."""
+
+    name: str
+    title: str
+    """What is done, one line for the report."""
+
+    @abstractmethod
+    def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+        """Do it, in `directory`, which is empty and private; progress goes to stderr, processes end with it.
+
+        The answer is plain JSON: `{"values": {METRIC: number}, "runs": [...], "notes": [text], ...}`. Metric names end in
+        their unit (`_ms`, `_us`, `_per_s`, `_mb_per_s`, `_kib`, `_ratio`, `_percent_of_a_core`). Values are medians of
+        `rounds` runs where a run is short, and every run is under `runs`.
+
+        Raises bench.peers.base.Unavailable (what to install), bench.process.NotReady,
+        bench.load.generator.LoadFailed.
+        """
