@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arcbridge import __version__
 from bench.address import Address
-from bench.peers.base import Peer
+from bench.peers.base import Peer, Standing
 from bench.process import NotReady
 from bench.tap import Tap, send_canary
 from tests.support.processes import ManagedProcess, ProcessFailed
@@ -27,7 +27,7 @@ class Arcbridge(Peer):
     agent_settings = ""
     client_flags: tuple[str, ...] = ()
 
-    standing = "ours"
+    standing: Standing = "ours"
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,9 @@ class Unavailable(Exception):
     """The system cannot be had on this machine; the message says what to install. It is then left out, by name."""
 
 
+Standing = Literal["ours", "peer", "chain", "yardstick"]
+
+
 def straight(address: Address) -> Address:
     """No detour between client and relay."""
     return address
@@ -32,7 +35,7 @@ class Peer(ABC):
     tuned: str
     """How it is configured and why that is its best: one line for the report."""
 
-    standing: Literal["ours", "peer", "chain", "yardstick"] = "peer"
+    standing: Standing = "peer"
     """`peer`: three roles and a relay that multiplexes; what the goals compare with. `chain`: multiplexes nothing.
     `yardstick`: shows what machine and parts can do, and counts as nobody's peer."""
 

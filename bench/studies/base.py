@@ -18,7 +18,7 @@ class Study(ABC):
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         """Do it, in `directory`, which is empty and private; progress goes to stderr, processes end with it.
 
-        The answer is plain JSON: `{"values": {METRIC: number}, "runs": [...], "notes": [text], ...}`. Metric names end in
+        The answer is plain JSON: `{"values": {METRIC: number}, "runs": [...], "notes": [text], ...}`. Metrics end in
         their unit (`_ms`, `_us`, `_per_s`, `_mb_per_s`, `_kib`, `_ratio`, `_percent_of_a_core`). Values are medians of
         `rounds` runs where a run is short, and every run is under `runs`.
 

@@ -34,6 +34,7 @@ class Fake(Peer):
     tuned = "not at all"
 
     def __init__(self, name: str, journal: list[str], missing: str = "") -> None:
+        super().__init__()
         self.name = name
         self._journal = journal
         self._missing = missing
@@ -147,6 +148,7 @@ def test_the_cost_is_told_before_the_path(
 ) -> None:
     class Named(Direct):
         def __init__(self, name: str) -> None:
+            super().__init__()
             self.name = name
 
     for name in ("arcbridge", WITHOUT_RESUMPTION):
