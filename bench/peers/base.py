@@ -39,6 +39,9 @@ class Peer(ABC):
     """`peer`: three roles and a relay that multiplexes; what the goals compare with. `chain`: multiplexes nothing.
     `yardstick`: shows what machine and parts can do, and counts as nobody's peer."""
 
+    multiplexes: bool = True
+    """Whether client and agent keep one connection each to the relay, whatever the number of streams."""
+
     special: bool = False
     """Measured only in scenarios that name it."""
 
