@@ -1,4 +1,4 @@
-"""Compiles load.c into a cache outside the repository, keyed by its source, the compiler and the flags."""
+"""Compiles a C program of one file into a cache outside the repository; the key is source, compiler and flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("load.c")
-FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
+FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread")
 
 
 class NoCompiler(Exception):
@@ -23,7 +23,7 @@ def cache_directory() -> Path:
     return Path(base) / "arcbridge-bench"
 
 
-def build() -> Path:
+def build(source: Path = SOURCE) -> Path:
     """The path of the compiled program. Raises NoCompiler.
 
     There is no fallback in Python on purpose: it would be the bottleneck, and every figure would be its own.
@@ -31,19 +31,19 @@ def build() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoCompiler(
-            "the benchmark's load generator is a C program, and there is no C compiler here: install one "
+            "the benchmark's load generator and its link are C programs, and there is no C compiler here: install one "
             "(Debian, Ubuntu: apt-get install gcc libc6-dev; Fedora: dnf install gcc; Alpine: apk add gcc musl-dev), "
             "or set CC"
         )
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join((source, compiler.encode(), " ".join(FLAGS).encode()))).hexdigest()[:16]
-    program = cache_directory() / f"load-{key}"
+    parts = (source.read_bytes(), compiler.encode(), " ".join(FLAGS).encode())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    program = cache_directory() / f"{source.stem}-{key}"
     if program.exists():
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
-        fresh = Path(scratch) / "load"
-        command = [*compiler.split(), *FLAGS, "-o", str(fresh), str(SOURCE)]
+        fresh = Path(scratch) / source.stem
+        command = [*compiler.split(), *FLAGS, "-o", str(fresh), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NoCompiler(f"{' '.join(command)} failed:\n{done.stderr.strip()}")

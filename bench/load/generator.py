@@ -69,13 +69,15 @@ class Generator:
         """A target for this run."""
         return Target(self.program)
 
-    def run(self, command: str, to: Address, *, seconds: float, warmup: float, **more: int) -> dict[str, Any]:
-        """One measurement; the generator's JSON. Options of `more`: bytes, count, connections, size.
+    def run(self, command: str, to: Address, *, seconds: float, warmup: float, **more: float) -> dict[str, Any]:
+        """One measurement; the generator's JSON. `more` are its options (`_` for `-`): bytes, count, connections, size, idle,
+        every_us, up, down.
 
         Raises LoadFailed with what the generator said.
         """
-        options = [f"--seconds={seconds}", f"--warmup={warmup}", *(f"--{name}={value}" for name, value in more.items())]
-        argv = [str(self.program), command, to.host, str(to.port), *(part for o in options for part in o.split("="))]
+        options = {"seconds": seconds, "warmup": warmup} | more
+        pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+        argv = [str(self.program), command, to.host, str(to.port), *(part for pair in pairs for part in pair)]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=seconds + warmup + GRACE)
         except subprocess.TimeoutExpired as error:

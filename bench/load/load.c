@@ -6,8 +6,10 @@
  *   load echo     ADDRESS PORT [options]           ping-pong on one connection: rate, p50, p99
  *   load many     ADDRESS PORT [options]           ping-pong on --connections at once
  *   load open     ADDRESS PORT [options]           connect, one byte there, one byte back, close
+ *   load keys     ADDRESS PORT [options]           an echo every --every-us on one connection: --idle seconds alone,
+ *                                                  then beside --up streams of bytes one way and --down the other
  *
- *   --seconds S --warmup S --bytes N --count N --connections N --size N
+ *   --seconds S --warmup S --bytes N --count N --connections N --size N --idle S --every-us N --up N --down N
  *
  * One JSON object on stdout; exit 0 only if every byte was right. Every run is bounded by time and by count, and only
  * 127.0.0.0/8 is accepted: this program loads the machine it runs on and no other.
@@ -29,6 +31,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -188,6 +191,7 @@ enum mode { COMMAND, SINK, SOURCE, ECHO, ONE, DONE };
 
 struct peer {
     int fd;
+    int poller; /* of the thread that serves it */
     enum mode mode;
     uint32_t watched; /* epoll's events */
     unsigned have;    /* bytes of `head` */
@@ -202,12 +206,12 @@ struct peer {
     int shut_after_tail;
 };
 
-static int poller;
+static int poller, echo_poller;
 
 static void watch(struct peer *p, uint32_t events) {
     if (events == p->watched) return;
     struct epoll_event e = {.events = events, .data.ptr = p};
-    if (epoll_ctl(poller, p->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, p->fd, &e)) die("epoll_ctl");
+    if (epoll_ctl(p->poller, p->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, p->fd, &e)) die("epoll_ctl");
     p->watched = events;
 }
 
@@ -248,8 +252,12 @@ static int serve_one(struct peer *p, unsigned char *buffer) {
         n = recv(p->fd, p->head + p->have, p->have ? sizeof p->head - p->have : 1, 0);
         if (n <= 0) return n < 0 && errno == EAGAIN;
         p->have += (unsigned)n;
-        if (p->head[0] == 'E') {
+        if (p->head[0] == 'E') { /* echoes have a thread of their own: they wait for nobody's bulk */
             p->mode = ECHO;
+            if (epoll_ctl(p->poller, EPOLL_CTL_DEL, p->fd, NULL)) die("epoll_ctl");
+            p->watched = 0;
+            p->poller = echo_poller;
+            watch(p, EPOLLIN); /* from here on the other thread may have it */
         } else if (p->head[0] == 'O') {
             p->mode = ONE;
             set_tail(p, "o", 1, 0);
@@ -316,14 +324,30 @@ static int serve_one(struct peer *p, unsigned char *buffer) {
     }
 }
 
+static void *serve_echoes(void *unused) {
+    static unsigned char buffer[CHUNK];
+    struct epoll_event ready[256];
+    (void)unused;
+    for (;;) {
+        int count = epoll_wait(echo_poller, ready, 256, -1);
+        if (count < 0 && errno != EINTR) die("epoll_wait");
+        for (int i = 0; i < count; i++)
+            if (!serve_one(ready[i].data.ptr, buffer)) drop(ready[i].data.ptr);
+    }
+    return NULL;
+}
+
 static int serve(void) {
     static unsigned char buffer[CHUNK];
+    pthread_t echoes;
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof a;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0 || bind(listener, (struct sockaddr *)&a, size) || listen(listener, 4096)) die("listen");
     if (getsockname(listener, (struct sockaddr *)&a, &size)) die("getsockname");
-    if ((poller = epoll_create1(EPOLL_CLOEXEC)) < 0) die("epoll_create1");
+    if ((poller = epoll_create1(EPOLL_CLOEXEC)) < 0 || (echo_poller = epoll_create1(EPOLL_CLOEXEC)) < 0)
+        die("epoll_create1");
+    if ((errno = pthread_create(&echoes, NULL, serve_echoes, NULL))) die("pthread_create");
     struct epoll_event e = {.events = EPOLLIN, .data.ptr = NULL};
     struct epoll_event in = {.events = EPOLLIN, .data.ptr = &poller};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, listener, &e) || epoll_ctl(poller, EPOLL_CTL_ADD, 0, &in)) die("epoll_ctl");
@@ -346,6 +370,7 @@ static int serve(void) {
             for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
                 if (!(p = calloc(1, sizeof *p))) die("calloc");
                 p->fd = fd;
+                p->poller = poller;
                 no_delay(fd);
                 watch(p, EPOLLIN);
                 if (!serve_one(p, buffer)) drop(p);
@@ -357,19 +382,27 @@ static int serve(void) {
 /* -- the clients ------------------------------------------------------------------------------------------------ */
 
 struct options {
-    double seconds, warmup;
+    double seconds, warmup, idle;
     uint64_t bytes, count;
-    unsigned connections, size;
+    unsigned connections, size, every_us, up, down;
 };
 
-static void print_verdict(const struct verdict *v, uint64_t expected) {
+/* One stream's end as its receiver saw it. */
+struct outcome {
+    struct verdict verdict;
+    uint64_t expected;
+};
+
+static void print_outcome(const struct outcome *o) {
+    const struct verdict *v = &o->verdict;
+    uint64_t expected = o->expected;
     int right = v->total == expected && v->bad_at == UINT64_MAX;
     double seconds = (double)v->nanos / 1e9;
     printf("{\"total_bytes\": %llu, \"measured_bytes\": %llu, \"seconds\": %.6f, \"mb_per_s\": %.3f, \"right\": %s",
            (unsigned long long)v->total, (unsigned long long)v->measured, seconds,
            v->nanos ? (double)v->measured / 1e6 / seconds : 0.0, right ? "true" : "false");
     if (v->bad_at != UINT64_MAX) printf(", \"bad_at\": %llu", (unsigned long long)v->bad_at);
-    printf("}\n");
+    printf("}");
     if (!right) {
         fprintf(stderr, "load: %llu of %llu bytes arrived, the first wrong one at %lld\n", (unsigned long long)v->total,
                 (unsigned long long)expected, (long long)v->bad_at);
@@ -385,7 +418,7 @@ static void begin(int fd, char command, const struct options *o) {
     send_all(fd, head, sizeof head);
 }
 
-static int run_up(const struct sockaddr_in *a, const struct options *o) {
+static struct outcome go_up(const struct sockaddr_in *a, const struct options *o) {
     int fd = dial_blocking(a);
     begin(fd, 'U', o);
     uint64_t sent = 0, stop = now_ns() + (uint64_t)((o->seconds + o->warmup) * 1e9);
@@ -396,14 +429,14 @@ static int run_up(const struct sockaddr_in *a, const struct options *o) {
         sent += (uint64_t)n;
     }
     if (shutdown(fd, SHUT_WR)) die("shutdown");
-    struct verdict v;
-    recv_all(fd, &v, sizeof v);
-    print_verdict(&v, sent);
-    return 0;
+    struct outcome out = {.expected = sent};
+    recv_all(fd, &out.verdict, sizeof out.verdict);
+    close(fd);
+    return out;
 }
 
-static int run_down(const struct sockaddr_in *a, const struct options *o) {
-    static unsigned char buffer[TRAILER + CHUNK];
+static struct outcome go_down(const struct sockaddr_in *a, const struct options *o) {
+    unsigned char buffer[TRAILER + CHUNK];
     int fd = dial_blocking(a);
     begin(fd, 'D', o);
     struct account account;
@@ -426,8 +459,14 @@ static int run_down(const struct sockaddr_in *a, const struct options *o) {
     memcpy(trailer, buffer, sizeof trailer);
     errno = 0;
     if (kept != TRAILER || trailer[0] != MAGIC) die("the stream was cut: it ended without its trailer");
-    struct verdict v = account_close(&account);
-    print_verdict(&v, trailer[1]);
+    close(fd);
+    return (struct outcome){account_close(&account), trailer[1]};
+}
+
+static int run_one_stream(const struct sockaddr_in *a, const struct options *o, int up) {
+    struct outcome out = up ? go_up(a, o) : go_down(a, o);
+    print_outcome(&out);
+    printf("\n");
     return 0;
 }
 
@@ -458,7 +497,7 @@ static void print_samples(uint64_t from, uint64_t to) {
     qsort(samples, sample_count, sizeof *samples, rising);
     errno = 0;
     if (!sample_count) die("nothing was measured: the warm-up took all the time or all the count");
-    printf("{\"count\": %zu, \"seconds\": %.6f, \"per_s\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
+    printf("{\"count\": %zu, \"seconds\": %.6f, \"per_s\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}",
            sample_count, seconds, (double)sample_count / seconds, quantile_us(0.5), quantile_us(0.99), quantile_us(1));
 }
 
@@ -486,6 +525,7 @@ static int run_echo(const struct sockaddr_in *a, const struct options *o) {
         }
     }
     print_samples(first, after);
+    printf("\n");
     return 0;
 }
 
@@ -541,6 +581,7 @@ static int run_many(const struct sockaddr_in *a, const struct options *o) {
         }
     }
     print_samples(first, now);
+    printf("\n");
     return 0;
 }
 
@@ -599,6 +640,119 @@ static int run_open(const struct sockaddr_in *a, const struct options *o) {
         }
     }
     print_samples(first, now);
+    printf("\n");
+    return 0;
+}
+
+/* -- keystrokes beside bulk -------------------------------------------------------------------------------------- */
+
+struct stream {
+    pthread_t thread;
+    const struct sockaddr_in *address;
+    const struct options *options;
+    int up;
+    struct outcome outcome;
+};
+
+static void *move_bulk(void *argument) {
+    struct stream *s = argument;
+    s->outcome = s->up ? go_up(s->address, s->options) : go_down(s->address, s->options);
+    return NULL;
+}
+
+/* The keyboard: one message per tick, whether or not the last one is back; a round trip counts from the tick at which
+ * the message was due, so that a stall counts for every keystroke that waited in it. */
+struct keyboard {
+    int fd;
+    const struct options *o;
+    uint64_t start, every, sent, back; /* ticks */
+    unsigned sent_part, back_part;
+};
+
+/* Type until `stop`; with `drain`, also wait for all that is still out. Echoes of ticks from `measure` on are samples. */
+static void type_until(struct keyboard *k, uint64_t measure, uint64_t stop, int drain) {
+    unsigned char buffer[CHUNK];
+    uint64_t last = now_ns();
+    for (;;) {
+        uint64_t now = now_ns(), due = k->start + k->sent * k->every;
+        if (due >= stop && !k->sent_part && (!drain || k->back == k->sent)) return;
+        int may_send = due < stop || k->sent_part;
+        if (may_send && due <= now) {
+            const unsigned char *m = message(0, k->sent);
+            ssize_t n = send(k->fd, m + k->sent_part, k->o->size - k->sent_part, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (n < 0 && errno != EAGAIN) die("send");
+            if (n > 0 && (k->sent_part += (unsigned)n) == k->o->size) {
+                k->sent_part = 0;
+                k->sent++;
+                continue;
+            }
+        }
+        struct pollfd p = {k->fd, POLLIN | (may_send && due <= now ? POLLOUT : 0), 0};
+        uint64_t wait = may_send && due > now ? due - now : (uint64_t)(STALL_SECONDS * 1e9);
+        struct timespec t = {(time_t)(wait / 1000000000ull), (long)(wait % 1000000000ull)};
+        if (ppoll(&p, 1, &t, NULL) < 0 && errno != EINTR) die("ppoll");
+        now = now_ns();
+        errno = 0;
+        if (k->back < k->sent && now - last > (uint64_t)(STALL_SECONDS * 1e9)) die("no echo came back any more");
+        if (k->back == k->sent) last = now;
+        if (!(p.revents & (POLLIN | POLLHUP | POLLERR))) continue;
+        ssize_t n = recv(k->fd, buffer, sizeof buffer, MSG_DONTWAIT);
+        if (n < 0 && errno == EAGAIN) continue;
+        if (n < 0) die("recv");
+        errno = 0;
+        if (!n) die("the connection ended early");
+        last = now = now_ns();
+        for (ssize_t at = 0; at < n;) {
+            unsigned size = k->o->size - k->back_part;
+            if ((ssize_t)size > n - at) size = (unsigned)(n - at);
+            if (memcmp(buffer + at, message(0, k->back) + k->back_part, size)) die("an echo came back changed");
+            at += size;
+            if ((k->back_part += size) < k->o->size) continue;
+            uint64_t typed = k->start + k->back * k->every;
+            if (typed >= measure && typed < stop) sample(now - typed);
+            k->back_part = 0;
+            k->back++;
+        }
+    }
+}
+
+static int run_keys(const struct sockaddr_in *a, const struct options *o) {
+    unsigned count = o->up + o->down;
+    struct stream *streams = calloc(count + 1, sizeof *streams);
+    if (!streams) die("calloc");
+    struct keyboard k = {.fd = dial_blocking(a), .o = o, .every = o->every_us * 1000ull};
+    send_all(k.fd, "E", 1);
+    k.start = now_ns();
+    uint64_t warmup = (uint64_t)(o->warmup * 1e9), idle = (uint64_t)(o->idle * 1e9);
+    uint64_t measure = k.start + idle / 5, stop = k.start + idle;
+    if (idle) {
+        type_until(&k, measure, stop, 1);
+        printf("{\"idle\": ");
+        print_samples(measure, stop);
+    } else {
+        printf("{\"idle\": null");
+    }
+    sample_count = 0;
+    k.start = now_ns() - k.sent * k.every; /* its next tick is now */
+    for (unsigned i = 0; i < count; i++) {
+        streams[i] = (struct stream){.address = a, .options = o, .up = i < o->up};
+        if ((errno = pthread_create(&streams[i].thread, NULL, move_bulk, streams + i))) die("pthread_create");
+    }
+    measure = now_ns() + warmup;
+    stop = measure + (uint64_t)(o->seconds * 1e9);
+    type_until(&k, measure, stop, 1);
+    printf(", \"busy\": ");
+    print_samples(measure, stop);
+    for (int up = 1; up >= 0; up--) {
+        printf(", \"%s\": [", up ? "up" : "down");
+        for (unsigned i = up ? 0 : o->up; i < (up ? o->up : count); i++) {
+            if ((errno = pthread_join(streams[i].thread, NULL))) die("pthread_join");
+            if (i != (up ? 0 : o->up)) printf(", ");
+            print_outcome(&streams[i].outcome);
+        }
+        printf("]");
+    }
+    printf("}\n");
     return 0;
 }
 
@@ -620,12 +774,14 @@ int main(int argc, char **argv) {
     }
     if (argc == 2 && !strcmp(argv[1], "serve")) return serve();
     if (argc < 4) {
-        fprintf(stderr, "usage: load serve | load up|down|echo|many|open ADDRESS PORT [--seconds S] [--warmup S] "
-                        "[--bytes N] [--count N] [--connections N] [--size N]\n");
+        fprintf(stderr, "usage: load serve | load up|down|echo|many|open|keys ADDRESS PORT [--seconds S] [--warmup S] "
+                        "[--bytes N] [--count N] [--connections N] [--size N] [--idle S] [--every-us N] [--up N] "
+                        "[--down N]\n");
         return 2;
     }
     struct sockaddr_in a = address_of(argv[2], argv[3]);
-    struct options o = {1.0, 0.2, MAX_BYTES, MAX_COUNT, 1, 100};
+    struct options o = {
+        .seconds = 1.0, .warmup = 0.2, .bytes = MAX_BYTES, .count = MAX_COUNT, .connections = 1, .size = 100, .every_us = 10000};
     for (int i = 4; i < argc; i += 2) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(name, "--seconds")) o.seconds = number(value, 0.001, MAX_SECONDS);
@@ -634,10 +790,15 @@ int main(int argc, char **argv) {
         else if (!strcmp(name, "--count")) o.count = (uint64_t)number(value, 1, (double)MAX_COUNT);
         else if (!strcmp(name, "--connections")) o.connections = (unsigned)number(value, 1, MAX_CONNECTIONS);
         else if (!strcmp(name, "--size")) o.size = (unsigned)number(value, 1, CHUNK);
+        else if (!strcmp(name, "--idle")) o.idle = number(value, 0, MAX_SECONDS);
+        else if (!strcmp(name, "--every-us")) o.every_us = (unsigned)number(value, 100, 1e6);
+        else if (!strcmp(name, "--up")) o.up = (unsigned)number(value, 0, 64);
+        else if (!strcmp(name, "--down")) o.down = (unsigned)number(value, 0, 64);
         else errno = 0, die("unknown option");
     }
-    if (!strcmp(argv[1], "up")) return run_up(&a, &o);
-    if (!strcmp(argv[1], "down")) return run_down(&a, &o);
+    if (!strcmp(argv[1], "up")) return run_one_stream(&a, &o, 1);
+    if (!strcmp(argv[1], "down")) return run_one_stream(&a, &o, 0);
+    if (!strcmp(argv[1], "keys")) return run_keys(&a, &o);
     if (!strcmp(argv[1], "echo")) return run_echo(&a, &o);
     if (!strcmp(argv[1], "many")) return run_many(&a, &o);
     if (!strcmp(argv[1], "open")) return run_open(&a, &o);

@@ -1,0 +1,1 @@
+"""The way between client and relay: longer and narrower, the same for every system."""
