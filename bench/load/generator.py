@@ -70,8 +70,8 @@ class Generator:
         return Target(self.program)
 
     def run(self, command: str, to: Address, *, seconds: float, warmup: float, **more: float) -> dict[str, Any]:
-        """One measurement; the generator's JSON. `more` are its options (`_` for `-`): bytes, count, connections, size, idle,
-        every_us, up, down.
+        """One measurement; the generator's JSON. `more` are its options (`_` for `-`): bytes, count, connections, size,
+        idle, every_us, up, down.
 
         Raises LoadFailed with what the generator said.
         """
