@@ -4,75 +4,131 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
-from bench import peers, scenarios
+from bench import peers, scenarios, studies
+from bench.goals import goals
 from bench.load.build import NoCompiler
-from bench.report import OURS, report, resumption
+from bench.report import goal_lines, report, resumption, write
+from bench.result import OURS
 from bench.run import Plan, run
 from bench.scenarios import Effort
 
 LOCAL_RESULTS = Path(__file__).parent / "results" / "local"
+
+INTERRUPTED = 130
+
+Part = TypeVar("Part")
 
 
 def main(argv: list[str]) -> int:
     """Run; the exit code. The path of the result is the last line printed."""
     if argv[:1] == ["report"]:
         return _report(argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure arcbridge beside its peers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure arcbridge beside its peers. `python -m bench report FILE.json` reports on a result.",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="the short list, under two minutes")
-    length.add_argument("--full", action="store_true", help="every system and scenario (the default)")
+    length.add_argument("--full", action="store_true", help="every peer, scenario and study (the default)")
     parser.add_argument("--peers", default="", metavar="A,B", help=f"of {', '.join(peers.PEERS)}")
-    parser.add_argument("--scenarios", default="", metavar="A,B", help=f"of {', '.join(scenarios.SCENARIOS)}")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (quick: 4, full: 7)")
-    parser.add_argument("--seconds", type=float, help="seconds per measurement (quick: 1, full: 5)")
+    parser.add_argument("--scenarios", default="", metavar="A,B", help=f"of {', '.join(scenarios.SCENARIOS)}, or none")
+    parser.add_argument("--studies", default="", metavar="A,B", help=f"of {', '.join(studies.STUDIES)}, or none")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (quick: 4, full: 5 or what a scenario says)")
+    parser.add_argument(
+        "--seconds", type=float, help="seconds per measurement (quick: 0.8, full: 1.5 or what a scenario says)"
+    )
     parser.add_argument("--out", type=Path, help="where the result goes (default: bench/results/local/, not committed)")
     args = parser.parse_args(argv)
-    chosen = _choose(parser, "peer", args.peers, peers.PEERS, peers.QUICK if args.quick else tuple(peers.PEERS))
+    quick: bool = args.quick
+    chosen = _choose(parser, "peer", args.peers, peers.PEERS, peers.QUICK if quick else peers.FULL)
     wanted = _choose(
-        parser,
-        "scenario",
-        args.scenarios,
-        scenarios.SCENARIOS,
-        scenarios.QUICK if args.quick else tuple(scenarios.SCENARIOS),
+        *(parser, "scenario", args.scenarios, scenarios.SCENARIOS),
+        scenarios.QUICK if quick else tuple(scenarios.SCENARIOS),
     )
-    seconds = args.seconds or (1.0 if args.quick else 5.0)
+    # Who names scenarios has a question that studies do not answer.
+    asked = () if args.scenarios else studies.QUICK if quick else tuple(studies.STUDIES)
+    asked = _choose(parser, "study", args.studies, studies.STUDIES, asked)
+    seconds = args.seconds or (0.8 if quick else 1.5)
+    out: Path = args.out or LOCAL_RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     plan = Plan(
         peers=tuple(peers.PEERS[name]() for name in chosen),
         scenarios=tuple(scenarios.SCENARIOS[name]() for name in wanted),
-        rounds=args.rounds or (4 if args.quick else 7),
+        studies=tuple(studies.STUDIES[name]() for name in asked),
+        rounds=args.rounds or (4 if quick else 5),
         effort=Effort(seconds, min(0.3, seconds / 3)),
-        command=shlex.join(["python", "-m", "bench", *argv]),
+        command=shlex.join(["python", "-m", "bench", *_without_folder(argv, out)]),
+        own_rounds=not quick and args.rounds is None,
+        own_seconds=not quick and args.seconds is None,
+        save=lambda result: _save(result, out),
     )
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         result = run(plan)
     except NoCompiler as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    out = args.out or LOCAL_RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _save(result, out)
     print(report(result))
     if costs := resumption(result):
         print(costs)
+    _tell_what_is_missing(result)
     print(out)
+    if not result["complete"]:
+        return INTERRUPTED
     # A benchmark is not a test: slow is no failure. Nothing measured, bytes that were wrong, or arcbridge itself
     # missing, is one.
     failed = (
         result["failures"]
         or {OURS, peers.WITHOUT_RESUMPTION} & result["left_out"].keys()
-        or not any(result["scenarios"].values())
+        or not (any(result["scenarios"].values()) or result["studies"])
     )
     return 1 if failed else 0
 
 
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _save(result: dict[str, Any], out: Path) -> None:
+    """Write a result so that a reader never sees half of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(out.name + ".new")
+    fresh.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(fresh, out)
+
+
+def _without_folder(argv: list[str], out: Path) -> list[str]:
+    """The arguments as they are kept in a result: where else on this machine it was written is nobody's business."""
+    return [argument.replace(f"{out.parent}/", "") if out.is_absolute() else argument for argument in argv]
+
+
+def _tell_what_is_missing(result: dict[str, Any]) -> None:
+    """Loudly, after everything else: who reads only the end must not take a part for the whole."""
+    for line in goal_lines(goals(result)):
+        print(line, file=sys.stderr)
+    for name, why in result["left_out"].items():
+        print(f"LEFT OUT: {name}: {why}", file=sys.stderr)
+    for failure in result["failures"]:
+        print(f"FAILED: {failure}", file=sys.stderr)
+
+
 def _choose(
-    parser: argparse.ArgumentParser, kind: str, given: str, known: dict[str, type], default: tuple[str, ...]
+    parser: argparse.ArgumentParser, kind: str, given: str, known: dict[str, type[Part]], default: tuple[str, ...]
 ) -> tuple[str, ...]:
+    if given == "none":
+        return ()
     names = tuple(name.strip() for name in given.split(",") if name.strip()) or default
     for name in names:
         if name not in known:
@@ -81,15 +137,21 @@ def _choose(
 
 
 def _report(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench report", description="Make a report (Markdown) of a result.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench report", description="Make a report of a result, from the file alone."
+    )
     parser.add_argument("file", type=Path)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write report.md and its plots (SVG) there")
     args = parser.parse_args(argv)
     try:
         result = json.loads(args.file.read_text())
     except (OSError, ValueError) as error:
         print(f"bench: cannot read {args.file}: {error}", file=sys.stderr)
         return 2
-    print(report(result))
+    if args.out is None:
+        print(report(result))
+    else:
+        print(write(result, args.out))
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import ssl
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,40 @@ def describe() -> dict[str, Any]:
         "uvloop": _version("uvloop"),
         "cryptography": _version("cryptography"),
         "openssl": ssl.OPENSSL_VERSION,
-        "load_average_before": os.getloadavg()[0],
+        "load_average_before": load_average(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def load_average() -> float:
+    """Of the last minute; what else the machine did, when read before a run."""
+    return round(os.getloadavg()[0], 2)
+
+
+class Steal:
+    """How much of the cores' time the machine below this one has taken since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def percent(self) -> float:
+        """Of all cores' time; above a few percent, figures are not worth much."""
+        stolen, total = (now - before for now, before in zip(self._read(), self._before, strict=True))
+        return round(100 * stolen / total, 2) if total else 0.0
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        # user nice system idle iowait irq softirq steal; what follows is counted in user already.
+        values = [int(value) for value in _first("/proc/stat", "cpu", " ").split()[:8]]
+        return values[7], sum(values)
+
+
+def neutral(text: str, scratch: Path) -> str:
+    """A message without this machine's own paths: results are kept and published."""
+    for path, name in ((scratch, "DIR"), (REPOSITORY, "."), (Path(sys.prefix), "PYTHON"), (Path.home(), "~")):
+        if path != Path("/"):
+            text = text.replace(str(path), name)
+    return text
 
 
 def _git(*arguments: str) -> str:
@@ -45,9 +77,9 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _first(file: str, key: str) -> str:
+def _first(file: str, key: str, separator: str = ":") -> str:
     for line in Path(file).read_text().splitlines():
-        name, _, value = line.partition(":")
+        name, _, value = line.partition(separator)
         if name.strip() == key:
             return value.strip()
     return "unknown"

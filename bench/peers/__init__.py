@@ -14,4 +14,7 @@ PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, WithoutR
 QUICK = ("arcbridge", WITHOUT_RESUMPTION, "openssh", "direct")
 """The systems of `--quick`."""
 
-__all__ = ["PEERS", "QUICK", "WITHOUT_RESUMPTION", "Peer", "Unavailable"]
+FULL = tuple(name for name in PEERS if name != MuxChain.name)
+"""Those of `--full`: all but what is for finding out where our own time goes."""
+
+__all__ = ["FULL", "PEERS", "QUICK", "WITHOUT_RESUMPTION", "Peer", "Unavailable"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from bench.scenarios.base import Effort, Metrics, Scenario, higher_is_better
+from bench.scenarios.base import Effort, Metrics, Scenario, Way
 from bench.scenarios.bulk import Bulk
-from bench.scenarios.concurrent import Concurrent
+from bench.scenarios.concurrent import Concurrent, Concurrent256
 from bench.scenarios.echo import Echo
 from bench.scenarios.open import Open
 from bench.scenarios.resumption import Resumption
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    scenario.name: scenario for scenario in (Bulk, Resumption, Echo, Concurrent, Open)
+    scenario.name: scenario for scenario in (Bulk, Resumption, Echo, Concurrent, Concurrent256, Open)
 }
 """By name, in the order of the report."""
 
 QUICK = ("bulk", "resumption", "echo", "concurrent", "open")
 """The scenarios of `--quick`."""
 
-__all__ = ["QUICK", "SCENARIOS", "Effort", "Metrics", "Scenario", "higher_is_better"]
+__all__ = ["QUICK", "SCENARIOS", "Effort", "Metrics", "Scenario", "Way"]

@@ -15,6 +15,9 @@ class Bulk(Scenario):
     title = "one stream, as fast as it goes, up and then down"
     primary = ("up_mb_per_s", "down_mb_per_s", "relay_cpu_s_per_gb")
 
+    def expected_s(self, effort: Effort) -> float:
+        return 2 * (effort.warmup + effort.seconds)
+
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         roles = tuple(peer.roots())
         before = {role: cpu_seconds(peer.pids(role)) for role in roles}

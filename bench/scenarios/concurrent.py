@@ -1,4 +1,4 @@
-"""Many small conversations at once: 32 connections, each with one 100-byte echo under way."""
+"""Many small conversations at once: 32 or 256 connections, each with one 100-byte echo under way."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class Concurrent(Scenario):
             connections=self.connections,
         )
         return {name: result[name] for name in ("per_s", "p50_us", "p99_us")}
+
+
+class Concurrent256(Concurrent):
+    """The same with so many that a session serves more streams than one turn of a loop brings."""
+
+    name = "concurrent256"
+    title = "100-byte echoes over 256 connections at once"
+    connections = 256

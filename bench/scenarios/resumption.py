@@ -22,6 +22,9 @@ class Resumption(Bulk):
     peers = ("arcbridge", "arcbridge-without-resumption")
     turns = 2
 
+    def expected_s(self, effort: Effort) -> float:
+        return SHARE * super().expected_s(effort)
+
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         metrics = super().measure(
             load, peer, replace(effort, seconds=effort.seconds * SHARE, warmup=effort.warmup * SHARE)

@@ -10,4 +10,7 @@ from bench.studies.base import Study
 STUDIES: dict[str, type[Study]] = {}
 """By name, in the order of the report."""
 
-__all__ = ["STUDIES", "Study"]
+QUICK = tuple(name for name in ("start",) if name in STUDIES)
+"""Those of `--quick`."""
+
+__all__ = ["QUICK", "STUDIES", "Study"]

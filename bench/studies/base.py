@@ -14,6 +14,9 @@ class Study(ABC):
     title: str
     """What is done, one line for the report."""
 
+    expected_s: float = 60.0
+    """About how long it takes in a full run, seconds, for the plan."""
+
     @abstractmethod
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         """Do it, in `directory`, which is empty and private; progress goes to stderr, processes end with it.
