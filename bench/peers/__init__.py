@@ -7,8 +7,23 @@ from bench.peers.base import Peer, Unavailable
 from bench.peers.direct import Direct
 from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
+from bench.peers.rathole import RatholeTls
+from bench.peers.rathole_stunnel import RatholeStunnel
+from bench.peers.stunnel_haproxy import StunnelHaproxy
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Arcbridge, WithoutResumption, MuxChain, OpenSsh, Direct)}
+PEERS: dict[str, type[Peer]] = {
+    peer.name: peer
+    for peer in (
+        Arcbridge,
+        WithoutResumption,
+        MuxChain,
+        OpenSsh,
+        RatholeTls,
+        RatholeStunnel,
+        StunnelHaproxy,
+        Direct,
+    )
+}
 """By name, in the order of the report."""
 
 QUICK = ("arcbridge", WITHOUT_RESUMPTION, "openssh", "direct")

@@ -1,0 +1,65 @@
+"""rathole in clear between two stunnels: a tunnel that multiplexes nothing, encrypted end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.address import Address, free_ports, listens
+from bench.peers import stunnel
+from bench.peers.rathole import Rathole
+from bench.process import Role
+from bench.tap import Tap, send_canary
+from bench.usage import with_descendants
+
+
+class RatholeStunnel(Rathole):
+    """stunnel → rathole's server → rathole's client → stunnel; the last two are the agent."""
+
+    name = "rathole-stunnel"
+    encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read"
+    tuned = f"rathole with TCP_NODELAY wherever it can be set; {stunnel.TUNED}"
+    tls = False
+
+    def check(self) -> str:
+        self._stunnel, version = stunnel.find()
+        return f"{super().check()}, {version}"
+
+    def start(self, target: Address, directory: Path) -> None:
+        far, self.endpoint = free_ports(2)
+        stunnel.write_identity(directory)
+        self._directory = directory
+        self._far = self._run("agent-tls", stunnel.server_configuration(far, target, directory), far)
+        self._service = self._start(far, directory)
+        self._client("client", self.endpoint, self.through(self._service))
+
+    def prove_encryption(self, target: Address) -> str:
+        """A client of its own, with a recording relay between it and rathole's server, which passes on what it gets."""
+        (listen,) = free_ports(1)
+        with Tap(self._service) as tap:
+            probe = self._client("probe", listen, tap.address)
+            try:
+                send_canary(listen)
+            finally:
+                self._end(probe)
+            return tap.require_unreadable()
+
+    def roots(self) -> dict[str, int]:
+        return {name: pid for name, pid in super().roots().items() if name != self._far.name}
+
+    def pids(self, *roles: str) -> list[int]:
+        """The agent is two processes: rathole's client, and the stunnel behind it."""
+        found = super().pids(*roles)
+        if self._roles and (not roles or "agent" in roles):
+            found += with_descendants(self._far.pid)
+        return found
+
+    def _client(self, name: str, listen: Address, connect: Address) -> Role:
+        return self._run(name, stunnel.client_configuration(listen, connect, self._directory), listen)
+
+    def _run(self, name: str, configuration: str, listening: Address) -> Role:
+        file = self._directory / f"{name}.conf"
+        file.write_text(configuration)
+        role = Role(name, [self._stunnel, file], self._directory)
+        self._roles.append(role)
+        role.wait_until(lambda: listens(listening), "listening")
+        return role

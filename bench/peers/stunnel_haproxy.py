@@ -1,0 +1,104 @@
+"""A chain without multiplexing: stunnel, HAProxy in TCP mode, stunnel.
+
+The agent's end listens, which is what an agent behind a firewall cannot do: the chain shows what moving encrypted
+bytes over three processes costs in C, not what a tunnel costs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from bench.address import Address, free_ports, listens
+from bench.peers import stunnel
+from bench.peers.base import Peer, Unavailable
+from bench.process import Role, stop_all
+from bench.tap import Tap, send_canary
+
+BUFFER = 65536
+PIPE = 1 << 20
+
+
+def haproxy_configuration(listen: Address, to: Address, threads: int) -> str:
+    """TCP from `listen` to `to`, moved within the kernel where it can be."""
+    return f"""\
+global
+    nbthread {threads}
+    tune.bufsize {BUFFER}
+    tune.pipesize {PIPE}
+defaults
+    mode tcp
+    option splice-auto
+    no log
+    timeout connect 10s
+    timeout client 1h
+    timeout server 1h
+listen relay
+    bind {listen} backlog 4096
+    server agent {to}
+"""
+
+
+class StunnelHaproxy(Peer):
+    """stunnel → HAProxy → stunnel: one connection of each leg for each of the load's."""
+
+    name = "stunnel-haproxy"
+    standing = "chain"
+    encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read; the agent's end listens"
+    tuned = f"HAProxy in TCP mode with splice-auto, one thread per core; {stunnel.TUNED}"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._roles: list[Role] = []
+
+    def check(self) -> str:
+        path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+        haproxy = shutil.which("haproxy", path=path)
+        if haproxy is None:
+            raise Unavailable("needs haproxy and stunnel (Debian, Ubuntu: apt-get install haproxy stunnel4)")
+        self._haproxy = haproxy
+        self._stunnel, version = stunnel.find()
+        said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True, timeout=20).stdout
+        return f"{' '.join(said.split()[:3])}, {version}"
+
+    def start(self, target: Address, directory: Path) -> None:
+        self._directory = directory
+        stunnel.write_identity(directory)
+        far, self._relay, self.endpoint = free_ports(3)
+        self._run("agent", self._stunnel, stunnel.server_configuration(far, target, directory), far)
+        threads = len(os.sched_getaffinity(0))
+        self._run("relay", self._haproxy, haproxy_configuration(self._relay, far, threads), self._relay, "-db", "-f")
+        self._client("client", self.endpoint, self.through(self._relay))
+
+    def prove_encryption(self, target: Address) -> str:
+        """A client of its own, with a recording relay between it and HAProxy, which passes on what it gets."""
+        (listen,) = free_ports(1)
+        with Tap(self._relay) as tap:
+            probe = self._client("probe", listen, tap.address)
+            try:
+                send_canary(listen)
+            finally:
+                self._roles.remove(probe)
+                probe.stop()
+            return tap.require_unreadable()
+
+    def stop(self) -> None:
+        stop_all(self._roles)
+        self._roles.clear()
+
+    def roots(self) -> dict[str, int]:
+        return {role.name: role.pid for role in self._roles}
+
+    def _client(self, name: str, listen: Address, connect: Address) -> Role:
+        configuration = stunnel.client_configuration(listen, connect, self._directory)
+        return self._run(name, self._stunnel, configuration, listen)
+
+    def _run(self, name: str, program: str, configuration: str, listening: Address, *flags: str) -> Role:
+        file = self._directory / f"{name}.conf"
+        file.write_text(configuration)
+        role = Role(name, [program, *flags, file], self._directory)
+        self._roles.append(role)
+        role.wait_until(lambda: listens(listening), "listening")
+        return role
