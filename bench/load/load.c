@@ -15,8 +15,9 @@
  * 127.0.0.0/8 is accepted: this program loads the machine it runs on and no other.
  *
  * What a connection says first:
- *   'U' + plan (24 bytes)   then payload until FIN; answered by a verdict (32 bytes) and FIN
- *   'D' + plan              answered by payload, a trailer (16 bytes: magic, count) and FIN
+ *   'U' + plan (24 bytes)   then payload and a trailer (16 bytes: magic, count); answered by a verdict (32 bytes) and
+ *                           FIN. No FIN before: several proxies end both directions when one has ended
+ *   'D' + plan              answered by payload, a trailer and FIN
  *   'E'                     everything after it comes back
  *   'O'                     one byte comes back; then FIN by the peer
  * Plan: bytes u64, run ms u32, warm-up ms u32, 8 bytes 0. Integers are little endian (both ends are this machine).
@@ -201,6 +202,8 @@ struct peer {
     uint64_t sent, stop_at;
     unsigned char *held; /* echo: what the socket did not take yet */
     size_t held_from, held_size;
+    unsigned char kept[TRAILER]; /* sink: the last bytes so far, which may be the trailer */
+    unsigned kept_size;
     unsigned char tail[sizeof(struct verdict)];
     unsigned tail_from, tail_size;
     int shut_after_tail;
@@ -275,12 +278,17 @@ static int serve_one(struct peer *p, unsigned char *buffer) {
         }
         return 1;
     case SINK:
-        n = recv(p->fd, buffer, CHUNK, 0);
-        if (n < 0) return errno == EAGAIN;
-        if (n > 0) {
-            account_take(&p->account, buffer, (size_t)n, (uint64_t)p->plan.warm_ms * 1000000ull);
-            return 1;
-        }
+        memcpy(buffer, p->kept, p->kept_size);
+        n = recv(p->fd, buffer + p->kept_size, CHUNK, 0);
+        if (n <= 0) return n < 0 && errno == EAGAIN; /* a stream that is cut gets no verdict */
+        size_t have = p->kept_size + (size_t)n;
+        p->kept_size = have < TRAILER ? (unsigned)have : TRAILER;
+        have -= p->kept_size;
+        memcpy(p->kept, buffer + have, p->kept_size);
+        if (have) account_take(&p->account, buffer, have, (uint64_t)p->plan.warm_ms * 1000000ull);
+        uint64_t said[2] = {0, 0};
+        memcpy(said, p->kept, p->kept_size);
+        if (p->kept_size < TRAILER || said[0] != MAGIC) return 1;
         struct verdict v = account_close(&p->account);
         set_tail(p, &v, sizeof v, 1);
         return send_tail(p) >= 0;
@@ -338,7 +346,7 @@ static void *serve_echoes(void *unused) {
 }
 
 static int serve(void) {
-    static unsigned char buffer[CHUNK];
+    static unsigned char buffer[TRAILER + CHUNK];
     pthread_t echoes;
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof a;
@@ -428,7 +436,8 @@ static struct outcome go_up(const struct sockaddr_in *a, const struct options *o
         if (n < 0) die("send");
         sent += (uint64_t)n;
     }
-    if (shutdown(fd, SHUT_WR)) die("shutdown");
+    uint64_t trailer[2] = {MAGIC, sent};
+    send_all(fd, trailer, sizeof trailer);
     struct outcome out = {.expected = sent};
     recv_all(fd, &out.verdict, sizeof out.verdict);
     close(fd);
