@@ -35,7 +35,7 @@ LINES_LABELS = 118
 
 STYLE = """
 .back{fill:#ffffff;stroke:#d1d9e0}.text{fill:#1f2328}.soft{fill:#59636e}.grid{stroke:#d8dee4}
-.ours{fill:#0a5bc4}.peer{fill:#9aa4ae}.chain{fill:#bf8700}.whisker{stroke:#1f2328}.gap{stroke:#ffffff}
+.ours{fill:#4a90e2}.peer{fill:#9aa4ae}.chain{fill:#bf8700}.whisker{stroke:#1f2328}.gap{stroke:#ffffff}
 .line{fill:none}
 .c0{stroke:#0a5bc4}.c1{stroke:#b35900}.c2{stroke:#1a7f37}.c3{stroke:#8250df}.c4{stroke:#bf3989}
 .c5{stroke:#59636e}.c6{stroke:#9a6700}.c7{stroke:#1b7c83}.c8{stroke:#cf222e}.c9{stroke:#4d2d00}
@@ -81,7 +81,7 @@ class Chart:
 def short(value: float) -> str:
     """A figure for people: three digits, thousands apart."""
     if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", " ")  # a narrow space that does not break
+        return f"{value:,.0f}".replace(",", "\u00a0")  # a space that does not break
     return f"{value:.3g}"
 
 
@@ -116,12 +116,14 @@ def lines(charts: Sequence[Chart], x_title: str) -> str:
 
 
 def _panel(panel: Panel, left: float, top: float, width: float) -> list[str]:
-    drawn = [
-        _text(left, top + 13, panel.title, "text", size=14, weight=600),
-        _text(left, top + 30, ", ".join(filter(None, (f"{panel.better} is better", panel.note))), "soft", size=11),
-    ]
     zero, room = left + LABELS, width - LABELS - VALUES
     limit = _limit([bar.most for bar in panel.bars])
+    cut = "what is cut is longer" if any(bar.median > limit for bar in panel.bars) else ""
+    said = ", ".join(filter(None, (f"{panel.better} is better", cut, panel.note)))
+    drawn = [
+        _text(left, top + 13, panel.title, "text", size=14, weight=600),
+        _text(left, top + 30, said, "soft", size=11),
+    ]
     for index, bar in enumerate(panel.bars):
         y = top + HEAD + index * ROW
         middle = y + ROW / 2 - 2

@@ -27,6 +27,8 @@ UNITS = {
     "bulk_mbit_per_s": "bulk, Mbit/s",
     "bulk_percent_of_link": "bulk, % of the link",
     "percent_of_link": "% of the link",
+    "down_echo_p99_ms": "echo p99 beside a copy down, ms",
+    "down_percent_of_link": "the copy down, % of the link",
     "first_byte_round_trips": "first byte, round trips",
     "per_s": "per second",
     "eight_per_s": "per second, eight at a time",
