@@ -6,8 +6,11 @@ A new one is a file here and a line in `STUDIES`.
 from __future__ import annotations
 
 from bench.studies.base import Study
+from bench.studies.kubernetes import Kubernetes
 
-STUDIES: dict[str, type[Study]] = {}
+STUDIES: dict[str, type[Study]] = {
+    Kubernetes.name: Kubernetes,
+}
 """By name, in the order of the report."""
 
 QUICK = tuple(name for name in ("start",) if name in STUDIES)
