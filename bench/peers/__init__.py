@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from bench.peers.arcbridge import WITHOUT_RESUMPTION, Arcbridge, WithoutResumption
 from bench.peers.base import Peer, Unavailable
+from bench.peers.chisel import Chisel, ChiselTls
 from bench.peers.direct import Direct
+from bench.peers.frp import Frp
+from bench.peers.konnectivity import Konnectivity
 from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
 from bench.peers.rathole import RatholeTls
@@ -18,8 +21,12 @@ PEERS: dict[str, type[Peer]] = {
         WithoutResumption,
         MuxChain,
         OpenSsh,
+        Chisel,
+        ChiselTls,
+        Frp,
         RatholeTls,
         RatholeStunnel,
+        Konnectivity,
         StunnelHaproxy,
         Direct,
     )

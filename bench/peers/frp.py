@@ -1,0 +1,151 @@
+"""frp in the same topology: frps is the relay, a frpc with a secret TCP proxy (stcp) the agent, a frpc with its visitor
+the client."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from bench.address import Address, free_ports, listens
+from bench.peers.base import Peer
+from bench.peers.go import build
+from bench.peers.go.certificates import SERVER_NAME, Certificates, Pair, issue
+from bench.peers.go.ready import carries
+from bench.process import Role, stop_all
+from bench.tap import Tap, send_canary
+
+MODULE = "github.com/fatedier/frp"
+PROXY = "bench"
+POOL = 10
+"""Work connections that the agent opens ahead; with mux a stream each."""
+
+
+def relay_config(relay: Address, certificates: Certificates, token: str) -> dict[str, Any]:
+    """Of frps: it takes nothing but TLS from clients that have a certificate of our CA."""
+    return {
+        "bindAddr": relay.host,
+        "bindPort": relay.port,
+        "auth": {"method": "token", "token": token},
+        "log": {"to": "console", "level": "warn", "disablePrintColor": True},
+        "transport": {
+            "tcpMux": True,
+            "maxPoolCount": POOL,
+            "tls": {"force": True, **_tls(certificates, certificates.server)},
+        },
+    }
+
+
+def agent_config(
+    relay: Address, certificates: Certificates, token: str, secret: str, target: Address
+) -> dict[str, Any]:
+    """Of the frpc that offers `target`."""
+    proxy = {
+        "name": PROXY,
+        "type": "stcp",
+        "secretKey": secret,
+        "localIP": target.host,
+        "localPort": target.port,
+        "transport": {"useEncryption": False, "useCompression": False},
+    }
+    return {**_common(relay, certificates, certificates.agent, token, pool=POOL), "proxies": [proxy]}
+
+
+def client_config(
+    relay: Address, certificates: Certificates, token: str, secret: str, endpoint: Address
+) -> dict[str, Any]:
+    """Of the frpc that leads from `endpoint` to what the agent offers."""
+    visitor = {
+        "name": f"{PROXY}-visitor",
+        "type": "stcp",
+        "serverName": PROXY,
+        "secretKey": secret,
+        "bindAddr": endpoint.host,
+        "bindPort": endpoint.port,
+        "transport": {"useEncryption": False, "useCompression": False},
+    }
+    return {**_common(relay, certificates, certificates.client, token, pool=0), "visitors": [visitor]}
+
+
+def _common(relay: Address, certificates: Certificates, own: Pair, token: str, *, pool: int) -> dict[str, Any]:
+    return {
+        "serverAddr": relay.host,
+        "serverPort": relay.port,
+        "auth": {"method": "token", "token": token},
+        "log": {"to": "console", "level": "warn", "disablePrintColor": True},
+        "transport": {
+            "protocol": "tcp",
+            "tcpMux": True,
+            "poolCount": pool,
+            "tls": {"enable": True, "serverName": SERVER_NAME, **_tls(certificates, own)},
+        },
+    }
+
+
+def _tls(certificates: Certificates, own: Pair) -> dict[str, str]:
+    return {
+        "certFile": str(own.certificate),
+        "keyFile": str(own.key),
+        "trustedCaFile": str(certificates.authority),
+    }
+
+
+class Frp(Peer):
+    """frp: stcp over TLS and tcp mux."""
+
+    name = "frp"
+    encrypts = (
+        "client to relay, and relay to agent, by mutual TLS 1.3 around everything; the relay reads everything (stcp's own "
+        "`useEncryption` ends at the relay as well, and would only encrypt a second time)"
+    )
+    tuned = "defaults"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._roles: list[Role] = []
+
+    def check(self) -> str:
+        self._programs = build.programs("frp", ("frps", "frpc"))
+        return f"frp {build.required_version('frp', MODULE)}"
+
+    def start(self, target: Address, directory: Path) -> None:
+        self._directory = directory
+        self._certificates = issue(directory)
+        self._token, self._secret = secrets.token_hex(16), secrets.token_hex(16)
+        self._relay, self.endpoint = free_ports(2)
+        relay = self._role("relay", "frps", relay_config(self._relay, self._certificates, self._token))
+        relay.wait_until(lambda: listens(self._relay), "listening")
+        shared = (self._certificates, self._token, self._secret)
+        self._role("agent", "frpc", agent_config(self._relay, *shared, target))
+        client = self._role("client", "frpc", client_config(self.through(self._relay), *shared, self.endpoint))
+        client.wait_until(lambda: carries(self.endpoint), "carrying")
+
+    def _role(self, name: str, program: str, config: dict[str, Any]) -> Role:
+        file = self._directory / f"{name}.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(config, indent=1))
+        role = Role(name, [self._programs / program, "-c", file], self._directory)
+        self._roles.append(role)
+        return role
+
+    def prove_encryption(self, target: Address) -> str:
+        """A client of its own, with a recording relay between it and frps."""
+        (through,) = free_ports(1)
+        with Tap(self._relay) as tap:
+            config = client_config(tap.address, self._certificates, self._token, self._secret, through)
+            role = self._role("probe", "frpc", config)
+            try:
+                role.wait_until(lambda: listens(through), "listening")
+                send_canary(through)
+            finally:
+                self._roles.remove(role)
+                role.stop()
+            return tap.require_unreadable()
+
+    def stop(self) -> None:
+        stop_all(self._roles)
+        self._roles.clear()
+
+    def roots(self) -> dict[str, int]:
+        return {role.name: role.pid for role in self._roles}
