@@ -2,12 +2,19 @@
 
 Two ways to be dead, both within `ping_timeout`: nothing at all arrives (the way in is cut), or our PING stays
 unanswered while the peer reports no progress of what we send (the way out is cut, though the way in still works).
+
+One PING shows both ends both ways: the answer goes the other way, and the next PING tells whether it arrived. So a
+side with thousands of connections may leave it to its peers (`peer_pinged`).
 """
 
 from __future__ import annotations
 
 ROUND_TRIP_MEMORY = 60.0
 """Seconds for which a round-trip sample counts; after that a path that became longer is believed."""
+
+
+PATIENCE = 1.5
+"""Intervals without a PING of the peer after which a side that leaves it to the peer sends its own."""
 
 
 class Keepalive:
@@ -75,6 +82,12 @@ class Keepalive:
         self._last_ping = now
         self._next_ping = now + self._interval
         return self.number
+
+    def peer_pinged(self, now: float) -> None:
+        """The peer's PING came and is answered: ours can wait. Not for both ends, or each would wait for the other."""
+        if self._ping_sent is None:
+            self._ping_sent = now  # the answer counts as ours: the next PING has to tell of progress
+        self._next_ping = max(self._next_ping, now + PATIENCE * self._interval)
 
     def pong(self, number: int, now: float) -> None:
         """The answer to PING `number` came. Only the latest counts as a sample; late ones still show life."""

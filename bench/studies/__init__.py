@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from bench.studies.base import Study
 from bench.studies.kubernetes import Kubernetes
+from bench.studies.scale import Scale
 
 STUDIES: dict[str, type[Study]] = {
+    Scale.name: Scale,
     Kubernetes.name: Kubernetes,
 }
 """By name, in the order of the report."""

@@ -39,6 +39,28 @@ def test_progress_without_a_pong_is_life() -> None:
     assert alive.dead(124.0) is not None
 
 
+def test_a_side_that_leaves_ping_to_the_other_sends_none_while_the_others_come() -> None:
+    alive = Keepalive(10.0, 25.0, 0.0)
+    for second in range(1, 100, 10):
+        assert not alive.ping_due(float(second))
+        alive.bytes_arrived(float(second))
+        alive.progress_reported(second, float(second))
+        alive.peer_pinged(float(second))
+    assert not alive.ping_due(105.9)
+    assert alive.ping_due(106.0), "15 s after the last one"
+
+
+def test_it_still_notices_that_its_answers_do_not_arrive() -> None:
+    alive = Keepalive(10.0, 25.0, 0.0)
+    for second in (10.0, 20.0, 30.0):
+        alive.bytes_arrived(second)
+        alive.progress_reported(7, second)  # no news after the first
+        alive.peer_pinged(second)
+    assert alive.dead(34.9) is None
+    alive.bytes_arrived(35.0)
+    assert "that was sent" in (alive.dead(35.0) or "")
+
+
 def test_pings_are_due_by_the_interval() -> None:
     alive = Keepalive(10.0, 25.0, 0.0)
     assert not alive.ping_due(9.99)
