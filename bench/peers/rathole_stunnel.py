@@ -11,6 +11,9 @@ from bench.process import Role
 from bench.tap import Tap, send_canary
 from bench.usage import with_descendants
 
+SECOND = "agent-tls"
+"""The agent's other process."""
+
 
 class RatholeStunnel(Rathole):
     """stunnel → rathole's server → rathole's client → stunnel; the last two are the agent."""
@@ -28,7 +31,7 @@ class RatholeStunnel(Rathole):
         far, self.endpoint = free_ports(2)
         stunnel.write_identity(directory)
         self._directory = directory
-        self._far = self._run("agent-tls", stunnel.server_configuration(far, target, directory), far)
+        self._run(SECOND, stunnel.server_configuration(far, target, directory), far)
         self._service = self._start(far, directory)
         self._client("client", self.endpoint, self.through(self._service))
 
@@ -44,13 +47,14 @@ class RatholeStunnel(Rathole):
             return tap.require_unreadable()
 
     def roots(self) -> dict[str, int]:
-        return {name: pid for name, pid in super().roots().items() if name != self._far.name}
+        return {name: pid for name, pid in super().roots().items() if name != SECOND}
 
     def pids(self, *roles: str) -> list[int]:
         """The agent is two processes: rathole's client, and the stunnel behind it."""
         found = super().pids(*roles)
-        if self._roles and (not roles or "agent" in roles):
-            found += with_descendants(self._far.pid)
+        for role in self._roles:
+            if role.name == SECOND and (not roles or "agent" in roles):
+                found += with_descendants(role.pid)
         return found
 
     def _client(self, name: str, listen: Address, connect: Address) -> Role:
