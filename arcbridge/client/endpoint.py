@@ -24,6 +24,7 @@ from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
+from arcbridge.net.descriptors import explain
 from arcbridge.net.tls import load_chain
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.wire.frames import ResetCode
@@ -75,6 +76,8 @@ class LocalEndpoint:
         self._sockets = sockets
         self._listening = False
         self._pause: asyncio.TimerHandle | None = None
+        self._exhausted = False
+        """The last accept found no descriptor left, and that was told."""
         self.connections: set[LocalConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.splices: set[TransportSplice] = set()
@@ -103,10 +106,13 @@ class LocalEndpoint:
                 return
             except OSError as error:
                 # Out of descriptors: the listening socket stays readable, so asking again at once would spin.
-                self.log.warning("cannot accept a local connection", reason=error.strerror, retry_in=ACCEPT_PAUSE)
+                if not self._exhausted:  # once, not at each try for as long as it lasts
+                    self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
+                self._exhausted = True
                 self._deafen()
                 self._pause = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._listen)
                 return
+            self._exhausted = False
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             accept_tls(sock, self._context, LocalConnection(self))

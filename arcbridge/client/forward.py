@@ -7,7 +7,6 @@ as soon as a connection is accepted, because in many protocols the server speaks
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import struct
 
@@ -17,6 +16,7 @@ from arcbridge.client.session import ClusterSession
 from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
+from arcbridge.net.descriptors import EXHAUSTED, explain
 from arcbridge.wire.frames import ResetCode
 
 _ACCEPT_BURST = 64
@@ -50,6 +50,8 @@ class Forward:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._exhausted = False
+        """The last accept found no descriptor left, and that was told."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.stats = ForwardStats()
         self._log = log.bind(cluster=session.cluster, target=target)
@@ -75,11 +77,14 @@ class Forward:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._log.warning("cannot accept", reason=error.strerror)
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if not self._exhausted:  # once, not five times a second for as long as it lasts
+                    self._log.warning("cannot accept", reason=explain(error))
+                if error.errno in EXHAUSTED:
+                    self._exhausted = True
                     self._loop.remove_reader(self._sock)
                     self._timer = self._loop.call_later(_ACCEPT_PAUSE, self.start)
                 return
+            self._exhausted = False
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.stats.accepted += 1

@@ -19,6 +19,7 @@ from typing import Final
 
 from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
+from arcbridge.net.descriptors import explain
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.ready import receive, send_all, tune, writable
 
@@ -205,4 +206,6 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
 def _words(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name cannot be resolved ({error.strerror})"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return explain(error)
     return (error.strerror or str(error)).lower() if error.errno else str(error)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
 from tests.client.test_session import make, running
+from tests.support.descriptors import none_left
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 REQUEST = b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -97,6 +99,35 @@ class TestTheGoodWay:
             assert await reader.readexactly(len(blob)) == blob
         assert place.far.targets == ["kubernetes"]
         writer.close()
+
+    async def test_out_of_descriptors_waits_says_so_once_and_recovers(
+        self, place: Place, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        reader, writer = await place.connect()
+        writer.write(b"x")
+        async with asyncio.timeout(20):
+            assert await reader.readexactly(1) == b"x"  # the session stands
+        with socket.socket() as waiting:
+            waiting.setblocking(False)
+            with none_left():
+                waiting.connect_ex(("127.0.0.1", place.endpoint.port))
+                begin = time.process_time()
+                async with asyncio.timeout(5):
+                    while place.endpoint._pause is None:
+                        await asyncio.sleep(0.01)
+                    first = place.endpoint._pause
+                    while place.endpoint._pause in (first, None):  # the second try found none either
+                        await asyncio.sleep(0.01)
+                assert time.process_time() - begin < 0.2, "it waits instead of asking at once"
+            told = "".join(capsys.readouterr())
+            assert told.count("cannot accept") == 1
+            assert "no file descriptor left" in told
+            again, second = await place.connect()
+            for end, way in ((reader, writer), (again, second)):
+                way.write(b"y")
+                async with asyncio.timeout(10):
+                    assert await end.readexactly(1) == b"y"
+                way.close()
 
     async def test_alpn_is_http_1_1_or_nothing(self, place: Place) -> None:
         for offered, chosen in ((["h2", "http/1.1"], "http/1.1"), (["h2"], None), ([], None)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import Echo, FarSide
 from tests.client.test_session import make, running
+from tests.support.descriptors import none_left
 
 
 @pytest.fixture
@@ -99,6 +101,36 @@ async def test_without_a_session(forward: Forward, far: FarSide, capsys: pytest.
     writer.close()
     assert "has no connected agent" in "".join(capsys.readouterr())
     assert forward.stats.failed == 1
+
+
+async def test_out_of_descriptors_waits_says_so_once_and_recovers(
+    forward: Forward, far: FarSide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = await connect(forward)
+    writer.write(b"x")
+    await reader.readexactly(1)
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with none_left():
+            sock.connect_ex(forward._sock.getsockname()[:2])
+            begin = time.process_time()
+            async with asyncio.timeout(5):
+                while forward._timer is None:
+                    await asyncio.sleep(0.01)
+                first = forward._timer
+                while forward._timer is first:  # the second try found none either
+                    await asyncio.sleep(0.01)
+            assert time.process_time() - begin < 0.1, "it waits instead of asking at once"
+            writer.write(b"y")
+            assert await reader.readexactly(1) == b"y", "what runs goes on"
+        told = "".join(capsys.readouterr())
+        assert told.count("cannot accept") == 1
+        assert "no file descriptor left" in told
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            await loop.sock_sendall(sock, b"z")
+            assert await loop.sock_recv(sock, 1) == b"z"
+    writer.close()
 
 
 async def test_a_local_reset_reaches_the_target(forward: Forward, far: FarSide) -> None:
