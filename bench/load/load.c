@@ -769,7 +769,7 @@ static double number(const char *text, double least, double most) {
     char *end;
     double value = strtod(text, &end);
     errno = 0;
-    if (*end || !(value >= least && value <= most)) die("an option is not a number, or outside its bounds");
+    if (end == text || *end || !(value >= least && value <= most)) die("an option is not a number, or outside its bounds");
     return value;
 }
 

@@ -75,10 +75,13 @@ Compression no
         sshd = Role("relay", [self._sshd or "sshd", "-D", "-e", "-f", directory / "sshd_config"], directory)
         self._roles.append(sshd)
         sshd.wait_until(lambda: listens(relay), "listening")
-        (directory / "known_hosts").write_text(f"[{relay.host}]:{relay.port} {host_key}")
+        way = self.through(relay)
+        (directory / "known_hosts").write_text(
+            f"[{relay.host}]:{relay.port} {host_key}[{way.host}]:{way.port} {host_key}"
+        )
         agent = self._role("agent", relay, "-R", f"{self._middle}:{target}")
         agent.wait_until(lambda: listens(self._middle), "forwarding")
-        client = self._role("client", relay, "-L", f"{self.endpoint}:{self._middle}")
+        client = self._role("client", way, "-L", f"{self.endpoint}:{self._middle}")
         client.wait_until(lambda: listens(self.endpoint), "listening")
 
     def _role(self, name: str, relay: Address, *forward: str) -> Role:
@@ -89,6 +92,9 @@ Compression no
                 *("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"),
                 *("-o", f"UserKnownHostsFile={self._directory}/known_hosts", "-o", "StrictHostKeyChecking=yes"),
                 *("-o", "ControlMaster=no", "-o", "Compression=no", "-o", f"Ciphers={CIPHER}"),
+                # From 9.5 on a session with a terminal hides when keys were pressed: echoes would wait for it. Those
+                # before it do not know the option.
+                *("-o", "IgnoreUnknown=ObscureKeystrokeTiming", "-o", "ObscureKeystrokeTiming=no"),
                 *(*forward, f"{getpass.getuser()}@{relay.host}", "exec sleep 86400"),
             ],
             self._directory,

@@ -51,6 +51,31 @@ def test_a_run_ends_by_count(load: Generator, target: Target, command: str, conn
     assert 0 < result["p50_us"] <= result["p99_us"]
 
 
+def test_keys_are_typed_alone_and_beside_bulk(load: Generator, target: Target) -> None:
+    result = load.run(
+        "keys", target.address, seconds=0.3, warmup=0.05, idle=0.2, every_us=2000, up=1, down=2, bytes=3_000_000
+    )
+    assert (result["idle"]["count"], result["busy"]["count"]) == (80, 150), "each key counts, however late its echo"
+    assert [one["total_bytes"] for one in (*result["up"], *result["down"])] == [3_000_000] * 3
+    assert all(one["right"] for one in (*result["up"], *result["down"]))
+
+
+def test_keys_need_no_idle_phase_and_no_bulk(load: Generator, target: Target) -> None:
+    result = load.run("keys", target.address, seconds=0.1, warmup=0, every_us=1000)
+    assert result["idle"] is None
+    assert result["busy"]["count"] == 100
+    assert result["up"] == result["down"] == []
+
+
+def test_a_key_that_comes_back_changed_is_a_failure(load: Generator, target: Target) -> None:
+    meddler = Meddler(target.address, "change")
+    try:
+        with pytest.raises(LoadFailed, match="an echo came back changed"):
+            load.run("keys", meddler.address, seconds=10, warmup=0, every_us=1000, size=1000)
+    finally:
+        meddler.close()
+
+
 class Meddler:
     """A proxy that changes, drops or cuts what the target says."""
 
@@ -122,7 +147,7 @@ def test_only_loopback_is_loaded(load: Generator, address: str) -> None:
 
 @pytest.mark.parametrize("option", [["--seconds", "1e9"], ["--connections", "1e9"], ["--size", "0"], ["--what", "1"]])
 def test_no_run_is_without_bounds(load: Generator, target: Target, option: list[str]) -> None:
-    argv = [load.program, "echo", "127.0.0.1", str(target.address.port), *option]
+    argv = [str(load.program), "echo", "127.0.0.1", str(target.address.port), *option]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
     assert "option" in done.stderr

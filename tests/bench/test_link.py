@@ -1,0 +1,243 @@
+"""The link between client and relay: nothing lost, never too early or too fast, ends in order. None need be fast."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path as File
+
+import pytest
+
+from bench.address import Address
+from bench.load.build import NoCompiler, build
+from bench.load.generator import Generator
+from bench.path.link import SOURCE, Link, LinkFailed, Path
+from tests.support.processes import require_or_skip
+
+WAIT = 20.0
+NEAR = Path("near", round_trip_ms=0)
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    try:
+        build(SOURCE)
+    except NoCompiler as error:
+        require_or_skip("compiler", str(error))
+
+
+class Far:
+    """A server of one conversation, in a thread."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.settimeout(WAIT)
+        self.address = Address("127.0.0.1", self._server.getsockname()[1])
+        self.accepted_at = 0.0
+        self._serve = serve
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            sock, _ = self._server.accept()
+            self.accepted_at = time.monotonic()
+            with sock:
+                sock.settimeout(WAIT)
+                self._serve(sock)
+
+    def join(self) -> None:
+        self._thread.join()
+        self._server.close()
+
+
+@contextlib.contextmanager
+def through(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[tuple[socket.socket, Far]]:
+    """A connection to `serve` over `path`."""
+    far = Far(serve)
+    with Link(path, far.address) as link:
+        with socket.create_connection(link.address, timeout=WAIT) as near:
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield near, far
+        far.join()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def payload(size: int) -> bytes:
+    return b"".join(hashlib.sha256(n.to_bytes(8)).digest() for n in range(size // 32 + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        NEAR,
+        Path("long", round_trip_ms=20),
+        Path("narrow", round_trip_ms=10, mbit_per_s=100, queue_bytes=64 * 1024),
+        Path("wide", round_trip_ms=10, mbit_per_s=2000),
+    ],
+    ids=lambda path: path.name,
+)
+def test_each_byte_arrives_in_order_both_ways_and_each_end_by_itself(path: Path) -> None:
+    up, down = payload(2_000_003), payload(1_500_007)[::-1]
+    seen: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        seen.append(read_all(sock))  # the near end has ended; this way is still open
+        sock.sendall(down)
+
+    with through(path, serve) as (near, _):
+        near.sendall(up)
+        near.shutdown(socket.SHUT_WR)
+        assert read_all(near) == down
+    assert seen == [up]
+
+
+def test_who_ends_first_may_still_be_told_everything() -> None:
+    seen: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        sock.sendall(b"all I have to say")
+        sock.shutdown(socket.SHUT_WR)
+        seen.append(read_all(sock))
+
+    with through(Path("long", round_trip_ms=10), serve) as (near, _):
+        assert read_all(near) == b"all I have to say"
+        near.sendall(payload(500_000))
+        near.shutdown(socket.SHUT_WR)
+        near.recv(1)
+    assert seen == [payload(500_000)]
+
+
+def test_nothing_arrives_before_its_time() -> None:
+    def serve(sock: socket.socket) -> None:
+        while data := sock.recv(4096):
+            sock.sendall(data)
+
+    with through(Path("long", round_trip_ms=60), serve) as (near, far):
+        begun = time.monotonic()
+        near.sendall(b"x")
+        assert near.recv(1) == b"x"
+        first = time.monotonic() - begun
+        for _ in range(3):
+            begun = time.monotonic()
+            near.sendall(b"x")
+            assert near.recv(1) == b"x"
+            assert time.monotonic() - begun >= 0.060
+    assert first >= 0.118, "the handshake costs a round trip, too (it began just before the clock)"
+    assert far.accepted_at > 0
+
+
+def test_all_connections_of_one_direction_share_the_rate() -> None:
+    path = Path("narrow", round_trip_ms=0, mbit_per_s=40, queue_bytes=32 * 1024)
+    load = Generator()
+    with load.target() as target, Link(path, target.address) as link:
+        results: list[dict[str, int]] = []
+        begun = time.monotonic()
+        threads = [
+            threading.Thread(
+                target=lambda: results.append(load.run("up", link.address, seconds=30, warmup=0, bytes=600_000))
+            )
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [one["total_bytes"] for one in results] == [600_000] * 3
+        assert time.monotonic() - begun >= 1_800_000 * 8 / 40e6
+
+
+def test_a_full_queue_holds_its_sender_back(tmp_path: File) -> None:
+    release = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        release.wait(WAIT)
+        read_all(sock)
+
+    queue = 256 * 1024
+    report = tmp_path / "report"
+    far = Far(serve)
+    path = Path("slow", round_trip_ms=0, mbit_per_s=1, queue_bytes=queue)
+    with Link(path, far.address, report_ms=1, report=report) as link:
+        with socket.create_connection(link.address, timeout=0.3) as near:
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 16 * queue:
+                    sent += near.send(payload(65_536))
+        release.set()
+    far.join()
+    queued = [json.loads(line)["up"]["queued"] for line in report.read_text().splitlines()]
+    assert max(queued) <= queue
+    assert max(queued) > queue - 4096, "it does fill"
+    assert queue < sent < 16 * queue
+
+
+@pytest.mark.parametrize("far_resets", [True, False])
+def test_a_reset_passes_as_a_reset(far_resets: bool) -> None:
+    cut = struct.pack("ii", 1, 0)
+    said: list[str] = []
+
+    def until_the_end(sock: socket.socket) -> str:
+        try:
+            return "an end" if not read_all(sock) else "bytes"
+        except ConnectionResetError:
+            return "a reset"
+
+    def serve(sock: socket.socket) -> None:
+        assert sock.recv(1) == b"x"
+        if far_resets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, cut)
+        else:
+            sock.sendall(b"y")
+            said.append(until_the_end(sock))
+
+    with through(Path("long", round_trip_ms=4), serve) as (near, _):
+        near.sendall(b"x")
+        if far_resets:
+            said.append(until_the_end(near))
+        else:
+            assert near.recv(1) == b"y"
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, cut)
+    assert said == ["a reset"]
+
+
+def test_nobody_there_is_a_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        link = Link(NEAR, Address("127.0.0.1", gone.getsockname()[1]))
+    with link, socket.create_connection(link.address, timeout=WAIT) as near, pytest.raises(ConnectionResetError):
+        near.recv(1)
+
+
+def test_many_connections_come_and_go() -> None:
+    load = Generator()
+    with load.target() as target, Link(Path("long", round_trip_ms=2), target.address) as link:
+        assert load.run("open", link.address, seconds=20, warmup=0, count=600, connections=50)["count"] == 600
+        deadline = time.monotonic() + WAIT
+        while len(os.listdir(f"/proc/{link.pid}/fd")) > 10:  # the last ends are still on the way
+            assert time.monotonic() < deadline, "each socket is closed again"
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("to", [Address("10.0.0.1", 9), Address("0.0.0.0", 9), Address("localhost", 9)])
+def test_it_stays_on_its_machine(to: Address) -> None:
+    with pytest.raises(LinkFailed):
+        Link(NEAR, to)
+
+
+@pytest.mark.parametrize("option", [["--delay-us", "1e9"], ["--bits-per-s", "x"], ["--what", "1"], ["--delay-us"]])
+def test_an_option_out_of_bounds_is_an_error(option: list[str]) -> None:
+    argv = [str(build(SOURCE)), "127.0.0.1", "9", *option]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "option" in done.stderr
