@@ -118,6 +118,7 @@ class Meddler:
         try:
             while data := near.recv(65536):
                 far.sendall(data)
+            far.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # ended by the other direction
 
