@@ -6,11 +6,26 @@ from bench.scenarios.base import Effort, Metrics, Scenario, Way
 from bench.scenarios.bulk import Bulk
 from bench.scenarios.concurrent import Concurrent, Concurrent256
 from bench.scenarios.echo import Echo
+from bench.scenarios.keystroke import Keystroke
+from bench.scenarios.last_mile import LastMile
+from bench.scenarios.long_path import LongPath, LongPath200
 from bench.scenarios.open import Open
 from bench.scenarios.resumption import Resumption
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    scenario.name: scenario for scenario in (Bulk, Resumption, Echo, Concurrent, Concurrent256, Open)
+    scenario.name: scenario
+    for scenario in (
+        Bulk,
+        Resumption,
+        Echo,
+        Concurrent,
+        Concurrent256,
+        Open,
+        Keystroke,
+        LastMile,
+        LongPath,
+        LongPath200,
+    )
 }
 """By name, in the order of the report."""
 

@@ -8,6 +8,7 @@ from bench.scenarios.base import Effort, Metrics, Scenario
 
 LEAST_SECONDS = 2.0
 """200 keystrokes a phase: with fewer, p99 is the worst of them."""
+LEAST_WARMUP = 0.5
 
 
 class Keystroke(Scenario):
@@ -17,10 +18,19 @@ class Keystroke(Scenario):
     title = "100 bytes every 10 ms on one connection, alone (`idle`), then while one stream goes up and one down"
     primary = ("p50_us", "p99_us", "idle_p99_us", "up_mb_per_s", "down_mb_per_s")
 
+    def expected_s(self, effort: Effort) -> float:
+        return max(effort.warmup, LEAST_WARMUP) + 2.25 * max(effort.seconds, LEAST_SECONDS)
+
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         seconds = max(effort.seconds, LEAST_SECONDS)
         result = load.run(
-            "keys", peer.endpoint, seconds=seconds, warmup=max(effort.warmup, 0.5), idle=seconds * 1.25, up=1, down=1
+            "keys",
+            peer.endpoint,
+            seconds=seconds,
+            warmup=max(effort.warmup, LEAST_WARMUP),
+            idle=seconds * 1.25,
+            up=1,
+            down=1,
         )
         return {
             "idle_p50_us": result["idle"]["p50_us"],

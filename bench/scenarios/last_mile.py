@@ -22,6 +22,10 @@ class LastMile(Scenario):
     primary = ("echo_p99_ms", "echo_p50_ms", "bulk_percent_of_link", "down_echo_p99_ms", "down_percent_of_link")
     path = PATH
 
+    def expected_s(self, effort: Effort) -> float:
+        # What is queued at the end of a copy has to leave, too.
+        return 2 * (IDLE_SECONDS + FILLED_AFTER + max(effort.seconds, LEAST_SECONDS) + 1)
+
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         seconds = max(effort.seconds, LEAST_SECONDS)
         metrics: Metrics = {}

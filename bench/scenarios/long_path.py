@@ -24,6 +24,11 @@ class LongPath(Scenario):
     primary = ("percent_of_link", "up_mb_per_s", "down_mb_per_s", "first_byte_round_trips")
     path: Path = Path("long-100-ms", round_trip_ms=100, mbit_per_s=MBIT_PER_S)
 
+    def expected_s(self, effort: Effort) -> float:
+        round_trip = self.path.round_trip_ms / 1e3
+        warmup = max(effort.warmup, WARMUP_ROUND_TRIPS * round_trip)
+        return 2 * (warmup + max(effort.seconds, LEAST_SECONDS)) + 20 * round_trip + 2
+
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         seconds = max(effort.seconds, LEAST_SECONDS)
         round_trip = self.path.round_trip_ms / 1e3
