@@ -9,6 +9,7 @@ Rules:
 4. No task, no future, no timer per pair: callbacks of the loop on the two descriptors, and one sweep for all.
 5. What dies on one side is cut on the other at once: an end that resumes must not wait for a timeout. A socket that is
    being read says so itself; one that is not (its bytes are held, or its direction is over) is asked every second.
+   Only those: a sweep over all of ten thousand idle pairs would cost more than all their pings.
 6. Callbacks are removed *before* a descriptor is closed, and its number is forgotten in the same breath: the kernel
    gives the number to the next socket, and a late callback or splice would move another pair's bytes.
 
@@ -57,22 +58,25 @@ class Pump:
     `error` is None when both directions ended in order. `client` is who asked for the session, `agent` who answered.
     """
 
-    __slots__ = ("_down", "_on_done", "_up", "closed", "cluster", "error", "join_id", "pipes", "started_at")
+    __slots__ = ("_down", "_on_done", "_up", "closed", "cluster", "deaf", "error", "join_id", "pipes", "started_at")
 
     def __init__(
         self,
         client: socket.socket,
         agent: socket.socket,
         pipes: PipePool,
+        deaf: set[Pump],
         on_done: Callable[[Pump], None],
         *,
         join_id: str = "",
         cluster: str = "",
     ) -> None:
+        """`deaf`: into this set it puts itself when a side is no longer read; whoever sweeps takes it out."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
         self.pipes = pipes
+        self.deaf = deaf
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
@@ -110,13 +114,19 @@ class Pump:
         """End both sides with RST."""
         self.fail(ConnectionAbortedError(reason))
 
-    def look(self) -> None:
-        """Notice the death of a side that is not being read: nothing else would, until the other side moves."""
+    def look(self) -> bool:
+        """Notice the death of a side that is not being read: nothing else would, until the other side moves. False when
+        both are read again."""
+        deaf = False
         for one in (self._up, self._down):
+            if self.closed or not one.deaf:
+                continue
+            deaf = True
             # The error itself and not the connection's state: both ends may have closed a socket in order, with bytes
             # in it that are still to be read.
-            if not self.closed and one.deaf and (code := one.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            if code := one.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 self.fail(OSError(code, f"{os.strerror(code)}, while it was not being read"))
+        return deaf
 
     def unload(self) -> None:
         """Give back pipes that a stalled receiver keeps."""
@@ -337,6 +347,7 @@ class _Direction:
             self._pump.fail(error)
             return
         self.over = True
+        self._pump.deaf.add(self._pump)
         self._pump.direction_over()
 
     def detach(self) -> None:
@@ -363,6 +374,7 @@ class _Direction:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._source_fd)
+        self._pump.deaf.add(self._pump)
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._sink_fd, self.on_writable)
@@ -379,13 +391,15 @@ class _Direction:
 class Pumps:
     """All pairs of a process: the one sweep, the counters, and the ways to end many."""
 
-    __slots__ = ("_loop", "_on_done", "_open", "_sweeps", "_timer", "bytes_down", "bytes_up", "pipes", "total")
+    __slots__ = ("_deaf", "_loop", "_on_done", "_open", "_sweeps", "_timer", "bytes_down", "bytes_up", "pipes", "total")
 
     def __init__(self, on_done: Callable[[Pump], None], *, pipes: PipePool | None = None) -> None:
         """`on_done` is called for each pump that ended."""
         self._loop = asyncio.get_running_loop()
         self._on_done = on_done
         self._open: set[Pump] = set()
+        self._deaf: set[Pump] = set()
+        """Those of which a side was not being read at some moment since the last look."""
         self._timer: asyncio.TimerHandle | None = None
         self._sweeps = 0
         self.pipes = pipes or PipePool()
@@ -410,7 +424,7 @@ class Pumps:
         cluster: str = "",
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on."""
-        pump = Pump(client, agent, self.pipes, self._ended, join_id=join_id, cluster=cluster)
+        pump = Pump(client, agent, self.pipes, self._deaf, self._ended, join_id=join_id, cluster=cluster)
         self._open.add(pump)
         self.total += 1
         if self._timer is None:
@@ -443,13 +457,15 @@ class Pumps:
         self._timer = self._loop.call_later(SWEEP, self._sweep) if self._open else None
         self._sweeps += 1
         unload = self._sweeps % UNLOAD_EVERY == 0
-        for pump in list(self._open):
-            pump.look()
-            if unload and not pump.closed:
+        for pump in list(self._deaf):
+            if not pump.look():
+                self._deaf.discard(pump)
+            elif unload and not pump.closed:
                 pump.unload()
 
     def _ended(self, pump: Pump) -> None:
         self._open.discard(pump)
+        self._deaf.discard(pump)
         self.bytes_up += pump.up
         self.bytes_down += pump.down
         self._on_done(pump)

@@ -305,3 +305,22 @@ async def test_descriptor_numbers_are_reused_without_a_byte_astray(bench: Bench)
     await send_all(client, b"end")
     assert await exactly(agent, 3) == b"end"
     assert bench.pumps.total == total + 1
+
+
+async def test_only_pairs_of_which_a_side_is_not_read_are_looked_at(bench: Bench) -> None:
+    client, agent, pump = await bench.pair()
+    *_, idle = await bench.pair()
+    await send_all(client, b"hello")
+    assert await exactly(agent, 5) == b"hello"
+    assert not bench.pumps._deaf
+    await fill(client, pump)
+    assert bench.pumps._deaf == {pump}
+    bench.pumps._sweep()
+    assert bench.pumps._deaf == {pump}, "as long as it lasts"
+    client.shutdown(socket.SHUT_WR)
+    await read_all(agent)
+    assert bench.pumps._deaf == {pump}, "a direction that is over is read no more"
+    agent.close()
+    assert await bench.end() is pump
+    assert not bench.pumps._deaf
+    assert not idle.look()
