@@ -97,6 +97,8 @@ class RelayConfig:
     """AuthenticationConfiguration (YAML) for the access tokens of clients. Required."""
     policy: Path | None = None
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
+    workers: int = 1
+    """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)

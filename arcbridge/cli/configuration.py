@@ -67,6 +67,10 @@ def check(config: Any) -> None:
         parse_address(config.public_address)
         if (config.tls.certificate is None) != (config.tls.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
+        if config.workers != 1:
+            from arcbridge.relay.workers.supervisor import worker_count
+
+            worker_count(config)
         if config.fleet.servers:
             from arcbridge.relay.nats import check as check_fleet
 

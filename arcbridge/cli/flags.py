@@ -134,6 +134,13 @@ RELAY_FLAGS = (
     ),
     Flag("--policy", help="who may reach which cluster (TOML)", key="policy", metavar="FILE", roles=(RELAY,)),
     Flag(
+        "--workers",
+        help="processes that share the port; 0: one for each core (default: 1)",
+        key="workers",
+        metavar="N",
+        roles=(RELAY,),
+    ),
+    Flag(
         "--agent-certificate-life",
         help="life of agents' certificates, as 7d or 12h",
         key="agent_certificate_life",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from arcbridge.cli.configuration import require
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ExitCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine, Sequence
+    from typing import Any
 
 
 def run_relay(invocation: Invocation) -> int:
@@ -28,10 +36,22 @@ def run_relay(invocation: Invocation) -> int:
     require(config)
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
     from arcbridge.cli.loop import Interrupted, notify, run_until_drained
-    from arcbridge.relay.service import serve
+
+    several = False
+    if config.workers != 1:
+        from arcbridge.relay.workers.supervisor import supervise, worker_count
+
+        several = worker_count(config) > 1
+    if not several:
+        from arcbridge.relay.service import serve
+
+    def run(stopping: asyncio.Event, hurry: asyncio.Event) -> Coroutine[Any, Any, None]:
+        if several:
+            return supervise(config, lambda _: notify("READY=1"), stopping, hurry)
+        return serve(config, lambda _: notify("READY=1"), stopping, hurry)
 
     try:
-        run_until_drained(lambda stopping, hurry: serve(config, lambda _: notify("READY=1"), stopping, hurry))
+        run_until_drained(run)
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE

@@ -58,6 +58,7 @@ class _State:
 
     def __init__(self) -> None:
         self.role = ""
+        self.worker: int | None = None
         self.threshold = LEVELS["info"]
         self.configured_level = "info"
         self.console = False
@@ -117,10 +118,13 @@ class Log(structlog.BoundLoggerBase):
 # --- Set up ---------------------------------------------------------------------------------------------------------
 
 
-def configure(role: str, level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
+def configure(
+    role: str, level: str = "info", format: str = "auto", stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
     """Set up logging of this process for `role`; may be called again, which replaces everything.
 
-    `level` is one of `LEVELS`, `format` one of `FORMATS`, `stream` is standard error unless given.
+    `level` is one of `LEVELS`, `format` one of `FORMATS`, `stream` is standard error unless given. `worker`: which of
+    several processes that write to one stream this is; it is in every line then.
     Raises ConfigError for an unknown level or format.
     """
     number = _level_number(level)
@@ -130,6 +134,7 @@ def configure(role: str, level: str = "info", format: str = "auto", stream: Text
     terminal = _is_terminal(target)
     shutdown()
     _state.role = role
+    _state.worker = worker
     _state.threshold = number
     _state.configured_level = level.lower()
     _state.console = format == "console" or (format == "auto" and terminal)
@@ -237,6 +242,8 @@ def _shape(logger: Any, method: str, fields: MutableMapping[str, Any]) -> dict[s
         "logger": getattr(logger, "name", "arcbridge"),
         "role": _state.role,
     }
+    if _state.worker is not None:
+        shaped["worker"] = _state.worker
     for name in PREFIX:
         if name in fields:
             shaped[name] = _value(name, fields.pop(name))

@@ -66,6 +66,15 @@ class Buckets:
     def count(self) -> int:
         return sum(self.counts)
 
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Prometheus' buckets are cumulative: at or under each bound, the last one infinite."""
+        running = 0
+        found: list[tuple[str, int]] = []
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            running += count
+            found.append(("+Inf" if bound == math.inf else repr(float(bound)), running))
+        return found
+
     def __add__(self, other: Buckets) -> Buckets:
         if self.bounds != other.bounds:
             raise ValueError("histograms with different bounds cannot be added")
@@ -164,11 +173,7 @@ class Metrics:
         """Read every metric; called by the exposition (prometheus_client's collector protocol)."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        info = GaugeMetricFamily(
-            "arcbridge_build_info", "Version of this process.", labels=["role", "version", "python"]
-        )
-        info.add_metric([self.role, self.version, platform.python_version()], 1)
-        yield info
+        yield self.build_info()
         for metric in list(self._metrics.values()):
             if metric.name == "metric_read_failures_total":
                 continue  # last, so that it counts the failures of this very scrape
@@ -178,6 +183,25 @@ class Metrics:
         yield self._family(
             self._metrics["metric_read_failures_total"], CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
         )
+
+    def build_info(self) -> Any:
+        """The family that says what this process is."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        info = GaugeMetricFamily(
+            "arcbridge_build_info", "Version of this process.", labels=["role", "version", "python"]
+        )
+        info.add_metric([self.role, self.version, platform.python_version()], 1)
+        return info
+
+    def read(self) -> Iterator[tuple[str, str, str, list[str], dict[tuple[str, ...], Any]]]:
+        """Each metric as (full name, kind, help, label names, values by label values), as plain data for elsewhere."""
+        for metric in list(self._metrics.values()):
+            try:
+                yield self._full(metric.name), metric.kind, metric.help, list(metric.labels), metric.series()
+            except Exception:  # as in `_family`
+                self.read_failures += 1
+                _log.error("metric %s cannot be read", metric.name, exc_info=True)
 
     def _family(self, metric: _Metric, counter: Any, gauge: Any, histogram: Any) -> Any:
         try:
@@ -190,7 +214,7 @@ class Metrics:
         family = kinds[metric.kind](self._full(metric.name), metric.help, labels=list(metric.labels))
         for labels, value in series.items():
             if isinstance(value, Buckets):
-                family.add_metric(list(labels), _cumulative(value), value.total)
+                family.add_metric(list(labels), value.cumulative(), value.total)
             else:
                 family.add_metric(list(labels), value)
         return family
@@ -225,13 +249,3 @@ class _Metric:
                 known = (OTHER,) * len(allowed)
             folded[known] = folded[known] + number if known in folded else number
         return folded
-
-
-def _cumulative(buckets: Buckets) -> list[tuple[str, int]]:
-    """Prometheus' buckets are cumulative: at or under each bound, the last one infinite."""
-    running = 0
-    found: list[tuple[str, int]] = []
-    for bound, count in zip((*buckets.bounds, math.inf), buckets.counts, strict=True):
-        running += count
-        found.append(("+Inf" if bound == math.inf else repr(float(bound)), running))
-    return found

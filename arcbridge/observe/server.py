@@ -16,6 +16,7 @@ import asyncio
 import errno
 import signal
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
@@ -40,12 +41,24 @@ class ObserveServer:
     `start` and `stop` belong to the role; both are called on its loop.
     """
 
-    def __init__(self, listen: str, metrics: Metrics, checks: Checks) -> None:
+    def __init__(
+        self,
+        listen: str,
+        metrics: Metrics,
+        checks: Checks,
+        *,
+        gather: Callable[[], Awaitable[None]] | None = None,
+        toggled: Callable[[], object] | None = None,
+    ) -> None:
+        """`gather` is awaited before each scrape: for metrics that other processes have. `toggled` is called after
+        SIGUSR1 has switched the log."""
         self.listen = listen
         self.address = ""
         """`host:port` that is bound; empty before `start` and where there is no listener."""
         self._metrics = metrics
         self._checks = checks
+        self._gather = gather
+        self._toggled = toggled
         self._lag = LoopLag()
         self._runner: web.AppRunner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,7 +115,12 @@ class ObserveServer:
         if number is None or threading.current_thread() is not threading.main_thread():
             return
         self._loop = asyncio.get_running_loop()
-        self._loop.add_signal_handler(number, logs.toggle_debug)
+        self._loop.add_signal_handler(number, self._toggle)
+
+    def _toggle(self) -> None:
+        logs.toggle_debug()
+        if self._toggled is not None:
+            self._toggled()
 
     async def _live(self, request: web.Request) -> web.Response:
         return _plain("ok\n")
@@ -121,6 +139,8 @@ class ObserveServer:
         return _plain("\n".join(lines) + "\n", 503 if failed else 200)
 
     async def _scrape(self, request: web.Request) -> web.Response:
+        if self._gather is not None:
+            await self._gather()
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
 

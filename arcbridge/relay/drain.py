@@ -11,6 +11,10 @@ One step after the other; the log names each:
 4. *closing*: the port is closed, and the agents that are left hear goodbye. Connections that the kernel holds for this
    process are reset by that, so their ends try again and find a successor on the same port, or another relay.
 
+Of a relay with several processes each goes through these steps by itself, but for the last, which they take *together*
+(docs/operations.md): an agent that was asked to come may come out at any of them, and is handed over. What the kernel
+has queued for a process by then is taken first, and told in words.
+
 A relay without sessions goes through all of it within a second; a second signal does the same to one that has some.
 """
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Final
 
@@ -39,6 +43,8 @@ managers kill."""
 JOINING: Final = 1.0
 LEAVING: Final = 0.3
 _CLOSING: Final = 0.2
+_LAST: Final = 1.0
+"""Seconds for connections that were queued when the port was closed."""
 _TICK: Final = 0.02
 _WORDS: Final = "this relay is going away"
 
@@ -66,13 +72,16 @@ class Drain:
         pumps: Pumps,
         counters: Counters,
         *,
+        together: Callable[[asyncio.Event], Awaitable[None]] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
+        """`together` returns when this process may close its port, or soon after the event it is given is set."""
         self._listener = listener
         self._control = control
         self._rendezvous = rendezvous
         self._pumps = pumps
         self._counters = counters
+        self._together = together
         self._random = random
         self.step = Step.SERVING
 
@@ -94,7 +103,14 @@ class Drain:
             await self._cut(begun + PATIENCE + SPREAD, hurry)
         self._enter(Step.LEAVING)
         await self._until(lambda: not len(self._control), loop.time() + LEAVING, hurry)
+        if self._together is not None:
+            await self._together(hurry)
         self._enter(Step.CLOSING)
+        if self._together is not None:
+            self._listener.leave()
+            await self._until(
+                lambda: not self._listener.peeking and not self._rendezvous.joining, loop.time() + _LAST, hurry
+            )
         self._listener.stop()
         self._control.close()
         await self._until(lambda: not len(self._control), loop.time() + _CLOSING, None)

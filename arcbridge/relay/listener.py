@@ -73,19 +73,34 @@ class Listener:
         self._arrivals: set[_Arrival] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, listen: Address) -> Address:
-        """Bind and accept; the bound address. Raises `ConfigError` that names the setting."""
-        try:
-            self._socket = _bind(listen)
-        except OSError as error:
-            raise ConfigError(_bind_message(listen, error)) from error
+    def start(self, listen: Address, *, shared: bool = False) -> Address:
+        """Bind and accept; the bound address. Raises `ConfigError` that names the setting.
+
+        `shared`: with other processes of this user that say so, too; the kernel chooses one for each connection.
+        """
+        self._socket = bind(listen, shared=shared)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._loop.add_reader(self._socket.fileno(), self._accept)
         host, port = self._socket.getsockname()[:2]
         return Address(host, port)
 
+    def leave(self) -> None:
+        """Take what the kernel has queued for this socket, then close it: what stays in the queue would be reset.
+
+        For a port that others go on listening on. Those who are let in last are served as all others.
+        """
+        while self._socket is not None and self._accept():
+            # Again until the queue is empty, or descriptors are.
+            pass
+        self._close()
+
     def stop(self) -> None:
         """Accept nothing more; connections that are still being peeked at are closed, those in rooms go on."""
+        self._close()
+        for arrival in list(self._arrivals):
+            arrival.reject("peek_closed")
+
+    def _close(self) -> None:
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
@@ -94,8 +109,6 @@ class Listener:
             self._socket.close()
             self._socket = None
             self._close_spare()
-        for arrival in list(self._arrivals):
-            arrival.reject("peek_closed")
 
     async def close(self) -> None:
         """After `stop`: end what runs in the rooms, and wait for it."""
@@ -110,19 +123,20 @@ class Listener:
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Whether there may be more to take now."""
         listening = self._socket
         if listening is None:
-            return
+            return False
         for _ in range(_ACCEPTS):
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._pause(listening)
-                    return
+                    return False
                 # The peer left between its SYN and now; the others wait.
                 continue
             self._counters.accepted += 1
@@ -141,6 +155,7 @@ class Listener:
             arrival = _Arrival(self, sock, ticket)
             self._arrivals.add(arrival)
             arrival.start(self._peek_deadline)
+        return True
 
     def _pause(self, listening: socket.socket) -> None:
         """Out of descriptors: turn one away with the spare one, then leave the rest in the kernel's queue a while."""
@@ -311,7 +326,18 @@ async def _answer_plain_http(sock: socket.socket, ticket: Ticket) -> None:
         sock.close()
 
 
-def _bind(listen: Address) -> socket.socket:
+def bind(listen: Address, *, shared: bool = False, accept: bool = True) -> socket.socket:
+    """A listening socket, or with `accept` False one that only holds the port among those that share it.
+
+    Raises `ConfigError` that names the setting.
+    """
+    try:
+        return _bind(listen, shared, accept)
+    except OSError as error:
+        raise ConfigError(_bind_message(listen, error)) from error
+
+
+def _bind(listen: Address, shared: bool, accept: bool) -> socket.socket:
     host, family = listen.host, socket.AF_INET
     if not host and socket.has_dualstack_ipv6():
         host = "::"
@@ -322,13 +348,17 @@ def _bind(listen: Address) -> socket.socket:
         sockaddr = ("0.0.0.0", listen.port)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # Restarting needs it; two relays on one port are still refused, because neither sets SO_REUSEPORT.
+        # Restarting needs it. Two relays on one port are refused: one that stands alone does not set SO_REUSEPORT, and
+        # one with several processes first looks whether it gets the port without.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         sock.setblocking(False)
         sock.bind(sockaddr)
-        sock.listen(_BACKLOG)
+        if accept:
+            sock.listen(_BACKLOG)
         return sock
     except BaseException:
         sock.close()

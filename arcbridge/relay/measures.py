@@ -17,6 +17,8 @@ from arcbridge.relay.hop import Hops
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.workers.handover import OUTCOMES as HANDOVER_OUTCOMES
+from arcbridge.relay.workers.place import Place
 
 
 def register(
@@ -124,3 +126,15 @@ def register_fleet(metrics: Metrics, connection: NatsConnection, fleet: NatsFlee
         {"result": HOP_OUTCOMES},
         lambda: hops.outcomes,
     )
+
+
+def register_workers(metrics: Metrics, place: Place) -> None:
+    """What each of several processes of one relay has besides."""
+    metrics.counter(
+        "handovers_total",
+        "Joins of agents that came out at another worker than the one that waited, by how their hand-over ended.",
+        {"result": HANDOVER_OUTCOMES},
+        lambda: place.handovers.outcomes,
+    )
+    metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
+                    lambda: place.fleet.dials_from_siblings)  # fmt: skip

@@ -14,7 +14,9 @@ Rules:
 3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.
-6. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
+6. In a relay of several processes a token begins with the id of the worker that waits. An agent that comes out at
+   another one is handed over (`relay.workers.handover`); all of the above is judged where the client waits.
+7. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
    relay, once (`relay.hop`); all of the above is then judged there, but for the certificate.
 """
 
@@ -55,6 +57,8 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.hop import Hops, token_of
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
+from arcbridge.relay.workers.channel import ChannelClosed
+from arcbridge.relay.workers.handover import AgentJoin, Handovers
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0
@@ -92,7 +96,7 @@ class _Waiting:
 class _Agent:
     """An agent that has claimed a token; its connection belongs to the client's coroutine now."""
 
-    join: ServerJoin
+    join: AgentJoin
     instance: str
     address: str
 
@@ -113,9 +117,11 @@ class Rendezvous:
         address: str,
         limits: RelayLimitsConfig,
         hops: Hops | None = None,
+        handovers: Handovers | None = None,
         dial_deadline: float = DIAL_DEADLINE,
     ) -> None:
-        """`address` is this relay's `host:port` as agents reach it. `hops`: in a fleet, how to reach its others."""
+        """`address` is this relay's `host:port` as agents reach it. `hops`: in a fleet, how to reach its others.
+        `handovers`: in a relay of several processes, how to reach the others on this port."""
         self._context = context
         self._fleet = fleet
         self._registry = registry
@@ -126,6 +132,9 @@ class Rendezvous:
         self._address = address
         self._limits = limits
         self._hops = hops
+        self._handovers = handovers
+        if handovers is not None:
+            handovers.pair = self._pair
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
@@ -233,6 +242,8 @@ class Rendezvous:
         token = secrets.token_urlsafe(16)
         if self._hops is not None:
             token = token_of(self._hops.relay_id, token)
+        elif self._handovers is not None:
+            token = token_of(self._handovers.worker_id, token)
         waiting = _Waiting(join_id, cluster, token, asyncio.get_running_loop().create_future())
         key = _key(waiting.token)
         self._waiting[key] = waiting
@@ -400,6 +411,8 @@ class Rendezvous:
         ticket.leave()
         if self._hops is not None and self._hops.elsewhere(request):
             return await self._pass_on(self._hops, join, request, cluster, ticket)
+        if self._handovers is not None and self._handovers.elsewhere(request):
+            return await self._hand_over(self._handovers, join, request, cluster, ticket)
         cause = self._pair(join, request, cluster, ticket.address)
         if cause:
             self._guesses.failed(ticket.address)
@@ -423,7 +436,24 @@ class Rendezvous:
             return reply, f"hop: {error.message}"
         return None, ""
 
-    def _pair(self, join: ServerJoin, request: JoinRequest, cluster: str, source: str) -> str:
+    async def _hand_over(
+        self, handovers: Handovers, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
+    ) -> tuple[JoinReply | None, str]:
+        """An agent whose client waits at another worker of this relay."""
+        try:
+            cause = await handovers.hand_over(join, request, cluster, ticket.address)
+        except JoinRefused as error:
+            reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
+            return reply, f"hand-over: {error.message}"
+        except (RemoteProtocolError, ConnectionLost, ChannelClosed) as error:
+            reply = JoinReply(code=JoinCode.INTERNAL, message="the join could not be handed over", retry_after=1)
+            return reply, f"hand-over: {error.message}"
+        if cause:
+            self._guesses.failed(ticket.address)
+            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+        return None, ""
+
+    def _pair(self, join: AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
         """Hand the connection of an agent of `cluster` to the client that waits for it; else why there is none."""
         key = _key(request.token)
         waiting = self._waiting.get(key)

@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig
+from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
@@ -45,12 +45,13 @@ from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_room import HttpRoom
 from arcbridge.relay.listener import Listener, Room
-from arcbridge.relay.measures import register, register_fleet
+from arcbridge.relay.measures import register, register_fleet, register_workers
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pipes import POOL
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.workers.place import Place
 
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
@@ -76,21 +77,26 @@ class RelayInfo:
 
 
 async def serve(
-    config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
+    config: RelayConfig,
+    ready: Callable[[RelayInfo], None],
+    stopping: asyncio.Event,
+    hurry: asyncio.Event,
+    place: Place | None = None,
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
+    `place`: where this process stands among several that are one relay (`relay.workers`).
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        info, drain = await _start(config, stack)
+        info, drain = await _start(config, stack, place)
         ready(info)
         await stopping.wait()
         await drain.run(hurry)
     log.info("relay stopped", step="gone")
 
 
-async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo, Drain]:
+async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None) -> tuple[RelayInfo, Drain]:
     """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
@@ -100,14 +106,19 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         raise ConfigError("policy: required; without one nobody may reach anything")
     issuers = authentication.load(config.authentication)
     policy = PolicyFile(config.policy)
-    limits = replace(config.limits, sessions=_session_limit(config))
+    _at_least_one("limits.agents_per_second", config.limits.agents_per_second)
+    shared = config.limits if place is None else place.share(config.limits)
+    limits = replace(shared, sessions=_session_limit(shared))
 
-    stack.enter_context(_only_one(config.data_dir))
+    if place is None:
+        stack.enter_context(only_one(config.data_dir))
     authority = open_authority(config.data_dir)
     registry: Registry
     fleet: Fleet
     nats: NatsConnection | None = None
-    if config.fleet.servers:
+    if place is not None:
+        fleet, registry = place.fleet, await open_registry(config.data_dir)
+    elif config.fleet.servers:
         nats = NatsConnection(config.fleet)
         stack.push_async_callback(nats.close)
         if not await nats.start(_NATS_PATIENCE):
@@ -147,7 +158,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         fleet,
         registry,
         counters,
-        agents_per_second=_at_least_one("limits.agents_per_second", limits.agents_per_second),
+        agents_per_second=limits.agents_per_second,
     )
     hops: Hops | None = None
     if isinstance(fleet, NatsFleet):
@@ -169,6 +180,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         address=str(public),
         limits=limits,
         hops=hops,
+        handovers=None if place is None else place.handovers,
     )
     http = HttpRoom(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
@@ -178,27 +190,34 @@ async def _start(config: RelayConfig, stack: AsyncExitStack) -> tuple[RelayInfo,
         fleet.on_failed = rendezvous.hop_failed
     listener = Listener(rooms, admission, counters)
 
-    drain = Drain(listener, control, rendezvous, pumps, counters)
+    drain = Drain(listener, control, rendezvous, pumps, counters, together=None if place is None else place.together)
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
     if isinstance(fleet, NatsFleet) and nats is not None and hops is not None:
         register_fleet(metrics, nats, fleet, hops)
+    if place is not None:
+        register_workers(metrics, place)
     chores = _Chores(registry, fleet, control, pumps, policy, certificate)
     checks.add("registry", lambda: chores.registry_error)
     checks.add("draining", drain.unready)
-    observe = ObserveServer(config.observe.listen, metrics, checks)
+    if place is not None:
+        place.watch(metrics, checks)
+    # Of several processes the supervisor answers for all.
+    observe = ObserveServer(config.observe.listen if place is None else "", metrics, checks)
     observing = await observe.start()
     stack.push_async_callback(observe.stop)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
     await chores.look()
     stack.push_async_callback(listener.close)
-    bound = listener.start(listen)
+    if place is not None:
+        await place.acquainted()
+    bound = listener.start(listen if place is None else place.listen, shared=place is not None)
     stack.callback(listener.stop)
     await stack.enter_async_context(_running(chores.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
-        "relay serving",
+        "relay serving" if place is None else "worker serving",
         address=info.address,
         public_address=info.public_address,
         ca_pin=info.ca_pin,
@@ -295,8 +314,11 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
 
 
 @contextlib.contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents."""
+def only_one(data_dir: Path) -> Iterator[int]:
+    """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents.
+
+    The descriptor that holds it; it is held until the last copy is closed, also by processes that inherit one.
+    """
     ensure_private_directory(data_dir)
     try:
         descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -309,7 +331,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
             raise ConfigError(
                 f"data_dir: another relay is running on {data_dir}; stop it, or use another one"
             ) from error
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -320,10 +342,9 @@ def _required_address(config: RelayConfig) -> Address:
     return parse_address(config.public_address)
 
 
-def _at_least_one(setting: str, value: int) -> int:
+def _at_least_one(setting: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{setting}: must be at least 1")
-    return value
 
 
 def _internal_address(config: RelayConfig) -> str:
@@ -334,7 +355,7 @@ def _internal_address(config: RelayConfig) -> str:
         raise ConfigError(f"fleet.internal_address: {error.message}") from error
 
 
-def _session_limit(config: RelayConfig) -> int:
+def _session_limit(limits: RelayLimitsConfig) -> int:
     """As many sessions as descriptors allow (two sockets each), beside strangers, pipes and files.
 
     What is left over is the reserve for the agents' joins: a client is refused before an agent is asked to come.
@@ -344,14 +365,14 @@ def _session_limit(config: RelayConfig) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     if soft == resource.RLIM_INFINITY:
-        return config.limits.sessions
-    others = min(config.limits.unauthenticated, soft // 4) + min(2 * POOL, soft // 8) + _RESERVED_DESCRIPTORS
+        return limits.sessions
+    others = min(limits.unauthenticated, soft // 4) + min(2 * POOL, soft // 8) + _RESERVED_DESCRIPTORS
     possible = max((soft - others) // 2, 8)
-    if possible < config.limits.sessions:
+    if possible < limits.sessions:
         log.warning(
             "fewer sessions than limits.sessions says, for want of file descriptors",
             sessions=possible,
             descriptors=soft,
             hint="raise LimitNOFILE",
         )
-    return min(config.limits.sessions, possible)
+    return min(limits.sessions, possible)

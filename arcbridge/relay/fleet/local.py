@@ -38,6 +38,13 @@ class LocalFleet(Fleet):
         """There is no other relay."""
 
     async def register(self, link: AgentLink) -> None:
+        self.add(link)
+
+    async def unregister(self, link: AgentLink) -> None:
+        self.remove(link)
+
+    def add(self, link: AgentLink) -> None:
+        """See `register`."""
         of_cluster = self._links.setdefault(link.cluster, {})
         older = of_cluster.get(link.instance)
         if older is link:
@@ -48,7 +55,8 @@ class LocalFleet(Fleet):
             self._asked.pop(older, None)
             older.replaced()
 
-    async def unregister(self, link: AgentLink) -> None:
+    def remove(self, link: AgentLink) -> None:
+        """See `unregister`."""
         of_cluster = self._links.get(link.cluster, {})
         # Only itself: the entry may be a newer connection's already.
         if of_cluster.get(link.instance) is link:
@@ -108,6 +116,9 @@ class LocalFleet(Fleet):
             if not link.draining and link not in tried and link.instance not in avoid
         ]
         return min(candidates, key=lambda link: (link.pending, self._asked[link]), default=None)
+
+    def find(self, cluster: str, instance: str) -> AgentLink | None:
+        return self._links.get(cluster, {}).get(instance)
 
     def has(self, cluster: str, instance: str = "") -> bool:
         """Whether the cluster, or that instance of it, has a link here; a draining one counts."""

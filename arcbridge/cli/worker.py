@@ -1,0 +1,35 @@
+"""A worker's process, as the relay's supervisor starts it; nobody else does.
+
+    python -c CODE arcbridge-relay-worker INDEX DESCRIPTOR PATH
+
+`PATH` is the supervisor's `sys.path`: the worker is to run the very modules that the supervisor runs, whatever its
+working directory holds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from arcbridge.errors import ExitCode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Be a worker; `arguments` are those behind CODE."""
+    # The service manager hears from the supervisor alone.
+    os.environ.pop("NOTIFY_SOCKET", None)
+    parent = socket.socket(fileno=int(arguments[2]))
+    parent.set_inheritable(False)
+    from arcbridge.cli.loop import Interrupted, run_until_drained
+    from arcbridge.relay.workers.worker import work
+
+    try:
+        run_until_drained(lambda stopping, hurry: work(parent, stopping, hurry))
+    except Interrupted as error:
+        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+    return ExitCode.DONE

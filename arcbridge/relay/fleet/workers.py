@@ -1,0 +1,241 @@
+"""The fleet of one relay with several processes: each worker knows which agents the others have.
+
+An agent's control connection is in one worker; each worker tells its siblings, over their ordered channels, what it
+registers and unregisters. What a sibling has stands in this worker's own table as a link like any other, whose `dial`
+is a message. So all promises of `fleet.base` are kept by the code that keeps them in one process, and a dial needs no
+question first. Stale is nothing: what a worker had is gone with its channel, in the same breath.
+
+Of two connections of one instance the newer stays, wherever the two are: a registration carries the time of the
+machine's monotonic clock, which all processes share.
+
+Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` and `answer` (one dial
+request), `forget` (nobody waits for that answer any more).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from arcbridge.errors import ArcbridgeError, JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.workers.channel import ChannelClosed, Received
+from arcbridge.relay.workers.siblings import Sibling, Siblings
+from arcbridge.wire.records import Dial, Status
+
+
+class _Remote:
+    """An agent's connection in another worker; an `AgentLink`."""
+
+    def __init__(self, fleet: WorkersFleet, sibling: Sibling, cluster: str, info: AgentInfo, stamp: float) -> None:
+        self._fleet = fleet
+        self.sibling = sibling
+        self.cluster = cluster
+        self.instance = info.instance
+        self.info = info
+        self.stamp = stamp
+        self.pending = 0
+        """Dials from here; those of other workers are not known, which only makes the choice less even."""
+        self.draining = False
+
+    async def dial(self, dial: Dial) -> Status:
+        self.pending += 1
+        try:
+            return await self._fleet.dial_there(self, dial)
+        finally:
+            self.pending -= 1
+
+    def replaced(self) -> None:
+        """The worker that has it is told by the same registration that we heard of."""
+
+
+class WorkersFleet(Fleet):
+    """See the module's docstring. `siblings` is somebody else's to connect and to close; made before it connects."""
+
+    def __init__(self, siblings: Siblings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._siblings = siblings
+        self._clock = clock
+        self._all = LocalFleet()
+        self._own: dict[AgentLink, float] = {}
+        self._remote: dict[tuple[int, str, str], _Remote] = {}
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, tuple[Sibling, asyncio.Future[Status]]] = {}
+        self._serving: dict[tuple[Sibling, int], asyncio.Task[None]] = {}
+        self.dials_from_siblings = 0
+        siblings.on_joined.append(self._joined)
+        siblings.on_left.append(self._left)
+        siblings.handlers.update(
+            link=self._linked,
+            unlink=self._unlinked,
+            dial=self._dialled,
+            answer=self._answered,
+            forget=self._forgotten,
+        )
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        tasks = list(self._serving.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._own.clear()
+        self._remote.clear()
+        await self._all.close()
+
+    async def drain(self) -> None:
+        """The workers of one relay go away together."""
+
+    async def register(self, link: AgentLink) -> None:
+        if link in self._own:
+            return
+        stamp = self._own[link] = self._clock()
+        self._all.add(link)
+        for sibling in self._siblings:
+            sibling.tell(_link(link, stamp))
+
+    async def unregister(self, link: AgentLink) -> None:
+        stamp = self._own.pop(link, None)
+        if stamp is None:
+            return
+        self._all.remove(link)
+        for sibling in self._siblings:
+            sibling.tell({"t": "unlink", "cluster": link.cluster, "instance": link.instance, "stamp": stamp})
+
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        return await self._all.dial(cluster, dial, timeout)
+
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        return await self._all.agents(cluster)
+
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        return await self._all.count(clusters)
+
+    def links(self) -> list[AgentLink]:
+        return [link for link in self._all.links() if link in self._own]
+
+    # -- dials to other workers ------------------------------------------------------------------------------------
+
+    async def dial_there(self, remote: _Remote, dial: Dial) -> Status:
+        """Have the worker that has this connection send the request; see `AgentLink.dial`."""
+        number = next(self._numbers)
+        answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+        self._asked[number] = (remote.sibling, answer)
+        head = {"n": number, "cluster": remote.cluster, "instance": remote.instance, "stamp": remote.stamp}
+        try:
+            remote.sibling.send({"t": "dial", **head}, dial.encode())
+            return await answer
+        except ChannelClosed as error:
+            raise _lost(remote.cluster) from error
+        finally:
+            del self._asked[number]
+            if not answer.done() or answer.cancelled():
+                remote.sibling.tell({"t": "forget", "n": number})
+
+    def _answered(self, sibling: Sibling, message: Received) -> None:
+        asked, answer = self._asked.get(int(message.head["n"]), (None, None))
+        if answer is None or asked is not sibling or answer.done():
+            return
+        if code := int(message.head["code"]):
+            answer.set_exception(
+                JoinRefused(code, str(message.head["message"]), retry_after=int(message.head["retry_after"]) or None)
+            )
+        else:
+            answer.set_result(Status.decode(message.body))
+
+    # -- dials from other workers ----------------------------------------------------------------------------------
+
+    def _dialled(self, sibling: Sibling, message: Received) -> None:
+        head = message.head
+        number = int(head["n"])
+        link = self._all.find(str(head["cluster"]), str(head["instance"]))
+        if link is not None and self._own.get(link) != head["stamp"]:
+            link = None
+        self.dials_from_siblings += 1
+        task = asyncio.get_running_loop().create_task(
+            self._serve(sibling, number, link, str(head["cluster"]), Dial.decode(message.body))
+        )
+        self._serving[sibling, number] = task
+        task.add_done_callback(lambda _: self._serving.pop((sibling, number), None))
+
+    async def _serve(self, sibling: Sibling, number: int, link: AgentLink | None, cluster: str, dial: Dial) -> None:
+        code, words, retry_after, body = 0, "", 0, b""
+        try:
+            if link is None or link.draining:
+                raise _lost(cluster)
+            body = (await link.dial(dial)).encode()
+        except JoinRefused as error:
+            code, words, retry_after = error.code, error.message, error.retry_after or 0
+        except ArcbridgeError as error:
+            code, words = int(JoinCode.INTERNAL), error.message
+        sibling.tell({"t": "answer", "n": number, "code": code, "message": words, "retry_after": retry_after}, body)
+
+    def _forgotten(self, sibling: Sibling, message: Received) -> None:
+        task = self._serving.get((sibling, int(message.head["n"])))
+        if task is not None:
+            task.cancel()
+
+    # -- who has whom ----------------------------------------------------------------------------------------------
+
+    def _joined(self, sibling: Sibling) -> None:
+        for link, stamp in self._own.items():
+            sibling.tell(_link(link, stamp))
+
+    def _linked(self, sibling: Sibling, message: Received) -> None:
+        head = message.head
+        cluster, instance, stamp = str(head["cluster"]), str(head["instance"]), float(head["stamp"])
+        current = self._all.find(cluster, instance)
+        if current is not None and self._stamp(current) > stamp:
+            # Older than what is known already, and about to be told so by whoever has it.
+            return
+        info = AgentInfo(instance, str(head["version"]), float(head["since"]))
+        remote = self._remote[sibling.index, cluster, instance] = _Remote(self, sibling, cluster, info, stamp)
+        # One of ours that is older is told so by this.
+        self._all.add(remote)
+
+    def _stamp(self, link: AgentLink) -> float:
+        return link.stamp if isinstance(link, _Remote) else self._own.get(link, 0.0)
+
+    def _unlinked(self, sibling: Sibling, message: Received) -> None:
+        head = message.head
+        key = (sibling.index, str(head["cluster"]), str(head["instance"]))
+        remote = self._remote.get(key)
+        if remote is not None and remote.stamp == float(head["stamp"]):
+            self._remove(key, remote)
+
+    def _left(self, sibling: Sibling) -> None:
+        for asked, answer in list(self._asked.values()):
+            if asked is sibling and not answer.done():
+                answer.set_exception(ChannelClosed())
+        for (asker, _), task in list(self._serving.items()):
+            if asker is sibling:
+                task.cancel()
+        for key, remote in list(self._remote.items()):
+            if remote.sibling is sibling:
+                self._remove(key, remote)
+
+    def _remove(self, key: tuple[int, str, str], remote: _Remote) -> None:
+        del self._remote[key]
+        remote.draining = True
+        self._all.remove(remote)
+
+
+def _link(link: AgentLink, stamp: float) -> dict[str, object]:
+    info = link.info
+    return {
+        "t": "link",
+        "cluster": link.cluster,
+        "instance": link.instance,
+        "version": info.version,
+        "since": info.since,
+        "stamp": stamp,
+    }
+
+
+def _lost(cluster: str) -> JoinRefused:
+    return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
