@@ -67,10 +67,15 @@ class Role:
         """The end of its output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def signal(self, number: int) -> None:
+        """Send it, if the process has not ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
     def stop(self) -> None:
         """SIGTERM, and SIGKILL after 5 seconds; only this process, which its children follow."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:

@@ -96,8 +96,8 @@ class Frp(Peer):
 
     name = "frp"
     encrypts = (
-        "client to relay, and relay to agent, by mutual TLS 1.3 around everything; the relay reads everything (stcp's own "
-        "`useEncryption` ends at the relay as well, and would only encrypt a second time)"
+        "client to relay, and relay to agent, by mutual TLS 1.3 around everything; the relay reads everything "
+        "(stcp's own `useEncryption` ends at the relay as well, and would only encrypt a second time)"
     )
     tuned = "defaults"
 

@@ -3,6 +3,7 @@ small client of our own stands for the API server, which would send each CONNECT
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from bench.address import Address, free_ports, listens
@@ -121,6 +122,9 @@ class Konnectivity(Peer):
             return tap.require_unreadable()
 
     def stop(self) -> None:
+        for role in self._roles:
+            if role.name == "agent":
+                role.signal(signal.SIGTERM)  # the first one makes it drain, and only the second ends it
         stop_all(self._roles)
         self._roles.clear()
 
