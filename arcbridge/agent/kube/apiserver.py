@@ -31,6 +31,7 @@ from yarl import URL
 
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.impersonation import Headers
+from arcbridge.agent.kube.kept import CONNECT_DEADLINE, KEEPALIVE, KeptConnections
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.net.address import Address
@@ -39,10 +40,6 @@ from arcbridge.net.ready import be_patient
 from arcbridge.net.tlstransport import TlsTransport, connect_tls
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-CONNECT_DEADLINE = 10.0
-"""Seconds for TCP and TLS to the API server, which is near; longer means it is down."""
-KEEPALIVE = 15.0
-"""Seconds an idle connection is kept: far below the API server's 90, so that ours closes first."""
 REREAD = 10.0
 """Seconds between two looks at token and CA file; kubelet replaces the projected token long before it lapses."""
 
@@ -114,6 +111,8 @@ class ApiServer:
         self._fresh = self._session(force_close=True)
         # The one switch against repeating a PUT or DELETE whose connection died; aiohttp's own test client uses it.
         self._fresh._retry_connection = False
+        self.kept = KeptConnections(self, endpoint.host, endpoint.port)
+        """For plain requests; `request` is for all others."""
         self.connections_failed = 0
         self.reload_error = ""
 
@@ -163,6 +162,7 @@ class ApiServer:
 
     async def close(self) -> None:
         """Closes all kept connections; requests under way fail."""
+        self.kept.close()
         await self._kept.close()
         await self._fresh.close()
 

@@ -14,7 +14,8 @@ What must hold (design, section 9):
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import NoReturn
 
@@ -37,6 +38,8 @@ from arcbridge.agent.kube.impersonation import (
     own_token_headers,
     requested_subject,
 )
+from arcbridge.agent.kube.lane import Lane
+from arcbridge.agent.kube.plain import HeadCache
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import KubeProtocol, KubeServer
@@ -64,6 +67,8 @@ class Caller:
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     here_since: float = 0.0
     """Since when the session has its present connection, monotonic seconds; infinity while it has none."""
+    heads: HeadCache = field(default_factory=HeadCache)
+    """What plain requests of the session were given as headers (`lane`)."""
 
 
 class _StreamOver(ConnectionError):
@@ -89,12 +94,15 @@ class KubeStats:
 
     def count(self, status: int) -> None:
         """Counts one answer by its class."""
+        if 200 <= status < 300:
+            self.code_2xx += 1
+            return
         name = f"code_{status // 100}xx"
         setattr(self, name, getattr(self, name) + 1)
 
 
 @dataclass(slots=True)
-class _Stream:
+class StreamContext:
     """The context of one stream's protocol."""
 
     caller: Caller
@@ -117,24 +125,42 @@ class KubeProxy:
     """The proxy of one agent. Made in the event loop; `close()` must be awaited."""
 
     def __init__(self, api: ApiServer, audit: AuditLog, *, reviewer: Reviewer | None = None) -> None:
-        self._api = api
-        self._audit = audit
+        self.api = api
+        self.audit = audit
         self._reviewer = reviewer or Reviewer(api)
         self._server = KubeServer(self._handle, self._refused_head, lambda protocol: protocol.context.caller.here_since)
         self.stats = KubeStats()
+        self.lanes: set[Lane] = set()
+        """Streams whose requests were all plain so far."""
 
     def serve(self, stream: StreamTransport, caller: Caller) -> None:
         """Serves one stream as an HTTP/1.1 connection of `caller`."""
-        stream.attach(self._server.protocol(_Stream(caller, int(stream.get_extra_info("stream_id") or 0))))
+        stream.attach(Lane(self, StreamContext(caller, int(stream.get_extra_info("stream_id") or 0))))
+
+    def general(self, context: StreamContext, requests: int) -> KubeProtocol:
+        """The protocol for a stream on which something came that is not plain, after `requests` plain ones."""
+        protocol = self._server.protocol(context)
+        protocol.requests = requests
+        return protocol
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may leave for the API server."""
+        return self.stats.in_flight < MAX_IN_FLIGHT
 
     async def close(self, timeout: float = 0.5) -> None:
         """Ends what still runs after `timeout` seconds; each request's audit record is written."""
+        deadline = time.monotonic() + timeout
         await self._server.shutdown(timeout)
+        while any(lane.busy for lane in self.lanes) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.02))
+        for lane in list(self.lanes):
+            lane.end()
 
     # -- one request ------------------------------------------------------------------------------------------
 
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
-        stream: _Stream = protocol.context
+        stream: StreamContext = protocol.context
         protocol.requests += 1
         request_id = f"{stream.caller.session}-{stream.stream_id}-{protocol.requests}"
         record = self._record(stream, request_id, request.method)
@@ -167,7 +193,7 @@ class KubeProxy:
             self.stats.in_flight -= 1
             if record.status:
                 self.stats.count(record.status)
-            self._audit.write(record)
+            self.audit.write(record)
 
     async def _plan(self, caller: Caller, request: web.BaseRequest, record: AuditRecord) -> _Plan:
         """Who, may they, which headers. Raises Refusal; nothing has left when it does."""
@@ -190,7 +216,7 @@ class KubeProxy:
         if caller.token_mode:
             return _Plan(target, own_token_headers(headers, request_id=record.request), False, body, upgrade)
         subject = await self._subject(caller.identity, headers, record)
-        out = impersonated_headers(headers, subject, request_id=record.request, authorization=self._api.authorization())
+        out = impersonated_headers(headers, subject, request_id=record.request, authorization=self.api.authorization())
         return _Plan(target, out, True, body, upgrade)
 
     async def _subject(self, identity: Identity, headers: RawHeaders, record: AuditRecord) -> Subject:
@@ -235,7 +261,7 @@ class KubeProxy:
         """Sends and waits for the head of the answer; every failure is a Refusal with the right code."""
         chunks = body.chunks() if body is not None else None
         try:
-            return await self._api.request(method, plan.target, headers, own=plan.own, body=chunks)
+            return await self.api.request(method, plan.target, headers, own=plan.own, body=chunks)
         except aiohttp.ConnectionTimeoutError as error:
             self.stats.unreachable += 1
             raise Refusal(504, "the API server cannot be reached: no connection in time") from error
@@ -282,7 +308,7 @@ class KubeProxy:
         reader = AnswerReader()
         _refuse_early(protocol)
         try:
-            upstream = await self._api.dial(reader, own=plan.own)
+            upstream = await self.api.dial(reader, own=plan.own)
         except TimeoutError as error:
             self.stats.unreachable += 1
             raise Refusal(504, "the API server cannot be reached: no connection in time") from error
@@ -293,7 +319,7 @@ class KubeProxy:
         try:
             protocol.on_early = upstream.abort  # the reader wakes up with an error
             _refuse_early(protocol)
-            upstream.write(upgrade_head(request.method, plan.target, self._api.authority, plan.headers, asked))
+            upstream.write(upgrade_head(request.method, plan.target, self.api.authority, plan.headers, asked))
             try:
                 answer = await reader.answer(asked)
             finally:
@@ -354,7 +380,7 @@ class KubeProxy:
 
     # -- records ----------------------------------------------------------------------------------------------
 
-    def _record(self, stream: _Stream, request_id: str, method: str) -> AuditRecord:
+    def _record(self, stream: StreamContext, request_id: str, method: str) -> AuditRecord:
         identity = stream.caller.identity
         return AuditRecord(
             request=request_id,
@@ -366,13 +392,13 @@ class KubeProxy:
 
     def _refused_head(self, protocol: KubeProtocol, refusal: Refusal) -> None:
         """A head that never became a request leaves its record, too."""
-        stream: _Stream = protocol.context
+        stream: StreamContext = protocol.context
         protocol.requests += 1
         record = self._record(stream, f"{stream.caller.session}-{stream.stream_id}-{protocol.requests}", "")
         record.status, record.reason, record.outcome = refusal.status_code, refusal.message, "refused"
         self.stats.refused += 1
         self.stats.count(refusal.status_code)
-        self._audit.write(record)
+        self.audit.write(record)
 
 
 def _refuse_early(protocol: KubeProtocol) -> None:

@@ -82,3 +82,20 @@ def status_response(error: ArcbridgeError, *, request_id: str = "", close: bool 
     if close:
         response.force_close()
     return response
+
+
+def status_bytes(error: ArcbridgeError, *, request_id: str) -> bytes:
+    """The same as a whole HTTP/1.1 answer, after which the connection goes on."""
+    body = status_body(error)
+    code = error.status_code
+    lines = [
+        f"HTTP/1.1 {code} {HTTPStatus(code).phrase}",
+        "Server: arcbridge",
+        "Cache-Control: no-cache, private",
+        f"Audit-Id: {request_id}",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(body)}",
+    ]
+    if error.retry_after is not None:
+        lines.append(f"Retry-After: {error.retry_after}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -109,7 +109,7 @@ async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeyp
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
     monkeypatch.setattr("arcbridge.agent.kube.proxy.check_target", lambda target: 1 / 0)
-    answer = await bench.get("/api")
+    answer = await bench.get("/api", "Connection: close")
     assert answer.status == 500
     assert b"division" not in answer.body
     assert len(failures) == 1

@@ -1,0 +1,186 @@
+"""Kept connections to an API server that records bytes: kept, renewed, dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.kept import KeptConnection, KeptConnections
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.config import KubernetesConfig
+from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
+
+GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
+
+
+class Asker:
+    """Collects an answer."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.data = b""
+        self.payload = 0
+        self.refusal: Refusal | None = None
+        self.broke = False
+        self.done = asyncio.Event()
+
+    def answer_begins(self, status: int) -> None:
+        self.status = status
+
+    def answer_part(self, data: bytes | memoryview, payload: int) -> None:
+        self.data += data
+        self.payload += payload
+
+    def answer_over(self) -> None:
+        self.done.set()
+
+    def answer_broke(self, refusal: Refusal | None) -> None:
+        self.refusal, self.broke = refusal, True
+        self.done.set()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def serving(directory: Path, clock: Clock) -> AsyncIterator[tuple[FakeApiServer, ApiServer]]:
+    async with FakeApiServer.serving(directory) as fake:
+        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+        api = ApiServer(endpoint_of(config, {}), clock=clock)
+        try:
+            yield fake, api
+        finally:
+            await api.close()
+
+
+async def ask(pool: KeptConnections) -> tuple[Asker, KeptConnection]:
+    connection = pool.take() or await pool.open()
+    asker = Asker()
+    connection.ask(asker, GET)
+    await asyncio.wait_for(asker.done.wait(), 5)
+    return asker, connection
+
+
+async def test_one_connection_carries_one_request_after_the_other(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        for route in (reply(200, b"ok"), chunked(200, b"o", b"k"), b"HTTP/1.1 204 X\r\n\r\n", reply(404, b"ok")):
+            fake.routes["/x"] = route
+            asker, _ = await ask(api.kept)
+            assert asker.payload == (0 if asker.status == 204 else 2)
+        assert fake.connections == 1
+
+
+async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
+    async def slow(exchange: Exchange) -> None:
+        for piece in (b"HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 X\r", b"\nContent-Len", b"gth: 2\r\n\r", b"\nok"):
+            await exchange.send(piece)
+            await asyncio.sleep(0.01)
+
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = slow
+        for _ in range(2):
+            asker, _ = await ask(api.kept)
+            assert asker.data.endswith(b"\r\n\r\nok")
+            assert asker.data.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert fake.connections == 1
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        reply(200, b"ok") + b"x",
+        reply(200, b"ok", "Connection: close"),
+        chunked(200, b"ok") + b"HTTP/1.1 200 OK\r\n",
+        chunked(200, b"ok")[:-2] + b"X: 1\r\n\r\n",
+    ],
+)
+async def test_a_connection_that_is_not_clean_is_not_kept(tmp_path: Path, route: bytes) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = route
+        asker, connection = await ask(api.kept)
+        assert asker.payload == 2
+        assert not connection.usable
+        assert api.kept.take() is None
+
+
+async def test_bytes_that_nobody_asked_for_end_the_connection(tmp_path: Path) -> None:
+    async def more(exchange: Exchange) -> None:
+        await exchange.send(reply(200, b"ok"))
+        await asyncio.sleep(0.05)
+        await exchange.send(reply(200, b"of another request"))
+
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = more
+        _, connection = await ask(api.kept)
+        async with asyncio.timeout(5):
+            while connection.usable:
+                await asyncio.sleep(0.01)
+        assert api.kept.take() is None
+
+
+async def test_new_credentials_get_new_connections(tmp_path: Path) -> None:
+    clock = Clock()
+    async with serving(tmp_path, clock) as (fake, api):
+        await ask(api.kept)
+        trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
+        clock.now += REREAD
+        with pytest.raises(Refusal, match="certificate is not the configured CA's"):
+            await ask(api.kept)
+
+
+async def test_an_asker_who_leaves_ends_the_connection(tmp_path: Path) -> None:
+    gone = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"event", end=False))
+        await exchange.reader.read()
+        gone.set()
+
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = watch
+        connection = await api.kept.open()
+        asker = Asker()
+        connection.ask(asker, GET)
+        async with asyncio.timeout(5):
+            while not asker.payload:
+                await asyncio.sleep(0.01)
+            connection.leave()
+            await gone.wait()
+        assert not asker.broke
+
+
+async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.kept.KEEPALIVE", 0.05)
+    async with serving(tmp_path, Clock()) as (_, api):
+        _, connection = await ask(api.kept)
+        async with asyncio.timeout(5):
+            while connection.usable:
+                await asyncio.sleep(0.01)
+        assert api.kept.take() is None
+
+
+async def test_after_close_nothing_is_open(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        _, connection = await ask(api.kept)
+        await api.close()
+        assert not connection.usable
+        with pytest.raises(Refusal):
+            await api.kept.open()
+
+
+async def test_an_api_server_that_is_down(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.stop()
+        with pytest.raises(Refusal) as caught:
+            await api.kept.open()
+        assert (caught.value.status_code, caught.value.retry_after) == (503, 1)

@@ -1,0 +1,177 @@
+"""The short way beside the general one, over real streams; test_proxy asks both most of the questions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import StreamReset
+from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+
+from .bench import Bench, running
+
+PLAIN = b"GET /api/v1/pods HTTP/1.1\r\nHost: k\r\n\r\n"
+WITH_BODY = b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+async def test_a_stream_goes_over_to_the_general_way_and_counts_on(bench: Bench) -> None:
+    wire = bench.stream()
+    for data in (PLAIN, PLAIN, WITH_BODY, PLAIN):
+        await wire.send(data)
+        assert (await wire.answer()).status == 200
+        assert len(bench.proxy.lanes) == (1 if len(bench.api.requests) < 3 else 0)
+    assert [request.method for request in bench.api.requests] == ["GET", "GET", "POST", "GET"]
+    for request in bench.api.requests:
+        assert impersonation_of(request)["impersonate-user"] == [b"alice"]
+    records = await bench.audit.wait(4)
+    assert [record.request[-2:] for record in records] == ["-1", "-2", "-3", "-4"]
+    assert [record.request.encode() for record in records] == [
+        request.header("audit-id")[0] for request in bench.api.requests
+    ]
+    assert bench.proxy.stats.in_flight == 0
+
+
+async def test_what_comes_too_early_waits_its_turn(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(reply(200, b"first"))
+
+    bench.api.routes["/api/v1/pods"] = slow
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    await wire.send(b"GET /api/v1/b HTTP/1.1\r\nHost: k\r\n")
+    async with asyncio.timeout(5):
+        while not bench.api.requests:
+            await asyncio.sleep(0.01)
+    await wire.send(b"X: 1\r\n\r\n")
+    release.set()
+    assert (await wire.answer()).body == b"first"
+    assert (await wire.answer()).status == 200
+    assert [request.target for request in bench.api.requests] == ["/api/v1/pods", "/api/v1/b"]
+
+
+async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(reply(200, b"first"))
+
+    bench.api.routes["/api/v1/pods"] = slow
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    async with asyncio.timeout(5):
+        while not bench.api.requests:
+            await asyncio.sleep(0.01)
+        (lane,) = bench.proxy.lanes
+        await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n" * 40_000)
+        while not lane._later:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert len(lane._later) <= 512 * 1024, "one read of the session, and no more"
+    release.set()
+    assert (await wire.answer()).body == b"first"
+    assert (await wire.answer()).status == 200
+
+
+async def test_a_caller_who_ends_in_order_ends_the_watch_too(bench: Bench) -> None:
+    gone = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"event", end=False))
+        await exchange.reader.read()
+        gone.set()
+
+    bench.api.routes["/api/v1/pods"] = watch
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    await wire.until(b"event")
+    wire.io.finish()
+    await asyncio.wait_for(gone.wait(), 5)
+    (record,) = await bench.audit.wait(1)
+    assert (record.outcome, record.status, record.bytes_down) == ("cut", 200, 5)
+    assert bench.proxy.stats.in_flight == 0
+
+
+async def test_a_caller_who_leaves_while_the_api_server_is_dialled(bench: Bench) -> None:
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    async with asyncio.timeout(5):
+        while not bench.proxy.stats.in_flight:
+            await asyncio.sleep(0)
+    wire.io.reset()
+    (record,) = await bench.audit.wait(1)
+    assert (record.outcome, record.status) == ("cut", 0)
+    assert bench.proxy.stats.in_flight == 0
+
+
+async def test_the_end_of_the_agent_cuts_what_runs(bench: Bench) -> None:
+    bench.api.routes["/api/v1/pods"] = chunked(200, b"event", end=False)
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    await wire.until(b"event")
+    await bench.proxy.close(0.05)
+    with pytest.raises(StreamReset):
+        await wire.rest()
+    (record,) = await bench.audit.wait(1)
+    assert (record.outcome, record.reason) == ("cut", "the agent stopped")
+
+
+async def test_the_end_of_the_agent_waits_for_what_is_nearly_done(bench: Bench) -> None:
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(0.1)
+        await exchange.send(reply(200, b"done"))
+
+    bench.api.routes["/api/v1/pods"] = slow
+    wire, idle = bench.stream(), bench.stream()
+    await idle.send(PLAIN.replace(b"pods", b"x"))
+    await idle.answer()
+    await wire.send(PLAIN)
+    async with asyncio.timeout(5):
+        while not bench.proxy.stats.in_flight:
+            await asyncio.sleep(0.01)
+    await bench.proxy.close(5)
+    assert (await wire.answer()).body == b"done"
+    assert await idle.rest() == b""
+
+
+async def test_too_many_requests_are_refused_before_they_leave(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.proxy.MAX_IN_FLIGHT", 0)
+    answer = await bench.get("/api/v1/pods")
+    assert answer.status == 429
+    assert bench.api.requests == []
+
+
+async def test_a_session_whose_name_is_not_plain_is_not_on_the_short_way(bench: Bench) -> None:
+    bench.caller.session = "a\r\nImpersonate-User: root"
+    with pytest.raises(EOFError):
+        await bench.get("/api/v1/pods")
+    assert bench.api.requests == []
+
+
+async def test_a_connection_that_dies_of_age_is_replaced_once(bench: Bench) -> None:
+    async def once(exchange: Exchange) -> None:
+        await exchange.send(reply(200, b"ok"))
+
+    async def die(exchange: Exchange) -> None:
+        exchange.reset()
+
+    bench.api.routes["/api/v1/pods"] = once
+    assert (await bench.get("/api/v1/pods")).status == 200
+    bench.api.routes["/api/v1/pods"] = die
+    answer = await bench.get("/api/v1/pods")
+    assert answer.status == 502
+    assert answer.header("retry-after") == []
+    assert len(bench.api.requests) == 3, "on the kept connection, then once on a new one"
+    assert (await bench.audit.wait(2))[1].outcome == "refused"
