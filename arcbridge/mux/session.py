@@ -533,8 +533,12 @@ class MuxSession:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._machine.handle_timer(monotonic())
-        self._act()
+        machine = self._machine
+        machine.handle_timer(monotonic())
+        if machine._events or machine.has_output:
+            self._act()
+        else:
+            self._arm_timer()  # too early, as mostly: bytes that came meanwhile moved the deadline
 
     def stream_dropped(self, stream: Stream) -> None:
         """A stream's transport is done with it."""

@@ -117,6 +117,8 @@ class Books:
         self._drain_deadline: float | None = None
         self._handshake_deadline: float | None = now + limits.handshake_timeout
         self._keepalive: Keepalive | None = None
+        self._idle_from = 0
+        """Payload bytes that had come when the peer's last PING came."""
         self._resets = Allowance(limits.churn_burst, limits.churn_rate)
         self._small = Allowance(limits.small_frame_burst, limits.small_frame_rate)
         self._explained = 0

@@ -3,8 +3,8 @@
 Two ways to be dead, both within `ping_timeout`: nothing at all arrives (the way in is cut), or our PING stays
 unanswered while the peer reports no progress of what we send (the way out is cut, though the way in still works).
 
-One PING shows both ends both ways: the answer goes the other way, and the next PING tells whether it arrived. So a
-side with thousands of connections may leave it to its peers (`peer_pinged`).
+One PING shows both ends both ways: the answer goes the other way, and the next PING tells whether it arrived. So while
+nothing else moves, the side that thousands come to leaves it to its peers (`peer_pinged`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ROUND_TRIP_MEMORY = 60.0
 """Seconds for which a round-trip sample counts; after that a path that became longer is believed."""
 
 
-PATIENCE = 1.5
+PATIENCE = 2.0
 """Intervals without a PING of the peer after which a side that leaves it to the peer sends its own."""
 
 

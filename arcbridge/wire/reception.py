@@ -266,8 +266,11 @@ class Reception(Books):
         # Only the latest is answered: a flood of PINGs to an end that cannot write costs one frame.
         self._pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, self.received))
         self._acked_position = self._decoder.position  # PONG confirms, too
-        if self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR and self._keepalive is not None:
-            self._keepalive.peer_pinged(self.now)  # a relay has thousands of agents: each PING of its own is one more
+        if self.side is Side.ACCEPTOR and self._keepalive is not None:
+            # While payload comes, its window grows by the round trip, which only PINGs of our own measure.
+            if self._idle_from == self._window.received:
+                self._keepalive.peer_pinged(self.now)
+            self._idle_from = self._window.received
 
     def _on_pong(self, _stream_id: int, body: bytes) -> None:
         self._take_small()

@@ -373,6 +373,8 @@ class Session(Resumption):
         """When `handle_timer` is needed next; None when closed."""
         if self.state is State.CLOSED:
             return None
+        if self.state is State.OPEN and self._keepalive is not None:
+            return self._keepalive.next_deadline()  # there is no other: almost every call
         deadlines = [
             at
             for at in (

@@ -25,7 +25,7 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Open, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from arcbridge.wire.window import MAX_CREDIT
-from tests.support.pair import Pair
+from tests.support.pair import End, Pair
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 
 AUTH = frame(FrameType.AUTH, 0, Auth("oidc", "canary-token").encode())
@@ -869,6 +869,51 @@ def test_m14_an_idle_connection_costs_little_and_no_ack(kind: Kind) -> None:
         assert end.machine.error is None
         assert (end.machine.stats.bytes_sent - sent) / 600 < 20, "bytes per second"
     assert not acks
+
+
+def _pings(end: End) -> int:
+    keepalive = end.machine._keepalive
+    assert keepalive is not None
+    return keepalive.number
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_idle_connection_is_pinged_by_who_made_it_alone(kind: Kind) -> None:
+    pair = Pair(kind)
+    pair.drive_bounded(lambda: all(end.machine.state is State.OPEN for end in pair.ends))
+    pair.settle()
+    client, agent = _pings(pair.client), _pings(pair.agent)
+    start = pair.now
+    pair.drive_bounded(lambda: pair.now - start > 600, 5000)
+    assert _pings(pair.client) - client >= 59
+    assert _pings(pair.agent) - agent <= 1
+    assert all(end.machine.error is None for end in pair.ends)
+
+
+def test_while_payload_comes_both_ends_measure_the_round_trip() -> None:
+    pair = Pair().established()
+    seen = pair.client.open()
+    pair.settle()
+    before, start, last = _pings(pair.agent), pair.now, 0
+
+    def written() -> bool:
+        nonlocal last
+        if _pings(pair.client) > last:  # one byte between two PINGs is enough
+            last = _pings(pair.client)
+            pair.client.write(seen, b"x")
+        return pair.now - start > 300
+
+    pair.drive_bounded(written, 10**4)
+    assert _pings(pair.agent) - before >= 14
+
+
+def test_an_accepting_end_pings_when_the_other_falls_silent() -> None:
+    pair = Pair().established()
+    pair.settle()
+    pair.client.machine._keepalive = None
+    before, start = _pings(pair.agent), pair.now
+    pair.drive_bounded(lambda: _pings(pair.agent) > before, 1000)
+    assert pair.now - start <= 20.1
 
 
 def test_a_silent_peer_is_dead_after_25_seconds() -> None:

@@ -1,11 +1,12 @@
 """Both ends of many sessions, light ones, in one process: real joins, then raw sockets over which pings pass.
 
-`python -m bench.studies.scale_ends` reads its orders as one JSON line, `Orders`, then writes a JSON line `Count` four
+`python -m bench.herd.sessions` reads its orders as one JSON line, `Orders`, then writes a JSON line `Count` four
 times a second until its input ends. Each session is joined as the product joins it: the client's end makes the outer
 TLS connection and sends JOIN with a user's access token; the agent's end answers the relay's DIAL on a control
 connection with a second outer TLS connection and the agent's certificate; both end that TLS in order. What follows is
 not TLS, but has the sizes and the times of an idle session's PING and PONG: 46 bytes, which are a frame of 24 in one
-TLS 1.3 record. The relay is blind, so to it they are the same.
+TLS 1.3 record. The relay is blind, so to it they are the same. PING comes from the client's end alone, as in an idle
+session of the product (docs/protocol.md, 3.6); with `both` the agent's end sends its own as well.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Orders:
     """How many source addresses, from 127.0.`net`.1 on."""
     net: int
     """Tells the processes apart: the third number of their addresses, and the name of their agent."""
+    both: bool = False
+    """Whether both ends of a session send PING."""
 
 
 @dataclass
@@ -131,7 +134,7 @@ class Ends(BaseHandler):
 
     async def _answer(self, request: JoinRequest) -> None:
         try:
-            self._is_raw(await self._join(self._agent, request))
+            self._is_raw(await self._join(self._agent, request), pings=self.orders.both)
         except (ArcbridgeError, OSError) as error:
             self.count.word = f"agent: {error}"
 
@@ -152,7 +155,7 @@ class Ends(BaseHandler):
         request = JoinRequest(role="client", cluster=orders.cluster, token=orders.token, instance=self._instance)
         for _ in range(TRIES):
             try:
-                self._is_raw(await self._join(self._client, request))
+                self._is_raw(await self._join(self._client, request), pings=True)
             except (ArcbridgeError, OSError) as error:
                 self.count.word = f"client: {error}"
                 await asyncio.sleep(1.0)
@@ -177,8 +180,9 @@ class Ends(BaseHandler):
 
     # -- idle ------------------------------------------------------------------------------------------------------
 
-    def _is_raw(self, sock: socket.socket) -> None:
-        self._turn.append(sock)
+    def _is_raw(self, sock: socket.socket, *, pings: bool) -> None:
+        if pings:
+            self._turn.append(sock)
         self._loop.add_reader(sock.fileno(), self._readable, sock)
 
     def _readable(self, sock: socket.socket) -> None:
@@ -196,11 +200,12 @@ class Ends(BaseHandler):
         if not data:
             self.count.lost += 1
             self._loop.remove_reader(sock.fileno())
-            self._turn.remove(sock)
+            if sock in self._turn:
+                self._turn.remove(sock)
             sock.close()
 
     async def ping(self) -> None:
-        """Each socket sends a PING every ten seconds, spread evenly, as those of sessions that began at any time."""
+        """Each of them sends a PING every ten seconds, spread evenly, as those of sessions that began at any time."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(TICK)
