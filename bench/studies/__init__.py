@@ -8,14 +8,16 @@ from __future__ import annotations
 from bench.studies.base import Study
 from bench.studies.kubernetes import Kubernetes
 from bench.studies.scale import Scale
+from bench.studies.start import Start
 
 STUDIES: dict[str, type[Study]] = {
+    Start.name: Start,
     Scale.name: Scale,
     Kubernetes.name: Kubernetes,
 }
 """By name, in the order of the report."""
 
-QUICK = tuple(name for name in ("start",) if name in STUDIES)
+QUICK = (Start.name,)
 """Those of `--quick`."""
 
 __all__ = ["QUICK", "STUDIES", "Study"]
