@@ -25,12 +25,16 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.control import AGENTS_PER_SECOND, ControlRoom
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.http_room import HttpRoom
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.workers.handover import Handovers
+from arcbridge.relay.workers.siblings import Siblings
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts
@@ -73,7 +77,10 @@ class Station:
         self.dial_deadline = dial_deadline
         self.peek_deadline = peek_deadline
         self.counters = Counters()
-        self.fleet = LocalFleet()
+        self.siblings: Siblings | None = None
+        """Set before `open`: this station is one of several workers."""
+        self.fleet: Fleet = LocalFleet()
+        self.handovers: Handovers | None = None
         self.policy = StubPolicy()
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.ended: list[Pump] = []
@@ -81,6 +88,8 @@ class Station:
 
     async def open(self) -> None:
         contexts = server_contexts()
+        if self.siblings is not None:
+            self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
         self.pumps = Pumps(self.ended.append)
         self.control = ControlRoom(
@@ -100,6 +109,7 @@ class Station:
             counters=self.counters,
             address="relay.test:443",
             limits=self.limits,
+            handovers=self.handovers,
             dial_deadline=self.dial_deadline,
         )
         http = HttpRoom(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from arcbridge.errors import JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.workers import WorkersFleet
+from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.wire.records import Dial, Status
+from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
+from tests.relay.workers.test_siblings import joined
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.siblings = Siblings()
+        self.fleet = WorkersFleet(self.siblings)
+
+    async def close(self) -> None:
+        self.siblings.close()
+        await self.fleet.close()
+
+
+async def workers(count: int) -> list[Worker]:
+    made = [Worker() for _ in range(count)]
+    for first in range(count):
+        for second in range(first + 1, count):
+            joined(made[first].siblings, made[second].siblings, 1, (first, second))
+    for one in made:
+        assert await one.siblings.synced(count - 1, 5)
+    return made
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class TestOneWorker(FleetConformance):
+    async def make(self) -> Fleet:
+        return WorkersFleet(Siblings())
+
+
+class Apart(Fleet):
+    """Agents at one worker, clients at another."""
+
+    def __init__(self, clients: Worker, agents: Worker) -> None:
+        self.clients, self.at = clients, agents
+
+    async def _settled(self) -> None:
+        """What one has said the other has heard: there is one channel, in order."""
+        want = {(link.cluster, link.instance): stamp for link, stamp in self.at.fleet._own.items()}
+        await until(lambda: {key[1:]: one.stamp for key, one in self.clients.fleet._remote.items()} == want)
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        await self.clients.close()
+        await self.at.close()
+
+    async def drain(self) -> None:
+        await self.at.fleet.drain()
+
+    async def register(self, link: AgentLink) -> None:
+        older = self.at.fleet._all.find(link.cluster, link.instance)
+        await self.at.fleet.register(link)
+        if older is not None:
+            # As its connection does when it was told.
+            await self.at.fleet.unregister(older)
+        await self._settled()
+
+    async def unregister(self, link: AgentLink) -> None:
+        await self.at.fleet.unregister(link)
+        await self._settled()
+
+    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
+        return await self.clients.fleet.dial(cluster, dial, timeout)
+
+    async def agents(self, cluster: str) -> list[AgentInfo]:
+        return await self.clients.fleet.agents(cluster)
+
+    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
+        return await self.clients.fleet.count(clusters)
+
+    def links(self) -> list[AgentLink]:
+        return self.at.fleet.links()
+
+
+class TestApart(FleetConformance):
+    async def make(self) -> Fleet:
+        clients, agents = await workers(2)
+        return Apart(clients, agents)
+
+    async def test_the_one_with_fewest_waiting(self, fleet: Fleet) -> None:
+        """A worker counts the dials that it sent itself, not those of its siblings."""
+        busy, idle = Link(instance="busy", answer=None), Link(instance="idle")
+        await fleet.register(busy)
+        waiting = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(2)]
+        await until(lambda: busy.pending == 2)
+        await fleet.register(idle)
+        for _ in range(3):
+            await fleet.dial("prod", DIAL, 5)
+        assert (len(busy.asked), len(idle.asked)) == (2, 3)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
+        """As in one process, but for the time that the word takes."""
+        link = Link(answer=None)
+        await fleet.register(link)
+        dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]
+        await until(lambda: link.pending == 50)
+        for dial in dials:
+            dial.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+        await until(lambda: link.pending == 0)
+
+
+async def test_all_know_the_agents_of_all() -> None:
+    made = await workers(3)
+    for index, one in enumerate(made):
+        await one.fleet.register(Link(instance=f"i{index}"))
+    for one in made:
+        await until(lambda one=one: len(one.fleet._all.links()) == 3)
+        assert await one.fleet.count(["prod", "none"]) == {"prod": 3}
+        assert len(one.fleet.links()) == 1
+    late = Worker()
+    for index, one in enumerate(made):
+        joined(late.siblings, one.siblings, 2, (3, index))
+    assert await late.siblings.synced(3, 5)
+    assert [info.instance for info in await late.fleet.agents("prod")] == ["i0", "i1", "i2"]
+    for one in (*made, late):
+        await one.close()
+
+
+async def test_the_newer_of_one_instance_stays_wherever_it_is() -> None:
+    """E10 between workers; the older one's own end removes nothing of the newer."""
+    first, second = await workers(2)
+    older, newer = Link(), Link()
+    await first.fleet.register(older)
+    await until(lambda: second.fleet._remote)
+    await second.fleet.register(newer)
+    await until(lambda: older.was_replaced)
+    await first.fleet.unregister(older)
+    assert (await first.fleet.dial("prod", DIAL, 5)).token == "t"
+    assert (await second.fleet.dial("prod", DIAL, 5)).token == "t"
+    assert (len(older.asked), len(newer.asked), newer.was_replaced) == (0, 2, False)
+    await first.close()
+    await second.close()
+
+
+async def test_two_that_come_at_once_leave_one() -> None:
+    first, second = await workers(2)
+    one, other = Link(), Link()
+    await first.fleet.register(one)
+    await second.fleet.register(other)
+    await until(lambda: one.was_replaced or other.was_replaced)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (one.was_replaced, other.was_replaced) == (True, False)
+    await first.close()
+    await second.close()
+
+
+async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None:
+    first, second = await workers(2)
+    silent, here = Link(instance="silent", answer=None), Link("other", "x")
+    await second.fleet.register(silent)
+    await first.fleet.register(here)
+    await until(lambda: first.fleet._remote)
+    dialling = asyncio.ensure_future(first.fleet.dial("prod", DIAL, 60))
+    await until(lambda: silent.asked)
+    second.siblings.close()
+    with pytest.raises(JoinRefused) as caught:
+        await asyncio.wait_for(dialling, 2)
+    assert caught.value.code == JoinCode.NO_AGENT
+    assert await first.fleet.agents("prod") == []
+    assert first.fleet._remote == {}
+    assert first.fleet._asked == {}
+    # And who asked is forgotten, so that no agent works for nobody.
+    await until(lambda: not second.fleet._serving)
+    assert silent.pending == 0
+    await first.close()
+    await second.close()
+
+
+async def test_a_dial_that_nobody_waits_for_any_more_is_forgotten() -> None:
+    first, second = await workers(2)
+    silent = Link(answer=None)
+    await second.fleet.register(silent)
+    await until(lambda: first.fleet._remote)
+    dialling = asyncio.ensure_future(first.fleet.dial("prod", DIAL, 60))
+    await until(lambda: silent.pending)
+    dialling.cancel()
+    await until(lambda: not silent.pending)
+    assert first.fleet._asked == {}
+    await first.close()
+    await second.close()
