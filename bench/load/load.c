@@ -214,8 +214,9 @@ static int poller, echo_poller;
 static void watch(struct peer *p, uint32_t events) {
     if (events == p->watched) return;
     struct epoll_event e = {.events = events, .data.ptr = p};
-    if (epoll_ctl(p->poller, p->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, p->fd, &e)) die("epoll_ctl");
-    p->watched = events;
+    int how = p->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    p->watched = events; /* first: once it is watched, another thread may have it, and may have freed it */
+    if (epoll_ctl(p->poller, how, p->fd, &e)) die("epoll_ctl");
 }
 
 static void drop(struct peer *p) {
