@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring as _quote
 from typing import TextIO
 
 from arcbridge.errors import ConfigError
@@ -19,6 +20,8 @@ from arcbridge.observe.foreign_text import clean, escape
 from arcbridge.observe.line_sink import LineSink
 
 FIELD_LIMIT = 1024
+_REMEMBERED_MOST = 128
+"""Characters of a text whose clean form is remembered."""
 
 
 @dataclass(slots=True)
@@ -54,36 +57,35 @@ class AuditRecord:
 
     def line(self, now: float) -> str:
         """The record as one line of JSON; `now` is monotonic seconds."""
-        out: dict[str, str | int | float] = {
-            "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "event": "audit",
-            "request": self.request,
-            "session": self.session,
-            "user": _name(self.user),
-            "groups": self.groups,
-        }
-        texts = {
-            "as": _name(self.as_user),
-            "method": self.method,
-            "verb": self.verb,
-            "group": self.group,
-            "resource": self.resource,
-            "subresource": self.subresource,
-            "namespace": self.namespace,
-            "name": self.name,
-            "path": self.path,
-            "target": self.target,
-            "upgrade": self.upgrade,
-            "reason": self.reason,
-        }
-        out.update({key: clean(value, FIELD_LIMIT) for key, value in texts.items() if value})
+        # Put together by hand: a line is written for each request, and the general encoder took half of its time.
+        parts = [
+            f'{{"ts":"{_timestamp()}","event":"audit","request":{_quote(self.request)},"session":{_quote(self.session)}'
+            f',"user":{_quoted_name(self.user)},"groups":{self.groups}'
+        ]
+        if self.as_user:
+            parts.append(f',"as":{_quoted(_name(self.as_user))}')
+        for key, value in (
+            ("method", self.method),
+            ("verb", self.verb),
+            ("group", self.group),
+            ("resource", self.resource),
+            ("subresource", self.subresource),
+            ("namespace", self.namespace),
+            ("name", self.name),
+            ("path", self.path),
+            ("target", self.target),
+            ("upgrade", self.upgrade),
+            ("reason", self.reason),
+        ):
+            if value:
+                parts.append(f',"{key}":{_quoted(value)}')
         if self.status:
-            out["status"] = self.status
-        out["outcome"] = self.outcome
-        out["bytes_up"] = self.bytes_up
-        out["bytes_down"] = self.bytes_down
-        out["duration"] = round(now - self.started, 6)
-        return json.dumps(out, ensure_ascii=False, separators=(",", ":"))
+            parts.append(f',"status":{self.status}')
+        parts.append(
+            f',"outcome":"{self.outcome}","bytes_up":{self.bytes_up},"bytes_down":{self.bytes_down}'
+            f',"duration":{round(now - self.started, 6)}}}'
+        )
+        return "".join(parts)
 
 
 class AuditLog:
@@ -121,6 +123,39 @@ class AuditLog:
             self._sink.close()
         if self._own is not None:
             self._own.close()
+
+
+def _timestamp() -> str:
+    """Now, as RFC 3339 with milliseconds; the part that changes once a second is kept."""
+    global _second, _second_text
+    now = time.time()
+    second = int(now)
+    if second != _second:
+        _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+    return f"{_second_text}.{int((now - second) * 1000):03d}Z"
+
+
+_second = -1
+_second_text = ""
+
+
+def _quoted(text: str) -> str:
+    """A caller's text, cleaned, as JSON; what is short enough is remembered, for names come again and again."""
+    return _remembered(text) if len(text) <= _REMEMBERED_MOST else _quote(clean(text, FIELD_LIMIT))
+
+
+def _quoted_name(name: str) -> str:
+    return _remembered_name(name) if len(name) <= _REMEMBERED_MOST else _quote(_name(name))
+
+
+@lru_cache(maxsize=4096)
+def _remembered(text: str) -> str:
+    return _quote(clean(text, FIELD_LIMIT))
+
+
+@lru_cache(maxsize=1024)
+def _remembered_name(name: str) -> str:
+    return _quote(_name(name))
 
 
 def _name(name: str) -> str:

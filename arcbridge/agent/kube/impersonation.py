@@ -124,7 +124,7 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, request_id: s
     `authorization` is the agent's own (empty where it has a client certificate), `request_id` becomes `Audit-ID`.
     Raises Refusal, 400 for the caller's mistakes, 500 where our own result is not what was meant.
     """
-    headers = cleaned(inbound, keep_authorization=False)
+    headers = _cleaned(inbound, keep_authorization=False)
     if authorization:
         headers.append(("Authorization", authorization))
     headers.append(("Audit-ID", request_id))
@@ -145,7 +145,7 @@ def own_token_headers(inbound: RawHeaders, *, request_id: str) -> Headers:
     tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
     if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
         raise Refusal(401, "this session carries service-account tokens, and the request has none")
-    headers = cleaned(inbound, keep_authorization=True)
+    headers = _cleaned(inbound, keep_authorization=True)
     headers.append(("Audit-ID", request_id))
     if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
         raise Refusal(500, "the request's own token was lost on the way")
@@ -177,7 +177,7 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
         raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
 
 
-def cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
+def _cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
     """Steps 2 and 3; one spelling per name, because the HTTP client collapses repeats that are spelt differently."""
     check_names(inbound)
     named = connection_tokens(inbound)
@@ -186,7 +186,7 @@ def cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
     for raw_name, raw_value in inbound:
         name = raw_name.decode("ascii")
         lower = name.lower()
-        speaks = lower in _SPEAKS_EXACTLY or lower.startswith(_SPEAKS_FOR_SOMEBODY)
+        speaks = speaks_for_somebody(lower)
         if keep_authorization and (lower == "authorization" or lower.startswith("impersonate-")):
             # Even where Connection names them: without its Impersonate-User the request would run as the caller.
             speaks = False
@@ -196,6 +196,11 @@ def cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
             continue
         out.append((spelling.setdefault(lower, name), raw_value.decode("utf-8").strip(" \t")))
     return out
+
+
+def speaks_for_somebody(lower: str) -> bool:
+    """Whether a header of this lower-case name could say who asks: step 3."""
+    return lower in _SPEAKS_EXACTLY or lower.startswith(_SPEAKS_FOR_SOMEBODY)
 
 
 def connection_tokens(inbound: RawHeaders) -> frozenset[str]:

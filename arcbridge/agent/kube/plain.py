@@ -24,9 +24,9 @@ from arcbridge.agent.kube.impersonation import (
     Headers,
     Subject,
     check_impersonated,
-    cleaned,
     connection_tokens,
     impersonated_headers,
+    speaks_for_somebody,
 )
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
 from arcbridge.agent.kube.status import Refusal
@@ -50,12 +50,17 @@ _REQUEST = re.compile(
 _FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
 _FIELDS = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
+_NOTED = re.compile(
+    # What an answer's head is searched for: framing, whatever is HOP_BY_HOP, and the server's name.
+    rb"\n(content-length|transfer-encoding|server|connection|keep-alive|te|trailer|upgrade|http2-settings|proxy-[^:\r\n]*+)"
+    rb":[ \t]*+([^\r\n]*+)\r",
+    re.IGNORECASE,
+)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 _NOT_PLAIN = frozenset(name.encode() for name in (HOP_BY_HOP | REBUILT) - {"host"}) | {b"authorization"}
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
-_HOP_BY_HOP = frozenset(name.encode() for name in HOP_BY_HOP)
 CHUNKED = -1
 """An answer's length where it is chunked."""
 
@@ -84,7 +89,9 @@ def passed_line(line: bytes) -> bytes | None:
         return b""  # what HTTP/1.1 means anyway
     if lower in _NOT_PLAIN or lower.startswith(_NOT_PLAIN_BEGIN):
         return None
-    return _serialised(cleaned([(name, value)], keep_authorization=False))
+    if speaks_for_somebody(lower.decode("ascii")):
+        return b""
+    return b"%b: %b\r\n" % (name, value.strip(b" \t"))
 
 
 @lru_cache(maxsize=1024)
@@ -196,17 +203,16 @@ def answer_of(head: bytes) -> Answer | None:
     lengths: list[bytes] = []
     encodings: list[bytes] = []
     usual, named = status >= 200, False
-    fields = _FIELD.findall(head, status_line.end())
-    for name, value in fields:
+    for name, value in _NOTED.findall(head):
         lower = name.lower()
         if lower == b"content-length":
             lengths.append(value.strip(b" \t"))
         elif lower == b"transfer-encoding":
             encodings.append(value.strip(b" \t").lower())
-        elif lower in _HOP_BY_HOP or lower.startswith(b"proxy-"):
-            usual = False
         elif lower == b"server":
             named = True
+        else:
+            usual = False
     bodiless = status in (204, 304)
     length = 0
     if not bodiless and len(lengths) == 1 and not encodings and _LENGTH.fullmatch(lengths[0]):
@@ -221,7 +227,7 @@ def answer_of(head: bytes) -> Answer | None:
         if not named:
             lines += b"Server: arcbridge\r\n"
     else:
-        fields = [(name, value.rstrip(b" \t")) for name, value in fields]
+        fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(head, status_line.end())]
         headers = answer_headers("GET", status, fields)  # raises where it is not to be passed on at all
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         if length == CHUNKED:

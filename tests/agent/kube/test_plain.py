@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP, Subject
 from arcbridge.agent.kube.plain import (
     CHUNKED,
     HEAD_MOST,
@@ -197,6 +197,16 @@ def test_an_answer_with_hop_by_hop_headers_loses_them() -> None:
     assert b"Transfer-Encoding: chunked\r\n" in answer.head
     assert b"Server: arcbridge\r\n" in answer.head
     assert (answer.length, answer.keep) == (CHUNKED, False)
+
+
+@pytest.mark.parametrize("name", sorted({*HOP_BY_HOP, "proxy-authenticate", "proxy-x"} - {"transfer-encoding"}))
+def test_every_hop_by_hop_header_is_found_in_an_answer(name: str) -> None:
+    for spelt in (name, name.title(), name.upper()):
+        lines = f"X: 1\r\n{spelt}: y\r\nContent-Length: 0\r\n".encode()
+        answer = answer_of(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
+        assert answer is not None
+        assert f"\n{spelt}:".encode() not in answer.head
+        assert answer.head.startswith(b"HTTP/1.1 200 OK\r\nX: 1\r\n")
 
 
 @pytest.mark.parametrize("lines", [b"", b"ETag: x\r\n", b"Content-Length: 7\r\n"])
