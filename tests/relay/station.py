@@ -97,6 +97,7 @@ class Station:
             self.fleet,
             self.registry,
             self.counters,
+            agents=self.limits.agents,
             agents_per_second=self.agents_per_second,
         )
         self.rendezvous = Rendezvous(

@@ -16,7 +16,7 @@ from arcbridge.net.ready import send_all
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
-from arcbridge.relay.control import LAPSED_MARGIN
+from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN
 from arcbridge.relay.flapping import SETTLE
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Status
@@ -367,6 +367,30 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
         assert all(delay >= hint for delay, hint in hints)
         assert len(hints) == len(told)
         for session in sessions:
+            session.abort()
+        await connected(relay, 0)
+
+
+async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents=2)) as relay:
+        first, _ = await agent_comes(relay, "prod", "i1")
+        second, _ = await agent_comes(relay, "prod", "i2")
+        await connected(relay, 2)
+        third, heard = await agent_comes(relay, "prod", "i3")
+        async with asyncio.timeout(5):
+            await third.wait_ended()
+        assert heard.goaway is not None
+        assert heard.goaway.code == GoawayCode.LIMIT
+        assert heard.goaway.retry_after == FULL_RETRY
+        assert relay.counters.agents_refused == 1
+        # One that comes again, because its connection is dead and nobody here knows yet, takes its own place.
+        again, _ = await agent_comes(relay, "prod", "i2")
+        async with asyncio.timeout(5):
+            await again.wait_established()
+            await second.wait_ended()
+        assert not first.closed
+        await connected(relay, 2)
+        for session in (first, again):
             session.abort()
         await connected(relay, 0)
 

@@ -144,6 +144,8 @@ class World:
         )
         self.agent_settings = ""
         """Further settings of every agent, such as `resumption = false`: lines that belong to no section."""
+        self.relay_settings = ""
+        """The same for every relay."""
         self.relay_listens = [f"127.0.0.1:{fixed_port()}" for _ in range(relays)]
         """Where each relay listens."""
         self.agent_routes = list(self.relay_listens)
@@ -255,7 +257,8 @@ class World:
         (directory / "authentication.yaml").write_text(self.authentication(RELAY_AUDIENCE))
         (directory / "policy.toml").write_text(self.policy)
         config.write_text(
-            textwrap.dedent(
+            f"{self.relay_settings}\n"
+            + textwrap.dedent(
                 f"""\
                 listen = "{self.relay_listens[index]}"
                 public_address = "{self.agent_routes[index]}"
