@@ -51,6 +51,7 @@ class RelayLimitsConfig:
     unauthenticated: int = 1000
     unauthenticated_per_address: int = 100
     sessions: int = 20000
+    agents: int = 10000
     pending_joins: int = 2000
     agents_per_second: int = 300
     join_deadline: float = 15.0

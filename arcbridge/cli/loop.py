@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -10,7 +11,11 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import structlog
+
 from arcbridge.errors import ExitCode
+from arcbridge.mux.memory import tune_allocator
+from arcbridge.net.descriptors import limit, raise_limit
 
 T = TypeVar("T")
 
@@ -52,6 +57,8 @@ def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.remove_signal_handler(number)
 
+    _settle_memory()
+    _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(watched())
@@ -90,6 +97,8 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
+    _settle_memory()
+    _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(watched())
@@ -97,6 +106,21 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
         raise _one_of(group) from group
     if received:
         raise Interrupted(received[0])
+
+
+def _settle_memory() -> None:
+    """Before a role runs: the allocator keeps what bulk uses again and again, and the collector leaves alone what
+    was imported and lives as long as the process."""
+    tune_allocator()
+    gc.collect()
+    gc.freeze()
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as whoever runs this allows: the soft limit is for programs that use select(2)."""
+    before, now = limit(), raise_limit()
+    if now != before:
+        structlog.get_logger("arcbridge").info("may open more file descriptors", before=before, now=now)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

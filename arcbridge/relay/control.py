@@ -41,6 +41,10 @@ from arcbridge.wire.session import Kind, Side
 HELLO_DEADLINE: Final = 10.0
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
+AGENTS: Final = 10_000
+"""At once; each takes a descriptor, and 52 KiB (measured with 5,000)."""
+FULL_RETRY: Final = 60
+"""Seconds after which an agent may ask again at a relay that holds all it may: another relay is the better choice."""
 AGENTS_PER_SECOND: Final = 300
 """At 3 ms each (measured on a small machine, OpenSSL 3.0) a herd takes most of a core for as long as it comes. Fewer
 would leave more for the sessions, but five thousand could not be back within 30 s."""
@@ -146,6 +150,7 @@ class ControlRoom:
         registry: Registry,
         counters: Counters,
         *,
+        agents: int = AGENTS,
         agents_per_second: float = AGENTS_PER_SECOND,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -158,6 +163,7 @@ class ControlRoom:
         self._open: set[ControlConnection] = set()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
+        self._most = agents
         self._pace = Pace(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
         self._words = Pace(max(agents_per_second / 10, 1.0), longest=0.0)
         self.waiting = 0
@@ -301,9 +307,12 @@ class ControlRoom:
         if self._leaving:
             session.close(GoawayCode.DRAINING, self._leaving, RETRY_AFTER)
             return False
-        if (link.cluster, link.instance) in self._instances and (
-            wait := self._flapping.wait(link.cluster, link.instance)
-        ):
+        known = (link.cluster, link.instance) in self._instances
+        if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
+            self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
+            session.close(GoawayCode.LIMIT, "this relay holds all the agents it may", FULL_RETRY)
+            return False
+        if known and (wait := self._flapping.wait(link.cluster, link.instance)):
             self._counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
             session.close(GoawayCode.REPLACED, "another agent with the same instance id has just connected", wait)

@@ -26,6 +26,7 @@ import structlog
 from arcbridge.errors import ConfigError
 from arcbridge.net import alpn
 from arcbridge.net.address import Address
+from arcbridge.net.descriptors import EXHAUSTED, limit
 from arcbridge.net.ready import receive, reset, send_all, tune
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
@@ -38,7 +39,6 @@ _ACCEPTS: Final = 64
 """Connections taken per wake-up."""
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 52\r\n"
@@ -134,7 +134,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self._pause(listening)
                     return False
                 # The peer left between its SYN and now; the others wait.
@@ -160,7 +160,11 @@ class Listener:
     def _pause(self, listening: socket.socket) -> None:
         """Out of descriptors: turn one away with the spare one, then leave the rest in the kernel's queue a while."""
         self._counters.accept_pauses += 1
-        log.warning("out of file descriptors", hint="raise LimitNOFILE or lower limits.sessions")
+        log.warning(
+            "out of file descriptors",
+            available=limit(),
+            hint="raise the hard limit (LimitNOFILE, docker --ulimit), or lower limits.sessions and limits.agents",
+        )
         self._close_spare()
         try:
             reset(listening.accept()[0])

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import resource
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
@@ -19,13 +18,14 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
+from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net import alpn
 from arcbridge.net.address import Address, parse_address, parse_listen
+from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
@@ -34,6 +34,7 @@ from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.private_files import ensure_private_directory
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer, build_app
+from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlRoom
 from arcbridge.relay.counters import Counters
@@ -47,7 +48,6 @@ from arcbridge.relay.http_room import HttpRoom
 from arcbridge.relay.listener import Listener, Room
 from arcbridge.relay.measures import register, register_fleet, register_workers
 from arcbridge.relay.nats import NatsConnection
-from arcbridge.relay.pipes import POOL
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
@@ -59,7 +59,6 @@ LOCK_FILE: Final = "relay.lock"
 _SEEN: Final = 60.0
 _NATS_PATIENCE: Final = 5.0
 _API_CLOSE: Final = 0.5
-_RESERVED_DESCRIPTORS: Final = 64
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -108,7 +107,9 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
     policy = PolicyFile(config.policy)
     _at_least_one("limits.agents_per_second", config.limits.agents_per_second)
     shared = config.limits if place is None else place.share(config.limits)
-    limits = replace(shared, sessions=_session_limit(shared))
+    fits = capacity(shared, raise_limit())
+    warn(fits, shared)
+    limits = replace(shared, sessions=fits.sessions, agents=fits.agents)
 
     if place is None:
         stack.enter_context(only_one(config.data_dir))
@@ -158,6 +159,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
         fleet,
         registry,
         counters,
+        agents=limits.agents,
         agents_per_second=limits.agents_per_second,
     )
     hops: Hops | None = None
@@ -223,6 +225,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
         ca_pin=info.ca_pin,
         observe=observing,
         sessions=limits.sessions,
+        agents=limits.agents,
+        descriptors=fits.available,
     )
     return info, drain
 
@@ -353,26 +357,3 @@ def _internal_address(config: RelayConfig) -> str:
         return str(parse_address(config.fleet.internal_address or config.public_address))
     except ConfigError as error:
         raise ConfigError(f"fleet.internal_address: {error.message}") from error
-
-
-def _session_limit(limits: RelayLimitsConfig) -> int:
-    """As many sessions as descriptors allow (two sockets each), beside strangers, pipes and files.
-
-    What is left over is the reserve for the agents' joins: a client is refused before an agent is asked to come.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    if soft == resource.RLIM_INFINITY:
-        return limits.sessions
-    others = min(limits.unauthenticated, soft // 4) + min(2 * POOL, soft // 8) + _RESERVED_DESCRIPTORS
-    possible = max((soft - others) // 2, 8)
-    if possible < limits.sessions:
-        log.warning(
-            "fewer sessions than limits.sessions says, for want of file descriptors",
-            sessions=possible,
-            descriptors=soft,
-            hint="raise LimitNOFILE",
-        )
-    return min(limits.sessions, possible)

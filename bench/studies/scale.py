@@ -61,7 +61,7 @@ class Size:
 def fitting(sessions: int, agents: int, descriptors: int) -> Size:
     """As many as a process with so many descriptors can hold: all agents, and sessions for the rest."""
     agents = min(agents, max(0, descriptors // 2))
-    warm = WARM_AGENTS + ENDS + 2 * WARM_SESSIONS
+    warm = WARM_AGENTS + 10 + 2 * (WARM_SESSIONS + 50)  # with a margin for those that come again
     free = descriptors - UNAUTHENTICATED - OTHERS - agents - warm
     return Size(max(0, min(sessions, free // 2, ENDS * MAX_SESSIONS)), agents)
 
@@ -107,7 +107,7 @@ class _Hall:
         self.world.start_issuer()
         limits = (
             f"\n[limits]\nsessions = {size.sessions + WARM_SESSIONS + 50}\nunauthenticated = {UNAUTHENTICATED}\n"
-            f"agents_per_second = {AGENTS_PER_SECOND}\n"
+            f"agents = {size.agents + WARM_AGENTS + 10}\nagents_per_second = {AGENTS_PER_SECOND}\n"
         )
         try:
             self.world.start_relay(extra=limits)

@@ -60,6 +60,7 @@ class Place:
             unauthenticated=part(limits.unauthenticated),
             unauthenticated_per_address=part(limits.unauthenticated_per_address),
             sessions=part(limits.sessions),
+            agents=part(limits.agents),
             pending_joins=part(limits.pending_joins),
             agents_per_second=part(limits.agents_per_second),
         )
