@@ -162,7 +162,11 @@ class RatholeTls(Rathole):
 
     name = "rathole-tls"
     encrypts = "relay to agent only; the client leg is in clear, and one process fewer than in the others"
-    tuned = "TCP_NODELAY on every leg; TLS 1.2 as it chooses it"
+    tuned = (
+        "TCP_NODELAY; a P-256 certificate and X25519, the cheapest to open a connection with. Its TLS library prefers "
+        "TLS 1.2 with ChaCha20, and no setting of rathole changes that: AES-128-GCM came only when OpenSSL was told to "
+        "use no curve, which made opening six times slower, with no clear gain in CPU per byte"
+    )
     tls = True
 
     def start(self, target: Address, directory: Path) -> None:

@@ -46,7 +46,7 @@ class StunnelHaproxy(Peer):
 
     name = "stunnel-haproxy"
     standing = "chain"
-    encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read; the agent's end listens"
+    encrypts = "end to end, client to agent, TLS 1.2; the relay moves what it cannot read; the agent's end listens"
     tuned = f"HAProxy in TCP mode with splice-auto, one thread per core; {stunnel.TUNED}"
 
     def __init__(self) -> None:
@@ -67,9 +67,12 @@ class StunnelHaproxy(Peer):
         self._directory = directory
         stunnel.write_identity(directory)
         far, self._relay, self.endpoint = free_ports(3)
-        self._run("agent", self._stunnel, stunnel.server_configuration(far, target, directory), far)
-        threads = len(os.sched_getaffinity(0))
-        self._run("relay", self._haproxy, haproxy_configuration(self._relay, far, threads), self._relay, "-db", "-f")
+        self._stunnels("agent", stunnel.server_configuration(far, target, directory), far)
+        file = directory / "haproxy.cfg"
+        file.write_text(haproxy_configuration(self._relay, far, len(os.sched_getaffinity(0))))
+        relay = Role("relay", [self._haproxy, "-db", "-f", file], directory)
+        self._roles.append(relay)
+        relay.wait_until(lambda: listens(self._relay), "listening")
         self._client("client", self.endpoint, self.through(self._relay))
 
     def prove_encryption(self, target: Address) -> str:
@@ -92,13 +95,9 @@ class StunnelHaproxy(Peer):
         return {role.name: role.pid for role in self._roles}
 
     def _client(self, name: str, listen: Address, connect: Address) -> Role:
-        configuration = stunnel.client_configuration(listen, connect, self._directory)
-        return self._run(name, self._stunnel, configuration, listen)
+        return self._stunnels(name, stunnel.client_configuration(listen, connect, self._directory), listen)
 
-    def _run(self, name: str, program: str, configuration: str, listening: Address, *flags: str) -> Role:
-        file = self._directory / f"{name}.conf"
-        file.write_text(configuration)
-        role = Role(name, [program, *flags, file], self._directory)
+    def _stunnels(self, name: str, configuration: str, listening: Address) -> Role:
+        role = stunnel.start(name, self._stunnel, configuration, listening, self._directory)
         self._roles.append(role)
-        role.wait_until(lambda: listens(listening), "listening")
         return role

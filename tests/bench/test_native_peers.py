@@ -118,7 +118,8 @@ def test_stunnel_encrypts_on_one_side_and_checks_whom_it_talks_to(tmp_path: Path
     assert client["verifyChain"] == ["yes"]
     assert client["connect"] == server["accept"] == [str(RELAY)]
     for end in (client, server):
-        assert end["ciphersuites"] == ["TLS_AES_128_GCM_SHA256"]
+        assert end["sslVersion"] == ["TLSv1.2"]
+        assert end["ciphers"] == ["ECDHE-ECDSA-AES128-GCM-SHA256"]
         assert end["socket"] == ["l:TCP_NODELAY=1", "r:TCP_NODELAY=1"]
         assert end["foreground"] == ["yes"], "a process that goes to the background cannot be stopped"
 
