@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit bench soak clean
+.PHONY: help run test lint unit bench report soak clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
-	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes"
+	@echo "  make bench   speed through the three roles beside OpenSSH, in under two minutes (FULL=1: every peer and study, 45 minutes; OUT=FILE)"
+	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
 
@@ -40,7 +41,11 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	@$(BIN)/python -m bench $(if $(FULL),--full,--quick)
+	@$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(OUT),--out $(OUT))
+
+report: $(STAMP)
+	@$(if $(FILE),,echo "error: which result? make report FILE=bench/results/NAME.json OUT=DIRECTORY" >&2; exit 2)
+	@$(BIN)/python -m bench report $(FILE) $(if $(OUT),--out $(OUT))
 
 DURATION ?= 1200
 

@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.result import OURS, Measured, best, higher_is_better, median, multiplexes, peers_of
+from bench.plot import short
+from bench.result import (
+    OURS,
+    Measured,
+    best,
+    higher_is_better,
+    lesser_peers_of,
+    median,
+    multiplexes,
+    peers_of,
+    standing_as,
+)
 
 Result = Mapping[str, Any]
 
@@ -33,6 +44,8 @@ class Part:
     """None: not measured."""
     why: str = ""
     """Why it was not measured."""
+    beside: str = ""
+    """Who was better than `peer` with fewer roles, and how good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,12 @@ def _against(
         return Part(what, goal, value, unit, why=f"{whom}: nobody was measured in {scenario}")
     name, theirs = rival
     ratio = value / theirs if theirs else float("inf")
-    return Part(what, goal, value, unit, name, theirs, ratio, ratio >= factor if more else ratio <= factor)
+    met = ratio >= factor if more else ratio <= factor
+    beside = ""
+    lesser = best(measured, lesser_peers_of(result, measured), metric)
+    if choice is _peers and lesser is not None and (lesser[1] > theirs if more else lesser[1] < theirs):
+        beside = f"{lesser[0]}, which has no client: {short(lesser[1])} {unit}"
+    return Part(what, goal, value, unit, name, theirs, ratio, met, beside=beside)
 
 
 def _bound(
@@ -166,7 +184,7 @@ def _multiplexing(result: Result, measured: Measured) -> list[str]:
 
 
 def _chain(result: Result, measured: Measured) -> list[str]:
-    return peers_of(result, measured, ("chain",))
+    return standing_as(result, measured, "chain")
 
 
 # -- the goals ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.goals import Goal, Part, goals, levels
 from bench.plot import Bar, Chart, Kind, Panel, bars, lines, short
-from bench.result import OURS, Measured, best, higher_is_better, peers_of, standing
+from bench.result import OURS, Measured, best, has_all_roles, higher_is_better, peers_of, standing, standing_as
 from bench.scenarios import SCENARIOS
 
 UNITS = {
@@ -121,7 +121,7 @@ def plots(result: Mapping[str, Any]) -> dict[str, str]:
         panels = [
             _panel(result, measured, metric)
             for metric in _primary(result, name, measured)
-            if metric in UNITS and peers_of(result, _with(measured, metric), ("ours", "peer", "chain"))
+            if metric in UNITS and standing_as(result, _with(measured, metric), "ours", "peer", "chain")
         ]
         if charts:
             found[f"{name}.svg"] = lines(charts, "streams")
@@ -199,6 +199,7 @@ def _goals(found: Sequence[Goal]) -> list[str]:
         for index, part in enumerate(goal.parts):
             name, measure = (f"**{goal.name}**", goal.measure) if index == 0 else ("", "")
             compared = f"{part.peer}: {_figure(part.peer_value, part.unit)}" if part.peer else ""
+            compared += f" (beside: {part.beside})" if part.beside else ""
             times = f"{part.ratio:.2f} ×" if part.ratio is not None else ""
             what = f"{measure}: {part.what}" if measure else part.what
             verdict = f"not measured: {part.why}" if part.met is None else "**yes**" if part.met else "**no**"
@@ -288,10 +289,15 @@ def _study(name: str, study: Mapping[str, Any]) -> Iterable[list[str]]:
 def _systems(result: Mapping[str, Any]) -> list[str]:
     columns = ("version", "encrypts", "encryption_shown_by", "tuned")
     rows = [
-        (name, _STANDINGS[standing(result, name)], *(_one_line(about[column]) for column in columns))
+        (name, _counts_as(result, name), *(_one_line(about[column]) for column in columns))
         for name, about in result["systems"].items()
     ]
     return _table(("system", "counts as", "version", "encrypts", "shown by", "configured"), rows)
+
+
+def _counts_as(result: Mapping[str, Any], system: str) -> str:
+    kind = _STANDINGS[standing(result, system)]
+    return kind if kind != "peer" or has_all_roles(result, system) else "no goal compares with it: it has no client"
 
 
 _STANDINGS = {

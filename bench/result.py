@@ -10,6 +10,8 @@ from bench.peers import PEERS, WITHOUT_RESUMPTION
 
 OURS = "arcbridge"
 
+ROLES = ("client", "relay", "agent")
+
 Measured = Mapping[str, Mapping[str, Any]]
 """One scenario: `{system: {metric: {"median", "runs"}}}`."""
 
@@ -49,9 +51,25 @@ def multiplexes(result: Mapping[str, Any], system: str) -> bool:
     return bool(result.get("systems", {}).get(system, {}).get("multiplexes", True))
 
 
-def peers_of(result: Mapping[str, Any], measured: Measured, standings: Collection[str] = ("peer",)) -> list[str]:
+def has_all_roles(result: Mapping[str, Any], system: str) -> bool:
+    """Whether client, relay and agent of a system are a process each; a leg that is not there costs nothing."""
+    roles = result.get("systems", {}).get(system, {}).get("roles")
+    return roles is None or set(ROLES) <= set(roles)
+
+
+def standing_as(result: Mapping[str, Any], measured: Measured, *standings: str) -> list[str]:
     """The systems measured in a scenario that count as one of `standings`."""
     return [name for name in measured if standing(result, name) in standings]
+
+
+def peers_of(result: Mapping[str, Any], measured: Measured) -> list[str]:
+    """The systems measured in a scenario that we compare with: peers with all three roles."""
+    return [name for name in standing_as(result, measured, "peer") if has_all_roles(result, name)]
+
+
+def lesser_peers_of(result: Mapping[str, Any], measured: Measured) -> list[str]:
+    """Peers that do with fewer roles, which are named beside the others."""
+    return [name for name in standing_as(result, measured, "peer") if not has_all_roles(result, name)]
 
 
 def median(measured: Measured, system: str, metric: str) -> float | None:

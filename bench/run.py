@@ -24,14 +24,12 @@ from bench.machine import Steal, commit, describe, load_average, neutral
 from bench.peers import Peer, Unavailable
 from bench.peers.base import straight
 from bench.process import NotReady
-from bench.result import resumption_costs, summary
+from bench.result import ROLES, resumption_costs, summary
 from bench.scenarios import Effort, Metrics, Scenario, Way
 from bench.studies import Study
 from bench.tap import Readable
 from bench.usage import resident_bytes
 from tests.support.processes import ProcessFailed
-
-MEMORY_ROLES = ("client", "relay", "agent")
 
 PATIENCE = 2
 """Failures of one system in one scenario after which it is not measured there any more: each may take a minute."""
@@ -366,6 +364,7 @@ class _Group:
                     "version": version,
                     "standing": peer.standing,
                     "multiplexes": peer.multiplexes,
+                    "roles": [role for role in ROLES if role in peer.roots()],
                     "encrypts": peer.encrypts,
                     "encryption_shown_by": proof,
                     "tuned": peer.tuned,
@@ -409,7 +408,7 @@ class _Group:
 
 
 def _resident(peer: Peer) -> dict[str, float]:
-    return {role: round(resident_bytes(peer.pids(role)) / 1e6, 1) for role in MEMORY_ROLES if role in peer.roots()}
+    return {role: round(resident_bytes(peer.pids(role)) / 1e6, 1) for role in ROLES if role in peer.roots()}
 
 
 def say(text: str) -> None:

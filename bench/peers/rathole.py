@@ -109,6 +109,7 @@ def write_pkcs12(directory: Path) -> None:
 class Rathole(Peer):
     """Server and agent of rathole; what is common to both ways of having it encrypted."""
 
+    multiplexes = False
     tls: bool
     """Whether rathole encrypts between its server and its client."""
 

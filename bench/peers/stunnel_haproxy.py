@@ -46,6 +46,7 @@ class StunnelHaproxy(Peer):
 
     name = "stunnel-haproxy"
     standing = "chain"
+    multiplexes = False
     encrypts = "end to end, client to agent, TLS 1.2; the relay moves what it cannot read; the agent's end listens"
     tuned = f"HAProxy in TCP mode with splice-auto, one thread per core; {stunnel.TUNED}"
 

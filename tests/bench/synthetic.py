@@ -13,6 +13,7 @@ SYSTEMS = {
     "openssh": "peer",
     "chisel": "peer",
     "rathole-stunnel": "peer",
+    "rathole-tls": "peer",
     "stunnel-haproxy": "chain",
     "direct": "yardstick",
 }
@@ -25,6 +26,7 @@ SCENARIOS: dict[str, dict[str, dict[str, float]]] = {
         "openssh": {"up_mb_per_s": 540, "down_mb_per_s": 580, "relay_cpu_s_per_gb": 1.35},
         "chisel": {"up_mb_per_s": 230, "down_mb_per_s": 215, "relay_cpu_s_per_gb": 3.45},
         "rathole-stunnel": {"up_mb_per_s": 600, "down_mb_per_s": 640, "relay_cpu_s_per_gb": 0.53},
+        "rathole-tls": {"up_mb_per_s": 650, "down_mb_per_s": 630, "relay_cpu_s_per_gb": 1.12},
         "stunnel-haproxy": {"up_mb_per_s": 750, "down_mb_per_s": 730, "relay_cpu_s_per_gb": 0.4},
         "direct": {"up_mb_per_s": 5800, "down_mb_per_s": 3900},
     },
@@ -123,7 +125,8 @@ def result(scenarios: Mapping[str, Figures] = SCENARIOS, studies: Figures = STUD
             name: {
                 "version": "1.0",
                 "standing": standing,
-                "multiplexes": name != "rathole-stunnel",
+                "multiplexes": not name.startswith("rathole"),
+                "roles": ["relay", "agent"] if name == "rathole-tls" else ["client", "relay", "agent"],
                 "encrypts": "what it encrypts",
                 "encryption_shown_by": "a recording",
                 "tuned": "at its best",
