@@ -1,0 +1,148 @@
+"""A relay of two processes: joins handed over, a worker killed, counts that add up, one token, the drain."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import make_csr, make_key
+from tests.support.processes import run
+from tests.support.reports import metrics, page, records, until
+from tests.support.talk import Talk, TalkServer
+from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+
+RELAY = "arcbridge_relay_"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TalkServer]:
+    with TalkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    directory = tmp_path_factory.mktemp("workers")
+    (directory / "token").write_text("nobody-asks-for-it")
+    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=directory / "token")
+    with World(api, directory=directory / "world", agents=2) as world:
+        world.relay_settings = "workers = 2"
+        world.targets["talk"] = (server.address, ALICE.groups)
+        world.start()
+        until(lambda: counted(world)["agents"] == 2, "both agents are there")
+        yield world
+
+
+def counted(world: World) -> dict[str, float]:
+    return {name.removeprefix(RELAY): value for name, value in metrics(world.relay_observe).items()}
+
+
+def workers(world: World) -> dict[int, int]:
+    """The process of each worker, by its index: those that are told apart by their command line."""
+    found = {}
+    for one in Path(f"/proc/{world.relay.pid}/task/{world.relay.pid}/children").read_text().split():
+        words = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
+        if b"arcbridge-relay-worker" in words:
+            found[int(words[words.index(b"arcbridge-relay-worker") + 1])] = int(one)
+    return found
+
+
+def command(world: World, *words: str) -> None:
+    """What an operator does on the relay's machine."""
+    run(arcbridge("--role", "relay", *words, "--config", str(world.relay_config)))
+
+
+def test_client_and_agent_at_different_workers(world: World, server: TalkServer) -> None:
+    """The kernel chooses a worker for each connection; within a few sessions both kinds of crossing have happened."""
+    for number in range(20):
+        _, port = world.start_forward("talk")
+        talk = Talk(port, number, pause=0.002)
+        talk.wait_moves(50_000)
+        server.check(talk)
+        seen = counted(world)
+        if seen['handovers_total{result="joined"}'] and seen["worker_dials_total"]:
+            break
+    assert seen['handovers_total{result="joined"}'] >= 1
+    assert seen["worker_dials_total"] >= 1
+    assert seen['handovers_total{result="failed"}'] == 0
+    # What two processes count is one relay's.
+    assert seen["pumps_open"] == number + 1
+    assert seen["pumps_open"] == seen['worker_sessions{worker="0"}'] + seen['worker_sessions{worker="1"}']
+    assert seen['joins_total{result="ok"}'] == seen["pumps_total"] == number + 1
+    assert (seen["agents"], seen["workers"], seen["workers_serving"], seen["ready"]) == (2, 2, 2, 1)
+
+
+def test_a_killed_worker(world: World, server: TalkServer) -> None:
+    """Its sessions resume at the other one, and it is started again; what it had counted is not forgotten."""
+    before = counted(world)
+    talks = []
+    while not talks or not all(counted(world)[f'worker_sessions{{worker="{index}"}}'] for index in range(2)):
+        _, port = world.start_forward("talk")
+        talks.append(Talk(port, 100 + len(talks), pause=0.002))
+        talks[-1].wait_moves(20_000)
+    mark = world.relay.mark()
+    victim = workers(world)[0]
+    os.kill(victim, signal.SIGKILL)
+    for talk in talks:
+        talk.wait_moves(50_000)
+    for talk in talks:
+        server.check(talk)
+    until(lambda: counted(world)["workers_serving"] == 2, "the worker is back", timeout=60)
+    after = counted(world)
+    assert after["worker_restarts_total"] == before["worker_restarts_total"] + 1
+    assert after['joins_total{result="ok"}'] >= before['joins_total{result="ok"}']
+    assert workers(world)[0] != victim
+    (died,) = records(world.relay, "worker died", after=mark)
+    assert (died["died"], died["pid"], died["cause"]) == (0, victim, "signal SIGKILL")
+    assert page(world.relay_observe, "/readyz") == "ok\n"
+
+
+def test_one_join_token_enrols_once(world: World) -> None:
+    """Sixteen at once, over both workers: the registry is one."""
+    token, _ = world.join_token("other-factory")
+    authority = Authority.create("other-factory")
+    host, _, port = world.relay_listens[0].rpartition(":")
+    context = ssl._create_unverified_context()
+
+    def enrol(_: int) -> int:
+        body = {"join_token": token, "csr": make_csr(make_key()), "cluster_ca": authority.certificate_pem}
+        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
+        connection.request("POST", "/v1/enrol", json.dumps(body), {"Content-Type": "application/json"})
+        return connection.getresponse().status
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = sorted(threads.map(enrol, range(16)))
+    assert answers.count(200) == 1
+    assert set(answers) <= {200, 401, 403, 429}
+
+
+def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:
+    """One command, one registry, every worker."""
+    command(world, "cluster", "revoke", world.cluster)
+    until(lambda: (counted(world)["agents"], counted(world)["pumps_open"]) == (0, 0), "all are cut", timeout=20)
+
+
+def test_the_drain(world: World) -> None:
+    """SIGTERM to the one process that an operator knows: in time, in order, and nobody is left."""
+    mark = world.relay.mark()
+    there = workers(world)
+    status, seconds = world.stop_relay()
+    assert status == 0
+    assert seconds < 30
+    assert all(not Path(f"/proc/{one}").exists() for one in there.values())
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", world.relay_port))
+    steps = [one["step"] for one in records(world.relay, "relay stopping", after=mark)]
+    assert steps.count("leaving") == steps.count("closing") == 2
+    # No worker closes the port before all are ready to.
+    assert steps.index("closing") == steps.index("leaving", steps.index("leaving") + 1) + 1
