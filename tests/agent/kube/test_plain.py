@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import h11
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP, Subject
 from arcbridge.agent.kube.plain import (
@@ -64,6 +67,32 @@ def test_not_plain(data: bytes) -> None:
 @pytest.mark.parametrize("size", range(len(GET)))
 def test_a_head_that_is_not_complete_is_not_plain(size: int) -> None:
     assert plain_request(GET[:size]) is None
+
+
+_PIECES = st.sampled_from(
+    b"GET |/|a|Host|: |:|k| HTTP/1.1|\r\n|\n|\r| |\t|_|\0|?|#|,|\x7f|\xc3\xbc".split(b"|")
+    + b"X: 1\r\n|Content-Length: 5\r\n|Transfer-Encoding: chunked\r\n|Impersonate-User: r\r\n".split(b"|")
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(_PIECES, max_size=12), st.integers(0, len(GET)))
+@example([b"X: 1\r\n"], len(GET) - 2)
+@example([], 0)
+def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes], place: int) -> None:
+    data = GET[:place] + b"".join(pieces) + GET[place:]
+    found = plain_request(data)
+    if found is None or HeadCache().outgoing(found[1], ALICE, "") is None:
+        return
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    request = connection.next_event()
+    assert isinstance(request, h11.Request)
+    assert (request.method, request.target, request.http_version) == (b"GET", found[0], b"1.1")
+    ours = [line.partition(b":") for line in found[1].split(b"\r\n")[:-1]]
+    assert [(name.lower(), value.strip(b" \t")) for name, _, value in ours] == list(request.headers)
+    assert isinstance(connection.next_event(), h11.EndOfMessage)
+    assert connection.trailing_data == (b"", False)
 
 
 @pytest.mark.parametrize(
