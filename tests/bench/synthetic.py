@@ -24,7 +24,7 @@ SCENARIOS: dict[str, dict[str, dict[str, float]]] = {
     "bulk": {
         "arcbridge": {"up_mb_per_s": 900, "down_mb_per_s": 960, "relay_cpu_s_per_gb": 0.3},
         "openssh": {"up_mb_per_s": 540, "down_mb_per_s": 580, "relay_cpu_s_per_gb": 1.35},
-        "chisel": {"up_mb_per_s": 230, "down_mb_per_s": 215, "relay_cpu_s_per_gb": 3.45},
+        "chisel": {"up_mb_per_s": 230, "down_mb_per_s": 215, "relay_cpu_s_per_gb": 6.45},
         "rathole-stunnel": {"up_mb_per_s": 600, "down_mb_per_s": 640, "relay_cpu_s_per_gb": 0.53},
         "rathole-tls": {"up_mb_per_s": 650, "down_mb_per_s": 630, "relay_cpu_s_per_gb": 1.12},
         "stunnel-haproxy": {"up_mb_per_s": 750, "down_mb_per_s": 730, "relay_cpu_s_per_gb": 0.4},
