@@ -78,7 +78,7 @@ def test_bars_show_who_is_best_and_how_far_runs_lie_apart() -> None:
     assert "direct" not in names, "it would leave the others too short"
     assert any("not drawn: direct 5\u00a0800" in word for word in words(svg))
     root = ElementTree.fromstring(svg)
-    assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "whisker"]) == 18
+    assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "whisker"]) == 17
     assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "gap"]) == 1, "chisel's relay is cut"
 
 
