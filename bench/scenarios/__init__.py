@@ -11,6 +11,7 @@ from bench.scenarios.last_mile import LastMile
 from bench.scenarios.long_path import LongPath, LongPath200
 from bench.scenarios.open import Open
 from bench.scenarios.resumption import Resumption
+from bench.scenarios.streams import Streams
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
@@ -25,6 +26,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
         LastMile,
         LongPath,
         LongPath200,
+        Streams,
     )
 }
 """By name, in the order of the report."""

@@ -1,0 +1,382 @@
+/*
+ * Many connections at once, and what is asked of them step by step: one file, no library but libc, Linux. The other end
+ * is `load serve`, of which only the echo is used ('E': everything after it comes back).
+ *
+ *   many ADDRESS PORT CONNECTIONS SIZE
+ *
+ * opens that many, at most WINDOW of them on their way at a time, each with one echo of SIZE bytes; then it obeys lines
+ * on stdin, and answers each (and the opening) with one JSON object on stdout:
+ *
+ *   rate PER_SECOND SECONDS WARMUP   so many echoes a second, spread evenly over all connections, whatever the answers do
+ *   echo SECONDS WARMUP              one echo under way on each connection, as fast as they come
+ *   bulk BYTES                       BYTES in all, an equal share on each connection, there and back
+ *
+ * It ends with stdin. Every byte that comes back is compared with what was sent at its position. After each line all
+ * connections are quiet again. Only 127.0.0.0/8 is accepted, and everything is bounded by time, count and size.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PERIOD 1048573u /* prime: no frame, record or page size divides it */
+#define CHUNK (256u * 1024u)
+#define WINDOW 64u
+#define MAX_CONNECTIONS 20000u
+#define MAX_SIZE 1024u
+#define MAX_SECONDS 60.0
+#define MAX_RATE 200000.0
+#define MAX_BYTES (1ull << 34)
+#define STALL_MS 15000 /* no progress for so long ends the run with an error */
+
+struct connection {
+    int fd;
+    uint64_t sent, received; /* bytes of this connection's sequence, the 'E' apart */
+    uint64_t share;          /* bulk: `sent` at its end */
+    uint64_t *due;           /* echo and rate: when the requests under way were due, a ring */
+    unsigned first, count, room;
+    int wants_write;
+};
+
+static unsigned char pattern[PERIOD + CHUNK];
+static struct connection *all;
+static unsigned connections, size;
+static int poller;
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static void die(const char *what) {
+    fprintf(stderr, "many: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
+    exit(1);
+}
+
+static void wrong(const char *what) {
+    errno = 0;
+    die(what);
+}
+
+/* The bytes at a position of a connection's sequence: they differ between connections, so that a mix-up is seen. */
+static const unsigned char *bytes_at(unsigned connection, uint64_t position) {
+    return pattern + (connection * 131071ull + position) % PERIOD;
+}
+
+static void make_pattern(void) {
+    uint64_t x = 0x9e3779b97f4a7c15ull; /* xorshift64* */
+    for (size_t i = 0; i < PERIOD; i += 8) {
+        x ^= x >> 12, x ^= x << 25, x ^= x >> 27;
+        uint64_t word = x * 0x2545f4914f6cdd1dull;
+        memcpy(pattern + i, &word, PERIOD - i < 8 ? PERIOD - i : 8);
+    }
+    memcpy(pattern + PERIOD, pattern, CHUNK);
+}
+
+/* -- one connection --------------------------------------------------------------------------------------------- */
+
+static void watch(unsigned i, int write) {
+    struct connection *c = all + i;
+    if (c->wants_write == write) return;
+    struct epoll_event e = {.events = EPOLLIN | (write ? EPOLLOUT : 0u), .data.u32 = i};
+    if (epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &e)) die("epoll_ctl");
+    c->wants_write = write;
+}
+
+static void push(struct connection *c, uint64_t due) {
+    if (c->count == c->room) {
+        unsigned room = c->room ? c->room * 2 : 4;
+        uint64_t *ring = malloc(room * sizeof *ring);
+        if (!ring) die("malloc");
+        for (unsigned k = 0; k < c->count; k++) ring[k] = c->due[(c->first + k) % c->room];
+        free(c->due);
+        c->due = ring, c->room = room, c->first = 0;
+    }
+    c->due[(c->first + c->count++) % c->room] = due;
+}
+
+static uint64_t pop(struct connection *c) {
+    uint64_t due = c->due[c->first];
+    c->first = (c->first + 1) % c->room;
+    c->count--;
+    return due;
+}
+
+/* One request; what the socket does not take now is an error: requests are small, and the system has stopped reading. */
+static void request(unsigned i, uint64_t due) {
+    struct connection *c = all + i;
+    ssize_t n = send(c->fd, bytes_at(i, c->sent), size, MSG_NOSIGNAL);
+    if (n < 0) die("send");
+    if ((unsigned)n < size) wrong("a connection took only a part of a request");
+    c->sent += size;
+    push(c, due);
+}
+
+/* What came, compared; how many bytes. */
+static size_t take(unsigned i) {
+    static unsigned char buffer[CHUNK];
+    struct connection *c = all + i;
+    ssize_t n = recv(c->fd, buffer, sizeof buffer, 0);
+    if (n < 0) {
+        if (errno == EAGAIN) return 0;
+        die("recv");
+    }
+    if (!n) wrong("a connection ended early");
+    if (c->received + (uint64_t)n > c->sent) wrong("more came back than was sent");
+    if (memcmp(buffer, bytes_at(i, c->received), (size_t)n)) wrong("bytes came back changed");
+    c->received += (uint64_t)n;
+    return (size_t)n;
+}
+
+/* -- samples ---------------------------------------------------------------------------------------------------- */
+
+static uint32_t *samples;
+static size_t sample_count, sample_room;
+
+static void sample(uint64_t nanos) {
+    if (sample_count == sample_room) {
+        sample_room = sample_room ? sample_room * 2 : 1 << 16;
+        if (!(samples = realloc(samples, sample_room * sizeof *samples))) die("realloc");
+    }
+    samples[sample_count++] = nanos > UINT32_MAX ? UINT32_MAX : (uint32_t)nanos;
+}
+
+static int rising(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static double quantile_us(double q) {
+    size_t i = (size_t)(q * (double)sample_count);
+    return samples[i < sample_count ? i : sample_count - 1] / 1e3;
+}
+
+/* `requests`: all of the phase, the warm-up included, for who counts CPU time over the whole of it. */
+static void tell(double seconds, uint64_t requests) {
+    if (!sample_count) wrong("nothing was measured");
+    qsort(samples, sample_count, sizeof *samples, rising);
+    printf("{\"count\": %zu, \"requests\": %llu, \"seconds\": %.6f, \"per_s\": %.1f, \"p50_us\": %.1f, "
+           "\"p99_us\": %.1f, \"max_us\": %.1f}\n",
+           sample_count, (unsigned long long)requests, seconds, (double)sample_count / seconds, quantile_us(0.5),
+           quantile_us(0.99), quantile_us(1));
+    fflush(stdout);
+    sample_count = 0;
+}
+
+/* -- phases ----------------------------------------------------------------------------------------------------- */
+
+static void open_all(const struct sockaddr_in *a) {
+    uint64_t start = now_ns();
+    unsigned begun = 0, done = 0;
+    struct epoll_event ready[256];
+    while (done < connections) {
+        while (begun < connections && begun - done < WINDOW) {
+            struct connection *c = all + begun;
+            c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+            if (c->fd < 0) die("socket");
+            int one = 1;
+            if (setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one)) die("TCP_NODELAY");
+            if (connect(c->fd, (const struct sockaddr *)a, sizeof *a) && errno != EINPROGRESS) die("connect");
+            struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u32 = begun};
+            if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &e)) die("epoll_ctl");
+            c->wants_write = 1;
+            begun++;
+        }
+        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        if (n < 0 && errno != EINTR) die("epoll_wait");
+        if (!n) {
+            fprintf(stderr, "many: after %u of %u connections no more were answered\n", done, connections);
+            exit(1);
+        }
+        for (int k = 0; k < n; k++) {
+            unsigned i = ready[k].data.u32;
+            struct connection *c = all + i;
+            if (c->wants_write) {
+                int error = 0;
+                socklen_t length = sizeof error;
+                getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+                if (error) errno = error, die("connect");
+                if (!(ready[k].events & EPOLLOUT)) continue;
+                watch(i, 0);
+                if (send(c->fd, "E", 1, MSG_NOSIGNAL) != 1) die("send");
+                request(i, 0);
+            } else {
+                take(i);
+                if (c->received == c->sent) pop(c), done++;
+            }
+        }
+    }
+    printf("{\"opened\": %u, \"seconds\": %.6f}\n", connections, (double)(now_ns() - start) / 1e9);
+    fflush(stdout);
+}
+
+/* Requests that are complete by now; each is measured if it was due after the warm-up. */
+static uint64_t answers(unsigned i, uint64_t measure) {
+    struct connection *c = all + i;
+    uint64_t before = c->received / size, complete;
+    take(i);
+    complete = c->received / size - before;
+    uint64_t now = now_ns();
+    for (uint64_t k = 0; k < complete; k++) {
+        uint64_t due = pop(c);
+        if (due >= measure) sample(now - due);
+    }
+    return complete;
+}
+
+static void run_echo(double seconds, double warmup) {
+    uint64_t measure = now_ns() + (uint64_t)(warmup * 1e9), stop = measure + (uint64_t)(seconds * 1e9);
+    uint64_t requests = 0, under_way = 0;
+    for (unsigned i = 0; i < connections; i++) request(i, now_ns()), requests++, under_way++;
+    struct epoll_event ready[256];
+    while (under_way) {
+        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        if (n < 0 && errno != EINTR) die("epoll_wait");
+        if (!n) wrong("no echo came back any more");
+        for (int k = 0; k < n; k++) {
+            unsigned i = ready[k].data.u32;
+            if (!answers(i, measure)) continue;
+            uint64_t now = now_ns();
+            under_way--;
+            if (now < stop) request(i, now), requests++, under_way++;
+        }
+    }
+    /* Those under way at the end were due before it: they count, and the time that they took does. */
+    tell((double)(now_ns() - measure) / 1e9, requests);
+}
+
+static void run_rate(double per_second, double seconds, double warmup) {
+    int clock = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (clock < 0) die("timerfd_create");
+    uint64_t step = (uint64_t)(1e9 / per_second), start = now_ns() + 1000000;
+    struct itimerspec every = {
+        .it_value = {(time_t)(start / 1000000000ull), (long)(start % 1000000000ull)},
+        .it_interval = {(time_t)(step / 1000000000ull), (long)(step % 1000000000ull)},
+    };
+    if (timerfd_settime(clock, TFD_TIMER_ABSTIME, &every, NULL)) die("timerfd_settime");
+    struct epoll_event e = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, clock, &e)) die("epoll_ctl");
+    uint64_t measure = start + (uint64_t)(warmup * 1e9), most = (uint64_t)((seconds + warmup) * per_second);
+    uint64_t requests = 0, complete = 0, progress = now_ns();
+    struct epoll_event ready[256];
+    while (complete < most) {
+        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        if (n < 0 && errno != EINTR) die("epoll_wait");
+        if (now_ns() - progress > STALL_MS * 1000000ull) wrong("no echo came back any more");
+        for (int k = 0; k < n; k++) {
+            unsigned i = ready[k].data.u32;
+            if (i != UINT32_MAX) {
+                uint64_t came = answers(i, measure);
+                if (came) complete += came, progress = now_ns();
+                continue;
+            }
+            uint64_t ticks = 0;
+            if (read(clock, &ticks, sizeof ticks) != sizeof ticks) continue;
+            for (; ticks && requests < most; ticks--, requests++)
+                request((unsigned)(requests % connections), start + requests * step);
+            if (requests == most && epoll_ctl(poller, EPOLL_CTL_DEL, clock, NULL)) die("epoll_ctl");
+        }
+    }
+    close(clock);
+    tell((double)(now_ns() - measure) / 1e9, requests);
+}
+
+/* 1 when the whole share has left. */
+static int send_share(unsigned i) {
+    struct connection *c = all + i;
+    while (c->sent < c->share) {
+        uint64_t left = c->share - c->sent;
+        ssize_t n = send(c->fd, bytes_at(i, c->sent), left < CHUNK ? left : CHUNK, MSG_NOSIGNAL);
+        if (n < 0 && errno == EAGAIN) return 0;
+        if (n < 0) die("send");
+        c->sent += (uint64_t)n;
+    }
+    return 1;
+}
+
+static void run_bulk(uint64_t bytes) {
+    uint64_t share = bytes / connections / size * size, start = now_ns(), first = 0;
+    if (!share) wrong("less than one message for each connection");
+    for (unsigned i = 0; i < connections; i++) {
+        all[i].share = all[i].sent + share;
+        watch(i, 1);
+    }
+    struct epoll_event ready[256];
+    for (unsigned left = connections; left;) {
+        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        if (n < 0 && errno != EINTR) die("epoll_wait");
+        if (!n) wrong("nothing came back any more");
+        for (int k = 0; k < n; k++) {
+            unsigned i = ready[k].data.u32;
+            struct connection *c = all + i;
+            if (ready[k].events & EPOLLOUT && send_share(i)) watch(i, 0);
+            if (!(ready[k].events & ~(unsigned)EPOLLOUT) || !take(i)) continue;
+            if (c->received == c->share) {
+                left--;
+                if (!first) first = now_ns();
+            }
+        }
+    }
+    uint64_t end = now_ns();
+    double seconds = (double)(end - start) / 1e9, moved = (double)share * connections;
+    printf("{\"total_bytes\": %.0f, \"seconds\": %.6f, \"mb_per_s\": %.3f, \"first_done_s\": %.6f}\n", moved, seconds,
+           moved / 1e6 / seconds, (double)(first - start) / 1e9);
+    fflush(stdout);
+}
+
+/* -- main ------------------------------------------------------------------------------------------------------- */
+
+static double number(const char *text, double least, double most) {
+    char *end;
+    double value = strtod(text, &end);
+    if (*end || !(value >= least && value <= most)) wrong("an argument is not a number, or outside its bounds");
+    return value;
+}
+
+int main(int argc, char **argv) {
+    signal(SIGPIPE, SIG_IGN);
+    if (argc != 5) {
+        fprintf(stderr, "usage: many ADDRESS PORT CONNECTIONS SIZE\n");
+        return 2;
+    }
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)number(argv[2], 1, 65535))};
+    if (inet_pton(AF_INET, argv[1], &a.sin_addr) != 1 || ntohl(a.sin_addr.s_addr) >> 24 != 127)
+        wrong("only addresses of 127.0.0.0/8 are accepted: this program loads its own machine and no other");
+    connections = (unsigned)number(argv[3], 1, MAX_CONNECTIONS);
+    size = (unsigned)number(argv[4], 1, MAX_SIZE);
+    struct rlimit files;
+    if (!getrlimit(RLIMIT_NOFILE, &files)) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    make_pattern();
+    if (!(all = calloc(connections, sizeof *all))) die("calloc");
+    if ((poller = epoll_create1(EPOLL_CLOEXEC)) < 0) die("epoll_create1");
+    open_all(&a);
+    char line[256], word[16], one[64], two[64], three[64];
+    while (fgets(line, sizeof line, stdin)) {
+        int words = sscanf(line, "%15s %63s %63s %63s", word, one, two, three);
+        if (words == 4 && !strcmp(word, "rate"))
+            run_rate(number(one, 1, MAX_RATE), number(two, 0.001, MAX_SECONDS), number(three, 0, MAX_SECONDS));
+        else if (words == 3 && !strcmp(word, "echo"))
+            run_echo(number(one, 0.001, MAX_SECONDS), number(two, 0, MAX_SECONDS));
+        else if (words == 2 && !strcmp(word, "bulk"))
+            run_bulk((uint64_t)number(one, 1, (double)MAX_BYTES));
+        else
+            wrong("not a command");
+    }
+    return 0;
+}

@@ -1,0 +1,147 @@
+"""Many connections at once: every level is measured, every byte compared, and a level that is not reached is told."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.address import Address
+from bench.load.build import NoCompiler, build
+from bench.load.generator import Generator, LoadFailed
+from bench.peers.base import Peer
+from bench.scenarios.base import Effort
+from bench.scenarios.streams import SOURCE, Many, Streams
+from tests.support.processes import require_or_skip
+
+EFFORT = Effort(seconds=0.2, warmup=0.05)
+
+
+@pytest.fixture(scope="module")
+def load() -> Generator:
+    try:
+        build(SOURCE)
+        return Generator()
+    except NoCompiler as error:
+        require_or_skip("compiler", str(error))
+
+
+@pytest.fixture(scope="module")
+def target(load: Generator) -> Iterator[Address]:
+    with load.target() as target:
+        yield target.address
+
+
+class Straight(Peer):
+    """No system in between."""
+
+    name = "straight"
+
+    def __init__(self, endpoint: Address) -> None:
+        super().__init__()
+        self.endpoint = endpoint
+
+    def start(self, target: Address, directory: Path) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def roots(self) -> dict[str, int]:
+        return {}
+
+
+def relay_to(target: Address, *, most: int = 1000, change: bool = False) -> socket.socket:
+    """Passes so many connections on, one thread per direction, and resets all others; `change`: not unchanged."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def pass_on(source: socket.socket, sink: socket.socket, changes: bool) -> None:
+        seen = 0
+        while data := source.recv(65536):
+            seen += len(data)
+            if changes and seen > 10_000:
+                data = bytes([data[0] ^ 1]) + data[1:]
+            sink.sendall(data)
+
+    def serve() -> None:
+        for number in range(10**6):
+            try:
+                near, _ = listening.accept()
+            except OSError:
+                return
+            if number >= most:
+                near.close()
+                continue
+            far = socket.create_connection(target)
+            for pair in ((near, far, False), (far, near, change)):
+                threading.Thread(target=_quietly(pass_on), args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listening
+
+
+def _quietly(work: Callable[..., None]) -> Callable[..., None]:
+    def run(*arguments: object) -> None:
+        try:
+            work(*arguments)
+        except OSError:
+            pass
+
+    return run
+
+
+def test_each_level_is_measured(load: Generator, target: Address) -> None:
+    scenario = Streams()
+    scenario.levels = (1, 30)
+    metrics = scenario.measure(load, Straight(target), EFFORT)
+    for level in scenario.levels:
+        for name in ("p50_us", "p99_us", "per_s", "mb_per_s", "open_per_s"):
+            assert metrics[f"n{level}_{name}"] > 0
+    assert not any(name.endswith("failed") for name in metrics)
+
+
+def test_a_level_that_is_not_reached_is_told_and_those_above_it_too(load: Generator, target: Address) -> None:
+    scenario = Streams()
+    scenario.levels = (1, 8, 9)
+    with relay_to(target, most=5) as listening:
+        metrics = scenario.measure(load, Straight(Address(*listening.getsockname()[:2])), EFFORT)
+    assert metrics["n1_per_s"] > 0
+    assert metrics["n8_failed"] == metrics["n9_failed"] == 1.0
+    assert "n8_per_s" not in metrics
+
+
+def test_a_system_that_reaches_no_level_has_failed(load: Generator) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(LoadFailed, match="refused"):
+            Streams().measure(load, Straight(Address(*unused.getsockname()[:2])), EFFORT)
+
+
+def test_a_changed_byte_is_found(target: Address) -> None:
+    with (
+        relay_to(target, change=True) as listening,
+        Many(build(SOURCE), Address(*listening.getsockname()[:2]), 2) as many,
+        pytest.raises(LoadFailed, match="changed"),
+    ):
+        many.ask("bulk 1000000")
+
+
+def test_phases_follow_one_another_on_the_same_connections(load: Generator, target: Address) -> None:
+    with Many(build(SOURCE), target, 7) as many:
+        first = many.ask("rate 700 0.2 0.1")
+        assert first["requests"] == 210
+        assert 130 <= first["count"] <= 210
+        bulk = many.ask("bulk 70007")
+        assert bulk["total_bytes"] == 70_000, "equal shares of whole messages"
+        assert many.ask("echo 0.1 0")["count"] >= 7
+        with pytest.raises(LoadFailed, match="not a command"):
+            many.ask("dance")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "localhost"])
+def test_it_loads_no_other_machine(load: Generator, host: str) -> None:
+    done = subprocess.run([build(SOURCE), host, "80", "1", "100"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "127.0.0.0/8" in done.stderr
