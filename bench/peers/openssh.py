@@ -26,8 +26,9 @@ class OpenSsh(Peer):
     name = "openssh"
     encrypts = "client to relay, and relay to agent; the relay reads everything"
     tuned = (
-        f"{CIPHER} (its fastest here; the default, ChaCha20, reaches half), no compression, "
-        "sessions with a terminal so that both ends set TCP_NODELAY (with -N a new connection waits for a delayed ACK)"
+        f"{CIPHER} (its fastest here; the default, ChaCha20, reaches half), no compression, sessions with a terminal "
+        "so that both ends set TCP_NODELAY (with -N a new connection waits for a delayed ACK); "
+        "nothing is done to hide when keys are pressed"
     )
 
     def __init__(self) -> None:
