@@ -65,6 +65,13 @@ def test_what_does_not_compile_is_told(programs: Path) -> None:
         rathole.find()
 
 
+def test_a_compiler_that_does_not_end_is_ended(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(programs / "cargo", "#!/bin/sh\nexec /bin/sleep 60\n")
+    monkeypatch.setattr(rathole, "COMPILE_TIMEOUT", 0.1)
+    with pytest.raises(Unavailable, match="run the benchmark again"):
+        rathole.find()
+
+
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_both_ends_of_rathole_fit_together(tmp_path: Path, encrypted: bool) -> None:
     files = tmp_path if encrypted else None
