@@ -99,7 +99,7 @@ class Forward:
     async def _wait(self, sock: socket.socket) -> None:
         """A connection that came while no session is up."""
         try:
-            session = await self._session.ready()
+            session = await self._session.ready(hasty=True)
         except ArcbridgeError as error:
             self.stats.failed += 1
             self._log.warning("connection refused", reason=error.message)

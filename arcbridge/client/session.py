@@ -78,6 +78,10 @@ class ClusterSession(BaseHandler):
         """Every session that is not over: the current one, and those that drain."""
         self._current: Life | None = None
         self._waiting: set[asyncio.Future[MuxSession]] = set()
+        self._hasty: set[asyncio.Future[MuxSession]] = set()
+        """Those of `_waiting` that take a session before its agent has said yes."""
+        self._asking: MuxSession | None = None
+        """A session whose token is on its way to an agent that has shown who it is."""
         self._closing = False
         self._parting: list[MuxSession] = []
         """What `close` has ended."""
@@ -104,9 +108,13 @@ class ClusterSession(BaseHandler):
         life = self._current
         return life.session if life is not None and life.session.usable else None
 
-    async def ready(self) -> MuxSession:
-        """The session, when one is up; raises why there is none. Cancelling disturbs nobody."""
-        session = self.current
+    async def ready(self, *, hasty: bool = False) -> MuxSession:
+        """The session, when one is up; raises why there is none. Cancelling disturbs nobody.
+
+        `hasty`: as soon as the agent has shown who it is and our token is on its way to it. What is opened then travels
+        behind the token, which saves a round trip, and ends with the session when the agent refuses.
+        """
+        session = self.current or (self._asking if hasty else None)
         if session is not None:
             return session
         loop = asyncio.get_running_loop()
@@ -114,6 +122,8 @@ class ClusterSession(BaseHandler):
             raise self.failure
         waiter: asyncio.Future[MuxSession] = loop.create_future()
         self._waiting.add(waiter)
+        if hasty:
+            self._hasty.add(waiter)
         self._wanted.set()
         if self._current is not None:
             self._current.wanted()
@@ -121,6 +131,7 @@ class ClusterSession(BaseHandler):
             return await waiter
         finally:
             self._waiting.discard(waiter)
+            self._hasty.discard(waiter)
 
     # -- for those who look -------------------------------------------------------------------------------------------
 
@@ -323,6 +334,15 @@ class ClusterSession(BaseHandler):
     async def _connect(self, joined: Joined) -> Life:
         """The session over a joined socket whose cluster CA is trusted. Owns the socket from here on."""
         session: MuxSession | None = None
+
+        async def established() -> None:
+            assert session is not None
+            self._asking = session
+            for waiter in self._hasty:
+                if not waiter.done():
+                    waiter.set_result(session)
+            await session.wait_established()
+
         try:
             token = await self._tokens.cluster()
             session = MuxSession(
@@ -335,13 +355,15 @@ class ClusterSession(BaseHandler):
             )
             life = self._lives[session] = self._live(session, joined)
             session.authenticate(Auth(kind=token.kind, token=token.text))
-            await shake_hands(joined, self.cluster, session.protocol, session.wait_established)
+            await shake_hands(joined, self.cluster, session.protocol, established)
         except BaseException:
             if session is not None:
                 session.abort()
                 self._lives.pop(session, None)
             joined.sock.close()
             raise
+        finally:
+            self._asking = None
         life.schedule_renewal(token)
         return life
 

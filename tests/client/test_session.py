@@ -121,6 +121,29 @@ class TestTheGoodWay:
             first.cancel()
             assert await echo(session) == b"hello"
 
+    async def test_who_is_hasty_opens_behind_the_token(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path)) as session:
+            early = await session.ready(hasty=True)
+            assert session.current is None, "the agent has not said yes"
+            io = StreamIO()
+            early.open("tcp:echo", io)
+            await io.write(b"hello")
+            assert await io.read_exactly(5) == b"hello"
+            assert session.current is early
+            assert await session.ready(hasty=True) is early
+        assert len(far.requests) == 1
+
+    async def test_who_is_hasty_hears_of_a_refusal_too(self, far: FarSide, tmp_path: Path) -> None:
+        far.auth_answer = (GoawayCode.UNAUTHENTICATED, "no")
+        async with running(make(far, tmp_path)) as session:
+            io = StreamIO()
+            (await session.ready(hasty=True)).open("tcp:echo", io)
+            with pytest.raises(SessionEnded):
+                await io.read_exactly(1)
+            with pytest.raises(Unauthenticated):
+                await session.ready()
+        assert far.targets == [], "the agent has opened nothing"
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
