@@ -25,7 +25,9 @@ LABEL org.opencontainers.image.title="arcbridge" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/arcbridge /opt/arcbridge
 # Safe path: a file in the working directory can never be imported. The interpreter's own settings, nothing of ours.
+# The allocator's thresholds are what every role sets at its start, said here too for whatever else runs in the image.
 ENV PATH=/opt/arcbridge/bin:$PATH \
+    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=67108864 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1
 # A number, so that Kubernetes can see that it is not root. No entry in /etc/passwd is needed.

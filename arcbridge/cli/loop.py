@@ -114,6 +114,7 @@ def _settle_memory() -> None:
     tune_allocator()
     gc.collect()
     gc.freeze()
+    gc.enable()  # `arcbridge/__main__.py` imports without it
 
 
 def _raise_descriptor_limit() -> None:

@@ -113,3 +113,18 @@ def test_notify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
             notify("STOPPING=1")
             assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_a_role_runs_with_an_allocator_that_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("arcbridge.cli.loop.tune_allocator", lambda: told.append("tuned"))
+
+    async def work() -> None:
+        told.append("running")
+
+    async def drains(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+        told.append("running")
+
+    run_until_signal(work())
+    run_until_drained(drains)
+    assert told == ["tuned", "running"] * 2
