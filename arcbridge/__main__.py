@@ -7,6 +7,7 @@ libraries only once its sub-command is known (start-up budget: docs/operations.m
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from arcbridge import __version__
@@ -19,9 +20,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"arcbridge {__version__}")
         return 0
 
-    from arcbridge.cli.run import run
+    # Imports make tens of thousands of objects that all stay: to look for garbage among them, again and again, is a
+    # tenth of a client's start. `cli/loop.py` switches the collector on again before a role runs.
+    gc.disable()
+    try:
+        from arcbridge.cli.run import run
 
-    return run(arguments, program=sys.argv[0])
+        return run(arguments, program=sys.argv[0])
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import structlog
-
 from arcbridge.errors import ExitCode
 from arcbridge.mux.memory import tune_allocator
 from arcbridge.net.descriptors import limit, raise_limit
@@ -121,6 +119,8 @@ def _raise_descriptor_limit() -> None:
     """As many descriptors as whoever runs this allows: the soft limit is for programs that use select(2)."""
     before, now = limit(), raise_limit()
     if now != before:
+        import structlog
+
         structlog.get_logger("arcbridge").info("may open more file descriptors", before=before, now=now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -30,6 +31,17 @@ def test_a_result_and_an_error() -> None:
     assert run_until_signal(good()) == 3
     with pytest.raises(ConfigError):
         run_until_signal(bad())
+
+
+def test_a_role_runs_with_the_collector_that_imports_went_without() -> None:
+    async def collecting() -> bool:
+        return gc.isenabled()
+
+    gc.disable()
+    try:
+        assert run_until_signal(collecting())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
