@@ -679,13 +679,13 @@ struct keyboard {
     unsigned sent_part, back_part;
 };
 
-/* Type until `stop`; with `drain`, also wait for all that is still out. Echoes of ticks from `measure` on are samples. */
-static void type_until(struct keyboard *k, uint64_t measure, uint64_t stop, int drain) {
+/* Type until `stop`, then wait for all that is still out. Echoes of ticks from `measure` on are samples. */
+static void type_until(struct keyboard *k, uint64_t measure, uint64_t stop) {
     unsigned char buffer[CHUNK];
     uint64_t last = now_ns();
     for (;;) {
         uint64_t now = now_ns(), due = k->start + k->sent * k->every;
-        if (due >= stop && !k->sent_part && (!drain || k->back == k->sent)) return;
+        if (due >= stop && !k->sent_part && k->back == k->sent) return;
         int may_send = due < stop || k->sent_part;
         if (may_send && due <= now) {
             const unsigned char *m = message(0, k->sent);
@@ -736,7 +736,7 @@ static int run_keys(const struct sockaddr_in *a, const struct options *o) {
     uint64_t warmup = (uint64_t)(o->warmup * 1e9), idle = (uint64_t)(o->idle * 1e9);
     uint64_t measure = k.start + idle / 5, stop = k.start + idle;
     if (idle) {
-        type_until(&k, measure, stop, 1);
+        type_until(&k, measure, stop);
         printf("{\"idle\": ");
         print_samples(measure, stop);
     } else {
@@ -750,7 +750,7 @@ static int run_keys(const struct sockaddr_in *a, const struct options *o) {
     }
     measure = now_ns() + warmup;
     stop = measure + (uint64_t)(o->seconds * 1e9);
-    type_until(&k, measure, stop, 1);
+    type_until(&k, measure, stop);
     printf(", \"busy\": ");
     print_samples(measure, stop);
     for (int up = 1; up >= 0; up--) {
@@ -770,7 +770,8 @@ static double number(const char *text, double least, double most) {
     char *end;
     double value = strtod(text, &end);
     errno = 0;
-    if (end == text || *end || !(value >= least && value <= most)) die("an option is not a number, or outside its bounds");
+    if (end == text || *end || !(value >= least && value <= most))
+        die("an option is not a number, or outside its bounds");
     return value;
 }
 
@@ -790,8 +791,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     struct sockaddr_in a = address_of(argv[2], argv[3]);
-    struct options o = {
-        .seconds = 1.0, .warmup = 0.2, .bytes = MAX_BYTES, .count = MAX_COUNT, .connections = 1, .size = 100, .every_us = 10000};
+    struct options o = {.seconds = 1.0, .warmup = 0.2, .bytes = MAX_BYTES, .count = MAX_COUNT};
+    o.connections = 1, o.size = 100, o.every_us = 10000;
     for (int i = 4; i < argc; i += 2) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(name, "--seconds")) o.seconds = number(value, 0.001, MAX_SECONDS);

@@ -6,18 +6,20 @@
  *
  * Prints "PORT n", passes what connects to 127.0.0.1:n on to ADDRESS:PORT, runs until its stdin ends.
  *
- * Each direction is one link for all connections: bytes enter a first-in-first-out queue of Q bytes, leave it at R bits per
- * second (0: at once), and arrive D microseconds (one way) later, never sooner. A full queue is not drained by losing
- * anything: the link stops reading, and TCP holds the sender back, so that what a sender meets is a deep buffer without
- * loss. Bytes enter in pieces of a quarter of a millisecond of the link, but at least one packet (1448 bytes) and at
- * most 64 KiB; connections that have bytes take turns. An end passes in order behind the bytes, each direction by
- * itself; a reset passes, too. A new connection costs a round trip before its first byte is taken, as a handshake does.
- * Only payload is counted: there are no headers here.
+ * Each direction is one link for all connections: bytes enter a first-in-first-out queue of Q bytes, leave it at R bits
+ * per second (0: at once), and arrive D microseconds (one way) later, never sooner. A full queue loses nothing: the
+ * link stops reading, and TCP holds the sender back, so that what a sender meets is a deep buffer without loss. Bytes
+ * enter in pieces of a quarter of a millisecond of the link, but at least one packet (1448 bytes) and at most 64 KiB;
+ * connections that have bytes take turns. An end passes in order behind the bytes, each direction by itself; a reset
+ * passes, too. A new connection costs a round trip before its first byte is taken, as a handshake does. Only payload
+ * is counted: there are no headers here.
  *
  * What the kernel hides: the link's sockets announce an MSS of one piece, receive into a small buffer (two milliseconds
- * of the link, at least 16 KiB asked for, which the kernel doubles) and send from one with TCP_NOTSENT_LOWAT. Bytes wait in the receive buffer only while the queue is
- * full, and in the send buffer only while the receiver does not read. What the sender's own socket holds is the
- * sender's affair, as it is on a real path.
+ * of the link, at least 16 KiB asked for, which the kernel doubles), send from one with TCP_NOTSENT_LOWAT. Bytes wait
+ * in the receive buffer only while the queue is full (measured: 29 KB at 20 Mbit/s, 180 KB at 400), and in the send
+ * buffer only while the receiver does not read (40 and 150 KB). A receiver that stops reading stops the link's reading
+ * after 1 MiB more; what is queued and on the way still arrives and is held for it. What the sender's own socket holds
+ * is the sender's affair, as it is on a real path.
  *
  * With --report-ms one JSON object per M ms goes to stderr: bytes in the queue, on the way, and held back by a slow
  * receiver, for each direction. Only 127.0.0.0/8 is accepted.
@@ -361,7 +363,8 @@ static double number(const char *text, double least, double most) {
     char *end;
     double value = strtod(text, &end);
     errno = 0;
-    if (end == text || *end || !(value >= least && value <= most)) die("an option is not a number, or outside its bounds");
+    if (end == text || *end || !(value >= least && value <= most))
+        die("an option is not a number, or outside its bounds");
     return value;
 }
 
@@ -442,9 +445,8 @@ int main(int argc, char **argv) {
         }
         if (report_ns && report_at < wake) wake = report_at;
         if (wake > now && wake != armed) {
-            struct itimerspec when = {.it_value = {0, 0}};
-            if (wake != UINT64_MAX)
-                when.it_value.tv_sec = (time_t)(wake / 1000000000ull), when.it_value.tv_nsec = (long)(wake % 1000000000ull);
+            uint64_t at = wake == UINT64_MAX ? 0 : wake; /* 0 disarms */
+            struct itimerspec when = {.it_value = {(time_t)(at / 1000000000ull), (long)(at % 1000000000ull)}};
             if (timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL)) die("timerfd_settime");
             armed = wake;
         }
