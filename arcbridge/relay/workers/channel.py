@@ -105,6 +105,12 @@ class Channel:
         elif sock is not None and not keep:
             sock.close()
 
+    def read_rest(self) -> None:
+        """Take what has come, for when the other end is known to be gone."""
+        while not self.closed and self._readable():
+            # Until there is nothing more, or the end.
+            pass
+
     def close(self) -> None:
         """May be called more than once; what waits is dropped."""
         if self.closed:
@@ -152,17 +158,18 @@ class Channel:
             return
         self._loop.remove_writer(self._sock.fileno())
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Whether there may be more."""
         for _ in range(_MESSAGES):
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
                     MAX_MESSAGE, socket.CMSG_SPACE(_SPARE_DESCRIPTORS * array.array("i").itemsize), _RECEIVE_FLAGS
                 )
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError:
                 self.close()
-                return
+                return False
             sockets = _sockets(_descriptors(ancillary))
             message = _read(data, flags, sockets)
             if message is None:
@@ -170,10 +177,11 @@ class Channel:
                 for one in sockets:
                     one.close()
                 self.close()
-                return
+                return False
             self._on_message(message)
             if self.closed:
-                return
+                return False
+        return True
 
 
 def check_peer(sock: socket.socket) -> None:

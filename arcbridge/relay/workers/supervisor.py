@@ -316,6 +316,8 @@ class Supervisor:
     async def _watch(self, worker: _Worker) -> None:
         """Wait for a worker's end, and start another in its place."""
         await worker.process.wait()
+        # Its last words may not have been heard yet.
+        worker.channel.read_rest()
         worker.state = State.GONE
         worker.channel.close()
         self.metrics.keep(worker.snapshot)

@@ -216,3 +216,12 @@ async def test_another_users_process_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(os, "getuid", lambda: 12_345_678)
         with pytest.raises(ChannelClosed, match="another user"):
             Channel(one, lambda message: None, lambda: None)
+
+
+async def test_last_words_are_heard(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for number in range(200):
+        one.channel.send({"n": number})
+    one.channel.close()
+    other.channel.read_rest()
+    assert (len(other.messages), other.closed) == (200, 1)
