@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakKeyDictionary
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
@@ -23,6 +24,10 @@ from arcbridge.wire.frames import ResetCode
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
+
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the sockets that were read meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,41 @@ class SpliceResult:
     """None after both directions ended in order."""
 
 
+class _Lookout:
+    """Looks at sockets that were read for a reset that came with the last bytes; one per loop.
+
+    uvloop calls once for a socket in error, then never again. Asking at each read costs a system call per frame, so
+    all that were read since the last look are asked together.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._read: set[SocketSplice] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, splice: SocketSplice) -> None:
+        """Look at `splice` at the next look."""
+        self._read.add(splice)
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK_EVERY, self._look)
+
+    def remove(self, splice: SocketSplice) -> None:
+        """`splice` is closed."""
+        self._read.discard(splice)
+        if not self._read and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        read, self._read = self._read, set()
+        for splice in read:
+            splice.look()
+
+
+_lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookout] = WeakKeyDictionary()
+
+
 class SocketSplice(asyncio.Protocol):
     """A stream's protocol that moves its bytes to and from a connected, non-blocking TCP socket, which it owns.
 
@@ -45,7 +85,13 @@ class SocketSplice(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         # Bound once: these are called for every frame.
-        self._send, self._recv_into, self._getsockopt = sock.send, sock.recv_into, sock.getsockopt
+        self._send, self._recv_into = sock.send, sock.recv_into
+        lookout = _lookouts.get(self._loop)
+        if lookout is None:
+            lookout = _lookouts[self._loop] = _Lookout(self._loop)
+        self._lookout = lookout
+        self._looked_after = False
+        """Whether the next look includes this socket."""
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
@@ -126,15 +172,23 @@ class SocketSplice(asyncio.Protocol):
             stream.write(buffer.VIEW[:count])
             if buffer.POISON:
                 buffer.poison(count)
-            # uvloop calls once for a socket in error, then never again: so ask for a reset that came with these bytes.
-            code = self._getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                self._read_the_rest(OSError(code, os.strerror(code)))
+            if not self._looked_after:
+                self._looked_after = True
+                self._lookout.add(self)
             return
         self.pause_writing()
         self._read_over = True
         stream.write_eof()
         self._close_if_over()
+
+    def look(self) -> None:
+        """Ask whether the socket was reset with the bytes that were read last (called by the lookout)."""
+        self._looked_after = False
+        if self._closed or not self._reading:
+            return  # a socket in error that is read again calls again
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._read_the_rest(OSError(code, os.strerror(code)))
 
     def _read_the_rest(self, error: OSError) -> None:
         """The socket was reset: what its kernel still holds (no more than its receive buffer) comes before the cut."""
@@ -192,6 +246,7 @@ class SocketSplice(asyncio.Protocol):
     def _close(self, *, reset: bool) -> None:
         if not self._closed:
             self._closed = True
+            self._lookout.remove(self)
             # Both callbacks first: the next socket gets this descriptor's number.
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
