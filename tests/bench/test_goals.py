@@ -87,6 +87,14 @@ def test_a_study_decides(study: str, metric: str, value: float, goal: str) -> No
     assert part.why == f"the study {study} has no {metric}"
 
 
+def test_workers_are_judged_where_a_core_is_free() -> None:
+    held = {**STUDIES, "workers": {"ratio": 1.2, "held_ratio": 1.9}}
+    (part,) = named(result(studies=held))["P13"].parts
+    assert (part.met, part.value, part.beside) == (True, 1.9, "not held: 1.2 ×")
+    held["workers"]["held_ratio"] = 1.5
+    assert named(result(studies=held))["P13"].met is False
+
+
 def test_what_was_not_measured_says_why() -> None:
     nothing = named(result({}, {}))
     assert all(goal.met is None for goal in nothing.values())
