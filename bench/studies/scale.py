@@ -214,10 +214,11 @@ class _Ends:
 
 def _measure(hall: _Hall, size: Size, wanted: Size, descriptors: int, idle: float) -> dict[str, Any]:
     hall.start(size)
-    warm_agents, warm_sessions = hall.agents(WARM_AGENTS, first=0), hall.sessions(WARM_SESSIONS, net=1)
-    hall.wait("the first agents", lambda: warm_agents.last.get("up") == WARM_AGENTS)
-    hall.wait("the first sessions", lambda: warm_sessions.last.get("paired") == WARM_SESSIONS)
-    time.sleep(1.0)
+    few_agents, few_sessions = min(WARM_AGENTS, size.agents), min(WARM_SESSIONS, size.sessions)
+    warm_agents, warm_sessions = hall.agents(few_agents, first=0), hall.sessions(few_sessions, net=1)
+    hall.wait("the first agents", lambda: warm_agents.last.get("up") == few_agents)
+    hall.wait("the first sessions", lambda: warm_sessions.last.get("paired") == few_sessions)
+    hall.idle(1.0)
     empty, kernel_empty = hall.resident(), _kernel_bytes()
 
     agents = hall.agents(size.agents, first=WARM_AGENTS)
