@@ -63,6 +63,7 @@ class KeptConnection(asyncio.BufferedProtocol):
         self._answer: Answer | None = None
         self._left = 0
         self._chunks: ChunkedBody | None = None
+        self._held = False
         self.idle_since = 0.0
         self.used = False
         """Whether it has carried a request before: then it may have died of old age."""
@@ -81,12 +82,14 @@ class KeptConnection(asyncio.BufferedProtocol):
 
     def hold(self) -> None:
         """The caller takes nothing for now."""
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = True
             self._transport.pause_reading()
 
     def go_on(self) -> None:
         """The caller takes bytes again."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = False
             self._transport.resume_reading()
 
     def drop(self) -> None:
@@ -202,6 +205,7 @@ class KeptConnection(asyncio.BufferedProtocol):
         if over and self._asker is asker:
             self._asker = self._answer = self._chunks = None
             self.used = True
+            self.go_on()  # the caller held it back at the very end: the next one must not find it so
             if answer.keep and not extra and self.usable:
                 self._pool.put(self)
             else:

@@ -85,6 +85,19 @@ async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None
     assert (await wire.answer()).status == 200
 
 
+async def test_a_connection_that_was_held_back_at_the_end_carries_the_next_request(bench: Bench) -> None:
+    for number, size in enumerate((300_000, 1_000_000, 1000)):
+        body = bytes([65 + number]) * size
+        bench.api.routes["/api/v1/pods"] = chunked(200, *[body[:100_000]] * (size // 100_000), body[size // 2 :])
+        bench.api.routes["/api/v1/a"] = reply(200, body)
+        for path in (b"pods", b"a"):
+            wire = bench.stream()
+            await wire.send(PLAIN.replace(b"pods", path))
+            assert set((await wire.answer()).body) == {65 + number}
+            wire.io.finish()
+    assert bench.api.connections == 1
+
+
 async def test_a_caller_who_ends_in_order_ends_the_watch_too(bench: Bench) -> None:
     gone = asyncio.Event()
 
