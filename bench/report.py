@@ -32,7 +32,7 @@ UNITS = {
     "first_byte_round_trips": "first byte, round trips",
     "per_s": "per second",
     "eight_per_s": "per second, eight at a time",
-    "rss_mb": "RSS, MB",
+    "rss_mb": "RSS of client and agent, MB",
     "cpu_us_per_request": "CPU per request, µs",
 }
 

@@ -41,7 +41,7 @@ class Start(Study):
 
     name = "start"
     title = "`arcbridge --version`; a client from its start until its endpoint answers; a new session to the first byte"
-    expected_s = 25.0
+    expected_s = 15.0
 
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         runs: dict[str, list[float]] = {
