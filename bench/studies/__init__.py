@@ -9,11 +9,13 @@ from bench.studies.base import Study
 from bench.studies.kubernetes import Kubernetes
 from bench.studies.scale import Scale
 from bench.studies.start import Start
+from bench.studies.workers import Workers
 
 STUDIES: dict[str, type[Study]] = {
     Start.name: Start,
     Scale.name: Scale,
     Kubernetes.name: Kubernetes,
+    Workers.name: Workers,
 }
 """By name, in the order of the report."""
 
