@@ -21,7 +21,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
-from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.dialer import DIRECT, begin, connect, finish
 from arcbridge.net.ready import be_patient
 from arcbridge.wire.frames import ResetCode
 
@@ -93,12 +93,24 @@ class TcpTargets:
         elif len(self._connecting) >= MAX_CONNECTING:
             self._refuse(stream, record, ResetCode.LIMIT, "too many connections are being made")
         else:
+            try:
+                begun = begin(found.address)
+            except ArcbridgeError as error:
+                self._unreachable(stream, record, error)
+                return
+            if begun is not None and begun[1]:
+                stream.attach(self._splice(begun[0], record))  # the target answered within the call
+                return
             waiting = _Waiting()
             stream.attach(waiting)
-            task = asyncio.get_running_loop().create_task(self._connect(stream, found, waiting, record))
+            sock = None if begun is None else begun[0]
+            task = asyncio.get_running_loop().create_task(self._connect(stream, found, sock, waiting, record))
             waiting.task = task
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
+            if sock is not None:
+                # Cancelled before its first step, the task never held it.
+                task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
 
     async def close(self) -> None:
         """Ends dials under way; connected streams end with their sessions."""
@@ -107,16 +119,22 @@ class TcpTargets:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _connect(self, stream: StreamTransport, target: Target, waiting: _Waiting, record: AuditRecord) -> None:
+    async def _connect(
+        self,
+        stream: StreamTransport,
+        target: Target,
+        begun: socket.socket | None,
+        waiting: _Waiting,
+        record: AuditRecord,
+    ) -> None:
         try:
-            sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+            if begun is None:
+                sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+            else:
+                sock = begun
+                await finish(sock, target.address, deadline=CONNECT_DEADLINE)
         except ArcbridgeError as error:
-            self.failed += 1
-            record.reason = error.message
-            _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
-            record.outcome = "refused"
-            self._audit.write(record)
-            stream.abort(ResetCode.CONNECT_FAILED)
+            self._unreachable(stream, record, error)
             return
         except asyncio.CancelledError:
             record.outcome = "cut"
@@ -125,10 +143,19 @@ class TcpTargets:
             if waiting.lost:
                 return  # the stream ended first: nobody else asked for this
             raise
-        be_patient(sock)
-        self._splice(stream, sock, record)
+        stream.set_protocol(splice := self._splice(sock, record))
+        splice.connection_made(stream)
+        stream.resume_reading()
 
-    def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
+    def _unreachable(self, stream: StreamTransport, record: AuditRecord, error: ArcbridgeError) -> None:
+        self.failed += 1
+        record.outcome, record.reason = "refused", error.message
+        _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
+        self._audit.write(record)
+        stream.abort(ResetCode.CONNECT_FAILED)
+
+    def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
+        be_patient(sock)
         self.opened += 1
         self.open += 1
 
@@ -140,10 +167,7 @@ class TcpTargets:
             self._audit.write(record)
 
         record.outcome = "connected"
-        splice = SocketSplice(sock, done)
-        stream.set_protocol(splice)
-        splice.connection_made(stream)
-        stream.resume_reading()
+        return SocketSplice(sock, done)
 
     def _refuse(self, stream: StreamTransport, record: AuditRecord, code: ResetCode, reason: str) -> None:
         self.refused += 1

@@ -31,6 +31,8 @@ DIRECT: Final = "direct"
 _MAX_ADDRESSES: Final = 16
 _MAX_PROXY_ANSWER: Final = 16 * 1024
 
+_UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EAGAIN})
+
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Candidate = tuple[int, SockAddr]
 
@@ -63,6 +65,33 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
         raise Unreachable(f"cannot reach {what}: no answer within {deadline:.0f} s") from error
     except OSError as error:
         raise Unreachable(f"cannot reach {what}: {_words(error)}") from error
+
+
+def begin(address: Address) -> tuple[socket.socket, bool] | None:
+    """Begin to connect to an IP address without waiting: the socket, and whether it is connected already.
+
+    On the same host, and mostly on the same node, the peer has answered when the call returns: then neither a task
+    nor a turn of the loop is needed. Otherwise await `finish`. None for a name: use `connect`. The caller owns the
+    socket. Raises `Unreachable`.
+    """
+    literal = _literal(address)
+    if literal is None:
+        return None
+    try:
+        return _begin(*literal)
+    except OSError as error:
+        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
+
+
+async def finish(sock: socket.socket, address: Address, *, deadline: float) -> None:
+    """Until the socket of `begin` is connected. Raises `Unreachable`; failed or cancelled, the socket is closed."""
+    try:
+        async with asyncio.timeout(deadline):
+            await _finish(sock)
+    except TimeoutError as error:
+        raise Unreachable(f"cannot reach {address}: no answer within {deadline:.0f} s") from error
+    except OSError as error:
+        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
 
 
 async def resolve(address: Address) -> list[Candidate]:
@@ -161,16 +190,36 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
 
 
 async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
+    sock, connected = _begin(family, sockaddr)
+    if not connected:
+        await _finish(sock)
+    return sock
+
+
+def _begin(family: int, sockaddr: SockAddr) -> tuple[socket.socket, bool]:
     sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0), socket.IPPROTO_TCP)
     try:
         tune(sock)
         code = sock.connect_ex(sockaddr)
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN):
-            await writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code in _UNDER_WAY:
+            # Linux says "in progress" even when the peer has answered within the call; the second call tells.
+            code = sock.connect_ex(sockaddr)
+        if code in _UNDER_WAY:
+            return sock, False
+        if code not in (0, errno.EISCONN):
+            raise OSError(code, os.strerror(code))
+        return sock, True
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _finish(sock: socket.socket) -> None:
+    try:
+        await writable(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        return sock
     except BaseException:
         sock.close()
         raise

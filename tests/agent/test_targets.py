@@ -104,7 +104,7 @@ async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
     audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"db": TargetConfig("127.0.0.1:1", users=("alice",))}), audit)
+    targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
     judge = FakeAuthenticator()
     judge.add("t", "alice")
     sessions, _ = make_sessions(judge, Clock(), targets)

@@ -9,7 +9,7 @@ import pytest
 from arcbridge.errors import Unreachable
 from arcbridge.net import dialer
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import DIRECT, connect, interleave, resolve
+from arcbridge.net.dialer import DIRECT, begin, connect, finish, interleave, resolve
 from arcbridge.net.proxy import Proxy
 from tests.net.ends import listening
 
@@ -38,6 +38,40 @@ async def test_nobody_listens() -> None:
         address = address_of(server)
     with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):
         await connect(address, deadline=5, proxy=DIRECT)
+
+
+def test_a_peer_on_this_host_answers_within_the_call() -> None:
+    with listening() as server:
+        begun = begin(address_of(server))
+        assert begun is not None
+        sock, connected = begun
+        with sock:
+            assert connected
+            assert sock.getpeername() == server.getsockname()
+        address = address_of(server)
+    with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):
+        begin(address)
+    assert begin(Address("localhost", 1)) is None, "a name needs a resolver"
+
+
+async def test_a_peer_that_does_not_answer_at_once() -> None:
+    """A full accept queue: the kernel drops the SYN, so that connecting is under way until somebody accepts."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
+        address = address_of(server)
+        before = descriptors()
+        begun = begin(address)
+        assert begun is not None
+        assert not begun[1]
+        with pytest.raises(Unreachable, match=f"cannot reach {address}: no answer within 0 s"):
+            await finish(begun[0], address, deadline=0.01)
+        assert descriptors() == before, "whoever gave up leaves no socket"
+        begun = begin(address)
+        assert begun is not None
+        waiting = asyncio.create_task(finish(begun[0], address, deadline=30))
+        server.accept()[0].close()
+        await waiting
+        assert begun[0].getpeername() == server.getsockname()
+        begun[0].close()
 
 
 async def test_a_name_that_does_not_exist() -> None:
