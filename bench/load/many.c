@@ -1,6 +1,6 @@
 /*
  * Many connections at once, and what is asked of them step by step: one file, no library but libc, Linux. The other end
- * is `load serve`, of which only the echo is used ('E': everything after it comes back).
+ * is `load serve` (load.c), and what connections say first is told there.
  *
  *   many ADDRESS PORT CONNECTIONS SIZE
  *
@@ -9,10 +9,11 @@
  *
  *   rate PER_SECOND SECONDS WARMUP   so many echoes a second, spread evenly over all connections, whatever the answers do
  *   echo SECONDS WARMUP              one echo under way on each connection, as fast as they come
- *   bulk BYTES                       BYTES in all, an equal share on each connection, there and back
+ *   bulk BYTES                       BYTES in all to the other end, an equal share on each of as many new connections; last
  *
- * It ends with stdin. Every byte that comes back is compared with what was sent at its position. After each line all
- * connections are quiet again. Only 127.0.0.0/8 is accepted, and everything is bounded by time, count and size.
+ * It ends then, or with stdin. Every byte is compared with what must stand at its position, echoes here, bulk at the
+ * receiver. After each line all connections are quiet again. Only 127.0.0.0/8 is accepted, and everything is bounded by
+ * time, count and size.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,10 +42,12 @@
 #define MAX_BYTES (1ull << 34)
 #define STALL_MS 15000 /* no progress for so long ends the run with an error */
 
+static const uint64_t MAGIC = 0x6172636272696467ull; /* as in load.c: a trailer begins with it */
+
 struct connection {
     int fd;
     uint64_t sent, received; /* bytes of this connection's sequence, the 'E' apart */
-    uint64_t share;          /* bulk: `sent` at its end */
+    uint64_t share;          /* bulk: what it is to send */
     uint64_t *due;           /* echo and rate: when the requests under way were due, a ring */
     unsigned first, count, room;
     int wants_write;
@@ -178,23 +181,31 @@ static void tell(double seconds, uint64_t requests) {
 
 /* -- phases ----------------------------------------------------------------------------------------------------- */
 
+static void dial(const struct sockaddr_in *a, unsigned i) {
+    struct connection *c = all + i;
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0) die("socket");
+    int one = 1;
+    if (setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one)) die("TCP_NODELAY");
+    if (connect(c->fd, (const struct sockaddr *)a, sizeof *a) && errno != EINPROGRESS) die("connect");
+    struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u32 = i};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &e)) die("epoll_ctl");
+    c->wants_write = 1;
+}
+
+static void connected(const struct connection *c) {
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error) errno = error, die("connect");
+}
+
 static void open_all(const struct sockaddr_in *a) {
     uint64_t start = now_ns();
     unsigned begun = 0, done = 0;
     struct epoll_event ready[256];
     while (done < connections) {
-        while (begun < connections && begun - done < WINDOW) {
-            struct connection *c = all + begun;
-            c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-            if (c->fd < 0) die("socket");
-            int one = 1;
-            if (setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one)) die("TCP_NODELAY");
-            if (connect(c->fd, (const struct sockaddr *)a, sizeof *a) && errno != EINPROGRESS) die("connect");
-            struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u32 = begun};
-            if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &e)) die("epoll_ctl");
-            c->wants_write = 1;
-            begun++;
-        }
+        for (; begun < connections && begun - done < WINDOW; begun++) dial(a, begun);
         int n = epoll_wait(poller, ready, 256, STALL_MS);
         if (n < 0 && errno != EINTR) die("epoll_wait");
         if (!n) {
@@ -205,10 +216,7 @@ static void open_all(const struct sockaddr_in *a) {
             unsigned i = ready[k].data.u32;
             struct connection *c = all + i;
             if (c->wants_write) {
-                int error = 0;
-                socklen_t length = sizeof error;
-                getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
-                if (error) errno = error, die("connect");
+                connected(c);
                 if (!(ready[k].events & EPOLLOUT)) continue;
                 watch(i, 0);
                 if (send(c->fd, "E", 1, MSG_NOSIGNAL) != 1) die("send");
@@ -294,12 +302,22 @@ static void run_rate(double per_second, double seconds, double warmup) {
     tell((double)(now_ns() - measure) / 1e9, requests);
 }
 
-/* 1 when the whole share has left. */
-static int send_share(unsigned i) {
-    struct connection *c = all + i;
-    while (c->sent < c->share) {
+struct plan {
+    uint64_t bytes, zero[2];
+};
+
+struct verdict {
+    uint64_t total, bad_at, measured, nanos;
+};
+
+/* 1 when the whole share has left, and the trailer behind it. */
+static int send_share(struct connection *c) {
+    uint64_t trailer[2] = {MAGIC, c->share}, whole = c->share + sizeof trailer;
+    while (c->sent < whole) {
+        const unsigned char *from = pattern + c->sent % PERIOD;
         uint64_t left = c->share - c->sent;
-        ssize_t n = send(c->fd, bytes_at(i, c->sent), left < CHUNK ? left : CHUNK, MSG_NOSIGNAL);
+        if (c->sent >= c->share) from = (unsigned char *)trailer + (c->sent - c->share), left = whole - c->sent;
+        ssize_t n = send(c->fd, from, left < CHUNK ? left : CHUNK, MSG_NOSIGNAL);
         if (n < 0 && errno == EAGAIN) return 0;
         if (n < 0) die("send");
         c->sent += (uint64_t)n;
@@ -307,27 +325,56 @@ static int send_share(unsigned i) {
     return 1;
 }
 
-static void run_bulk(uint64_t bytes) {
-    uint64_t share = bytes / connections / size * size, start = now_ns(), first = 0;
-    if (!share) wrong("less than one message for each connection");
+/* On connections of their own, because the receiver counts: 'U' and a plan, payload, trailer; a verdict comes back. */
+static void run_bulk(const struct sockaddr_in *a, uint64_t bytes) {
+    uint64_t share = bytes / connections;
+    if (!share) wrong("less than one byte for each connection");
+    unsigned char head[1 + sizeof(struct plan)] = {'U'};
+    struct plan plan = {share, {0, 0}};
+    memcpy(head + 1, &plan, sizeof plan);
+    for (unsigned i = 0; i < connections; i++) close(all[i].fd), all[i].sent = all[i].received = 0;
+    struct epoll_event ready[256];
+    for (unsigned begun = 0, done = 0; done < connections;) {
+        for (; begun < connections && begun - done < WINDOW; begun++) dial(a, begun);
+        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        if (n < 0 && errno != EINTR) die("epoll_wait");
+        if (!n) wrong("connections are not accepted any more");
+        for (int k = 0; k < n; k++) {
+            struct connection *c = all + ready[k].data.u32;
+            connected(c);
+            if (!(ready[k].events & EPOLLOUT)) continue;
+            if (send(c->fd, head, sizeof head, MSG_NOSIGNAL) != sizeof head) die("send");
+            watch(ready[k].data.u32, 0);
+            done++;
+        }
+    }
+    /* Nothing comes back yet that would say that they stand to the far end: time is given instead. */
+    usleep(200000 + connections * 400);
+    uint64_t start = now_ns(), first = 0;
     for (unsigned i = 0; i < connections; i++) {
-        all[i].share = all[i].sent + share;
+        all[i].share = share;
         watch(i, 1);
     }
-    struct epoll_event ready[256];
     for (unsigned left = connections; left;) {
         int n = epoll_wait(poller, ready, 256, STALL_MS);
         if (n < 0 && errno != EINTR) die("epoll_wait");
-        if (!n) wrong("nothing came back any more");
+        if (!n) wrong("nothing moves any more");
         for (int k = 0; k < n; k++) {
             unsigned i = ready[k].data.u32;
             struct connection *c = all + i;
-            if (ready[k].events & EPOLLOUT && send_share(i)) watch(i, 0);
-            if (!(ready[k].events & ~(unsigned)EPOLLOUT) || !take(i)) continue;
-            if (c->received == c->share) {
-                left--;
-                if (!first) first = now_ns();
+            if (c->wants_write) {
+                if (ready[k].events & (EPOLLERR | EPOLLHUP)) wrong("a connection was cut");
+                if (send_share(c)) watch(i, 0);
+                continue;
             }
+            struct verdict v;
+            ssize_t got = recv(c->fd, &v, sizeof v, 0);
+            if (got < 0) die("recv");
+            if (got != sizeof v) wrong("a connection ended without its receiver's verdict");
+            if (v.total != share || v.bad_at != UINT64_MAX) wrong("bytes were lost or changed");
+            if (epoll_ctl(poller, EPOLL_CTL_DEL, c->fd, NULL)) die("epoll_ctl");
+            if (!first) first = now_ns();
+            left--;
         }
     }
     uint64_t end = now_ns();
@@ -374,7 +421,7 @@ int main(int argc, char **argv) {
         else if (words == 3 && !strcmp(word, "echo"))
             run_echo(number(one, 0.001, MAX_SECONDS), number(two, 0, MAX_SECONDS));
         else if (words == 2 && !strcmp(word, "bulk"))
-            run_bulk((uint64_t)number(one, 1, (double)MAX_BYTES));
+            return run_bulk(&a, (uint64_t)number(one, 1, (double)MAX_BYTES)), 0;
         else
             wrong("not a command");
     }

@@ -3,9 +3,10 @@
 Three things at each level, over the same connections (`bench/load/many.c`): a fixed number of echoes a second, spread
 evenly over all of them, whose latency and CPU time per echo are told (at a fixed rate they can be compared between
 levels: with one echo under way on each, more streams would also be more load); then one echo under way on each, for the
-rate; then a fixed number of bytes in all, an equal share on each, there and back.
+rate; then, on as many new streams, a fixed number of bytes in all, an equal share on each.
 
-A level that a system does not reach is left out there, and `nN_failed` is 1; so are the levels above it.
+Where a system fails at a level, what was measured there before is kept, `nN_failed` is 1, and it is not asked for more
+streams: `nN_failed` is 1 there, too.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ LEVELS = (1, 10, 100, 1_000, 5_000)
 SIZE = 100
 RATE = 2_000
 """Echoes a second; every system can do several times as many over one connection."""
-BULK = 96_000_000
-"""Bytes there, and the same back."""
+BULK = 128_000_000
+"""Bytes in all."""
 SOURCE = Path(__file__).parents[1] / "load" / "many.c"
 OPEN_MOST, PHASE_MOST = 60.0, 40.0
 """Seconds after which a system that does not go on is given up."""
@@ -42,7 +43,7 @@ class Streams(Scenario):
     """P12."""
 
     name = "streams"
-    title = "1 to 5,000 streams at once: 2,000 echoes a second over all; one under way on each; 96 MB there and back"
+    title = "1 to 5,000 streams at once: 2,000 echoes a second over all; one under way on each; 128 MB over as many"
     primary = ("n1000_per_s", "n5000_p99_us", "n5000_cpu_us_per_request")
     seconds = 2.5
     rounds = 2
@@ -56,38 +57,35 @@ class Streams(Scenario):
         program = build(SOURCE)
         metrics: Metrics = {}
         for level in self.levels:
+            found: Metrics = {}
             try:
-                metrics |= {f"n{level}_{name}": value for name, value in _level(program, peer, level, effort).items()}
+                _level(found, program, peer, level, effort)
             except LoadFailed as error:
                 if level == self.levels[0]:
                     raise
                 print(f"streams: {peer.name} at {level}: {error}", file=sys.stderr, flush=True)
                 metrics |= {f"n{more}_failed": 1.0 for more in self.levels if more >= level}
+            metrics |= {f"n{level}_{name}": value for name, value in found.items()}
+            if f"n{level}_failed" in metrics:
                 break
         return metrics
 
 
-def _level(program: Path, peer: Peer, level: int, effort: Effort) -> Metrics:
+def _level(found: Metrics, program: Path, peer: Peer, level: int, effort: Effort) -> None:
+    """Into `found`, so that what is there when a later step fails is not lost. Raises LoadFailed."""
     roles = peer.roots()
     with Many(program, peer.endpoint, level) as many:
+        found["open_per_s"] = level / many.seconds_to_open
         time.sleep(SETTLE)
         before = cpu_seconds(peer.pids()) if roles else 0.0
         rate = many.ask(f"rate {RATE} {effort.seconds} {effort.warmup}")
-        cpu = cpu_seconds(peer.pids()) - before if roles else 0.0
-        echo = many.ask(f"echo {effort.seconds} {effort.warmup}")
-        bulk = many.ask(f"bulk {BULK}")
-        resident = resident_bytes(peer.pids("client", "agent")) if roles else 0
-    metrics = {
-        "p50_us": rate["p50_us"],
-        "p99_us": rate["p99_us"],
-        "per_s": echo["per_s"],
-        "mb_per_s": bulk["mb_per_s"],
-        "open_per_s": level / many.seconds_to_open,
-    }
-    if roles:
-        metrics["cpu_us_per_request"] = 1e6 * cpu / rate["requests"]
-        metrics["rss_mb"] = resident / 1e6
-    return metrics
+        if roles:
+            found["cpu_us_per_request"] = 1e6 * (cpu_seconds(peer.pids()) - before) / rate["requests"]
+        found.update({name: rate[name] for name in ("p50_us", "p99_us")})
+        found["per_s"] = many.ask(f"echo {effort.seconds / 2} {effort.warmup}")["per_s"]
+        if roles:
+            found["rss_mb"] = resident_bytes(peer.pids("client", "agent")) / 1e6
+        found["mb_per_s"] = many.ask(f"bulk {BULK}")["mb_per_s"]
 
 
 class Many:

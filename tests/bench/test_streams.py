@@ -53,15 +53,15 @@ class Straight(Peer):
         return {}
 
 
-def relay_to(target: Address, *, most: int = 1000, change: bool = False) -> socket.socket:
-    """Passes so many connections on, one thread per direction, and resets all others; `change`: not unchanged."""
+def relay_to(target: Address, *, most: int = 1000, change: str = "") -> socket.socket:
+    """Passes so many connections on, one thread per direction, and ends all others; `change` what goes up or down."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def pass_on(source: socket.socket, sink: socket.socket, changes: bool) -> None:
         seen = 0
         while data := source.recv(65536):
             seen += len(data)
-            if changes and seen > 10_000:
+            if changes and seen > 5_000:
                 data = bytes([data[0] ^ 1]) + data[1:]
             sink.sendall(data)
 
@@ -75,7 +75,7 @@ def relay_to(target: Address, *, most: int = 1000, change: bool = False) -> sock
                 near.close()
                 continue
             far = socket.create_connection(target)
-            for pair in ((near, far, False), (far, near, change)):
+            for pair in ((near, far, change == "up"), (far, near, change == "down")):
                 threading.Thread(target=_quietly(pass_on), args=pair, daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
@@ -119,13 +119,14 @@ def test_a_system_that_reaches_no_level_has_failed(load: Generator) -> None:
             Streams().measure(load, Straight(Address(*unused.getsockname()[:2])), EFFORT)
 
 
-def test_a_changed_byte_is_found(target: Address) -> None:
+@pytest.mark.parametrize(("change", "phase"), [("down", "echo 0.5 0"), ("up", "bulk 1000000")])
+def test_a_changed_byte_is_found(target: Address, change: str, phase: str) -> None:
     with (
-        relay_to(target, change=True) as listening,
+        relay_to(target, change=change) as listening,
         Many(build(SOURCE), Address(*listening.getsockname()[:2]), 2) as many,
         pytest.raises(LoadFailed, match="changed"),
     ):
-        many.ask("bulk 1000000")
+        many.ask(phase)
 
 
 def test_phases_follow_one_another_on_the_same_connections(load: Generator, target: Address) -> None:
@@ -133,11 +134,11 @@ def test_phases_follow_one_another_on_the_same_connections(load: Generator, targ
         first = many.ask("rate 700 0.2 0.1")
         assert first["requests"] == 210
         assert 130 <= first["count"] <= 210
-        bulk = many.ask("bulk 70007")
-        assert bulk["total_bytes"] == 70_000, "equal shares of whole messages"
         assert many.ask("echo 0.1 0")["count"] >= 7
-        with pytest.raises(LoadFailed, match="not a command"):
-            many.ask("dance")
+        bulk = many.ask("bulk 70009")
+        assert bulk["total_bytes"] == 70_007, "equal shares"
+    with Many(build(SOURCE), target, 1) as many, pytest.raises(LoadFailed, match="not a command"):
+        many.ask("dance")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "localhost"])
