@@ -1,6 +1,6 @@
 // The receiver asks a Kubernetes API for much and says when what arrived: large lists, and many watches at once.
 //
-//	receiver list  -server URL -path PATH -seconds N [-gzip]
+//	receiver list  -server URL -path PATH -seconds N [-gzip] [-protobuf]
 //	receiver watch -server URL -namespace NS -name NAME -count N -events N
 //
 // Both take -cert, -key and -root-certs, PEM files, as vegeta does. The last line of standard output is JSON. `watch`
@@ -42,6 +42,7 @@ func main() {
 	path := flags.String("path", "", "what to list")
 	seconds := flags.Float64("seconds", 2, "how long to list")
 	zip := flags.Bool("gzip", false, "offer gzip, as kubectl does")
+	proto := flags.Bool("protobuf", false, "ask for protobuf, as controllers do")
 	namespace := flags.String("namespace", "default", "of the ConfigMap that is watched")
 	name := flags.String("name", "watched", "of that ConfigMap, which exists")
 	count := flags.Int("count", 500, "watches")
@@ -70,7 +71,7 @@ func main() {
 	var result any
 	switch os.Args[1] {
 	case "list":
-		result = list(client(), *server+*path, time.Duration(*seconds*float64(time.Second)), *zip)
+		result = list(client(), *server+*path, time.Duration(*seconds*float64(time.Second)), *zip, *proto)
 	case "watch":
 		result = watch(client, *server, *namespace, *name, *count, *events)
 	default:
@@ -91,10 +92,16 @@ type listed struct {
 	BytesPerOne int     `json:"bytes_per_list"`
 }
 
-// The list's own version moves whenever anything in the cluster is written; the objects' do not here.
-var version = regexp.MustCompile(`"resourceVersion":"[0-9]+"`)
+// The list's own version moves whenever anything in the cluster is written; the objects' do not here. In protobuf it is
+// field 2 of the list's metadata, and the lengths before it depend on it.
+var (
+	version         = regexp.MustCompile(`"resourceVersion":"[0-9]+"`)
+	protobufVersion = regexp.MustCompile(`(?s)^k8s\x00.{0,100}?\x12[\x01-\x14][0-9]+`)
+)
 
-func list(client *http.Client, url string, most time.Duration, zip bool) listed {
+const protobuf = "application/vnd.kubernetes.protobuf"
+
+func list(client *http.Client, url string, most time.Duration, zip, proto bool) listed {
 	var buffer []byte
 	result := listed{Consistent: true}
 	began := time.Now()
@@ -102,6 +109,9 @@ func list(client *http.Client, url string, most time.Duration, zip bool) listed 
 		request, err := http.NewRequest("GET", url, nil)
 		fail(err)
 		request.Header.Set("Accept", "application/json")
+		if proto {
+			request.Header.Set("Accept", protobuf)
+		}
 		if zip {
 			request.Header.Set("Accept-Encoding", "gzip")
 		}
@@ -124,9 +134,18 @@ func list(client *http.Client, url string, most time.Duration, zip bool) listed 
 			body, err = io.ReadAll(reader)
 			fail(err)
 		}
-		if place := version.FindIndex(body[:min(len(body), 512)]); place != nil {
-			body = append(append([]byte{}, body[:place[0]]...), body[place[1]:]...)
+		if proto != strings.HasPrefix(answer.Header.Get("Content-Type"), protobuf) {
+			fail(fmt.Errorf("answered in %s", answer.Header.Get("Content-Type")))
 		}
+		expression := version
+		if proto {
+			expression = protobufVersion
+		}
+		place := expression.FindIndex(body[:min(len(body), 512)])
+		if place == nil {
+			fail(fmt.Errorf("a list without a version"))
+		}
+		body = body[place[1]:]
 		hash := sha256.Sum256(body)
 		sum := hex.EncodeToString(hash[:])
 		if round == 0 {
