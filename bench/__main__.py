@@ -8,6 +8,8 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -70,15 +72,13 @@ def main(argv: list[str]) -> int:
         own_seconds=not quick and args.seconds is None,
         save=lambda result: _save(result, out),
     )
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        result = run(plan)
+        with _interruptible():
+            result = run(plan)
+            _save(result, out)
     except NoCompiler as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    _save(result, out)
     print(report(result))
     if costs := resumption(result):
         print(costs)
@@ -96,9 +96,23 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the run; later ones do not disturb its end, in which processes are stopped."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+        print("bench: ending what was started; a moment", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _save(result: dict[str, Any], out: Path) -> None:

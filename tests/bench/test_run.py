@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -214,6 +216,30 @@ def test_an_interrupted_run_ends_everything_and_keeps_what_it_has() -> None:
     assert saved[-1] == result
     assert len(result["scenarios"]["echo"]["a"]["per_s"]["runs"]) == 2
     assert "interrupted" in report(result)
+
+
+def test_the_command_ends_in_order_however_often_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped: list[str] = []
+
+    class Slow(Fake):
+        def __init__(self) -> None:
+            super().__init__("slow", [])
+
+        def start(self, target: Address, directory: Path) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def stop(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            stopped.append("to the end")
+
+    monkeypatch.setitem(peers.PEERS, "slow", Slow)
+    out = tmp_path / "result.json"
+    assert main(["--peers", "slow", "--scenarios", "echo", "--out", str(out)]) == 130
+    assert stopped == ["to the end"]
+    assert not json.loads(out.read_text())["complete"]
+    assert "a moment" in capsys.readouterr().err
 
 
 class Question(Study):
