@@ -26,9 +26,9 @@ class Record:
     def encode(self) -> bytes:
         """The record's bytes; fields that equal their default are left out."""
         out = bytearray()
-        for tag, spec in zip(self.TAGS, fields(self), strict=True):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, spec.name)
-            if value == spec.default:
+        for tag, (name, default) in _table(type(self)).items():
+            value = getattr(self, name)
+            if value == default:
                 continue
             if isinstance(value, str):
                 raw = value.encode()
@@ -44,7 +44,7 @@ class Record:
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Self:
         """A record from its bytes. Raises `RemoteProtocolError` without quoting what was received."""
-        known = dict(zip(cls.TAGS, fields(cls), strict=True))  # type: ignore[arg-type]
+        known = _table(cls)
         values: dict[str, object] = {}
         seen: set[int] = set()
         at, end = 0, len(data)
@@ -59,12 +59,26 @@ class Record:
             if tag in seen:
                 raise RemoteProtocolError(f"a {cls.__name__} record has field {tag} twice")
             seen.add(tag)
-            spec = known.get(tag)
-            if spec is not None:
+            field = known.get(tag)
+            if field is not None:
                 raw = bytes(data[at : at + length])
-                values[spec.name] = _value(cls.__name__, tag, spec.default, raw)
+                values[field[0]] = _value(cls.__name__, tag, field[1], raw)
             at += length
         return cls(**values)
+
+
+_Table = dict[int, tuple[str, object]]
+_tables: dict[type, _Table] = {}
+
+
+def _table(kind: type[Record]) -> _Table:
+    """Name and default of each field, by tag. Made once per kind of record: every stream that opens asks."""
+    table = _tables.get(kind)
+    if table is None:
+        specs = fields(kind)  # type: ignore[arg-type]  # subclasses are dataclasses
+        table = {tag: (spec.name, spec.default) for tag, spec in zip(kind.TAGS, specs, strict=True)}
+        _tables[kind] = table
+    return table
 
 
 def _value(record: str, tag: int, default: object, raw: bytes) -> object:
