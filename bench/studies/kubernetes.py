@@ -76,6 +76,7 @@ class Kubernetes(Study):
 
     name = "kubernetes"
     title = (
+    expected_s = 150.0
         f"kube-apiserver {KUBERNETES_VERSION}: GET, LIST of 10 MB and {WATCHES} watches through all roles, and directly"
     )
 

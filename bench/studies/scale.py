@@ -71,6 +71,7 @@ class Scale(Study):
 
     name = "scale"
     title = "one relay with 10,000 idle sessions and 5,000 agents, PING every ten seconds"
+    expected_s = 180.0
 
     def __init__(self, sessions: int = SESSIONS, agents: int = AGENTS, idle: float = IDLE) -> None:
         self._wanted = Size(sessions, agents)
