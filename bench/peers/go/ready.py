@@ -7,7 +7,7 @@ import socket
 from bench.address import Address
 
 
-def carries(endpoint: Address, timeout: float = 1.0) -> bool:
+def carries(endpoint: Address, timeout: float = 3.0) -> bool:
     """Whether a byte goes through the whole system to the load generator's echo, and comes back within `timeout` s."""
     try:
         with socket.create_connection(endpoint, timeout=timeout) as sock:

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -17,8 +18,10 @@ import (
 )
 
 const (
-	// What one read of the local socket may bring: four TLS records.
+	// What one read of a socket may bring, and one write of the local one take.
 	bufferSize = 64 << 10
+	// The largest TLS record.
+	recordSize = 16 << 10
 	// For the connection, both handshakes and the target's dial together.
 	setupTimeout = 20 * time.Second
 )
@@ -75,7 +78,7 @@ func main() {
 // serve carries one connection until both directions have ended or one has failed.
 func (c *client) serve(local *net.TCPConn) {
 	defer local.Close()
-	remote, answers, err := c.connect()
+	remote, err := c.connect()
 	if err != nil {
 		log.Printf("%s: %v", c.target, err)
 		return
@@ -84,7 +87,7 @@ func (c *client) serve(local *net.TCPConn) {
 	down := make(chan struct{})
 	go func() {
 		defer close(down)
-		if _, err := io.Copy(local, answers); err != nil {
+		if remote.copyTo(local) != nil {
 			local.Close()
 			return
 		}
@@ -101,21 +104,74 @@ func (c *client) serve(local *net.TCPConn) {
 	<-down
 }
 
-// connect opens a tunnel; what comes from the target is read from the reader, which may hold the first of it.
-func (c *client) connect() (*tls.Conn, *bufio.Reader, error) {
+// tunnel is an open CONNECT.
+type tunnel struct {
+	*tls.Conn
+	source *source
+	first  *bufio.Reader // has what came behind the answer's head
+}
+
+// connect opens a tunnel.
+func (c *client) connect() (*tunnel, error) {
 	plain, err := net.DialTimeout("tcp", c.proxy, setupTimeout)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	remote := tls.Client(plain, c.config)
-	remote.SetDeadline(time.Now().Add(setupTimeout))
-	answers := bufio.NewReader(remote)
-	if err = request(remote, answers, c.target); err != nil {
+	t := &tunnel{source: &source{Conn: plain, kept: bufio.NewReaderSize(plain, bufferSize)}}
+	t.Conn = tls.Client(t.source, c.config)
+	t.SetDeadline(time.Now().Add(setupTimeout))
+	t.first = bufio.NewReader(t.Conn)
+	if err = request(t, t.first, c.target); err != nil {
 		plain.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	remote.SetDeadline(time.Time{})
-	return remote, answers, nil
+	t.SetDeadline(time.Time{})
+	return t, nil
+}
+
+// copyTo writes what comes through the tunnel, until its end. Konnectivity sends records of 4 KiB: those that have come
+// together are written together.
+func (t *tunnel) copyTo(local io.Writer) error {
+	buffer := make([]byte, bufferSize)
+	n, err := t.first.Read(buffer[:t.first.Buffered()])
+	for err == nil {
+		if n == 0 {
+			n, err = t.Read(buffer)
+		}
+		t.source.dry = true
+		for err == nil && len(buffer)-n >= recordSize {
+			var more int
+			more, err = t.Read(buffer[n:])
+			n += more
+		}
+		t.source.dry = false
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
+		}
+		if _, failed := local.Write(buffer[:n]); failed != nil {
+			return failed
+		}
+		n = 0
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// source reads a socket in large pieces. While dry is set it does not wait: it gives what it has and then a timeout,
+// which does not end a TLS connection.
+type source struct {
+	net.Conn
+	kept *bufio.Reader
+	dry  bool
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.dry && s.kept.Buffered() == 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return s.kept.Read(p)
 }
 
 func request(remote io.Writer, answers *bufio.Reader, target string) error {
