@@ -269,6 +269,7 @@ class KeptConnections:
                         ssl_shutdown_timeout=SHUTDOWN,
                     )
                 except BaseException:
+                    connection.drop()  # a cancellation may come when the loop has made it already
                     sock.close()
                     raise
         except TimeoutError as error:

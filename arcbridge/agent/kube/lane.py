@@ -171,16 +171,21 @@ class Lane(asyncio.Protocol):
         self._opening = asyncio.get_running_loop().create_task(self._opened(), name="kept-connection")
 
     async def _opened(self) -> None:
+        refusal = None
         try:
             connection = await self._proxy.api.kept.open()
-        except Refusal as refusal:
-            self._opening = None
-            if self._record is not None:
-                self._proxy.stats.unreachable += 1
-                self._refuse(refusal)
-            return
+        except Refusal as error:
+            self._proxy.stats.unreachable += 1
+            refusal = error
+        except Exception as error:
+            text = "a connection to the API server could not be made"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+            refusal = Refusal(500, "the agent failed; its log has the cause")
         self._opening = None
-        self._ask(connection)
+        if refusal is None:
+            self._ask(connection)
+        else:
+            self._refuse(refusal)
 
     def _ask(self, connection: KeptConnection) -> None:
         self._connection = connection

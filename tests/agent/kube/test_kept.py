@@ -184,3 +184,19 @@ async def test_an_api_server_that_is_down(tmp_path: Path) -> None:
         with pytest.raises(Refusal) as caught:
             await api.kept.open()
         assert (caught.value.status_code, caught.value.retry_after) == (503, 1)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 20, 40, 80])
+async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        task = asyncio.get_running_loop().create_task(api.kept.open())
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        if not task.cancel():
+            task.result().drop()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result().drop()
+        async with asyncio.timeout(5):
+            while fake._writers:
+                await asyncio.sleep(0.01)

@@ -188,3 +188,20 @@ async def test_a_connection_that_dies_of_age_is_replaced_once(bench: Bench) -> N
     assert answer.header("retry-after") == []
     assert len(bench.api.requests) == 3, "on the kept connection, then once on a new one"
     assert (await bench.audit.wait(2))[1].outcome == "refused"
+
+
+async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+
+    async def broken() -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(bench.proxy.api.kept, "open", broken)
+    wire = bench.stream()
+    for _ in range(2):
+        await wire.send(PLAIN)
+        answer = await wire.answer()
+        assert answer.status == 500
+        assert b"secret" not in answer.body
+    assert len(failures) == 2
