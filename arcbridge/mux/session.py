@@ -500,7 +500,7 @@ class MuxSession:
         machine, transport = self._machine, self._transport
         if transport is None:
             return
-        while parts := machine.data_to_send(FLUSH_LIMIT):
+        while parts := machine.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
             elif sum(map(len, parts)) <= JOIN_WRITES:

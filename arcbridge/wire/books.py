@@ -14,6 +14,7 @@ from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolE
 from arcbridge.wire import events as ev
 from arcbridge.wire.allowance import Allowance
 from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.flight import Flight
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -35,7 +36,7 @@ from arcbridge.wire.replay import Budget, Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
 from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
-from arcbridge.wire.window import ReceiveWindow
+from arcbridge.wire.window import MAX_CREDIT, Growth, ReceiveWindow
 
 DATA = int(FrameType.DATA)
 _JOIN_BELOW = 64 * 1024
@@ -82,8 +83,8 @@ class Books:
         self.peer_hello: Hello | None = None
         self.streams: dict[int, Stream] = {}
         self.writable = True
-        """Whether payload may leave: the socket takes more (`set_writable`), and the history has room. While false,
-        payload waits in its stream."""
+        """Whether payload may leave: the socket takes more (`set_writable`), the history has room, and the path takes
+        more. While false, payload waits in its stream."""
         self.socket_writable = True
         self.error: ArcbridgeError | None = None
         self.sent = 0
@@ -107,7 +108,10 @@ class Books:
         self._early: list[ev.StreamOpened | ev.StreamFinished] = []
         self._scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
         self._credit = FIRST_CREDIT
-        self._window = ReceiveWindow(FIRST_CREDIT, FIRST_CREDIT)
+        # A part that is small beside what stopped readers leave free: what is never read never comes to a quarter.
+        self._window = ReceiveWindow(FIRST_CREDIT, FIRST_CREDIT, grant=limits.session_window >> 4)
+        self._usual_window = 0
+        """The largest that a stream of this connection came to need."""
         self._stream_credit = FIRST_CREDIT
         self._next_id = 1 if side is Side.INITIATOR else 2
         self._last_peer_id = 0
@@ -131,9 +135,25 @@ class Books:
         self.resuming: Hello | None = None
         """Acceptor: this connection asks to resume another session."""
         self._history: Replay | None = None
+        budget = budget or Budget(2 * (limits.replay + limits.session_window))
         if kind is Kind.SESSION and limits.replay:
-            self._history = Replay(limits.replay, budget or Budget(limits.replay))
+            self._history = Replay(limits.replay, budget)
+        self._growth = Growth(limits.session_window // 2, budget)
+        """Of the streams' windows: half the session's, so that readers that stop cannot hold all of it."""
+        self._extension = Growth(MAX_CREDIT - limits.session_window, budget)
+        """Of the session's window: what readers that stopped hold beyond half of it."""
         self._history_full = False
+        self._flight: Flight | None = None
+        if kind is Kind.SESSION and limits.under_way:
+            self._flight = Flight(limits.under_way, now=now)
+        self._at_cap = False
+        """As much is under way as the path takes."""
+        self._room = limits.under_way if self._flight is not None else MAX_CREDIT
+        """Payload that may leave in one portion."""
+        self._ahead = QUEUE_AHEAD
+        """Bytes of finished frames that may wait for the next flush."""
+        self._pinged = 0
+        """Count of what was sent before the latest PING: its answer confirms all of it."""
         self._resend: deque[Piece] = deque()
         """What a resumed connection has to carry first."""
         self._answers_from = 0
@@ -171,7 +191,7 @@ class Books:
     def set_writable(self, writable: bool) -> None:
         """The socket takes more, or does not (called by the shell)."""
         self.socket_writable = writable
-        self.writable = writable and not self._history_full
+        self.writable = writable and not self._history_full and not self._at_cap
 
     def _keep(self, pieces: Sequence[Piece], count: int) -> None:
         """Keep what is being sent until the peer confirms it."""
@@ -190,7 +210,7 @@ class Books:
             self._history.clear()
             self._history = None
             self._history_full = False
-            self.writable = self.socket_writable
+            self.set_writable(self.socket_writable)
 
     def _learn_secret(self, session_id: bytes, secret: bytes) -> None:
         """Of the first AUTH_OK; without both, or where the peer keeps nothing, the session dies with its connection."""
@@ -243,7 +263,28 @@ class Books:
         assert self._keepalive is not None
         number = self._keepalive.ping(self.now)
         self._acked_position = self._decoder.position  # PING confirms, too: an idle session needs no ACK
+        self._pinged = self.sent
+        if self._flight is not None:
+            self._flight.pinged(self.sent, self.now)
         self._queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, self.received)))
+
+    def _has_left(self, flight: Flight, count: int) -> None:
+        """`count` bytes more are under way: stop at the cap, and ask for news of the path in time."""
+        under_way = self.sent - self._peer_received
+        room = flight.cap - under_way
+        flight.left(self.sent, count, under_way, self.now, hungry=not self._scheduler and room >= flight.least)
+        self._make_room(flight, room)
+
+    def _make_room(self, flight: Flight, room: int) -> None:
+        self._room = min(room, flight.step)  # a PING follows each step, however much fits
+        self._ahead = min(QUEUE_AHEAD, max(flight.step, min(room, _JOIN_BELOW)))
+        at_cap = room < flight.least
+        if at_cap is not self._at_cap:
+            self._at_cap = at_cap
+            self.set_writable(self.socket_writable)
+        asks = self.sent - self._pinged >= flight.step and 4 * room < 3 * flight.cap
+        if asks and self._keepalive is not None and self._may_send:
+            self._send_ping()
 
     def _open_window(self) -> None:
         self._window.size = self._window.limit = self.limits.session_window
@@ -252,7 +293,7 @@ class Books:
             self._queue_control(frame(FrameType.WINDOW, 0, U32.pack(due)))
 
     def _new_stream(self, stream_id: int, target: str) -> Stream:
-        window = ReceiveWindow(self.limits.stream_window, self.limits.max_stream_window)
+        window = ReceiveWindow(self.limits.stream_window, self.limits.max_stream_window, growth=self._growth)
         stream = Stream(stream_id, target, self._stream_credit, window)
         self.streams[stream_id] = stream
         self.stats.streams_opened += 1
@@ -266,9 +307,35 @@ class Books:
     def _release(self, count: int) -> None:
         """Return session credit for bytes that nobody holds any more."""
         if count:
-            due = self._window.consume(count, self.now, 0.0)
+            whole = self._window
+            if self._extension.held and whole.consumed + count >= whole.due_at:
+                self._shrink(whole.granted - whole.consumed - count)
+            due = whole.consume(count, self.now, 0.0)
             if due:
                 self._queue_control(frame(FrameType.WINDOW, 0, U32.pack(due)))
+
+    def _look_at_unread(self) -> None:
+        """Keep half of the session's window free for streams that are read, as far as the process has room for that.
+
+        Called for each so many bytes that came: a stream whose reader stopped keeps its own window full for ever, and
+        enough of them would leave the others nothing.
+        """
+        whole = self._window
+        more = whole.unconsumed + (self.limits.session_window >> 1) - whole.size
+        if more > 0 and self._authenticated and self.kind is Kind.SESSION:
+            whole.size += self._extension.take(max(more, self.limits.session_window >> 3))
+            whole.limit = max(whole.limit, whole.size)
+            due = whole.open_up()
+            if due:
+                self._queue_control(frame(FrameType.WINDOW, 0, U32.pack(due)))
+
+    def _shrink(self, promised: int) -> None:
+        """Take back an extension, no further than `promised`, what the peer may still make us hold."""
+        whole = self._window
+        wanted = max(self.limits.session_window, whole.unconsumed + (self.limits.session_window >> 1), promised)
+        if wanted < whole.size:
+            self._extension.give(whole.size - wanted)
+            whole.size = whole.limit = wanted
 
     def _break_stream(self, stream: Stream, code: ResetCode) -> None:
         """The peer broke the protocol within one stream."""
@@ -310,6 +377,8 @@ class Books:
     def _drop(self, stream: Stream) -> None:
         if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self.side.value:
             self._peer_streams -= 1
+        if stream.receiving is ReceiveState.RESET or not stream.window.unconsumed:
+            stream.window.settle()
 
     def _queue_control(self, body: bytes) -> None:
         if self.state is State.CLOSED:
@@ -326,12 +395,13 @@ class Books:
 
     def _schedule(self, parts: list[bytes | memoryview], size: int, limit: int) -> None:
         """Fill `parts` up to `limit` bytes from the streams that wait."""
-        while size < limit and self._credit > 0:
+        room = self._room
+        while size < limit and self._credit > 0 and size < room:
             turn = self._scheduler.next()
             if turn is None:
                 return
             stream, most = turn
-            most = min(most, stream.credit, self._credit, stream.queued)
+            most = min(most, stream.credit, self._credit, stream.queued, room - size)
             if most <= 0:
                 continue
             pieces = stream.take(most)
@@ -443,4 +513,6 @@ class Books:
                 self._control.clear()
         if self._history is not None:
             self._history.clear()
+        self._growth.clear()
+        self._extension.clear()
         self._events.append(ev.Ended(error))

@@ -6,7 +6,8 @@ end (the *acceptor*) answers HELLO, and AUTH_OK once the token is verified; unti
 Then both open streams, send DATA within the credit that WINDOW grants, end a direction with FIN or a stream with
 RESET, and confirm with ACK (and with every PING and PONG) how much of the other's byte sequence has arrived.
 GOAWAY says that nothing new is accepted, and why. MOVE asks for another connection under the same session, before the
-present one goes away. A control connection has no AUTH (its TLS is mutual) and no
+present one goes away. QUIET asks to let the queues run empty for a moment, so that both ends see the round trip. A
+control connection has no AUTH (its TLS is mutual) and no
 streams: it carries DIAL from the relay and STATUS from the agent.
 
 Header, 8 bytes, big endian::
@@ -31,6 +32,7 @@ the session. Every length is checked against the type's largest size before anyt
     DIAL    13  record Dial                       <= 4 KiB    relay on a control connection
     STATUS  14  record Status                     <= 4 KiB    agent on a control connection
     MOVE   128  record Move                       <= 4 KiB    acceptor of a session
+    QUIET  129  -                                 0           both, on a session
 
 Types 128 to 255 are the ignorable range (<= 16 KiB): an end that does not know one skips and counts it. Any other
 unknown type is a session error. docs/protocol.md has the same order and the same names.
@@ -73,6 +75,7 @@ class FrameType(IntEnum):
     DIAL = 13
     STATUS = 14
     MOVE = 128
+    QUIET = 129
 
 
 class ResetCode(IntEnum):
@@ -144,6 +147,7 @@ LARGEST: dict[int, int] = {
     FrameType.DIAL: 4096,
     FrameType.STATUS: 4096,
     FrameType.MOVE: 4096,
+    FrameType.QUIET: 0,
 }
 """Largest body size per type; the decoder checks it on the header alone."""
 
@@ -159,6 +163,7 @@ ON_SESSION_ID: frozenset[int] = frozenset(
         FrameType.DIAL,
         FrameType.STATUS,
         FrameType.MOVE,
+        FrameType.QUIET,
     }
 )
 """Types that carry stream id 0 and no other."""

@@ -9,8 +9,11 @@ nothing else moves, the side that thousands come to leaves it to its peers (`pee
 
 from __future__ import annotations
 
-ROUND_TRIP_MEMORY = 60.0
-"""Seconds for which a round-trip sample counts; after that a path that became longer is believed."""
+ROUND_TRIP_MEMORY = 5.0
+"""Seconds for which a round-trip sample counts, at least; after twice that a path that became longer is believed."""
+
+ROUND_TRIP_STALE = 1.0
+"""Seconds after which an end that is sent much asks anew."""
 
 
 PATIENCE = 2.0
@@ -52,7 +55,7 @@ class Keepalive:
 
     @property
     def round_trip(self) -> float:
-        """The smallest round trip of the last minute or two, seconds; 0 before the first sample."""
+        """The smallest recent round trip, seconds; 0 before the first sample."""
         if self._smallest and self._older:
             return min(self._smallest, self._older)
         return self._smallest or self._older
@@ -109,6 +112,10 @@ class Keepalive:
         elif self._ping_sent is not None and now - max(self._ping_sent, self._last_progress) >= self._timeout:
             return f"nothing that was sent arrived for {self._timeout:.0f} s"
         return None
+
+    def stale(self, now: float) -> bool:
+        """Whether nobody asked for the round trip of late."""
+        return now - self._last_ping >= ROUND_TRIP_STALE
 
     def ping_due(self, now: float) -> bool:
         """Whether a PING is due."""

@@ -64,10 +64,14 @@ class Limits:
     """Seconds that a session waits without a connection: a laptop's change of network, a relay's restart. Longer keeps
     what a vanished client left at the API server (watches, exec) for as long."""
 
-    replay: int = 16 * MIB
-    """Bytes that were sent and not confirmed, kept to be sent again on a new connection; above it writing pauses. As
-    much as the largest window, so that it never is the limit of one stream. 0: nothing is kept, and a session ends
+    replay: int = 32 * MIB
+    """Bytes that were sent and not confirmed, kept to be sent again on a new connection; above it writing pauses. More
+    than may be under way, so that it never is the limit of a path that works. 0: nothing is kept, and a session ends
     with its connection."""
+
+    under_way: int = 24 * MIB
+    """Most bytes that are sent and not confirmed, however long and fast the path (`wire.flight` chooses how many it
+    takes): the largest window and a half, for a second stream. 0: only credit limits what is sent."""
 
     ack_every: int = 256 * KIB
     """Bytes received before an ACK: one ACK per full DATA frame. Rarer keeps more history at the sender."""
@@ -86,6 +90,8 @@ class Limits:
             raise LocalProtocolError(f"the session's window must be {FIRST_CREDIT} to {MAX_CREDIT} bytes")
         if self.replay and self.replay < 2 * self.ack_every:
             raise LocalProtocolError(f"replay must be 0, or at least twice ack_every ({2 * self.ack_every} bytes)")
+        if self.under_way and self.under_way < FIRST_CREDIT:
+            raise LocalProtocolError(f"under_way must be 0, or at least {FIRST_CREDIT} bytes")
         if not 0 < self.frame_shared <= self.frame_alone <= MAX_DATA:
             raise LocalProtocolError(f"DATA frames must be 1 <= shared <= alone <= {MAX_DATA} bytes")
 

@@ -71,6 +71,7 @@ class Reception(Books):
             FrameType.DIAL: self._on_dial,
             FrameType.STATUS: self._on_status,
             FrameType.MOVE: self._on_move,
+            FrameType.QUIET: self._on_quiet,
         }
 
     def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
@@ -259,6 +260,12 @@ class Reception(Books):
         self._take_small()
         self._peer_has(U64.unpack(body)[0])
 
+    def _on_quiet(self, _stream_id: int, _body: bytes) -> None:
+        self._sessions_only("QUIET")
+        self._take_small()
+        if self._flight is not None:
+            self._flight.begin_probe(self.now)
+
     def _on_ping(self, _stream_id: int, body: bytes) -> None:
         self._take_small()
         number, received = PING_BODY.unpack(body)
@@ -266,6 +273,7 @@ class Reception(Books):
         # Only the latest is answered: a flood of PINGs to an end that cannot write costs one frame.
         self._pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, self.received))
         self._acked_position = self._decoder.position  # PONG confirms, too
+        self._look_at_unread()
         if self.side is Side.ACCEPTOR and self._keepalive is not None:
             # While payload comes, its window grows by the round trip, which only PINGs of our own measure.
             if self._idle_from == self._window.received:
@@ -328,7 +336,16 @@ class Reception(Books):
             if history is not None:
                 history.acknowledge(received)
                 if self._history_full and history.roomy:
-                    self._history_full, self.writable = False, self.socket_writable
+                    self._history_full = False
+                    self.set_writable(self.socket_writable)
+            flight = self._flight
+            if flight is not None and self._keepalive is not None:
+                trip = flight.confirmed(received, self.sent, self.now)
+                if trip:
+                    self._keepalive.sample(trip, self.now)
+                    if flight.wants_probe(self.now) and flight.begin_probe(self.now):
+                        self._queue_control(frame(FrameType.QUIET, 0, b""))
+                self._make_room(flight, flight.cap - (self.sent - received))
             if self.state is State.DRAINING:
                 self._finish_drain_if_idle()
         if self._keepalive is not None:

@@ -13,19 +13,28 @@ Piece = bytes | memoryview
 
 
 class Budget:
-    """Bytes of history that all sessions of a process keep together."""
+    """Bytes that all sessions of a process may keep together.
+
+    Counted are the history of what was sent, to the byte, and what peers were promised beyond what every stream and
+    session gets at first (`window.Growth`): first credit is bounded by the number of sessions and streams.
+    """
 
     __slots__ = ("held", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        """Bytes; a session above its floor stops writing while more are held."""
+        """Bytes; a session above its floor stops writing while more are held, and no new session should be accepted."""
         self.held = 0
 
     @property
     def full(self) -> bool:
         """Whether nothing new should be accepted."""
         return self.held >= self.most
+
+    @property
+    def left_to_promise(self) -> int:
+        """Bytes that may still be promised: a quarter is kept for history, without which nothing can be sent."""
+        return max(0, self.most // 4 * 3 - self.held)
 
 
 class Replay:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import Violation
+from arcbridge.wire.flight import Flight
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
 from arcbridge.wire.greeting import Greeting
 from arcbridge.wire.keepalive import Keepalive
@@ -183,7 +184,13 @@ class Resumption(Reception):
         self.stats.resumed += 1
         self._answers_from = hello.sent
         self._acked_position = self._decoder.position
+        if self._flight is not None:  # another path, perhaps: nothing is known of it
+            self._flight = Flight(self.limits.under_way, sent=self.sent, now=self.now)
+            self._pinged = self.sent
+        self._usual_window = 0
         self._peer_has(hello.received)
+        if self._flight is not None:
+            self._make_room(self._flight, self._flight.cap - (self.sent - hello.received))
         self.set_writable(True)
         number = self._keepalive.number if self._keepalive is not None else 0
         self._keepalive = Keepalive(self.limits.ping_interval, self.limits.ping_timeout, self.now, number=number)

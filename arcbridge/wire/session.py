@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.books import DATA, QUEUE_AHEAD, Violation
+from arcbridge.wire.books import DATA, Violation
 from arcbridge.wire.frames import (
     HEADER_SIZE,
     MAX_DATA,
@@ -88,6 +88,7 @@ class Session(Resumption):
             if self._decoder.position - self._acked_position >= self.limits.ack_every and self._authenticated:
                 self._acked_position = self._decoder.position
                 self._queue_control(frame(FrameType.ACK, 0, U64.pack(self.received)))
+                self._look_at_unread()
 
     def receive_eof(self, now: float) -> None:
         """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
@@ -200,7 +201,7 @@ class Session(Resumption):
             and not stream.queued
             and 0 < size <= MAX_DATA
             and self.writable
-            and self._out_bytes < QUEUE_AHEAD
+            and self._out_bytes + size <= self._ahead
             and not self._scheduler
             and stream.sending is SendState.OPEN
         ):
@@ -262,13 +263,18 @@ class Session(Resumption):
         now = self.now
         trip = self._keepalive.round_trip if self._keepalive is not None else 0.0
         if stream.receiving is ReceiveState.OPEN:
-            due = stream.window.consume(count, now, trip)
+            due = own.consume(count, now, trip, self._usual_window)
             if due:
+                self._usual_window = max(self._usual_window, own.size)
+                if self._keepalive is not None and self._keepalive.stale(now) and self._may_send:
+                    self._send_ping()  # the window grows by the round trip, and paths change
                 self._queue_control(frame(FrameType.WINDOW, stream.id, U32.pack(due)))
         elif stream.receiving is ReceiveState.RESET:
             return  # settled when it was reset
         else:
-            stream.window.consumed += count
+            own.consumed += count
+            if stream.id not in self.streams and not own.unconsumed:
+                own.settle()
         self._release(count)
 
     def send_dial(self, dial: Dial) -> None:
@@ -316,12 +322,14 @@ class Session(Resumption):
         streams, self._writable = self._writable, []
         return streams
 
-    def data_to_send(self, limit: int) -> list[bytes | memoryview]:
+    def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
         """Up to about `limit` bytes to write, control frames first; call again while it gives something.
 
         The limit lets the scheduler choose as late as possible: a keystroke that comes now is still ahead of
-        payload that was not handed over.
+        payload that was not handed over. Without `now` the latest one counts, which makes the path look longer.
         """
+        if now > self.now:
+            self.now = now
         parts: list[bytes | memoryview] = []
         if self._prelude:
             parts.extend(self._prelude)
@@ -353,6 +361,8 @@ class Session(Resumption):
         self._explained += count
         if self._history is not None:
             self._keep(kept, count)
+        if self._flight is not None and count:
+            self._has_left(self._flight, count)
         return parts
 
     def _gather(self, parts: list[bytes | memoryview], limit: int) -> None:

@@ -6,33 +6,91 @@ promise, not a request to pause: what was granted can always be stored.
 Policy of the receiving side, in order:
 
 1. The window starts at `size`; the peer may have `size` bytes sent and not yet consumed.
-2. Consuming grants nothing until a quarter of the window can be granted at once. Not half: what is left behind a
-   grant of a little more than half never comes to half, so that only half a window moved per round trip, and the
-   measurement below, doubled, was just the window that there was.
+2. Consuming grants nothing until a quarter of the window, or `GRANT`, can be granted at once. Not half: what is left
+   behind a grant of a little more than half never comes to half, so that only half a window moved per round trip, and
+   the measurement below, doubled, was just the window that there was.
 3. The window grows towards twice the delivered bandwidth times the smallest recent round trip, so that one stream
    fills a long path. It grows only when a grant is due anyway: before that a larger window would change nothing, and
-   deliveries are too many to measure at each. Bandwidth is measured over at least one such round trip, so that a
-   burst out of a queue does not count as bandwidth, and from the end of the measurement before, so that a reader who
-   takes a full window at once after a pause does not either. The smallest round trip is used because a queue
-   inflates the current one, and a window fed by that grows into the queue until a keystroke waits behind a copy.
-4. It never shrinks, and never exceeds `limit`.
+   deliveries are too many to measure at each. Bandwidth is measured over one such round trip to two, so that a
+   burst out of a queue does not count as bandwidth, and each measurement begins where the one before it was half
+   over: the window doubles each round trip while the path carries it, and a reader who takes a full window at once
+   after a pause is not fast. The smallest round trip is used because a queue inflates the current one, and a window
+   fed by that grows into the queue until a keystroke waits behind a copy.
+4. A stream whose window holds it up at once gets the largest that a stream of this connection came to need.
+5. It never shrinks, and never exceeds `limit`, nor what is left of the session's share and the process's budget
+   (`Growth`). A reader that stops consumes nothing, so its window does not grow.
 """
 
 from __future__ import annotations
 
+from arcbridge.wire.replay import Budget
+
 MAX_CREDIT = 2**31 - 1
 """Most credit that a sender may hold; a grant beyond it is a flow-control error (RFC 9113 §6.9.1 has the same rule)."""
+
+GRANT = 1024 * 1024
+"""Bytes that are granted at once at the latest: a larger part of a large window is missing on a long path."""
 
 LEAST_ROUND_TRIP = 0.001
 """Seconds. Below it scheduling, not the path, is what delays a grant; a loopback stream needs about 2 MiB."""
 
 
+class Growth:
+    """What a session promised beyond first credit, within a bound of its own and the process's budget."""
+
+    __slots__ = ("_budget", "held", "most")
+
+    def __init__(self, most: int, budget: Budget) -> None:
+        self.most = most
+        self.held = 0
+        self._budget = budget
+
+    def take(self, wanted: int) -> int:
+        """Promise up to `wanted` bytes more; how many it came to."""
+        got = max(0, min(wanted, self.most - self.held, self._budget.left_to_promise))
+        self.held += got
+        self._budget.held += got
+        return got
+
+    def give(self, count: int) -> None:
+        """Nobody can hold `count` of them any more. After `clear` it changes nothing."""
+        count = min(count, self.held)
+        self.held -= count
+        self._budget.held -= count
+
+    def clear(self) -> None:
+        """The session is over."""
+        self.give(self.held)
+        self.most = 0
+
+
 class ReceiveWindow:
     """The receiving side's account of one stream, or of a whole session (with `limit == size`: fixed)."""
 
-    __slots__ = ("_sample_bytes", "_sample_start", "consumed", "due_at", "granted", "limit", "received", "size")
+    __slots__ = (
+        "_bytes_before",
+        "_grant",
+        "_sample_bytes",
+        "_sample_start",
+        "_start_before",
+        "consumed",
+        "due_at",
+        "granted",
+        "grown",
+        "growth",
+        "limit",
+        "received",
+        "size",
+    )
 
-    def __init__(self, size: int, limit: int, *, granted: int | None = None) -> None:
+    def __init__(
+        self, size: int, limit: int, *, granted: int | None = None, grant: int = GRANT, growth: Growth | None = None
+    ) -> None:
+        """`growth` is asked before the window grows, which it then does no further than that lets it."""
+        self.growth = growth
+        self.grown = 0
+        """Bytes that `growth` gave."""
+        self._grant = grant
         self.size = size
         self.limit = limit
         self.granted = size if granted is None else granted
@@ -45,7 +103,10 @@ class ReceiveWindow:
         """`consumed` below this: no grant is due. The session compares it in place, for each delivery."""
         self._sample_start: float | None = None
         self._sample_bytes = 0
-        """`consumed` at the start of the measurement."""
+        """`consumed` at the start of the younger of two measurements that overlap."""
+        self._start_before = 0.0
+        self._bytes_before = 0
+        """The same of the older one."""
         self._granted()
 
     @property
@@ -60,16 +121,17 @@ class ReceiveWindow:
         self.received += count
         return True
 
-    def consume(self, count: int, now: float, round_trip: float) -> int:
+    def consume(self, count: int, now: float, round_trip: float, usual: int = 0) -> int:
         """Account for `count` bytes consumed; the increment to grant now, or 0.
 
-        `now` and `round_trip` in seconds; a round trip of 0 means that none was measured yet.
+        `now` and `round_trip` in seconds; a round trip of 0 means that none was measured yet. `usual`: what other
+        streams over this path came to need.
         """
         self.consumed += count
         if self.consumed < self.due_at:
             return 0
         if self.size < self.limit:
-            self._grow(now, round_trip)
+            self._grow(now, round_trip, usual)
         return self.open_up()
 
     def open_up(self) -> int:
@@ -81,26 +143,37 @@ class ReceiveWindow:
 
     def _granted(self) -> None:
         """Set when the next grant is due: a quarter of the window further on."""
-        self.due_at = self.granted - self.size + (self.size >> 2)
+        self.due_at = self.granted - self.size + min(self.size >> 2, self._grant)
 
-    def _grow(self, now: float, round_trip: float) -> None:
-        moved = self.consumed - self._sample_bytes
+    def _grow(self, now: float, round_trip: float, usual: int) -> None:
         if self._sample_start is None:  # how long these took to come is not known
-            self._sample_start = now
-            self._sample_bytes = self.consumed
+            self._sample_start = self._start_before = now
+            self._sample_bytes = self._bytes_before = self.consumed
             return
         span = max(round_trip, LEAST_ROUND_TRIP)
-        elapsed = now - self._sample_start
-        if elapsed < span:
-            # A whole window within one round trip: the window, not the path, is the limit.
-            if moved < self.size:
-                return
-            elapsed = span
-        wanted = int(2 * moved / elapsed * span)
-        self._sample_start = now
-        self._sample_bytes = self.consumed
-        if wanted > self.size:
-            self.size = min(wanted, self.limit)
+        moved = self.consumed - self._bytes_before
+        elapsed = now - self._start_before
+        if elapsed >= span or moved >= self.size:  # a whole window within one round trip: it is the limit, not the path
+            wanted = int(2 * moved / max(elapsed, span) * span)
+            if wanted > self.size:
+                if 4 * wanted > 5 * self.size:  # no doubt that the window is the limit: what sufficed others will do
+                    wanted = max(wanted, usual)
+                self._grow_by(min(wanted, self.limit) - self.size)
+        if now - self._sample_start >= span / 2:
+            self._start_before, self._bytes_before = self._sample_start, self._sample_bytes
+            self._sample_start, self._sample_bytes = now, self.consumed
+
+    def _grow_by(self, more: int) -> None:
+        if self.growth is not None:
+            more = self.growth.take(more)
+            self.grown += more
+        self.size += more
+
+    def settle(self) -> None:
+        """The stream is over, and nobody holds its bytes any more: return what the window grew by."""
+        if self.growth is not None and self.grown:
+            self.growth.give(self.grown)
+            self.grown = 0
 
     def assert_invariants(self) -> None:
         """Raise AssertionError when the account is impossible; used by tests and debug builds."""
@@ -108,4 +181,6 @@ class ReceiveWindow:
         assert self.received <= self.granted, "received more than was granted"
         assert self.granted - self.consumed <= self.size, "granted more than the window can hold"
         assert self.size <= self.limit, "the window outgrew its limit"
-        assert self.due_at == self.granted - self.size + (self.size >> 2), "the next grant is due at another moment"
+        assert self.due_at == self.granted - self.size + min(self.size >> 2, self._grant), (
+            "the next grant is due at another moment"
+        )

@@ -218,7 +218,7 @@ class Script:
         assert await exactly(io, 3) == b"go!"
         await io.write(self.before_cut)
         assert io.transport is not None
-        io.transport.abort(ResetCode.TRUNCATED)
+        io.transport.cut()
         self.served.append("cut")
 
     async def play(self, session: MuxSession) -> None:

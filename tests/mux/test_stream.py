@@ -283,7 +283,7 @@ def test_an_exception_in_connection_made_resets_the_stream(loop: str) -> None:
 @both_loops
 def test_write_limits_are_as_asyncios(loop: str) -> None:
     async def main() -> None:
-        async with plain_pair() as (_, mine, theirs):
+        async with plain_pair(limits=Limits(under_way=0)) as (_, mine, theirs):
             transport = mine.transport
             transport.set_write_buffer_limits(high=1000, low=100)
             assert transport.get_write_buffer_limits() == (100, 1000)

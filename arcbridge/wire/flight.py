@@ -1,0 +1,281 @@
+"""How many bytes of a session may be under way: enough to fill the path, too few to fill its queues.
+
+A sender's own windows say what a *reader* can take. What a path can take is another question: the queue in front of a
+slow last mile takes megabytes, and a keystroke waits behind all of them. So the sender keeps what it sent and the peer
+did not confirm below a *cap*, made from what the peer's counts (ACK, PONG) tell: bytes delivered per second, and the
+smallest recent round trip. Everything between the two schedulers counts as under way, TLS buffers and sockets too.
+
+Policy, in order:
+
+1. PING goes out with each `step` bytes, so the counts come as often as the cap needs them, whatever the peer's habits.
+   A sender that stopped at its cap always has a PING under way, whose answer lets it go on: no deadlock.
+2. Each answer gives a round trip, and a rate: the bytes between the last PING that was answered when this one left,
+   and this one, over the longer of the two times that they took to leave and to be answered (answers that waited for
+   each other and come in a heap say nothing about the path). While the sender had nothing more to send, a rate says
+   only that the path carries at least so much.
+3. While the rate still grows, the cap is twice rate times round trip: it doubles each round trip. Once three rounds in
+   a row brought nothing, it is `STEADY` times that, so that the queue is half a round trip at most and a path that
+   gets faster is noticed.
+4. The round trip is the smallest of the last `MEMORY` seconds. When none of them was as small, or three rounds in a
+   row were far above it, our own queue and a longer path look the same; so both ends halve their caps (QUIET) until
+   the queues must be empty, and the smallest round trip of that time is believed whatever it is. With it the rate is
+   taken anew: a slower path is noticed by its queue.
+
+Nothing is done per frame and there is no timer: a comparison or two for each flush, the estimate with each answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+KIB = 1024
+
+FIRST = 128 * KIB
+"""Bytes under way before anything was measured: 50 ms of 20 Mbit/s, and seven doublings below 16 MiB."""
+
+FLOOR = 32 * KIB
+"""Least cap, bytes: two frames of the smaller size."""
+
+EXTRA = 8 * KIB
+"""Bytes beyond the product, for the frame that is being cut."""
+
+GROWING = 2.0
+STEADY = 1.25
+"""Times rate times round trip. Less lost throughput where counts come late; more is queue in front of a keystroke."""
+
+PLATEAU = 3
+"""Rounds without a rate a quarter higher, until the path counts as full."""
+
+LEAST_ROUND_TRIP = 0.004
+"""Seconds. Below it, schedulers and not the path are what delays an answer: two cores with five busy processes
+answer after milliseconds, and a smaller cap leaves them idle."""
+
+SPAN = 0.005
+"""Least seconds over which a rate is measured, and the least of a round."""
+
+STEP_SECONDS = 0.002
+"""No more than one PING in as many seconds."""
+
+ASKING = 1.5
+"""The same, in one of `ROUNDS` rounds: whoever never asks for more than it gets, gets less each time."""
+
+ROUNDS = 6
+"""Rounds after which the best rate of the rounds before them begins to be forgotten."""
+
+MEMORY = 10.0
+"""Seconds for which a round trip counts."""
+
+PATIENCE = 1.0
+"""Least seconds between two halvings that slow answers cause."""
+
+
+class Flight:
+    """The cap of one connection's one direction. `now` is monotonic seconds and an argument."""
+
+    __slots__ = (
+        "_base",
+        "_best",
+        "_calm",
+        "_full",
+        "_got",
+        "_hungry_until",
+        "_latest",
+        "_left_at",
+        "_lump",
+        "_lump_before",
+        "_most",
+        "_older",
+        "_pings",
+        "_probe_from",
+        "_probe_trip",
+        "_probed_at",
+        "_round_at",
+        "_round_end",
+        "_round_rate",
+        "_round_trip",
+        "_rounds",
+        "_slow",
+        "_stale",
+        "_trip_at",
+        "cap",
+        "growing",
+        "least",
+        "probing",
+        "rate",
+        "round_trip",
+        "step",
+    )
+
+    def __init__(self, most: int, *, first: int = FIRST, sent: int = 0, now: float = 0.0) -> None:
+        """`most`: the cap never exceeds it, bytes. `sent`: the count so far."""
+        self._most = most
+        self.rate = 0.0
+        """Bytes per second that the path delivers; 0 while unknown."""
+        self.round_trip = 0.0
+        """The smallest recent one, seconds; 0 while unknown."""
+        self.growing = True
+        self.probing = False
+        """The cap is halved for the sake of the round trip."""
+        self._pings: deque[tuple[int, float, tuple[int, float, float], bool]] = deque()
+        """Unanswered: count before it, when it left, `_base` then, whether the sender was hungry."""
+        self._base = (sent, now, now)
+        """Of the latest PING whose answer gave a rate: count, when the answer came, when it had left."""
+        self._got = sent
+        """The peer's latest count."""
+        self._lump = self._lump_before = 0
+        """The most that one count added to the one before it, in these rounds and in those before."""
+        self._hungry_until = sent
+        """Up to this count, the sender had nothing more to send."""
+        self._left_at = now
+        self._best = self._older = self._latest = self._full = 0.0
+        self._rounds = self._stale = self._slow = 0
+        self._round_end, self._round_at = sent, now
+        self._round_rate = self._round_trip = 0.0
+        self._trip_at = self._probed_at = now
+        self._probe_from = 0
+        self._probe_trip = 0.0
+        self._calm = 0
+        self.cap = self.step = self.least = 0
+        self._set(min(first, most))
+
+    def left(self, sent: int, count: int, under_way: int, now: float, *, hungry: bool) -> None:
+        """A flush of `count` bytes has left: `sent` is the count and `under_way` what is unconfirmed with it."""
+        if hungry:
+            self._hungry_until = sent
+        if now - self._left_at > self.round_trip and under_way - count < self.step:
+            # After a pause what was sent long ago has arrived, though nobody has said so yet.
+            self._base = (sent - count, now, now)
+            self._got = sent - count
+        self._left_at = now
+
+    def pinged(self, sent: int, now: float) -> None:
+        """A PING leaves behind the bytes up to `sent`."""
+        self._pings.append((sent, now, self._base, self._hungry_until > self._base[0]))
+
+    def confirmed(self, received: int, sent: int, now: float) -> float:
+        """The peer's count rose to `received`; a new round trip, or 0."""
+        pings = self._pings
+        lump, self._got = received - self._got, received
+        if lump > self._lump:
+            self._lump = lump
+        if not pings or received <= pings[0][0]:
+            if self.probing:
+                self._look_calm(received, sent)
+            return 0.0
+        trip = 0.0
+        while pings and received > pings[0][0]:
+            at, left_at, (base, base_at, base_left_at), hungry = pings.popleft()
+            trip = max(now - left_at, 1e-6)
+            span = max(now - base_at, left_at - base_left_at)
+            if span >= SPAN:
+                self._take_rate((at - base) / span, hungry=hungry)
+                self._base = (at, now, left_at)
+            if not self._round_trip or trip < self._round_trip:
+                self._round_trip = trip
+        if not self.round_trip or trip <= self.round_trip:
+            self.round_trip, self._trip_at = trip, now
+        elif trip <= 1.1 * self.round_trip + 0.0005:
+            self._trip_at = now
+        if self.probing:
+            self._probe(received, sent, trip, now)
+        if received > self._round_end and now - self._round_at >= SPAN:
+            self._end_round(sent, now)
+        self._recap()
+        return trip
+
+    def begin_probe(self, now: float) -> bool:
+        """Halve the cap until the queue is empty; false if that is under way, or was a moment ago."""
+        if self.probing or now - self._probed_at < PATIENCE:
+            return False
+        self.probing = True
+        self._probed_at = now
+        self._probe_trip = 0.0
+        self._probe_from = -1
+        self._calm = 0
+        self._slow = 0
+        self._recap()
+        return True
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _take_rate(self, rate: float, *, hungry: bool) -> None:
+        if not hungry:
+            self._round_rate = max(self._round_rate, rate)
+        if rate > self._best and not self.probing:
+            self._best = rate
+            self.rate = max(rate, self._older)
+
+    def _end_round(self, sent: int, now: float) -> None:
+        rate, trip = self._round_rate, self._round_trip
+        self._round_end, self._round_at = sent, now
+        self._round_rate = self._round_trip = 0.0
+        usual = max(self.round_trip, LEAST_ROUND_TRIP)
+        if self.growing and trip > 1.5 * usual + 2 * SPAN:
+            self._stale = PLATEAU  # a queue: the path is full
+        elif self.rate >= 1.25 * self._full:
+            self._full = self.rate
+            self._stale = 0
+            self.growing = True
+        elif rate and self.growing:
+            self._stale += 1
+        if self.growing and self._stale >= PLATEAU:
+            self.growing = False
+            self._full = self.rate
+        if rate and not self.probing:
+            self._latest = rate
+            self._rounds += 1
+            if self._rounds >= ROUNDS:
+                self._older, self._best, self._rounds = self._best, rate, 0
+                self._lump_before, self._lump = self._lump, 0
+                self.rate = max(self._best, self._older)
+                self._full = min(self._full, self.rate) if not self.growing else self._full
+        self._slow = self._slow + 1 if trip > 2 * usual + 2 * SPAN else 0
+
+    def wants_probe(self, now: float) -> bool:
+        """Whether the round trip is in doubt."""
+        if self.probing or not self.rate:
+            return False
+        if self._slow >= PLATEAU and not self.growing and now - self._probed_at >= PATIENCE:
+            self._best, self._older, self._rounds = self._latest, 0.0, 0
+            self.rate = self._full = self._latest
+            return True
+        return now - self._trip_at > MEMORY
+
+    def _look_calm(self, received: int, sent: int) -> None:
+        if self._probe_from < 0 and sent - received <= self.cap:
+            self._probe_from = sent  # a PING that leaves from now on meets no queue of ours
+
+    def _probe(self, received: int, sent: int, trip: float, now: float) -> None:
+        if self._probe_from < 0:
+            self._look_calm(received, sent)
+            return
+        beyond = received > self._probe_from
+        if (beyond or self._calm) and (not self._probe_trip or trip < self._probe_trip):
+            self._probe_trip = trip
+        if not beyond:
+            return
+        if not self._calm:
+            self._calm, self._probe_from = 1, sent  # one round more: the other end began later
+            return
+        self.probing = False
+        self.round_trip, self._trip_at = self._probe_trip, now
+
+    def _recap(self) -> None:
+        product = self.rate * max(self.round_trip, LEAST_ROUND_TRIP)
+        if self.probing:
+            cap = max(FLOOR, int(product / 2))
+        elif self.growing:
+            cap = max(FIRST, int(GROWING * product) + EXTRA)
+        else:
+            # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
+            lump = min(max(self._lump, self._lump_before), int(product))
+            gain = STEADY if self._rounds else ASKING
+            cap = max(FLOOR, int(gain * product) + lump + EXTRA)
+        self._set(min(cap, self._most))
+
+    def _set(self, cap: int) -> None:
+        self.cap = cap
+        self.step = min(max(cap // 16, int(self.rate * STEP_SECONDS)), cap // 2)
+        """Bytes between two PINGs; at most half the cap, so that whoever is at the cap has one under way."""
+        self.least = min(cap // 16, 64 * KIB)
+        """Room below which no payload is sent: no frames of a few bytes."""

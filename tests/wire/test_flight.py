@@ -1,0 +1,241 @@
+"""How much may be under way: a slow last mile stays shallow, a long path is filled, and nothing ever stands still."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arcbridge.wire.flight import FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, Flight
+from arcbridge.wire.frames import FIRST_CREDIT
+from arcbridge.wire.limits import DEFAULT
+from tests.support.slow_path import MBIT, SlowPath
+
+KIB = 1024
+
+
+def percentile(values: list[float], part: float) -> float:
+    return sorted(values)[int(part * len(values))]
+
+
+def carried(path: SlowPath, stream: int, seconds: float, *, up: bool = True) -> float:
+    """Bytes per second that bulk moves from now on."""
+    node = path.agent if up else path.client
+    before = node.read.get(stream, 0)
+    path.run(seconds)
+    return (node.read.get(stream, 0) - before) / seconds
+
+
+# -- the slow last mile -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_a_keystroke_passes_a_copy_over_a_slow_last_mile(up: bool) -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    took = path.start_ticks(0.01, path.now + 12)
+    bulk = path.start_bulk(up=up)
+    assert carried(path, bulk, 12, up=up) >= 0.95 * 20 * MBIT
+    assert len(took) > 1000
+    assert percentile(took, 0.99) <= 0.1
+    assert percentile(took, 0.5) <= 0.075
+
+
+def test_copies_both_ways_leave_room_for_each_other() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    took = path.start_ticks(0.01, path.now + 12)
+    down = path.start_bulk(up=False)
+    up = path.start_bulk(up=True)
+    before = path.agent.read.get(up, 0)
+    assert carried(path, down, 12, up=False) >= 0.5 * 20 * MBIT
+    assert path.agent.read[up] - before >= 0.5 * 12 * 20 * MBIT
+    assert percentile(took, 0.99) <= 0.2, "the two queues together"
+
+
+def test_many_copies_share_one_queue() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    took = path.start_ticks(0.01, path.now + 6)
+    bulk = [path.start_bulk(up=True) for _ in range(10)]
+    path.run(6)
+    got = [path.agent.read[one] for one in bulk]
+    assert sum(got) >= 0.9 * 6 * 20 * MBIT
+    assert max(got) - min(got) <= 0.1 * max(got), "equal shares"
+    assert percentile(took, 0.99) <= 0.2, "its turn comes behind ten frames of 16 KiB, no more"
+
+
+# -- the long path ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mbit", "round_trip"), [(400, 0.1), (640, 0.2)])
+def test_one_stream_fills_a_long_path(mbit: int, round_trip: float) -> None:
+    path = SlowPath(rate=mbit * MBIT, round_trip=round_trip)
+    bulk = path.start_bulk(up=True)
+    path.run(14 * round_trip)  # it doubles each round trip, nearly
+    assert carried(path, bulk, 1.0) >= 0.95 * mbit * MBIT
+    again = path.start_bulk(up=True)
+    path.client.bulk.pop(bulk)
+    path.run(4 * round_trip)
+    assert carried(path, again, 1.0) >= 0.95 * mbit * MBIT, "a second stream begins with what the first one found"
+
+
+# -- paths that change --------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_gets_slower_and_faster_is_followed() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    bulk = path.start_bulk(up=True)
+    path.run(2)
+    path.up.rate = 5 * MBIT
+    path.run(2)
+    assert carried(path, bulk, 2) >= 0.9 * 5 * MBIT
+    assert path.up.queue(path.now) <= 0.1
+    path.up.rate = 80 * MBIT
+    path.run(2)
+    assert carried(path, bulk, 2) >= 0.9 * 80 * MBIT
+
+
+def test_a_path_that_gets_longer_is_believed() -> None:
+    path = SlowPath(rate=100 * MBIT, round_trip=0.005)
+    bulk = path.start_bulk(up=True)
+    path.run(1)
+    path.up.delay = path.down.delay = 0.1
+    path.run(15)
+    assert carried(path, bulk, 2) >= 0.9 * 100 * MBIT
+    assert path.client.machine._flight is not None
+    assert path.client.machine._flight.round_trip >= 0.2
+    path.up.delay = path.down.delay = 0.01
+    path.run(MEMORY + 2)
+    assert path.client.machine._flight.round_trip <= 0.04, "a shorter one as soon as the queue was let run empty"
+
+
+def test_counts_that_come_in_lumps_neither_starve_nor_flood() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    path.down.hold = 0.02
+    bulk = path.start_bulk(up=True)
+    path.run(2)
+    assert carried(path, bulk, 5) >= 0.75 * 20 * MBIT
+    assert path.client.machine._flight is not None
+    assert path.client.machine._flight.rate <= 1.3 * 20 * MBIT
+
+
+def test_an_application_that_sends_little_says_little_of_the_path() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    bulk = path.start_bulk(up=True)
+    path.run(3)
+    flight = path.client.machine._flight
+    assert flight is not None
+    cap, rate = flight.cap, flight.rate
+    path.client.bulk.clear()
+    path.start_ticks(0.02, path.now + 20, size=1000)
+    path.run(20)
+    assert flight.rate >= 0.9 * rate, "it did not collapse"
+    assert flight.rate <= 1.1 * rate
+    assert flight.cap >= 0.7 * cap
+    path.client.bulk[bulk] = path.client.machine.streams[bulk]
+    path.flush()
+    assert carried(path, bulk, 2) >= 0.8 * 20 * MBIT
+
+
+# -- nothing stands still -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    rate=st.sampled_from([0.1, 1, 20, 300]),
+    round_trip=st.sampled_from([0.0005, 0.01, 0.3]),
+    sizes=st.lists(st.sampled_from([1, 5000, 100_000, 1_000_000]), min_size=1, max_size=4),
+    ack_every=st.sampled_from([5_000, 256 * KIB, 2**30]),
+    changes=st.lists(st.tuples(st.sampled_from([0.05, 1, 100]), st.sampled_from([0.001, 0.5])), max_size=3),
+)
+def test_whatever_the_path_all_arrives(
+    rate: float,
+    round_trip: float,
+    sizes: list[int],
+    ack_every: int,
+    changes: list[tuple[float, float]],
+) -> None:
+    """Also to a peer that confirms nothing unless asked."""
+    limits = replace(DEFAULT, ack_every=ack_every, replay=2**31, ping_interval=10_000, ping_timeout=50_000)
+    path = SlowPath(rate=rate * MBIT, round_trip=round_trip, limits=limits, most=10_000)
+    streams = [path.client.adopt(path.client.machine.open_stream("tcp:x")) for _ in sizes]
+    for stream, size in zip(streams, sizes, strict=True):
+        path.client.machine.send(stream, bytes(size))
+    path.flush()
+    for rate_after, delay in changes:
+        path.run(0.2)
+        path.up.rate, path.down.delay = rate_after * MBIT, delay
+    slowest = min([rate] + [one for one, _ in changes])
+    path.run(60 + 3 * sum(sizes) / (slowest * MBIT))
+    assert [path.agent.read.get(stream.id) for stream in streams] == sizes
+
+
+def test_whoever_is_at_the_cap_has_asked() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    path.start_bulk(up=True)
+    machine = path.client.machine
+    for _ in range(500):
+        path.run(0.003)
+        if machine._at_cap:
+            assert machine._pinged > machine._peer_received, "no answer will let it go on"
+
+
+# -- the estimate by itself -----------------------------------------------------------------------------------------
+
+
+def test_the_first_cap_and_its_bounds() -> None:
+    flight = Flight(1024 * KIB)
+    assert flight.cap == FIRST
+    assert flight.least <= flight.step <= flight.cap // 2
+    small = Flight(FIRST_CREDIT)
+    assert small.cap == FIRST_CREDIT
+
+
+def feed(flight: Flight, rate: float, trip: float, rounds: int, start: float = 0.0, sent: int = 0) -> tuple[float, int]:
+    """Rounds in which always as much is sent as the cap lets out and the path carries."""
+    now = start
+    for _ in range(rounds):
+        count = int(min(flight.cap, rate * trip))
+        sent += count
+        flight.left(sent, count, count, now, hungry=False)
+        flight.pinged(sent, now)
+        now += trip
+        flight.confirmed(sent + 24, sent + 24, now)
+        sent += 24
+    return now, sent
+
+
+def test_it_doubles_each_round_trip_and_stops_at_the_path() -> None:
+    flight = Flight(16 * 1024 * KIB)
+    caps = []
+    now, sent = 0.0, 0
+    for _ in range(6):
+        now, sent = feed(flight, 50e6, 0.1, 1, now, sent)
+        caps.append(flight.cap)
+    assert all(after >= 1.7 * before for before, after in pairwise(caps[1:5])), caps
+    feed(flight, 50e6, 0.1, 3 * PLATEAU + 6, now, sent)
+    assert not flight.growing
+    assert 1.25 * 5e6 <= flight.cap <= 2.5 * 5e6 + 100 * KIB, "with a lump of a whole round trip"
+    assert flight.rate == pytest.approx(50e6, rel=0.05)
+
+
+def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
+    flight = Flight(16 * 1024 * KIB)
+    feed(flight, 1e9, 0.0001, 400)
+    assert flight.cap >= 1e9 * LEAST_ROUND_TRIP
+
+
+def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:
+    flight = Flight(1024 * KIB)
+    now, sent = feed(flight, 1e6, 0.05, 20)
+    assert not flight.wants_probe(now)
+    now, sent = feed(flight, 1e6, 0.08, int(MEMORY / 0.08) + 2, now, sent)
+    assert flight.wants_probe(now)
+    cap = flight.cap
+    assert flight.begin_probe(now)
+    assert not flight.begin_probe(now)
+    assert FLOOR <= flight.cap < cap
+    feed(flight, 1e6, 0.08, 6, now, sent)
+    assert not flight.probing
+    assert flight.round_trip == pytest.approx(0.08)

@@ -1,0 +1,164 @@
+"""A reader that stops costs its window and nothing else; what a process promises is counted, and comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode, ResetCode
+from arcbridge.wire.limits import KIB, MIB, Limits
+from arcbridge.wire.replay import Budget
+from arcbridge.wire.stream import ReceiveState
+from tests.support.slow_path import MBIT, SlowPath
+
+SMALL = Limits(stream_window=FIRST_CREDIT, max_stream_window=512 * KIB, session_window=2 * MIB)
+
+
+def frozen(path: SlowPath, count: int) -> list[int]:
+    """Streams with more to say than their windows take, whose readers, at the agent, take nothing."""
+    ids = []
+    for _ in range(count):
+        stream = path.client.adopt(path.client.machine.open_stream("tcp:frozen"))
+        path.agent.frozen.add(stream.id)
+        path.client.machine.send(stream, bytes(2 * FIRST_CREDIT))
+        ids.append(stream.id)
+    path.flush()
+    return ids
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_neighbours_of_frozen_readers_go_on_at_full_speed(count: int) -> None:
+    """A hundred of them hold three times the session's window."""
+    path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
+    ids = frozen(path, count)
+    path.run(0.5 + count * FIRST_CREDIT / (30 * MBIT))
+    held = [path.agent.unread.get(one, 0) for one in ids]
+    assert max(held) <= SMALL.stream_window, "a window that is not read does not grow"
+    assert sum(held) == count * SMALL.stream_window
+    took = path.start_ticks(0.01, path.now + 2)
+    bulk = path.start_bulk(up=True)
+    path.run(0.5)
+    assert carried(path, bulk, 1.0) >= 0.9 * 40 * MBIT
+    assert len(took) > 100
+    assert max(took) < 0.1
+
+
+def test_readers_that_freeze_with_grown_windows_leave_half_the_session_to_others() -> None:
+    path = SlowPath(rate=100 * MBIT, round_trip=0.1, limits=SMALL)
+    ids = [path.start_bulk(up=True) for _ in range(6)]
+    path.run(3)
+    assert sum(path.agent.machine.streams[one].window.grown for one in ids) > SMALL.session_window // 4
+    assert sum(path.agent.machine.streams[one].window.grown for one in ids) <= SMALL.session_window // 2
+    path.agent.frozen.update(ids)
+    path.run(1)
+    bulk = path.start_bulk(up=True)
+    path.run(1)
+    assert carried(path, bulk, 1.0) >= 0.7 * SMALL.stream_window / 0.1, "no frozen window stands in its way"
+
+
+def test_control_goes_on_while_every_window_is_zero() -> None:
+    path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
+    ids = frozen(path, 20)
+    path.run(1)
+    client = path.client.machine
+    assert all(client.streams[one].credit == 0 for one in ids)
+    late = path.client.adopt(client.open_stream("tcp:late"))
+    client.reset(client.streams[ids[0]], ResetCode.CANCELLED)
+    client._send_ping()
+    path.flush()
+    path.run(0.1)
+    assert late.id in path.agent.machine.streams
+    assert ids[0] not in path.agent.machine.streams
+    assert client._peer_received >= client._pinged
+
+
+def limited(budget: Budget) -> SlowPath:
+    return SlowPath(rate=40 * MBIT, round_trip=0.2, limits=SMALL, budget=budget)
+
+
+def carried(path: SlowPath, stream: int, seconds: float) -> float:
+    before = path.agent.read.get(stream, 0)
+    path.run(seconds)
+    return (path.agent.read[stream] - before) / seconds
+
+
+def test_what_was_promised_comes_back_when_streams_end() -> None:
+    budget = Budget(512 * MIB)
+    path = limited(budget)
+    bulk = path.start_bulk(up=True)
+    path.run(3)
+    window = path.agent.machine.streams[bulk].window
+    assert window.grown == window.size - SMALL.stream_window > 256 * KIB
+    assert budget.held >= window.grown
+    path.client.machine.reset(path.client.bulk.pop(bulk), ResetCode.CANCELLED)
+    path.flush()
+    path.run(1)
+    assert path.agent.machine._growth.held == 0
+    assert budget.held < 256 * KIB, "history of the last frames is all that is left"
+
+
+def test_what_is_still_unread_after_the_end_stays_counted() -> None:
+    budget = Budget(512 * MIB)
+    path = limited(budget)
+    bulk = path.start_bulk(up=True)
+    path.run(3)
+    stream = path.agent.machine.streams[bulk]
+    path.agent.frozen.add(bulk)
+    path.run(1)
+    source = path.client.bulk.pop(bulk)
+    source.outbox.clear()
+    source.queued = 0
+    path.client.machine.finish(source)
+    path.agent.machine.finish(stream)
+    path.flush()
+    path.run(1)
+    assert stream.receiving is ReceiveState.FINISHED
+    assert bulk not in path.agent.machine.streams
+    assert path.agent.machine._growth.held == stream.window.grown > 0
+    path.agent.machine.consumed(stream, path.agent.unread[bulk])
+    assert path.agent.machine._growth.held == 0
+
+
+def test_everything_comes_back_when_the_session_ends() -> None:
+    budget = Budget(512 * MIB)
+    path = limited(budget)
+    path.start_bulk(up=True)
+    frozen(path, 50)
+    path.run(4)
+    assert path.agent.machine._extension.held > 0
+    assert budget.held > MIB
+    for node in (path.client, path.agent):
+        node.bulk.clear()
+        node.machine.close(GoawayCode.DONE, "over")
+    assert budget.held == 0
+
+
+def test_windows_stop_growing_when_the_budget_is_nearly_spent() -> None:
+    budget = Budget(64 * MIB)
+    budget.held = 48 * MIB - 100 * KIB
+    path = limited(budget)
+    bulk = path.start_bulk(up=True)
+    path.run(3)
+    assert path.agent.machine.streams[bulk].window.grown <= 100 * KIB
+    assert not budget.full
+    budget.held += 64 * MIB
+    assert budget.full, "and nobody new is let in"
+
+
+def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:
+    path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
+    ids = frozen(path, 60)
+    path.run(1.5)
+    agent = path.agent.machine
+    assert agent._extension.held > 0
+    assert agent._window.size > SMALL.session_window
+    path.client.bulk.clear()
+    path.agent.frozen.clear()
+    for one in ids:
+        agent.consumed(agent.streams[one], path.agent.unread.pop(one, 0))
+        path.flush()
+    path.run(1)
+    bulk = path.start_bulk(up=True)
+    path.run(1)
+    assert path.agent.read[bulk] > 0
+    assert agent._extension.held == 0
+    assert agent._window.size == SMALL.session_window
