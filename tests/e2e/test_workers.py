@@ -146,3 +146,14 @@ def test_the_drain(world: World) -> None:
     assert steps.count("leaving") == steps.count("closing") == 2
     # No worker closes the port before all are ready to.
     assert steps.index("closing") == steps.index("leaving", steps.index("leaving") + 1) + 1
+
+
+def test_workers_do_not_outlive_their_supervisor(world: World) -> None:
+    """SIGKILL: nobody could lead them any more, and the next relay needs their port and their data."""
+    world.start_relay()
+    there = workers(world)
+    assert len(there) == 2
+    world.relay.kill()
+    until(lambda: not any(Path(f"/proc/{one}").exists() for one in there.values()), "the workers are gone")
+    world.start_relay()
+    assert counted(world)["workers_serving"] == 2

@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
-from arcbridge.net.join import JoinCode
+from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.ready import receive, reset
 from arcbridge.relay import drain as module
 from arcbridge.relay.drain import Drain, Step
 from arcbridge.relay.fleet.base import AgentLink
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import JoinReply
+from arcbridge.wire.records import JoinReply, JoinRequest
+from tests.net.ends import RELAY, client_context
 from tests.relay.station import Agent, Station, station, swallow
 
 
 class Draining:
     """A drain that runs, and what it has done so far."""
 
-    def __init__(self, relay: Station, draws: list[float] | None = None) -> None:
+    def __init__(
+        self,
+        relay: Station,
+        draws: list[float] | None = None,
+        together: Callable[[asyncio.Event], Awaitable[None]] | None = None,
+    ) -> None:
         draws = [*(draws or [])]
         self.drain = Drain(
             relay.listener,
@@ -32,6 +38,7 @@ class Draining:
             relay.rendezvous,
             relay.pumps,
             relay.counters,
+            together=together,
             random=lambda: draws.pop(0) if draws else 0.5,
         )
         self.hurry = asyncio.Event()
@@ -219,3 +226,31 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
         relay.fleet.unregister = original  # type: ignore[method-assign]
         assert told == ["i1"]
         await draining.over()
+
+
+async def test_one_of_several_keeps_the_port_until_all_are_ready(tmp_path: Path) -> None:
+    """And tells those that come meanwhile, also those that the kernel had queued when it was closed."""
+    all_ready = asyncio.Event()
+
+    async def together(hurry: asyncio.Event) -> None:
+        asked.set()
+        await all_ready.wait()
+
+    asked = asyncio.Event()
+    async with station(tmp_path, "prod") as relay:
+        draining = Draining(relay, together=together)
+        await asyncio.wait_for(asked.wait(), 5)
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert caught.value.code == JoinCode.DRAINING
+        assert draining.drain.step is Step.LEAVING
+        queued = socket.create_connection((relay.address.host, relay.address.port))
+        queued.setblocking(False)
+        all_ready.set()
+        request = JoinRequest(role="client", cluster="prod", token="alice")
+        with pytest.raises(JoinRefused) as caught:
+            await client_join(queued, client_context(), RELAY, request)
+        assert caught.value.code == JoinCode.DRAINING
+        await draining.over()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((relay.address.host, relay.address.port))

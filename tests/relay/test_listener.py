@@ -21,7 +21,7 @@ from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.listener import Listener
+from arcbridge.relay.listener import Listener, bind
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_alpn import client_hello, in_records, with_extension
 from tests.relay.station import Agent, Station, station
@@ -284,3 +284,35 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
         await rejected(relay, "failed", 2)
         assert calls == 2
         assert relay.admission.waiting == 0
+
+
+async def test_who_is_queued_when_the_port_is_left_is_served(tmp_path: Path) -> None:
+    """R7: what stays in the queue of a socket that is closed would be reset."""
+    async with station(tmp_path) as relay:
+        # The kernel takes them in while nobody here runs.
+        queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]
+        relay.listener.leave()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((relay.address.host, relay.address.port))
+        for sock in queued[::33]:
+            with sock:
+                sock.setblocking(False)
+                pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
+                await pipe.handshake()
+                await pipe.write(b"hello")
+                assert await pipe.read() == b"HELLO"
+        assert relay.counters.accepted == 100
+        for sock in queued:
+            sock.close()
+
+
+async def test_a_port_may_be_shared_by_those_who_say_so() -> None:
+    first = bind(Address("127.0.0.1", 0), shared=True)
+    address = Address(*first.getsockname())
+    with (
+        first,
+        bind(address, shared=True),
+        bind(address, shared=True, accept=False),
+        pytest.raises(ConfigError, match="the port is in use"),
+    ):
+        bind(address)

@@ -7,7 +7,7 @@ A message is a short head (JSON), a body (bytes) and at most one socket.
 Rules:
 
 1. A message is sent whole or not at all, in order. What the kernel does not take now waits here, at most `QUEUE`
-   messages; beyond that the other process is taken for dead and the channel is closed: an order that was left out
+   bytes; beyond that the other process is taken for dead and the channel is closed: an order that was left out
    would leave the two with different views for ever.
 2. A socket that is sent stays the sender's, too, until the receiver says that it has it. The sender only holds it.
 3. A descriptor that did not arrive (the receiver's table is full, which the kernel tells by `MSG_CTRUNC` and by no
@@ -30,8 +30,8 @@ from typing import Any, Final, NamedTuple
 
 from arcbridge.errors import ArcbridgeError
 
-QUEUE: Final = 4096
-"""Messages that wait for the other process. It reads between any two turns of its loop, so that many mean seconds."""
+QUEUE: Final = 32 * 1024 * 1024
+"""Bytes that wait for the other process: more than a worker that drains has to say at once of 100,000 agents."""
 MAX_MESSAGE: Final = 128 * 1024
 """Bytes. The longest are metrics and a join with what came behind its TLS (64 KiB); the kernel's default for a Unix
 socket's buffer is 208 KiB, and a message has to fit."""
@@ -75,6 +75,7 @@ class Channel:
         self._on_message = on_message
         self._on_closed = on_closed
         self._waiting: deque[tuple[bytes, socket.socket | None, bool]] = deque()
+        self._queued = 0
         self.closed = False
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Channel:
                 raise ChannelClosed
             if len(message) > MAX_MESSAGE:
                 raise ChannelClosed("a message between the processes of this relay is too long")
-            if len(self._waiting) >= QUEUE:
+            if self._queued + len(message) > QUEUE:
                 self.close()
                 raise ChannelClosed("the other process of this relay does not read")
             sent = not self._waiting and self._sent(message, sock)
@@ -102,6 +103,7 @@ class Channel:
             if not self._waiting:
                 self._loop.add_writer(self._sock.fileno(), self._writable)
             self._waiting.append((message, sock, keep))
+            self._queued += len(message)
         elif sock is not None and not keep:
             sock.close()
 
@@ -151,6 +153,7 @@ class Channel:
                 if not self._sent(message, sock):
                     return
                 self._waiting.popleft()
+                self._queued -= len(message)
                 if sock is not None and not keep:
                     sock.close()
         except ChannelClosed:

@@ -139,6 +139,24 @@ async def test_all_know_the_agents_of_all() -> None:
         await one.close()
 
 
+async def test_many_agents_are_told_of_at_once() -> None:
+    """A worker that comes late hears of all; a worker that drains says of all that they leave, in one turn."""
+    first, late = Worker(), Worker()
+    links = [Link(f"c{number % 50}", f"i{number}") for number in range(6000)]
+    for link in links:
+        await first.fleet.register(link)
+    joined(first.siblings, late.siblings)
+    assert await late.siblings.synced(1, 30)
+    assert len(late.fleet._all.links()) == 6000
+    for link in links:
+        await first.fleet.unregister(link)
+    await until(lambda: not late.fleet._all.links())
+    assert late.fleet._remote == {}
+    assert len(first.siblings) == 1, "the channel stands"
+    await first.close()
+    await late.close()
+
+
 async def test_the_newer_of_one_instance_stays_wherever_it_is() -> None:
     """E10 between workers; the older one's own end removes nothing of the newer."""
     first, second = await workers(2)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from arcbridge.relay.workers import channel as module
-from arcbridge.relay.workers.channel import MAX_MESSAGE, QUEUE, Channel, ChannelClosed, Received, check_peer, pair
+from arcbridge.relay.workers.channel import MAX_MESSAGE, Channel, ChannelClosed, Received, check_peer, pair
 
 
 class End:
@@ -121,13 +121,13 @@ async def test_a_socket_that_was_closed_while_it_waited_is_left_out(ends: tuple[
 
 
 async def test_who_never_reads_is_taken_for_dead(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUEUE", 5)
+    monkeypatch.setattr(module, "QUEUE", 300_000)
     one, other = ends
     asyncio.get_running_loop().remove_reader(other.channel._sock.fileno())
     near, far = socket.socketpair()
 
     def fill() -> None:
-        for _ in range(QUEUE):
+        for _ in range(100):
             one.channel.send({"t": "x"}, b"x" * 60_000)
 
     with pytest.raises(ChannelClosed, match="does not read"):
