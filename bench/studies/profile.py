@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bench.usage import cpu_seconds
 ROLES = ("client", "relay", "agent")
 LOADS: dict[str, tuple[tuple[str, dict[str, int]], ...]] = {
     "bulk": (("up", {}), ("down", {})),
-    "echoes": (("concurrent", {"connections": 32}),),
+    "echoes": (("echo", {"connections": 32}),),
 }
 PARTS = (
     ("kernel", r"\[kernel|\[guest|vmlinux"),
@@ -75,8 +76,9 @@ def _sample(
     for role in ROLES:
         pids = ",".join(map(str, peer.pids(role)))
         out = str(directory / f"{role}.data")
-        argv = [perf, "record", "-q", "-F", "499", "-o", out, "-p", pids, "--", "sleep", str(seconds)]
+        argv = [perf, "record", "-q", "-F", "499", "-o", out, "-p", pids, "--", "sleep", str(seconds + 1)]
         recorders[role] = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.7)  # until they record; nothing moves meanwhile
     before = {role: cpu_seconds(peer.pids(role)) for role in ROLES}
     try:
         measured = load.run(command, peer.endpoint, seconds=seconds, warmup=0.3, **options)
