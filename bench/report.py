@@ -33,6 +33,8 @@ UNITS = {
     "per_s": "per second",
     "eight_per_s": "per second, eight at a time",
     "rss_mb": "RSS of client and agent, MB",
+    "cpu_us_per_echo": "CPU of all roles per echo, µs",
+    "cpu_us_per_open": "CPU of all roles per connection, µs",
     "cpu_us_per_request": "CPU per request, µs",
 }
 
@@ -58,6 +60,8 @@ def write(result: Mapping[str, Any], directory: Path) -> Path:
 def report(result: Mapping[str, Any], images: Sequence[str] = ()) -> str:
     """The whole report; `images` are the files of `plots` that lie beside it."""
     parts: list[list[str]] = [["# Benchmark"], _made_by(result), _missing(result), ["## Goals"], _goals(goals(result))]
+    if images:
+        parts.append(["In the plots blue is ours, grey a peer, amber the chain that multiplexes nothing."])
     for name, measured in result["scenarios"].items():
         parts += _scenario(result, name, measured, images)
         if name == "resumption" and (costs := resumption(result)):
