@@ -41,6 +41,7 @@
 #define MAX_RATE 200000.0
 #define MAX_BYTES (1ull << 34)
 #define STALL_MS 15000 /* no progress for so long ends the run with an error */
+#define BULK_MS 40000  /* a share may fit into the buffers on the way, and then nothing is seen until a receiver has all */
 
 static const uint64_t MAGIC = 0x6172636272696467ull; /* as in load.c: a trailer begins with it */
 
@@ -356,7 +357,7 @@ static void run_bulk(const struct sockaddr_in *a, uint64_t bytes) {
         watch(i, 1);
     }
     for (unsigned left = connections; left;) {
-        int n = epoll_wait(poller, ready, 256, STALL_MS);
+        int n = epoll_wait(poller, ready, 256, BULK_MS);
         if (n < 0 && errno != EINTR) die("epoll_wait");
         if (!n) wrong("nothing moves any more");
         for (int k = 0; k < n; k++) {

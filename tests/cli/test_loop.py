@@ -140,3 +140,24 @@ def test_a_role_runs_with_an_allocator_that_keeps_its_memory(monkeypatch: pytest
     run_until_signal(work())
     run_until_drained(drains)
     assert told == ["tuned", "running"] * 2
+
+
+def test_a_role_may_open_as_many_descriptors_as_the_hard_limit_says() -> None:
+    """In a child, whose limit is lower than ours; through both ways to run a role."""
+    pytest.importorskip("resource")
+    program = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+from arcbridge.cli.loop import run_until_drained, run_until_signal
+
+async def look(*events: object) -> None:
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+
+run_until_signal(look())
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+run_until_drained(look)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line[:1].isdigit() and len(line) < 10] == ["300 300", "300 300"]
+    assert sum("may open more file descriptors" in line for line in lines) == 2
