@@ -152,6 +152,8 @@ class Books:
         """Payload that may leave in one portion."""
         self._ahead = QUEUE_AHEAD
         """Bytes of finished frames that may wait for the next flush."""
+        self._calm_at = 0
+        """The cap for which `_room` and `_ahead` were set with less than a quarter of it under way; 0: none."""
         self._pinged = 0
         """Count of what was sent before the latest PING: its answer confirms all of it."""
         self._resend: deque[Piece] = deque()
@@ -270,9 +272,22 @@ class Books:
 
     def _has_left(self, flight: Flight, count: int) -> None:
         """`count` bytes more are under way: stop at the cap, and ask for news of the path in time."""
-        under_way = self.sent - self._peer_received
-        room = flight.cap - under_way
-        flight.left(self.sent, count, under_way, self.now, hungry=not self._scheduler and room >= flight.least)
+        sent, now, cap = self.sent, self.now, flight.cap
+        under_way = sent - self._peer_received
+        if now - flight.left_at > flight.round_trip:
+            flight.resume(sent - count, under_way - count, now)
+        flight.left_at = now
+        if under_way << 2 < cap:
+            if not self._scheduler:
+                flight.hungry_until = sent
+            if self._calm_at != cap:
+                self._make_room(flight, cap - under_way)
+                self._calm_at = cap
+            return
+        room = cap - under_way
+        if not self._scheduler and room >= flight.least:
+            flight.hungry_until = sent
+        self._calm_at = 0
         self._make_room(flight, room)
 
     def _make_room(self, flight: Flight, room: int) -> None:

@@ -78,9 +78,7 @@ class Flight:
         "_calm",
         "_full",
         "_got",
-        "_hungry_until",
         "_latest",
-        "_left_at",
         "_lump",
         "_lump_before",
         "_most",
@@ -99,7 +97,9 @@ class Flight:
         "_trip_at",
         "cap",
         "growing",
+        "hungry_until",
         "least",
+        "left_at",
         "probing",
         "rate",
         "round_trip",
@@ -124,9 +124,10 @@ class Flight:
         """The peer's latest count."""
         self._lump = self._lump_before = 0
         """The most that one count added to the one before it, in these rounds and in those before."""
-        self._hungry_until = sent
+        self.hungry_until = sent
         """Up to this count, the sender had nothing more to send."""
-        self._left_at = now
+        self.left_at = now
+        """When the latest flush left. The session keeps it, and `hungry_until`, in place: it does so at each flush."""
         self._best = self._older = self._latest = self._full = 0.0
         self._rounds = self._stale = self._slow = 0
         self._round_end, self._round_at = sent, now
@@ -138,19 +139,16 @@ class Flight:
         self.cap = self.step = self.least = 0
         self._set(min(first, most))
 
-    def left(self, sent: int, count: int, under_way: int, now: float, *, hungry: bool) -> None:
-        """A flush of `count` bytes has left: `sent` is the count and `under_way` what is unconfirmed with it."""
-        if hungry:
-            self._hungry_until = sent
-        if now - self._left_at > self.round_trip and under_way - count < self.step:
-            # After a pause what was sent long ago has arrived, though nobody has said so yet.
-            self._base = (sent - count, now, now)
-            self._got = sent - count
-        self._left_at = now
+    def resume(self, sent: int, under_way: int, now: float) -> None:
+        """The first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
+        if under_way < self.step:
+            # What was sent long ago has arrived, though nobody has said so yet.
+            self._base = (sent, now, now)
+            self._got = sent
 
     def pinged(self, sent: int, now: float) -> None:
         """A PING leaves behind the bytes up to `sent`."""
-        self._pings.append((sent, now, self._base, self._hungry_until > self._base[0]))
+        self._pings.append((sent, now, self._base, self.hungry_until > self._base[0]))
 
     def confirmed(self, received: int, sent: int, now: float) -> float:
         """The peer's count rose to `received`; a new round trip, or 0."""

@@ -345,6 +345,7 @@ class Reception(Books):
                     self._keepalive.sample(trip, self.now)
                     if flight.wants_probe(self.now) and flight.begin_probe(self.now):
                         self._queue_control(frame(FrameType.QUIET, 0, b""))
+                self._calm_at = 0
                 self._make_room(flight, flight.cap - (self.sent - received))
             if self.state is State.DRAINING:
                 self._finish_drain_if_idle()

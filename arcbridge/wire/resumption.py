@@ -190,6 +190,7 @@ class Resumption(Reception):
         self._usual_window = 0
         self._peer_has(hello.received)
         if self._flight is not None:
+            self._calm_at = 0
             self._make_room(self._flight, self._flight.cap - (self.sent - hello.received))
         self.set_writable(True)
         number = self._keepalive.number if self._keepalive is not None else 0

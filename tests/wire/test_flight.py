@@ -198,7 +198,6 @@ def feed(flight: Flight, rate: float, trip: float, rounds: int, start: float = 0
     for _ in range(rounds):
         count = int(min(flight.cap, rate * trip))
         sent += count
-        flight.left(sent, count, count, now, hungry=False)
         flight.pinged(sent, now)
         now += trip
         flight.confirmed(sent + 24, sent + 24, now)
