@@ -140,8 +140,7 @@ def test_the_drain(world: World) -> None:
     assert status == 0
     assert seconds < 30
     assert all(not Path(f"/proc/{one}").exists() for one in there.values())
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", world.relay_port))
+    socket.create_server(("127.0.0.1", world.relay_port)).close()
     steps = [one["step"] for one in records(world.relay, "relay stopping", after=mark)]
     assert steps.count("leaving") == steps.count("closing") == 2
     # No worker closes the port before all are ready to.
