@@ -78,11 +78,15 @@ _PIECES = st.sampled_from(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(_PIECES, max_size=12), st.integers(0, len(GET)))
 @example([b"X: 1\r\n"], len(GET) - 2)
+@example([b"Impersonate-User: r\r\n"], 45)
 @example([], 0)
 def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes], place: int) -> None:
     data = GET[:place] + b"".join(pieces) + GET[place:]
     found = plain_request(data)
-    if found is None or HeadCache().outgoing(found[1], ALICE, "") is None:
+    try:
+        if found is None or HeadCache().outgoing(found[1], ALICE, "") is None:
+            return
+    except Refusal:  # it looks as if it named a second identity, and takes the general way
         return
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
