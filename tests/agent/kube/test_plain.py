@@ -75,7 +75,7 @@ _PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(_PIECES, max_size=12), st.integers(0, len(GET)))
 @example([b"X: 1\r\n"], len(GET) - 2)
 @example([b"Impersonate-User: r\r\n"], 45)
