@@ -10,6 +10,7 @@ from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
 
 CODES = ("1xx", "2xx", "3xx", "4xx", "5xx")
@@ -62,6 +63,16 @@ def register(
     metrics.counter(
         "detached_seconds_total", "Seconds that sessions were detached, all together.", None,
         lambda: sessions.detached_seconds,
+    )  # fmt: skip
+    metrics.gauge(
+        "memory_held_bytes",
+        "Kept to be sent again, or promised to peers beyond first credit, by all sessions together.",
+        None,
+        lambda: memory.budget.held,
+    )
+    metrics.gauge(
+        "memory_budget_bytes", "At which new sessions are refused; windows stop growing at three quarters of it.", None,
+        lambda: memory.budget.most,
     )  # fmt: skip
     metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 

@@ -8,6 +8,7 @@ from typing import Any
 from arcbridge.agent.kube.proxy import KubeStats
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
+from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
 
 
@@ -45,6 +46,8 @@ def test_every_metric_can_be_read() -> None:
     assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
     assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
+    assert f"arcbridge_agent_memory_budget_bytes {float(memory.budget.most)}" in text
+    assert f"arcbridge_agent_memory_held_bytes {float(memory.budget.held)}" in text
 
 
 def test_no_keys_yet() -> None:

@@ -162,3 +162,18 @@ def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:
     assert path.agent.read[bulk] > 0
     assert agent._extension.held == 0
     assert agent._window.size == SMALL.session_window
+
+
+def test_a_stream_owns_no_buffer_however_large_its_window() -> None:
+    path = SlowPath(rate=40 * MBIT, round_trip=0.2, limits=SMALL)
+    bulk = path.start_bulk(up=True)
+    path.run(3)
+    path.client.bulk.clear()
+    path.run(3)
+    for node in (path.client, path.agent):
+        stream = node.machine.streams[bulk]
+        assert not stream.inbox
+        assert not stream.outbox
+        owned = [name for name in stream.__slots__ if isinstance(getattr(stream, name), bytes | bytearray | memoryview)]
+        assert not owned, f"buffers: {owned}"
+    assert path.agent.machine.streams[bulk].window.grown > 0
