@@ -46,8 +46,9 @@ def test_every_metric_can_be_read() -> None:
     assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
     assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
-    assert f"arcbridge_agent_memory_budget_bytes {float(memory.budget.most)}" in text
-    assert f"arcbridge_agent_memory_held_bytes {float(memory.budget.held)}" in text
+    read = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_memory_"))
+    assert float(read["arcbridge_agent_memory_budget_bytes"]) == memory.budget.most
+    assert float(read["arcbridge_agent_memory_held_bytes"]) == memory.budget.held
 
 
 def test_no_keys_yet() -> None:
