@@ -6,7 +6,7 @@ from bench.peers.arcbridge import WITHOUT_RESUMPTION, Arcbridge, WithoutResumpti
 from bench.peers.base import Peer, Unavailable
 from bench.peers.chisel import Chisel, ChiselTls
 from bench.peers.direct import Direct
-from bench.peers.frp import Frp
+from bench.peers.frp import Frp, FrpWithoutMux
 from bench.peers.konnectivity import Konnectivity
 from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
@@ -24,6 +24,7 @@ PEERS: dict[str, type[Peer]] = {
         Chisel,
         ChiselTls,
         Frp,
+        FrpWithoutMux,
         RatholeTls,
         RatholeStunnel,
         Konnectivity,

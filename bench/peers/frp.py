@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.address import Address, free_ports, listens
 from bench.peers.base import Peer
-from bench.peers.go import build
+from bench.peers.go import ENVIRONMENT, GOGC_TOLD, build
 from bench.peers.go.certificates import SERVER_NAME, Certificates, Pair, issue
 from bench.peers.go.ready import carries
 from bench.process import Role, stop_all
@@ -19,10 +19,10 @@ from bench.tap import Tap, send_canary
 MODULE = "github.com/fatedier/frp"
 PROXY = "bench"
 POOL = 10
-"""Work connections that the agent opens ahead; with mux a stream each."""
+"""Work connections that the agent opens ahead: more than `open` wants at once. With mux each is a stream."""
 
 
-def relay_config(relay: Address, certificates: Certificates, token: str) -> dict[str, Any]:
+def relay_config(relay: Address, certificates: Certificates, token: str, *, mux: bool = True) -> dict[str, Any]:
     """Of frps: it takes nothing but TLS from clients that have a certificate of our CA."""
     return {
         "bindAddr": relay.host,
@@ -30,7 +30,7 @@ def relay_config(relay: Address, certificates: Certificates, token: str) -> dict
         "auth": {"method": "token", "token": token},
         "log": {"to": "console", "level": "warn", "disablePrintColor": True},
         "transport": {
-            "tcpMux": True,
+            "tcpMux": mux,
             "maxPoolCount": POOL,
             "tls": {"force": True, **_tls(certificates, certificates.server)},
         },
@@ -38,7 +38,7 @@ def relay_config(relay: Address, certificates: Certificates, token: str) -> dict
 
 
 def agent_config(
-    relay: Address, certificates: Certificates, token: str, secret: str, target: Address
+    relay: Address, certificates: Certificates, token: str, secret: str, target: Address, *, mux: bool = True
 ) -> dict[str, Any]:
     """Of the frpc that offers `target`."""
     proxy = {
@@ -49,11 +49,11 @@ def agent_config(
         "localPort": target.port,
         "transport": {"useEncryption": False, "useCompression": False},
     }
-    return {**_common(relay, certificates, certificates.agent, token, pool=POOL), "proxies": [proxy]}
+    return {**_common(relay, certificates, certificates.agent, token, pool=POOL, mux=mux), "proxies": [proxy]}
 
 
 def client_config(
-    relay: Address, certificates: Certificates, token: str, secret: str, endpoint: Address
+    relay: Address, certificates: Certificates, token: str, secret: str, endpoint: Address, *, mux: bool = True
 ) -> dict[str, Any]:
     """Of the frpc that leads from `endpoint` to what the agent offers."""
     visitor = {
@@ -65,10 +65,12 @@ def client_config(
         "bindPort": endpoint.port,
         "transport": {"useEncryption": False, "useCompression": False},
     }
-    return {**_common(relay, certificates, certificates.client, token, pool=0), "visitors": [visitor]}
+    return {**_common(relay, certificates, certificates.client, token, pool=0, mux=mux), "visitors": [visitor]}
 
 
-def _common(relay: Address, certificates: Certificates, own: Pair, token: str, *, pool: int) -> dict[str, Any]:
+def _common(
+    relay: Address, certificates: Certificates, own: Pair, token: str, *, pool: int, mux: bool
+) -> dict[str, Any]:
     return {
         "serverAddr": relay.host,
         "serverPort": relay.port,
@@ -76,7 +78,7 @@ def _common(relay: Address, certificates: Certificates, own: Pair, token: str, *
         "log": {"to": "console", "level": "warn", "disablePrintColor": True},
         "transport": {
             "protocol": "tcp",
-            "tcpMux": True,
+            "tcpMux": mux,
             "poolCount": pool,
             "tls": {"enable": True, "serverName": SERVER_NAME, **_tls(certificates, own)},
         },
@@ -99,7 +101,10 @@ class Frp(Peer):
         "client to relay, and relay to agent, by mutual TLS 1.3 around everything; the relay reads everything "
         "(stcp's own `useEncryption` ends at the relay as well, and would only encrypt a second time)"
     )
-    tuned = "defaults"
+    tuned = (
+        f"tcp mux, {POOL} work connections ready at the agent (50 are no faster), no compression, logs at level warn, "
+        f"{GOGC_TOLD}; QUIC instead of TLS over TCP costs more than twice the CPU per byte"
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,18 +119,21 @@ class Frp(Peer):
         self._certificates = issue(directory)
         self._token, self._secret = secrets.token_hex(16), secrets.token_hex(16)
         self._relay, self.endpoint = free_ports(2)
-        relay = self._role("relay", "frps", relay_config(self._relay, self._certificates, self._token))
+        relay = self._role(
+            "relay", "frps", relay_config(self._relay, self._certificates, self._token, mux=self.multiplexes)
+        )
         relay.wait_until(lambda: listens(self._relay), "listening")
         shared = (self._certificates, self._token, self._secret)
-        self._role("agent", "frpc", agent_config(self._relay, *shared, target))
-        client = self._role("client", "frpc", client_config(self.through(self._relay), *shared, self.endpoint))
+        self._role("agent", "frpc", agent_config(self._relay, *shared, target, mux=self.multiplexes))
+        config = client_config(self.through(self._relay), *shared, self.endpoint, mux=self.multiplexes)
+        client = self._role("client", "frpc", config)
         client.wait_until(lambda: carries(self.endpoint), "carrying")
 
     def _role(self, name: str, program: str, config: dict[str, Any]) -> Role:
         file = self._directory / f"{name}.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(config, indent=1))
-        role = Role(name, [self._programs / program, "-c", file], self._directory)
+        role = Role(name, [self._programs / program, "-c", file], self._directory, env=ENVIRONMENT)
         self._roles.append(role)
         return role
 
@@ -133,7 +141,8 @@ class Frp(Peer):
         """A client of its own, with a recording relay between it and frps."""
         (through,) = free_ports(1)
         with Tap(self._relay) as tap:
-            config = client_config(tap.address, self._certificates, self._token, self._secret, through)
+            shared = (self._certificates, self._token, self._secret)
+            config = client_config(tap.address, *shared, through, mux=self.multiplexes)
             role = self._role("probe", "frpc", config)
             try:
                 role.wait_until(lambda: listens(through), "listening")
@@ -149,3 +158,14 @@ class Frp(Peer):
 
     def roots(self) -> dict[str, int]:
         return {role.name: role.pid for role in self._roles}
+
+
+class FrpWithoutMux(Frp):
+    """The same, but a connection with TLS of its own for every stream on both legs: cheaper per byte, dear to open."""
+
+    name = "frp-no-mux"
+    multiplexes = False
+    tuned = (
+        f"as frp, but `transport.tcpMux = false`: half the CPU per byte, but four times as long to "
+        f"open a stream; {POOL} work connections ready at the agent"
+    )

@@ -15,7 +15,7 @@ from bench.peers.chisel import Chisel, ChiselTls
 from bench.peers.chisel import client_arguments as chisel_client
 from bench.peers.chisel import server_arguments as chisel_server
 from bench.peers.frp import MODULE as FRP
-from bench.peers.frp import Frp
+from bench.peers.frp import Frp, FrpWithoutMux
 from bench.peers.frp import agent_config as frp_agent
 from bench.peers.frp import client_config as frp_client
 from bench.peers.frp import relay_config as frp_relay
@@ -62,7 +62,7 @@ def test_what_is_built_and_how_is_part_of_the_key() -> None:
     assert build.key("chisel", ["tool"], "", "go1.26.0") in keys
 
 
-@pytest.mark.parametrize("peer", [Chisel, ChiselTls, Frp, Konnectivity])
+@pytest.mark.parametrize("peer", [Chisel, ChiselTls, Frp, FrpWithoutMux, Konnectivity])
 def test_without_go_it_says_what_to_install(
     peer: type[Chisel | Frp | Konnectivity], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -173,6 +173,17 @@ def test_frp_encrypts_both_legs_once_and_compresses_nothing() -> None:
         assert one["transport"] == {"useEncryption": False, "useCompression": False}
 
 
+def test_frp_without_mux_is_without_it_everywhere() -> None:
+    shared = (FILES, "token", "secret")
+    configs = [
+        frp_relay(RELAY, FILES, "token", mux=False),
+        frp_agent(RELAY, *shared, TARGET, mux=False),
+        frp_client(OTHER, *shared, ENDPOINT, mux=False),
+    ]
+    assert [config["transport"]["tcpMux"] for config in configs] == [False] * 3
+    assert (Frp.multiplexes, FrpWithoutMux.multiplexes) == (True, False)
+
+
 def test_frp_leads_from_the_clients_port_to_the_target() -> None:
     (proxy,) = frp_agent(RELAY, FILES, "token", "secret", TARGET)["proxies"]
     client = frp_client(OTHER, FILES, "token", "secret", ENDPOINT)
@@ -213,7 +224,7 @@ def test_konnectivitys_client_checks_the_name_whatever_it_dials() -> None:
     ]
 
 
-@pytest.mark.parametrize("peer", [Chisel, ChiselTls, Frp, Konnectivity])
+@pytest.mark.parametrize("peer", [Chisel, ChiselTls, Frp, FrpWithoutMux, Konnectivity])
 def test_they_are_peers_that_say_who_can_read(peer: type[Chisel | Frp | Konnectivity]) -> None:
     assert PEERS[peer.name] is peer
     assert peer.standing == "peer"
