@@ -128,8 +128,7 @@ class Rathole(Peer):
 
     def check(self) -> str:
         self._program = find()
-        said = subprocess.run([self._program, "--version"], capture_output=True, text=True, check=True, timeout=20)
-        return " ".join(said.stdout.split()[:2])
+        return f"rathole {VERSION}"
 
     def stop(self) -> None:
         stop_all(self._roles)

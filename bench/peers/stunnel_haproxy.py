@@ -62,7 +62,7 @@ class StunnelHaproxy(Peer):
         self._haproxy = haproxy
         self._stunnel, version = stunnel.find()
         said = subprocess.run([haproxy, "-v"], capture_output=True, text=True, check=True, timeout=20).stdout
-        return f"{' '.join(said.split()[:3])}, {version}"
+        return f"HAProxy {said.split()[2]}, {version}"
 
     def start(self, target: Address, directory: Path) -> None:
         self._directory = directory
