@@ -557,12 +557,11 @@ static int run_many(const struct sockaddr_in *a, const struct options *o) {
         if (epoll_ctl(poller, EPOLL_CTL_ADD, all[i].fd, &e)) die("epoll_ctl");
         send_all(all[i].fd, "E", 1);
     }
-    uint64_t start = now_ns(), measure = start + (uint64_t)(o->warmup * 1e9);
-    uint64_t stop = measure + (uint64_t)(o->seconds * 1e9), now = start, first = 0;
-    for (unsigned i = 0; i < o->connections; i++) {
-        all[i].since = now_ns();
-        send_all(all[i].fd, message(i, 0), o->size);
-    }
+    /* Nothing is timed before each connection has had one echo: where opening is dear, the first would wait for the
+     * last. */
+    unsigned waiting = o->connections;
+    uint64_t measure = UINT64_MAX, stop = UINT64_MAX, now = now_ns(), first = 0;
+    for (unsigned i = 0; i < o->connections; i++) send_all(all[i].fd, message(i, 0), o->size);
     struct epoll_event ready[256];
     for (uint64_t done = 0; done < o->count && now < stop;) {
         int n = epoll_wait(poller, ready, 256, (int)(STALL_SECONDS * 1000));
@@ -579,6 +578,18 @@ static int run_many(const struct sockaddr_in *a, const struct options *o) {
             if ((one->got += (unsigned)got) < o->size) continue;
             if (memcmp(one->back, message(i, one->number), o->size)) die("an echo came back changed");
             now = now_ns();
+            if (waiting) {
+                one->got = 0;
+                one->number++;
+                if (--waiting) continue;
+                measure = now + (uint64_t)(o->warmup * 1e9);
+                stop = measure + (uint64_t)(o->seconds * 1e9);
+                for (unsigned j = 0; j < o->connections; j++) {
+                    all[j].since = now_ns();
+                    send_all(all[j].fd, message(j, all[j].number), o->size);
+                }
+                continue;
+            }
             done++;
             if (now >= measure) {
                 if (!first) first = now; /* the clock starts with this echo, so it is not one of the measured */
