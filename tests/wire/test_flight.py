@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.flight import FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, Flight
+from arcbridge.wire.flight import FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from tests.support.slow_path import MBIT, SlowPath
@@ -238,3 +238,15 @@ def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:
     feed(flight, 1e6, 0.08, 6, now, sent)
     assert not flight.probing
     assert flight.round_trip == pytest.approx(0.08)
+
+
+def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:
+    """A peer counts PINGs as frames that need no credit, and ends a session that sends a flood of them."""
+    path = SlowPath(rate=100 * MBIT, round_trip=0.0005)
+    path.start_bulk(up=True)
+    path.run(0.5)
+    keepalive = path.client.machine._keepalive
+    assert keepalive is not None
+    before = keepalive.number
+    path.run(1)
+    assert keepalive.number - before <= 1.3 / STEP_SECONDS

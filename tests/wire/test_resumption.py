@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
+from arcbridge.wire.flight import FIRST
 from arcbridge.wire.frames import FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
@@ -544,3 +545,29 @@ def test_hello_shows_no_secret() -> None:
     hello = Hello(1, 1, "", 262144, 1, session_id=b"i" * 16, resume_secret=b"canary-resume-se", cluster_ca="PEM")
     assert "canary" not in repr(hello)
     assert b"canary".hex() not in repr(hello)
+
+
+def test_another_connection_may_be_another_path() -> None:
+    """From 5 ms to 200 ms: what was known of the old path does not count, and the new one is filled all the same."""
+    pair = ResumingPair(latency=0.0025)
+    pair.established()
+    seen = pair.client.open()
+
+    def carry(size: int) -> float:
+        pair.client.write(seen, bytes(size))
+        began = pair.now
+        pair.drive_bounded(lambda: len(pair.agent.seen[seen.stream.id].read) == len(seen.written), 100_000)
+        return pair.now - began
+
+    pair.settle()
+    assert carry(4_000_000) < 0.2
+    pair.cut()
+    pair.latency = 0.1
+    pair.resume()
+    pair.drive_resuming()
+    flight = pair.client.machine._flight
+    assert flight is not None
+    assert flight.round_trip >= 0.2
+    assert flight.cap == FIRST
+    assert carry(16_000_000) < 16 * 0.2, "it doubles each round trip"
+    assert carry(16_000_000) < 6 * 0.2
