@@ -51,6 +51,7 @@
 #define MAX_COUNT 200000000ull
 #define MAX_BYTES (1ull << 42)
 #define MAX_CONNECTIONS 20000u
+#define OPEN_AT_ONCE 32u
 #define STALL_SECONDS 15.0 /* no progress for so long ends a run with an error */
 
 static const uint64_t MAGIC = 0x6172636272696467ull;
@@ -546,22 +547,24 @@ struct echoer {
     unsigned char back[1024];
 };
 
+static void start_echoer(struct echoer *all, unsigned i, const struct sockaddr_in *a, unsigned size) {
+    struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
+    all[i].fd = dial(a, 0);
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, all[i].fd, &e)) die("epoll_ctl");
+    send_all(all[i].fd, "E", 1);
+    send_all(all[i].fd, message(i, 0), size);
+}
+
 static int run_many(const struct sockaddr_in *a, const struct options *o) {
     struct echoer *all = calloc(o->connections, sizeof *all);
     errno = 0;
     if (!all || o->size > sizeof all->back) die("too many connections, or messages too large, for `many`");
     if ((poller = epoll_create1(EPOLL_CLOEXEC)) < 0) die("epoll_create1");
-    for (unsigned i = 0; i < o->connections; i++) {
-        all[i].fd = dial(a, 0);
-        struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
-        if (epoll_ctl(poller, EPOLL_CTL_ADD, all[i].fd, &e)) die("epoll_ctl");
-        send_all(all[i].fd, "E", 1);
-    }
     /* Nothing is timed before each connection has had one echo: where opening is dear, the first would wait for the
-     * last. */
-    unsigned waiting = o->connections;
+     * last. Few are opened at once: frp's relay closes what goes beyond a queue of 128. */
+    unsigned opened = 0, waiting = o->connections;
     uint64_t measure = UINT64_MAX, stop = UINT64_MAX, now = now_ns(), first = 0;
-    for (unsigned i = 0; i < o->connections; i++) send_all(all[i].fd, message(i, 0), o->size);
+    while (opened < o->connections && opened < OPEN_AT_ONCE) start_echoer(all, opened++, a, o->size);
     struct epoll_event ready[256];
     for (uint64_t done = 0; done < o->count && now < stop;) {
         int n = epoll_wait(poller, ready, 256, (int)(STALL_SECONDS * 1000));
@@ -581,6 +584,7 @@ static int run_many(const struct sockaddr_in *a, const struct options *o) {
             if (waiting) {
                 one->got = 0;
                 one->number++;
+                if (opened < o->connections) start_echoer(all, opened++, a, o->size);
                 if (--waiting) continue;
                 measure = now + (uint64_t)(o->warmup * 1e9);
                 stop = measure + (uint64_t)(o->seconds * 1e9);
