@@ -233,14 +233,13 @@ def _limits(values: dict[str, float]) -> list[str]:
     """What limited each, from speed and CPU time per byte."""
     cores = len(os.sched_getaffinity(0))
     notes = []
-    for name in NAMES.values():
-        gigabytes = values[f"{name}_mb_per_s"] / 1e3
-        relay, ends = (gigabytes * values[f"{name}_{who}_cpu_s_per_gb"] for who in ("relay", "ends"))
-        notes.append(f"{name}: the relay used {relay:.2f} cores and the ends {ends:.2f}, of {cores}")
+    for prefix, what in (("", ""), ("held_", ", held")):
+        for name in NAMES.values() if f"{prefix}ratio" in values else ():
+            gigabytes = values[f"{prefix}{name}_mb_per_s"] / 1e3
+            relay, ends = (gigabytes * values[f"{prefix}{name}_{who}_cpu_s_per_gb"] for who in ("relay", "ends"))
+            notes.append(f"{name}{what}: the relay used {relay:.2f} cores and the ends {ends:.2f}, of {cores}")
     if "held_ratio" in values:
-        notes.append(
-            f"held: each worker had {SHARE} of a core, so that no core was full: ratio {values['held_ratio']:.2f}"
-        )
+        notes.append(f"held: each worker had at most {SHARE} of a core: ratio {values['held_ratio']:.2f}")
     return notes
 
 
