@@ -19,8 +19,8 @@ TRIM_THRESHOLD = 64 * 1024 * 1024
 
 budget: Final = Budget(512 * 1024 * 1024)
 """What all sessions of this process keep of what they sent and the other ends have not confirmed, and what they
-promised to receive beyond first credit. Sixteen sessions that each fill their own limit; from three quarters of it on windows
-grow no more; while it is spent, sessions pause early and new ones are refused."""
+promised to receive beyond first credit. Sixteen sessions that each fill their own limit. From three quarters of it on
+windows grow no more; while it is spent, sessions pause early and new ones are refused."""
 
 
 def tune_allocator() -> bool:

@@ -266,7 +266,7 @@ class Flight:
             cap = max(FIRST, int(GROWING * product) + EXTRA)
         else:
             # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
-            lump = min(max(self._lump, self._lump_before), int(product / 2))
+            lump = min(max(self._lump, self._lump_before), int(product / 4))
             gain = STEADY if self._rounds else ASKING
             cap = max(FLOOR, int(gain * product) + lump + EXTRA)
         self._set(min(cap, self._most))
