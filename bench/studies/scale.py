@@ -47,6 +47,7 @@ AGENTS_PER_SECOND = 160
 """At which they come for the first time: half of what the relay lets in, so that none is sent away to come later."""
 SETTLE, IDLE = 11.0, 24.0
 """Seconds: each end has sent a PING since the last join; then the relay's CPU time is taken."""
+_SLABS = ("TCP", "TCPv6", "sock_inode_cache", "filp", "eventpoll_epi", "eventpoll_pwq", "tcp_bind_bucket")
 LONGEST = 300.0
 """Seconds for all to come: half a minute on a quiet machine, several on one that others use."""
 
@@ -261,13 +262,14 @@ def _measure(hall: _Hall, size: Size, wanted: Size, descriptors: int, idle: floa
         "pings_per_s": round(rise("pings") / seconds, 1),
         "pongs_per_s": round(rise("pongs") / seconds, 1),
         "relay_rss_mb": round(full / 1e6, 1),
-        "kernel_kib_per_session": round((kernel_full - kernel_agents) / 1024 / max(paired, 1), 2),
-        "kernel_kib_per_agent": round((kernel_agents - kernel_empty) / 1024 / max(size.agents, 1), 2),
         "sessions_lost": lost,
     }
+    if kernel_empty is not None and kernel_agents is not None and kernel_full is not None:
+        values["kernel_kib_per_session"] = round((kernel_full - kernel_agents) / 1024 / max(paired, 1), 2)
+        values["kernel_kib_per_agent"] = round((kernel_agents - kernel_empty) / 1024 / max(size.agents, 1), 2)
     notes = [
         "pings of a session are bytes of a PING's size and at its times, not TLS records: the relay is blind to it",
-        "kernel memory (slab, and pages of TCP's buffers) counts the sockets of both sides, for all run here",
+        "kernel memory (sockets, files, epoll, and TCP's buffers) counts both sides of each socket, for all run here",
     ]
     if size != wanted:
         # Nothing is extrapolated in `values`; this only says what the same rates come to.
@@ -284,18 +286,24 @@ def _measure(hall: _Hall, size: Size, wanted: Size, descriptors: int, idle: floa
     return {"values": values, "runs": [values], "notes": notes}
 
 
-def _kernel_bytes() -> int:
-    """What the kernel holds for sockets, as far as it tells: slab and TCP's buffers."""
-    slab = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("Slab:")
-    )
+def _kernel_bytes() -> int | None:
+    """What the kernel holds for sockets and for watching them, and TCP's buffers; None where it does not say.
+
+    By name, because slab in all is mostly files that others have opened meanwhile.
+    """
+    total = 0
+    try:
+        for line in Path("/proc/slabinfo").read_text().splitlines():
+            name, *fields = line.split()
+            if name in _SLABS:
+                total += int(fields[0]) * int(fields[2])  # objects in use, bytes of each (slabinfo(5))
+    except OSError:
+        return None
     for line in Path("/proc/net/sockstat").read_text().splitlines():
         if line.startswith("TCP:"):
-            fields = line.split()
-            slab += int(fields[fields.index("mem") + 1]) * resource.getpagesize()
-    return slab
+            words = line.split()
+            total += int(words[words.index("mem") + 1]) * resource.getpagesize()
+    return total
 
 
 def _say(text: str) -> None:
