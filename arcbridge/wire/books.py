@@ -126,6 +126,8 @@ class Books:
         self._resets = Allowance(limits.churn_burst, limits.churn_rate)
         self._small = Allowance(limits.small_frame_burst, limits.small_frame_rate)
         self._explained = 0
+        self._asked_at = 0
+        """Payload bytes that had come with the peer's latest PING."""
         self._acked_position = 0
         self._peer_received = 0
         self.session_id = b""

@@ -32,6 +32,9 @@ from arcbridge.wire.state import Kind, Side, State
 from arcbridge.wire.stream import ReceiveState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
+PAYLOAD_EXPLAINS = 1024
+"""Payload bytes that make a PING no part of a flood: they needed credit."""
+
 
 def ended_by(goaway: Goaway) -> SessionEnded:
     message = goaway.message or "the other end ended the session"
@@ -267,7 +270,10 @@ class Reception(Books):
             self._flight.begin_probe(self.now)
 
     def _on_ping(self, _stream_id: int, body: bytes) -> None:
-        self._take_small()
+        came = self._window.received
+        if came - self._asked_at < PAYLOAD_EXPLAINS:  # else it asks how much of its payload is here (`wire.flight`)
+            self._take_small()
+        self._asked_at = came
         number, received = PING_BODY.unpack(body)
         self._peer_has(received)
         # Only the latest is answered: a flood of PINGs to an end that cannot write costs one frame.
