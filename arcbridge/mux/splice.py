@@ -15,19 +15,15 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakKeyDictionary
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
+from arcbridge.mux.lookout import lookout
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
-
-
-LOOK_EVERY = 0.2
-"""Seconds between two looks at the sockets that were read meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +34,6 @@ class SpliceResult:
     down: int
     error: Exception | None
     """None after both directions ended in order."""
-
-
-class _Lookout:
-    """Looks at sockets that were read for a reset that came with the last bytes; one per loop.
-
-    uvloop calls once for a socket in error, then never again. Asking at each read costs a system call per frame, so
-    all that were read since the last look are asked together.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._read: set[SocketSplice] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, splice: SocketSplice) -> None:
-        """Look at `splice` at the next look."""
-        self._read.add(splice)
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_EVERY, self._look)
-
-    def remove(self, splice: SocketSplice) -> None:
-        """`splice` is closed."""
-        self._read.discard(splice)
-        if not self._read and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        self._timer = None
-        read, self._read = self._read, set()
-        for splice in read:
-            splice.look()
-
-
-_lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookout] = WeakKeyDictionary()
 
 
 class SocketSplice(asyncio.Protocol):
@@ -86,10 +47,7 @@ class SocketSplice(asyncio.Protocol):
         self._sock = sock
         # Bound once: these are called for every frame.
         self._send, self._recv_into = sock.send, sock.recv_into
-        lookout = _lookouts.get(self._loop)
-        if lookout is None:
-            lookout = _lookouts[self._loop] = _Lookout(self._loop)
-        self._lookout = lookout
+        self._lookout = lookout()
         self._looked_after = False
         """Whether the next look includes this socket."""
         self._on_done = on_done

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, cast
 
 from arcbridge.mux import buffer
+from arcbridge.mux.lookout import lookout
 
 HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""
@@ -81,7 +82,9 @@ class TlsTransport(asyncio.Transport):
         self._on_handshake = on_handshake
         self._state = _State.HANDSHAKE
         self._reading = False
-        self._reading_on = False
+        self._lookout = lookout()
+        self._looked_after = False
+        """Whether the next look includes this connection."""
         self._paused = False
         self._goodbye = True
         """Whether our end is one in order, with close_notify."""
@@ -274,13 +277,13 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        """Read, and look again soon: for a socket in error, data or not, uvloop calls once and then never again."""
-        if self._read() and not self._reading_on:
-            self._reading_on = True
-            self._loop.call_soon(self._read_on)
+        if self._read() and not self._looked_after and self._state is not _State.CLOSED:
+            self._looked_after = True
+            self._lookout.add(self)
 
-    def _read_on(self) -> None:
-        self._reading_on = False
+    def look(self) -> None:
+        """Read on: the socket may be in error, of which uvloop would not tell again (called by the lookout)."""
+        self._looked_after = False
         if self._reading:  # else whoever starts reading again hears of the error anew
             self._readable()
 
@@ -560,6 +563,7 @@ class TlsTransport(asyncio.Transport):
         self._disarm()
         # Both callbacks first: the next socket gets this descriptor's number.
         self._stop_reading()
+        self._lookout.remove(self)
         self._loop.remove_writer(self._sock)
         self._sock.close()
         self._pending.clear()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import asyncio
+
+from arcbridge.mux.lookout import Lookout, lookout
+
+
+class Socket:
+    def __init__(self, lookout: Lookout) -> None:
+        self.lookout = lookout
+        self.looked = asyncio.Event()
+
+    def look(self) -> None:
+        self.looked.set()
+
+
+async def test_whoever_was_read_is_asked_once() -> None:
+    out = lookout()
+    assert lookout() is out, "one per loop"
+    one, other = Socket(out), Socket(out)
+    out.add(one)
+    out.add(one)
+    out.add(other)
+    out.remove(other)
+    await asyncio.wait_for(one.looked.wait(), 10)
+    assert not other.looked.is_set()
+    assert out._timer is None, "nobody is left to ask"
+
+
+async def test_nobody_left_means_no_timer() -> None:
+    out = lookout()
+    one = Socket(out)
+    out.add(one)
+    assert out._timer is not None
+    out.remove(one)
+    assert out._timer is None
+    out.remove(one)
+    out.add(one)
+    await asyncio.wait_for(one.looked.wait(), 10)
+
+
+async def test_one_that_is_read_meanwhile_is_asked_again() -> None:
+    out = lookout()
+
+    class Reading(Socket):
+        left = 3
+
+        def look(self) -> None:
+            self.left -= 1
+            if self.left:
+                self.lookout.add(self)
+            else:
+                self.looked.set()
+
+    one = Reading(out)
+    out.add(one)
+    await asyncio.wait_for(one.looked.wait(), 10)
+    assert one.left == 0
