@@ -14,7 +14,7 @@ from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolE
 from arcbridge.wire import events as ev
 from arcbridge.wire.allowance import Allowance
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.flight import Flight
+from arcbridge.wire.flight import COMPANY, Flight
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -148,6 +148,9 @@ class Books:
         self._flight: Flight | None = None
         if kind is Kind.SESSION and limits.under_way:
             self._flight = Flight(limits.under_way, now=now)
+        self._speaker = 0
+        """The stream that sent payload last; and until when a second one counts as there."""
+        self._company_until = 0.0
         self._at_cap = False
         """As much is under way as the path takes."""
         self._room = limits.under_way if self._flight is not None else MAX_CREDIT
@@ -425,6 +428,10 @@ class Books:
             stream.credit -= most
             self._credit -= most
             stream.bytes_sent += most
+            if stream.id != self._speaker:
+                if self._speaker in self.streams:
+                    self._company_until = self.now + COMPANY
+                self._speaker = stream.id
             header = pack_header(most << 8 | DATA, stream.id)
             if len(pieces) > 1 or most < _JOIN_BELOW:
                 parts.append(b"".join((header, *pieces)))

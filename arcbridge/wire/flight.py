@@ -47,8 +47,15 @@ PLATEAU = 3
 """Rounds without a rate a quarter higher, until the path counts as full."""
 
 LEAST_ROUND_TRIP = 0.0015
-"""Seconds. Below it, schedulers and not the path are what delays an answer. On two busy cores 4 ms moved no more bytes
-than this, and a keystroke beside copies both ways took 18 to 30 ms instead of 8."""
+"""Seconds. Below it, schedulers and not the path are what delays an answer: a smaller cap leaves processes idle that
+share two cores."""
+
+ALONE = 0.004
+"""The same while one stream alone sends: nobody waits behind it, and five busy processes on two cores answer after
+milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait."""
+
+COMPANY = 0.5
+"""Seconds for which a second stream that sent something counts as there."""
 
 SPAN = 0.005
 """Least seconds over which a rate is measured, and the least of a round."""
@@ -95,6 +102,7 @@ class Flight:
         "_slow",
         "_stale",
         "_trip_at",
+        "alone",
         "cap",
         "growing",
         "hungry_until",
@@ -113,6 +121,8 @@ class Flight:
         """Bytes per second that the path delivers; 0 while unknown."""
         self.round_trip = 0.0
         """The smallest recent one, seconds; 0 while unknown."""
+        self.alone = True
+        """Whether one stream alone sends (the session says so): nobody waits behind its bytes."""
         self.growing = True
         self.probing = False
         """The cap is halved for the sake of the round trip."""
@@ -207,7 +217,7 @@ class Flight:
         rate, trip = self._round_rate, self._round_trip
         self._round_end, self._round_at = sent, now
         self._round_rate = self._round_trip = 0.0
-        usual = max(self.round_trip, LEAST_ROUND_TRIP)
+        usual = max(self.round_trip, ALONE if self.alone else LEAST_ROUND_TRIP)
         if self.growing and trip > 1.5 * usual + 2 * SPAN:
             self._stale = PLATEAU  # a queue: the path is full
         elif self.rate >= 1.25 * self._full:
@@ -259,7 +269,7 @@ class Flight:
         self.round_trip, self._trip_at = self._probe_trip, now
 
     def _recap(self) -> None:
-        product = self.rate * max(self.round_trip, LEAST_ROUND_TRIP)
+        product = self.rate * max(self.round_trip, ALONE if self.alone else LEAST_ROUND_TRIP)
         if self.probing:
             cap = max(FLOOR, int(product / 2))
         elif self.growing:

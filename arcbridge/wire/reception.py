@@ -346,6 +346,7 @@ class Reception(Books):
                     self.set_writable(self.socket_writable)
             flight = self._flight
             if flight is not None and self._keepalive is not None:
+                flight.alone = self._company_until <= self.now
                 trip = flight.confirmed(received, self.sent, self.now)
                 if trip:
                     self._keepalive.sample(trip, self.now)

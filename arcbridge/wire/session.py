@@ -31,6 +31,7 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import DATA, Violation
+from arcbridge.wire.flight import COMPANY
 from arcbridge.wire.frames import (
     HEADER_SIZE,
     MAX_DATA,
@@ -208,6 +209,10 @@ class Session(Resumption):
             stream.credit -= size
             self._credit -= size
             stream.bytes_sent += size
+            if stream.id != self._speaker:
+                if self._speaker in self.streams:
+                    self._company_until = self.now + COMPANY
+                self._speaker = stream.id
             self._out.append(b"".join((pack_header(size << 8 | DATA, stream.id), data)))
             self._out_bytes += size + HEADER_SIZE
             return 0

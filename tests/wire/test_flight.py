@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.flight import FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
+from arcbridge.wire.flight import ALONE, FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from tests.support.slow_path import MBIT, SlowPath
@@ -223,6 +223,21 @@ def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
     flight = Flight(16 * 1024 * KIB)
     feed(flight, 1e9, 0.0001, 400)
     assert flight.cap >= 1e9 * LEAST_ROUND_TRIP
+
+
+def test_on_a_short_path_less_is_under_way_while_others_wait() -> None:
+    alone, shared = Flight(16 * 1024 * KIB), Flight(16 * 1024 * KIB)
+    shared.alone = False
+    for flight in (alone, shared):
+        feed(flight, 500e6, 0.0002, 400)
+    assert alone.cap >= 500e6 * ALONE
+    assert shared.cap < alone.cap / 2
+    far = Flight(16 * 1024 * KIB)
+    now, sent = feed(far, 50e6, 0.1, 30)
+    cap = far.cap
+    far.alone = False
+    feed(far, 50e6, 0.1, 6, now, sent)
+    assert far.cap == pytest.approx(cap, rel=0.3), "a long path is the path's own, whoever waits"
 
 
 def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:

@@ -1096,3 +1096,28 @@ def test_the_end_of_the_connection_after_a_goaway_has_its_reason(kind: Kind) -> 
     assert isinstance(one.machine.error, SessionEnded)
     assert (one.machine.error.code, one.machine.error.message) == (GoawayCode.DRAINING, "restart")
     assert one.machine.error.retry_after == 7
+
+
+def test_the_path_is_told_whether_one_stream_alone_sends() -> None:
+    one = client()
+    machine = one.machine
+    bulk, keys = machine.open_stream("kubernetes"), machine.open_stream("kubernetes")
+    flight = machine._flight
+    assert flight is not None
+
+    def confirm(now: float) -> bool:
+        machine.data_to_send(MAX_DATA, now)
+        machine.receive_data(memoryview(ack(machine.sent)), now)
+        return flight.alone
+
+    machine.send(bulk, bytes(1000))
+    machine.data_to_send(MAX_DATA, now=510.0)
+    machine.send(bulk, bytes(1000))
+    assert confirm(520.0), "the first stream had no company before"
+    machine.send(keys, b"k")
+    machine.send(bulk, bytes(1000))
+    assert not confirm(520.1)
+    machine.send(bulk, bytes(1000))
+    assert not confirm(520.3), "a moment ago there was another one"
+    machine.send(bulk, bytes(1000))
+    assert confirm(521.0)
