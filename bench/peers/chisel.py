@@ -14,12 +14,11 @@ from pathlib import Path
 
 from bench.address import Address, free_ports, listens
 from bench.peers import go
-from bench.peers.base import Peer
 from bench.peers.go import GOGC_TOLD, build
 from bench.peers.go.certificates import Certificates, issue
 from bench.peers.go.ready import carries
-from bench.process import NotReady, Role, stop_all
-from bench.tap import Tap, send_canary
+from bench.peers.roles import OfRoles
+from bench.process import NotReady, Role
 
 MODULE = "github.com/jpillora/chisel"
 BUFFER = 65536
@@ -46,7 +45,7 @@ def client_arguments(relay: Address, fingerprint: str, remote: str, certificates
     return ["client", "--fingerprint", fingerprint, *tls, f"{scheme}://{relay}", remote]
 
 
-class Chisel(Peer):
+class Chisel(OfRoles):
     """chisel as it is: SSH in a WebSocket, the WebSocket in clear."""
 
     name = "chisel"
@@ -62,7 +61,6 @@ class Chisel(Peer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._roles: list[Role] = []
         self._certificates: Certificates | None = None
 
     def check(self) -> str:
@@ -107,23 +105,7 @@ class Chisel(Peer):
     def prove_encryption(self, target: Address) -> str:
         """A client of its own with a recording relay in front of the relay. A WebSocket masks what its client sends, so
         that it is the way back, which it leaves as it is, that tells."""
-        (through,) = free_ports(1)
-        with Tap(self._relay) as tap:
-            role = self._role("probe", tap.address, f"{through}:{self._middle}")
-            try:
-                role.wait_until(lambda: listens(through), "listening")
-                send_canary(through)
-            finally:
-                self._roles.remove(role)
-                role.stop()
-            return tap.require_unreadable()
-
-    def stop(self) -> None:
-        stop_all(self._roles)
-        self._roles.clear()
-
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}
+        return self._prove(self._relay, lambda relay, listen: self._role("probe", relay, f"{listen}:{self._middle}"))
 
 
 class ChiselTls(Chisel):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.address import Address, free_ports, listens
-from bench.peers.base import Peer
 from bench.peers.go import ENVIRONMENT, GOGC_TOLD, build
 from bench.peers.go.certificates import SERVER_NAME, Certificates, Pair, issue
 from bench.peers.go.ready import carries
-from bench.process import Role, stop_all
-from bench.tap import Tap, send_canary
+from bench.peers.roles import OfRoles
+from bench.process import Role
 
 MODULE = "github.com/fatedier/frp"
 PROXY = "bench"
@@ -93,7 +92,7 @@ def _tls(certificates: Certificates, own: Pair) -> dict[str, str]:
     }
 
 
-class Frp(Peer):
+class Frp(OfRoles):
     """frp: stcp over TLS and tcp mux."""
 
     name = "frp"
@@ -105,10 +104,6 @@ class Frp(Peer):
         f"tcp mux, {POOL} work connections ready at the agent (50 are no faster), no compression, logs at level warn, "
         f"{GOGC_TOLD}; QUIC instead of TLS over TCP costs more than twice the CPU per byte"
     )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roles: list[Role] = []
 
     def check(self) -> str:
         self._programs = build.programs("frp", ("frps", "frpc"))
@@ -139,25 +134,12 @@ class Frp(Peer):
 
     def prove_encryption(self, target: Address) -> str:
         """A client of its own, with a recording relay between it and frps."""
-        (through,) = free_ports(1)
-        with Tap(self._relay) as tap:
-            shared = (self._certificates, self._token, self._secret)
-            config = client_config(tap.address, *shared, through, mux=self.multiplexes)
-            role = self._role("probe", "frpc", config)
-            try:
-                role.wait_until(lambda: listens(through), "listening")
-                send_canary(through)
-            finally:
-                self._roles.remove(role)
-                role.stop()
-            return tap.require_unreadable()
+        shared = (self._certificates, self._token, self._secret)
 
-    def stop(self) -> None:
-        stop_all(self._roles)
-        self._roles.clear()
+        def client(relay: Address, listen: Address) -> Role:
+            return self._role("probe", "frpc", client_config(relay, *shared, listen, mux=self.multiplexes))
 
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}
+        return self._prove(self._relay, client)
 
 
 class FrpWithoutMux(Frp):

@@ -7,12 +7,11 @@ import signal
 from pathlib import Path
 
 from bench.address import Address, free_ports, listens
-from bench.peers.base import Peer
 from bench.peers.go import ENVIRONMENT, GOGC_TOLD, build
 from bench.peers.go.certificates import SERVER_NAME, Certificates, issue
 from bench.peers.go.ready import carries
+from bench.peers.roles import OfRoles
 from bench.process import Role, stop_all
-from bench.tap import Tap, send_canary
 
 MODULE = "sigs.k8s.io/apiserver-network-proxy"
 CHANNEL = 150
@@ -72,7 +71,7 @@ def client_arguments(endpoint: Address, frontend: Address, target: Address, file
     ]
 
 
-class Konnectivity(Peer):
+class Konnectivity(OfRoles):
     """Konnectivity: http-connect in front, gRPC behind, mutual TLS on both."""
 
     name = "konnectivity"
@@ -84,10 +83,6 @@ class Konnectivity(Peer):
         f"--xfr-channel-size={CHANNEL} at relay and agent (10 costs a sixth more CPU downwards, 1000 saves none), "
         f"logs at level 0, {GOGC_TOLD}; our client resumes TLS sessions and writes records together"
     )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roles: list[Role] = []
 
     def check(self) -> str:
         self._programs = build.programs("konnectivity", ("server", "agent", "client"), packages=("tool", "./client"))
@@ -113,16 +108,7 @@ class Konnectivity(Peer):
 
     def prove_encryption(self, target: Address) -> str:
         """A client of its own, with a recording relay between it and the proxy-server."""
-        (through,) = free_ports(1)
-        with Tap(self._relay) as tap:
-            role = self._client("probe", through, tap.address, target)
-            try:
-                role.wait_until(lambda: listens(through), "listening")
-                send_canary(through)
-            finally:
-                self._roles.remove(role)
-                role.stop()
-            return tap.require_unreadable()
+        return self._prove(self._relay, lambda relay, listen: self._client("probe", listen, relay, target))
 
     def stop(self) -> None:
         for role in self._roles:
@@ -130,6 +116,3 @@ class Konnectivity(Peer):
                 role.signal(signal.SIGTERM)  # the first one makes it drain, and only the second ends it
         stop_all(self._roles)
         self._roles.clear()
-
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}

@@ -9,11 +9,11 @@ from pathlib import Path
 from bench.address import Address, free_ports, listens
 from bench.machine import REPOSITORY
 from bench.micro.mux_chain import CLUSTER
-from bench.peers.base import Peer
-from bench.process import Role, stop_all
+from bench.peers.roles import OfRoles
+from bench.process import Role
 
 
-class MuxChain(Peer):
+class MuxChain(OfRoles):
     """Three processes: mux and splice, pump, mux and splice."""
 
     name = "mux-chain"
@@ -21,10 +21,6 @@ class MuxChain(Peer):
     tuned = "arcbridge's wire, mux, pump and splices without join, policy and audit; not a product, a microscope"
 
     standing = "yardstick"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roles: list[Role] = []
 
     def start(self, target: Address, directory: Path) -> None:
         from arcbridge.pki.authority import Authority
@@ -55,10 +51,3 @@ class MuxChain(Peer):
         if wait:
             role.wait_until(lambda: role.said("READY"), "ready")
         return role
-
-    def stop(self) -> None:
-        stop_all(self._roles)
-        self._roles.clear()
-
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}

@@ -8,19 +8,18 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 from bench.address import Address, free_ports, listens
-from bench.peers.base import Peer, Unavailable
-from bench.process import Role, stop_all
-from bench.tap import Tap, send_canary
+from bench.peers.base import Unavailable
+from bench.peers.roles import OfRoles
+from bench.process import Role
 
 CIPHER = "aes128-gcm@openssh.com"
 
 
-class OpenSsh(Peer):
+class OpenSsh(OfRoles):
     """OpenSSH `-R` and `-L` with AES-128-GCM."""
 
     name = "openssh"
@@ -30,10 +29,6 @@ class OpenSsh(Peer):
         "so that both ends set TCP_NODELAY (with -N a new connection waits for a delayed ACK); "
         "nothing is done to hide when keys are pressed"
     )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roles: list[Role] = []
 
     def check(self) -> str:
         self._sshd = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -105,25 +100,11 @@ Compression no
 
     def prove_encryption(self, target: Address) -> str:
         """A client of its own, with a recording relay between it and sshd."""
-        with Tap(self._relay) as tap, socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-            probe.close()
+
+        def client(relay: Address, listen: Address) -> Role:
             known = self._directory / "known_hosts"
             key = (self._directory / "host_key.pub").read_text()
-            known.write_text(known.read_text() + f"[{tap.address.host}]:{tap.address.port} {key}")
-            through = Address("127.0.0.1", port)
-            role = self._role("probe", tap.address, "-L", f"{through}:{self._middle}")
-            try:
-                role.wait_until(lambda: listens(through), "listening")
-                send_canary(through)
-            finally:
-                self._roles.remove(role)
-                role.stop()
-            return tap.require_unreadable()
+            known.write_text(known.read_text() + f"[{relay.host}]:{relay.port} {key}")
+            return self._role("probe", relay, "-L", f"{listen}:{self._middle}")
 
-    def stop(self) -> None:
-        stop_all(self._roles)
-        self._roles.clear()
-
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}
+        return self._prove(self._relay, client)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench.address import Address, free_ports, listens
 from bench.peers import stunnel
-from bench.peers.base import Peer, Unavailable
-from bench.process import Role, stop_all
-from bench.tap import Tap, send_canary
+from bench.peers.base import Unavailable
+from bench.peers.roles import OfRoles
+from bench.process import Role
 
 BUFFER = 65536
 PIPE = 1 << 20
@@ -41,7 +41,7 @@ listen relay
 """
 
 
-class StunnelHaproxy(Peer):
+class StunnelHaproxy(OfRoles):
     """stunnel → HAProxy → stunnel: one connection of each leg for each of the load's."""
 
     name = "stunnel-haproxy"
@@ -49,10 +49,6 @@ class StunnelHaproxy(Peer):
     multiplexes = False
     encrypts = "end to end, client to agent, TLS 1.2; the relay moves what it cannot read; the agent's end listens"
     tuned = f"HAProxy in TCP mode with splice-auto, one thread per core; {stunnel.TUNED}"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roles: list[Role] = []
 
     def check(self) -> str:
         path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
@@ -78,22 +74,7 @@ class StunnelHaproxy(Peer):
 
     def prove_encryption(self, target: Address) -> str:
         """A client of its own, with a recording relay between it and HAProxy, which passes on what it gets."""
-        (listen,) = free_ports(1)
-        with Tap(self._relay) as tap:
-            probe = self._client("probe", listen, tap.address)
-            try:
-                send_canary(listen)
-            finally:
-                self._roles.remove(probe)
-                probe.stop()
-            return tap.require_unreadable()
-
-    def stop(self) -> None:
-        stop_all(self._roles)
-        self._roles.clear()
-
-    def roots(self) -> dict[str, int]:
-        return {role.name: role.pid for role in self._roles}
+        return self._prove(self._relay, lambda relay, listen: self._client("probe", listen, relay))
 
     def _client(self, name: str, listen: Address, connect: Address) -> Role:
         return self._stunnels(name, stunnel.client_configuration(listen, connect, self._directory), listen)
