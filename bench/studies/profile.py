@@ -22,7 +22,7 @@ from bench.usage import cpu_seconds
 ROLES = ("client", "relay", "agent")
 LOADS: dict[str, tuple[tuple[str, dict[str, int]], ...]] = {
     "bulk": (("up", {}), ("down", {})),
-    "echoes": (("echo", {"connections": 32}),),
+    "echoes": (("many", {"connections": 32}),),
 }
 PARTS = (
     ("kernel", r"\[kernel|\[guest|vmlinux"),

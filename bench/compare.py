@@ -1,0 +1,126 @@
+"""`python -m bench.compare before=PATH after=PATH`: arcbridge of several checkouts, in turns: what does a change do?
+
+Each checkout is measured with its own code, in processes of its own, A B, then B A, …; the figures of all rounds go to
+`--out`. CPU time is of the three roles together. Only the checkouts' difference counts, not the figures themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.machine import describe
+
+LOADS = ("up", "down", "echo", "echo32", "keystroke")
+
+_MEASURE = """
+import json, sys, tempfile, time
+from pathlib import Path
+from bench import peers, scenarios
+from bench.load.generator import Generator
+from bench.scenarios import Effort
+from bench.usage import cpu_seconds
+
+loads, seconds = sys.argv[1].split(","), float(sys.argv[2])
+load, found = Generator(), {}
+with tempfile.TemporaryDirectory() as directory, load.target() as target:
+    peer = peers.PEERS["arcbridge"]()
+    try:
+        peer.start(target.address, Path(directory))
+        for name in loads:
+            if name == "keystroke":
+                found |= {f"keystroke_{k}": v for k, v in
+                          scenarios.SCENARIOS[name]().measure(load, peer, Effort(seconds, 0.3)).items()}
+                continue
+            options = {"connections": 32} if name == "echo32" else {}
+            before = cpu_seconds(peer.pids())
+            command = "many" if name == "echo32" else name
+            result = load.run(command, peer.endpoint, seconds=seconds, warmup=0.4, **options)
+            cpu = cpu_seconds(peer.pids()) - before
+            if "mb_per_s" in result:
+                found[f"{name}_mb_per_s"] = result["mb_per_s"]
+                found[f"{name}_cpu_s_per_gb"] = cpu / (result["total_bytes"] / 1e9)
+            else:
+                found[f"{name}_per_s"] = result["per_s"]
+                found[f"{name}_p50_us"] = result["p50_us"]
+                found[f"{name}_cpu_us"] = 1e6 * cpu / (result["per_s"] * (seconds + 0.4))
+    finally:
+        peer.stop()
+print(json.dumps(found))
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Measure; the medians go to stdout."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Compare checkouts of arcbridge.")
+    parser.add_argument("checkouts", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--loads", default="up,down", help=f"of {', '.join(LOADS)} (default: up,down)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--out", type=Path, help="where the figures of all rounds go, JSON")
+    args = parser.parse_args(argv)
+    checkouts = dict(one.split("=", 1) for one in args.checkouts)
+    if unknown := set(args.loads.split(",")) - set(LOADS):
+        parser.error(f"no load is called {', '.join(sorted(unknown))}; there are: {', '.join(LOADS)}")
+    machine = describe()
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    names = list(checkouts)
+    for number in range(args.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            runs[name].append(_measure(Path(checkouts[name]), args.loads, args.seconds))
+            print(f"round {number + 1}/{args.rounds}  {name}  {runs[name][-1]}", file=sys.stderr, flush=True)
+    medians = {
+        name: {metric: round(statistics.median(run[metric] for run in found), 3) for metric in found[0]}
+        for name, found in runs.items()
+    }
+    if args.out is not None:
+        result: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "-m", "bench.compare", *(f"{name}=…" for name in names)]),
+            "loads": args.loads,
+            "rounds": args.rounds,
+            "seconds_per_measurement": args.seconds,
+            "checkouts": {name: _state(Path(path)) for name, path in checkouts.items()},
+            "machine": machine,
+            "medians": medians,
+            "runs": runs,
+        }
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, found in medians.items():
+        print(name, "  ".join(f"{metric} {value:g}" for metric, value in found.items()))
+    return 0
+
+
+def _measure(checkout: Path, loads: str, seconds: float) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, loads, str(seconds)],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _state(checkout: Path) -> dict[str, str]:
+    """Commit, and what was changed in it without being committed."""
+    told = {}
+    for key, words in (("commit", ("rev-parse", "HEAD")), ("changes", ("diff", "-U0", "--", "arcbridge"))):
+        run = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=False)
+        told[key] = run.stdout.strip()
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
