@@ -39,8 +39,11 @@ from arcbridge.wire.stream import ReceiveState, SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT, Growth, ReceiveWindow
 
 DATA = int(FrameType.DATA)
-_JOIN_BELOW = 64 * 1024
-"""Header and payload up to this size are joined into one object: a copy is cheaper than a TLS record of its own."""
+_JOIN_BELOW = 32 * 1024
+"""Payload that waited in its stream is joined to its header up to this size: copying what has just been written is
+cheaper than a TLS record for eight bytes."""
+_AHEAD_LEAST = 64 * 1024
+"""Bytes of finished frames that may wait for one flush however short the step between two PINGs is."""
 QUEUE_AHEAD = 512 * 1024
 """Bytes of finished frames that may wait for one flush; beyond it payload waits in its stream, where it is fair."""
 HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY})
@@ -297,7 +300,7 @@ class Books:
 
     def _make_room(self, flight: Flight, room: int) -> None:
         self._room = min(room, flight.step)  # a PING follows each step, however much fits
-        self._ahead = min(QUEUE_AHEAD, max(flight.step, min(room, _JOIN_BELOW)))
+        self._ahead = min(QUEUE_AHEAD, max(flight.step, min(room, _AHEAD_LEAST)))
         at_cap = room < flight.least
         if at_cap is not self._at_cap:
             self._at_cap = at_cap
@@ -433,11 +436,11 @@ class Books:
                     self._company_until = self.now + COMPANY
                 self._speaker = stream.id
             header = pack_header(most << 8 | DATA, stream.id)
-            if len(pieces) > 1 or most < _JOIN_BELOW:
+            if most < _JOIN_BELOW:
                 parts.append(b"".join((header, *pieces)))
-            else:
+            else:  # owned already: no second copy
                 parts.append(header)
-                parts.append(pieces[0])
+                parts += pieces
             size += most + HEADER_SIZE
             if stream.queued:
                 if stream.credit > 0:

@@ -1121,3 +1121,18 @@ def test_the_path_is_told_whether_one_stream_alone_sends() -> None:
     assert not confirm(520.3), "a moment ago there was another one"
     machine.send(bulk, bytes(1000))
     assert confirm(521.0)
+
+
+def test_payload_that_waited_is_not_copied_again() -> None:
+    one = client(UNCAPPED)
+    machine = one.machine
+    stream = machine.open_stream("kubernetes")
+    machine.data_to_send(MAX_DATA)
+    machine.set_writable(False)
+    chunk = bytes(range(256)) * 200
+    machine.send(stream, chunk)
+    (waiting,) = stream.outbox
+    machine.set_writable(True)
+    header, payload = machine.data_to_send(MAX_DATA)
+    assert header == pack_header(len(chunk) << 8 | FrameType.DATA, stream.id)
+    assert payload is waiting
