@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from bench import peers, scenarios, studies
 from bench.goals import goals
 from bench.load.build import NoCompiler
+from bench.merge import Unlike, merged
 from bench.report import goal_lines, report, resumption, write
 from bench.result import OURS
 from bench.run import Plan, run
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> int:
     """Run; the exit code. The path of the result is the last line printed."""
     if argv[:1] == ["report"]:
         return _report(argv[1:])
+    if argv[:1] == ["merge"]:
+        return _merge(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure arcbridge beside its peers. `python -m bench report FILE.json` reports on a result.",
@@ -148,6 +151,27 @@ def _choose(
         if name not in known:
             parser.error(f"no {kind} is called {name!r}; there are: {', '.join(known)}")
     return names
+
+
+def _merge(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench merge", description="Put an interrupted result and one of the rest of it together."
+    )
+    parser.add_argument("files", type=Path, nargs=2, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, help="where the result of both goes")
+    args = parser.parse_args(argv)
+    try:
+        first, second = (json.loads(file.read_text()) for file in args.files)
+        result = merged(first, second)
+    except (OSError, ValueError) as error:
+        print(f"bench: cannot read a result: {error}", file=sys.stderr)
+        return 2
+    except Unlike as error:
+        print(f"bench: these results cannot be put together: {error}", file=sys.stderr)
+        return 2
+    _save(result, args.out)
+    print(args.out)
+    return 0
 
 
 def _report(argv: list[str]) -> int:
