@@ -389,10 +389,14 @@ async def test_a_reset_of_the_peer_is_an_error(ours: str, size: int) -> None:
 @both_protocols
 @pytest.mark.parametrize("in_order", [True, False])
 async def test_what_the_peer_said_before_it_left_is_delivered(kind: Callable[..., Recorder], in_order: bool) -> None:
-    """It ends and closes; we, paused, still write, and are told that nobody is there. What it had said counts."""
+    """It ends and closes; we, paused, still write, and are told that nobody is there. What it had said counts.
+
+    All of that fits into our kernel's buffer: what a reset finds in the peer's is lost, whoever reads.
+    """
+    said = MUCH[:40_000]
 
     def peer(tls: ssl.SSLSocket) -> None:
-        tls.sendall(MUCH[:120_000])
+        tls.sendall(said)
         if in_order:
             try:
                 tls.setblocking(False)
@@ -413,7 +417,7 @@ async def test_what_the_peer_said_before_it_left_is_delivered(kind: Callable[...
     assert transport.get_write_buffer_size() == 0
     transport.resume_reading()
     error = await mine.end()
-    assert mine.data == MUCH[:120_000]
+    assert bytes(mine.data) == said, len(mine.data)
     if in_order:
         assert error is None
         assert mine.calls == ["made", "eof", "lost"]
