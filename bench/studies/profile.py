@@ -53,8 +53,10 @@ class Profile(Study):
         runs = []
         with load.target() as target:
             peer = Arcbridge()
+            place = directory / "arcbridge"
+            place.mkdir()
             try:
-                peer.start(target.address, directory / "arcbridge")
+                peer.start(target.address, place)
                 for name, commands in LOADS.items():
                     for command, options in commands:
                         found = _sample(perf, peer, load, command, options, seconds, directory)
