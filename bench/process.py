@@ -9,6 +9,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from bench.address import Address
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,6 +87,54 @@ class Role:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
+
+
+class Listening:
+    """A program that says `PORT n` once it listens, and ends when its stdin is closed. Use as a context manager.
+
+    Raises NotReady when it says anything else; its own words are on stderr.
+    """
+
+    def __init__(self, argv: Sequence[str | Path], *, stderr: IO[bytes] | None = None) -> None:
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        word = self._process.stdout.readline().split()
+        if len(word) != 2 or word[0] != "PORT":
+            self.close()
+            raise NotReady(f"{Path(argv[0]).name} did not start")
+        self.address = Address("127.0.0.1", int(word[1]))
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Close its stdin, which ends it and every connection through it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def stop_all(roles: Sequence[Role]) -> None:

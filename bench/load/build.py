@@ -1,4 +1,4 @@
-"""Compiles a C program of one file into a cache outside the repository; the key is source, compiler and flags."""
+"""Compiles a C program into a cache outside the repository; the key is its source, the headers, compiler and flags."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("load.c")
+HEADERS = Path(__file__).parent
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread")
 
 
@@ -35,7 +36,8 @@ def build(source: Path = SOURCE) -> Path:
             "(Debian, Ubuntu: apt-get install gcc libc6-dev; Fedora: dnf install gcc; Alpine: apk add gcc musl-dev), "
             "or set CC"
         )
-    parts = (source.read_bytes(), compiler.encode(), " ".join(FLAGS).encode())
+    headers = [header.read_bytes() for header in sorted(HEADERS.glob("*.h"))]
+    parts = (source.read_bytes(), *headers, compiler.encode(), " ".join(FLAGS).encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     program = cache_directory() / f"{source.stem}-{key}"
     if program.exists():
@@ -43,7 +45,7 @@ def build(source: Path = SOURCE) -> Path:
     program.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         fresh = Path(scratch) / source.stem
-        command = [*compiler.split(), *FLAGS, "-o", str(fresh), str(source)]
+        command = [*compiler.split(), *FLAGS, f"-I{HEADERS}", "-o", str(fresh), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NoCompiler(f"{' '.join(command)} failed:\n{done.stderr.strip()}")

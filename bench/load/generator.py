@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from bench.address import Address
 from bench.load.build import build
+from bench.process import Listening
 
 GRACE = 40.0
 """Seconds that one measurement may take beyond its own time (the generator gives up after 15 s without progress)."""
@@ -19,44 +19,11 @@ class LoadFailed(Exception):
     """A measurement did not end in order: bytes were lost or changed, or the system under test broke."""
 
 
-class Target:
-    """The server at the far end: sink, source, echo and one byte, on one loopback port. Use as a context manager."""
+class Target(Listening):
+    """The server at the far end: sink, source, echo and one byte, on one loopback port."""
 
     def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen(
-            [program, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert self._process.stdout is not None
-        word = self._process.stdout.readline().split()
-        if len(word) != 2 or word[0] != "PORT":
-            self.stop()
-            raise LoadFailed("the target did not start")
-        self.address = Address("127.0.0.1", int(word[1]))
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
-
-    def stop(self) -> None:
-        """Close its stdin, which ends it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        super().__init__([program, "serve"])
 
 
 class Generator:

@@ -28,24 +28,19 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#define PERIOD 1048573u /* prime: no frame, record or page size divides it */
-#define CHUNK (256u * 1024u)
+#define PROGRAM "load"
+#include "known.h"
+
 #define TRAILER 16u
 #define MAX_SECONDS 600.0
 #define MAX_COUNT 200000000ull
@@ -53,8 +48,6 @@
 #define MAX_CONNECTIONS 20000u
 #define OPEN_AT_ONCE 32u
 #define STALL_SECONDS 15.0 /* no progress for so long ends a run with an error */
-
-static const uint64_t MAGIC = 0x6172636272696467ull;
 
 struct plan {
     uint64_t bytes;
@@ -68,29 +61,6 @@ struct verdict {
     uint64_t measured; /* bytes after the warm-up */
     uint64_t nanos;    /* from the end of the warm-up to the last byte */
 };
-
-static unsigned char pattern[PERIOD + CHUNK];
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what) {
-    fprintf(stderr, "load: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
-    exit(1);
-}
-
-static void make_pattern(void) {
-    uint64_t x = 0x9e3779b97f4a7c15ull; /* xorshift64*: incompressible, the same in every process */
-    for (size_t i = 0; i < PERIOD; i += 8) {
-        x ^= x >> 12, x ^= x << 25, x ^= x >> 27;
-        uint64_t word = x * 0x2545f4914f6cdd1dull;
-        memcpy(pattern + i, &word, PERIOD - i < 8 ? PERIOD - i : 8);
-    }
-    memcpy(pattern + PERIOD, pattern, CHUNK);
-}
 
 /* -- the receiver's account ------------------------------------------------------------------------------------- */
 
@@ -481,28 +451,6 @@ static int run_one_stream(const struct sockaddr_in *a, const struct options *o, 
     return 0;
 }
 
-static uint32_t *samples;
-static size_t sample_count, sample_room;
-
-static void sample(uint64_t nanos) {
-    if (sample_count == sample_room) {
-        sample_room = sample_room ? sample_room * 2 : 1 << 16;
-        if (!(samples = realloc(samples, sample_room * sizeof *samples))) die("realloc");
-    }
-    samples[sample_count++] = nanos > UINT32_MAX ? UINT32_MAX : (uint32_t)nanos;
-}
-
-static int rising(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile_us(double q) {
-    if (!sample_count) return 0;
-    size_t i = (size_t)(q * (double)sample_count);
-    return samples[i < sample_count ? i : sample_count - 1] / 1e3;
-}
-
 static void print_samples(uint64_t from, uint64_t to) {
     double seconds = (double)(to - from) / 1e9;
     qsort(samples, sample_count, sizeof *samples, rising);
@@ -779,15 +727,6 @@ static int run_keys(const struct sockaddr_in *a, const struct options *o) {
     }
     printf("}\n");
     return 0;
-}
-
-static double number(const char *text, double least, double most) {
-    char *end;
-    double value = strtod(text, &end);
-    errno = 0;
-    if (end == text || *end || !(value >= least && value <= most))
-        die("an option is not a number, or outside its bounds");
-    return value;
 }
 
 int main(int argc, char **argv) {

@@ -17,23 +17,18 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
-#define PERIOD 1048573u /* prime: no frame, record or page size divides it */
-#define CHUNK (256u * 1024u)
+#define PROGRAM "many"
+#include "known.h"
+
 #define WINDOW 64u
 #define MAX_CONNECTIONS 20000u
 #define MAX_SIZE 1024u
@@ -42,8 +37,6 @@
 #define MAX_BYTES (1ull << 34)
 #define STALL_MS 15000 /* no progress for so long ends the run with an error */
 #define BULK_MS 40000  /* a share may fit into the buffers on the way, and then nothing is seen until a receiver has all */
-
-static const uint64_t MAGIC = 0x6172636272696467ull; /* as in load.c: a trailer begins with it */
 
 struct connection {
     int fd;
@@ -54,21 +47,9 @@ struct connection {
     int wants_write;
 };
 
-static unsigned char pattern[PERIOD + CHUNK];
 static struct connection *all;
 static unsigned connections, size;
 static int poller;
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what) {
-    fprintf(stderr, "many: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
-    exit(1);
-}
 
 static void wrong(const char *what) {
     errno = 0;
@@ -78,16 +59,6 @@ static void wrong(const char *what) {
 /* The bytes at a position of a connection's sequence: they differ between connections, so that a mix-up is seen. */
 static const unsigned char *bytes_at(unsigned connection, uint64_t position) {
     return pattern + (connection * 131071ull + position) % PERIOD;
-}
-
-static void make_pattern(void) {
-    uint64_t x = 0x9e3779b97f4a7c15ull; /* xorshift64* */
-    for (size_t i = 0; i < PERIOD; i += 8) {
-        x ^= x >> 12, x ^= x << 25, x ^= x >> 27;
-        uint64_t word = x * 0x2545f4914f6cdd1dull;
-        memcpy(pattern + i, &word, PERIOD - i < 8 ? PERIOD - i : 8);
-    }
-    memcpy(pattern + PERIOD, pattern, CHUNK);
 }
 
 /* -- one connection --------------------------------------------------------------------------------------------- */
@@ -146,27 +117,6 @@ static size_t take(unsigned i) {
 }
 
 /* -- samples ---------------------------------------------------------------------------------------------------- */
-
-static uint32_t *samples;
-static size_t sample_count, sample_room;
-
-static void sample(uint64_t nanos) {
-    if (sample_count == sample_room) {
-        sample_room = sample_room ? sample_room * 2 : 1 << 16;
-        if (!(samples = realloc(samples, sample_room * sizeof *samples))) die("realloc");
-    }
-    samples[sample_count++] = nanos > UINT32_MAX ? UINT32_MAX : (uint32_t)nanos;
-}
-
-static int rising(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile_us(double q) {
-    size_t i = (size_t)(q * (double)sample_count);
-    return samples[i < sample_count ? i : sample_count - 1] / 1e3;
-}
 
 /* `requests`: all of the phase, the warm-up included, for who counts CPU time over the whole of it. */
 static void tell(double seconds, uint64_t requests) {
@@ -386,13 +336,6 @@ static void run_bulk(const struct sockaddr_in *a, uint64_t bytes) {
 }
 
 /* -- main ------------------------------------------------------------------------------------------------------- */
-
-static double number(const char *text, double least, double most) {
-    char *end;
-    double value = strtod(text, &end);
-    if (*end || !(value >= least && value <= most)) wrong("an argument is not a number, or outside its bounds");
-    return value;
-}
 
 int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);

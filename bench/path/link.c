@@ -26,21 +26,18 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
+
+#define PROGRAM "link"
+#include "program.h"
 
 #define PACKET 1448u
 #define LARGEST (64u * 1024u)
@@ -104,17 +101,6 @@ static uint32_t piece_bytes = LARGEST;
 static int poller, buffer_bytes;
 static struct sockaddr_in far_address;
 static int64_t held_in_all[2];
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what) {
-    fprintf(stderr, "link: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
-    exit(1);
-}
 
 static void set(int fd, int level, int option, int value) {
     if (setsockopt(fd, level, option, &value, sizeof value)) die("setsockopt");
@@ -357,15 +343,6 @@ static void report(uint64_t now) {
                 (long long)held_in_all[i]);
     }
     fprintf(stderr, "}\n");
-}
-
-static double number(const char *text, double least, double most) {
-    char *end;
-    double value = strtod(text, &end);
-    errno = 0;
-    if (end == text || *end || !(value >= least && value <= most))
-        die("an option is not a number, or outside its bounds");
-    return value;
 }
 
 int main(int argc, char **argv) {

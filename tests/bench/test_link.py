@@ -19,7 +19,8 @@ import pytest
 from bench.address import Address
 from bench.load.build import NoCompiler, build
 from bench.load.generator import Generator
-from bench.path.link import SOURCE, Link, LinkFailed, Path
+from bench.path.link import SOURCE, Link, Path
+from bench.process import NotReady
 from tests.support.processes import require_or_skip
 
 WAIT = 20.0
@@ -231,7 +232,7 @@ def test_many_connections_come_and_go() -> None:
 
 @pytest.mark.parametrize("to", [Address("10.0.0.1", 9), Address("0.0.0.0", 9), Address("localhost", 9)])
 def test_it_stays_on_its_machine(to: Address) -> None:
-    with pytest.raises(LinkFailed):
+    with pytest.raises(NotReady):
         Link(NEAR, to)
 
 
