@@ -46,8 +46,12 @@ class Lookout:
     def _look(self) -> None:
         self._timer = None
         read, self._read = self._read, set()
-        for looker in read:
-            looker.look()
+        try:
+            while read:
+                read.pop().look()
+        finally:
+            for looker in read:  # one has raised: the others are asked next time
+                self.add(looker)
 
 
 _lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookout] = WeakKeyDictionary()

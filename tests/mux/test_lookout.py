@@ -56,3 +56,21 @@ async def test_one_that_is_read_meanwhile_is_asked_again() -> None:
     out.add(one)
     await asyncio.wait_for(one.looked.wait(), 10)
     assert one.left == 0
+
+
+async def test_one_that_raises_takes_nothing_from_the_others() -> None:
+    out = lookout()
+    loop = asyncio.get_running_loop()
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    class Broken(Socket):
+        def look(self) -> None:
+            raise RuntimeError("broken")
+
+    others = [Socket(out) for _ in range(20)]
+    for one in (*others[:10], Broken(out), *others[10:]):
+        out.add(one)
+    for one in others:
+        await asyncio.wait_for(one.looked.wait(), 10)
+    assert [str(error) for error in told] == ["broken"]
