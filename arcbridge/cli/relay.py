@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from typing import Any
 
 from arcbridge.cli.configuration import require
 from arcbridge.cli.parser import Invocation
