@@ -105,7 +105,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
         raise ConfigError("policy: required; without one nobody may reach anything")
     issuers = authentication.load(config.authentication)
     policy = PolicyFile(config.policy)
-    _at_least_one("limits.agents_per_second", config.limits.agents_per_second)
+    for setting in ("sessions", "agents", "agents_per_second"):
+        _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
     shared = config.limits if place is None else place.share(config.limits)
     fits = capacity(shared, raise_limit())
     warn(fits, shared)

@@ -328,6 +328,8 @@ async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -
             ({"public_address": ""}, "public_address: required"),
             ({"authentication": None}, "authentication: required"),
             ({"policy": None}, "policy: required"),
+            ({"limits": replace(config.limits, agents=0)}, "limits.agents: must be at least 1"),
+            ({"limits": replace(config.limits, sessions=-1)}, "limits.sessions: must be at least 1"),
             ({"policy": missing}, "missing"),
             ({"policy": tmp_path / "bad"}, "bad"),
             ({"authentication": missing}, "missing"),
