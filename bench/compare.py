@@ -67,7 +67,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--out", type=Path, help="where the figures of all rounds go, JSON")
     args = parser.parse_args(argv)
-    checkouts = dict(one.split("=", 1) for one in args.checkouts)
+    checkouts = {}
+    for one in args.checkouts:
+        name, given, path = one.partition("=")
+        if not given or not (Path(path) / "arcbridge").is_dir():
+            parser.error(f"{one!r} is not NAME=PATH with the path of a checkout of arcbridge")
+        checkouts[name] = path
     if unknown := set(args.loads.split(",")) - set(LOADS):
         parser.error(f"no load is called {', '.join(sorted(unknown))}; there are: {', '.join(LOADS)}")
     machine = describe()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import compare
+from bench.machine import REPOSITORY
 
 
 def test_turns_medians_and_what_is_kept(
@@ -21,6 +22,8 @@ def test_turns_medians_and_what_is_kept(
 
     monkeypatch.setattr(compare, "_measure", measure)
     out = tmp_path / "result.json"
+    for name in ("before", "after"):
+        (tmp_path / name / "arcbridge").mkdir(parents=True)
     places = [f"{name}={tmp_path / name}" for name in ("before", "after")]
     assert compare.main([*places, "--rounds", "3", "--loads", "up", "--out", str(out)]) == 0
     assert order == ["before", "after", "after", "before", "before", "after"]
@@ -33,5 +36,12 @@ def test_turns_medians_and_what_is_kept(
 
 def test_a_load_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        compare.main(["a=.", "--loads", "sideways"])
+        compare.main([f"a={REPOSITORY}", "--loads", "sideways"])
     assert "no load is called sideways" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["here", "a=", "a=/nowhere"])
+def test_what_is_no_checkout(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main([given])
+    assert f"{given!r} is not NAME=PATH" in capsys.readouterr().err
