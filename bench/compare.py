@@ -69,8 +69,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     checkouts = {}
     for one in args.checkouts:
-        name, given, path = one.partition("=")
-        if not given or not (Path(path) / "arcbridge").is_dir():
+        name, _, path = one.partition("=")
+        if not (name and path) or not (Path(path) / "arcbridge").is_dir():
             parser.error(f"{one!r} is not NAME=PATH with the path of a checkout of arcbridge")
         checkouts[name] = path
     if unknown := set(args.loads.split(",")) - set(LOADS):
