@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.errors import ConfigError
+from arcbridge.observe.foreign_text import clean, escape
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -53,6 +57,50 @@ def test_o2_names_cannot_break_a_line(tmp_path: Path) -> None:
     assert len(text) < 8192
     assert "\x1b" not in text
     assert "\u2028" not in text
+
+
+_TEXTS = (
+    "method",
+    "verb",
+    "group",
+    "resource",
+    "subresource",
+    "namespace",
+    "name",
+    "path",
+    "target",
+    "upgrade",
+    "reason",
+)
+
+
+@given(
+    texts=st.fixed_dictionaries({key: st.text(st.characters(), max_size=200) for key in _TEXTS}),
+    names=st.tuples(st.text(max_size=200), st.text(max_size=200)),
+    numbers=st.tuples(*[st.integers(0, 2**53)] * 4),
+)
+@example(texts=dict.fromkeys(_TEXTS, 'a"b\\c\n\x00\ud800'), names=('"\\', '\u2028"'), numbers=(0, 0, 0, 0))
+def test_o2_a_line_is_json_that_says_what_the_record_says(
+    texts: dict[str, str], names: tuple[str, str], numbers: tuple[int, int, int, int]
+) -> None:
+    """Lines are put together by hand, and most texts come from callers."""
+    groups, status, up, down = numbers
+    record = AuditRecord(
+        request="s-1-1", session="s", user=names[0], as_user=names[1], groups=groups, status=status, bytes_up=up,
+        bytes_down=down, started=1.0, **texts,
+    )  # fmt: skip
+    line = record.line(3.5)
+    assert "\n" not in line
+    line.encode()  # also what no encoding knows was escaped
+    found = json.loads(line)
+    assert datetime.fromisoformat(found.pop("ts")).tzinfo is UTC
+    assert found == {
+        "event": "audit", "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups,
+        **({"as": escape(names[1])} if names[1] else {}),
+        **{key: clean(text) for key, text in texts.items() if text},
+        **({"status": status} if status else {}),
+        "outcome": "answered", "bytes_up": up, "bytes_down": down, "duration": 2.5,
+    }  # fmt: skip
 
 
 def test_a_stalled_reader_never_stalls_the_writer(tmp_path: Path) -> None:
