@@ -1,4 +1,4 @@
-"""The tests mirror the house: arcbridge/net/alpn.py has tests/net/test_alpn.py, and the other way round."""
+"""The tests mirror the house: arcbridge/net/address.py has tests/net/test_address.py, and the other way round."""
 
 from __future__ import annotations
 

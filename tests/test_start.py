@@ -72,6 +72,6 @@ def test_a_client_leaves_out_what_only_others_need() -> None:
     code = "import sys, arcbridge.cli.client, arcbridge.client.service; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = set(done.stdout.split())
-    assert "arcbridge.client.session" in loaded, "what is looked at is what a client runs"
+    assert "arcbridge.client.session_manager" in loaded, "what is looked at is what a client runs"
     assert not loaded.intersection(("aiohttp", "jwt", "nats", "prometheus_client", "sqlite3", "http.client"))
     assert not [name for name in loaded if name.startswith(("arcbridge.relay", "arcbridge.agent"))]

@@ -22,7 +22,7 @@ from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, begin, connect, finish
-from arcbridge.net.ready import be_patient
+from arcbridge.net.sockets import be_patient
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"

@@ -143,7 +143,7 @@ async def _clusters(parts: Parts, output: str) -> int:
 async def _login(parts: Parts) -> int:
     login = parts.login()
     tokens = await login.log_in()
-    from arcbridge.client.jwt_look import look
+    from arcbridge.client.jwt_unverified import look
 
     who = look(tokens.id_token or tokens.access_token).subject
     until = _until(tokens.expires_at)

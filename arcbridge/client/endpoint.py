@@ -19,7 +19,7 @@ from typing import cast
 import structlog
 
 from arcbridge.client.refusal import RETRY_SOON, response
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession

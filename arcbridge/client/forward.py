@@ -12,7 +12,7 @@ import struct
 
 import structlog
 
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from arcbridge.client.issuer import Endpoints, Issuer, IssuerError
-from arcbridge.client.jwt_look import look
+from arcbridge.client.jwt_unverified import look
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
-from arcbridge.client.life import DETACHED_BOUNDS, REASONS
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.resumable_session import DETACHED_BOUNDS, REASONS
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.observe.metrics import Buckets, Metrics
 
 

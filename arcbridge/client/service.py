@@ -21,7 +21,7 @@ from arcbridge.client.forward import Forward, check_target_name
 from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
 from arcbridge.client.listening import listen_at, listen_local
 from arcbridge.client.relays import Relays
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from arcbridge.client.jwt_look import look
+from arcbridge.client.jwt_unverified import look
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 

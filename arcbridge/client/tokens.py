@@ -16,7 +16,7 @@ from typing import Protocol
 
 import structlog
 
-from arcbridge.client.jwt_look import look
+from arcbridge.client.jwt_unverified import look
 from arcbridge.client.token_cache import TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import StateError, Unauthenticated

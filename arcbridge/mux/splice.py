@@ -18,7 +18,7 @@ from typing import cast
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
-from arcbridge.mux.lookout import lookout
+from arcbridge.mux.socket_error_poll import lookout
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
 

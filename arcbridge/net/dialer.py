@@ -21,7 +21,7 @@ from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import explain
 from arcbridge.net.proxy import Proxy, proxy_for
-from arcbridge.net.ready import receive, send_all, tune, writable
+from arcbridge.net.sockets import receive, send_all, tune, writable
 
 RESOLVE_DEADLINE: Final = 5.0
 HEAD_START: Final = 0.25

@@ -26,7 +26,7 @@ from enum import IntEnum
 from typing import Final, NoReturn, TypeVar
 
 from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
-from arcbridge.net.ready import receive, reset
+from arcbridge.net.sockets import receive, reset
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
 

@@ -13,7 +13,7 @@ import socket
 import ssl
 from typing import Final
 
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 
 HANDSHAKE_DEADLINE: Final = 5.0
 CLOSE_DEADLINE: Final = 3.0

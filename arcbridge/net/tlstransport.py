@@ -25,7 +25,7 @@ from enum import Enum
 from typing import Any, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.lookout import lookout
+from arcbridge.mux.socket_error_poll import lookout
 
 HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""

@@ -22,7 +22,7 @@ import structlog
 from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.join import JoinCode
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
@@ -31,7 +31,7 @@ from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.flapping import SETTLE, Flapping
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
-from arcbridge.relay.pace import Pace
+from arcbridge.relay.handshake_rate import Pace
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode

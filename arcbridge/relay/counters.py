@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbridge.net.alpn import Reason
+from arcbridge.net.client_hello import Reason
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Buckets
 

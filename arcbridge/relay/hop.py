@@ -31,7 +31,7 @@ from arcbridge.errors import (
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP, RelayTrust, hop_server_context, outer_client_context
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.pump import Pump, Pumps

@@ -24,10 +24,10 @@ from typing import Any, Final
 import structlog
 
 from arcbridge.errors import ConfigError
-from arcbridge.net import alpn
+from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import EXHAUSTED, limit
-from arcbridge.net.ready import receive, reset, send_all, tune
+from arcbridge.net.sockets import receive, reset, send_all, tune
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.tcp_state import has_ended
@@ -192,7 +192,7 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: _Arrival, hello: alpn.Hello) -> None:
+    def arrived(self, arrival: _Arrival, hello: client_hello.Hello) -> None:
         self._arrivals.discard(arrival)
         room = self._room(hello)
         if room is None:
@@ -205,15 +205,15 @@ class Listener:
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._arrivals.discard(arrival)
         self._counters.rejected[reason] += 1
-        if reason == alpn.Reason.PLAIN_HTTP.value:
+        if reason == client_hello.Reason.PLAIN_HTTP.value:
             self._run(self._enter(_answer_plain_http, arrival.sock, arrival.ticket))
         else:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _room(self, hello: alpn.Hello) -> Room | None:
+    def _room(self, hello: client_hello.Hello) -> Room | None:
         if not hello.alpn:
-            return self._rooms.get(alpn.HTTP)
+            return self._rooms.get(client_hello.HTTP)
         return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
 
     async def _enter(self, room: Room, sock: socket.socket, ticket: Ticket) -> None:
@@ -256,7 +256,7 @@ class _Arrival:
 
     def _readable(self) -> None:
         try:
-            data = self.sock.recv(alpn.MAX_HELLO, socket.MSG_PEEK)
+            data = self.sock.recv(client_hello.MAX_HELLO, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -265,12 +265,12 @@ class _Arrival:
         if not data:
             self.reject("peek_closed")
             return
-        answer = alpn.peek(data)
-        if isinstance(answer, alpn.Incomplete):
+        answer = client_hello.peek(data)
+        if isinstance(answer, client_hello.Incomplete):
             self._wait_for(answer.need, len(data))
             return
         self._leave()
-        if isinstance(answer, alpn.NotTls):
+        if isinstance(answer, client_hello.NotTls):
             self._listener.rejected(self, answer.reason.value)
             return
         if self._lowat != 1:

@@ -26,7 +26,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from arcbridge.net.ready import reset, tune
+from arcbridge.net.sockets import reset, tune
 from arcbridge.relay.pipes import Pipe, PipePool
 
 BUDGET: Final = 512 * 1024

@@ -46,7 +46,7 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.net.join import JoinCode, ServerJoin
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name

@@ -23,7 +23,7 @@ from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net import alpn
+from arcbridge.net import client_hello
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
@@ -44,14 +44,14 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http_room import HttpRoom
+from arcbridge.relay.http_handler import HttpRoom
 from arcbridge.relay.listener import Listener, Room
-from arcbridge.relay.measures import register, register_fleet, register_workers
+from arcbridge.relay.metrics import register, register_fleet, register_workers
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.place import Place
+from arcbridge.relay.workers.worker_membership import Place
 
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
@@ -187,9 +187,13 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
     )
     http = HttpRoom(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
-    rooms: dict[bytes, Room] = {alpn.CONTROL: control.serve, alpn.JOIN: rendezvous.serve, alpn.HTTP: http.serve}
+    rooms: dict[bytes, Room] = {
+        client_hello.CONTROL: control.serve,
+        client_hello.JOIN: rendezvous.serve,
+        client_hello.HTTP: http.serve,
+    }
     if isinstance(fleet, NatsFleet):
-        rooms[alpn.HOP] = rendezvous.serve_hop
+        rooms[client_hello.HOP] = rendezvous.serve_hop
         fleet.on_failed = rendezvous.hop_failed
     listener = Listener(rooms, admission, counters)
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.allowance import Allowance
+from arcbridge.wire.congestion import COMPANY, Flight
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.flight import COMPANY, Flight
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -28,11 +28,11 @@ from arcbridge.wire.frames import (
     frame,
     pack_header,
 )
-from arcbridge.wire.greeting import Greeting
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Goaway, Hello, Record
 from arcbridge.wire.replay import Budget, Piece, Replay
+from arcbridge.wire.resume_handshake import Greeting
 from arcbridge.wire.scheduler import Scheduler
 from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, SendState, Stream

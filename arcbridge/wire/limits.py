@@ -70,7 +70,7 @@ class Limits:
     with its connection."""
 
     under_way: int = 24 * MIB
-    """Most bytes that are sent and not confirmed, however long and fast the path (`wire.flight` chooses how many it
+    """Most bytes that are sent and not confirmed, however long and fast the path (`wire.congestion` chooses how many it
     takes): the largest window and a half, for a second stream. 0: only credit limits what is sent."""
 
     ack_every: int = 256 * KIB

@@ -271,7 +271,7 @@ class Reception(Books):
 
     def _on_ping(self, _stream_id: int, body: bytes) -> None:
         came = self._window.received
-        if came - self._asked_at < PAYLOAD_EXPLAINS:  # else it asks how much of its payload is here (`wire.flight`)
+        if came - self._asked_at < PAYLOAD_EXPLAINS:  # else it asks how much of its payload is here (`wire.congestion`)
             self._take_small()
         self._asked_at = came
         number, received = PING_BODY.unpack(body)

@@ -14,12 +14,12 @@ from dataclasses import replace
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import Violation
-from arcbridge.wire.flight import Flight
+from arcbridge.wire.congestion import Flight
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
-from arcbridge.wire.greeting import Greeting
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.reception import Reception, ended_by
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
+from arcbridge.wire.resume_handshake import Greeting
 from arcbridge.wire.state import Kind, Side, State
 
 REFUSED_FOR_NOW = frozenset(

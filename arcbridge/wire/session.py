@@ -31,7 +31,7 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import DATA, Violation
-from arcbridge.wire.flight import COMPANY
+from arcbridge.wire.congestion import COMPANY
 from arcbridge.wire.frames import (
     HEADER_SIZE,
     MAX_DATA,

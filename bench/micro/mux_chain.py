@@ -23,7 +23,7 @@ from arcbridge.mux.memory import tune_allocator
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.splice import SocketSplice
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.ready import tune
+from arcbridge.net.sockets import tune
 from arcbridge.net.tls import inner_client_context, inner_server_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.relay.pump import Pumps

@@ -21,7 +21,7 @@ import pytest
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry, render
 from arcbridge.client.listening import listen_local
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode, ResetCode

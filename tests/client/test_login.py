@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from arcbridge.client import login as login_module
-from arcbridge.client.jwt_look import look
+from arcbridge.client.jwt_unverified import look
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.config import LoginConfig

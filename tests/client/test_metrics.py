@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
-from arcbridge.client.life import LifeStats
 from arcbridge.client.metrics import register
+from arcbridge.client.resumable_session import LifeStats
 from arcbridge.observe.metrics import Metrics
 
 

@@ -7,7 +7,7 @@ import functools
 import socket
 import ssl
 
-from arcbridge.net.ready import tune
+from arcbridge.net.sockets import tune
 from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key

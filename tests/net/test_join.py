@@ -11,7 +11,7 @@ import pytest
 from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net import join
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority

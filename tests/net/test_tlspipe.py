@@ -5,7 +5,7 @@ import ssl
 
 import pytest
 
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair

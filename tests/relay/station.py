@@ -17,7 +17,7 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.net import alpn
+from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
@@ -28,7 +28,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http_room import HttpRoom
+from arcbridge.relay.http_handler import HttpRoom
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -116,7 +116,11 @@ class Station:
         http = HttpRoom(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)
         self.admission = Admission(self.limits.unauthenticated, self.limits.unauthenticated_per_address)
         self.listener = Listener(
-            {alpn.CONTROL: self.control.serve, alpn.JOIN: self.rendezvous.serve, alpn.HTTP: http.serve},
+            {
+                client_hello.CONTROL: self.control.serve,
+                client_hello.JOIN: self.rendezvous.serve,
+                client_hello.HTTP: http.serve,
+            },
             self.admission,
             self.counters,
             peek_deadline=self.peek_deadline,

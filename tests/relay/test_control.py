@@ -12,7 +12,7 @@ from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
-from arcbridge.net.ready import send_all
+from arcbridge.net.sockets import send_all
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from arcbridge.net.alpn import Reason
+from arcbridge.net.client_hello import Reason
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.counters import Counters
 

@@ -12,7 +12,7 @@ import pytest
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.ready import receive, reset
+from arcbridge.net.sockets import receive, reset
 from arcbridge.relay import drain as module
 from arcbridge.relay.drain import Drain, Step
 from arcbridge.relay.fleet.base import AgentLink

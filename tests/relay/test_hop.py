@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
-from arcbridge.net import alpn
+from arcbridge.net import client_hello
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_HOP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.relay.hop import HOP_NAME, Hops, relay_of, token_of
 from arcbridge.wire.records import Dial, JoinRequest, Status
@@ -40,7 +40,7 @@ class Pair:
                 pumps=one.pumps,
             )
             one.rendezvous._hops = hops
-            one.listener._rooms[alpn.HOP] = one.rendezvous.serve_hop
+            one.listener._rooms[client_hello.HOP] = one.rendezvous.serve_hop
 
     async def address_of(self, relay_id: str) -> str:
         self.asked.append(relay_id)

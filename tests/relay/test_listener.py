@@ -15,7 +15,7 @@ import pytest
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from arcbridge.net.ready import receive, reset, send_all
+from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.relay.pipes import PipePool
 from arcbridge.relay.pump import HELD, Pump, Pumps
 from tests.net.ends import tcp_pair

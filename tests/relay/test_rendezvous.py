@@ -13,7 +13,7 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConnectionLost, JoinRefused
 from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.ready import receive, reset, send_all
+from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status

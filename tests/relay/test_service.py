@@ -20,7 +20,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.relay.tcp_state import has_ended
 from tests.net.ends import tcp_pair
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.flight import FIRST
+from arcbridge.wire.congestion import FIRST
 from arcbridge.wire.frames import FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello

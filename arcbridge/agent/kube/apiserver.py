@@ -31,12 +31,12 @@ from yarl import URL
 
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.impersonation import Headers
-from arcbridge.agent.kube.kept import CONNECT_DEADLINE, KEEPALIVE, KeptConnections
+from arcbridge.agent.kube.upstream_pool import CONNECT_DEADLINE, KEEPALIVE, KeptConnections
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
-from arcbridge.net.ready import be_patient
+from arcbridge.net.sockets import be_patient
 from arcbridge.net.tlstransport import TlsTransport, connect_tls
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

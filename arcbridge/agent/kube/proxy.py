@@ -27,6 +27,8 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.answer import answer_headers
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.body import RequestBody
+from arcbridge.agent.kube.fast_path import Lane
+from arcbridge.agent.kube.fast_path_parser import HeadCache
 from arcbridge.agent.kube.framing import check_framing, check_target, has_body
 from arcbridge.agent.kube.impersonation import (
     ORIGINAL_USER,
@@ -38,8 +40,6 @@ from arcbridge.agent.kube.impersonation import (
     own_token_headers,
     requested_subject,
 )
-from arcbridge.agent.kube.lane import Lane
-from arcbridge.agent.kube.plain import HeadCache
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import KubeProtocol, KubeServer

@@ -33,7 +33,7 @@ import structlog
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import ServerJoin
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.relay.hop import relay_of
 from arcbridge.relay.workers.channel import ChannelClosed, Received
 from arcbridge.relay.workers.siblings import Sibling, Siblings

@@ -26,8 +26,8 @@ from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.workers.channel import Channel, ChannelClosed, Received
-from arcbridge.relay.workers.place import Place
 from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.workers.worker_membership import Place
 
 BEAT: Final = 1.0
 

@@ -15,7 +15,7 @@ import pytest
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.ready import receive, send_all
+from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.workers import handover as module
 from arcbridge.relay.workers.channel import Channel, ChannelClosed, Head

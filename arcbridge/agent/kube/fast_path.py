@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.kube.kept import KeptConnection
-from arcbridge.agent.kube.plain import HEAD_MOST, plain_request, understood
+from arcbridge.agent.kube.fast_path_parser import HEAD_MOST, plain_request, understood
 from arcbridge.agent.kube.status import Refusal, status_bytes
+from arcbridge.agent.kube.upstream_pool import KeptConnection
 from arcbridge.mux.stream import StreamTransport
 
 if TYPE_CHECKING:

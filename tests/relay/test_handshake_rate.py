@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.relay.pace import Pace
+from arcbridge.relay.handshake_rate import Pace
 
 
 class Clock:

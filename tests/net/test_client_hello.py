@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.net.alpn import MAX_HELLO, Hello, Incomplete, NotTls, Reason, peek
+from arcbridge.net.client_hello import MAX_HELLO, Hello, Incomplete, NotTls, Reason, peek
 
 
 def client_hello(alpn: list[str] | None = None, name: str | None = "relay.test") -> bytes:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arcbridge.client.jwt_look import Glance, look
+from arcbridge.client.jwt_unverified import Glance, look
 
 
 def token(claims: object) -> str:

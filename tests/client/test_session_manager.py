@@ -16,7 +16,7 @@ import pytest
 
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
-from arcbridge.client.session import ClusterSession
+from arcbridge.client.session_manager import ClusterSession
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.config import LoginConfig
@@ -309,7 +309,7 @@ class TestComingBack:
     async def test_renewal_within_the_session(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.RENEW_AGAIN", 0.02)
+        monkeypatch.setattr("arcbridge.client.session_manager.RENEW_AGAIN", 0.02)
         far.auth_answer = AuthOk(subject="alice", expires_in=1)
         config = login(tmp_path)
         async with running(make(far, tmp_path, tokens=Tokens(config, None))) as session:

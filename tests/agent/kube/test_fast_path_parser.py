@@ -10,8 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP, Subject
-from arcbridge.agent.kube.plain import (
+from arcbridge.agent.kube.fast_path_parser import (
     CHUNKED,
     HEAD_MOST,
     KEPT_LINES,
@@ -23,6 +22,7 @@ from arcbridge.agent.kube.plain import (
     subject_block,
     understood,
 )
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP, Subject
 from arcbridge.agent.kube.status import Refusal
 from arcbridge.identity.claims import Identity
 

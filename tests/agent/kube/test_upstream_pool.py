@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
-from arcbridge.agent.kube.kept import KeptConnection, KeptConnections
 from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upstream_pool import KeptConnection, KeptConnections
 from arcbridge.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
@@ -160,7 +160,7 @@ async def test_an_asker_who_leaves_ends_the_connection(tmp_path: Path) -> None:
 
 
 async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.kept.KEEPALIVE", 0.05)
+    monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.KEEPALIVE", 0.05)
     async with serving(tmp_path, Clock()) as (_, api):
         _, connection = await ask(api.kept)
         async with asyncio.timeout(5):

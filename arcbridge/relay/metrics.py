@@ -18,7 +18,7 @@ from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.workers.handover import OUTCOMES as HANDOVER_OUTCOMES
-from arcbridge.relay.workers.place import Place
+from arcbridge.relay.workers.worker_membership import Place
 
 
 def register(

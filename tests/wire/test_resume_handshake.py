@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.frames import FrameType, frame, pack_header
-from arcbridge.wire.greeting import Greeting
+from arcbridge.wire.resume_handshake import Greeting
 
 FLIGHT = frame(FrameType.HELLO, 0, b"hello") + frame(FrameType.AUTH_OK, 0, b"") + b"what follows"
 

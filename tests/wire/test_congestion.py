@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.flight import ALONE, FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
+from arcbridge.wire.congestion import ALONE, FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from tests.support.slow_path import MBIT, SlowPath

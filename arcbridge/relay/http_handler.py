@@ -10,7 +10,7 @@ from typing import cast
 
 import structlog
 
-from arcbridge.net.ready import reset
+from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from arcbridge.client.whereabouts import SLEPT, Whereabouts, is_gone, seconds_asleep
+from arcbridge.client.sleep_detector import SLEPT, Whereabouts, is_gone, seconds_asleep
 
 
 class Transport(asyncio.BaseTransport):

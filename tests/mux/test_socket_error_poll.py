@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.mux.lookout import Lookout, lookout
+from arcbridge.mux.socket_error_poll import Lookout, lookout
 
 
 class Socket:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.counters import REJECTIONS
-from arcbridge.relay.measures import register
+from arcbridge.relay.metrics import register
 from tests.relay.station import station
 
 

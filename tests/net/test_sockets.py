@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from arcbridge.net.ready import readable, receive, reset, send_all, writable
+from arcbridge.net.sockets import readable, receive, reset, send_all, writable
 from tests.net.ends import tcp_pair
 
 

@@ -10,13 +10,13 @@ import asyncio
 import ssl
 from typing import Protocol, cast
 
-from arcbridge.agent.kube.plain import ANSWER_HEAD_MOST, CHUNKED, Answer, ChunkedBody, answer_of
+from arcbridge.agent.kube.fast_path_parser import ANSWER_HEAD_MOST, CHUNKED, Answer, ChunkedBody, answer_of
 from arcbridge.agent.kube.status import Refusal
 from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
-from arcbridge.net.ready import be_patient
+from arcbridge.net.sockets import be_patient
 
 CONNECT_DEADLINE = 10.0
 """Seconds for TCP and TLS to the API server, which is near; longer means it is down."""

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import structlog
 
-from arcbridge.client import life as life_module
-from arcbridge.client.life import Life
+from arcbridge.client import resumable_session as life_module
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.session import ClusterSession
-from arcbridge.client.whereabouts import Whereabouts
+from arcbridge.client.resumable_session import Life
+from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.sleep_detector import Whereabouts
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.stream import StreamIO
@@ -425,7 +425,7 @@ class TestReady:
     async def test_it_waits_for_the_resumption(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.PATIENCE", patience)
+        monkeypatch.setattr("arcbridge.client.session_manager.PATIENCE", patience)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             mux = session.current
@@ -447,7 +447,7 @@ class TestReady:
     async def test_whoever_waits_makes_it_try_again(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.QUIET", 0.0)
+        monkeypatch.setattr("arcbridge.client.session_manager.QUIET", 0.0)
         monkeypatch.setattr(
             life_module, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )

@@ -14,7 +14,7 @@ _NOTSENT_LOWAT: Final = 128 * 1024
 """Unsent bytes the kernel may hold per socket: what waits in there a keystroke can no longer overtake. Smaller should
 cost wake-ups on fast links; on a noisy loopback two runs each of 64 KiB to 1 MiB showed no difference in CPU per byte
 beyond the noise, and throughput varied too much to tell. The value is a start, not a result. It bounds this socket
-alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.flight`."""
+alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.congestion`."""
 
 
 def tune(sock: socket.socket) -> None:

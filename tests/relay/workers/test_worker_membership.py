@@ -9,9 +9,9 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.workers import place as module
-from arcbridge.relay.workers.place import Place
+from arcbridge.relay.workers import worker_membership as module
 from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.workers.worker_membership import Place
 from tests.relay.workers.test_siblings import joined
 
 

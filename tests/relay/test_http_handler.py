@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.net.ready import receive
+from arcbridge.net.sockets import receive
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http_room import HttpRoom
+from arcbridge.relay.http_handler import HttpRoom
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair
 from tests.relay.station import EchoUpper, station
 

@@ -15,13 +15,13 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.life import HINT_MOST, Life, LifeStats
 from arcbridge.client.refusal import is_elsewhere, of_session, raise_in_words
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
+from arcbridge.client.resumable_session import HINT_MOST, Life, LifeStats
+from arcbridge.client.sleep_detector import LOOK_EVERY, Whereabouts
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
-from arcbridge.client.whereabouts import LOOK_EVERY, Whereabouts
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
