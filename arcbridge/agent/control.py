@@ -70,7 +70,7 @@ class _Departure:
     at: float
 
 
-class ControlRoom:
+class ControlConnections:
     """All control connections of one agent.
 
     `start()` begins to connect; `close()` ends everything and must be awaited. Counters are read by the metrics.
@@ -418,7 +418,7 @@ class ControlRoom:
 class ControlLink(BaseHandler):
     """One control connection, from the first attempt to its end."""
 
-    def __init__(self, room: ControlRoom, relay: Address, began: float) -> None:
+    def __init__(self, room: ControlConnections, relay: Address, began: float) -> None:
         self._room = room
         self.relay = relay
         self.began = began

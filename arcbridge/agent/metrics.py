@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arcbridge.agent.audit import AuditLog
-from arcbridge.agent.control import ControlRoom
+from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import REFUSALS
@@ -20,7 +20,7 @@ RESULTS = ("ok", "failed", "refused")
 def register(
     metrics: Metrics,
     *,
-    control: ControlRoom,
+    control: ControlConnections,
     sessions: Sessions,
     proxy: KubeProxy,
     targets: TcpTargets,

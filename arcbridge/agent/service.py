@@ -18,7 +18,7 @@ import structlog
 from arcbridge import __version__
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
-from arcbridge.agent.control import ControlRoom
+from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_of
 from arcbridge.agent.kube.proxy import KubeProxy
@@ -82,7 +82,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             audit=audit,
         )
         stack.push_async_callback(sessions.close)
-        control = ControlRoom(
+        control = ControlConnections(
             relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
         )
         stack.push_async_callback(control.close)
@@ -203,7 +203,7 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) ->
         await asyncio.gather(task, stop, return_exceptions=True)
 
 
-async def _drain(control: ControlRoom, sessions: Sessions, hurry: asyncio.Event) -> None:
+async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event) -> None:
     _log.info("agent stops", step="leaving", sessions=len(sessions), detached=sessions.detached)
     control.drain()
     sessions.drain()

@@ -22,7 +22,7 @@ from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, begin, connect, finish
-from arcbridge.net.sockets import be_patient
+from arcbridge.net.sockets import disable_user_timeout
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
@@ -155,7 +155,7 @@ class TcpTargets:
         stream.abort(ResetCode.CONNECT_FAILED)
 
     def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
-        be_patient(sock)
+        disable_user_timeout(sock)
         self.opened += 1
         self.open += 1
 

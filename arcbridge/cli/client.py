@@ -13,7 +13,7 @@ from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from arcbridge.client.service import Parts, Person
+    from arcbridge.client.service import ClientContext, Terminal
 
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
 
@@ -32,13 +32,13 @@ def run_client(invocation: Invocation) -> int:
         return _serve(invocation, config, token, lines)
 
     from arcbridge.cli.loop import Interrupted, run_until_signal
-    from arcbridge.client.service import Parts
+    from arcbridge.client.service import ClientContext
     from arcbridge.observe import logging
 
     # A command that answers and ends logs only what is wrong, unless asked for more.
     quiet = config.observe.log_level == "info"
     logging.configure("client", "warning" if quiet else config.observe.log_level, config.observe.log_format)
-    parts = Parts(config, _person(sys.stderr), token=token)
+    parts = ClientContext(config, _person(sys.stderr), token=token)
     try:
         if command == "clusters":
             return run_until_signal(_clusters(parts, invocation.text("output", "table")))
@@ -69,8 +69,8 @@ def _serve(invocation: Invocation, config: ClientConfig, token: str, lines: Any)
     return ExitCode.DONE
 
 
-def _person(lines: Any) -> Person:
-    from arcbridge.client.service import Person
+def _person(lines: Any) -> Terminal:
+    from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
         lines.write(f"{line}\n")
@@ -78,7 +78,7 @@ def _person(lines: Any) -> Person:
         lines.flush()
 
     here = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    return Person(tell=tell, ask_trust=_ask_trust if here else None, may_log_in=sys.stderr.isatty())
+    return Terminal(tell=tell, ask_trust=_ask_trust if here else None, may_log_in=sys.stderr.isatty())
 
 
 def _write(text: str) -> None:
@@ -126,7 +126,7 @@ def _token(invocation: Invocation) -> str:
 # --- commands that answer and end -----------------------------------------------------------------------------------
 
 
-async def _clusters(parts: Parts, output: str) -> int:
+async def _clusters(parts: ClientContext, output: str) -> int:
     from arcbridge.client.directory import list_clusters
 
     found = await list_clusters(parts.relays, parts.tokens)
@@ -140,7 +140,7 @@ async def _clusters(parts: Parts, output: str) -> int:
     return ExitCode.DONE
 
 
-async def _login(parts: Parts) -> int:
+async def _login(parts: ClientContext) -> int:
     login = parts.login()
     tokens = await login.log_in()
     from arcbridge.client.jwt_unverified import look
@@ -151,13 +151,13 @@ async def _login(parts: Parts) -> int:
     return ExitCode.DONE
 
 
-def _logout(parts: Parts) -> int:
+def _logout(parts: ClientContext) -> int:
     parts.login()  # says what is missing when no login is configured
     print("Logged out." if parts.token_cache().clear() else "There was no login to forget.")
     return ExitCode.DONE
 
 
-async def _status(parts: Parts, output: str) -> int:
+async def _status(parts: ClientContext, output: str) -> int:
     """Each step of the way in its order: login, relay, cluster; the first that fails gives the exit code."""
     from arcbridge.client.directory import list_clusters
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from arcbridge import __version__
-from arcbridge.client.refusal import RETRY_SOON, raise_in_words
+from arcbridge.client.refusal import RETRY_SOON, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
@@ -62,7 +62,7 @@ async def join(
         try:
             return await _join_through(relay, request)
         except ArcbridgeError as error:
-            raise_in_words(error, cluster)
+            raise_user_error(error, cluster)
 
     try:
         relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)

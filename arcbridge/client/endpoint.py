@@ -19,7 +19,7 @@ from typing import cast
 import structlog
 
 from arcbridge.client.refusal import RETRY_SOON, response
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
@@ -66,7 +66,7 @@ class LocalEndpoint:
     """Serves one cluster on given listening sockets; `start`, then `close`."""
 
     def __init__(
-        self, cluster: str, session: ClusterSession, certificates: LocalCertificates, sockets: list[socket.socket]
+        self, cluster: str, session: SessionManager, certificates: LocalCertificates, sockets: list[socket.socket]
     ) -> None:
         self.cluster = cluster
         self.session = session
@@ -92,7 +92,7 @@ class LocalEndpoint:
         for sock in self._sockets:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
-    def _deafen(self) -> None:
+    def _stop_accepting(self) -> None:
         if self._listening:
             self._listening = False
             for sock in self._sockets:
@@ -109,7 +109,7 @@ class LocalEndpoint:
                 if not self._exhausted:  # once, not at each try for as long as it lasts
                     self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
                 self._exhausted = True
-                self._deafen()
+                self._stop_accepting()
                 self._pause = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._listen)
                 return
             self._exhausted = False
@@ -119,7 +119,7 @@ class LocalEndpoint:
 
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""
-        self._deafen()
+        self._stop_accepting()
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

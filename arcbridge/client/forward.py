@@ -12,7 +12,7 @@ import struct
 
 import structlog
 
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
@@ -44,7 +44,7 @@ class ForwardStats:
 class Forward:
     """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
 
-    def __init__(self, session: ClusterSession, target: str, sock: socket.socket) -> None:
+    def __init__(self, session: SessionManager, target: str, sock: socket.socket) -> None:
         self._session = session
         self._target = f"tcp:{check_target_name(target)}"
         self._sock = sock
@@ -99,7 +99,7 @@ class Forward:
     async def _wait(self, sock: socket.socket) -> None:
         """A connection that came while no session is up."""
         try:
-            session = await self._session.ready(hasty=True)
+            session = await self._session.ready(before_auth=True)
         except ArcbridgeError as error:
             self.stats.failed += 1
             self._log.warning("connection refused", reason=error.message)

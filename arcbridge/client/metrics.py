@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
 from arcbridge.client.resumable_session import DETACHED_BOUNDS, REASONS
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.observe.metrics import Buckets, Metrics
 
 
 def register(
     metrics: Metrics,
-    sessions: Sequence[ClusterSession],
+    sessions: Sequence[SessionManager],
     endpoints: Callable[[], Sequence[EndpointStats]],
     forwards: Callable[[], Sequence[ForwardStats]],
 ) -> None:

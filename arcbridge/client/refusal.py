@@ -60,7 +60,7 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
 
-def raise_in_words(error: ArcbridgeError, cluster: str) -> NoReturn:
+def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
     """Raise what went wrong on the way to the cluster in the person's words, with the error itself as its cause."""
     if isinstance(error, JoinRefused):
         raise of_join(error, cluster) from error

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import is_elsewhere, raise_in_words
+from arcbridge.client.refusal import is_elsewhere, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -63,7 +63,7 @@ DETACHED_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 log = structlog.get_logger("arcbridge.client")
 
 
-class LifeStats:
+class ResumableSessionStats:
     """Counters over all sessions of one cluster."""
 
     __slots__ = ("detached_seconds", "moved", "replayed_bytes", "resume_failures", "resumed")
@@ -91,7 +91,7 @@ class Renewal:
         self.at = now + max(min(0.8 * life, life - 300), 0.5 * life) if life > 0 else 0.0
 
 
-class Life:
+class ResumableSession:
     """Keeps one session alive; its owner tells it what happens to the session."""
 
     def __init__(
@@ -102,11 +102,11 @@ class Life:
         tokens: Tokens,
         joined: Joined,
         *,
-        stats: LifeStats,
+        stats: ResumableSessionStats,
         wall: Callable[[], float],
-        back: Callable[[Life], None],
-        failed: Callable[[Life, ArcbridgeError], None],
-        replace: Callable[[Life], Awaitable[bool]],
+        back: Callable[[ResumableSession], None],
+        failed: Callable[[ResumableSession, ArcbridgeError], None],
+        replace: Callable[[ResumableSession], Awaitable[bool]],
     ) -> None:
         """`back` hears of each new connection, `failed` of each failed try while detached.
 
@@ -357,7 +357,7 @@ class Life:
             self.renewal, self.expires_in = before
             if not isinstance(error, SessionEnded):
                 self._relays.failed(joined.relay)
-            raise_in_words(error, self._cluster)
+            raise_user_error(error, self._cluster)
         finally:
             self._asking = session.closed  # then that was the answer
         self.relay = joined.relay

@@ -21,7 +21,7 @@ from arcbridge.client.forward import Forward, check_target_name
 from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
 from arcbridge.client.listening import listen_at, listen_local
 from arcbridge.client.relays import Relays
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token
@@ -41,7 +41,7 @@ log = structlog.get_logger("arcbridge.client")
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class Terminal:
     """How a command talks to whoever started it; with the defaults nobody is there."""
 
     tell: Say = field(default=lambda line: None)
@@ -53,13 +53,13 @@ class Person:
     open_browser: OpenBrowser | None = None
 
 
-class Parts:
+class ClientContext:
     """What every command of the client is made of; raises ConfigError or StateError for settings that cannot work."""
 
     def __init__(
         self,
         config: ClientConfig,
-        person: Person,
+        person: Terminal,
         *,
         token: str = "",
         environment: Mapping[str, str] = os.environ,
@@ -112,8 +112,8 @@ class Parts:
                 raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
         return names
 
-    def session(self, cluster: str) -> ClusterSession:
-        return ClusterSession(
+    def session(self, cluster: str) -> SessionManager:
+        return SessionManager(
             self.relays.apart(), cluster, self.tokens, self.trust(), resumption=self.config.resumption
         )
 
@@ -131,7 +131,7 @@ class Parts:
 
 async def run_proxy(
     config: ClientConfig,
-    person: Person,
+    person: Terminal,
     *,
     token: str = "",
     write_stdout: Callable[[str], None] = print,
@@ -143,7 +143,7 @@ async def run_proxy(
     `write_stdout` gets the kubeconfig for `--file -`. Raises ArcbridgeError when the start fails: nothing was
     changed then.
     """
-    parts = Parts(config, person, token=token, environment=environment)
+    parts = ClientContext(config, person, token=token, environment=environment)
     clusters = parts.clusters()
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
@@ -205,7 +205,7 @@ async def run_proxy(
 
 async def run_forward(
     config: ClientConfig,
-    person: Person,
+    person: Terminal,
     target: str,
     listen: str,
     *,
@@ -215,7 +215,7 @@ async def run_forward(
 ) -> None:
     """Carry a TCP target of the one named cluster to a local address until cancelled."""
     check_target_name(target)
-    parts = Parts(config, person, token=token, environment=environment)
+    parts = ClientContext(config, person, token=token, environment=environment)
     cluster, *more = parts.clusters()
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
@@ -247,7 +247,7 @@ async def run_forward(
 class _Proxy:
     """One cluster's share of a proxy: port, session, endpoint."""
 
-    def __init__(self, parts: Parts, cluster: str) -> None:
+    def __init__(self, parts: ClientContext, cluster: str) -> None:
         self.cluster = cluster
         self.session = parts.session(cluster)
         self.endpoint: LocalEndpoint | None = None
@@ -318,7 +318,7 @@ async def _run(start: Awaitable[None]) -> None:
     await start
 
 
-def _tell_merged(person: Person, merged: Merged) -> None:
+def _tell_merged(person: Terminal, merged: Merged) -> None:
     name = merged.entry.name
     if merged.switched:
         person.tell(f'Merged "{name}" as current context in {merged.path}')
@@ -339,7 +339,7 @@ async def _observe(
     proxies: list[_Proxy],
     *,
     forwards: list[Forward] | None = None,
-    sessions: list[ClusterSession] | None = None,
+    sessions: list[SessionManager] | None = None,
 ) -> ObserveServer | None:
     """The running listener of metrics and health, if one is configured; raises ConfigError."""
     if not config.observe.listen:
@@ -365,7 +365,7 @@ async def _observe(
     return server
 
 
-def _session_check(session: ClusterSession) -> Callable[[], str | None]:
+def _session_check(session: SessionManager) -> Callable[[], str | None]:
     def check() -> str | None:
         if session.current is not None:
             return None

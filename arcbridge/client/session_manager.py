@@ -1,8 +1,8 @@
 """The way to one cluster, kept up: a session for new streams, and whatever streams still run in former ones.
 
 `run` owns the work for new streams, one attempt at a time. Whoever needs a stream asks `ready`: all share that
-attempt, and all get its error when it fails. Each session has a `Life` of its own, which resumes it while `run` and
-whoever waits stand by: a session that is detached is still the one for new streams.
+attempt, and all get its error when it fails. Each session has a `ResumableSession` of its own, which resumes it
+while `run` and whoever waits stand by: a session that is detached is still the one for new streams.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import is_elsewhere, of_session, raise_in_words
+from arcbridge.client.refusal import is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
-from arcbridge.client.resumable_session import HINT_MOST, Life, LifeStats
-from arcbridge.client.sleep_detector import LOOK_EVERY, Whereabouts
+from arcbridge.client.resumable_session import HINT_MOST, ResumableSession, ResumableSessionStats
+from arcbridge.client.sleep_detector import LOOK_EVERY, SleepDetector
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.errors import (
@@ -51,7 +51,7 @@ RENEW_AGAIN = 15.0
 log = structlog.get_logger("arcbridge.client")
 
 
-class ClusterSession(BaseHandler):
+class SessionManager(BaseHandler):
     """Keeps one session to `cluster`; counters are read by metrics and `status`."""
 
     def __init__(
@@ -63,7 +63,7 @@ class ClusterSession(BaseHandler):
         *,
         resumption: bool = True,
         backoff: Backoff | None = None,
-        whereabouts: Whereabouts | None = None,
+        whereabouts: SleepDetector | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.relays = relays
@@ -72,11 +72,11 @@ class ClusterSession(BaseHandler):
         self._trust = trust
         self._limits = DEFAULT if resumption else Limits(replay=0)
         self._backoff = backoff or Backoff()
-        self._whereabouts = whereabouts or Whereabouts()
+        self._whereabouts = whereabouts or SleepDetector()
         self._wall = wall
-        self._lives: dict[MuxSession, Life] = {}
+        self._lives: dict[MuxSession, ResumableSession] = {}
         """Every session that is not over: the current one, and those that drain."""
-        self._current: Life | None = None
+        self._current: ResumableSession | None = None
         self._waiting: set[asyncio.Future[MuxSession]] = set()
         self._hasty: set[asyncio.Future[MuxSession]] = set()
         """Those of `_waiting` that take a session before its agent has said yes."""
@@ -97,7 +97,7 @@ class ClusterSession(BaseHandler):
         self.attempts = 0
         self.established_count = 0
         self.failures = 0
-        self.stats = LifeStats()
+        self.stats = ResumableSessionStats()
         self._log = log.bind(cluster=cluster)
 
     # -- for those who need streams -----------------------------------------------------------------------------------
@@ -108,13 +108,13 @@ class ClusterSession(BaseHandler):
         life = self._current
         return life.session if life is not None and life.session.usable else None
 
-    async def ready(self, *, hasty: bool = False) -> MuxSession:
+    async def ready(self, *, before_auth: bool = False) -> MuxSession:
         """The session, when one is up; raises why there is none. Cancelling disturbs nobody.
 
-        `hasty`: as soon as the agent has shown who it is and our token is on its way to it. What is opened then travels
-        behind the token, which saves a round trip, and ends with the session when the agent refuses.
+        `before_auth`: as soon as the agent has shown who it is and our token is on its way to it. What is opened then
+        travels behind the token, which saves a round trip, and ends with the session when the agent refuses.
         """
-        session = self.current or (self._asking if hasty else None)
+        session = self.current or (self._asking if before_auth else None)
         if session is not None:
             return session
         loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ class ClusterSession(BaseHandler):
             raise self.failure
         waiter: asyncio.Future[MuxSession] = loop.create_future()
         self._waiting.add(waiter)
-        if hasty:
+        if before_auth:
             self._hasty.add(waiter)
         self._wanted.set()
         if self._current is not None:
@@ -283,7 +283,7 @@ class ClusterSession(BaseHandler):
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    def _take(self, life: Life) -> None:
+    def _take(self, life: ResumableSession) -> None:
         """A fresh session becomes the one for new streams."""
         self._current = life
         self._established_at = asyncio.get_running_loop().time()
@@ -293,7 +293,7 @@ class ClusterSession(BaseHandler):
         )
         self._satisfy(life.session)
 
-    async def _attempt(self, leaving: RelayAccess | None = None) -> Life:
+    async def _attempt(self, leaving: RelayAccess | None = None) -> ResumableSession:
         """Join, check the CA, connect; raises ArcbridgeError in the person's words."""
         self.attempts += 1
         tries = len(self.relays)
@@ -311,7 +311,7 @@ class ClusterSession(BaseHandler):
                     self.relays.failed(joined.relay)
                 tries -= 1
                 if tries <= 0 or not isinstance(error, ConnectionLost):
-                    raise_in_words(error, self.cluster)
+                    raise_user_error(error, self.cluster)
                 # It joined, and then it died: another relay may work at once.
 
     async def _trusts(self, joined: Joined) -> bool:
@@ -331,7 +331,7 @@ class ClusterSession(BaseHandler):
         await self._trust.first_time(self.cluster, ca)
         return False
 
-    async def _connect(self, joined: Joined) -> Life:
+    async def _connect(self, joined: Joined) -> ResumableSession:
         """The session over a joined socket whose cluster CA is trusted. Owns the socket from here on."""
         session: MuxSession | None = None
 
@@ -367,8 +367,8 @@ class ClusterSession(BaseHandler):
         life.schedule_renewal(token)
         return life
 
-    def _live(self, session: MuxSession, joined: Joined) -> Life:
-        return Life(
+    def _live(self, session: MuxSession, joined: Joined) -> ResumableSession:
+        return ResumableSession(
             session,
             self.cluster,
             self.relays,
@@ -383,12 +383,12 @@ class ClusterSession(BaseHandler):
 
     # -- what a life asks of its owner --------------------------------------------------------------------------------
 
-    def _is_back(self, life: Life) -> None:
+    def _is_back(self, life: ResumableSession) -> None:
         if life is self._current:
             self._satisfy(life.session)
             self._changed.set()
 
-    def _not_back(self, life: Life, error: ArcbridgeError) -> None:
+    def _not_back(self, life: ResumableSession, error: ArcbridgeError) -> None:
         self.attempts += 1
         self.failures += 1
         if life is not self._current:
@@ -400,7 +400,7 @@ class ClusterSession(BaseHandler):
         elif life.waited >= PATIENCE or not isinstance(error, Unreachable):
             self._disappoint(error)
 
-    async def _replace(self, life: Life) -> bool:
+    async def _replace(self, life: ResumableSession) -> bool:
         if life is not self._current:
             return False
         fresh = await self._attempt(leaving=life.relay)
@@ -413,7 +413,7 @@ class ClusterSession(BaseHandler):
 
     # -- renewal ------------------------------------------------------------------------------------------------------
 
-    async def _renew(self, life: Life) -> None:
+    async def _renew(self, life: ResumableSession) -> None:
         """Send a newer token in the session; without one try again soon, until the agent ends the session."""
         session, renewal = life.session, life.renewal
         if renewal is None:

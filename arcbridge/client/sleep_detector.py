@@ -38,7 +38,7 @@ def is_gone(address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
     return False
 
 
-class Whereabouts:
+class SleepDetector:
     """Remembers how long the machine had slept at the last look."""
 
     def __init__(

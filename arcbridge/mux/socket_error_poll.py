@@ -19,10 +19,10 @@ class Looker(Protocol):
     """Owner of a socket that was read."""
 
     def look(self) -> None:
-        """Find out whether the socket is in error; `Lookout.add` is needed again for another look."""
+        """Find out whether the socket is in error; `SocketErrorPoll.add` is needed again for another look."""
 
 
-class Lookout:
+class SocketErrorPoll:
     """Those to ask at the next look; one per loop (`lookout`)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,13 +54,13 @@ class Lookout:
                 self.add(looker)
 
 
-_lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookout] = WeakKeyDictionary()
+_lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, SocketErrorPoll] = WeakKeyDictionary()
 
 
-def lookout() -> Lookout:
+def lookout() -> SocketErrorPoll:
     """The running loop's."""
     loop = asyncio.get_running_loop()
     found = _lookouts.get(loop)
     if found is None:
-        found = _lookouts[loop] = Lookout(loop)
+        found = _lookouts[loop] = SocketErrorPoll(loop)
     return found

@@ -35,7 +35,7 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def be_patient(sock: socket.socket) -> None:
+def disable_user_timeout(sock: socket.socket) -> None:
     """For a peer that is no role of ours: it may stop reading for as long as it likes without losing the connection.
 
     TCP_USER_TIMEOUT counts a zero window as no answer; between the roles that is wanted, because they always read.

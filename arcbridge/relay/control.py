@@ -31,7 +31,7 @@ from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.flapping import SETTLE, Flapping
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
-from arcbridge.relay.handshake_rate import Pace
+from arcbridge.relay.handshake_rate import HandshakeRate
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -140,7 +140,7 @@ class ControlConnection(BaseHandler):
                 answer.set_exception(_lost(self.cluster))
 
 
-class ControlRoom:
+class ControlServer:
     """Accepts control connections; `serve` is a room of the listener."""
 
     def __init__(
@@ -164,8 +164,8 @@ class ControlRoom:
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
         self._most = agents
-        self._pace = Pace(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
-        self._words = Pace(max(agents_per_second / 10, 1.0), longest=0.0)
+        self._pace = HandshakeRate(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
+        self._words = HandshakeRate(max(agents_per_second / 10, 1.0), longest=0.0)
         self.waiting = 0
         """Connections that wait for their turn."""
         self._flapping = Flapping()
@@ -260,7 +260,7 @@ class ControlRoom:
             reset(sock)
             return None
         if wait:
-            # It may wait for longer than strangers may otherwise, and in greater number: what bounds it is `Pace`.
+            # It may wait for longer than strangers may otherwise, and in greater number: `HandshakeRate` bounds it.
             ticket.set_aside()
             self.waiting += 1
             try:

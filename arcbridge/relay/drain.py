@@ -28,7 +28,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pump import Pump, Pumps
@@ -67,7 +67,7 @@ class Drain:
     def __init__(
         self,
         listener: Listener,
-        control: ControlRoom,
+        control: ControlServer,
         rendezvous: Rendezvous,
         pumps: Pumps,
         counters: Counters,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 
-class Pace:
+class HandshakeRate:
     """`rate` turns a second, `burst` at once after a pause, none that is further away than `longest` seconds.
 
     `clock` is monotonic seconds.

@@ -19,7 +19,7 @@ from arcbridge.relay.counters import Counters
 log = structlog.get_logger("arcbridge.relay")
 
 
-class HttpRoom:
+class HttpHandler:
     """`serve` is a room of the listener. Nobody is authenticated by connecting here, so the ticket is kept as long as
     the connection lives: the caps on strangers bound the API's connections as well."""
 

@@ -47,7 +47,7 @@ _PLAIN_HTTP_ANSWER: Final = (
 
 log = structlog.get_logger("arcbridge.relay")
 
-Room = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
+ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 """Takes over a socket; returns when the connection needs no task any more, and never leaks the socket."""
 
 
@@ -56,7 +56,7 @@ class Listener:
 
     def __init__(
         self,
-        rooms: dict[bytes, Room],
+        rooms: dict[bytes, ConnectionHandler],
         admission: Admission,
         counters: Counters,
         *,
@@ -211,12 +211,12 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _room(self, hello: client_hello.Hello) -> Room | None:
+    def _room(self, hello: client_hello.Hello) -> ConnectionHandler | None:
         if not hello.alpn:
             return self._rooms.get(client_hello.HTTP)
         return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
 
-    async def _enter(self, room: Room, sock: socket.socket, ticket: Ticket) -> None:
+    async def _enter(self, room: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
             await room(sock, ticket)
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import REJECTIONS, Counters
 from arcbridge.relay.fleet.nats import OUTCOMES as DIAL_OUTCOMES
 from arcbridge.relay.fleet.nats import NatsFleet
@@ -18,14 +18,14 @@ from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.workers.handover import OUTCOMES as HANDOVER_OUTCOMES
-from arcbridge.relay.workers.worker_membership import Place
+from arcbridge.relay.workers.worker_membership import WorkerMembership
 
 
 def register(
     metrics: Metrics,
     counters: Counters,
     admission: Admission,
-    control: ControlRoom,
+    control: ControlServer,
     rendezvous: Rendezvous,
     pumps: Pumps,
     verifier: TokenVerifier,
@@ -128,7 +128,7 @@ def register_fleet(metrics: Metrics, connection: NatsConnection, fleet: NatsFlee
     )
 
 
-def register_workers(metrics: Metrics, place: Place) -> None:
+def register_workers(metrics: Metrics, place: WorkerMembership) -> None:
     """What each of several processes of one relay has besides."""
     metrics.counter(
         "handovers_total",

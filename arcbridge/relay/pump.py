@@ -58,25 +58,36 @@ class Pump:
     `error` is None when both directions ended in order. `client` is who asked for the session, `agent` who answered.
     """
 
-    __slots__ = ("_down", "_on_done", "_up", "closed", "cluster", "deaf", "error", "join_id", "pipes", "started_at")
+    __slots__ = (
+        "_down",
+        "_on_done",
+        "_up",
+        "closed",
+        "cluster",
+        "error",
+        "join_id",
+        "not_reading",
+        "pipes",
+        "started_at",
+    )
 
     def __init__(
         self,
         client: socket.socket,
         agent: socket.socket,
         pipes: PipePool,
-        deaf: set[Pump],
+        not_reading: set[Pump],
         on_done: Callable[[Pump], None],
         *,
         join_id: str = "",
         cluster: str = "",
     ) -> None:
-        """`deaf`: into this set it puts itself when a side is no longer read; whoever sweeps takes it out."""
+        """`not_reading`: into this set it puts itself when a side is no longer read; whoever sweeps takes it out."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
         self.pipes = pipes
-        self.deaf = deaf
+        self.not_reading = not_reading
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
@@ -117,16 +128,16 @@ class Pump:
     def look(self) -> bool:
         """Notice the death of a side that is not being read: nothing else would, until the other side moves. False when
         both are read again."""
-        deaf = False
+        not_reading = False
         for one in (self._up, self._down):
-            if self.closed or not one.deaf:
+            if self.closed or not one.not_reading:
                 continue
-            deaf = True
+            not_reading = True
             # The error itself and not the connection's state: both ends may have closed a socket in order, with bytes
             # in it that are still to be read.
             if code := one.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 self.fail(OSError(code, f"{os.strerror(code)}, while it was not being read"))
-        return deaf
+        return not_reading
 
     def unload(self) -> None:
         """Give back pipes that a stalled receiver keeps."""
@@ -202,7 +213,7 @@ class _Direction:
         return len(self._memory) + self._piped
 
     @property
-    def deaf(self) -> bool:
+    def not_reading(self) -> bool:
         """Whether the source is not being read."""
         return not self._reading
 
@@ -347,7 +358,7 @@ class _Direction:
             self._pump.fail(error)
             return
         self.over = True
-        self._pump.deaf.add(self._pump)
+        self._pump.not_reading.add(self._pump)
         self._pump.direction_over()
 
     def detach(self) -> None:
@@ -374,7 +385,7 @@ class _Direction:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._source_fd)
-        self._pump.deaf.add(self._pump)
+        self._pump.not_reading.add(self._pump)
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._sink_fd, self.on_writable)

@@ -36,7 +36,7 @@ from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer, build_app
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.control import ControlRoom
+from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import fleet_registry, open_authority, open_registry
 from arcbridge.relay.drain import Drain
@@ -44,14 +44,14 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http_handler import HttpRoom
-from arcbridge.relay.listener import Listener, Room
+from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.metrics import register, register_fleet, register_workers
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.worker_membership import Place
+from arcbridge.relay.workers.worker_membership import WorkerMembership
 
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
@@ -80,7 +80,7 @@ async def serve(
     ready: Callable[[RelayInfo], None],
     stopping: asyncio.Event,
     hurry: asyncio.Event,
-    place: Place | None = None,
+    place: WorkerMembership | None = None,
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
@@ -95,7 +95,7 @@ async def serve(
     log.info("relay stopped", step="gone")
 
 
-async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None) -> tuple[RelayInfo, Drain]:
+async def _start(config: RelayConfig, stack: AsyncExitStack, place: WorkerMembership | None) -> tuple[RelayInfo, Drain]:
     """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
@@ -155,7 +155,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
     stack.push_async_callback(api.close, _API_CLOSE)
     pumps = Pumps(_pump_ended)
     stack.callback(pumps.close)
-    control = ControlRoom(
+    control = ControlServer(
         lambda: certificate.contexts[ALPN_CONTROL],
         fleet,
         registry,
@@ -185,9 +185,9 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: Place | None
         hops=hops,
         handovers=None if place is None else place.handovers,
     )
-    http = HttpRoom(lambda: certificate.contexts[ALPN_HTTP], api, counters)
+    http = HttpHandler(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
-    rooms: dict[bytes, Room] = {
+    rooms: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
         client_hello.HTTP: http.serve,
@@ -243,7 +243,7 @@ class _Chores:
         self,
         registry: Registry,
         fleet: Fleet,
-        control: ControlRoom,
+        control: ControlServer,
         pumps: Pumps,
         policy: PolicyFile,
         certificate: ServerCertificate,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.allowance import Allowance
-from arcbridge.wire.congestion import COMPANY, Flight
+from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
@@ -32,7 +32,7 @@ from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Goaway, Hello, Record
 from arcbridge.wire.replay import Budget, Piece, Replay
-from arcbridge.wire.resume_handshake import Greeting
+from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.scheduler import Scheduler
 from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
@@ -127,8 +127,8 @@ class Books:
         self._idle_from = 0
         """Payload bytes that had come when the peer's last PING came."""
         self._resets = Allowance(limits.churn_burst, limits.churn_rate)
-        self._small = Allowance(limits.small_frame_burst, limits.small_frame_rate)
-        self._explained = 0
+        self._control_budget = Allowance(limits.small_frame_burst, limits.small_frame_rate)
+        self._earned = 0
         self._asked_at = 0
         """Payload bytes that had come with the peer's latest PING."""
         self._acked_position = 0
@@ -148,19 +148,19 @@ class Books:
         self._extension = Growth(MAX_CREDIT - limits.session_window, budget)
         """Of the session's window: what readers that stopped hold beyond half of it."""
         self._history_full = False
-        self._flight: Flight | None = None
+        self._flight: CongestionWindow | None = None
         if kind is Kind.SESSION and limits.under_way:
-            self._flight = Flight(limits.under_way, now=now)
-        self._speaker = 0
+            self._flight = CongestionWindow(limits.under_way, now=now)
+        self._last_sender = 0
         """The stream that sent payload last; and until when a second one counts as there."""
-        self._company_until = 0.0
+        self._concurrent_until = 0.0
         self._at_cap = False
         """As much is under way as the path takes."""
         self._room = limits.under_way if self._flight is not None else MAX_CREDIT
         """Payload that may leave in one portion."""
         self._ahead = QUEUE_AHEAD
         """Bytes of finished frames that may wait for the next flush."""
-        self._calm_at = 0
+        self._cap_applied = 0
         """The cap for which `_room` and `_ahead` were set with less than a quarter of it under way; 0: none."""
         self._pinged = 0
         """Count of what was sent before the latest PING: its answer confirms all of it."""
@@ -168,13 +168,13 @@ class Books:
         """What a resumed connection has to carry first."""
         self._answers_from = 0
         """Bytes of the peer's sequence behind which its answers to PING come: what it sends again comes before."""
-        self._greeting: Greeting | None = None
+        self._greeting: ResumeHandshake | None = None
         """Initiator: a new connection is in its handshake."""
         self._greeted: Hello | None = None
         self._before = State.OPEN
         """The state to which a detached session returns."""
         self._detached_deadline: float | None = None
-        self._greets = Hello(
+        self._hello_template = Hello(
             VERSION,
             VERSION,
             "resume" if self._history is not None else "",
@@ -184,7 +184,7 @@ class Books:
             software,
             cluster_ca=cluster_ca,
         )
-        self._hello = self._record(FrameType.HELLO, self._greets)
+        self._hello = self._record(FrameType.HELLO, self._hello_template)
         if side is Side.INITIATOR:
             self._prelude.append(self._hello)
 
@@ -243,12 +243,12 @@ class Books:
             raise LocalProtocolError(f"{kind.name} of {len(body)} bytes, more than {LARGEST[kind]}")
         return frame(kind, stream_id, body)
 
-    def _take_small(self) -> None:
+    def _spend_control_budget(self) -> None:
         """Frames that need no credit: as many as our own payload explains, and an allowance beyond."""
-        if self._explained >= 32768:
-            self._small.give(self._explained >> 15)
-            self._explained &= 32767
-        if not self._small.take(self.now):
+        if self._earned >= 32768:
+            self._control_budget.give(self._earned >> 15)
+            self._earned &= 32767
+        if not self._control_budget.take(self.now):
             raise Violation(GoawayCode.LIMIT, "a flood of control frames")
 
     def _count_reset(self) -> None:
@@ -278,7 +278,7 @@ class Books:
             self._flight.pinged(self.sent, self.now)
         self._queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, self.received)))
 
-    def _has_left(self, flight: Flight, count: int) -> None:
+    def _has_left(self, flight: CongestionWindow, count: int) -> None:
         """`count` bytes more are under way: stop at the cap, and ask for news of the path in time."""
         sent, now, cap = self.sent, self.now, flight.cap
         under_way = sent - self._peer_received
@@ -287,18 +287,18 @@ class Books:
         flight.left_at = now
         if under_way << 2 < cap:
             if not self._scheduler:
-                flight.hungry_until = sent
-            if self._calm_at != cap:
+                flight.app_limited_until = sent
+            if self._cap_applied != cap:
                 self._make_room(flight, cap - under_way)
-                self._calm_at = cap
+                self._cap_applied = cap
             return
         room = cap - under_way
         if not self._scheduler and room >= flight.least:
-            flight.hungry_until = sent
-        self._calm_at = 0
+            flight.app_limited_until = sent
+        self._cap_applied = 0
         self._make_room(flight, room)
 
-    def _make_room(self, flight: Flight, room: int) -> None:
+    def _make_room(self, flight: CongestionWindow, room: int) -> None:
         self._room = min(room, flight.step)  # a PING follows each step, however much fits
         self._ahead = min(QUEUE_AHEAD, max(flight.step, min(room, _AHEAD_LEAST)))
         at_cap = room < flight.least
@@ -431,10 +431,10 @@ class Books:
             stream.credit -= most
             self._credit -= most
             stream.bytes_sent += most
-            if stream.id != self._speaker:
-                if self._speaker in self.streams:
-                    self._company_until = self.now + COMPANY
-                self._speaker = stream.id
+            if stream.id != self._last_sender:
+                if self._last_sender in self.streams:
+                    self._concurrent_until = self.now + CONCURRENT_SENDER_HOLD
+                self._last_sender = stream.id
             header = pack_header(most << 8 | DATA, stream.id)
             if most < _JOIN_BELOW:
                 parts.append(b"".join((header, *pieces)))

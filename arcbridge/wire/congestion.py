@@ -54,7 +54,7 @@ ALONE = 0.004
 """The same while one stream alone sends: nobody waits behind it, and five busy processes on two cores answer after
 milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait."""
 
-COMPANY = 0.5
+CONCURRENT_SENDER_HOLD = 0.5
 """Seconds for which a second stream that sent something counts as there."""
 
 SPAN = 0.005
@@ -76,18 +76,18 @@ PATIENCE = 1.0
 """Least seconds between two halvings that slow answers cause."""
 
 
-class Flight:
+class CongestionWindow:
     """The cap of one connection's one direction. `now` is monotonic seconds and an argument."""
 
     __slots__ = (
+        "_ack_burst",
+        "_ack_burst_before",
         "_base",
         "_best",
         "_calm",
         "_full",
         "_got",
         "_latest",
-        "_lump",
-        "_lump_before",
         "_most",
         "_older",
         "_pings",
@@ -103,9 +103,9 @@ class Flight:
         "_stale",
         "_trip_at",
         "alone",
+        "app_limited_until",
         "cap",
         "growing",
-        "hungry_until",
         "least",
         "left_at",
         "probing",
@@ -132,12 +132,12 @@ class Flight:
         """Of the latest PING whose answer gave a rate: count, when the answer came, when it had left."""
         self._got = sent
         """The peer's latest count."""
-        self._lump = self._lump_before = 0
+        self._ack_burst = self._ack_burst_before = 0
         """The most that one count added to the one before it, in these rounds and in those before."""
-        self.hungry_until = sent
+        self.app_limited_until = sent
         """Up to this count, the sender had nothing more to send."""
         self.left_at = now
-        """When the latest flush left. The session keeps it, and `hungry_until`, in place: it does so at each flush."""
+        """When the latest flush left. The session writes it, and `app_limited_until`, at each flush."""
         self._best = self._older = self._latest = self._full = 0.0
         self._rounds = self._stale = self._slow = 0
         self._round_end, self._round_at = sent, now
@@ -158,14 +158,14 @@ class Flight:
 
     def pinged(self, sent: int, now: float) -> None:
         """A PING leaves behind the bytes up to `sent`."""
-        self._pings.append((sent, now, self._base, self.hungry_until > self._base[0]))
+        self._pings.append((sent, now, self._base, self.app_limited_until > self._base[0]))
 
     def confirmed(self, received: int, sent: int, now: float) -> float:
         """The peer's count rose to `received`; a new round trip, or 0."""
         pings = self._pings
-        lump, self._got = received - self._got, received
-        if lump > self._lump:
-            self._lump = lump
+        ack_burst, self._got = received - self._got, received
+        if ack_burst > self._ack_burst:
+            self._ack_burst = ack_burst
         if not pings or received <= pings[0][0]:
             if self.probing:
                 self._look_calm(received, sent)
@@ -234,7 +234,7 @@ class Flight:
             self._rounds += 1
             if self._rounds >= ROUNDS:
                 self._older, self._best, self._rounds = self._best, rate, 0
-                self._lump_before, self._lump = self._lump, 0
+                self._ack_burst_before, self._ack_burst = self._ack_burst, 0
                 self.rate = max(self._best, self._older)
                 self._full = min(self._full, self.rate) if not self.growing else self._full
         self._slow = self._slow + 1 if trip > 2 * usual + 2 * SPAN else 0
@@ -276,9 +276,9 @@ class Flight:
             cap = max(FIRST, int(GROWING * product) + EXTRA)
         else:
             # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
-            lump = min(max(self._lump, self._lump_before), int(product / 4))
+            ack_burst = min(max(self._ack_burst, self._ack_burst_before), int(product / 4))
             gain = STEADY if self._rounds else ASKING
-            cap = max(FLOOR, int(gain * product) + lump + EXTRA)
+            cap = max(FLOOR, int(gain * product) + ack_burst + EXTRA)
         self._set(min(cap, self._most))
 
     def _set(self, cap: int) -> None:

@@ -105,7 +105,7 @@ class Reception(Books):
                 return None  # closed by a sink earlier in the same input
             self._data_out_of_place(stream_id)
         if length == 0:
-            self._take_small()
+            self._spend_control_budget()
         if not self._window.receive(length):
             raise Violation(GoawayCode.FLOW_CONTROL, "more bytes than the session's window")
         if stream is None:
@@ -129,7 +129,7 @@ class Reception(Books):
             return  # closed by a frame, or by an application, earlier in the same input
         if kind >= IGNORABLE_FROM and kind not in self._frames:
             self.stats.ignored_frames += 1
-            self._take_small()
+            self._spend_control_budget()
             return
         if not self._counting and kind not in HANDSHAKE:
             raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} before the handshake is complete")
@@ -172,7 +172,7 @@ class Reception(Books):
     def _on_auth(self, _stream_id: int, body: bytes) -> None:
         if self.side is not Side.ACCEPTOR or self.kind is not Kind.SESSION:
             raise Violation(GoawayCode.PROTOCOL, "AUTH from the wrong side")
-        self._take_small()
+        self._spend_control_budget()
         if not self._authenticated:
             if self._auth_sent:
                 raise Violation(GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
@@ -183,7 +183,7 @@ class Reception(Books):
     def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
         if self.side is not Side.INITIATOR or self.kind is not Kind.SESSION or not self._auth_sent:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that nobody asked for")
-        self._take_small()
+        self._spend_control_budget()
         ok = AuthOk.decode(body)
         if not self._authenticated:
             self._learn_secret(ok.session_id, ok.resume_secret)
@@ -229,7 +229,7 @@ class Reception(Books):
         code = U32.unpack(body)[0]
         in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
         if in_order:  # part of an ordinary close, and two of them may cross
-            self._take_small()
+            self._spend_control_budget()
         else:
             self._count_reset()
         if stream is None:
@@ -244,7 +244,7 @@ class Reception(Books):
 
     def _on_window(self, stream_id: int, body: bytes) -> None:
         self._sessions_only("WINDOW")
-        self._take_small()
+        self._spend_control_budget()
         increment = U32.unpack(body)[0]
         if stream_id == 0:
             if increment == 0 or self._credit + increment > MAX_CREDIT:
@@ -260,19 +260,19 @@ class Reception(Books):
         self._add_credit(stream, increment)
 
     def _on_ack(self, _stream_id: int, body: bytes) -> None:
-        self._take_small()
+        self._spend_control_budget()
         self._peer_has(U64.unpack(body)[0])
 
     def _on_quiet(self, _stream_id: int, _body: bytes) -> None:
         self._sessions_only("QUIET")
-        self._take_small()
+        self._spend_control_budget()
         if self._flight is not None:
             self._flight.begin_probe(self.now)
 
     def _on_ping(self, _stream_id: int, body: bytes) -> None:
         came = self._window.received
         if came - self._asked_at < PAYLOAD_EXPLAINS:  # else it asks how much of its payload is here (`wire.congestion`)
-            self._take_small()
+            self._spend_control_budget()
         self._asked_at = came
         number, received = PING_BODY.unpack(body)
         self._peer_has(received)
@@ -287,14 +287,14 @@ class Reception(Books):
             self._idle_from = self._window.received
 
     def _on_pong(self, _stream_id: int, body: bytes) -> None:
-        self._take_small()
+        self._spend_control_budget()
         number, received = PING_BODY.unpack(body)
         self._peer_has(received)
         if self._keepalive is not None:
             self._keepalive.pong(number, self.now)
 
     def _on_goaway(self, _stream_id: int, body: bytes) -> None:
-        self._take_small()
+        self._spend_control_budget()
         goaway = Goaway.decode(body)
         self._events.append(ev.GoawayReceived(goaway))
         if goaway.final or goaway.code not in DRAIN_CODES:
@@ -313,20 +313,20 @@ class Reception(Books):
     def _on_dial(self, _stream_id: int, body: bytes) -> None:
         if self.kind is not Kind.CONTROL or self.side is not Side.INITIATOR:
             raise Violation(GoawayCode.PROTOCOL, "DIAL from the wrong side")
-        self._take_small()
+        self._spend_control_budget()
         self._events.append(ev.DialReceived(Dial.decode(body)))
 
     def _on_status(self, _stream_id: int, body: bytes) -> None:
         if self.kind is not Kind.CONTROL or self.side is not Side.ACCEPTOR:
             raise Violation(GoawayCode.PROTOCOL, "STATUS from the wrong side")
-        self._take_small()
+        self._spend_control_budget()
         self._events.append(ev.StatusReceived(Status.decode(body)))
 
     def _on_move(self, _stream_id: int, body: bytes) -> None:
         self._sessions_only("MOVE")
         if self.side is not Side.INITIATOR:
             raise Violation(GoawayCode.PROTOCOL, "MOVE from the wrong side")
-        self._take_small()
+        self._spend_control_budget()
         self._events.append(ev.MoveRequested(Move.decode(body).join_id))
 
     def _sessions_only(self, name: str) -> None:
@@ -346,13 +346,13 @@ class Reception(Books):
                     self.set_writable(self.socket_writable)
             flight = self._flight
             if flight is not None and self._keepalive is not None:
-                flight.alone = self._company_until <= self.now
+                flight.alone = self._concurrent_until <= self.now
                 trip = flight.confirmed(received, self.sent, self.now)
                 if trip:
                     self._keepalive.sample(trip, self.now)
                     if flight.wants_probe(self.now) and flight.begin_probe(self.now):
                         self._queue_control(frame(FrameType.QUIET, 0, b""))
-                self._calm_at = 0
+                self._cap_applied = 0
                 self._make_room(flight, flight.cap - (self.sent - received))
             if self.state is State.DRAINING:
                 self._finish_drain_if_idle()

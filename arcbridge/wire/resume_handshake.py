@@ -13,7 +13,7 @@ GREETINGS = frozenset({FrameType.HELLO, FrameType.AUTH_OK, FrameType.GOAWAY})
 """What an acceptor may say before the sequence goes on."""
 
 
-class Greeting:
+class ResumeHandshake:
     """Collects one frame at a time."""
 
     __slots__ = ("_kept",)

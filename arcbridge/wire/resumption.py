@@ -14,12 +14,12 @@ from dataclasses import replace
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import Violation
-from arcbridge.wire.congestion import Flight
+from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.reception import Reception, ended_by
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
-from arcbridge.wire.resume_handshake import Greeting
+from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.state import Kind, Side, State
 
 REFUSED_FOR_NOW = frozenset(
@@ -41,7 +41,7 @@ class Resumption(Reception):
         if self.state is not State.DETACHED:
             self._detach(ConnectionLost("another connection takes its place"), tell=False)
         self.epoch += 1
-        self._greeting, self._greeted = Greeting(), None
+        self._greeting, self._greeted = ResumeHandshake(), None
         self._prelude = [self._resuming_hello(self.resume_secret), self._record(FrameType.AUTH, auth)]
         self._handshake_deadline = now + self.limits.handshake_timeout
 
@@ -112,7 +112,7 @@ class Resumption(Reception):
 
     def _resuming_hello(self, secret: bytes) -> bytes:
         hello = replace(
-            self._greets,
+            self._hello_template,
             session_id=self.session_id,
             resume_secret=secret,
             received=self.received,
@@ -185,12 +185,12 @@ class Resumption(Reception):
         self._answers_from = hello.sent
         self._acked_position = self._decoder.position
         if self._flight is not None:  # another path, perhaps: nothing is known of it
-            self._flight = Flight(self.limits.under_way, sent=self.sent, now=self.now)
+            self._flight = CongestionWindow(self.limits.under_way, sent=self.sent, now=self.now)
             self._pinged = self.sent
         self._usual_window = 0
         self._peer_has(hello.received)
         if self._flight is not None:
-            self._calm_at = 0
+            self._cap_applied = 0
             self._make_room(self._flight, self._flight.cap - (self.sent - hello.received))
         self.set_writable(True)
         number = self._keepalive.number if self._keepalive is not None else 0

@@ -31,7 +31,7 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import DATA, Violation
-from arcbridge.wire.congestion import COMPANY
+from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD
 from arcbridge.wire.frames import (
     HEADER_SIZE,
     MAX_DATA,
@@ -209,10 +209,10 @@ class Session(Resumption):
             stream.credit -= size
             self._credit -= size
             stream.bytes_sent += size
-            if stream.id != self._speaker:
-                if self._speaker in self.streams:
-                    self._company_until = self.now + COMPANY
-                self._speaker = stream.id
+            if stream.id != self._last_sender:
+                if self._last_sender in self.streams:
+                    self._concurrent_until = self.now + CONCURRENT_SENDER_HOLD
+                self._last_sender = stream.id
             self._out.append(b"".join((pack_header(size << 8 | DATA, stream.id), data)))
             self._out_bytes += size + HEADER_SIZE
             return 0
@@ -363,7 +363,7 @@ class Session(Resumption):
             parts = [*parts, *kept] if parts else kept
         self.sent += count
         self.stats.bytes_sent += count
-        self._explained += count
+        self._earned += count
         if self._history is not None:
             self._keep(kept, count)
         if self._flight is not None and count:

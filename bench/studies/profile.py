@@ -31,7 +31,7 @@ PARTS = (
     ("uvloop", r"^loop\.cpython"),
     ("python", r"libpython|python3|\.cpython-.*\.so"),
 )
-"""Parts of a process by the object that code lies in. The C library is almost only `memcpy` here."""
+"""ClientContext of a process by the object that code lies in. The C library is almost only `memcpy` here."""
 SYMBOLS = 12
 _LINE = re.compile(r"^\s*([0-9.]+)%\s+(\S+)\s*$")
 _SYMBOL = re.compile(r"^\s*([0-9.]+)%\s+\[(k|\.)\]\s+(\S+)")

@@ -16,20 +16,20 @@ import time
 from arcbridge.cli.loop import run_until_signal
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings
-from arcbridge.client.service import Parts, Person
+from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
 from arcbridge.mux.stream import StreamIO
 from arcbridge.observe import logging
 
 
-async def measure(parts: Parts, target: str, count: int) -> list[float]:
+async def measure(parts: ClientContext, target: str, count: int) -> list[float]:
     """Milliseconds of each session: join, both handshakes, authentication, a stream opened, one byte there and back."""
     cluster, found = parts.clusters()[0], []
     for _ in range(count):
         session = parts.session(cluster)
         before = time.perf_counter()
         begins = asyncio.ensure_future(session.first())
-        usable = await session.ready(hasty=True)  # as `forward` does for a connection that comes meanwhile
+        usable = await session.ready(before_auth=True)  # as `forward` does for a connection that comes meanwhile
         stream = StreamIO()
         usable.open(f"tcp:{target}", stream)
         await stream.write(b"O")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     invocation = parse(flags, "client")
     config: ClientConfig = load_settings(invocation, os.environ)
     logging.configure("client", "warning", config.observe.log_format)
-    print(json.dumps(run_until_signal(measure(Parts(config, Person()), target, int(count)))))
+    print(json.dumps(run_until_signal(measure(ClientContext(config, Terminal()), target, int(count)))))
     return 0
 
 

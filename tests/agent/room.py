@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcbridge.agent.control import ControlRoom
+from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
@@ -26,7 +26,7 @@ class World:
     """`relays` are in the order in which the agent prefers them."""
 
     relays: list[FakeRelay]
-    room: ControlRoom
+    room: ControlConnections
     sessions: Sessions
     choice: RelayChoice
 
@@ -73,7 +73,7 @@ async def agent_of(
         judge.add("t", "alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
-        room = ControlRoom(
+        room = ControlConnections(
             addresses, keeper, sessions, instance="agent-1", software="test", choice=choice, draw=lambda: 0.5
         )
         room.start()

@@ -21,7 +21,7 @@ from arcbridge.errors import ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session import login
+from tests.client.test_session_manager import login
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Una
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, OTHER_CA, RELAY_CA, FarSide
-from tests.client.test_session import login, make
+from tests.client.test_session_manager import login, make
 
 
 class Way:

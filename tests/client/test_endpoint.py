@@ -21,13 +21,13 @@ import pytest
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry, render
 from arcbridge.client.listening import listen_local
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
-from tests.client.test_session import make, running
+from tests.client.test_session_manager import make, running
 from tests.support.descriptors import none_left
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
@@ -37,7 +37,7 @@ REQUEST = b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 class Place:
     """An endpoint, its session, its far side, and what a kubeconfig would know."""
 
-    def __init__(self, far: FarSide, session: ClusterSession, state: StateDirectory) -> None:
+    def __init__(self, far: FarSide, session: SessionManager, state: StateDirectory) -> None:
         self.far = far
         self.session = session
         self.state = state

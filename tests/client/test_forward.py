@@ -18,7 +18,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import Echo, FarSide
-from tests.client.test_session import make, running
+from tests.client.test_session_manager import make, running
 from tests.support.descriptors import none_left
 
 
@@ -55,12 +55,12 @@ async def test_bytes_and_half_close(forward: Forward, far: FarSide) -> None:
 
 
 async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> None:
-    class Greeting(Echo):
+    class ResumeHandshake(Echo):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self.stream.write(b"220 hello\r\n")
 
-    far.protocol = lambda target: Greeting()
+    far.protocol = lambda target: ResumeHandshake()
     reader, writer = await connect(forward)
     assert await reader.readline() == b"220 hello\r\n"
     writer.close()

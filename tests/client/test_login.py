@@ -28,7 +28,7 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
         yield issuer
 
 
-class Person:
+class Terminal:
     """Reads what is shown, and acts on it."""
 
     def __init__(self, issuer: Issuer) -> None:
@@ -45,7 +45,13 @@ class Person:
 
 
 def make(
-    issuer: Issuer, directory: Path, person: Person, *, browser: Any = None, ports: tuple[int, ...] = (0,), **more: Any
+    issuer: Issuer,
+    directory: Path,
+    person: Terminal,
+    *,
+    browser: Any = None,
+    ports: tuple[int, ...] = (0,),
+    **more: Any,
 ) -> Login:
     settings: dict[str, Any] = {"grant_type": "device-code", **more}
     config = LoginConfig(issuer=settings.pop("issuer", issuer.url), client_id="cli", ca_file=issuer.ca_file, **settings)
@@ -75,7 +81,7 @@ async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = No
 
 class TestDeviceCode:
     async def test_it_logs_in_and_keeps(self, issuer: Issuer, tmp_path: Path) -> None:
-        person = Person(issuer)
+        person = Terminal(issuer)
         login = make(issuer, tmp_path, person)
         tokens = await login.tokens(interactive=True)
         assert look(tokens.id_token).subject == "alice"
@@ -86,13 +92,13 @@ class TestDeviceCode:
         assert len(person.lines) == shown
 
     async def test_refused(self, issuer: Issuer, tmp_path: Path) -> None:
-        person = Person(issuer)
+        person = Terminal(issuer)
         person.denies = True
         with pytest.raises(Unauthenticated, match="refused in the browser"):
             await make(issuer, tmp_path, person).tokens(interactive=True)
 
     async def test_too_late(self, issuer: Issuer, tmp_path: Path) -> None:
-        person = Person(issuer)
+        person = Terminal(issuer)
         person.acts = False
         issuer.settings(device_lifetime=1.0)
         try:
@@ -103,7 +109,7 @@ class TestDeviceCode:
 
     async def test_nobody_there(self, issuer: Issuer, tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
-            await make(issuer, tmp_path, Person(issuer)).tokens(interactive=False)
+            await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
 
 
 class TestAuthorizationCode:
@@ -115,7 +121,7 @@ class TestAuthorizationCode:
             visits.append(asyncio.ensure_future(browse(url, issuer)))
             return True
 
-        tokens = await make(issuer, tmp_path, Person(issuer), browser=browser, grant_type="authcode").tokens(
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").tokens(
             interactive=True
         )
         assert look(tokens.id_token).subject == "alice"
@@ -136,7 +142,7 @@ class TestAuthorizationCode:
             visits.append(asyncio.ensure_future(visit(url)))
             return True
 
-        login = make(issuer, tmp_path, Person(issuer), browser=browser, grant_type="authcode")
+        login = make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode")
         await login.tokens(interactive=True)
         await visits[0]
         assert seen == [400, 400, 200]
@@ -150,7 +156,7 @@ class TestAuthorizationCode:
             return True
 
         with pytest.raises(Unauthenticated, match="another login"):
-            await make(issuer, tmp_path, Person(issuer), browser=browser, grant_type="authcode").log_in()
+            await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
         await visits[0]
         assert not list(tmp_path.glob("*.json"))
 
@@ -162,7 +168,7 @@ class TestAuthorizationCode:
         async def browser(url: str) -> bool:
             return False
 
-        person = Person(issuer)
+        person = Terminal(issuer)
         with pytest.raises(Unauthenticated, match="nobody logged in"):
             await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
         assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
@@ -173,12 +179,12 @@ class TestAuthorizationCode:
             squatter.listen()
             taken = squatter.getsockname()[1]
             with pytest.raises(Unauthenticated, match=f"local ports {taken} are in use"):
-                await make(issuer, tmp_path, Person(issuer), grant_type="authcode", ports=(taken,)).log_in()
+                await make(issuer, tmp_path, Terminal(issuer), grant_type="authcode", ports=(taken,)).log_in()
 
 
 class TestRefresh:
     async def test_rotation_is_followed(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Person(issuer))
+        login = make(issuer, tmp_path, Terminal(issuer))
         first = await login.log_in()
         second = await login.tokens(interactive=False, force=True)
         third = await login.tokens(interactive=False, force=True)
@@ -186,15 +192,15 @@ class TestRefresh:
         assert look(third.id_token).subject == "alice"
 
     async def test_parallel_processes_refresh_once(self, issuer: Issuer, tmp_path: Path) -> None:
-        await make(issuer, tmp_path, Person(issuer)).log_in()
+        await make(issuer, tmp_path, Terminal(issuer)).log_in()
         before = issuer.requests("/token")
-        logins = [make(issuer, tmp_path, Person(issuer)) for _ in range(5)]
+        logins = [make(issuer, tmp_path, Terminal(issuer)) for _ in range(5)]
         found = await asyncio.gather(*(one.tokens(interactive=False, force=True) for one in logins))
         assert len({tokens.access_token for tokens in found}) == 1
         assert issuer.requests("/token") == before + 1
 
     async def test_a_revoked_one_asks_again(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Person(issuer))
+        login = make(issuer, tmp_path, Terminal(issuer))
         tokens = await login.log_in()
         issuer.request("POST", "/revoke", {"token": tokens.refresh_token, "client_id": "cli"})
         with pytest.raises(Unauthenticated, match="login has ended"):
@@ -202,7 +208,7 @@ class TestRefresh:
         assert (await login.tokens(interactive=True, force=True)).access_token != tokens.access_token
 
     async def test_what_is_usable_bridges_an_outage(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Person(issuer))
+        login = make(issuer, tmp_path, Terminal(issuer))
         tokens = await login.log_in()
         old = Login(
             login._config, login._cache, say=print, clock=lambda: time.time() + 0.9 * 3600, environment={}

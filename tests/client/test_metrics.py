@@ -8,12 +8,12 @@ from typing import Any, cast
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
 from arcbridge.client.metrics import register
-from arcbridge.client.resumable_session import LifeStats
+from arcbridge.client.resumable_session import ResumableSessionStats
 from arcbridge.observe.metrics import Metrics
 
 
 def test_sums() -> None:
-    stats = LifeStats()
+    stats = ResumableSessionStats()
     stats.resumed, stats.moved, stats.resume_failures["gone"] = 3, 2, 1
     stats.detached_seconds.observe(0.7)
     counts = {"stats": stats, "detached_count": 1, "replayed_bytes": 1000}

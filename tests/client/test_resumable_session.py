@@ -15,9 +15,9 @@ import structlog
 
 from arcbridge.client import resumable_session as life_module
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.resumable_session import Life
-from arcbridge.client.session_manager import ClusterSession
-from arcbridge.client.sleep_detector import Whereabouts
+from arcbridge.client.resumable_session import ResumableSession
+from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.sleep_detector import SleepDetector
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.stream import StreamIO
@@ -27,7 +27,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import OTHER_CA, FarSide
-from tests.client.test_session import echo, make, running
+from tests.client.test_session_manager import echo, make, running
 
 WAITS, BACK = "connection lost, waiting to resume", "session resumed"
 MOVED, OVER = "session moved to another connection", "session could not be resumed"
@@ -67,7 +67,7 @@ class Stream:
         self.io = StreamIO()
 
     @classmethod
-    async def open(cls, session: ClusterSession) -> Stream:
+    async def open(cls, session: SessionManager) -> Stream:
         stream = cls()
         (await session.ready()).open("tcp:echo", stream.io)
         await stream.check(b"first")
@@ -552,7 +552,7 @@ class TestMoving:
             old = await session.ready()
             attempt, stream = session._attempt, Stream()
 
-            async def attempt_and_open(leaving: RelayAccess | None = None) -> Life:
+            async def attempt_and_open(leaving: RelayAccess | None = None) -> ResumableSession:
                 fresh = await attempt(leaving)
                 old.open("tcp:echo", stream.io)
                 return fresh
@@ -584,7 +584,7 @@ class Asleep:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.gone = False
-        self.whereabouts = Whereabouts(lambda: self.seconds, lambda address: self.gone)
+        self.whereabouts = SleepDetector(lambda: self.seconds, lambda address: self.gone)
 
 
 class TestSuspicion:
@@ -647,7 +647,7 @@ class TestSuspicion:
             await stream.check(b"more")
 
 
-async def echo_again(session: ClusterSession) -> bytes:
+async def echo_again(session: SessionManager) -> bytes:
     """As a caller that tries again does."""
     async with asyncio.timeout(20):
         while True:

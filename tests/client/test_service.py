@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.service import Person, run_forward, run_proxy
+from arcbridge.client.service import Terminal, run_forward, run_proxy
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
-from tests.client.test_session import login
+from tests.client.test_session_manager import login
 
 
 class Case:
@@ -41,7 +41,7 @@ class Case:
             state_dir=directory / "state",
             login=login(directory),
         )
-        self.person = Person(tell=self.lines.append)
+        self.person = Terminal(tell=self.lines.append)
 
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[None]:

@@ -16,7 +16,7 @@ import pytest
 
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
-from arcbridge.client.session_manager import ClusterSession
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.config import LoginConfig
@@ -48,7 +48,7 @@ def login(directory: Path, *, access: str = "the-access-token", cluster: str = "
     return LoginConfig(access_token_file=directory / "access", id_token_file=directory / "id")
 
 
-def make(far: FarSide, directory: Path, **options: Any) -> ClusterSession:
+def make(far: FarSide, directory: Path, **options: Any) -> SessionManager:
     trust = options.pop("trust", None) or ClusterTrust(pin=CLUSTER_CA.pin)
     tokens = options.pop("tokens", None) or Tokens(login(directory), None)
     ca_file = directory / "relay-ca.pem"
@@ -56,11 +56,11 @@ def make(far: FarSide, directory: Path, **options: Any) -> ClusterSession:
     others = cast(tuple[FarSide, ...], options.pop("others", ()))
     # In the order given, not a random one.
     relays = Relays([RelayAccess(one.address, ca_file=ca_file) for one in (far, *others)], shuffle=lambda found: None)
-    return ClusterSession(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05), **options)
+    return SessionManager(relays, CLUSTER, tokens, trust, backoff=Backoff(first=0.01, cap=0.05), **options)
 
 
 @contextlib.asynccontextmanager
-async def running(session: ClusterSession) -> AsyncIterator[ClusterSession]:
+async def running(session: SessionManager) -> AsyncIterator[SessionManager]:
     task = asyncio.get_running_loop().create_task(session.run())
     try:
         yield session
@@ -71,7 +71,7 @@ async def running(session: ClusterSession) -> AsyncIterator[ClusterSession]:
             await asyncio.sleep(0)
 
 
-async def echo(session: ClusterSession, data: bytes = b"hello") -> bytes:
+async def echo(session: SessionManager, data: bytes = b"hello") -> bytes:
     io = StreamIO()
     (await session.ready()).open("tcp:echo", io)
     await io.write(data)
@@ -123,21 +123,21 @@ class TestTheGoodWay:
 
     async def test_who_is_hasty_opens_behind_the_token(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
-            early = await session.ready(hasty=True)
+            early = await session.ready(before_auth=True)
             assert session.current is None, "the agent has not said yes"
             io = StreamIO()
             early.open("tcp:echo", io)
             await io.write(b"hello")
             assert await io.read_exactly(5) == b"hello"
             assert session.current is early
-            assert await session.ready(hasty=True) is early
+            assert await session.ready(before_auth=True) is early
         assert len(far.requests) == 1
 
     async def test_who_is_hasty_hears_of_a_refusal_too(self, far: FarSide, tmp_path: Path) -> None:
         far.auth_answer = (GoawayCode.UNAUTHENTICATED, "no")
         async with running(make(far, tmp_path)) as session:
             io = StreamIO()
-            (await session.ready(hasty=True)).open("tcp:echo", io)
+            (await session.ready(before_auth=True)).open("tcp:echo", io)
             with pytest.raises(SessionEnded):
                 await io.read_exactly(1)
             with pytest.raises(Unauthenticated):

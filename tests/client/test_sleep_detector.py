@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from arcbridge.client.sleep_detector import SLEPT, Whereabouts, is_gone, seconds_asleep
+from arcbridge.client.sleep_detector import SLEPT, SleepDetector, is_gone, seconds_asleep
 
 
 class Transport(asyncio.BaseTransport):
@@ -16,7 +16,7 @@ class Transport(asyncio.BaseTransport):
 
 def test_a_jump_is_told_once() -> None:
     asleep = [100.0]
-    whereabouts = Whereabouts(lambda: asleep[0], lambda address: False)
+    whereabouts = SleepDetector(lambda: asleep[0], lambda address: False)
     assert whereabouts.slept() == 0.0
     asleep[0] += SLEPT - 1
     assert whereabouts.slept() == 0.0
@@ -30,7 +30,7 @@ def test_this_machine_has_not_slept_meanwhile() -> None:
 
 
 def test_addresses() -> None:
-    whereabouts = Whereabouts(lambda: 0.0, lambda address: address[0] == "10.0.0.9")
+    whereabouts = SleepDetector(lambda: 0.0, lambda address: address[0] == "10.0.0.9")
     assert whereabouts.lost_address(Transport(("10.0.0.9", 4711))) == "10.0.0.9"
     assert whereabouts.lost_address(Transport(("10.0.0.8", 4711))) == ""
     for unknown in (None, "", "/run/socket", ()):
@@ -49,8 +49,8 @@ async def test_of_a_real_connection() -> None:
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
     try:
-        assert Whereabouts().lost_address(writer.transport) == ""
-        assert Whereabouts(gone=lambda address: True).lost_address(writer.transport) == "127.0.0.1"
+        assert SleepDetector().lost_address(writer.transport) == ""
+        assert SleepDetector(gone=lambda address: True).lost_address(writer.transport) == "127.0.0.1"
     finally:
         writer.close()
         server.close()

@@ -10,7 +10,7 @@ import pytest
 from arcbridge.client import token_cache
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.errors import StateError
-from tests.client.test_session import jwt_like
+from tests.client.test_session_manager import jwt_like
 
 
 def cache(directory: Path, **more: str) -> TokenCache:

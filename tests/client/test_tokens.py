@@ -12,7 +12,7 @@ from arcbridge.client.token_cache import TokenSet
 from arcbridge.client.tokens import TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
 from arcbridge.errors import StateError, Unauthenticated
-from tests.client.test_session import jwt_like, login
+from tests.client.test_session_manager import jwt_like, login
 
 
 class Pair:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.mux.socket_error_poll import Lookout, lookout
+from arcbridge.mux.socket_error_poll import SocketErrorPoll, lookout
 
 
 class Socket:
-    def __init__(self, lookout: Lookout) -> None:
+    def __init__(self, lookout: SocketErrorPoll) -> None:
         self.lookout = lookout
         self.looked = asyncio.Event()
 

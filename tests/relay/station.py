@@ -23,12 +23,12 @@ from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.control import AGENTS_PER_SECOND, ControlRoom
+from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http_handler import HttpRoom
+from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -92,7 +92,7 @@ class Station:
             self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
         self.pumps = Pumps(self.ended.append)
-        self.control = ControlRoom(
+        self.control = ControlServer(
             lambda: contexts[ALPN_CONTROL],
             self.fleet,
             self.registry,
@@ -113,7 +113,7 @@ class Station:
             handovers=self.handovers,
             dial_deadline=self.dial_deadline,
         )
-        http = HttpRoom(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)
+        http = HttpHandler(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)
         self.admission = Admission(self.limits.unauthenticated, self.limits.unauthenticated_per_address)
         self.listener = Listener(
             {

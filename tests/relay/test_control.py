@@ -22,7 +22,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context
-from tests.net.test_alpn import client_hello
+from tests.net.test_client_hello import client_hello
 from tests.relay.station import Agent, Station, refuse, station, swallow
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.relay.handshake_rate import Pace
+from arcbridge.relay.handshake_rate import HandshakeRate
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
 
 def test_turns_come_one_after_the_other() -> None:
-    pace = Pace(10, longest=0.35, clock=Clock())
+    pace = HandshakeRate(10, longest=0.35, clock=Clock())
     assert [pace.turn() for _ in range(4)] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert pace.turn() is None
     assert pace.backlog == pytest.approx(0.4)
@@ -24,7 +24,7 @@ def test_turns_come_one_after_the_other() -> None:
 
 def test_who_is_turned_away_takes_no_turn() -> None:
     clock = Clock()
-    pace = Pace(10, longest=0.05, clock=clock)
+    pace = HandshakeRate(10, longest=0.05, clock=clock)
     assert [pace.turn() for _ in range(100)] == [0.0] + [None] * 99
     clock.now += 0.1
     assert pace.turn() == pytest.approx(0.0)
@@ -32,7 +32,7 @@ def test_who_is_turned_away_takes_no_turn() -> None:
 
 def test_a_pause_gives_a_burst_and_no_more() -> None:
     clock = Clock()
-    pace = Pace(10, burst=3, longest=1.0, clock=clock)
+    pace = HandshakeRate(10, burst=3, longest=1.0, clock=clock)
     assert [pace.turn() for _ in range(4)] == pytest.approx([0.0, 0.0, 0.0, 0.1])
     clock.now += 1e6
     assert pace.backlog == 0.0
@@ -42,7 +42,7 @@ def test_a_pause_gives_a_burst_and_no_more() -> None:
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=300), st.integers(1, 20), st.floats(1, 200))
 def test_never_more_than_the_rate_and_the_burst(gaps: list[float], burst: int, rate: float) -> None:
     clock = Clock()
-    pace = Pace(rate, burst=burst, longest=2.0, clock=clock)
+    pace = HandshakeRate(rate, burst=burst, longest=2.0, clock=clock)
     turns = []
     for gap in gaps:
         clock.now += gap

@@ -10,7 +10,7 @@ from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http_handler import HttpRoom
+from arcbridge.relay.http_handler import HttpHandler
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair
 from tests.relay.station import EchoUpper, station
 
@@ -35,7 +35,7 @@ async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
         return made[-1]
 
     near, far = await tcp_pair()
-    room = HttpRoom(lambda: server_contexts()[ALPN_JOIN], protocol, Counters())
+    room = HttpHandler(lambda: server_contexts()[ALPN_JOIN], protocol, Counters())
     ticket = Admission(1, 1).enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     with near:
@@ -56,7 +56,7 @@ async def test_a_failed_handshake_is_counted_and_closed() -> None:
     assert isinstance(ticket, Ticket)
     with near:
         near.send(b"this is no TLS at all")
-        await HttpRoom(lambda: server_contexts()[ALPN_HTTP], EchoUpper, counters).serve(far, ticket)
+        await HttpHandler(lambda: server_contexts()[ALPN_HTTP], EchoUpper, counters).serve(far, ticket)
         assert counters.rejected["handshake"] == 1
         try:
             while await asyncio.wait_for(receive(near, 100), 5):

@@ -23,7 +23,7 @@ from arcbridge.relay.admission import Admission
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import Listener, bind
 from tests.net.ends import RELAY, authority, client_context
-from tests.net.test_alpn import client_hello, in_records, with_extension
+from tests.net.test_client_hello import client_hello, in_records, with_extension
 from tests.relay.station import Agent, Station, station
 
 

@@ -47,11 +47,11 @@ def test_a_flood_is_what_our_own_payload_does_not_explain() -> None:
     books = agent(Limits(small_frame_burst=3, small_frame_rate=1.0)).machine
     with pytest.raises(Violation) as caught:  # noqa: PT012
         for _ in range(10):
-            books._take_small()
+            books._spend_control_budget()
     assert caught.value.code is GoawayCode.LIMIT
-    books._explained = 20 * 32_768
-    books._take_small()
-    assert books._explained == 0
+    books._earned = 20 * 32_768
+    books._spend_control_budget()
+    assert books._earned == 0
 
 
 def test_streams_end_where_their_credit_is_settled() -> None:

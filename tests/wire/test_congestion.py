@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import ALONE, FIRST, FLOOR, LEAST_ROUND_TRIP, MEMORY, PLATEAU, STEP_SECONDS, Flight
+from arcbridge.wire.congestion import (
+    ALONE,
+    FIRST,
+    FLOOR,
+    LEAST_ROUND_TRIP,
+    MEMORY,
+    PLATEAU,
+    STEP_SECONDS,
+    CongestionWindow,
+)
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from tests.support.slow_path import MBIT, SlowPath
@@ -185,14 +194,16 @@ def test_whoever_is_at_the_cap_has_asked() -> None:
 
 
 def test_the_first_cap_and_its_bounds() -> None:
-    flight = Flight(1024 * KIB)
+    flight = CongestionWindow(1024 * KIB)
     assert flight.cap == FIRST
     assert flight.least <= flight.step <= flight.cap // 2
-    small = Flight(FIRST_CREDIT)
+    small = CongestionWindow(FIRST_CREDIT)
     assert small.cap == FIRST_CREDIT
 
 
-def feed(flight: Flight, rate: float, trip: float, rounds: int, start: float = 0.0, sent: int = 0) -> tuple[float, int]:
+def feed(
+    flight: CongestionWindow, rate: float, trip: float, rounds: int, start: float = 0.0, sent: int = 0
+) -> tuple[float, int]:
     """Rounds in which always as much is sent as the cap lets out and the path carries."""
     now = start
     for _ in range(rounds):
@@ -206,7 +217,7 @@ def feed(flight: Flight, rate: float, trip: float, rounds: int, start: float = 0
 
 
 def test_it_doubles_each_round_trip_and_stops_at_the_path() -> None:
-    flight = Flight(16 * 1024 * KIB)
+    flight = CongestionWindow(16 * 1024 * KIB)
     caps = []
     now, sent = 0.0, 0
     for _ in range(6):
@@ -220,19 +231,19 @@ def test_it_doubles_each_round_trip_and_stops_at_the_path() -> None:
 
 
 def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
-    flight = Flight(16 * 1024 * KIB)
+    flight = CongestionWindow(16 * 1024 * KIB)
     feed(flight, 1e9, 0.0001, 400)
     assert flight.cap >= 1e9 * LEAST_ROUND_TRIP
 
 
 def test_on_a_short_path_less_is_under_way_while_others_wait() -> None:
-    alone, shared = Flight(16 * 1024 * KIB), Flight(16 * 1024 * KIB)
+    alone, shared = CongestionWindow(16 * 1024 * KIB), CongestionWindow(16 * 1024 * KIB)
     shared.alone = False
     for flight in (alone, shared):
         feed(flight, 500e6, 0.0002, 400)
     assert alone.cap >= 500e6 * ALONE
     assert shared.cap < alone.cap / 2
-    far = Flight(16 * 1024 * KIB)
+    far = CongestionWindow(16 * 1024 * KIB)
     now, sent = feed(far, 50e6, 0.1, 30)
     cap = far.cap
     far.alone = False
@@ -241,7 +252,7 @@ def test_on_a_short_path_less_is_under_way_while_others_wait() -> None:
 
 
 def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:
-    flight = Flight(1024 * KIB)
+    flight = CongestionWindow(1024 * KIB)
     now, sent = feed(flight, 1e6, 0.05, 20)
     assert not flight.wants_probe(now)
     now, sent = feed(flight, 1e6, 0.08, int(MEMORY / 0.08) + 2, now, sent)

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.frames import FrameType, frame, pack_header
-from arcbridge.wire.resume_handshake import Greeting
+from arcbridge.wire.resume_handshake import ResumeHandshake
 
 FLIGHT = frame(FrameType.HELLO, 0, b"hello") + frame(FrameType.AUTH_OK, 0, b"") + b"what follows"
 
 
 @given(st.lists(st.integers(1, 9), max_size=30))
 def test_it_takes_frame_by_frame_however_they_arrive(cuts: list[int]) -> None:
-    greeting, frames, rest, sofar = Greeting(), [], b"", 0
+    greeting, frames, rest, sofar = ResumeHandshake(), [], b"", 0
     for size in [*cuts, len(FLIGHT)]:
         data = memoryview(FLIGHT[sofar : sofar + size])
         sofar += len(data)
@@ -41,4 +41,4 @@ def test_it_takes_frame_by_frame_however_they_arrive(cuts: list[int]) -> None:
 )
 def test_anything_else_is_refused_at_its_header(header: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        Greeting().next(memoryview(header), 0)
+        ResumeHandshake().next(memoryview(header), 0)

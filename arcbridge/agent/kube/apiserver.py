@@ -31,12 +31,12 @@ from yarl import URL
 
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.impersonation import Headers
-from arcbridge.agent.kube.upstream_pool import CONNECT_DEADLINE, KEEPALIVE, KeptConnections
+from arcbridge.agent.kube.upstream_pool import CONNECT_DEADLINE, KEEPALIVE, UpstreamPool
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
-from arcbridge.net.sockets import be_patient
+from arcbridge.net.sockets import disable_user_timeout
 from arcbridge.net.tlstransport import TlsTransport, connect_tls
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -111,7 +111,7 @@ class ApiServer:
         self._fresh = self._session(force_close=True)
         # The one switch against repeating a PUT or DELETE whose connection died; aiohttp's own test client uses it.
         self._fresh._retry_connection = False
-        self.kept = KeptConnections(self, endpoint.host, endpoint.port)
+        self.kept = UpstreamPool(self, endpoint.host, endpoint.port)
         """For plain requests; `request` is for all others."""
         self.connections_failed = 0
         self.reload_error = ""
@@ -157,7 +157,7 @@ class ApiServer:
                 sock = await connect(Address(host, self.endpoint.port), deadline=CONNECT_DEADLINE, proxy=DIRECT)
             except Unreachable as error:
                 raise error.__cause__ or ConnectionError(error.message) from error
-            be_patient(sock)
+            disable_user_timeout(sock)
             return await connect_tls(sock, self.tls(own=own), protocol, host)
 
     async def close(self) -> None:

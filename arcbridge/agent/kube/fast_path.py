@@ -16,7 +16,7 @@ import structlog
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.fast_path_parser import HEAD_MOST, plain_request, understood
 from arcbridge.agent.kube.status import Refusal, status_bytes
-from arcbridge.agent.kube.upstream_pool import KeptConnection
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.mux.stream import StreamTransport
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SESSION = re.compile(r"[0-9A-Za-z.-]{1,128}")
 _log = structlog.get_logger("arcbridge.agent")
 
 
-class Lane(asyncio.Protocol):
+class FastPath(asyncio.Protocol):
     """One stream, while its requests are plain; one of them is under way at a time."""
 
     def __init__(self, proxy: KubeProxy, context: StreamContext) -> None:
@@ -45,7 +45,7 @@ class Lane(asyncio.Protocol):
         self._record: AuditRecord | None = None
         """Of the request that is under way."""
         self._request = b""
-        self._connection: KeptConnection | None = None
+        self._connection: UpstreamConnection | None = None
         self._opening: asyncio.Task[None] | None = None
         self._begun = False
         """Whether the caller has been given the head of an answer."""
@@ -187,13 +187,13 @@ class Lane(asyncio.Protocol):
         else:
             self._refuse(refusal)
 
-    def _ask(self, connection: KeptConnection) -> None:
+    def _ask(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         connection.ask(self, self._request)
         if self._writing_held:
             connection.hold()
 
-    # -- the answer (`kept.Asker`) --------------------------------------------------------------------------------
+    # -- the answer (`upstream_pool.ResponseHandler`) ------------------------------------------------------------
 
     def answer_begins(self, status: int) -> None:
         self._begun = True

@@ -27,7 +27,7 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.answer import answer_headers
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.body import RequestBody
-from arcbridge.agent.kube.fast_path import Lane
+from arcbridge.agent.kube.fast_path import FastPath
 from arcbridge.agent.kube.fast_path_parser import HeadCache
 from arcbridge.agent.kube.framing import check_framing, check_target, has_body
 from arcbridge.agent.kube.impersonation import (
@@ -130,12 +130,12 @@ class KubeProxy:
         self._reviewer = reviewer or Reviewer(api)
         self._server = KubeServer(self._handle, self._refused_head, lambda protocol: protocol.context.caller.here_since)
         self.stats = KubeStats()
-        self.lanes: set[Lane] = set()
+        self.lanes: set[FastPath] = set()
         """Streams whose requests were all plain so far."""
 
     def serve(self, stream: StreamTransport, caller: Caller) -> None:
         """Serves one stream as an HTTP/1.1 connection of `caller`."""
-        stream.attach(Lane(self, StreamContext(caller, int(stream.get_extra_info("stream_id") or 0))))
+        stream.attach(FastPath(self, StreamContext(caller, int(stream.get_extra_info("stream_id") or 0))))
 
     def general(self, context: StreamContext, requests: int) -> KubeProtocol:
         """The protocol for a stream on which something came that is not plain, after `requests` plain ones."""

@@ -16,7 +16,7 @@ from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
-from arcbridge.net.sockets import be_patient
+from arcbridge.net.sockets import disable_user_timeout
 
 CONNECT_DEADLINE = 10.0
 """Seconds for TCP and TLS to the API server, which is near; longer means it is down."""
@@ -28,7 +28,7 @@ _TOGETHER = 32 * 1024
 """Bytes of a body's beginning that are copied behind the head, so that both are one write."""
 
 
-class Asker(Protocol):
+class ResponseHandler(Protocol):
     """Whoever sent a request. Exactly one of `answer_over`, `answer_broke` and `asker.leave` (his own) ends it."""
 
     def answer_begins(self, status: int) -> None:
@@ -51,14 +51,14 @@ class Credentials(Protocol):
         """The TLS settings of one kind of connection."""
 
 
-class KeptConnection(asyncio.BufferedProtocol):
+class UpstreamConnection(asyncio.BufferedProtocol):
     """One connection; at most one request is under way."""
 
-    def __init__(self, pool: KeptConnections, context: ssl.SSLContext) -> None:
+    def __init__(self, pool: UpstreamPool, context: ssl.SSLContext) -> None:
         self._pool = pool
         self.context = context
         self._transport: asyncio.Transport | None = None
-        self._asker: Asker | None = None
+        self._asker: ResponseHandler | None = None
         self._head = b""
         self._answer: Answer | None = None
         self._left = 0
@@ -70,7 +70,7 @@ class KeptConnection(asyncio.BufferedProtocol):
 
     # -- whoever asks -------------------------------------------------------------------------------------------
 
-    def ask(self, asker: Asker, request: bytes) -> None:
+    def ask(self, asker: ResponseHandler, request: bytes) -> None:
         """Send one request; only on a connection that the pool gave."""
         self._asker = asker
         cast(asyncio.Transport, self._transport).write(request)
@@ -143,7 +143,7 @@ class KeptConnection(asyncio.BufferedProtocol):
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _read_head(self, asker: Asker, count: int) -> None:
+    def _read_head(self, asker: ResponseHandler, count: int) -> None:
         start = 0
         while True:
             end = buffer.BUFFER.find(b"\r\n\r\n", start, count) if not self._head else -1
@@ -173,7 +173,7 @@ class KeptConnection(asyncio.BufferedProtocol):
         asker.answer_begins(answer.status)
         self._read_body(asker, answer, start, count, answer.head)
 
-    def _read_body(self, asker: Asker, answer: Answer, start: int, count: int, head: bytes = b"") -> None:
+    def _read_body(self, asker: ResponseHandler, answer: Answer, start: int, count: int, head: bytes = b"") -> None:
         """Pass on `BUFFER[start:count]`, behind `head`; end the exchange where the body ends."""
         tail = b""
         broken = False
@@ -226,18 +226,18 @@ class KeptConnection(asyncio.BufferedProtocol):
             asker.answer_broke(refusal)
 
 
-class KeptConnections:
+class UpstreamPool:
     """The idle ones, the last used first, and the making of new ones."""
 
     def __init__(self, credentials: Credentials, host: str, port: int) -> None:
         self._credentials = credentials
         self._address = Address(host, port)
-        self._idle: list[KeptConnection] = []
-        self._all: set[KeptConnection] = set()
+        self._idle: list[UpstreamConnection] = []
+        self._all: set[UpstreamConnection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def take(self) -> KeptConnection | None:
+    def take(self) -> UpstreamConnection | None:
         """One that is idle, made with the credentials of now."""
         if not self._idle:
             return None
@@ -249,10 +249,10 @@ class KeptConnections:
             connection.close()
         return None
 
-    async def open(self) -> KeptConnection:
+    async def open(self) -> UpstreamConnection:
         """A new one. Raises Refusal in the words for the caller; cancelling leaves nothing."""
         context = self._credentials.tls(own=True)
-        connection = KeptConnection(self, context)
+        connection = UpstreamConnection(self, context)
         try:
             async with asyncio.timeout(CONNECT_DEADLINE):
                 try:
@@ -260,7 +260,7 @@ class KeptConnections:
                 except Unreachable as error:
                     raise error.__cause__ or ConnectionError(error.message) from error
                 try:
-                    be_patient(sock)
+                    disable_user_timeout(sock)
                     await asyncio.get_running_loop().create_connection(
                         lambda: connection,
                         sock=sock,
@@ -287,7 +287,7 @@ class KeptConnections:
         self._all.add(connection)
         return connection
 
-    def put(self, connection: KeptConnection) -> None:
+    def put(self, connection: UpstreamConnection) -> None:
         """It is idle."""
         if self._closed or not connection.usable:
             self.remove(connection)
@@ -299,7 +299,7 @@ class KeptConnections:
         if self._sweeper is None:
             self._sweeper = loop.call_later(KEEPALIVE, self._sweep)
 
-    def remove(self, connection: KeptConnection) -> None:
+    def remove(self, connection: UpstreamConnection) -> None:
         """It is of no use any more."""
         self._all.discard(connection)
         if connection in self._idle:

@@ -27,7 +27,7 @@ from arcbridge.observe import logging as logs
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.workers.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.workers.siblings import Siblings
-from arcbridge.relay.workers.worker_membership import Place
+from arcbridge.relay.workers.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
 
@@ -52,7 +52,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         self.assigned: asyncio.Future[Assignment] = loop.create_future()
         self.told_to_serve = asyncio.Event()
-        self.place: Place
+        self.place: WorkerMembership
         self._may_close = asyncio.Event()
         self._stopping = stopping
         self._hurry = hurry
@@ -95,7 +95,7 @@ class _Worker:
             case "assign":
                 assigned: Assignment = pickle.loads(message.body)
                 listen = Address(assigned.host, assigned.port)
-                self.place = Place(assigned.index, assigned.count, listen, self._siblings, self.together)
+                self.place = WorkerMembership(assigned.index, assigned.count, listen, self._siblings, self.together)
                 self.assigned.set_result(assigned)
             case "peer" if message.sock is not None:
                 self._siblings.connect(int(head["worker"]), int(head["pair"]), message.sock)

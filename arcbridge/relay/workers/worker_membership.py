@@ -25,7 +25,7 @@ ACQUAINTED: Final = 2.0
 log = structlog.get_logger("arcbridge.relay")
 
 
-class Place:
+class WorkerMembership:
     """One of `count` processes that listen on `listen`. `together`: see `relay.drain`."""
 
     def __init__(

@@ -12,14 +12,14 @@ import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
 from arcbridge.agent.kube.status import Refusal
-from arcbridge.agent.kube.upstream_pool import KeptConnection, KeptConnections
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
 
 
-class Asker:
+class ResponseHandler:
     """Collects an answer."""
 
     def __init__(self) -> None:
@@ -63,9 +63,9 @@ async def serving(directory: Path, clock: Clock) -> AsyncIterator[tuple[FakeApiS
             await api.close()
 
 
-async def ask(pool: KeptConnections) -> tuple[Asker, KeptConnection]:
+async def ask(pool: UpstreamPool) -> tuple[ResponseHandler, UpstreamConnection]:
     connection = pool.take() or await pool.open()
-    asker = Asker()
+    asker = ResponseHandler()
     connection.ask(asker, GET)
     await asyncio.wait_for(asker.done.wait(), 5)
     return asker, connection
@@ -149,7 +149,7 @@ async def test_an_asker_who_leaves_ends_the_connection(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = watch
         connection = await api.kept.open()
-        asker = Asker()
+        asker = ResponseHandler()
         connection.ask(asker, GET)
         async with asyncio.timeout(5):
             while not asker.payload:

@@ -109,7 +109,7 @@ async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
 
 
 async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
-    """J5: only the doorkeeper ever holds it."""
+    """J5: only the acceptor ever holds it."""
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
@@ -266,7 +266,7 @@ def _is_over(sock: socket.socket) -> bool:
 
 
 async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped, not dead: the doorkeeper ends the agent's connection, though the host may have a copy of its socket."""
+    """Stopped, not dead: the acceptor ends the agent's connection, though the host may have a copy of its socket."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
     async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
         await agent.registered()

@@ -11,15 +11,15 @@ from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.workers import worker_membership as module
 from arcbridge.relay.workers.siblings import Siblings
-from arcbridge.relay.workers.worker_membership import Place
+from arcbridge.relay.workers.worker_membership import WorkerMembership
 from tests.relay.workers.test_siblings import joined
 
 
 async def together(hurry: asyncio.Event) -> None: ...
 
 
-def made(count: int, index: int = 0) -> Place:
-    return Place(index, count, Address("127.0.0.1", 443), Siblings(), together)
+def made(count: int, index: int = 0) -> WorkerMembership:
+    return WorkerMembership(index, count, Address("127.0.0.1", 443), Siblings(), together)
 
 
 async def test_limits_are_divided_and_never_nothing() -> None:
