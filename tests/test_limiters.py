@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbridge.wire.allowance import Allowance
+from arcbridge.limiters import Allowance
 
 
 def test_a_burst_and_then_the_rate() -> None:
