@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
-from arcbridge.limiters import Allowance
+from arcbridge.limiters import TokenBucket as Allowance
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
 from arcbridge.wire.decoder import Decoder
