@@ -141,6 +141,16 @@ def test_roles_never_see_each_other() -> None:
     assert told(wrong) == []
 
 
+def test_the_relay_has_processes_above_its_service_and_siblings_below() -> None:
+    """A worker process runs the service, the service hands joins to siblings: neither looks the other way."""
+    above, service = "arcbridge.relay.processes", "arcbridge.relay.service"
+    below = ("arcbridge.relay.siblings", "arcbridge.relay.fleet", "arcbridge.relay.registry")
+    relay = [item for item in ours() if layer(item.module) == "relay"]
+    wrong = [item for item in relay if item.target.startswith(above) and not item.module.startswith(above)]
+    wrong += [item for item in relay if item.target.startswith(service) and item.module.startswith(below)]
+    assert told(wrong) == []
+
+
 def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
     pairs = {(layer(item.module), layer(item.target)) for item in ours()}
     both = {pair for pair in pairs if pair[0] != pair[1] and pair[::-1] in pairs and set(pair) <= FOUNDATION}

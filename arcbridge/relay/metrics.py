@@ -17,8 +17,8 @@ from arcbridge.relay.hop import Hops
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.handover import OUTCOMES as HANDOVER_OUTCOMES
-from arcbridge.relay.workers.worker_membership import WorkerMembership
+from arcbridge.relay.siblings.handover import OUTCOMES as HANDOVER_OUTCOMES
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 
 def register(

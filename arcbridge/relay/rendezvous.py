@@ -15,7 +15,7 @@ Rules:
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.
 6. In a relay of several processes a token begins with the id of the worker that waits. An agent that comes out at
-   another one is handed over (`relay.workers.handover`); all of the above is judged where the client waits.
+   another one is handed over (`relay.siblings.handover`); all of the above is judged where the client waits.
 7. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
    relay, once (`relay.hop`); all of the above is then judged there, but for the certificate.
 """
@@ -60,8 +60,8 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.hop import Hops, token_of
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
-from arcbridge.relay.workers.channel import ChannelClosed
-from arcbridge.relay.workers.handover import AgentJoin, Handovers
+from arcbridge.relay.siblings.channel import ChannelClosed
+from arcbridge.relay.siblings.handover import AgentJoin, Handovers
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0

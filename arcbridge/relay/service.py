@@ -51,7 +51,7 @@ from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.worker_membership import WorkerMembership
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
@@ -84,7 +84,7 @@ async def serve(
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
-    `place`: where this process stands among several that are one relay (`relay.workers`).
+    `place`: where this process stands among several that are one relay (`relay.siblings`).
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:

@@ -23,8 +23,8 @@ from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.local import LocalFleet
-from arcbridge.relay.workers.channel import ChannelClosed, Received
-from arcbridge.relay.workers.siblings import Sibling, Siblings
+from arcbridge.relay.siblings.channel import ChannelClosed, Received
+from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import Dial, Status
 
 
