@@ -37,9 +37,10 @@ from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe.gathered import GatheredMetrics, Snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.data_dir import only_one
 from arcbridge.relay.listener import bind
 from arcbridge.relay.processes.worker import Assignment
-from arcbridge.relay.service import RelayInfo, only_one
+from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
 
 MAX_WORKERS: Final = 64
