@@ -384,8 +384,8 @@ async def _errors(
             log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
             return _internal()
         if isinstance(error, RegistryUnavailable):
-            cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-            log.error("registry unavailable", path=_route(request), reason=error.message, cause=cause)
+            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
         answer = _error(status, error.message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
         if error.retry_after is not None:
             answer.headers["Retry-After"] = str(error.retry_after)

@@ -208,7 +208,7 @@ class ControlServer:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
-            log.info("control connection refused", source=ticket.address, cause=_cause(error))
+            log.info("control connection refused", source=ticket.address, reason=_reason(error))
             session.abort(ConnectionLost("the TLS handshake failed"))
             sock.close()
             return
@@ -252,14 +252,14 @@ class ControlServer:
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
         for link in [link for link in self._open if link.cluster in clusters]:
-            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, cause="revoked")
+            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, reason="revoked")
             link.leave(GoawayCode.REVOKED, "this cluster is revoked: the relay's operator has to restore it first")
 
     def expire(self, now: float) -> None:
         """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""
         for link in [link for link in self._open if link.lapses <= now]:
             log.info(
-                "agent has to come again", cluster=link.cluster, connection=link.instance, cause="certificate lapsed"
+                "agent has to come again", cluster=link.cluster, connection=link.instance, reason="certificate lapsed"
             )
             link.leave(GoawayCode.EXPIRED, "the certificate of this connection has lapsed: come with the renewed one")
 
@@ -344,7 +344,7 @@ class ControlServer:
             async with asyncio.timeout(HELLO_DEADLINE):
                 await session.wait_established()
         except (ArcbridgeError, TimeoutError) as error:
-            self._refused(ticket, link.cluster, f"no HELLO: {_cause(error)}")
+            self._refused(ticket, link.cluster, f"no HELLO: {_reason(error)}")
             session.close(GoawayCode.TIMEOUT, "no HELLO in time")
             return False
         hello = session.peer_hello
@@ -397,7 +397,7 @@ class ControlServer:
             bound.info("agent connected", version=link.version)
             await self._seen(link)
             error = await session.wait_ended()
-            bound.info("agent disconnected", cause=error.message, seconds=round(time.time() - link.since))
+            bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
         finally:
             self._open.discard(link)
             self._instances[key] -= 1
@@ -413,18 +413,18 @@ class ControlServer:
             await self._registry.seen(link.cluster, time.time(), version=link.version)
         except RegistryUnavailable as error:
             # Only a date for people; the agent stays connected.
-            log.warning("cluster not noted as seen", cluster=link.cluster, cause=error.message)
+            log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 
-    def _refused(self, ticket: Ticket, cluster: str, cause: str) -> None:
+    def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1
-        log.warning("agent refused", source=ticket.address, cluster=cluster, cause=cause)
+        log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
 
 
 def _lost(cluster: str) -> JoinRefused:
     return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
 
 
-def _cause(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or 'unknown'}"
     return getattr(error, "message", "") or type(error).__name__

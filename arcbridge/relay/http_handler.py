@@ -46,7 +46,7 @@ class HttpHandler:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
-            log.debug("http connection refused", source=ticket.address, cause=type(error).__name__)
+            log.debug("http connection refused", source=ticket.address, reason=type(error).__name__)
             sock.close()
             return
         except BaseException:

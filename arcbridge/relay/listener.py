@@ -48,18 +48,18 @@ ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 
 
 class Listener:
-    """`rooms` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
+    """`handlers` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
 
     def __init__(
         self,
-        rooms: dict[bytes, ConnectionHandler],
+        handlers: dict[bytes, ConnectionHandler],
         admission: Admission,
         counters: Counters,
         *,
         peek_deadline: float = PEEK_DEADLINE,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._rooms = rooms
+        self._handlers = handlers
         self._admission = admission
         self._counters = counters
         self._peek_deadline = peek_deadline
@@ -162,15 +162,15 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: _Arrival, hello: client_hello.Hello) -> None:
+    def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        room = self._room(hello)
-        if room is None:
+        handler = self._handler(hello)
+        if handler is None:
             self._counters.rejected["no_protocol"] += 1
             arrival.ticket.leave()
             reset(arrival.sock)
             return
-        self._run(self._enter(room, arrival.sock, arrival.ticket))
+        self._run(self._enter(handler, arrival.sock, arrival.ticket))
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._arrivals.discard(arrival)
@@ -181,14 +181,14 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _room(self, hello: client_hello.Hello) -> ConnectionHandler | None:
+    def _handler(self, hello: client_hello.ClientHello) -> ConnectionHandler | None:
         if not hello.alpn:
-            return self._rooms.get(client_hello.HTTP)
-        return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
+            return self._handlers.get(client_hello.HTTP)
+        return next((self._handlers[name] for name in hello.alpn if name in self._handlers), None)
 
-    async def _enter(self, room: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
+    async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
-            await room(sock, ticket)
+            await handler(sock, ticket)
         except asyncio.CancelledError:
             raise
         except Exception:

@@ -306,7 +306,7 @@ class NatsConnection:
             return
         if not isinstance(error, OSError):
             # Permissions, mostly: the operator has to know which subject.
-            log.warning("NATS complains", cause=str(error) or type(error).__name__)
+            log.warning("NATS complains", reason=str(error) or type(error).__name__)
 
     async def _renew(self, subscription: Subscription) -> None:
         live, client = subscription.live, subscription.client
@@ -334,10 +334,10 @@ class NatsConnection:
         finally:
             self._asking = False
 
-    def _tell(self, cause: str) -> None:
-        if cause != self._told:
-            self._told = cause
-            log.warning("NATS unavailable", cause=cause)
+    def _tell(self, reason: str) -> None:
+        if reason != self._told:
+            self._told = reason
+            log.warning("NATS unavailable", reason=reason)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

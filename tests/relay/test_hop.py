@@ -34,7 +34,7 @@ class Pair:
         for one, relay_id in ((a, A), (b, B)):
             hops = Hops(Peers(self, relay_id), authority=authority(), pumps=one.pumps)
             one.rendezvous._hops = hops
-            one.listener._rooms[client_hello.HOP] = one.rendezvous.serve_hop
+            one.listener._handlers[client_hello.HOP] = one.rendezvous.serve_hop
 
     async def address_of(self, relay_id: str) -> str:
         self.asked.append(relay_id)

@@ -276,7 +276,7 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
         raise RuntimeError("a bug")
 
     async with station(tmp_path) as relay:
-        relay.listener._rooms[b"arcbridge-join/1"] = broken
+        relay.listener._handlers[b"arcbridge-join/1"] = broken
         for _ in range(2):
             with await relay.dial() as sock:
                 await send_all(sock, client_hello(["arcbridge-join/1"]))

@@ -335,8 +335,8 @@ class Supervisor:
             self._attempts[worker.index] = 0
         delay = min(FIRST_DELAY * 2.0 ** self._attempts[worker.index], LONGEST)
         self._attempts[worker.index] = min(self._attempts[worker.index] + 1, 32)
-        cause = worker.error.message if worker.error is not None else how
-        log.error("worker died", died=worker.index, pid=worker.process.pid, cause=cause, restart_in=delay)
+        reason = worker.error.message if worker.error is not None else how
+        log.error("worker died", died=worker.index, pid=worker.process.pid, reason=reason, restart_in=delay)
         while True:
             await asyncio.sleep(delay)
             if self._stopping.is_set():
@@ -345,7 +345,7 @@ class Supervisor:
                 await self._launch(worker.index)
                 break
             except StateError as error:
-                log.error("worker not started again", died=worker.index, cause=error.message)
+                log.error("worker not started again", died=worker.index, reason=error.message)
                 delay = LONGEST
         self.restarts += 1
         self._introduce([worker.index])
@@ -357,10 +357,10 @@ class Supervisor:
             now = time.monotonic()
             for worker in self._alive():
                 if worker.state is State.SERVING and now - worker.heard > SILENT:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="silent")
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="silent")
                     _kill(worker.process)
                 elif worker.state is State.STARTING and now - worker.began > START_DEADLINE:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="does not serve")
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="does not serve")
                     _kill(worker.process)
 
     # -- what workers say ------------------------------------------------------------------------------------------

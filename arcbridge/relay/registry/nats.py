@@ -154,7 +154,7 @@ class NatsRegistry(Registry):
                 if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
                     await self._remove(key)
         except RegistryUnavailable as error:
-            log.warning("long expired join tokens not removed", cause=error.message)
+            log.warning("long expired join tokens not removed", reason=error.message)
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
@@ -374,7 +374,7 @@ class NatsRegistry(Registry):
                 # Told by whoever needs it.
                 pass
             except Exception as error:
-                log.warning("registry not followed, trying again", cause=type(error).__name__)
+                log.warning("registry not followed, trying again", reason=type(error).__name__)
             await asyncio.sleep(random.uniform(*FOLLOW_AGAIN))
 
     async def _follow_once(self) -> None:
@@ -442,7 +442,7 @@ class NatsRegistry(Registry):
                 try:
                     store = await self._answered(jetstream.create_key_value(config), 2 * CALL)
                 except errors.APIError as error:
-                    log.error("registry bucket not made", bucket=self._bucket, cause=error.description)
+                    log.error("registry bucket not made", bucket=self._bucket, reason=error.description)
                     raise RegistryUnavailable(
                         f"the registry's bucket {self._bucket} is not there and cannot be made: {error.description}"
                     ) from error
