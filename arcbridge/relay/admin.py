@@ -1,11 +1,11 @@
 """What an operator does on the relay's machine: join tokens and clusters, while the relay runs or before it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
-and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. Whoever can write
-that directory, or that bucket, is the operator.
+and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. The operator
+is who can write that directory, or that bucket.
 
-`run_admin` is the whole of it for the command line. The functions beside it return plain data, for anybody who
-prints it in another way:
+`run_admin` is the whole of it for the command line. The functions beside it return plain data, for
+printing it in another way:
 
     create_token(config, cluster=…, uses=…, ttl=…) -> NewToken      delete_token(config, id)
     list_tokens(config) -> [row]                                    list_clusters(config) -> [row]

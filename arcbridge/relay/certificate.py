@@ -1,6 +1,6 @@
 """The relay's outer certificate: given as files, or issued by the relay's own CA; renewed without a restart.
 
-The rooms ask for their context at each connection, so a new certificate counts from the next handshake on and no
+The handlers ask for their context at each connection, so a new certificate counts from the next handshake on and no
 connection that stands is touched.
 """
 

@@ -154,7 +154,7 @@ class ControlConnection(BaseHandler):
 
 
 class ControlServer:
-    """Accepts control connections; `serve` is a room of the listener."""
+    """Accepts control connections; `serve` is the listener's handler for control connections."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class ControlServer:
         return len(self._open)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """A turn, the handshake, admission, registration, and then the connection's life."""
+        """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
         in_turn = await self._turn(sock, ticket)
         if in_turn is None:
             return
@@ -231,7 +231,7 @@ class ControlServer:
                 session.abort(ConnectionLost("the relay is stopping"))
 
     async def drain(self, message: str) -> None:
-        """No dial any more, GOAWAY(DRAINING) to every agent, and to who comes from now on."""
+        """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
         self._leaving = message
         links = list(self._open)
         for link in links:
@@ -245,7 +245,7 @@ class ControlServer:
                 link.session.goaway(GoawayCode.DRAINING, message, RETRY_AFTER)
 
     def close(self) -> None:
-        """The end of a drain: who is still there is sent away."""
+        """End the drain: close the connections that are left."""
         for link in list(self._open):
             link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
@@ -266,14 +266,14 @@ class ControlServer:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
-        """Wait for this connection's turn. False: it gets none, but may be told so; None: it is closed."""
+        """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
         now = time.monotonic()
         wait = self._handshakes.reserve(now, LONGEST_WAIT)
         if wait is None:
             self._counters.agents_paced += 1
             if self._refusals.reserve(now) is not None:
                 return False
-            # A word costs the handshake that there is no time for. The agent's own jitter brings it back.
+            # Telling it costs the handshake that there is no time for. The agent's own jitter brings it back.
             reset(sock)
             return None
         if wait:
@@ -295,10 +295,10 @@ class ControlServer:
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
     ) -> bool:
-        """Whether the agent may stay; otherwise it has been told why."""
+        """Say whether the agent may stay; otherwise it has been told why."""
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
-            # The peek promised this protocol and the handshake made another: somebody plays games (J13).
+            # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).
             self._refused(ticket, "", "the handshake is not that of a control connection")
             session.abort(ConnectionLost("not a control connection"))
             return False
@@ -378,7 +378,7 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
-        # Adopted by somebody else meanwhile, perhaps with another CA.
+        # Another relay may have adopted it meanwhile, with another CA.
         admit(await self._registry.cluster(cluster), certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:

@@ -1,15 +1,15 @@
-"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a room.
+"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a handler.
 
 Why not the loop's own server: it accepts and drops connections without a word when descriptors run out (uvloop), and
-it starts TLS before anybody knows which. Here the listening socket has one callback; when descriptors run out,
+it starts TLS before it is known which. Here the listening socket has one callback; when descriptors run out,
 accepting pauses and is counted, and a spare descriptor serves to turn one waiting connection away, so that its peer
 hears something.
 
-Why not just read: the TLS of the chosen room needs the same bytes. So they are *peeked*; and because an incomplete
+Why not just read: the TLS of the chosen handler needs the same bytes. So they are *peeked*; and because an incomplete
 ClientHello keeps a level-triggered loop awake (65,000 wake-ups in 0.2 s from one idle peer, measured), SO_RCVLOWAT is
 raised to what the parser needs, and set back before the socket is handed over.
 
-The peek picks the room and proves nothing: each room checks what its handshake really selected.
+The peek picks the handler and proves nothing: each handler checks what its handshake really selected.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 
 
 class Listener:
-    """`handlers` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
+    """`start`, then `stop` and `close`. `handlers` by ALPN protocol; `http/1.1` takes connections without one, too."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Listener:
         self._close()
 
     def stop(self) -> None:
-        """Accept nothing more; connections that are still being peeked at are closed, those in rooms go on."""
+        """Accept nothing more, and close connections that are still being peeked at; those handed on go on."""
         self._close()
         for arrival in list(self._arrivals):
             arrival.reject("peek_closed")
@@ -104,7 +104,7 @@ class Listener:
             self._close_spare()
 
     async def close(self) -> None:
-        """After `stop`: end what runs in the rooms, and wait for it."""
+        """After `stop`: end what the handlers run, and wait for it."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -152,7 +152,7 @@ class Listener:
         try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # The next pause does without.
+            # The next pause does without one.
             pass
 
     def _close_spare(self) -> None:
@@ -192,7 +192,7 @@ class Listener:
         except asyncio.CancelledError:
             raise
         except Exception:
-            # One connection's bug ends one connection. The room has closed the socket, or a transport owns it.
+            # One connection's bug ends one connection. The handler has closed the socket, or a transport owns it.
             self._counters.rejected["failed"] += 1
             log.exception("connection failed", source=ticket.address)
         finally:

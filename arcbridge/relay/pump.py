@@ -56,7 +56,7 @@ _FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE
 class Pump:
     """One pair. It owns both sockets from `start` on and calls `on_done(pump)` once, after both are closed.
 
-    `error` is None when both directions ended in order. `client` is who asked for the session, `agent` who answered.
+    `error` is None when both directions ended in order. `client` asked for the session, `agent` answered.
     """
 
     __slots__ = (
@@ -83,7 +83,7 @@ class Pump:
         join_id: str = "",
         cluster: str = "",
     ) -> None:
-        """`not_reading`: into this set it puts itself when a side is no longer read; whoever sweeps takes it out."""
+        """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
@@ -112,6 +112,7 @@ class Pump:
 
     @property
     def bytes_to_client(self) -> int:
+        """Bytes passed from agent to client."""
         return self._to_client.bytes
 
     @property
@@ -124,8 +125,8 @@ class Pump:
         self.fail(ConnectionAbortedError(reason))
 
     def look(self) -> bool:
-        """Notice the death of a side that is not being read: nothing else would, until the other side moves. False when
-        both are read again."""
+        """Fail where a side that is not being read has died: nothing else notices until the other side moves. Return
+        false when both are read again."""
         not_reading = False
         for one in (self._to_agent, self._to_client):
             if self.closed or not one.not_reading:

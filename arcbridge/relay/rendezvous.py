@@ -111,7 +111,7 @@ class _Agent:
 
 
 class Rendezvous:
-    """`serve` is the listener's room for `arcbridge-join/1`; both ends of every session come through it."""
+    """`serve` is the listener's handler for `arcbridge-join/1`; both ends of every session come through it."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class Rendezvous:
     # -- the client ------------------------------------------------------------------------------------------------
 
     async def _client(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
-        """Whether the socket belongs to the pump now."""
+        """Join a client to its agent; say whether the socket belongs to the pump now."""
         join_id = secrets.token_hex(8)
         fields: dict[str, object] = {"session": join_id, "source": ticket.address}
         loop = asyncio.get_running_loop()
@@ -261,7 +261,7 @@ class Rendezvous:
             try:
                 agent = await self._meet(join, waiting, request)
             finally:
-                # From here on the token is void, and whoever claimed it just now is let go below.
+                # From here on the token is void, and an agent that claimed it just now is let go below.
                 self._waiting.pop(key, None)
                 met = waiting.met
                 if agent is None and met.done() and not met.cancelled() and met.exception() is None:
@@ -298,7 +298,8 @@ class Rendezvous:
             ) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
-        """The PEM of the cluster's CA; one refusal for every reason, and every question asked each time (J22)."""
+        """Return the PEM of the cluster's CA. There is one refusal for every reason, and every question is asked each
+        time (docs/threats.md#J22)."""
         try:
             name = check_cluster_name(request.cluster)
         except ConfigError as error:
@@ -392,7 +393,7 @@ class Rendezvous:
     # -- the agent -------------------------------------------------------------------------------------------------
 
     async def _agent(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
-        """Whether the socket belongs to a waiting client now."""
+        """Give an agent to its client; say whether the socket belongs to that client now."""
         refusal, reason = await self._claim(join, request, ticket)
         if refusal is None:
             return True
@@ -472,7 +473,8 @@ class Rendezvous:
         if waiting is None or not hmac.compare_digest(waiting.token.encode(), request.token.encode()):
             reason = "void token"
         elif waiting.cluster != cluster:
-            # Not a race: an agent of one cluster holds a token of another. The join it belongs to goes on (J1).
+            # Not a race: an agent of one cluster holds a token of another. The join it belongs to goes on
+            # (docs/threats.md#J1).
             reason = f"an agent of cluster {cluster} showed a token of cluster {waiting.cluster}"
         elif waiting.met.done():
             reason = "another agent was faster"
@@ -486,7 +488,7 @@ class Rendezvous:
     # -- another relay of the fleet --------------------------------------------------------------------------------
 
     async def serve_hop(self, sock: socket.socket, ticket: Ticket) -> None:
-        """The room for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
+        """The handler for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
         if self._hops is None:
             reset(sock)
             return

@@ -1,6 +1,7 @@
-"""The relay, put together: what it keeps, its port and the rooms behind it, its chores, and how it goes away.
+"""Puts the relay together: registry and fleet, the port and its connection handlers, periodic work.
 
-Going away is `relay.drain`.
+It decides nothing about a single connection, and how the relay goes away is `relay.drain`'s. Everything that can fail
+because of the settings has failed before the port is open.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ async def _start(
 
 
 class _Chores:
-    """What a relay does on its own: cut revoked clusters, note who is connected, renew; each trouble is told once."""
+    """The relay's periodic work: cut revoked clusters, note connected agents, renew. Each error is logged once."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ What the supervisor says, on the channel that the process inherits: `assign` (fi
 ready to close the port). What the worker says: `serving` or `failed`, `beat` every second, `metrics`, `lost` (a channel
 to a sibling broke), `idle` (ready to close the port).
 
-A supervisor that is gone ends its workers at once: nobody would start them again, count for them, or end them, and
+A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
 """
 

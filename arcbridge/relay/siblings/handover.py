@@ -8,13 +8,13 @@ then gives the raw socket away:
     acceptor → owner   claim     the JOIN message, and the cluster of the verified certificate
     owner → acceptor   reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
     acceptor → owner   socket    the descriptor, and the bytes that came behind the agent's close_notify
-    owner → acceptor   taken     it is here: close yours                    (or `dropped`: nobody wants it any more)
+    owner → acceptor   taken     it is here: close yours                    (or `dropped`: its client has left)
 
 Either may say `failed` (acceptor) or `refuse` (owner) at any time before that.
 
 Rules:
 
-1. The owner judges: a token pairs once, whichever door its agent came in by.
+1. The owner judges: a token pairs once, whichever worker its agent came to.
 2. After close_notify the acceptor reads nothing more from the socket. It holds its copy until the owner has said
    `taken`, and closes it then: there is no moment at which the socket could be lost.
 3. If either process dies, or a step does not happen in time, the other one closes what it has, both ways: the agent is
@@ -113,7 +113,7 @@ class HandedJoin:
     # -- for `Handovers` -------------------------------------------------------------------------------------------
 
     def arrived(self, sock: socket.socket, left_over: bytes) -> bool:
-        """Whether somebody takes it."""
+        """Keep the socket for the client that waits; false when that client has left."""
         if self._arrived.done():
             return False
         self._arrived.set_result((sock, left_over))
@@ -122,7 +122,7 @@ class HandedJoin:
     def failed(self, error: ArcbridgeError) -> None:
         if not self._arrived.done():
             self._arrived.set_exception(error)
-            # Seen: whoever waits for it may have gone.
+            # Marks the error as seen: the client that waits for it may have left.
             self._arrived.exception()
 
 
@@ -286,7 +286,7 @@ async def _within(seconds: float, future: asyncio.Future[T]) -> T:
 
 
 def _shut(sock: socket.socket) -> None:
-    """End the connection whoever else holds its descriptor."""
+    """End the connection, also where another process holds its descriptor."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
