@@ -1,4 +1,4 @@
-"""The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (J9, J10, J18, R4, R6)."""
+"""The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (docs/threats.md#J9, #J10, #J18, #R4, #R6)."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ async def test_left_over_bytes_go_first(bench: Bench) -> None:
 
 
 async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Bench) -> None:
-    """J10 and R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still there."""
+    """docs/threats.md#J10 and #R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still there."""
     pairs = [await bench.pair() for _ in range(20)]
     data = random.Random(6).randbytes(2 * MIB)
     sent = []
@@ -281,7 +281,7 @@ async def test_a_cut_resets_both_ends(bench: Bench) -> None:
 
 
 async def test_descriptor_numbers_are_reused_without_a_byte_astray(bench: Bench) -> None:
-    """J18, short: pairs come and go beside one that runs; each byte carries its owner's tag."""
+    """docs/threats.md#J18, short: pairs come and go beside one that runs; each byte carries its owner's tag."""
     client, agent, _ = await bench.pair()
     total = 0
     for round_ in range(150):

@@ -1,4 +1,4 @@
-"""J17: a client waits at one worker, its agent comes out at another; and either dies at each step."""
+"""docs/threats.md#J17: a client waits at one worker, its agent comes out at another; and either dies at each step."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
 
 
 async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
-    """J5: only the acceptor ever holds it."""
+    """docs/threats.md#J5: only the acceptor ever holds it."""
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
@@ -133,7 +133,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
 
 
 async def test_the_host_judges(tmp_path: Path) -> None:
-    """J1, J2: a token is used once, whichever acceptor; a foreign cluster's agent changes nothing."""
+    """docs/threats.md#J1, #J2: a token is used once, whichever acceptor; a foreign cluster's agent changes nothing."""
     async with two(tmp_path) as pair:
         seen: list[BaseException] = []
 
@@ -164,7 +164,7 @@ async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
-    """J3: nothing is handed to nobody, and the agent is told."""
+    """docs/threats.md#J3: nothing is handed to nobody, and the agent is told."""
     async with two(tmp_path) as pair:
         told: list[BaseException] = []
 
