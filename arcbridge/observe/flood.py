@@ -1,7 +1,7 @@
-"""Sampling of log events that come in floods: a stranger who sends ten thousand bad requests a second must not
-decide how much we write.
+"""The processor that samples log events: a peer that sends ten thousand bad requests a second must not decide how much
+is written.
 
-Rules, per key (the event's name, its level and its `reason` or `cause`):
+Rules, per key (the event's name, its level and its `reason`):
 
 1. in each window of `WINDOW` seconds the first `allowance` events pass;
 2. the rest are counted, not kept;
@@ -13,7 +13,12 @@ Pure: time is an argument (monotonic seconds).
 
 from __future__ import annotations
 
-from typing import Final
+import threading
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+from structlog.typing import EventDict
 
 WINDOW: Final = 10.0
 """Seconds. Short enough that a new burst shows at once, long enough that a flood is a few lines a second."""
@@ -22,7 +27,7 @@ ALLOWANCE: Final = 50
 """Events per key and window: a busy but healthy relay (a few joins a second) loses none."""
 
 DEBUG_ALLOWANCE: Final = 5000
-"""The same at level debug, which is switched on by somebody who wants to see each one."""
+"""The same at level debug, which is switched on by an operator who wants to see each one."""
 
 MAX_KEYS: Final = 512
 
@@ -31,9 +36,9 @@ _SHARED: Final[_Key] = ("", "", "")
 
 
 class Flood:
-    """Decides which events pass. Not thread-safe: the caller holds a lock where several threads log."""
+    """Decides which events pass. A processor for structlog; several threads may log through it."""
 
-    __slots__ = ("_buckets", "_overflowing", "allowance", "debug_allowance", "omitted")
+    __slots__ = ("_buckets", "_lock", "allowance", "debug_allowance", "omitted")
 
     def __init__(self, *, allowance: int = ALLOWANCE, debug_allowance: int = DEBUG_ALLOWANCE) -> None:
         self.allowance = allowance
@@ -41,7 +46,20 @@ class Flood:
         self.omitted = 0
         """Events omitted since the start; read by the metrics."""
         self._buckets: dict[_Key, _Bucket] = {}
-        self._overflowing = False
+        self._lock = threading.Lock()
+
+    def __call__(self, logger: Any, method: str, fields: EventDict) -> EventDict:
+        """Let an event pass, with the number of those omitted before it. Raises DropEvent."""
+        reason = fields.get("reason")
+        with self._lock:  # the standard library's loggers also log from threads
+            before = self.admit(
+                str(fields.get("event", ""))[:64], method, reason[:64] if isinstance(reason, str) else "", monotonic()
+            )
+        if before is None:
+            raise structlog.DropEvent
+        if before:
+            fields["omitted"] = before
+        return fields
 
     def admit(self, event: str, level: str, reason: str, now: float) -> int | None:
         """Return how many like it were omitted before (0: none) if the event passes, None if it is omitted."""

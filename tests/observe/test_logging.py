@@ -114,11 +114,11 @@ def test_bytes_of_a_request_are_not_quoted(stream: io.StringIO) -> None:
         except BadStatusLine as error:
             raise RuntimeError("cannot parse") from error
     except RuntimeError:
-        structlog.get_logger("arcbridge.agent").exception("broken", cause=quoting)
+        structlog.get_logger("arcbridge.agent").exception("broken", reason=quoting)
     first, second = lines(stream)
     assert first["message"] == "Error handling request from %s"
     assert first["error"] == "BadStatusLine"
-    assert second["cause"] == "BadStatusLine"
+    assert second["reason"] == "BadStatusLine"
     assert second["error"] == "RuntimeError: cannot parse"
     assert second["trace"][-1] == "RuntimeError"
     assert "secret-path" not in stream.getvalue()
