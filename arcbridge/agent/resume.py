@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from arcbridge.errors import SessionEnded
-from arcbridge.wire.allowance import Allowance
+from arcbridge.limiters import TokenBucket as Allowance
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
 
