@@ -22,9 +22,8 @@ from .foreign_text import FIELD_LIMIT, REDACTED, clean, clean_trace, names_secre
 PREFIX: Final = ("connection", "session", "stream", "cluster")
 """Fields that stand before all others and in this order, so that one text search yields the life of one stream."""
 
-MAX_FIELDS: Final = 40
-MAX_ITEMS: Final = 20
-MAX_DEPTH: Final = 3
+MAX_FIELDS, MAX_ITEMS, MAX_DEPTH = 40, 20, 3
+"""Fields of an event, items of a collection, collections within each other; what is beyond is cut."""
 
 QUOTING_PACKAGES: Final = ("aiohttp", "h11", "http")
 """Packages whose exceptions and log arguments may hold bytes of a request."""
@@ -79,10 +78,7 @@ def _exception_fields(fields: MutableMapping[str, Any]) -> dict[str, Any]:
     """Take `exc_info` out of the fields and return what replaces it: `error`, and `trace` for a defect of ours."""
     info = fields.pop("exc_info", None)
     fields.pop("stack_info", None)
-    if info is True:
-        info = sys.exc_info()[1]
-    elif isinstance(info, tuple):
-        info = info[1]
+    info = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
     if not isinstance(info, BaseException):
         return {}
     found: dict[str, Any] = {"error": clean(error_text(info))}
