@@ -23,20 +23,21 @@ ROLES = ("client", "relay", "agent")
 
 # What each package may import of ours, besides itself and the leaves.
 LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
-FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire"})
+FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "cli": frozenset({*ROLES, *FOUNDATION, "config", "observe"}),
     **{role: frozenset({*FOUNDATION, "config", "observe"}) for role in ROLES},
     "identity": frozenset({"net", "mux", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
-    "net": frozenset({"identity", "pki", "mux", "wire"}),
-    "mux": frozenset({"wire"}),
+    "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),
+    "mux": frozenset({"wire", "socket_options"}),
     "wire": frozenset(),
     "observe": frozenset(),
     "config": frozenset(),
     "errors": frozenset(),
     "limiters": frozenset(),
+    "socket_options": frozenset(),
     "": frozenset(),
 }
 
