@@ -15,9 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.verifier import TokenVerifier
@@ -26,7 +24,6 @@ from arcbridge.wire.records import Auth
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 DEADLINE = 8.0
 """Seconds for the review; HELLO and AUTH together have 10."""
-MAX_ANSWER = 1 << 20
 UNKNOWN_LIFE = 3600.0
 """Seconds that a session lasts whose token does not say when it lapses; then it is shown again."""
 MAX_LIFE = 24 * 3600.0
@@ -81,23 +78,15 @@ class Authenticator:
         body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                response = await self._api.request("POST", REVIEW, headers, own=False, body=body)
-                try:
-                    data = bytearray()
-                    while chunk := await response.content.readany():
-                        data += chunk
-                        if len(data) > MAX_ANSWER:
-                            raise Unreachable("the API server's review of the token is too long")
-                finally:
-                    response.close()
-            if response.status in (401, 403):
+                code, data = await self._api.call("POST", REVIEW, headers, own=False, body=body)
+            if code in (401, 403):
                 raise Unauthenticated("the cluster does not accept the token")
-            if response.status != 201:
-                raise Unreachable(f"the API server did not review the token (code {response.status})")
+            if code != 201:
+                raise Unreachable(f"the API server did not review the token (code {code})")
             info = json.loads(data)["status"]["userInfo"]
             return self._identity(info, token)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # `from None`: aiohttp's errors may hold the request with its token.
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # `from None`: what is chained could hold the answer, or the token.
             kind = type(error).__name__
             raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None
 

@@ -1,11 +1,11 @@
 """The dials that relays ask for: judged at once, answered with a STATUS, and joined.
 
-A DIAL is answered only if it names an address of the agent's own list (threat J19: a relay must not turn the agent into
-a port scanner), for this cluster and this instance, while there is room. Then the agent joins under the dial token, and
-the socket carries the end-to-end TLS.
+A DIAL is answered only if it names an address of the agent's own list (threat J19: a relay must not turn the agent
+into a port scanner), for this cluster and this instance, while there is room. Then the agent joins under the dial
+token, and the socket carries the end-to-end TLS.
 
-A DIAL that asks for this very instance may be a session that comes back. It is let through when the agent takes nothing
-new: whether it is one shows only in the session's HELLO, and what turns out to be new is refused there.
+A DIAL that asks for this very instance may be a session that comes back. It is let through when the agent takes
+nothing new: whether it is one shows only in the session's HELLO, and what turns out to be new is refused there.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ First start, in this order (threats E2, E3):
 3. The certificate is stored, again compare-and-set.
 
 From then on the certificate is renewed over itself at two thirds of its life, spread by a tenth of that; whichever pod
-is first stores the new one and the others adopt it. A certificate that has lapsed needs a new join token; the cluster's
-CA, and with it every client's pin, stays.
+is first stores the new one and the others adopt it. A certificate that has lapsed needs a new join token; the
+cluster's CA, and with it every client's pin, stays.
 """
 
 from __future__ import annotations

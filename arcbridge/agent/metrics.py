@@ -29,7 +29,7 @@ def register(
     verifier: TokenVerifier | None,
 ) -> None:
     """Registers everything on `metrics`."""
-    stats = proxy.stats
+    stats, upstream = proxy.stats, proxy.api.upstream
     dials = control.dials
     metrics.gauge("control_connections_wanted", "Control connections to keep.", None, lambda: control.wanted)
     metrics.gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
@@ -89,7 +89,10 @@ def register(
     metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
     metrics.counter(
-        "apiserver_unreachable_total", "Connections to the API server that failed.", None, lambda: stats.unreachable
+        "apiserver_unreachable_total",
+        "Connections to the API server that failed.",
+        None,
+        lambda: upstream.unreachable,
     )
 
     metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)

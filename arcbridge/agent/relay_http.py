@@ -1,7 +1,7 @@
 """The agent's few calls of the relay's HTTP API: small JSON there, small JSON back, one connection each.
 
-Over `net.dialer`, so that proxies work here as everywhere. HTTP/1.0, so that the answer ends with its connection; it is
-whole only if its Content-Length says so.
+Over `net.dialer`, so that proxies work here as everywhere. HTTP/1.0, so that the answer ends with its connection; it
+is whole only if its Content-Length says so.
 """
 
 from __future__ import annotations

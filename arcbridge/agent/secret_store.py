@@ -15,9 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import Snapshot, VersionConflict
 
@@ -100,25 +98,17 @@ class SecretStore:
         authorization = self._api.authorization()
         if authorization:
             headers.append(("Authorization", authorization))
-        body = None
+        body = b""
         if document is not None:
             headers.append(("Content-Type", "application/json"))
             body = json.dumps(document).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                response = await self._api.request(method, path, headers, own=True, body=body)
-                try:
-                    data = bytearray()
-                    while chunk := await response.content.readany():
-                        data += chunk
-                        if len(data) > MAX_ANSWER:
-                            raise StateError(f"the Secret {self._where} is larger than a Secret can be")
-                finally:
-                    response.close()
+                status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
             answer = json.loads(data) if data else {}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (AnswerFailed, TimeoutError, ValueError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"
             ) from None
-        return response.status, answer if isinstance(answer, dict) else {}
+        return status, answer if isinstance(answer, dict) else {}

@@ -24,7 +24,8 @@ import structlog
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
-from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Claim, Refusal, Resumes
 from arcbridge.agent.targets import PREFIX, TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
@@ -286,13 +287,13 @@ class AgentSession(BaseHandler):
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
-            self._caller.here_since = math.inf
+            self._caller.connected_since = math.inf
         self._log.info("session detached", reason=error.message, streams=self.streams)
 
     def resumed(self, session: MuxSession) -> None:
         seconds = self._attached()
         if self._caller is not None:
-            self._caller.here_since = self._sessions.monotonic()
+            self._caller.connected_since = self._sessions.monotonic()
         replayed, self._replayed = session.stats.replayed_bytes - self._replayed, session.stats.replayed_bytes
         self._sessions.resumed += 1
         self._log.info(

@@ -648,8 +648,8 @@ async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> No
 async def test_the_callers_absence_is_known_to_whoever_has_deadlines_for_him() -> None:
     async with holding() as held:
         caller = held.proxy.callers[0]
-        assert caller.here_since == 0
+        assert caller.connected_since == 0
         await held.cut()
-        assert caller.here_since == math.inf
+        assert caller.connected_since == math.inf
         await resume(held.sessions, held.client)
-        assert 0 < caller.here_since <= time.monotonic()
+        assert 0 < caller.connected_since <= time.monotonic()
