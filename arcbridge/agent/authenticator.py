@@ -1,8 +1,9 @@
-"""Who a session speaks for: an OIDC token verified here, or a service-account token that the API server judges.
+"""Decides who a session speaks for: by an OIDC token verified here, or by a service-account token that the API server
+reviews.
 
 In token mode (`bearer`) the caller's own token is shown to the API server in a SelfSubjectReview, over a connection
-without any credential of the agent's; what it answers is who the caller is. The token's own `exp` is believed only
-after that, and only to end the session in time.
+without any credential of the agent's; the answer is who the caller is. Invariant: the token's own `exp` is believed
+only after that, and only to end the session in time.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 DEADLINE = 8.0
 """Seconds for the review; HELLO and AUTH together have 10."""
 UNKNOWN_LIFE = 3600.0
-"""Seconds that a session lasts whose token does not say when it lapses; then it is shown again."""
+"""Seconds that a session lasts whose token names no expiry; then the token is reviewed again."""
 MAX_LIFE = 24 * 3600.0
-"""Seconds after which any bearer token is shown to the API server again: it may have been revoked there."""
+"""Seconds after which any bearer token is reviewed again: it may have been revoked at the API server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """Who, and whether the caller's own token goes on in each request."""
+    """An identity, and whether the caller's own token goes on in each request."""
 
     identity: Identity
     token_mode: bool
 
 
 class Authenticator:
-    """Judges AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
+    """Authenticates AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
 
     def __init__(
         self,
@@ -55,7 +56,10 @@ class Authenticator:
         self._clock = clock
 
     async def authenticate(self, auth: Auth) -> Authenticated:
-        """Raises Unauthenticated, PermissionRefused, or Unreachable (try again later)."""
+        """Answer who an AUTH speaks for.
+
+        Raises Unauthenticated, PermissionRefused, or Unreachable (may succeed later).
+        """
         if auth.kind == "oidc":
             if self._verifier is None:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
@@ -102,7 +106,7 @@ class Authenticator:
 
 
 def _expiry(token: str, otherwise: float) -> float:
-    """The token's `exp` if it is a JWT that has one. Not verified here: the API server has just accepted the token."""
+    """The token's `exp` if it is a JWT that has one; not verified here, because the API server has just accepted it."""
     parts = token.split(".")
     if len(parts) != 3:
         return otherwise

@@ -35,7 +35,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
-"""Seconds between two looks at token and CA file; kubelet replaces the projected token long before it lapses."""
+"""Seconds between two reads of token and CA file; kubelet replaces the projected token long before it expires."""
 MAX_ANSWER = 1 << 20
 """Bytes of the answer to a call of the agent's own, unless the call allows more."""
 

@@ -12,6 +12,7 @@ What must hold:
 * An answer that breaks off is a RESET of the stream, never its end: `kubectl cp` must fail loudly.
 * After the first byte of a request that writes went to the API server, it is not repeated and no `Retry-After` is sent.
 
+
 """
 
 from __future__ import annotations
