@@ -7,7 +7,6 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import NoReturn
 
 from arcbridge.errors import (
@@ -45,6 +44,8 @@ def status_body(error: ArcbridgeError) -> bytes:
 
 def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     """A whole HTTP/1.1 response that ends its connection."""
+    from http import HTTPStatus  # no start needs it
+
     body = status_body(error)
     phrase = HTTPStatus(error.status_code).phrase
     lines = [
