@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # What each package may import of ours, besides itself and the leaves.
-LEAVES = frozenset({"errors", ""})  # "" is the package itself: __version__
+LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "observe": frozenset(),
     "config": frozenset(),
     "errors": frozenset(),
+    "limiters": frozenset(),
     "": frozenset(),
 }
 
@@ -48,7 +49,7 @@ NOT_IN_WIRE = frozenset(
 # Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
 KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
 
-SLOW = frozenset({"aiohttp", "cryptography", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
+SLOW = frozenset({"aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
 FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
 
 
@@ -140,6 +141,16 @@ def test_roles_never_see_each_other() -> None:
     assert told(wrong) == []
 
 
+def test_the_relay_has_processes_above_its_service_and_siblings_below() -> None:
+    """A worker process runs the service, the service hands joins to siblings: neither looks the other way."""
+    above, service = "arcbridge.relay.processes", "arcbridge.relay.service"
+    below = ("arcbridge.relay.siblings", "arcbridge.relay.fleet", "arcbridge.relay.registry")
+    relay = [item for item in ours() if layer(item.module) == "relay"]
+    wrong = [item for item in relay if item.target.startswith(above) and not item.module.startswith(above)]
+    wrong += [item for item in relay if item.target.startswith(service) and item.module.startswith(below)]
+    assert told(wrong) == []
+
+
 def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
     pairs = {(layer(item.module), layer(item.target)) for item in ours()}
     both = {pair for pair in pairs if pair[0] != pair[1] and pair[::-1] in pairs and set(pair) <= FOUNDATION}
@@ -147,7 +158,11 @@ def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
 
 
 def test_the_core_is_pure() -> None:
-    wrong = [item for item in imports() if layer(item.module) == "wire" and item.target.split(".")[0] in NOT_IN_WIRE]
+    wrong = [
+        item
+        for item in imports()
+        if layer(item.module) in ("wire", "limiters") and item.target.split(".")[0] in NOT_IN_WIRE
+    ]
     assert told(wrong) == []
 
 
