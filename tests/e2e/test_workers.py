@@ -19,7 +19,7 @@ from arcbridge.pki.enrolment import make_csr, make_key
 from tests.support.processes import run
 from tests.support.reports import metrics, page, records, until
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
 
 RELAY = "arcbridge_relay_"
 
@@ -34,7 +34,7 @@ def server() -> Iterator[TalkServer]:
 def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("workers")
     (directory / "token").write_text("nobody-asks-for-it")
-    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=directory / "token")
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
     with World(api, directory=directory / "world", agents=2) as world:
         world.relay_settings = "workers = 2"
         world.targets["talk"] = (server.address, ALICE.groups)
