@@ -1,8 +1,8 @@
 """The local HTTPS endpoint of one cluster: every accepted connection becomes one stream to its API server.
 
 Nothing is parsed on the good path: the first bytes open the stream and travel in the same flight, the rest is
-spliced. TLS offers `http/1.1` alone and refuses nobody for want of ALPN (kubectl's upgrades offer none). The client
-certificate is optional in TLS, so that whoever lacks it gets a 401 that explains instead of ten silent seconds; only
+spliced. TLS offers `http/1.1` alone and accepts clients without ALPN (kubectl's upgrades offer none). The client
+certificate is optional in TLS, so that a caller without it gets a 401 that explains instead of ten silent seconds; only
 the kubeconfig (mode 0600) holds the right one, and without it no stream is opened.
 
 Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut

@@ -14,7 +14,6 @@ same at all of them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +48,8 @@ def only_one(data_dir: Path) -> Iterator[int]:
 
     The descriptor that holds it; it is held until the last copy is closed, also by processes that inherit one.
     """
+    from filelock import lock_descriptor
+
     ensure_private_directory(data_dir)
     try:
         descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,11 +57,11 @@ def only_one(data_dir: Path) -> Iterator[int]:
         raise StateError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
-            raise ConfigError(
-                f"data_dir: another relay is running on {data_dir}; stop it, or use another one"
-            ) from error
+            raise StateError(f"data_dir: {data_dir} cannot be locked: {error.strerror}") from error
+        if not alone:
+            raise ConfigError(f"data_dir: another relay is running on {data_dir}; stop it, or use another one")
         yield descriptor
     finally:
         os.close(descriptor)
