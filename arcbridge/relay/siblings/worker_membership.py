@@ -1,7 +1,8 @@
 """A worker's membership in a relay of several processes, as `relay.service` needs it.
 
 It shares the limits out, waits for the siblings before the port opens, and tells the supervisor metrics and failed
-checks. It moves no connection: that is `handover`."""
+checks. It moves no connection: that is `handover`.
+"""
 
 from __future__ import annotations
 
