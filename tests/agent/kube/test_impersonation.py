@@ -1,4 +1,6 @@
-"""H1, H2, H4: from any headers and an identity to exactly the headers that may leave, or a refusal."""
+"""From any headers and an identity to exactly the headers that may leave, or a refusal (docs/threats.md#H1,
+docs/threats.md#H2, docs/threats.md#H4).
+"""
 
 from __future__ import annotations
 
