@@ -124,7 +124,7 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization
     `authorization` is the agent's own (empty where it has a client certificate). Raises Refusal, 400 for the caller's
     mistakes, 500 where the result is not what was meant.
     """
-    headers = _cleaned(inbound, keep_authorization=False)
+    headers = cleaned_headers(inbound)
     if authorization:
         headers.append(("Authorization", authorization))
     headers.append(("Impersonate-User", subject.user))
@@ -144,7 +144,7 @@ def own_token_headers(inbound: RawHeaders) -> Headers:
     tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
     if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
         raise Refusal(401, "this session carries service-account tokens, and the request has none")
-    headers = _cleaned(inbound, keep_authorization=True)
+    headers = cleaned_headers(inbound, keep_authorization=True)
     if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
         raise Refusal(500, "the request's own token was lost on the way")
     return headers
@@ -175,11 +175,10 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
         raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
 
 
-def _cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
-    """Steps 2 and 3; one spelling per name, so that every parser sees repeats as repeats."""
+def cleaned_headers(inbound: RawHeaders, *, keep_authorization: bool = False) -> Headers:
+    """Answer the caller's headers that go on: steps 2 and 3. Raises Refusal for names and values that must not."""
     check_names(inbound)
     named = connection_tokens(inbound)
-    spelling: dict[str, str] = {}
     out: Headers = []
     for raw_name, raw_value in inbound:
         name = raw_name.decode("ascii")
@@ -192,7 +191,7 @@ def _cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
             continue
         if dropped or lower in HOP_BY_HOP or lower in REBUILT:
             continue
-        out.append((spelling.setdefault(lower, name), raw_value.decode("utf-8").strip(" \t")))
+        out.append((name, raw_value.decode("utf-8").strip(" \t")))
     return out
 
 
