@@ -22,20 +22,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # What each package may import of ours, besides itself and the leaves.
-LEAVES = frozenset({"errors", ""})  # "" is the package itself: __version__
-FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire"})
+LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
+FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "cli": frozenset({*ROLES, *FOUNDATION, "config", "observe"}),
     **{role: frozenset({*FOUNDATION, "config", "observe"}) for role in ROLES},
     "identity": frozenset({"net", "mux", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
-    "net": frozenset({"identity", "pki", "mux", "wire"}),
-    "mux": frozenset({"wire"}),
+    "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),
+    "mux": frozenset({"wire", "socket_options"}),
     "wire": frozenset(),
     "observe": frozenset(),
     "config": frozenset(),
     "errors": frozenset(),
+    "limiters": frozenset(),
+    "socket_options": frozenset(),
     "": frozenset(),
 }
 
@@ -55,7 +57,7 @@ NOT_IN_WIRE = frozenset(
 # Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
 KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
 
-SLOW = frozenset({"aiohttp", "cryptography", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
+SLOW = frozenset({"aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
 FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
 
 
@@ -171,6 +173,16 @@ def test_roles_never_see_each_other() -> None:
     assert told(wrong) == []
 
 
+def test_the_relay_has_processes_above_its_service_and_siblings_below() -> None:
+    """A worker process runs the service, the service hands joins to siblings: neither looks the other way."""
+    above, service = "arcbridge.relay.processes", "arcbridge.relay.service"
+    below = ("arcbridge.relay.siblings", "arcbridge.relay.fleet", "arcbridge.relay.registry")
+    relay = [item for item in ours() if layer(item.module) == "relay"]
+    wrong = [item for item in relay if item.target.startswith(above) and not item.module.startswith(above)]
+    wrong += [item for item in relay if item.target.startswith(service) and item.module.startswith(below)]
+    assert told(wrong) == []
+
+
 def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
     pairs = {(layer(item.module), layer(item.target)) for item in ours()}
     both = {pair for pair in pairs if pair[0] != pair[1] and pair[::-1] in pairs and set(pair) <= FOUNDATION}
@@ -183,7 +195,11 @@ def test_no_modules_need_each_other() -> None:
 
 
 def test_the_core_is_pure() -> None:
-    wrong = [item for item in imports() if layer(item.module) == "wire" and item.target.split(".")[0] in NOT_IN_WIRE]
+    wrong = [
+        item
+        for item in imports()
+        if layer(item.module) in ("wire", "limiters") and item.target.split(".")[0] in NOT_IN_WIRE
+    ]
     assert told(wrong) == []
 
 
