@@ -31,7 +31,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Every case runs twice: with both entrances in place, and with the general one alone."""
     if request.param == "general path":
-        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
     async with running(tmp_path) as made:
         yield made
 
