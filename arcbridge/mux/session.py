@@ -104,6 +104,7 @@ class MuxSession:
             cluster_ca=cluster_ca,
             budget=memory.budget,
         )
+        self._sender = self._machine.sender
         self._handler = handler
         self._connection: MuxConnection | None = None
         self._transport: asyncio.Transport | None = None
@@ -172,22 +173,22 @@ class MuxSession:
     @property
     def session_id(self) -> bytes:
         """What names the session to its agent; empty where it cannot be resumed."""
-        return self._machine.session_id
+        return self._machine.resumption.session_id
 
     @property
     def resume_secret(self) -> bytes:
         """What proves that a connection is its own. Never to be logged."""
-        return self._machine.resume_secret
+        return self._machine.resumption.secret
 
     @property
     def epoch(self) -> int:
         """Of the attached connection; 0 for the first."""
-        return self._machine.epoch
+        return self._machine.resumption.epoch
 
     @property
     def resuming(self) -> Hello | None:
         """Acceptor: the HELLO of a connection that asks to resume another session; None for an ordinary one."""
-        return self._machine.resuming
+        return self._machine.resumption.resuming
 
     async def wait_established(self) -> None:
         """Until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
@@ -236,7 +237,7 @@ class MuxSession:
         if hello is None or connection is None or connection.transport is None:
             raise ConnectionLost("the connection that was to resume the session is gone")
         try:
-            self._machine.take_over(hello, ok, monotonic())
+            self._machine.resumption.take_over(hello, ok, monotonic())
         except RemoteProtocolError as error:
             newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
             self._drop_connection()
@@ -244,7 +245,7 @@ class MuxSession:
             raise
         self._drop_connection()
         newcomer._connection = newcomer._transport = None
-        newcomer._machine.hand_over(monotonic())
+        newcomer._machine.resumption.hand_over(monotonic())
         newcomer._act()
         connection.carry(self)
         self._connection, self._transport = connection, connection.transport
@@ -253,7 +254,7 @@ class MuxSession:
 
     def ask_to_move(self) -> None:
         """Acceptor: ask the client for another connection, because this one goes away soon."""
-        self._machine.ask_to_move(self.label)
+        self._machine.resumption.ask_to_move(self.label)
         self._wake()
 
     def protocol(self) -> MuxConnection:
@@ -329,7 +330,7 @@ class MuxSession:
                 transport.abort()
                 return
             self._drop_connection()
-            self._machine.begin_resume(auth, monotonic())
+            self._machine.resumption.begin(auth, monotonic())
             self.label = connection.label or self.label
             self._arm_timer()
         self._connection, self._transport = connection, transport
@@ -339,14 +340,14 @@ class MuxSession:
         """Bytes of the peer, valid during the call only."""
         machine = self._machine
         machine.receive_data(view, monotonic())
-        if machine._events:
+        if machine.events:
             self._act()
-        elif machine.has_output and self._flush_handle is None:
+        elif self._sender.has_output and self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def set_writable(self, writable: bool) -> None:
         """The transport's buffer filled up or drained."""
-        self._machine.set_writable(writable)
+        self._sender.set_writable(writable)
         if writable:
             self._flush()
 
@@ -500,10 +501,10 @@ class MuxSession:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        machine, transport = self._machine, self._transport
+        sender, transport = self._sender, self._transport
         if transport is None:
             return
-        while parts := machine.data_to_send(FLUSH_LIMIT, monotonic()):
+        while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
             elif sum(map(len, parts)) <= JOIN_WRITES:
@@ -511,12 +512,12 @@ class MuxSession:
             else:
                 transport.writelines(_gathered(parts))
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
-            if not machine.has_output or (not machine.socket_writable and machine.state is not State.CLOSED):
+            if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
-        for stream in machine.take_writable():
+        for stream in sender.take_unblocked():
             if stream.owner is not None:
                 cast(StreamTransport, stream.owner).resume_writer()
-        if machine._events:
+        if self._machine.events:
             self._loop.call_soon(self._act)
 
     def _arm_timer(self) -> None:
@@ -538,7 +539,7 @@ class MuxSession:
         self._timer = None
         machine = self._machine
         machine.handle_timer(monotonic())
-        if machine._events or machine.has_output:
+        if machine.events or self._sender.has_output:
             self._act()
         else:
             self._arm_timer()  # too early, as mostly: bytes that came meanwhile moved the deadline

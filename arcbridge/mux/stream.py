@@ -44,12 +44,14 @@ class StreamTransport(asyncio.Transport):
         "_held",
         "_high",
         "_lost",
-        "_machine",
         "_paused",
         "_protocol",
         "_reader_scheduled",
+        "_receiver",
+        "_sender",
         "_session",
         "_stream",
+        "_table",
         "_view_received",
         "_writer_paused",
     )
@@ -57,7 +59,9 @@ class StreamTransport(asyncio.Transport):
     def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
         super().__init__()
         self._session = session
-        self._machine = machine
+        self._sender = machine.sender
+        self._receiver = machine.receiver
+        self._table = machine.stream_table
         self._stream = stream
         stream.owner = self
         stream.low_water = WRITE_LOW
@@ -157,7 +161,7 @@ class StreamTransport(asyncio.Transport):
             return
         self._closing = True
         self._discard_input()
-        self._machine.finish(self._stream)
+        self._table.finish(self._stream)
         self._session.wake()
         if self._stream.sending is not SendState.FINISHING:
             self._end_in_order()
@@ -169,7 +173,7 @@ class StreamTransport(asyncio.Transport):
         """End both directions now with a RESET; queued bytes are dropped. `connection_lost(StreamReset)` follows."""
         if self._lost:
             return
-        self._machine.reset(self._stream, code)
+        self._table.reset(self._stream, code)
         self._lose(StreamReset(code))
         self._session.act()
 
@@ -180,7 +184,7 @@ class StreamTransport(asyncio.Transport):
         """
         if self._lost:
             return
-        self._machine.cut(self._stream)
+        self._table.cut(self._stream)
         self._lose(StreamReset(ResetCode.TRUNCATED))
         self._session.act()
 
@@ -201,7 +205,7 @@ class StreamTransport(asyncio.Transport):
         self._paused = False
         if self._held:
             held, self._held = self._held, 0
-            self._machine.consumed(self._stream, held)
+            self._receiver.consumed(self._stream, held)
             self._session.wake()
         self._schedule_reader()
 
@@ -211,7 +215,7 @@ class StreamTransport(asyncio.Transport):
         """Send bytes, copied once: `data` may be reused at once. Ignored after the stream was lost."""
         if self._lost or self._closing:
             return
-        queued = self._machine.send(self._stream, data)
+        queued = self._sender.send(self._stream, data)
         session = self._session
         if session._flush_handle is None:
             session.wake()
@@ -230,7 +234,7 @@ class StreamTransport(asyncio.Transport):
         """End our direction after all its bytes; reading goes on."""
         if self._lost or self._closing:
             return
-        self._machine.finish(self._stream)
+        self._table.finish(self._stream)
         self._session.wake()
         self._lose_if_over()
 
@@ -316,14 +320,14 @@ class StreamTransport(asyncio.Transport):
         if self._paused:  # it paused within the call
             self._account(len(view))
         else:
-            self._machine.consumed(stream, len(view))
+            self._receiver.consumed(stream, len(view))
 
     def _deliver_otherwise(self, view: memoryview) -> None:
         """The same to a protocol that takes bytes, or to none now."""
         stream = self._stream
         if self._paused or self._closing or (stream.inbox and not self._draining):
             if self._closing:
-                self._machine.consumed(stream, len(view))
+                self._receiver.consumed(stream, len(view))
             else:
                 stream.inbox.append(bytes(view))
             return
@@ -344,7 +348,7 @@ class StreamTransport(asyncio.Transport):
         if self._paused and self.is_open():
             self._held += count
         else:
-            self._machine.consumed(self._stream, count)
+            self._receiver.consumed(self._stream, count)
 
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
@@ -392,12 +396,12 @@ class StreamTransport(asyncio.Transport):
         self._held = 0
         self._eof_due = False
         if waiting:
-            self._machine.consumed(stream, waiting)
+            self._receiver.consumed(stream, waiting)
 
     def _end_in_order(self) -> None:
         """Our FIN has gone. A peer that still sends is told that nothing more is wanted."""
         if self._stream.receiving is ReceiveState.OPEN:
-            self._machine.reset(self._stream, ResetCode.NO_ERROR)
+            self._table.reset(self._stream, ResetCode.NO_ERROR)
         self._lose(None)
         self._session.act()
 

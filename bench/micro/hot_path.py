@@ -129,7 +129,7 @@ async def measure(frames: int, limits: Limits) -> tuple[float, float]:
         begin = perf_counter_ns()
         pair.far.data_received(data)
         down.append(perf_counter_ns() - begin)
-        if pair.far._machine.has_output:
+        if pair.far._machine.sender.has_output:
             pair.settle()
         if not _turn % 64:
             await asyncio.sleep(0)  # the loop drops the handles that `settle` made needless

@@ -219,7 +219,7 @@ def test_a_lost_connection_detaches_and_says_why() -> None:
         assert [type(e) for e in end.events][-1] is ev.Detached
         assert end.machine.stats.detached == 1
         assert end.error is None
-        assert not end.machine.data_to_send(1 << 20)
+        assert not end.machine.sender.data_to_send(1 << 20)
 
 
 def test_nothing_new_is_opened_without_a_connection() -> None:
@@ -267,14 +267,14 @@ def _cut_with_a_stream() -> ResumingPair:
 
 def _forged(pair: ResumingPair, **changes: int) -> Hello:
     agent = pair.agent.machine
-    fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.epoch + 1} | changes
-    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.session_id, resume_secret=SECRET, **fields)  # type: ignore[arg-type]
+    fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.resumption.epoch + 1} | changes
+    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.resumption.session_id, resume_secret=SECRET, **fields)  # type: ignore[arg-type]
 
 
 FORGED: dict[str, Callable[[Session], dict[str, int]]] = {
     "more than was sent": lambda agent: {"received": agent.sent + 1},
     "2^64-1": lambda agent: {"received": 2**64 - 1},
-    "less than was confirmed": lambda agent: {"received": max(agent._peer_received - 1, 0)},
+    "less than was confirmed": lambda agent: {"received": max(agent.sender.peer_received - 1, 0)},
     "less sent than has arrived": lambda agent: {"sent": agent.received - 1},
 }
 
@@ -287,11 +287,13 @@ def test_counts_that_cannot_be_true_end_the_session(what: str) -> None:
         pair.settle()
     pair.cut()
     agent = pair.agent.machine
-    assert agent._peer_received > 0
+    assert agent.sender.peer_received > 0
     with pytest.raises(RemoteProtocolError):
-        agent.take_over(_forged(pair, **FORGED[what](agent)), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
+        agent.resumption.take_over(
+            _forged(pair, **FORGED[what](agent)), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+        )
     assert agent.state is State.CLOSED
-    assert not agent.data_to_send(1 << 20), "nothing is sent again"
+    assert not agent.sender.data_to_send(1 << 20), "nothing is sent again"
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -300,12 +302,16 @@ def test_only_a_higher_epoch_attaches_and_the_attached_connection_is_undisturbed
     pair.resume()
     pair.drive_bounded(lambda: pair.attached() and pair.quiet)
     agent = pair.agent.machine
-    assert agent.epoch == 1
+    assert agent.resumption.epoch == 1
     with pytest.raises(LocalProtocolError):
-        agent.take_over(_forged(pair, epoch=epoch), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
+        agent.resumption.take_over(
+            _forged(pair, epoch=epoch), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+        )
     assert pair.attached()
-    agent.take_over(_forged(pair, epoch=2**32 + 5), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
-    assert agent.epoch == 2**32 + 5
+    agent.resumption.take_over(
+        _forged(pair, epoch=2**32 + 5), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+    )
+    assert agent.resumption.epoch == 2**32 + 5
 
 
 def test_a_connection_that_is_replaced_while_it_works_loses_nothing() -> None:
@@ -354,7 +360,7 @@ def test_bytes_of_a_connection_that_was_given_up_are_not_read() -> None:
 def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
     pair = _cut_with_a_stream()
     machine = pair.client.machine
-    machine.begin_resume(Auth("oidc", "t"), pair.now)
+    machine.resumption.begin(Auth("oidc", "t"), pair.now)
     hello = frame(FrameType.HELLO, 0, Hello(1, 1, "resume", 262144, 8192).encode())
     machine.receive_data(memoryview(hello + frame(FrameType.GOAWAY, 0, Goaway(0, code, "why").encode())), pair.now)
     pair.client.collect()
@@ -370,7 +376,7 @@ def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
 
 def test_no_answer_in_ten_seconds_is_a_failed_try() -> None:
     pair = _cut_with_a_stream()
-    pair.client.machine.begin_resume(Auth("oidc", "t"), pair.now)
+    pair.client.machine.resumption.begin(Auth("oidc", "t"), pair.now)
     pair.now += 10.0
     pair.client.machine.handle_timer(pair.now)
     pair.client.collect()
@@ -382,13 +388,13 @@ def test_no_answer_in_ten_seconds_is_a_failed_try() -> None:
 def test_the_sequence_may_not_go_on_before_the_handshake_is_complete() -> None:
     pair = _cut_with_a_stream()
     newcomer = Session(Side.ACCEPTOR, Kind.SESSION, pair.now)
-    pair.client.machine.begin_resume(Auth("oidc", "t"), pair.now)
-    flight = b"".join(pair.client.machine.data_to_send(1 << 20))
+    pair.client.machine.resumption.begin(Auth("oidc", "t"), pair.now)
+    flight = b"".join(pair.client.machine.sender.data_to_send(1 << 20))
     newcomer.receive_data(memoryview(flight + b"\0"), pair.now)
     assert newcomer.state is State.CLOSED
     for answer_of_agent in (frame(FrameType.PING, 0, bytes(16)), frame(FrameType.AUTH_OK, 0, AuthOk().encode())):
         other = _cut_with_a_stream()
-        other.client.machine.begin_resume(Auth("oidc", "t"), other.now)
+        other.client.machine.resumption.begin(Auth("oidc", "t"), other.now)
         other.client.machine.receive_data(memoryview(answer_of_agent), other.now)
         assert other.client.machine.state is State.CLOSED
 
@@ -400,12 +406,12 @@ def test_a_stranger_is_told_nothing_before_it_is_judged() -> None:
         memoryview(frame(FrameType.HELLO, 0, hello.encode()) + frame(FrameType.AUTH, 0, Auth("oidc", "t").encode())),
         0.0,
     )
-    assert newcomer.resuming == hello
-    assert not newcomer.data_to_send(1 << 20)
+    assert newcomer.resumption.resuming == hello
+    assert not newcomer.sender.data_to_send(1 << 20)
     with pytest.raises(LocalProtocolError):
         newcomer.accept_auth(AuthOk(b"a", b"b", "jane", 60))
     newcomer.refuse_auth(GoawayCode.GONE, "no")
-    said = b"".join(newcomer.data_to_send(1 << 20))
+    said = b"".join(newcomer.sender.data_to_send(1 << 20))
     assert said.count(b"yyyy") == 0
 
 
@@ -433,8 +439,8 @@ def test_a_full_history_pauses_the_writer_and_drops_nothing() -> None:
     pair.client.write(seen, data)
     pair.flush()
     machine = pair.client.machine
-    assert machine._history is not None
-    assert machine._history.size <= (1 << 20) + pair.portion
+    assert machine.sender.history is not None
+    assert machine.sender.history.size <= (1 << 20) + pair.portion
     assert seen.stream.queued > 0
     pair.cut()
     assert seen.stream.queued > 0
@@ -454,13 +460,13 @@ def test_the_budget_of_the_process_pauses_before_the_session_is_full() -> None:
     seen = pair.client.open()
     pair.drive_resuming()
     seen.stream.credit += 8 << 20
-    pair.client.machine._history.append([], 0)  # type: ignore[union-attr]
-    pair.client.machine.send(seen.stream, bytes(200_000))
+    pair.client.machine.sender.history.append([], 0)  # type: ignore[union-attr]
+    pair.client.machine.sender.send(seen.stream, bytes(200_000))
     for _ in range(20):
-        pair.client.machine.send(seen.stream, bytes(200_000))
-        pair.client.machine.data_to_send(1 << 18)
+        pair.client.machine.sender.send(seen.stream, bytes(200_000))
+        pair.client.machine.sender.data_to_send(1 << 18)
     assert seen.stream.queued > 0
-    assert pair.client.machine._history.size < 2 << 20  # type: ignore[union-attr]
+    assert pair.client.machine.sender.history.size < 2 << 20  # type: ignore[union-attr]
 
 
 def test_history_goes_when_the_session_ends() -> None:
@@ -468,8 +474,8 @@ def test_history_goes_when_the_session_ends() -> None:
     machine = Session(Side.INITIATOR, Kind.SESSION, 0.0, budget=budget)
     machine.authenticate(Auth("oidc", "t"))
     stream = machine.open_stream("kubernetes")
-    machine.send(stream, b"x" * 1000)
-    machine.data_to_send(1 << 20)
+    machine.sender.send(stream, b"x" * 1000)
+    machine.sender.data_to_send(1 << 20)
     assert budget.held > 1000
     machine.give_up(0.0, ConnectionLost("gone"))
     assert budget.held == 0
@@ -516,11 +522,11 @@ def test_the_last_word_ends_a_session_whatever_its_code() -> None:
 
 def test_a_move_is_asked_for_once_and_by_its_join_id() -> None:
     pair = ready()
-    pair.agent.machine.ask_to_move("join-7")
+    pair.agent.machine.resumption.ask_to_move("join-7")
     pair.settle()
     assert [e for e in pair.client.events if isinstance(e, ev.MoveRequested)] == [ev.MoveRequested("join-7")]
     with pytest.raises(LocalProtocolError):
-        pair.client.machine.ask_to_move("join-7")
+        pair.client.machine.resumption.ask_to_move("join-7")
 
 
 def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> None:
@@ -529,7 +535,7 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
     pair.resume()
     pair.drive_bounded(pair.attached)
     machine = pair.client.machine
-    machine._answers_from = machine.received + 10**6  # the agent has a megabyte to send first
+    machine.receiver.answers_from = machine.received + 10**6  # the agent has a megabyte to send first
     start = pair.now
     pair.agent.arrivals.clear()
     while pair.now - start < 60:
@@ -537,7 +543,7 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
         machine.receive_data(memoryview(frame(129, 0)), pair.now)
         machine.handle_timer(pair.now)
         pair.agent.arrivals.clear()
-        machine.data_to_send(1 << 20)
+        machine.sender.data_to_send(1 << 20)
     assert machine.state is State.OPEN
 
 
@@ -565,7 +571,7 @@ def test_another_connection_may_be_another_path() -> None:
     pair.latency = 0.1
     pair.resume()
     pair.drive_resuming()
-    flight = pair.client.machine._flight
+    flight = pair.client.machine.sender.congestion
     assert flight is not None
     assert flight.round_trip >= 0.2
     assert flight.cap == FIRST
