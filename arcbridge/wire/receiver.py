@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from arcbridge.wire.allowance import Allowance
+from arcbridge.limiters import TokenBucket
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import (
     FRAMES,
@@ -96,7 +96,7 @@ class Receiver:
         """Position of the decoder that the peer was told of last."""
         self.answers_from = 0
         """Bytes of the peer's sequence behind which its answers to PING come: what it sends again comes before."""
-        self.control_budget = Allowance(limits.small_frame_burst, limits.small_frame_rate)
+        self.control_budget = TokenBucket(limits.small_frame_burst, limits.small_frame_rate)
         """Frames that need no credit."""
         self._explained = 0
         """Bytes that this end sent and that were given to `control_budget` already."""

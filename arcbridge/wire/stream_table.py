@@ -7,8 +7,8 @@ leaves the table exactly when both of its directions are over, and the session t
 from __future__ import annotations
 
 from arcbridge.errors import SessionEnded
+from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
-from arcbridge.wire.allowance import Allowance
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
 from arcbridge.wire.lifecycle import Lifecycle, Violation
@@ -58,7 +58,7 @@ class StreamTable:
         self._sender = sender
         self._decoder = decoder
         self._session_window = session_window
-        self._resets = Allowance(limits.churn_burst, limits.churn_rate)
+        self._resets = TokenBucket(limits.churn_burst, limits.churn_rate)
         self.streams = context.streams
         self.growth = Growth(limits.session_window // 2, budget)
         """Bytes by which the streams' windows grew: at most half of the session's, so that readers that stop cannot
