@@ -25,10 +25,12 @@ from arcbridge.wire.frames import ResetCode
 
 @dataclass(frozen=True, slots=True)
 class SpliceResult:
-    """How a splice ended: bytes from the stream to the other side (`down`) and back (`up`)."""
+    """How a splice ended."""
 
-    up: int
-    down: int
+    from_stream: int
+    """Bytes that the stream gave."""
+    to_stream: int
+    """Bytes that the stream took."""
     error: Exception | None
     """None after both directions ended in order."""
 
@@ -42,8 +44,8 @@ class SocketSplice(asyncio.Protocol):
     __slots__ = (
         "_closed",
         "_descriptor",
-        "_down",
         "_error",
+        "_from_stream",
         "_looked_after",
         "_lookout",
         "_loop",
@@ -57,7 +59,7 @@ class SocketSplice(asyncio.Protocol):
         "_sock",
         "_stream",
         "_stream_lost",
-        "_up",
+        "_to_stream",
         "_write_over",
     )
 
@@ -78,8 +80,8 @@ class SocketSplice(asyncio.Protocol):
         self._shut_when_sent = False
         self._read_over = False
         self._write_over = False
-        self._up = 0
-        self._down = 0
+        self._to_stream = 0
+        self._from_stream = 0
         self._error: Exception | None = None
         self._closed = False
         self._stream_lost = False
@@ -95,7 +97,7 @@ class SocketSplice(asyncio.Protocol):
         if self._write_over or self._closed:
             return
         size = len(view)
-        self._down += size
+        self._from_stream += size
         try:
             sent = self._send(view)
         except BlockingIOError:
@@ -147,7 +149,7 @@ class SocketSplice(asyncio.Protocol):
         stream = self._stream
         assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
         if count:
-            self._up += count
+            self._to_stream += count
             stream.write(buffer.VIEW[:count])
             if buffer.POISON:
                 buffer.poison(count)
@@ -179,7 +181,7 @@ class SocketSplice(asyncio.Protocol):
                 break
             if not count:
                 break
-            self._up += count
+            self._to_stream += count
             stream.write(buffer.VIEW[:count])
         self._fail(error)
 
@@ -237,7 +239,7 @@ class SocketSplice(asyncio.Protocol):
             self._sock.close()
         if self._stream_lost and self._on_done is not None:
             done, self._on_done = self._on_done, None
-            done(SpliceResult(self._up, self._down, self._error))
+            done(SpliceResult(self._from_stream, self._to_stream, self._error))
 
 
 class _StreamSide(asyncio.Protocol):
@@ -285,15 +287,15 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._outer_eof = False
         self._outer_closed = False
         self._stream_over = False
-        self._up = 0
-        self._down = 0
+        self._to_stream = 0
+        self._from_stream = 0
         self._error: Exception | None = None
         self.stream_side: asyncio.Protocol = _StreamSide(self)
 
     def start(self, first: bytes = b"") -> None:
         """Begin: `first` goes to the stream, then whatever `outer` reads."""
         if first:
-            self._up += len(first)
+            self._to_stream += len(first)
             cast(StreamTransport, self._stream).write(first)
         self.outer.set_protocol(self)
         if not self.outer.is_closing():
@@ -310,7 +312,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._up += nbytes
+        self._to_stream += nbytes
         if self._stream is not None:
             self._stream.write(buffer.VIEW[:nbytes])
         if buffer.POISON:
@@ -351,7 +353,7 @@ class TransportSplice(asyncio.BufferedProtocol):
 
     def from_stream(self, view: memoryview) -> None:
         """Payload from the stream. TLS encrypts it within the call; a plain transport would keep the view."""
-        self._down += len(view)
+        self._from_stream += len(view)
         self.outer.write(view if self._tls else bytes(view))
 
     def stream_finished(self) -> None:
@@ -379,7 +381,7 @@ class TransportSplice(asyncio.BufferedProtocol):
     def _finish_if_over(self) -> None:
         if self._outer_lost and (self._stream_over or self._stream is None) and self._on_done is not None:
             done, self._on_done = self._on_done, None
-            done(SpliceResult(self._up, self._down, self._error))
+            done(SpliceResult(self._from_stream, self._to_stream, self._error))
 
 
 def said_goodbye(transport: asyncio.Transport) -> bool:
