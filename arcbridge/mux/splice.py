@@ -17,7 +17,7 @@ from typing import cast
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import lookout
+from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
@@ -45,12 +45,12 @@ class SocketSplice(asyncio.Protocol):
         "_closed",
         "_descriptor",
         "_error",
+        "_error_poll",
         "_from_stream",
-        "_looked_after",
-        "_lookout",
         "_loop",
         "_on_done",
         "_pending",
+        "_polled",
         "_read_over",
         "_reading",
         "_recv_into",
@@ -70,9 +70,9 @@ class SocketSplice(asyncio.Protocol):
         """For the loop's callbacks: uvloop does more for a socket object."""
         # Bound once: these are called for every frame.
         self._send, self._recv_into = sock.send, sock.recv_into
-        self._lookout = lookout()
-        self._looked_after = False
-        """Whether the next look includes this socket."""
+        self._error_poll = socket_error_poll()
+        self._polled = False
+        """Whether the next poll includes this socket."""
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
@@ -153,18 +153,18 @@ class SocketSplice(asyncio.Protocol):
             stream.write(buffer.VIEW[:count])
             if buffer.POISON:
                 buffer.poison(count)
-            if not self._looked_after:
-                self._looked_after = True
-                self._lookout.add(self)
+            if not self._polled:
+                self._polled = True
+                self._error_poll.add(self)
             return
         self.pause_writing()
         self._read_over = True
         stream.write_eof()
         self._close_if_over()
 
-    def look(self) -> None:
-        """Ask whether the socket was reset with the bytes that were read last (called by the lookout)."""
-        self._looked_after = False
+    def poll_error(self) -> None:
+        """Find out whether the socket was reset with the bytes that were read last (called by the poll)."""
+        self._polled = False
         if self._closed or not self._reading:
             return  # a socket in error that is read again calls again
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -227,7 +227,7 @@ class SocketSplice(asyncio.Protocol):
     def _close(self, *, reset: bool) -> None:
         if not self._closed:
             self._closed = True
-            self._lookout.remove(self)
+            self._error_poll.remove(self)
             # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
             # there, because uvloop makes a system call either way.
             self.pause_writing()

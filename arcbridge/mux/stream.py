@@ -293,7 +293,7 @@ class StreamTransport(asyncio.Transport):
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
         if code == ResetCode.NO_ERROR and self._stream.receiving is ReceiveState.FINISHED:
-            self.resume_writer()  # what it writes now is dropped: nobody wants it
+            self.resume_writer()  # what it writes now is dropped: the peer wants no more
             return
         if code == ResetCode.TRUNCATED and self._stream.inbox and not self._closing:
             self._cut_due = StreamReset(code)  # what came before it is delivered first

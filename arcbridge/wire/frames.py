@@ -41,8 +41,8 @@ VERSION = 1
 """The protocol version this code speaks."""
 
 FIRST_CREDIT = 64 * 1024
-"""Credit (bytes) of the session, and of each stream, before HELLO and AUTH say more. A stranger can make the other
-end keep no more than this."""
+"""Credit (bytes) of the session, and of each stream, before HELLO and AUTH say more. A peer that
+is not authenticated can make this end keep no more."""
 
 
 class FrameType(IntEnum):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError
 from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.frames import FrameType, GoawayCode
+from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
 from arcbridge.wire.lifecycle import Change, Lifecycle
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
+from arcbridge.wire.records import Hello
 from arcbridge.wire.replay import Budget, Replay
+from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
 from arcbridge.wire.state import Kind, SessionContext, Side
@@ -87,6 +89,8 @@ class Parts:
             self.table,
             {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA},
         )
+        template = Hello(VERSION, VERSION, "resume", limits.stream_window, limits.max_streams)
+        self.resumption = Resumption(self.context, self.lifecycle, self.sender, self.receiver, template)
         if established:
             self.lifecycle.change(Change.GREET)
             self.lifecycle.establish(100.0)

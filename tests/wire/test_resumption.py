@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import FIRST
-from arcbridge.wire.frames import FrameType, GoawayCode, ResetCode, frame
+from arcbridge.wire.frames import HEADER_SIZE, FrameType, GoawayCode, ResetCode, frame, record_frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.replay import Budget
+from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET, Seen
 from tests.support.resuming import ResumingPair
+from tests.wire.parts import Parts
 
 UP = bytes(range(256)) * 2
 DOWN = bytes(reversed(range(256))) * 3
@@ -577,3 +579,93 @@ def test_another_connection_may_be_another_path() -> None:
     assert flight.cap == FIRST
     assert carry(16_000_000) < 16 * 0.2, "it doubles each round trip"
     assert carry(16_000_000) < 6 * 0.2
+
+
+# -- the part alone ---------------------------------------------------------------------------------------------------
+
+
+def resumable(side: Side) -> Parts:
+    """The parts of a session that both ends can resume, 10 bytes sent and 6 of them confirmed."""
+    parts = Parts(side, history=True)
+    parts.resumption.learn_secret(AuthOk(b"i" * 16, SECRET, "jane", 60), Hello(features="resume"))
+    parts.sender.queue(b"0123456789")
+    parts.written()
+    parts.sender.confirmed(6)
+    return parts
+
+
+@pytest.mark.parametrize("what", ["id", "secret", "feature", "history"])
+def test_without_either_of_them_a_session_cannot_be_resumed(what: str) -> None:
+    parts = Parts(history=what != "history")
+    ok = AuthOk(b"" if what == "id" else b"i", b"" if what == "secret" else SECRET)
+    parts.resumption.learn_secret(ok, Hello(features="" if what == "feature" else "other resume"))
+    assert not parts.resumption.possible
+    assert parts.sender.history is None
+    parts.resumption.connection_lost(ConnectionLost("gone"))
+    assert [str(error) for error in parts.notes.ends] == ["gone"]
+
+
+def test_a_lost_connection_detaches_once() -> None:
+    parts = resumable(Side.ACCEPTOR)
+    error = ConnectionLost("gone")
+    parts.resumption.connection_lost(error)
+    parts.resumption.connection_lost(error)
+    assert parts.lifecycle.state is State.DETACHED
+    assert parts.context.events == [ev.Detached(error)]
+    assert parts.context.stats.detached == 1
+    assert parts.notes.ends == []
+
+
+def test_the_initiator_says_which_session_and_goes_on_where_it_was() -> None:
+    parts = resumable(Side.INITIATOR)
+    parts.resumption.begin(Auth("oidc", "token"), 101.0)
+    assert parts.lifecycle.state is State.DETACHED
+    said: list[tuple[int, bytes]] = []
+    reader, flight, at = ResumeHandshake(), memoryview(parts.sender.prelude[0]), 0
+    while at < len(flight):
+        at, whole = reader.next(flight, at)
+        if whole is not None:
+            said.append(whole)
+    hello = Hello.decode(said[0][1])
+    assert (hello.session_id, hello.resume_secret, hello.sent, hello.epoch) == (b"i" * 16, SECRET, 10, 1)
+    parts.written()
+    answer = Hello(1, 1, "resume", 262144, 100, session_id=b"i" * 16, received=8, sent=0, epoch=1)
+    frames = record_frame(FrameType.HELLO, answer) + record_frame(FrameType.AUTH_OK, AuthOk(b"i" * 16))
+    rest = parts.resumption.greet(memoryview(frames + b"sequence"))
+    assert bytes(rest) == b"sequence"
+    assert parts.lifecycle.state is State.OPEN
+    assert parts.notes.counts == [8]
+    assert parts.notes.pings == 1
+    assert parts.written() == b"89"
+
+
+def test_the_acceptor_answers_with_its_own_counts() -> None:
+    parts = resumable(Side.ACCEPTOR)
+    hello = Hello(1, 1, "resume", 262144, 100, session_id=b"i" * 16, received=6, sent=0, epoch=3)
+    parts.resumption.take_over(hello, AuthOk(b"i" * 16), 101.0)
+    answer = Hello.decode(parts.sender.prelude[0][HEADER_SIZE:])
+    assert (answer.sent, answer.received, answer.epoch, answer.resume_secret) == (10, 0, 3, b"")
+    assert parts.written().endswith(b"6789")
+    with pytest.raises(LocalProtocolError, match="older epoch"):
+        parts.resumption.take_over(hello, AuthOk(b"i" * 16), 102.0)
+
+
+@pytest.mark.parametrize(("received", "sent"), [(5, 0), (11, 0)])
+def test_counts_that_contradict_end_the_session(received: int, sent: int) -> None:
+    parts = resumable(Side.ACCEPTOR)
+    with pytest.raises(RemoteProtocolError, match="disagree"):
+        parts.resumption.take_over(Hello(received=received, sent=sent, epoch=1), AuthOk(), 101.0)
+    assert len(parts.notes.ends) == 1
+
+
+def test_a_refusal_for_now_leaves_the_session_waiting() -> None:
+    for code, ends in ((GoawayCode.DRAINING, 0), (GoawayCode.GONE, 1)):
+        parts = resumable(Side.INITIATOR)
+        parts.resumption.begin(Auth("oidc", "token"), 101.0)
+        goaway = record_frame(FrameType.GOAWAY, Goaway(0, code, "no"))
+        assert not len(parts.resumption.greet(memoryview(goaway)))
+        assert len(parts.notes.ends) == ends
+        if not ends:
+            assert parts.resumption.handshake is None
+            assert isinstance(parts.context.events[-1], ev.ResumeFailed)
+            assert parts.lifecycle.state is State.DETACHED
