@@ -50,7 +50,6 @@ class Receiver:
         "_context",
         "_explained",
         "_lifecycle",
-        "_reported_position",
         "_sender",
         "_session_window",
         "_streams",
@@ -62,6 +61,7 @@ class Receiver:
         "decoder",
         "handlers",
         "peer_hello",
+        "reported_position",
         "usual_window",
     )
 
@@ -92,7 +92,7 @@ class Receiver:
         """Whether the peer's byte sequence has begun: before it only handshake frames and GOAWAY are lawful."""
         self._base = 0
         """Position of the decoder at which the sequence began."""
-        self._reported_position = 0
+        self.reported_position = 0
         """Position of the decoder that the peer was told of last."""
         self.answers_from = 0
         """Bytes of the peer's sequence behind which its answers to PING come: what it sends again comes before."""
@@ -222,23 +222,19 @@ class Receiver:
 
     def report(self) -> int:
         """The count for a frame that tells it to the peer (ACK, PING, PONG)."""
-        self._reported_position = self.decoder.position
+        self.reported_position = self.decoder.position
         return self.received
 
     def connection_changed(self, sent: int) -> None:
         """Another connection carries the sequence, of which the peer had sent `sent` bytes before."""
         self.answers_from = sent
-        self._reported_position = self.decoder.position
+        self.reported_position = self.decoder.position
         self.usual_window = 0
 
-    def acknowledge_if_due(self) -> None:
-        """Queue an ACK once `ack_every` bytes came that the peer was not told of."""
-        if (
-            self.decoder.position - self._reported_position >= self._context.limits.ack_every
-            and self._lifecycle.authenticated
-        ):
-            self._sender.queue_control(frame(FrameType.ACK, 0, U64.pack(self.report())))
-            self.keep_half_free()
+    def acknowledge(self) -> None:
+        """`ack_every` bytes came of which the peer was not told (the session counts them in place): queue an ACK."""
+        self._sender.queue_control(frame(FrameType.ACK, 0, U64.pack(self.report())))
+        self.keep_half_free()
 
     # -- floods -----------------------------------------------------------------------------------------------------
 

@@ -154,7 +154,9 @@ class Session:
         except RemoteProtocolError as error:
             self.fail(GoawayCode.PROTOCOL, error.message)
         else:
-            receiver.acknowledge_if_due()
+            unreported = receiver.decoder.position - receiver.reported_position
+            if unreported >= self.limits.ack_every and lifecycle.authenticated:
+                receiver.acknowledge()
 
     def receive_eof(self, now: float) -> None:
         """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
