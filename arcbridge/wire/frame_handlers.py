@@ -22,7 +22,6 @@ from arcbridge.wire.frames import (
     From,
     GoawayCode,
     ResetCode,
-    frame,
 )
 from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Violation, ended_by
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Status
@@ -162,9 +161,8 @@ class FrameHandlers:
         sender = session.sender
         increment = U32.unpack(body)[0]
         if stream_id == 0:
-            if increment == 0 or sender.credit + increment > MAX_CREDIT:
+            if not sender.add_session_credit(increment):
                 raise Violation(GoawayCode.FLOW_CONTROL, "an impossible grant for the session")
-            sender.credit += increment
             return
         stream = session.stream_table.find(stream_id, "WINDOW")
         if stream is None:
@@ -192,7 +190,7 @@ class FrameHandlers:
         payload = receiver.ping_came()
         number, received = PING_BODY.unpack(body)
         session.acknowledged(received)
-        session.sender.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, receiver.report()))
+        session.sender.answer_ping(number, receiver.report())
         receiver.keep_half_free()
         if session.side is Side.ACCEPTOR and keepalive is not None and not payload:
             # While payload comes, its window grows by the round trip, which only PINGs of this end measure.

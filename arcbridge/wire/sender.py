@@ -220,6 +220,13 @@ class Sender:
         if stream.queued and stream.credit > 0:
             self.scheduler.add(stream)
 
+    def add_session_credit(self, increment: int) -> bool:
+        """The peer accepts `increment` bytes more on all streams together; false, changing nothing, if it may not."""
+        if increment == 0 or self.credit + increment > MAX_CREDIT:
+            return False
+        self.credit += increment
+        return True
+
     def queue(self, body: bytes) -> None:
         """Queue a whole frame behind those that are finished."""
         if not self.closed:
@@ -241,6 +248,10 @@ class Sender:
         if self.congestion is not None:
             self.congestion.pinged(self.sent, self._context.now)
         self.queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, received)))
+
+    def answer_ping(self, number: int, received: int) -> None:
+        """Queue the answer to PING `number`, in place of one to an earlier PING."""
+        self.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, received))
 
     def take_unblocked(self) -> list[Stream]:
         """Streams whose writers had to stop and may go on."""
