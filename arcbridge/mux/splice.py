@@ -11,7 +11,6 @@ import asyncio
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -20,10 +19,8 @@ from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import lookout
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
-
-_LINGER_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +39,33 @@ class SocketSplice(asyncio.Protocol):
     `on_done` is called once, when the socket is closed and the stream is over.
     """
 
+    __slots__ = (
+        "_closed",
+        "_descriptor",
+        "_down",
+        "_error",
+        "_looked_after",
+        "_lookout",
+        "_loop",
+        "_on_done",
+        "_pending",
+        "_read_over",
+        "_reading",
+        "_recv_into",
+        "_send",
+        "_shut_when_sent",
+        "_sock",
+        "_stream",
+        "_stream_lost",
+        "_up",
+        "_write_over",
+    )
+
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._descriptor = sock.fileno()
+        """For the loop's callbacks: uvloop does more for a socket object."""
         # Bound once: these are called for every frame.
         self._send, self._recv_into = sock.send, sock.recv_into
         self._lookout = lookout()
@@ -85,7 +106,7 @@ class SocketSplice(asyncio.Protocol):
         if sent < size:
             self._pending = bytes(view[sent:])
             cast(StreamTransport, self._stream).pause_reading()
-            self._loop.add_writer(self._sock, self._writable)
+            self._loop.add_writer(self._descriptor, self._writable)
 
     def eof_received(self) -> bool:
         """FIN from the stream becomes a FIN of the socket, after its bytes."""
@@ -98,12 +119,12 @@ class SocketSplice(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._descriptor)
 
     def resume_writing(self) -> None:
         if not self._reading and not self._read_over and not self._closed:
             self._reading = True
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._descriptor, self._readable)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stream_lost = True
@@ -173,7 +194,7 @@ class SocketSplice(asyncio.Protocol):
         self._pending = self._pending[sent:]
         if self._pending:
             return
-        self._loop.remove_writer(self._sock)
+        self._loop.remove_writer(self._descriptor)
         if self._stream_lost:
             self._close(reset=False)
             return
@@ -205,16 +226,14 @@ class SocketSplice(asyncio.Protocol):
         if not self._closed:
             self._closed = True
             self._lookout.remove(self)
-            # Both callbacks first: the next socket gets this descriptor's number.
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
-            self._reading = False
-            self._pending = b""
+            # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
+            # there, because uvloop makes a system call either way.
+            self.pause_writing()
+            if self._pending:
+                self._loop.remove_writer(self._descriptor)
+                self._pending = b""
             if reset:
-                try:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-                except OSError:
-                    pass  # the socket is dead already: nothing to reset
+                reset_on_close(self._sock)
             self._sock.close()
         if self._stream_lost and self._on_done is not None:
             done, self._on_done = self._on_done, None
@@ -381,10 +400,7 @@ def reset_transport(transport: asyncio.Transport) -> None:
     """Close a transport so that its peer sees a reset, not an end in order."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already closed
+        reset_on_close(sock)
     transport.abort()
 
 
