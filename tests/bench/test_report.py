@@ -1,4 +1,4 @@
-"""The report and its plots, from a result that nobody measured."""
+"""The report and its plots, from a made-up result."""
 
 from __future__ import annotations
 
