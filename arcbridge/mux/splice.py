@@ -11,7 +11,6 @@ import asyncio
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -20,10 +19,8 @@ from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import lookout
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
-
-_LINGER_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +233,7 @@ class SocketSplice(asyncio.Protocol):
                 self._loop.remove_writer(self._descriptor)
                 self._pending = b""
             if reset:
-                try:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-                except OSError:
-                    pass  # the socket is dead already: nothing to reset
+                reset_on_close(self._sock)
             self._sock.close()
         if self._stream_lost and self._on_done is not None:
             done, self._on_done = self._on_done, None
@@ -406,10 +400,7 @@ def reset_transport(transport: asyncio.Transport) -> None:
     """Close a transport so that its peer sees a reset, not an end in order."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already closed
+        reset_on_close(sock)
     transport.abort()
 
 

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.limiters import TokenBucket as Allowance
 from arcbridge.wire import events as ev
-from arcbridge.wire.allowance import Allowance
 from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import (

@@ -15,7 +15,8 @@ from typing import Any
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.claims import Identity

@@ -17,14 +17,14 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tlspipe import TlsPipe
-from arcbridge.relay.workers import handover as module
-from arcbridge.relay.workers.channel import Channel, ChannelClosed, Head
-from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.siblings import handover as module
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head
+from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, client_context
+from tests.relay.siblings.test_group import joined
 from tests.relay.station import Agent, Station
 from tests.relay.test_rendezvous import exactly
-from tests.relay.workers.test_siblings import joined
 
 
 @dataclass

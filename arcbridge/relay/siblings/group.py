@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 
-from arcbridge.relay.workers.channel import Channel, ChannelClosed, Head, Received
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received
 
 
 class Sibling:

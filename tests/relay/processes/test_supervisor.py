@@ -18,9 +18,9 @@ from arcbridge.config import ObserveConfig, RelayConfig, RelayFleetConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.relay.listener import bind
+from arcbridge.relay.processes import supervisor as module
+from arcbridge.relay.processes.supervisor import supervise, worker_count
 from arcbridge.relay.service import RelayInfo, serve
-from arcbridge.relay.workers import supervisor as module
-from arcbridge.relay.workers.supervisor import supervise, worker_count
 from tests.identity.issuer import CONFIG
 
 

@@ -16,8 +16,8 @@ from arcbridge.observe.gathered import snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.workers.handover import Handovers
-from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.handover import Handovers
 
 ACQUAINTED: Final = 2.0
 """Seconds for the siblings to say which agents they have: whoever came earlier would be told that there is none."""

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from arcbridge.relay.workers import channel as module
-from arcbridge.relay.workers.channel import MAX_MESSAGE, Channel, ChannelClosed, Received, check_peer, pair
+from arcbridge.relay.siblings import channel as module
+from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, ChannelClosed, Received, check_peer, pair
 
 
 class End:

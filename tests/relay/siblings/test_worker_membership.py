@@ -9,10 +9,10 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.workers import worker_membership as module
-from arcbridge.relay.workers.siblings import Siblings
-from arcbridge.relay.workers.worker_membership import WorkerMembership
-from tests.relay.workers.test_siblings import joined
+from arcbridge.relay.siblings import worker_membership as module
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from tests.relay.siblings.test_group import joined
 
 
 async def together(hurry: asyncio.Event) -> None: ...

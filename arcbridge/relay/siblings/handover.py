@@ -35,8 +35,8 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.relay.hop import relay_of
-from arcbridge.relay.workers.channel import ChannelClosed, Received
-from arcbridge.relay.workers.siblings import Sibling, Siblings
+from arcbridge.relay.siblings.channel import ChannelClosed, Received
+from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 VERDICT_DEADLINE: Final = 5.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from arcbridge.relay.workers.channel import Received, pair
-from arcbridge.relay.workers.siblings import Sibling, Siblings
+from arcbridge.relay.siblings.channel import Received, pair
+from arcbridge.relay.siblings.group import Sibling, Siblings
 
 
 def joined(one: Siblings, other: Siblings, number: int = 1, indexes: tuple[int, int] = (0, 1)) -> None:

@@ -37,10 +37,11 @@ from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe.gathered import GatheredMetrics, Snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.data_dir import only_one
 from arcbridge.relay.listener import bind
-from arcbridge.relay.service import RelayInfo, only_one
-from arcbridge.relay.workers.channel import Channel, ChannelClosed, Head, Received, pair
-from arcbridge.relay.workers.worker import Assignment
+from arcbridge.relay.processes.worker import Assignment
+from arcbridge.relay.service import RelayInfo
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
 
 MAX_WORKERS: Final = 64
 """More than any machine's cores that one relay can use: each pair of workers has a channel."""

@@ -11,8 +11,8 @@ import pytest
 
 from arcbridge.config import RelayConfig
 from arcbridge.observe import logging as logs
-from arcbridge.relay.workers.channel import Channel, Received, pair
-from arcbridge.relay.workers.worker import Assignment, work
+from arcbridge.relay.processes.worker import Assignment, work
+from arcbridge.relay.siblings.channel import Channel, Received, pair
 from tests.identity.issuer import CONFIG
 
 

@@ -25,9 +25,9 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
 from arcbridge.relay.service import RelayInfo, serve
-from arcbridge.relay.workers.channel import Channel, ChannelClosed, Received
-from arcbridge.relay.workers.siblings import Siblings
-from arcbridge.relay.workers.worker_membership import WorkerMembership
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
 
