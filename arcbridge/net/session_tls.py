@@ -24,11 +24,12 @@ from typing import Any, Final
 from arcbridge.mux.connection import MuxConnection
 
 SHUTDOWN_DEADLINE: Final = 3.0
-"""Seconds for both sides' close_notify after `close`."""
+"""Seconds that an agent leaves for its last bytes and both sides' close_notify; a client waits 30, as asyncio does."""
 INCOMING_BUFFER: Final = 16 * (16 * 1024 + 64)
 """Bytes of ciphertext that one read of the socket may bring: sixteen TLS records, as much as the receive buffer."""
-OUTGOING_BUFFER: Final = 16 * (16 * 1024 + 64)
-"""Bytes of ciphertext that are gathered for one write to the socket; no write-buffer limit counts them."""
+OUTGOING_BUFFER: Final = 4 * (16 * 1024 + 64)
+"""Bytes of ciphertext that are gathered for one write to the socket. No write-buffer limit counts them, and nothing can
+overtake them."""
 
 _log = logging.getLogger("arcbridge.net")
 
@@ -70,7 +71,6 @@ async def connect_session(
             ssl=context,
             server_hostname=server_hostname,
             ssl_handshake_timeout=handshake_deadline,
-            ssl_shutdown_timeout=SHUTDOWN_DEADLINE,
         )
         return transport
     made: tuple[asyncio.Transport, MuxConnection] = await aiofastnet.create_connection(
@@ -80,7 +80,6 @@ async def connect_session(
         ssl=context,
         server_hostname=server_hostname,
         ssl_handshake_timeout=handshake_deadline,
-        ssl_shutdown_timeout=SHUTDOWN_DEADLINE,
         ssl_incoming_bio_size=INCOMING_BUFFER,
         ssl_outgoing_bio_size=OUTGOING_BUFFER,
     )
