@@ -1,6 +1,6 @@
 """One TLS TCP connection under a session: gives its buffer, hands over what was read, writes what it is told to.
 
-It holds no rule of the protocol. `uvloop` decrypts straight into the buffer that `get_buffer` returns.
+It holds no rule of the protocol. Its transport decrypts straight into the buffer that `get_buffer` returns.
 """
 
 from __future__ import annotations
