@@ -57,7 +57,9 @@ NOT_IN_WIRE = frozenset(
 # Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
 KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
 
-SLOW = frozenset({"aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
+SLOW = frozenset(
+    {"aiofastnet", "aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"}
+)
 FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
 
 
