@@ -72,13 +72,13 @@ def begin(address: Address) -> tuple[socket.socket, bool] | None:
 
     On the same host, and mostly on the same node, the peer has answered when the call returns: then neither a task
     nor a turn of the loop is needed. Otherwise await `finish`. None for a name: use `connect`. The caller owns the
-    socket. Raises `Unreachable`.
+    socket, which has no user timeout (`sockets.disable_user_timeout`). Raises `Unreachable`.
     """
     literal = _literal(address)
     if literal is None:
         return None
     try:
-        return _begin(*literal)
+        return _begin(*literal, user_timeout=False)
     except OSError as error:
         raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
 
@@ -196,10 +196,10 @@ async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
     return sock
 
 
-def _begin(family: int, sockaddr: SockAddr) -> tuple[socket.socket, bool]:
+def _begin(family: int, sockaddr: SockAddr, *, user_timeout: bool = True) -> tuple[socket.socket, bool]:
     sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0), socket.IPPROTO_TCP)
     try:
-        tune(sock)
+        tune(sock, user_timeout=user_timeout)
         code = sock.connect_ex(sockaddr)
         if code in _UNDER_WAY:
             # Linux says "in progress" even when the peer has answered within the call; the second call tells.

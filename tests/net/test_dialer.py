@@ -48,6 +48,7 @@ def test_a_peer_on_this_host_answers_within_the_call() -> None:
         with sock:
             assert connected
             assert sock.getpeername() == server.getsockname()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0, "it may stop reading"
         address = address_of(server)
     with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):
         begin(address)

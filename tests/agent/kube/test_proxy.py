@@ -15,9 +15,9 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+from tests.support.stream_io import StreamIO
 
 from ..pair import FakeAuthenticator, joined, resume
 from .bench import Bench, Wire, running
@@ -31,7 +31,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Every case runs twice: with both entrances in place, and with the general one alone."""
     if request.param == "general path":
-        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
     async with running(tmp_path) as made:
         yield made
 
