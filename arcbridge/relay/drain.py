@@ -90,7 +90,7 @@ class Drain:
         return None if self.step is Step.SERVING else _WORDS
 
     async def run(self, hurry: asyncio.Event) -> None:
-        """From the first step to the last; once `hurry` is set, what is left of them takes no time."""
+        """Go from the first step to the last; once `hurry` is set, the steps that are left take no time."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._enter(Step.DRAINING)

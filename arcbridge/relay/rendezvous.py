@@ -165,7 +165,7 @@ class Rendezvous:
                 waiting.met.set_exception(_going_away())
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """One join connection, from its handshake to the pump or to its end."""
+        """Serve one join connection, from its handshake to the pump or to its end."""
         join = ServerJoin(sock, self._context())
         handed_over = False
         try:
@@ -387,7 +387,7 @@ class Rendezvous:
             ) from error
 
     async def _let_go(self, agent: _Agent) -> None:
-        """The join failed after an agent had claimed it: a word if its TLS still stands, RST otherwise."""
+        """Let go of an agent whose join failed: it is told if its TLS still stands, and reset otherwise."""
         await agent.join.refuse(JoinReply(code=JoinCode.GONE, message=_VOID))
 
     # -- the agent -------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ class Rendezvous:
     async def _pass_on(
         self, hops: Hops, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
     ) -> tuple[JoinReply | None, str]:
-        """An agent whose client waits at another relay of the fleet."""
+        """Pass on an agent whose client waits at another relay of the fleet."""
         try:
             self._require_room()
             await hops.forward(join, request, cluster)
@@ -451,7 +451,7 @@ class Rendezvous:
     async def _hand_over(
         self, handovers: Handovers, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
     ) -> tuple[JoinReply | None, str]:
-        """An agent whose client waits at another worker of this relay."""
+        """Hand over an agent whose client waits at another worker of this relay."""
         try:
             reason = await handovers.hand_over(join, request, cluster, ticket.address)
         except JoinRefused as error:
@@ -466,7 +466,7 @@ class Rendezvous:
         return None, ""
 
     def _pair(self, join: AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
-        """Hand the connection of an agent of `cluster` to the client that waits for it; else why there is none."""
+        """Give the connection of an agent of `cluster` to the client that waits for it, or return why there is none."""
         key = _key(request.token)
         waiting = self._waiting.get(key)
         reason = ""

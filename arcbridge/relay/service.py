@@ -77,7 +77,7 @@ async def serve(
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
-    `membership`: where this process stands among several that are one relay (`relay.siblings`).
+    `membership`: that of a worker among the processes of one relay (`relay.siblings`).
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
@@ -91,7 +91,7 @@ async def serve(
 async def _start(
     config: RelayConfig, stack: AsyncExitStack, membership: WorkerMembership | None
 ) -> tuple[RelayInfo, Drain]:
-    """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
+    """Start everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
     if config.authentication is None:
@@ -266,7 +266,7 @@ class _Chores:
             self.registry_error = None
 
     async def _note(self) -> None:
-        """Only dates for people: a relay that cannot write them is as ready as before."""
+        """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
         try:
             for cluster in {link.cluster for link in self._fleet.links()}:
                 await self._registry.seen(cluster, time.time())
