@@ -117,9 +117,9 @@ class ControlConnection(BaseHandler):
         finally:
             self._dials.pop(dial.token, None)
         if status.code:
-            words = _printable(status.message, 200) or "no reason given"
+            reason = _printable(status.message, 200) or "no reason given"
             raise JoinRefused(
-                JoinCode.AGENT_REFUSED, f"the agent of cluster {self.cluster} refused: {words}", retry_after=5
+                JoinCode.AGENT_REFUSED, f"the agent of cluster {self.cluster} refused: {reason}", retry_after=5
             )
         return status
 

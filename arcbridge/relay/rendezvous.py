@@ -10,7 +10,7 @@ Rules:
 1. A dial token pairs at most one client with one agent of the cluster it was made for. It is 128 random bits, voided
    by the first agent that claims it, by the client's leaving, and by its deadline. It is looked up by its SHA-256 and
    compared in constant time, so how long an answer takes says nothing about it.
-2. The client hears OK only after the agent's side is raw: until then every failure is told in words.
+2. The client hears OK only after the agent's side is raw: until then the client is told of every failure.
 3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.

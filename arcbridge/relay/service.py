@@ -48,7 +48,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
-CHORES: Final = 5.0
+MAINTENANCE_INTERVAL: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
 _SEEN: Final = 60.0
 _API_CLOSE: Final = 0.5
@@ -179,8 +179,8 @@ async def _start(
         register_hops(metrics, hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
-    chores = _Chores(registry, fleet, control, pumps, policy, certificate)
-    checks.add("registry", lambda: chores.registry_error)
+    maintenance = _Maintenance(registry, fleet, control, pumps, policy, certificate)
+    checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
     if membership is not None:
         membership.watch(metrics, checks)
@@ -190,13 +190,13 @@ async def _start(
     stack.push_async_callback(observe.stop)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
-    await chores.look()
+    await maintenance.look()
     stack.push_async_callback(listener.close)
     if membership is not None:
         await membership.acquainted()
     bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
     stack.callback(listener.stop)
-    await stack.enter_async_context(_running(chores.run()))
+    await stack.enter_async_context(_running(maintenance.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
         "relay serving" if membership is None else "worker serving",
@@ -211,7 +211,7 @@ async def _start(
     return info, drain
 
 
-class _Chores:
+class _Maintenance:
     """The relay's periodic work: cut revoked clusters, note connected agents, renew. Each error is logged once."""
 
     def __init__(
@@ -236,7 +236,7 @@ class _Chores:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(CHORES)
+            await asyncio.sleep(MAINTENANCE_INTERVAL)
             await self.look()
 
     async def look(self) -> None:

@@ -1,4 +1,4 @@
-"""The fleet: several relays that act as one; here is what a relay asks of it, in the relay's words.
+"""The fleet: several relays that act as one; here is what a relay asks of it.
 
 An agent holds a control connection to a relay; that relay *registers* it. Any relay of the fleet may *dial* a
 cluster: the request reaches one agent through whichever relay holds it. There is no table of who is where that could

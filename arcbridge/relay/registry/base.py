@@ -1,6 +1,6 @@
 """The registry: what a relay must remember. Clusters, join tokens, revocations; never a session, never a secret.
 
-One interface in the relay's words, engines side by side (SQLite for one relay), one suite that all of them pass
+One interface, engines side by side (SQLite for one relay), one suite that all of them pass
 (`tests/relay/registry/conformance.py`). What every engine promises:
 
 1. A change is whole or absent, whatever dies in the middle, and lasts once its call has returned (`seen` alone may
