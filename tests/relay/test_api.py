@@ -499,7 +499,9 @@ class TestClusters:
 
 
 class TestBadHttp:
-    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3, #O1)."""
+    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3,
+    #O1).
+    """
 
     @pytest.mark.parametrize(
         "request_head",

@@ -427,7 +427,9 @@ class TestNatsDown:
         await connection.close()
 
     async def test_a_frozen_holder_is_passed_over(self, own_server: NatsServer) -> None:
-        """docs/threats.md#F3: NATS still knows the subscription of a relay that has stopped; another of the group answers."""
+        """docs/threats.md#F3: NATS still knows the subscription of a relay that has stopped; another of the group
+        answers.
+        """
         config = RelayFleetConfig(servers=(own_server.url,))
         connections = [NatsConnection(config) for _ in range(3)]
         for connection in connections:
