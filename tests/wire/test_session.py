@@ -1,5 +1,5 @@
-"""The session machine: every state and input, every malformed class (docs/threats.md#M1 to #M14), drains, early streams,
-deadlines. `test_session_properties.py` has what must hold for any sequence.
+"""The session machine: every state and input, every malformed class (docs/threats.md#M1 to #M14), drains, early
+streams, deadlines. `test_session_properties.py` has what must hold for any sequence.
 """
 
 from __future__ import annotations
