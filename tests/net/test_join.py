@@ -1,5 +1,6 @@
 """The join over real sockets and real TLS, both ends ours, or one end scripted and misbehaving (docs/threats.md#J5,
-#J6, #J7, #J13)."""
+#J6, #J7, #J13).
+"""
 
 from __future__ import annotations
 

@@ -500,7 +500,8 @@ class TestClusters:
 
 class TestBadHttp:
     """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3,
-    #O1)."""
+    #O1).
+    """
 
     @pytest.mark.parametrize(
         "request_head",

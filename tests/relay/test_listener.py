@@ -1,5 +1,6 @@
 """The port: peeking without waking up, dispatch, caps, descriptors (docs/threats.md#J11 to #J16, #R1, #R2), in short
-form."""
+form.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pieces", ["bytes", "halves", "records", "large"])
 async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
     """docs/threats.md#J12: the handshake finishes although the hello came in pieces, and not a byte of it was taken
-    by the peek."""
+    by the peek.
+    """
     async with station(tmp_path) as relay:
         with await relay.dial() as sock:
             pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
@@ -174,7 +176,8 @@ async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) 
 
 async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
     """docs/threats.md#J13: several protocols offered, a room's protocol that is then not spoken, control without a
-    certificate."""
+    certificate.
+    """
     async with station(tmp_path, "prod") as relay:
         both = client_context.__wrapped__(ALPN_HTTP)
         both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])

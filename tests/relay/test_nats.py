@@ -105,7 +105,8 @@ class TestConnection:
     @pytest.mark.parametrize("how", ["stop", "freeze"])
     async def test_down_and_up_again(self, own_server: NatsServer, connect: Connect, how: str) -> None:
         """docs/threats.md#F1: calls fail at once or in the time given, nothing is kept for later, subscriptions come
-        back."""
+        back.
+        """
         connections = connect(own_server)
         one, two = await connections.make(), await connections.make()
         echo = Echo(two)

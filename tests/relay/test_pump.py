@@ -1,5 +1,6 @@
 """The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (docs/threats.md#J9,
-#J10, #J18, #R4, #R6)."""
+#J10, #J18, #R4, #R6).
+"""
 
 from __future__ import annotations
 
@@ -219,7 +220,8 @@ async def test_left_over_bytes_go_first(bench: Bench) -> None:
 
 async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Bench) -> None:
     """docs/threats.md#J10 and #R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still
-    there."""
+    there.
+    """
     pairs = [await bench.pair() for _ in range(20)]
     data = random.Random(6).randbytes(2 * MIB)
     sent = []

@@ -148,8 +148,7 @@ async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
 
 
 async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
-    """docs/threats.md#J1: guessed, of another cluster, again during and after its join; the join it belongs to goes
-    on."""
+    """docs/threats.md#J1: guessed, of another cluster, again during and after its join; its own join goes on."""
     async with (
         station(tmp_path, "prod", "other") as relay,
         Agent(relay, on_dial=swallow) as agent,

@@ -428,7 +428,8 @@ class TestNatsDown:
 
     async def test_a_frozen_holder_is_passed_over(self, own_server: NatsServer) -> None:
         """docs/threats.md#F3: NATS still knows the subscription of a relay that has stopped; another of the group
-        answers."""
+        answers.
+        """
         config = RelayFleetConfig(servers=(own_server.url,))
         connections = [NatsConnection(config) for _ in range(3)]
         for connection in connections:

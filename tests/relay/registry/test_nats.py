@@ -181,7 +181,8 @@ class TestNatsFaults:
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack, how: str
     ) -> None:
         """docs/threats.md#X14: an emptied bucket forgets clusters, not that one was revoked; restoring works all the
-        same."""
+        same.
+        """
         connections = connect(own_server)
         registry, other = [await opened(connections, clock, stack) for _ in range(2)]
         token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
