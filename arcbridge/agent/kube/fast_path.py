@@ -144,7 +144,8 @@ class FastPath(asyncio.Protocol):
             self._refuse(refusal)
         else:
             self._finish()
-            self._read_on()
+            if not exchange.broken:  # else the stream is reset next: nothing that follows on it is served
+                self._read_on()
 
     def _refuse(self, refusal: RequestRefusal) -> None:
         record, stream = self._record, self._stream

@@ -138,7 +138,9 @@ class KubeProxy:
             exchange.start(self.api.authority)
             refusal = await done
         except BaseException:
-            if exchange.begun and not exchange.over:
+            if exchange.switched is not None:
+                exchange.switched[0].drop()
+            elif exchange.begun and not exchange.over:
                 protocol.stream.cut()
             raise
         finally:
