@@ -145,9 +145,9 @@ class ProxyStats:
         setattr(self, name, getattr(self, name) + 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
-    """A request that may leave."""
+    """A request that may leave. It is not changed; it is not frozen either, because one is made for each request."""
 
     request_id: str
     method: str

@@ -306,15 +306,16 @@ class UpstreamPool:
         if not self._idle:
             return None
         context = self._credentials.tls(own=own)
-        other = self._credentials.tls(own=not own)
         for position in range(len(self._idle) - 1, -1, -1):
             connection = self._idle[position]
-            if connection.context is other and connection.usable:
-                continue
-            del self._idle[position]
-            if connection.context is context and connection.usable:
-                return connection
-            connection.close()
+            if connection.context is context:
+                del self._idle[position]
+                if connection.usable:
+                    return connection
+                connection.close()
+            elif connection.context is not self._credentials.tls(own=not own):
+                del self._idle[position]
+                connection.close()  # of credentials that were replaced
         return None
 
     async def dial(self, *, own: bool, upgrade: bool = False) -> UpstreamConnection:
