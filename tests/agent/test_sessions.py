@@ -27,11 +27,11 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
 from arcbridge.mux import memory
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway
 from arcbridge.wire.session import State
+from tests.support.stream_io import StreamIO
 
 from .pair import (
     SERVER,
