@@ -187,7 +187,7 @@ class Plan:
 
 
 class ReviewNeeded(Exception):
-    """The request asks to run as somebody else, and no approval of that was shown."""
+    """The request asks to run as another user, and no approval of that was shown."""
 
     def __init__(self, identity: Identity, subject: Subject) -> None:
         super().__init__("impersonation has to be reviewed first")

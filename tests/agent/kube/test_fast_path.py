@@ -1,4 +1,4 @@
-"""The short way beside the general one, over real streams; test_proxy asks both most of the questions."""
+"""What the fast path alone does, over real streams; test_proxy asks both entrances everything else."""
 
 from __future__ import annotations
 
