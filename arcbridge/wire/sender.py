@@ -13,6 +13,7 @@ from enum import IntFlag
 
 from arcbridge.errors import LocalProtocolError
 from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -27,7 +28,6 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.replay import Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
-from arcbridge.wire.state import SessionContext
 from arcbridge.wire.stream import SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
