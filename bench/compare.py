@@ -19,28 +19,52 @@ from typing import Any
 
 from bench.machine import describe
 
-LOADS = ("up", "down", "echo", "echo32", "keystroke")
+LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile")
+"""`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path."""
 
 _MEASURE = """
 import json, sys, tempfile, time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from bench import peers, scenarios
 from bench.load.generator import Generator
+from bench.path.link import Link
 from bench.scenarios import Effort
 from bench.usage import cpu_seconds
 
 loads, seconds = sys.argv[1].split(","), float(sys.argv[2])
 load, found = Generator(), {}
-with tempfile.TemporaryDirectory() as directory, load.target() as target:
+
+@contextmanager
+def started(path=None):
     peer = peers.PEERS["arcbridge"]()
-    try:
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as directory, load.target() as target:
+        stack.callback(peer.stop)
+        if path is not None:
+            peer.through = lambda address: stack.enter_context(Link(path, address)).address
         peer.start(target.address, Path(directory))
-        for name in loads:
-            if name == "keystroke":
-                found |= {f"keystroke_{k}": v for k, v in
-                          scenarios.SCENARIOS[name]().measure(load, peer, Effort(seconds, 0.3)).items()}
+        yield peer
+
+def scenario(name, peer):
+    metrics = scenarios.SCENARIOS[name]().measure(load, peer, Effort(seconds, 0.3))
+    found.update({f"{name}_{metric}": value for metric, value in metrics.items()})
+
+if "first" in loads:
+    for way in ("up", "down"):
+        with started() as peer:
+            copy = load.run(way, peer.endpoint, seconds=10, warmup=0, bytes=10_000_000)
+            found[f"first_{way}_10mb_mb_per_s"] = copy["mb_per_s"]
+if "last_mile" in loads:
+    with started(scenarios.SCENARIOS["last_mile"].path) as peer:
+        scenario("last_mile", peer)
+rest = [name for name in loads if name not in ("first", "last_mile")]
+if rest:
+    with started() as peer:
+        for name in rest:
+            if name in ("keystroke", "transfer"):
+                scenario(name, peer)
                 continue
-            options = {"connections": 32} if name == "echo32" else {}
+            options = {"echo32": {"connections": 32}, "open": {"count": 50_000}}.get(name, {})
             before = cpu_seconds(peer.pids())
             command = "many" if name == "echo32" else name
             result = load.run(command, peer.endpoint, seconds=seconds, warmup=0.4, **options)
@@ -52,8 +76,6 @@ with tempfile.TemporaryDirectory() as directory, load.target() as target:
                 found[f"{name}_per_s"] = result["per_s"]
                 found[f"{name}_p50_us"] = result["p50_us"]
                 found[f"{name}_cpu_us"] = 1e6 * cpu / (result["per_s"] * (seconds + 0.4))
-    finally:
-        peer.stop()
 print(json.dumps(found))
 """
 

@@ -41,7 +41,7 @@ def _serve(invocation: Invocation, config: RelayConfig) -> int:
 
     several = False
     if config.workers != 1:
-        from arcbridge.relay.workers.supervisor import supervise, worker_count
+        from arcbridge.relay.processes.supervisor import supervise, worker_count
 
         several = worker_count(config) > 1
     if not several:

@@ -8,14 +8,15 @@
 
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
 a person. Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could
-not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (threat A3), so here every
-answer and every log line is ours.
+not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here
+every answer and every log line is ours.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.net.address import source_of
 from arcbridge.pki.authority import Authority, certificate_validity, check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.failure_limit import FailureLimit
 from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
 
 BODY_LIMIT = 64 * 1024
@@ -47,6 +49,16 @@ KEEPALIVE = 30.0
 
 FIELD_LIMIT = 64 * 1024
 """Bytes of one header: access tokens with many groups exceed aiohttp's 8190."""
+
+FAILURES = 10
+"""Failed enrolments that one source has at once. Against guessing stand the 256 bits of a secret: this bound only keeps
+noise cheap."""
+
+FAILURES_RATE = 1 / 6
+"""Failed enrolments per second that grow back."""
+
+SOURCES = 4096
+"""Sources whose failures are counted."""
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -95,7 +107,7 @@ class ApiRefusal(ArcbridgeError):
 def tls_peer_certificate(request: web.Request) -> bytes | None:
     """The client certificate that asyncio's TLS verified on this connection (DER), or None."""
     tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
-    # The parsed form is empty unless the certificate was verified; the binary form is there even when nobody looked.
+    # The parsed form is empty unless the certificate was verified; the binary form is there in any case.
     if tls is None or not tls.getpeercert():
         return None
     certificate: bytes | None = tls.getpeercert(binary_form=True)
@@ -114,7 +126,8 @@ class _Api:
     clock: Callable[[], float]
     certificate_life: float
     ca_pem: str
-    limit: FailureLimit
+    failures: KeyedTokenBucket[str]
+    monotonic: Callable[[], float]
     peer_certificate: PeerCertificate
 
     async def ca(self, request: web.Request) -> web.Response:
@@ -122,9 +135,11 @@ class _Api:
 
     async def enrol(self, request: web.Request) -> web.Response:
         source = request.remote or ""
-        if wait := self.limit.wait(source):
+        if wait := self.failures.wait(source_of(source), self.monotonic()):
             raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS, "too many failed enrolments from this address: wait", retry_after=wait
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too many failed enrolments from this address: wait",
+                retry_after=math.ceil(wait),
             )
         join_token, csr, cluster_ca = await _body(request, "join_token", "csr", "cluster_ca")
         try:
@@ -134,7 +149,7 @@ class _Api:
             token_id = JoinToken.parse(join_token).id
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
-            self.limit.failed(source)
+            self.failures.take(source_of(source), self.monotonic())
             log.warning("enrolment refused", source=source, reason=error.message)
             raise
         answer = await self._sign(csr, record)
@@ -172,7 +187,8 @@ class _Api:
             name = check_cluster_name(request.match_info["name"])
         except ConfigError as error:
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
-        # Both are asked whatever the other says, and one answer is given: nobody learns which names exist (J22).
+        # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
+        # (docs/threats.md#J22).
         record, allowed = await self.registry.cluster(name), self.policy.allows(identity, name)
         agents = await self.count_agents([name])
         if record is None or not allowed:
@@ -208,13 +224,13 @@ def build_app(
     certificate_life: float,
     ca_pem: str | None = None,
     clock: Callable[[], float] = time.time,
-    limit: FailureLimit | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
 ) -> web.Application:
     """The application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
-    is not `authority`. `clock`: unix seconds.
+    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds.
     """
     api = _Api(
         authority,
@@ -225,7 +241,8 @@ def build_app(
         clock,
         certificate_life,
         ca_pem or authority.certificate_pem,
-        FailureLimit() if limit is None else limit,
+        KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
+        monotonic,
         peer_certificate,
     )
     app = web.Application(middlewares=[_errors], client_max_size=BODY_LIMIT)
@@ -368,8 +385,8 @@ async def _errors(
             log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
             return _internal()
         if isinstance(error, RegistryUnavailable):
-            cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-            log.error("registry unavailable", path=_route(request), reason=error.message, cause=cause)
+            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
         answer = _error(status, error.message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
         if error.retry_after is not None:
             answer.headers["Retry-After"] = str(error.retry_after)

@@ -3,6 +3,15 @@
 The certificate is the only thing believed: TLS has verified it under the relay's CA before the first byte of HELLO,
 its URI names the cluster, and the registry says whether that cluster is still welcome. The instance id in HELLO tells
 the pods of one cluster apart and decides nothing across clusters.
+
+Handshakes begin at a bounded rate. When a relay comes back, all its agents come at once, and a full handshake with two
+signatures costs both ends more than anything else here: without a bound the handshakes would take the whole loop, and
+the connections that wait longest would give up just before their turn. A connection that would wait for longer than
+`LONGEST_WAIT` is refused at once, and the agent's own jitter brings it back later.
+
+The newer of two connections of one instance id stays, because mostly the older one is dead and has not been noticed
+(docs/threats.md#E10). Where two processes have one id (a machine that was copied with its memory) each would replace
+the other for ever; so an instance that has just replaced a connection cannot be replaced for `SETTLE` seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ from typing import Final
 import structlog
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
+from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
@@ -29,9 +39,7 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.flapping import SETTLE, Flapping
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
-from arcbridge.relay.handshake_rate import HandshakeRate
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -50,6 +58,11 @@ AGENTS_PER_SECOND: Final = 300
 would leave more for the sessions, but five thousand could not be back within 30 s."""
 BURST: Final = 50
 """Handshakes at once after a pause: a small installation's agents need not wait at all."""
+SETTLE: Final = 10.0
+"""Seconds for which an instance that has just replaced another cannot be replaced. An agent that lost its connection
+in silence needs 25 to notice, so it does not come twice in less."""
+INSTANCES: Final = 4096
+"""Instances whose last replacement is remembered."""
 LONGEST_WAIT: Final = 3.0
 """Seconds that a connection waits for its handshake: an agent gives the whole of it 5."""
 LAPSED_MARGIN: Final = 30.0
@@ -141,7 +154,7 @@ class ControlConnection(BaseHandler):
 
 
 class ControlServer:
-    """Accepts control connections; `serve` is a room of the listener."""
+    """Accepts control connections; `serve` is the listener's handler for control connections."""
 
     def __init__(
         self,
@@ -164,18 +177,20 @@ class ControlServer:
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
         self._most = agents
-        self._pace = HandshakeRate(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
-        self._words = HandshakeRate(max(agents_per_second / 10, 1.0), longest=0.0)
+        self._handshakes = TokenBucket(BURST, agents_per_second)
+        self._refusals = TokenBucket(1, max(agents_per_second / 10, 1.0))
+        """Handshakes that are made only to say that there is no turn."""
         self.waiting = 0
         """Connections that wait for their turn."""
-        self._flapping = Flapping()
+        self._replacements: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1 / SETTLE, size=INSTANCES)
+        """Replacements of a connection, by (cluster, instance)."""
         self._leaving = ""
 
     def __len__(self) -> int:
         return len(self._open)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """A turn, the handshake, admission, registration, and then the connection's life."""
+        """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
         in_turn = await self._turn(sock, ticket)
         if in_turn is None:
             return
@@ -193,7 +208,7 @@ class ControlServer:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
-            log.info("control connection refused", source=ticket.address, cause=_cause(error))
+            log.info("control connection refused", source=ticket.address, reason=_reason(error))
             session.abort(ConnectionLost("the TLS handshake failed"))
             sock.close()
             return
@@ -203,7 +218,8 @@ class ControlServer:
             raise
         try:
             if not in_turn:
-                retry_after = 1 + int(self._pace.backlog * (1 + self._random()))
+                backlog = self._handshakes.wait(time.monotonic())
+                retry_after = 1 + int(backlog * (1 + self._random()))
                 session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
                 return
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
@@ -215,7 +231,7 @@ class ControlServer:
                 session.abort(ConnectionLost("the relay is stopping"))
 
     async def drain(self, message: str) -> None:
-        """No dial any more, GOAWAY(DRAINING) to every agent, and to who comes from now on."""
+        """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
         self._leaving = message
         links = list(self._open)
         for link in links:
@@ -229,38 +245,39 @@ class ControlServer:
                 link.session.goaway(GoawayCode.DRAINING, message, RETRY_AFTER)
 
     def close(self) -> None:
-        """The end of a drain: who is still there is sent away."""
+        """End the drain: close the connections that are left."""
         for link in list(self._open):
             link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
         for link in [link for link in self._open if link.cluster in clusters]:
-            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, cause="revoked")
+            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, reason="revoked")
             link.leave(GoawayCode.REVOKED, "this cluster is revoked: the relay's operator has to restore it first")
 
     def expire(self, now: float) -> None:
         """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""
         for link in [link for link in self._open if link.lapses <= now]:
             log.info(
-                "agent has to come again", cluster=link.cluster, connection=link.instance, cause="certificate lapsed"
+                "agent has to come again", cluster=link.cluster, connection=link.instance, reason="certificate lapsed"
             )
             link.leave(GoawayCode.EXPIRED, "the certificate of this connection has lapsed: come with the renewed one")
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
-        """Wait for this connection's turn. False: it gets none, but may be told so; None: it is closed."""
-        wait = self._pace.turn()
+        """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
+        now = time.monotonic()
+        wait = self._handshakes.reserve(now, LONGEST_WAIT)
         if wait is None:
             self._counters.agents_paced += 1
-            if self._words.turn() is not None:
+            if self._refusals.reserve(now) is not None:
                 return False
-            # A word costs the handshake that there is no time for. The agent's own jitter brings it back.
+            # Telling it costs the handshake that there is no time for. The agent's own jitter brings it back.
             reset(sock)
             return None
         if wait:
-            # It may wait for longer than strangers may otherwise, and in greater number: `HandshakeRate` bounds it.
+            # It may wait for longer than strangers may otherwise, and in greater number: the rate bounds it.
             ticket.set_aside()
             self.waiting += 1
             try:
@@ -278,10 +295,10 @@ class ControlServer:
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
     ) -> bool:
-        """Whether the agent may stay; otherwise it has been told why."""
+        """Say whether the agent may stay; otherwise it has been told why."""
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
-            # The peek promised this protocol and the handshake made another: somebody plays games (J13).
+            # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).
             self._refused(ticket, "", "the handshake is not that of a control connection")
             session.abort(ConnectionLost("not a control connection"))
             return False
@@ -312,10 +329,12 @@ class ControlServer:
             self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
             session.close(GoawayCode.LIMIT, "this relay holds all the agents it may", FULL_RETRY)
             return False
-        if known and (wait := self._flapping.wait(link.cluster, link.instance)):
+        if known and (wait := self._replacements.wait((link.cluster, link.instance), time.monotonic())):
             self._counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
-            session.close(GoawayCode.REPLACED, "another agent with the same instance id has just connected", wait)
+            session.close(
+                GoawayCode.REPLACED, "another agent with the same instance id has just connected", math.ceil(wait)
+            )
             return False
         return True
 
@@ -325,7 +344,7 @@ class ControlServer:
             async with asyncio.timeout(HELLO_DEADLINE):
                 await session.wait_established()
         except (ArcbridgeError, TimeoutError) as error:
-            self._refused(ticket, link.cluster, f"no HELLO: {_cause(error)}")
+            self._refused(ticket, link.cluster, f"no HELLO: {_reason(error)}")
             session.close(GoawayCode.TIMEOUT, "no HELLO in time")
             return False
         hello = session.peer_hello
@@ -359,7 +378,7 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
-        # Adopted by somebody else meanwhile, perhaps with another CA.
+        # Another relay may have adopted it meanwhile, with another CA.
         admit(await self._registry.cluster(cluster), certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
@@ -372,13 +391,13 @@ class ControlServer:
             await self._fleet.register(link)
             self._counters.agents_total += 1
             if older:
-                self._flapping.replaced(link.cluster, link.instance)
+                self._replacements.reserve(key, time.monotonic())
                 self._counters.agents_replaced += 1
                 bound.warning("agent replaced an older connection of the same instance id")
             bound.info("agent connected", version=link.version)
             await self._seen(link)
             error = await session.wait_ended()
-            bound.info("agent disconnected", cause=error.message, seconds=round(time.time() - link.since))
+            bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
         finally:
             self._open.discard(link)
             self._instances[key] -= 1
@@ -394,18 +413,18 @@ class ControlServer:
             await self._registry.seen(link.cluster, time.time(), version=link.version)
         except RegistryUnavailable as error:
             # Only a date for people; the agent stays connected.
-            log.warning("cluster not noted as seen", cluster=link.cluster, cause=error.message)
+            log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 
-    def _refused(self, ticket: Ticket, cluster: str, cause: str) -> None:
+    def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1
-        log.warning("agent refused", source=ticket.address, cluster=cluster, cause=cause)
+        log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
 
 
 def _lost(cluster: str) -> JoinRefused:
     return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
 
 
-def _cause(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or 'unknown'}"
     return getattr(error, "message", "") or type(error).__name__

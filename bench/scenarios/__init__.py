@@ -12,11 +12,13 @@ from bench.scenarios.long_path import LongPath, LongPath200
 from bench.scenarios.open import Open
 from bench.scenarios.resumption import Resumption
 from bench.scenarios.streams import Streams
+from bench.scenarios.transfer import Transfer
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
     for scenario in (
         Bulk,
+        Transfer,
         Resumption,
         Echo,
         Concurrent,

@@ -18,8 +18,8 @@ from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
-from arcbridge.mux.stream import StreamIO
 from arcbridge.observe import logging
+from tests.support.stream_io import StreamIO
 
 
 async def measure(context: ClientContext, target: str, count: int) -> list[float]:

@@ -17,7 +17,7 @@ from tests.support.nats_server import NatsServer
 from tests.support.processes import run
 from tests.support.reports import metrics, until
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -94,7 +94,7 @@ def fleet(
     gets no control connection."""
     token = directory / "nobody"
     token.write_text("nobody-asks-for-it")
-    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
     fronts: list[Front] = []
     with NatsServer(directory / "nats") as nats, World(api, directory=directory / "world", relays=3) as world:
         world.targets["echo"] = (echo.address, ALICE.groups)
@@ -183,7 +183,9 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
-    """J20: the agent's join comes out at another relay than the one that waits, and is passed on once."""
+    """docs/threats.md#J20: the agent's join comes out at another relay than the one that waits, and is passed on
+    once.
+    """
     joins = itertools.count()
 
     def choose(world: World, hello: bytes) -> int | None:
@@ -218,7 +220,9 @@ def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
-    """F8, F4: one of the agent's two relays drains, then the other dies, while clients keep coming in at the third."""
+    """docs/threats.md#F8, #F4: one of the agent's two relays drains, then the other dies, while clients keep coming
+    in at the third.
+    """
     with fleet(tmp_path, echo, gate=0) as (world, _):
         until(lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at two relays", timeout=60)
         stopped = threading.Event()

@@ -71,7 +71,7 @@ class TestTokens:
         file = tmp_path / "arcbridge-prod.token"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert JoinToken.parse(file.read_text()).text == token
-        # W4: not in an argument list.
+        # docs/threats.md#W4: not in an argument list.
         assert token not in agent_line
         enrol(config, file.read_text(), Authority.create("cluster CA"))
 

@@ -23,11 +23,12 @@ from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_clust
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay.api import (
     BODY_LIMIT,
+    FAILURES,
+    FAILURES_RATE,
     ApiServer,
     build_app,
     tls_peer_certificate,
 )
-from arcbridge.relay.failure_limit import FailureLimit
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
@@ -182,7 +183,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
         policy=Policy.load(POLICY),
         certificate_life=600.0,
         clock=clock,
-        limit=FailureLimit(burst=5, every=60, clock=clock),
+        monotonic=clock,
     )
     server = ApiServer(app)
     await server.start()
@@ -209,7 +210,7 @@ async def test_ca(relay: Relay) -> None:
 
 
 async def test_the_first_contact_of_an_agent_that_has_only_a_pin(relay: Relay) -> None:
-    """E6, with the code that agents and clients use."""
+    """docs/threats.md#E6, with the code that agents and clients use."""
     address = Address("127.0.0.1", relay.port)
     assert await fetch_relay_ca(address, relay.authority.pin) == relay.authority.certificate_pem
     wrong = Authority.create("relay CA").pin
@@ -238,7 +239,7 @@ class TestEnrol:
         assert token.partition(".")[2] not in line
 
     async def test_again_with_the_same_key_after_a_lost_answer(self, relay: Relay) -> None:
-        """E2, and another key is refused."""
+        """docs/threats.md#E2, and another key is refused."""
         token, key = await relay.token(), make_key()
         for _ in range(2):
             assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, key)))[0] == 200
@@ -248,7 +249,7 @@ class TestEnrol:
         assert "used up" in error(answer)[1]
 
     async def test_a_taken_name(self, relay: Relay) -> None:
-        """E5: the answer names both pins."""
+        """docs/threats.md#E5: the answer names both pins."""
         await relay.enrolled()
         ours, relay.cluster_ca = relay.cluster_ca, Authority.create("another")
         status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(await relay.token(), make_key()))
@@ -309,18 +310,18 @@ class TestEnrol:
         assert (status, error(answer)[0]) == (415, "unsupported_encoding")
 
     async def test_failures_are_slowed_down_per_source(self, relay: Relay) -> None:
-        for _ in range(5):
+        for _ in range(FAILURES):
             body = relay.enrolment(JoinToken.create().text, make_key())
             assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
         token = await relay.token()
         status, answer, headers = await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key()))
         assert (status, error(answer)[0]) == (429, "rate_limited")
-        assert 1 <= int(headers["Retry-After"]) <= 61
-        relay.clock.now += 61
+        assert 1 <= int(headers["Retry-After"]) <= 1 / FAILURES_RATE
+        relay.clock.now += 1 / FAILURES_RATE
         assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key())))[0] == 200
 
     async def test_the_registry_is_out(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        """E8: a time to retry, and that is no failure of the agent's."""
+        """docs/threats.md#E8: a time to retry, and that is no failure of the agent's."""
 
         async def out(*_: object) -> None:
             raise RegistryUnavailable("the registry is locked by another process: try again in a moment")
@@ -468,7 +469,7 @@ class TestClusters:
             assert [one["name"] for one in answer] == names
 
     async def test_unknown_and_not_allowed_get_one_answer(self, relay: Relay) -> None:
-        """J22."""
+        """docs/threats.md#J22."""
         await relay.enrolled("prod")
         headers = {"Authorization": "Bearer token-of-bob"}
         known = await relay.call("GET", "/v1/clusters/prod", headers=headers)
@@ -498,7 +499,9 @@ class TestClusters:
 
 
 class TestBadHttp:
-    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (A3, O1)."""
+    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3,
+    #O1).
+    """
 
     @pytest.mark.parametrize(
         "request_head",

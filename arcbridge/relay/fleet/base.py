@@ -8,20 +8,22 @@ Every engine promises (tests/relay/fleet/conformance.py):
 
 1. "No agent connected" is said at once, never after a timeout.
 2. A dial goes to the connection with the fewest dials waiting, in turn; and if that one refuses, is lost or stays
-   silent, to exactly one other (J4). A dial for an instance goes to that instance alone, for the session that a
-   client wants back is nowhere else: "not connected" is NO_INSTANCE, at once, where the cluster has others.
+   silent, to exactly one other (docs/threats.md#J4). A dial for an instance goes to that instance alone, for the
+   session that a client wants back is nowhere else: "not connected" is NO_INSTANCE, at once, where the cluster has
+   others.
 3. A reply counts only when it names the dial's own token.
-4. Of two connections of one instance the newer stays, the older is told so (E10).
+4. Of two connections of one instance the newer stays, the older is told so (docs/threats.md#E10).
 5. A draining or ended connection gets no new dial.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from arcbridge.observe.metrics import Metrics
 from arcbridge.wire.records import Dial, Status
 
 
@@ -70,8 +72,37 @@ class AgentLink(Protocol):
         ...
 
 
+class RelayPeers(Protocol):
+    """Other relays that can take over an agent's join (`relay.hop`). A relay's id begins the dial tokens it makes."""
+
+    on_failed: Callable[[bytes], None]
+    """Called with the SHA-256 of a dial token of this relay whose agent came to a relay that cannot pass it on."""
+
+    @property
+    def relay_id(self) -> str:
+        """The id of this process; another one after a restart."""
+        ...
+
+    async def address_of(self, relay_id: str) -> str:
+        """Return the internal address of a relay, empty where no relay has this id; raises `ArcbridgeError`."""
+        ...
+
+    async def tell_failed(self, relay_id: str, token: str) -> None:
+        """Tell a relay that the agent to which it gave `token` cannot be passed on to it."""
+        ...
+
+
 class Fleet(ABC):
     """See the module's docstring. `JoinRefused` is raised with a `net.join.JoinCode`."""
+
+    @property
+    def peers(self) -> RelayPeers | None:
+        """The other relays that an agent's join can be passed on to; None where the fleet has none."""
+        return None
+
+    @abstractmethod
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Register what this fleet counts."""
 
     @abstractmethod
     async def start(self) -> None: ...
@@ -82,9 +113,9 @@ class Fleet(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """This relay goes away: take no dial from other relays any more. Its own still go out, to whoever is left.
+        """Take no dial from other relays any more, because this relay goes away. Its own dials still go out.
 
-        Called before the agents are told, so that nobody is sent to an agent that is about to leave.
+        Called before the agents are told, so that no client is sent to an agent that is about to leave.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Final
 
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.wire.records import Dial, Status
 
@@ -26,6 +27,9 @@ class LocalFleet(Fleet):
         self._turn = itertools.count()
         # When each link was last asked: round robin among those with equally many dials waiting.
         self._asked: dict[AgentLink, int] = {}
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """A relay alone counts nothing besides."""
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -108,7 +112,7 @@ class LocalFleet(Fleet):
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
     ) -> AgentLink | None:
         """The link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of `instance`
-        alone where that is given. None when nobody is left."""
+        alone where that is given. None when no agent is left."""
         of_cluster = self._links.get(cluster, {})
         candidates = [
             link
@@ -127,7 +131,7 @@ class LocalFleet(Fleet):
 
 
 def no_agent(cluster: str, instance: str = "") -> JoinRefused:
-    """Nobody can be asked; `instance` if that one was wanted, and others are there."""
+    """Refuse a dial for want of an agent; `instance`: that one was wanted, and others are there."""
     if instance:
         return JoinRefused(
             JoinCode.NO_INSTANCE,

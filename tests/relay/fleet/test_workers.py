@@ -9,10 +9,10 @@ from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
-from tests.relay.workers.test_siblings import joined
+from tests.relay.siblings.test_group import joined
 
 
 class Worker:
@@ -158,7 +158,7 @@ async def test_many_agents_are_told_of_at_once() -> None:
 
 
 async def test_the_newer_of_one_instance_stays_wherever_it_is() -> None:
-    """E10 between workers; the older one's own end removes nothing of the newer."""
+    """docs/threats.md#E10 between workers; the older one's own end removes nothing of the newer."""
     first, second = await workers(2)
     older, newer = Link(), Link()
     await first.fleet.register(older)
