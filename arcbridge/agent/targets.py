@@ -130,6 +130,7 @@ class TcpTargets:
         try:
             if begun is None:
                 sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+                disable_user_timeout(sock)
             else:
                 sock = begun
                 await finish(sock, target.address, deadline=CONNECT_DEADLINE)
@@ -155,13 +156,12 @@ class TcpTargets:
         stream.abort(ResetCode.CONNECT_FAILED)
 
     def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
-        disable_user_timeout(sock)
         self.opened += 1
         self.open += 1
 
         def done(result: SpliceResult) -> None:
             self.open -= 1
-            record.bytes_up, record.bytes_down = result.down, result.up
+            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
             if result.error is not None:
                 record.outcome, record.reason = "cut", type(result.error).__name__
             self._audit.write(record)
