@@ -1,4 +1,4 @@
-"""A worker's process, as the relay's supervisor starts it; nobody else does.
+"""A worker's process, which only the relay's supervisor starts.
 
     python -c CODE arcbridge-relay-worker INDEX DESCRIPTOR PATH
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from arcbridge.client.jwt_unverified import look
+from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 
@@ -66,7 +66,7 @@ def token_set(answer: dict[str, object], now: float, former_refresh_token: str =
     expires_in = answer.get("expires_in")
     if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and expires_in > 0:
         ends.append(now + float(expires_in))
-    ends += [end for token in (text("access_token"), text("id_token")) if (end := look(token).expires_at)]
+    ends += [end for token in (text("access_token"), text("id_token")) if (end := read_unverified(token).expires_at)]
     return TokenSet(
         access_token=text("access_token"),
         id_token=text("id_token"),

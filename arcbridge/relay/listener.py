@@ -1,15 +1,15 @@
-"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a room.
+"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a handler.
 
 Why not the loop's own server: it accepts and drops connections without a word when descriptors run out (uvloop), and
-it starts TLS before anybody knows which. Here the listening socket has one callback; when descriptors run out,
+it starts TLS before it is known which. Here the listening socket has one callback; when descriptors run out,
 accepting pauses and is counted, and a spare descriptor serves to turn one waiting connection away, so that its peer
 hears something.
 
-Why not just read: the TLS of the chosen room needs the same bytes. So they are *peeked*; and because an incomplete
+Why not just read: the TLS of the chosen handler needs the same bytes. So they are *peeked*; and because an incomplete
 ClientHello keeps a level-triggered loop awake (65,000 wake-ups in 0.2 s from one idle peer, measured), SO_RCVLOWAT is
 raised to what the parser needs, and set back before the socket is handed over.
 
-The peek picks the room and proves nothing: each room checks what its handshake really selected.
+The peek picks the handler and proves nothing: each handler checks what its handshake really selected.
 """
 
 from __future__ import annotations
@@ -26,17 +26,13 @@ import structlog
 from arcbridge.errors import ConfigError
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
-from arcbridge.net.descriptors import EXHAUSTED, limit
-from arcbridge.net.sockets import receive, reset, send_all, tune
+from arcbridge.net.descriptors import limit
+from arcbridge.net.sockets import AcceptLoop, receive, reset, send_all, tune
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.tcp_state import has_ended
 
 PEEK_DEADLINE: Final = 5.0
-ACCEPT_PAUSE: Final = 0.25
-"""Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
-_ACCEPTS: Final = 64
-"""Connections taken per wake-up."""
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
 
@@ -52,24 +48,24 @@ ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 
 
 class Listener:
-    """`rooms` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
+    """`start`, then `stop` and `close`. `handlers` by ALPN protocol; `http/1.1` takes connections without one, too."""
 
     def __init__(
         self,
-        rooms: dict[bytes, ConnectionHandler],
+        handlers: dict[bytes, ConnectionHandler],
         admission: Admission,
         counters: Counters,
         *,
         peek_deadline: float = PEEK_DEADLINE,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._rooms = rooms
+        self._handlers = handlers
         self._admission = admission
         self._counters = counters
         self._peek_deadline = peek_deadline
-        self._socket: socket.socket | None = None
+        self._accepting: AcceptLoop | None = None
         self._spare = -1
-        self._paused: asyncio.TimerHandle | None = None
+        """A descriptor kept for the moment when there is no other; -1: none."""
         self._arrivals: set[_Arrival] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,10 +74,11 @@ class Listener:
 
         `shared`: with other processes of this user that say so, too; the kernel chooses one for each connection.
         """
-        self._socket = bind(listen, shared=shared)
+        sock = bind(listen, shared=shared)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._loop.add_reader(self._socket.fileno(), self._accept)
-        host, port = self._socket.getsockname()[:2]
+        self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
+        self._accepting.start()
+        host, port = sock.getsockname()[:2]
         return Address(host, port)
 
     def leave(self) -> None:
@@ -89,29 +86,25 @@ class Listener:
 
         For a port that others go on listening on. Those who are let in last are served as all others.
         """
-        while self._socket is not None and self._accept():
+        while self._accepting is not None and self._accepting.accept():
             # Again until the queue is empty, or descriptors are.
             pass
         self._close()
 
     def stop(self) -> None:
-        """Accept nothing more; connections that are still being peeked at are closed, those in rooms go on."""
+        """Accept nothing more, and close connections that are still being peeked at; those handed on go on."""
         self._close()
         for arrival in list(self._arrivals):
             arrival.reject("peek_closed")
 
     def _close(self) -> None:
-        if self._paused is not None:
-            self._paused.cancel()
-            self._paused = None
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        if self._accepting is not None:
+            self._accepting.close()
+            self._accepting = None
             self._close_spare()
 
     async def close(self) -> None:
-        """After `stop`: end what runs in the rooms, and wait for it."""
+        """After `stop`: end what the handlers run, and wait for it."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -123,42 +116,26 @@ class Listener:
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> bool:
-        """Whether there may be more to take now."""
-        listening = self._socket
-        if listening is None:
-            return False
-        for _ in range(_ACCEPTS):
-            try:
-                sock, peer = listening.accept()
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._pause(listening)
-                    return False
-                # The peer left between its SYN and now; the others wait.
-                continue
-            self._counters.accepted += 1
-            ticket = self._admission.enter(str(peer[0]))
-            if isinstance(ticket, str):
-                self._counters.rejected[ticket] += 1
-                reset(sock)
-                continue
-            try:
-                tune(sock)
-            except OSError:
-                self._counters.rejected["peek_closed"] += 1
-                ticket.leave()
-                sock.close()
-                continue
-            arrival = _Arrival(self, sock, ticket)
-            self._arrivals.add(arrival)
-            arrival.start(self._peek_deadline)
-        return True
+    def _accepted(self, sock: socket.socket, host: str) -> None:
+        self._counters.accepted += 1
+        ticket = self._admission.enter(host)
+        if isinstance(ticket, str):
+            self._counters.rejected[ticket] += 1
+            reset(sock)
+            return
+        try:
+            tune(sock)
+        except OSError:
+            self._counters.rejected["peek_closed"] += 1
+            ticket.leave()
+            sock.close()
+            return
+        arrival = _Arrival(self, sock, ticket)
+        self._arrivals.add(arrival)
+        arrival.start(self._peek_deadline)
 
-    def _pause(self, listening: socket.socket) -> None:
-        """Out of descriptors: turn one away with the spare one, then leave the rest in the kernel's queue a while."""
+    def _exhausted(self, listening: socket.socket, _error: OSError, _again: bool) -> None:
+        """Turn one connection away with the spare descriptor; the others wait in the kernel's queue."""
         self._counters.accept_pauses += 1
         log.warning(
             "out of file descriptors",
@@ -170,37 +147,30 @@ class Listener:
             reset(listening.accept()[0])
             self._counters.rejected["descriptors"] += 1
         except OSError:
-            # Somebody else took the descriptor, or nobody waits any more.
+            # Another part of this process took the descriptor, or the queue is empty.
             pass
         try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # The next pause does without.
+            # The next pause does without one.
             pass
-        self._loop.remove_reader(listening.fileno())
-        self._paused = self._loop.call_later(ACCEPT_PAUSE, self._resume)
 
     def _close_spare(self) -> None:
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
 
-    def _resume(self) -> None:
-        self._paused = None
-        if self._socket is not None:
-            self._loop.add_reader(self._socket.fileno(), self._accept)
-
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: _Arrival, hello: client_hello.Hello) -> None:
+    def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        room = self._room(hello)
-        if room is None:
+        handler = self._handler(hello)
+        if handler is None:
             self._counters.rejected["no_protocol"] += 1
             arrival.ticket.leave()
             reset(arrival.sock)
             return
-        self._run(self._enter(room, arrival.sock, arrival.ticket))
+        self._run(self._enter(handler, arrival.sock, arrival.ticket))
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._arrivals.discard(arrival)
@@ -211,18 +181,18 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _room(self, hello: client_hello.Hello) -> ConnectionHandler | None:
+    def _handler(self, hello: client_hello.ClientHello) -> ConnectionHandler | None:
         if not hello.alpn:
-            return self._rooms.get(client_hello.HTTP)
-        return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
+            return self._handlers.get(client_hello.HTTP)
+        return next((self._handlers[name] for name in hello.alpn if name in self._handlers), None)
 
-    async def _enter(self, room: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
+    async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
-            await room(sock, ticket)
+            await handler(sock, ticket)
         except asyncio.CancelledError:
             raise
         except Exception:
-            # One connection's bug ends one connection. The room has closed the socket, or a transport owns it.
+            # One connection's bug ends one connection. The handler has closed the socket, or a transport owns it.
             self._counters.rejected["failed"] += 1
             log.exception("connection failed", source=ticket.address)
         finally:

@@ -1,4 +1,4 @@
-"""Some relays in memory over one CA, and an agent's control room that knows them all."""
+"""Some relays in memory over one CA, and the control connections of an agent that knows them all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class World:
     """`relays` are in the order in which the agent prefers them."""
 
     relays: list[FakeRelay]
-    room: ControlConnections
+    control: ControlConnections
     sessions: Sessions
     choice: RelayChoice
 
@@ -73,12 +73,12 @@ async def agent_of(
         judge.add("t", "alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
-        room = ControlConnections(
+        control = ControlConnections(
             addresses, keeper, sessions, instance="agent-1", software="test", choice=choice, draw=lambda: 0.5
         )
-        room.start()
+        control.start()
         try:
-            yield World(made, room, sessions, choice)
+            yield World(made, control, sessions, choice)
         finally:
-            await room.close()
+            await control.close()
             await sessions.close()
