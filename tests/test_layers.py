@@ -196,6 +196,71 @@ def test_no_modules_need_each_other() -> None:
     assert cycles() == set(MUTUAL)
 
 
+def private_names(package: str) -> set[str]:
+    """Attributes, methods and names of a package that begin with one underscore."""
+    found = set()
+    for file in (PACKAGE / package).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+                found.add(node.attr)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def private_reads(source: str, private: set[str]) -> list[str]:
+    """Reads of those names on anything but `self`, and imports of them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in private and ast.unparse(node.value) != "self":
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("arcbridge.wire"):
+            found += [alias.name for alias in node.names if alias.name.startswith("_")]
+    return found
+
+
+def test_mux_reads_nothing_private_of_wire() -> None:
+    private = private_names("wire")
+    wrong = {
+        file.name: private_reads(file.read_text(encoding="utf-8"), private) for file in (PACKAGE / "mux").glob("*.py")
+    }
+    assert {name: reads for name, reads in wrong.items() if reads} == {}
+
+
+def test_the_check_of_private_reads_finds_what_it_should() -> None:
+    private = private_names("wire")
+    assert {"_context", "_make_room", "_PATH"} <= private
+    source = "from arcbridge.wire.sender import _PATH\nself._context\nself._machine.sender._context\nx._make_room(1)"
+    assert private_reads(source, private) == ["_PATH", "self._machine.sender._context", "x._make_room"]
+
+
+def attributes(node: ast.ClassDef) -> set[str]:
+    """Attributes of a class: its slots, and what its methods set on `self`."""
+    found = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store) and ast.unparse(inner.value) == "self":
+            found.add(inner.attr)
+        elif isinstance(inner, ast.Assign) and ast.unparse(inner.targets[0]) == "__slots__":
+            found |= set(ast.literal_eval(inner.value))
+    return found
+
+
+def test_no_class_of_the_core_is_large() -> None:
+    """A part that is tested alone is small enough to be read at once."""
+    sizes = {
+        node.name: len(attributes(node))
+        for file in (PACKAGE / "wire").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file)))
+        if isinstance(node, ast.ClassDef)
+    }
+    estimator = sizes.pop("CongestionWindow")  # one formula's figures; it has no part that would mean something alone
+    assert estimator < 40
+    assert {name: size for name, size in sizes.items() if size >= 30} == {}
+    assert sizes["Sender"] > 20, "the attributes were not found"
+
+
 def test_the_core_is_pure() -> None:
     wrong = [
         item
@@ -270,6 +335,38 @@ def test_a_cycle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(this, "imports", lambda: tuple(i for f in package.rglob("*.py") for i in imports_of(f)))
     assert cycles() == {frozenset({"arcbridge.wire.a", "arcbridge.wire.b", "arcbridge.wire.c"})}
     assert cycles(at_import=True) == set()
+
+
+STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+LOGS = {("arcbridge.observe.logging", "stderr"), ("arcbridge.agent.audit", "stdout")}
+"""A stream as the place of a log, which is no message to a user: the log of every role, and the audit log `-`."""
+
+
+def test_only_the_command_line_prints() -> None:
+    """What a role says to its user goes through an interface that `cli` gives it, such as the client's `Terminal`."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = module_name(file)
+        if layer(name) not in ("cli", "__main__"):
+            found += [f"{name}:{line} uses {what}" for what, line in terminal_uses(file) if (name, what) not in LOGS]
+    assert found == []
+
+
+def terminal_uses(file: Path) -> Iterator[tuple[str, int]]:
+    """Every use of `print` and `input`, called or handed on, and of the standard streams, by whatever import."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Name) and node.id in ("print", "input"):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sys" and node.attr in STREAMS:
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module == "sys":
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name in STREAMS)
+
+
+def test_the_check_of_printing_finds_what_it_should(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("import sys\nfrom sys import stderr\nprint()\ndef f(tell=print):\n    sys.stdout.write(input())\n")
+    assert sorted(terminal_uses(file)) == [("input", 5), ("print", 3), ("print", 4), ("stderr", 2), ("stdout", 5)]
 
 
 def test_the_check_itself_finds_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ class TcpTargets:
 
         def done(result: SpliceResult) -> None:
             self.open -= 1
-            record.bytes_up, record.bytes_down = result.down, result.up
+            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
             if result.error is not None:
                 record.outcome, record.reason = "cut", type(result.error).__name__
             self._audit.write(record)

@@ -53,7 +53,7 @@ async def join(
 ) -> Joined:
     """Join an agent of `cluster` (the one called `instance`, where that is given) through whichever relay works.
 
-    Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the person's
+    Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
     words. Cancelled or failed, it leaves no socket.
     """
     token = await tokens.access()

@@ -104,11 +104,11 @@ class LocalEndpoint:
         """A connection that reached the cluster is over."""
         self.splices.discard(splice)
         self.stats.open -= 1
-        self.stats.bytes_up += result.up
-        self.stats.bytes_down += result.down
+        self.stats.bytes_up += result.to_stream
+        self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            self.log.debug("connection cut", up=result.up, down=result.down, reason=_reason(result.error))
+            self.log.debug("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
 
 class LocalConnection(asyncio.Protocol):

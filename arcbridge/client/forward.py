@@ -99,13 +99,18 @@ class Forward:
 
     def _done(self, result: SpliceResult) -> None:
         self.stats.open -= 1
-        self.stats.bytes_up += result.up
-        self.stats.bytes_down += result.down
+        self.stats.bytes_up += result.to_stream
+        self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.failed += 1
             # A local program that hangs up hard is its own business; what the other end did is worth a line.
             tell = self._log.debug if isinstance(result.error, OSError) else self._log.warning
-            tell("connection cut", reason=reason(result.error, self._target), up=result.up, down=result.down)
+            tell(
+                "connection cut",
+                reason=reason(result.error, self._target),
+                up=result.to_stream,
+                down=result.from_stream,
+            )
 
 
 def check_target_name(target: str) -> str:

@@ -148,7 +148,7 @@ async def _race(candidates: list[Candidate]) -> socket.socket:
     if not candidates:
         raise OSError("the name has no address")
     if len(candidates) == 1:
-        return await _attempt(*candidates[0])  # nobody to race with: no task either
+        return await _attempt(*candidates[0])  # a single address needs no race, and no task
     attempts: set[asyncio.Task[socket.socket]] = set()
     errors: list[OSError] = []
     waiting = list(candidates)
@@ -248,7 +248,7 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
     if not 200 <= code < 300:
         raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:
-        # A TLS server never speaks first: whoever sent this is not the relay.
+        # A TLS server never speaks first: the sender of this is not the relay.
         raise OSError("the proxy sent data of its own into the connection")
 
 

@@ -1,4 +1,4 @@
-"""J19, B7: which dials are answered, and how one becomes a session."""
+"""Which dials are accepted (docs/threats.md#J19, docs/threats.md#B7), and how one becomes a session."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from arcbridge.agent import dials as module
 from arcbridge.agent.dials import DialStatus
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.join import JoinCode
 from arcbridge.net.tls import inner_client_context
 from arcbridge.wire.records import Auth, JoinReply
 from arcbridge.wire.session import Kind, Side
+from tests.support.stream_io import StreamIO
 
 from .control_world import World, agent_of
 from .pair import ClientSide

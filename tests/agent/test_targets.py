@@ -1,4 +1,4 @@
-"""H10: TCP targets are those of the list, for those of the list."""
+"""TCP targets are those of the list, for the users and groups of the list (docs/threats.md#H10)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import TargetConfig
 from arcbridge.errors import ConfigError, StreamReset
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
+from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
 from .pair import Clock, FakeAuthenticator, joined, make_sessions

@@ -20,7 +20,6 @@ from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.sleep_detector import SleepDetector
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
@@ -28,6 +27,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import OTHER_CA, FarSide
 from tests.client.test_session_manager import echo, make, running
+from tests.support.stream_io import StreamIO
 
 WAITS, BACK = "connection lost, waiting to resume", "session resumed"
 MOVED, OVER = "session moved to another connection", "session could not be resumed"

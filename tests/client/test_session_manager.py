@@ -28,13 +28,13 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.pins import PinStore
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
+from tests.support.stream_io import StreamIO
 
 
 def jwt_like(life: float, mark: str = "") -> str:

@@ -130,7 +130,9 @@ async def test_the_first_that_connects_wins(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R11: cancelled before each of its first awaits, including the turn in which it has just connected."""
+    """docs/threats.md#R11: cancelled before each of its first awaits, including the turn in which it has just
+    connected.
+    """
     with listening() as server:
         await resolve(Address("127.0.0.1", 1))
         before = descriptors()

@@ -21,6 +21,7 @@ from arcbridge.wire.congestion import (
 )
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.sender import Blocked
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -112,11 +113,13 @@ def test_a_path_that_gets_longer_is_believed() -> None:
     path.up.delay = path.down.delay = 0.1
     path.run(15)
     assert carried(path, bulk, 2) >= 0.9 * 100 * MBIT
-    assert path.client.machine._flight is not None
-    assert path.client.machine._flight.round_trip >= 0.2
+    assert path.client.machine.sender.congestion is not None
+    assert path.client.machine.sender.congestion.round_trip >= 0.2
     path.up.delay = path.down.delay = 0.01
     path.run(MEMORY + 2)
-    assert path.client.machine._flight.round_trip <= 0.04, "a shorter one as soon as the queue was let run empty"
+    assert path.client.machine.sender.congestion.round_trip <= 0.04, (
+        "a shorter one as soon as the queue was let run empty"
+    )
 
 
 def test_counts_that_come_in_lumps_neither_starve_nor_flood() -> None:
@@ -125,15 +128,15 @@ def test_counts_that_come_in_lumps_neither_starve_nor_flood() -> None:
     bulk = path.start_bulk(up=True)
     path.run(2)
     assert carried(path, bulk, 5) >= 0.75 * 20 * MBIT
-    assert path.client.machine._flight is not None
-    assert path.client.machine._flight.rate <= 1.3 * 20 * MBIT
+    assert path.client.machine.sender.congestion is not None
+    assert path.client.machine.sender.congestion.rate <= 1.3 * 20 * MBIT
 
 
 def test_an_application_that_sends_little_says_little_of_the_path() -> None:
     path = SlowPath(rate=20 * MBIT, round_trip=0.04)
     bulk = path.start_bulk(up=True)
     path.run(3)
-    flight = path.client.machine._flight
+    flight = path.client.machine.sender.congestion
     assert flight is not None
     cap, rate = flight.cap, flight.rate
     path.client.bulk.clear()
@@ -170,7 +173,7 @@ def test_whatever_the_path_all_arrives(
     path = SlowPath(rate=rate * MBIT, round_trip=round_trip, limits=limits, most=10_000)
     streams = [path.client.adopt(path.client.machine.open_stream("tcp:x")) for _ in sizes]
     for stream, size in zip(streams, sizes, strict=True):
-        path.client.machine.send(stream, bytes(size))
+        path.client.machine.sender.send(stream, bytes(size))
     path.flush()
     for rate_after, delay in changes:
         path.run(0.2)
@@ -186,8 +189,8 @@ def test_whoever_is_at_the_cap_has_asked() -> None:
     machine = path.client.machine
     for _ in range(500):
         path.run(0.003)
-        if machine._at_cap:
-            assert machine._pinged > machine._peer_received, "no answer will let it go on"
+        if Blocked.PATH in machine.sender.blocked_by:
+            assert machine.sender.pinged > machine.sender.peer_received, "no answer will let it go on"
 
 
 # -- the estimate by itself -----------------------------------------------------------------------------------------
@@ -271,7 +274,7 @@ def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:
     path = SlowPath(rate=100 * MBIT, round_trip=0.0005)
     path.start_bulk(up=True)
     path.run(0.5)
-    keepalive = path.client.machine._keepalive
+    keepalive = path.client.machine.lifecycle.keepalive
     assert keepalive is not None
     before = keepalive.number
     path.run(1)

@@ -206,7 +206,7 @@ class KubeProxy:
             splice.start(rest)
             stream.resume_reading()
             result = await done
-            record.bytes_up, record.bytes_down = result.down, result.up
+            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
             if result.error is not None:
                 record.reason = type(result.error).__name__
         except asyncio.CancelledError:

@@ -21,10 +21,11 @@ from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.mux.stream import StreamIO, StreamTransport
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from tests.support.fake_apiserver import FakeApiServer
+from tests.support.stream_io import StreamIO
 
 ALICE = Identity("alice", "u-1", ("dev", "ops"), "https://issuer#alice", "https://issuer", 4e9)
 
