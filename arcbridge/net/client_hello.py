@@ -108,7 +108,9 @@ def peek(data: bytes | memoryview) -> ClientHello | Incomplete | NotTls:
             if len(message) >= whole:
                 break
         if len(data) < at:
-            return _incomplete(min(at, len(data) + whole - len(message)))
+            # The record's end, or that of the message where the record claims more than it or than is ever peeked.
+            least = len(data) + whole - len(message)
+            return _incomplete(min(at, least) if len(message) >= 4 or at > MAX_HELLO else at)
     try:
         return _client_hello(bytes(message[4:whole]))
     except _Malformed:
