@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.allowance import Allowance
-from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
+from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
@@ -151,9 +151,6 @@ class Books:
         self._flight: CongestionWindow | None = None
         if kind is Kind.SESSION and limits.under_way:
             self._flight = CongestionWindow(limits.under_way, now=now)
-        self._last_sender = 0
-        """The stream that sent payload last; and until when a second one counts as there."""
-        self._concurrent_until = 0.0
         self._at_cap = False
         """As much is under way as the path takes."""
         self._room = limits.under_way if self._flight is not None else MAX_CREDIT
@@ -426,15 +423,14 @@ class Books:
             stream, most = turn
             most = min(most, stream.credit, self._credit, stream.queued, room - size)
             if most <= 0:
+                self._scheduler.sent(stream, 0)
                 continue
             pieces = stream.take(most)
             stream.credit -= most
             self._credit -= most
             stream.bytes_sent += most
-            if stream.id != self._last_sender:
-                if self._last_sender in self.streams:
-                    self._concurrent_until = self.now + CONCURRENT_SENDER_HOLD
-                self._last_sender = stream.id
+            if stream is not self._scheduler.last_sender:
+                self._scheduler.sender_changed(stream, self.now)
             header = pack_header(most << 8 | DATA, stream.id)
             if most < _JOIN_BELOW:
                 parts.append(b"".join((header, *pieces)))
@@ -442,9 +438,9 @@ class Books:
                 parts.append(header)
                 parts += pieces
             size += most + HEADER_SIZE
+            self._scheduler.sent(stream, most)
             if stream.queued:
-                if stream.credit > 0:
-                    self._scheduler.add(stream)
+                pass  # it waits for its next turn, or for credit
             elif stream.sending is SendState.FINISHING:
                 stream.sending = SendState.FINISHED
                 stream.blocked = True  # whoever waits for the end is told, even if it never had to stop

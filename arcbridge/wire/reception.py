@@ -346,8 +346,9 @@ class Reception(Books):
                     self.set_writable(self.socket_writable)
             flight = self._flight
             if flight is not None and self._keepalive is not None:
-                flight.alone = self._concurrent_until <= self.now
+                flight.interactive = self._scheduler.interactive_until > self.now
                 trip = flight.confirmed(received, self.sent, self.now)
+                self._scheduler.set_pace(flight.pace)
                 if trip:
                     self._keepalive.sample(trip, self.now)
                     if flight.wants_probe(self.now) and flight.begin_probe(self.now):

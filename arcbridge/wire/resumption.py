@@ -184,8 +184,8 @@ class Resumption(Reception):
         self.stats.resumed += 1
         self._answers_from = hello.sent
         self._acked_position = self._decoder.position
-        if self._flight is not None:  # another path, perhaps: nothing is known of it
-            self._flight = CongestionWindow(self.limits.under_way, sent=self.sent, now=self.now)
+        if self._flight is not None:  # another path, perhaps: what was known counts once it proves to be no longer
+            self._flight = CongestionWindow(self.limits.under_way, sent=self.sent, now=self.now, earlier=self._flight)
             self._pinged = self.sent
         self._usual_window = 0
         self._peer_has(hello.received)

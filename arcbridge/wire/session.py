@@ -31,7 +31,6 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.books import DATA, Violation
-from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD
 from arcbridge.wire.frames import (
     HEADER_SIZE,
     MAX_DATA,
@@ -209,10 +208,8 @@ class Session(Resumption):
             stream.credit -= size
             self._credit -= size
             stream.bytes_sent += size
-            if stream.id != self._last_sender:
-                if self._last_sender in self.streams:
-                    self._concurrent_until = self.now + CONCURRENT_SENDER_HOLD
-                self._last_sender = stream.id
+            if stream is not self._scheduler.last_sender:
+                self._scheduler.sender_changed(stream, self.now)
             self._out.append(b"".join((pack_header(size << 8 | DATA, stream.id), data)))
             self._out_bytes += size + HEADER_SIZE
             return 0
