@@ -5,7 +5,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that the tests are spread over, file by file: one per core.
+JOBS ?= auto
 STAMP := $(VENV)/.installed
+
+# In the order of collection: the long files of tests/e2e come in the middle, and many short ones fill up the end.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint unit bench report soak clean
@@ -38,7 +43,11 @@ lint: $(STAMP)
 # built the tests that need them say so.
 test: lint
 	-@$(BIN)/python -m tests.support.cluster build --helm
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(PYTEST_ARGS)
+
+# What a version of Python can break: the tests that run within the test's own process.
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo support) $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(OUT),--out $(OUT))

@@ -306,9 +306,19 @@ def _read(file: Path) -> tuple[_Source, dict[str, Any]]:
     return _Source(str(file), file.resolve().parent, text, True), document
 
 
+_known_hints: dict[type[Any], dict[str, Any]] = {}
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass' fields; evaluated once, because that takes half a millisecond."""
+    if kind not in _known_hints:
+        _known_hints[kind] = typing.get_type_hints(kind)
+    return _known_hints[kind]
+
+
 def _table(kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], source: _Source) -> dict[str, Any]:
     """The values of one table as a dict of field values, sub-tables as dicts; each checked and converted."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for key, value in table.items():
         here = (*path, key)
@@ -321,9 +331,9 @@ def _table(kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], sou
 def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: object, source: _Source) -> None:
     """Put one outside value in its place among the values of the file."""
     for name in path[:-1]:
-        kind = typing.get_type_hints(kind)[name]
+        kind = _hints(kind)[name]
         values = values.setdefault(name, {})
-    found = _value(typing.get_type_hints(kind)[path[-1]], value, path, source)
+    found = _value(_hints(kind)[path[-1]], value, path, source)
     values[path[-1]] = _located(kind, path[-1], found, source)
 
 
@@ -335,7 +345,7 @@ def _located(kind: type[Any], name: str, value: Any, source: _Source) -> Any:
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.machine import describe
 
-LOADS = ("up", "down", "echo", "echo32", "keystroke", "transfer", "first", "last_mile")
+LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile")
 """`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path."""
 
 _MEASURE = """
@@ -64,7 +64,7 @@ if rest:
             if name in ("keystroke", "transfer"):
                 scenario(name, peer)
                 continue
-            options = {"connections": 32} if name == "echo32" else {}
+            options = {"echo32": {"connections": 32}, "open": {"count": 50_000}}.get(name, {})
             before = cpu_seconds(peer.pids())
             command = "many" if name == "echo32" else name
             result = load.run(command, peer.endpoint, seconds=seconds, warmup=0.4, **options)

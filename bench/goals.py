@@ -1,4 +1,4 @@
-"""The goals P1 … P13, each computed from one result: figure, best peer of the same run, ratio, goal, met or not.
+"""The goals P1 … P15, each computed from one result: figure, best peer of the same run, ratio, goal, met or not.
 
 Every goal has parts (up and down, p50 and p99), and is met when all of them are. What the run did not measure is "not
 measured", with the reason, and never met.
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One of P1 … P13."""
+    """One of P1 … P15."""
 
     name: str
     measure: str
@@ -98,6 +98,7 @@ _UNITS = {
     "mb_per_s": "MB/s",
     "s_per_gb": "s/GB",
     "us_per_request": "µs",
+    "ms_per_exec": "ms",
     "_us": "µs",
     "_ms": "ms",
     "_kib": "KiB",
@@ -345,6 +346,19 @@ def _p13(result: Result) -> list[Part]:
     return [replace(held, beside=f"not held: {short(values['ratio'])} ×" if "ratio" in values else "")]
 
 
+def _p14(result: Result) -> list[Part]:
+    copies = {f"a copy of {size} MB {way}": f"{way}_{size}mb_mb_per_s" for size in (10, 100) for way in ("up", "down")}
+    streams = {f"over {count} streams": f"streams{count}_mb_per_s" for count in (10, 100)}
+    return [_against(result, what, "transfer", metric, 1.2, _peers) for what, metric in {**copies, **streams}.items()]
+
+
+def _p15(result: Result) -> list[Part]:
+    return [
+        _study(result, "kubernetes", "a GET", "agent_cpu_us_per_request", most=200, goal="≤ 200 µs"),
+        _study(result, "kubernetes", "an exec", "agent_cpu_ms_per_exec", most=4),
+    ]
+
+
 _GOALS: tuple[tuple[str, str, Callable[[Result], list[Part]]], ...] = (
     ("P1", "one stream, end-to-end encrypted, against the best of all three-role peers", _p1),
     ("P2", "the same against stunnel → HAProxy → stunnel, which multiplexes nothing", _p2),
@@ -360,4 +374,6 @@ _GOALS: tuple[tuple[str, str, Callable[[Result], list[Part]]], ...] = (
     ("P11", "start: version, client ready, session to first byte", _p11),
     ("P12", "cost as work grows: CPU per request flat within 20 %", _p12),
     ("P13", "--workers 2 against 1: bulk over many sessions", _p13),
+    ("P14", "one copy on a fresh stream, each way; bulk over 10 and over 100 streams", _p14),
+    ("P15", "CPU time of the agent", _p15),
 )

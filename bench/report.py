@@ -36,6 +36,8 @@ UNITS = {
     "cpu_us_per_echo": "CPU of all roles per echo, µs",
     "cpu_us_per_open": "CPU of all roles per connection, µs",
     "cpu_us_per_request": "CPU per request, µs",
+    **{f"{way}_{size}mb_mb_per_s": f"{size} MB {way}, MB/s" for size in (1, 10, 100) for way in ("up", "down")},
+    **{f"streams{count}_mb_per_s": f"over {count} streams, MB/s" for count in (10, 100)},
 }
 
 GROWTH = ("mb_per_s", "per_s", "p99_us", "rss_mb", "cpu_us_per_request")

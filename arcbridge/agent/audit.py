@@ -1,7 +1,7 @@
-"""The audit log: one JSON object per request, also the refused, the cut and the upgraded ones.
+"""Writes the audit log: one JSON object per request, also for those that were refused, cut or upgraded.
 
 Records are made in the event loop and written by a thread, so that a slow disk never stops a session. The queue is
-bounded; what does not fit is dropped and counted, and the log itself says how many are missing.
+bounded: what does not fit is dropped and counted. Invariant: the log itself says how many records are missing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from arcbridge.observe.foreign_text import clean, escape
 from arcbridge.observe.line_sink import LineSink
 
 FIELD_LIMIT = 1024
-_REMEMBERED_MOST = 128
-"""Characters of a text whose clean form is remembered."""
+_MAX_CACHED_TEXT = 128
+"""Characters of a text whose clean form is cached."""
 
 
 @dataclass(slots=True)
 class AuditRecord:
-    """One request, filled in as it goes on. Texts may come from callers: they are cleaned when written.
+    """One request, filled in as it is served. Texts may come from callers: they are cleaned when written.
 
-    `outcome`: `answered`, `refused` (by us), `cut` (either side vanished), `upgraded`, `connected` (TCP target).
-    `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
+    `outcome`: `answered`, `refused` (by the agent), `cut` (it broke off on either side), `upgraded`, `connected` (TCP
+    target). `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
     """
 
     request: str
@@ -57,7 +57,7 @@ class AuditRecord:
 
     def line(self, now: float) -> str:
         """The record as one line of JSON; `now` is monotonic seconds."""
-        # Put together by hand: a line is written for each request, and the general encoder took half of its time.
+        # Joined without the general encoder, which took half of the time of each line.
         parts = [
             f'{{"ts":"{_timestamp()}","event":"audit","request":{_quote(self.request)},"session":{_quote(self.session)}'
             f',"user":{_quoted_name(self.user)},"groups":{self.groups}'
@@ -126,7 +126,7 @@ class AuditLog:
 
 
 def _timestamp() -> str:
-    """Now, as RFC 3339 with milliseconds; the part that changes once a second is kept."""
+    """Now, as RFC 3339 with milliseconds; the part that changes once a second is cached."""
     global _second, _second_text
     now = time.time()
     second = int(now)
@@ -140,21 +140,21 @@ _second_text = ""
 
 
 def _quoted(text: str) -> str:
-    """A caller's text, cleaned, as JSON; what is short enough is remembered, for names come again and again."""
-    return _remembered(text) if len(text) <= _REMEMBERED_MOST else _quote(clean(text, FIELD_LIMIT))
+    """A caller's text, cleaned, as JSON; short ones are cached, because the same names recur."""
+    return _cached_text(text) if len(text) <= _MAX_CACHED_TEXT else _quote(clean(text, FIELD_LIMIT))
 
 
 def _quoted_name(name: str) -> str:
-    return _remembered_name(name) if len(name) <= _REMEMBERED_MOST else _quote(_name(name))
+    return _cached_name(name) if len(name) <= _MAX_CACHED_TEXT else _quote(_name(name))
 
 
 @lru_cache(maxsize=4096)
-def _remembered(text: str) -> str:
+def _cached_text(text: str) -> str:
     return _quote(clean(text, FIELD_LIMIT))
 
 
 @lru_cache(maxsize=1024)
-def _remembered_name(name: str) -> str:
+def _cached_name(name: str) -> str:
     return _quote(_name(name))
 
 

@@ -1,8 +1,9 @@
-"""Who a session speaks for: an OIDC token verified here, or a service-account token that the API server judges.
+"""Decides who a session speaks for: by an OIDC token verified here, or by a service-account token that the API server
+reviews.
 
 In token mode (`bearer`) the caller's own token is shown to the API server in a SelfSubjectReview, over a connection
-without any credential of the agent's; what it answers is who the caller is. The token's own `exp` is believed only
-after that, and only to end the session in time.
+without any credential of the agent's; the answer is who the caller is. Invariant: the token's own `exp` is believed
+only after that, and only to end the session in time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.verifier import TokenVerifier
@@ -26,23 +25,22 @@ from arcbridge.wire.records import Auth
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 DEADLINE = 8.0
 """Seconds for the review; HELLO and AUTH together have 10."""
-MAX_ANSWER = 1 << 20
 UNKNOWN_LIFE = 3600.0
-"""Seconds that a session lasts whose token does not say when it lapses; then it is shown again."""
+"""Seconds that a session lasts whose token names no expiry; then the token is reviewed again."""
 MAX_LIFE = 24 * 3600.0
-"""Seconds after which any bearer token is shown to the API server again: it may have been revoked there."""
+"""Seconds after which any bearer token is reviewed again: it may have been revoked at the API server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """Who, and whether the caller's own token goes on in each request."""
+    """An identity, and whether the caller's own token goes on in each request."""
 
     identity: Identity
     token_mode: bool
 
 
 class Authenticator:
-    """Judges AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
+    """Authenticates AUTH. `verifier` None: no OIDC here. `token_mode` False: no service-account tokens."""
 
     def __init__(
         self,
@@ -58,7 +56,10 @@ class Authenticator:
         self._clock = clock
 
     async def authenticate(self, auth: Auth) -> Authenticated:
-        """Raises Unauthenticated, PermissionRefused, or Unreachable (try again later)."""
+        """Answer who an AUTH speaks for.
+
+        Raises Unauthenticated, PermissionRefused, or Unreachable (may succeed later).
+        """
         if auth.kind == "oidc":
             if self._verifier is None:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
@@ -81,23 +82,15 @@ class Authenticator:
         body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                response = await self._api.request("POST", REVIEW, headers, own=False, body=body)
-                try:
-                    data = bytearray()
-                    while chunk := await response.content.readany():
-                        data += chunk
-                        if len(data) > MAX_ANSWER:
-                            raise Unreachable("the API server's review of the token is too long")
-                finally:
-                    response.close()
-            if response.status in (401, 403):
+                code, data = await self._api.call("POST", REVIEW, headers, own=False, body=body)
+            if code in (401, 403):
                 raise Unauthenticated("the cluster does not accept the token")
-            if response.status != 201:
-                raise Unreachable(f"the API server did not review the token (code {response.status})")
+            if code != 201:
+                raise Unreachable(f"the API server did not review the token (code {code})")
             info = json.loads(data)["status"]["userInfo"]
             return self._identity(info, token)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # `from None`: aiohttp's errors may hold the request with its token.
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # `from None`: what is chained could hold the answer, or the token.
             kind = type(error).__name__
             raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None
 
@@ -113,7 +106,7 @@ class Authenticator:
 
 
 def _expiry(token: str, otherwise: float) -> float:
-    """The token's `exp` if it is a JWT that has one. Not verified here: the API server has just accepted the token."""
+    """The token's `exp` if it is a JWT that has one; not verified here, because the API server has just accepted it."""
     parts = token.split(".")
     if len(parts) != 3:
         return otherwise

@@ -1,6 +1,7 @@
-"""The control connections: to some relays of the list, always as many as are wanted.
+"""Keeps the control connections: to some relays of the list, always as many as are wanted.
 
-One loop looks at what there is and starts or ends connections; `relay_choice` says which relays come next. The rules:
+One loop compares the connections that exist with those wanted and starts or ends some; `relay_choice` decides which
+relays come next, and `dials` answers what the relays ask for. The rules:
 
 * Of the list, the first ones of this process's own order are kept. One that is lost is replaced by the next in the
   order; when it is back, and has stayed, the stand-in is left in order, once no dial is under way on it.
@@ -36,26 +37,26 @@ from arcbridge.wire.records import Dial, Goaway, Status
 from arcbridge.wire.session import Kind, Side
 
 CONTROL_CONNECTIONS = 2
-"""Control connections to keep: with two, one relay may die or be upgraded and the cluster stays within reach."""
+"""Control connections to keep: with two, one relay may die or be upgraded and the cluster stays reachable."""
 HEAD_START = 2.0
 """Seconds after which an attempt that hangs no longer counts: the next relay is tried beside it."""
 FAIL_OVER_SPREAD = 2.0
-"""A lost connection is replaced within this, seconds, at random: a dead relay's agents must not come to another one all
-at once. Without any other connection it is a quarter of that."""
+"""Seconds within which a lost connection is replaced, at random: the agents of a dead relay must not come to another
+one all at once. Without any other connection it is a quarter of that."""
 BALANCE_FIRST, BALANCE_LAST = 60.0, 120.0
-"""Between two tries to get a preferred relay back while another one stands in for it, seconds, at random."""
+"""Seconds between two attempts to connect to a preferred relay again while another one stands in for it, at random."""
 SETTLED = 15.0
 """Seconds that a connection must have been up before a stand-in is left for it."""
 LEAVE_GRACE = 3.0
-"""Seconds between the goodbye to a relay and the end: a dial may be on its way."""
+"""Seconds between the GOAWAY to a relay and the end of the connection: a dial may be on its way."""
 PROBATION = 0.5
-"""Seconds until a new connection counts as a replacement: a relay that paces, or goes away too, greets first and then
-sends the newcomer away."""
+"""Seconds until a new connection counts as a replacement: a relay that limits its rate, or drains too, completes the
+HELLO first and sends GOAWAY then."""
 REPLACEMENT_WAIT = 5.0
-"""Seconds for which sessions stay where they are while a leaving relay's replacement is being made; then the other
-connections have to do."""
+"""Seconds for which sessions stay where they are while the replacement of a draining relay is being connected; then the
+other connections have to do."""
 DEPARTURE_MEMORY = 60.0
-"""Seconds after which a relay's goodbye is forgotten: it has cut what came through it long before."""
+"""Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
 SLOW = 30
 """Seconds to wait at least after REVOKED and REPLACED: trying more often cannot help."""
 
@@ -64,10 +65,11 @@ _log = structlog.get_logger("arcbridge.agent")
 
 @dataclass(slots=True)
 class _Departure:
-    """A relay that goes away, whose sessions are still to be asked to move."""
+    """A draining relay whose sessions are still to be asked to move."""
 
     relay: Address
     at: float
+    """When its GOAWAY came, seconds of the clock."""
 
 
 class ControlConnections:
@@ -107,7 +109,7 @@ class ControlConnections:
         self._start_after = 0.0
         self._balance_at = 0.0
         self.connected = asyncio.Event()
-        """Set while at least one control connection is up, to a relay that stays."""
+        """Set while at least one control connection is up, to a relay that does not drain."""
         self.draining = False
         self.connects_failed = 0
 
@@ -118,7 +120,7 @@ class ControlConnections:
 
     @property
     def up(self) -> int:
-        """How many are up, to relays that stay."""
+        """Control connections that are up, to relays that do not drain."""
         return len(self._staying())
 
     def unready(self) -> str | None:
@@ -130,21 +132,21 @@ class ControlConnections:
         return self.dials.unready()
 
     def start(self) -> None:
-        """Begins to connect."""
+        """Begin to connect."""
         self._plan_balancing()
         self._balancing = asyncio.get_running_loop().create_task(self._balance(), name="control")
 
     def drain(self) -> None:
-        """Asks the relays for no more dials; what is being joined goes on."""
+        """Ask the relays for no more dials; joins under way go on."""
         self.draining = True
         for link in list(self._links):
             if link.up:
-                self._say_goodbye(link, GoawayCode.DRAINING, "the agent is stopping")
+                self._announce_leaving(link, GoawayCode.DRAINING, "the agent is stopping")
             elif link.task is not None:
                 link.task.cancel()
 
     async def close(self) -> None:
-        """Ends connections, dials and tasks."""
+        """End connections, dials and tasks."""
         self.draining = True
         tasks = [*self._tasks, *([self._balancing] if self._balancing is not None else [])]
         for task in tasks:
@@ -155,7 +157,7 @@ class ControlConnections:
     # -- the loop ---------------------------------------------------------------------------------------------
 
     async def _balance(self) -> None:
-        """Looks at everything whenever something has changed or is due, until cancelled."""
+        """Start, leave and move whenever something has changed or is due, until cancelled."""
         while not self.draining:
             self._changed.clear()
             now = self._clock()
@@ -171,13 +173,12 @@ class ControlConnections:
         return [link for link in self._links if link.up and not link.leaving]
 
     def _connect_missing(self, now: float) -> float | None:
-        """Starts the connections that are missing; when to look again."""
+        """Start the connections that are missing; answers when to look again."""
         staying = self._staying()
-        trying = [link for link in self._links if not link.up]
-        young = [link for link in trying if now - link.began < HEAD_START]
+        recent = [link for link in self._links if not link.up and now - link.began < HEAD_START]
         taken = {link.relay for link in self._links if not link.leaving}
-        missing = self.wanted - len(staying) - len(young)
-        due = [link.began + HEAD_START for link in young]
+        missing = self.wanted - len(staying) - len(recent)
+        due = [link.began + HEAD_START for link in recent]
         if missing > 0 and now < self._start_after:
             return min([self._start_after, *due])
         while missing > 0:
@@ -195,7 +196,7 @@ class ControlConnections:
         return min(due, default=None)
 
     def _preferred_back(self, staying: list[ControlLink], taken: set[Address], now: float) -> float | None:
-        """Tries a preferred relay that another one stands in for, now and then; when to look again."""
+        """Try a preferred relay that another one stands in for, now and then; answers when to look again."""
         absent = [relay for relay in self.choice.preferred if relay not in taken]
         if not absent or len(staying) < self.wanted:
             return None
@@ -212,7 +213,7 @@ class ControlConnections:
         self._balance_at = self._clock() + BALANCE_FIRST + self._draw() * (BALANCE_LAST - BALANCE_FIRST)
 
     def _leave_surplus(self, now: float) -> float | None:
-        """Leaves relays that others have made superfluous; when to look again."""
+        """Leave relays that others have made superfluous; answers when to look again."""
         staying = {link.relay: link for link in self._staying()}
         surplus = self.choice.surplus(staying)
         if not surplus:
@@ -221,12 +222,12 @@ class ControlConnections:
         if now < settled:
             return settled
         for relay in surplus:
-            if not staying[relay].dials:  # a dial's end is a change, and changes are looked at
+            if not staying[relay].dials:  # the end of a dial sets `_changed`
                 self._leave(staying[relay], "the agent has enough relays without this one")
         return None
 
     def _move_sessions(self, now: float) -> float | None:
-        """Asks the sessions of relays that go away to move, once there is somewhere to move to; when to look again."""
+        """Ask the sessions of draining relays to move, once another relay serves; answers when to look again."""
         staying = self._staying()
         due = []
         for departure in list(self._departures):
@@ -240,8 +241,8 @@ class ControlConnections:
                 moved = self._sessions.ask_to_move(str(departure.relay), departure.at)
                 _log.info("sessions asked to move", connection=str(departure.relay), sessions=moved)
                 for link in list(self._links):
-                    if link.relay == departure.relay and link.goes_away:
-                        self._end_of(link, "the agent has another relay now")
+                    if link.relay == departure.relay and link.relay_drains:
+                        self._close_link(link, "the agent has another relay now")
             elif now >= departure.at + DEPARTURE_MEMORY:
                 self._departures.remove(departure)
             else:
@@ -253,12 +254,12 @@ class ControlConnections:
     def _start(self, relay: Address, now: float) -> None:
         link = ControlLink(self, relay, now)
         self._links.add(link)
-        link.task = asyncio.get_running_loop().create_task(self._live(link), name=f"control-{relay}")
+        link.task = asyncio.get_running_loop().create_task(self._run_link(link), name=f"control-{relay}")
         self._tasks.add(link.task)
         link.task.add_done_callback(self._tasks.discard)
 
-    async def _live(self, link: ControlLink) -> None:
-        """Connects, and stays until the connection is over."""
+    async def _run_link(self, link: ControlLink) -> None:
+        """Connect, and wait until the connection is over."""
         try:
             session = await self._connect(link)
             error = await session.wait_ended()
@@ -299,7 +300,7 @@ class ControlConnections:
             )
         except (OSError, TimeoutError) as error:
             sock.close()
-            lost = ConnectionLost(f"the TLS handshake with {relay} failed: {_tls_words(error)}")
+            lost = ConnectionLost(f"the TLS handshake with {relay} failed: {_tls_reason(error)}")
             session.abort(lost)
             raise lost from error
         except BaseException:
@@ -308,8 +309,8 @@ class ControlConnections:
             raise
         return session
 
-    def linked(self, link: ControlLink) -> None:
-        """HELLO was exchanged."""
+    def link_established(self, link: ControlLink) -> None:
+        """Both HELLOs were exchanged."""
         link.up = True
         link.up_since = self._clock()
         self._note_connected()
@@ -324,13 +325,13 @@ class ControlConnections:
         else:
             self.connected.clear()
 
-    def goes_away(self, link: ControlLink, goaway: Goaway) -> None:
-        """The relay accepts nothing new: with DRAINING it goes on for a while, with anything else it is over."""
+    def relay_sent_goaway(self, link: ControlLink, goaway: Goaway) -> None:
+        """The relay has sent GOAWAY: with DRAINING the connection goes on for a while, with other codes it is over."""
         link.code, link.retry_after = goaway.code, goaway.retry_after
         if goaway.code != GoawayCode.DRAINING or goaway.final or not link.up or link.leaving:
             return
         now = self._clock()
-        link.leaving = link.goes_away = True
+        link.leaving = link.relay_drains = True
         delay = self.choice.failed(link.relay, now, lasted=now - link.up_since, hint=goaway.retry_after or None)
         link.not_before = now + delay
         self._departures = [one for one in self._departures if one.relay != link.relay]
@@ -340,31 +341,31 @@ class ControlConnections:
         _log.info("relay goes away", connection=str(link.relay), reason=goaway.message, up=self.up, wanted=self.wanted)
 
     def _leave(self, link: ControlLink, message: str) -> None:
-        """Ends a control connection in order: no more dials, a moment for those on their way, then the end."""
-        if link.left:
+        """End a control connection in order: no more dials, LEAVE_GRACE for those on their way, then the end."""
+        if link.goodbye_sent:
             return
-        link.left = link.leaving = True
+        link.goodbye_sent = link.leaving = True
         self._note_connected()
-        self._say_goodbye(link, GoawayCode.DONE, message)
-        link.ending = asyncio.get_running_loop().call_later(LEAVE_GRACE, self._end_of, link, message)
+        self._announce_leaving(link, GoawayCode.DONE, message)
+        link.ending = asyncio.get_running_loop().call_later(LEAVE_GRACE, self._close_link, link, message)
 
-    def _end_of(self, link: ControlLink, message: str) -> None:
+    def _close_link(self, link: ControlLink, message: str) -> None:
         if link.session is not None and not link.session.closed:
             link.session.close(GoawayCode.DONE, message)
 
-    def _say_goodbye(self, link: ControlLink, code: GoawayCode, message: str) -> None:
+    def _announce_leaving(self, link: ControlLink, code: GoawayCode, message: str) -> None:
         if link.session is not None and not link.session.closed:
             link.session.send_status(Status(instance=self._instance, ready=False, message=message))
             link.session.goaway(code, message, 0)
 
     def _ended(self, link: ControlLink, error: ArcbridgeError) -> None:
-        """A control connection is over, or did not come to be: what follows for its relay."""
+        """A control connection is over, or was never established: decide when its relay is tried again."""
         now = self._clock()
         log = _log.bind(connection=str(link.relay))
         code = error.code if isinstance(error, SessionEnded) else link.code
         lasted = now - link.up_since if link.up else 0.0
         if link.leaving:
-            if link.goes_away:
+            if link.relay_drains:
                 self.choice.failed(link.relay, now, lasted=lasted, not_before=link.not_before)
             else:
                 self.choice.left(link.relay, now)
@@ -388,15 +389,15 @@ class ControlConnections:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4
             self._start_after = now + self._draw() * spread
             if not self._staying():
-                self.choice.hurry(now, self._start_after - now)
+                self.choice.cap_delays(now, self._start_after - now)
         if not self.draining:
             log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1), up=self.up)
 
     # -- dials ------------------------------------------------------------------------------------------------
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
-        """Judges a DIAL at once, answers with a STATUS, and joins."""
-        code, message = self.dials.judge(dial, draining=self.draining)
+        """Decide about a DIAL at once, answer with a STATUS, and join."""
+        code, message = self.dials.decide(dial, draining=self.draining)
         if link.session is not None:
             ready = not self.draining and not link.leaving
             link.session.send_status(
@@ -419,38 +420,42 @@ class ControlLink(BaseHandler):
     """One control connection, from the first attempt to its end."""
 
     def __init__(self, room: ControlConnections, relay: Address, began: float) -> None:
-        self._room = room
+        self._control = room
         self.relay = relay
         self.began = began
+        """When the attempt to connect began, seconds of the clock."""
         self.session: MuxSession | None = None
         self.task: asyncio.Task[None] | None = None
         self.ending: asyncio.TimerHandle | None = None
         self.up = False
+        """Both HELLOs were exchanged."""
         self.up_since = 0.0
+        """When that was, seconds of the clock."""
         self.leaving = False
-        """The relay goes away, or the agent leaves it: it counts no more."""
-        self.goes_away = False
-        """It is the relay that goes."""
-        self.left = False
-        """We have said goodbye."""
+        """The relay drains or the agent leaves it: the connection no longer counts."""
+        self.relay_drains = False
+        """It was the relay that sent GOAWAY."""
+        self.goodbye_sent = False
+        """The agent has sent GOAWAY."""
         self.dials = 0
+        """Joins under way that this relay asked for."""
         self.code = -1
         """The code of the relay's GOAWAY; -1: none came."""
         self.retry_after = 0
         self.not_before = 0.0
-        """When a relay that goes away wants to be tried again."""
+        """When a draining relay may be tried again, seconds of the clock."""
 
     def established(self, session: MuxSession) -> None:
-        self._room.linked(self)
+        self._control.link_established(self)
 
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
-        self._room.dial(self, dial)
+        self._control.dial(self, dial)
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
-        self._room.goes_away(self, goaway)
+        self._control.relay_sent_goaway(self, goaway)
 
 
-def _tls_words(error: BaseException) -> str:
+def _tls_reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message}); check relay_ca_pin or relay_ca_file"
     if isinstance(error, ssl.SSLError):

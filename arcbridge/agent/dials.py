@@ -1,11 +1,11 @@
-"""The dials that relays ask for: judged at once, answered with a STATUS, and joined.
+"""Carries out the dials that relays ask for: decides about each at once, and joins.
 
-A DIAL is answered only if it names an address of the agent's own list (threat J19: a relay must not turn the agent into
-a port scanner), for this cluster and this instance, while there is room. Then the agent joins under the dial token, and
-the socket carries the end-to-end TLS.
+A DIAL is accepted only if it names an address of the agent's own list (docs/threats.md#J19: a relay must not turn the
+agent into a port scanner), for this cluster and this instance, below the limits. Then the agent joins with the dial
+token, and the socket carries the end-to-end TLS of a session (`sessions`). `control` sends the STATUS that answers it.
 
-A DIAL that asks for this very instance may be a session that comes back. It is let through when the agent takes nothing
-new: whether it is one shows only in the session's HELLO, and what turns out to be new is refused there.
+A DIAL that asks for this very instance may belong to a session that resumes. It is accepted also while the agent takes
+no new sessions: whether it resumes one is known only from its HELLO, and a new session is refused there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.wire.records import Dial, JoinRequest
 
 MAX_DIALS = 64
-"""Dials under way at once, of all relays together (threat B7)."""
+"""Dials under way at once, of all relays together (docs/threats.md#B7)."""
 CONNECT_DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 5.0
 MAX_DIAL_DEADLINE = 30.0
@@ -40,7 +40,7 @@ _log = structlog.get_logger("arcbridge.agent")
 
 
 class DialStatus(IntEnum):
-    """Why a DIAL is not answered with a join; travels as Status.code."""
+    """Whether a DIAL is accepted, and why not; travels as Status.code."""
 
     WILL_JOIN = 0
     OVERLOADED = 1
@@ -88,12 +88,12 @@ class Dials:
             return "the last join that a relay asked for failed"
         return None
 
-    def judge(self, dial: Dial, *, draining: bool) -> tuple[DialStatus, str]:
-        """What to answer, and why where it is no consent."""
+    def decide(self, dial: Dial, *, draining: bool) -> tuple[DialStatus, str]:
+        """Decide about a DIAL; the text says why it is refused."""
         may_come_back = dial.instance == self._instance
         if draining and not may_come_back:
             return DialStatus.DRAINING, "the agent is stopping"
-        if len(self._open) >= MAX_DIALS or not self._sessions.has_room(may_come_back=may_come_back):
+        if len(self._open) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
         if dial.cluster != self._keeper.current.cluster:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
@@ -104,18 +104,18 @@ class Dials:
         return DialStatus.WILL_JOIN, ""
 
     def join(self, dial: Dial, done: Callable[[], None]) -> None:
-        """Joins, in a task; `done` is called at its end, however it ends."""
+        """Join, in a task; `done` is called at its end, however it ends."""
         task = asyncio.get_running_loop().create_task(self._join(dial), name=f"join-{dial.join_id}")
         self._open.add(task)
 
-        def over(task: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
             self._open.discard(task)
             done()
 
-        task.add_done_callback(over)
+        task.add_done_callback(ended)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """End the dials under way."""
         tasks = list(self._open)
         for task in tasks:
             task.cancel()
@@ -138,19 +138,19 @@ class Dials:
                 await self._join_and_serve(dial, deadline)
         except (ArcbridgeError, TimeoutError) as error:
             self.join_failures += 1
-            # A client that left in the middle says nothing about us, and is no news.
-            ours = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
-            if ours:
+            # A client that leaves during the join is usual, and tells nothing about this agent.
+            own_failure = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
+            if own_failure:
                 self._join_failed_at = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
-            (log.warning if ours else log.info)("join failed", reason=reason)
+            (log.warning if own_failure else log.info)("join failed", reason=reason)
         else:
             self.joins += 1
             self._join_failed_at = None
 
     async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
         address = self._address(dial)
-        assert address is not None  # judged before
+        assert address is not None  # `decide` has checked it
         credential = self._keeper.current
         request = JoinRequest(
             role="agent",

@@ -1,6 +1,6 @@
-"""How an agent comes to its credential, and keeps it.
+"""Enrols the agent, and renews its certificate.
 
-First start, in this order (threats E2, E3):
+At the first start, in this order (docs/threats.md#E2, docs/threats.md#E3):
 
 1. The store is read. Without a cluster CA in it one is made, with the agent's key, and stored at once, compare-and-set:
    of several pods one wins, the others adopt. So the CA that clients pin exists once, and every pod has the same key.
@@ -8,9 +8,9 @@ First start, in this order (threats E2, E3):
    the same token again for ten minutes, by this pod or by its siblings.
 3. The certificate is stored, again compare-and-set.
 
-From then on the certificate is renewed over itself at two thirds of its life, spread by a tenth of that; whichever pod
-is first stores the new one and the others adopt it. A certificate that has lapsed needs a new join token; the cluster's
-CA, and with it every client's pin, stays.
+From then on the certificate is renewed over itself at two thirds of its life, spread by a tenth of that; the first pod
+stores the new one and the others adopt it. A certificate that has expired needs a new join token; the cluster's CA,
+and with it every client's pin, stays.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 
 LOOK_AGAIN = 300.0
-"""Seconds between two looks at the store for a certificate that a sibling has renewed."""
+"""Seconds between two reads of the store, for a certificate that a sibling has renewed."""
 REFUSED_WAIT = 60.0
-"""Seconds after a refusal: a revoked cluster may be restored, but asking often helps nobody."""
+"""Seconds after a refusal: a revoked cluster may be restored, which frequent requests do not hasten."""
 REFUSED_AMONG = 15
 """Seconds at least where some relays refused and the rest did not answer."""
 CONFLICTS = 20
-"""Rounds of compare-and-set before giving up: there are never that many writers for long."""
+"""Rounds of compare-and-set before giving up: so many writers are never active for long."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -87,18 +87,18 @@ class CredentialKeeper:
 
     @property
     def trust(self) -> RelayTrust:
-        """How to know the relay."""
+        """How the relay is verified."""
         return RelayTrust(self.current.relay_ca_pem)
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the certificate lapses; negative once it has, 0 before there is one."""
+        """Seconds until the certificate expires; negative once it has, 0 before there is one."""
         return self._credential.validity()[1] - self._clock() if self._credential is not None else 0.0
 
     async def start(self) -> AgentCredential:
-        """Loads the credential or enrols. Waits and tries again while no relay answers.
+        """Load the credential or enrol. Waits and tries again while no relay answers.
 
-        Raises EnrolmentRefused, ConfigError, PinMismatch or StateError for what waiting does not cure.
+        Raises EnrolmentRefused, ConfigError, PinMismatch or StateError where waiting does not help.
         """
         backoff = Backoff()
         while True:
@@ -116,12 +116,12 @@ class CredentialKeeper:
                 await asyncio.sleep(delay)
 
     async def run(self) -> None:
-        """Renews in time, for ever. Failures are logged and tried again; only cancellation ends it."""
+        """Renew in time, until cancelled. Failures are logged and tried again."""
         backoff = Backoff(first=5.0, cap=600.0)
         while True:
             await asyncio.sleep(min(max(self._renewal_due() - self._clock(), 0.0), LOOK_AGAIN))
             try:
-                await self._look()
+                await self._check_store()
                 backoff.reset()
             except ArcbridgeError as error:
                 self.failures += 1
@@ -143,7 +143,7 @@ class CredentialKeeper:
         spread = (not_after - not_before) / 10 * self._jitter()
         return renew_at(not_before, not_after) + spread
 
-    async def _look(self) -> None:
+    async def _check_store(self) -> None:
         snapshot = await self._store.load()
         stored = self._usable(snapshot)
         if stored is not None and stored.certificate_pem != self.current.certificate_pem:
@@ -153,7 +153,7 @@ class CredentialKeeper:
         if self._clock() < renew_at(not_before, not_after):
             return
         if self.seconds_left <= 0:
-            # Only a new join token helps now; the operator may put one in place at any time.
+            # Only a new join token helps now; the operator may provide one at any time.
             self._credential = await self._with_relay_ca(await self._enrol(await self._prepared()))
             return
         await self._renew(snapshot)
@@ -165,7 +165,7 @@ class CredentialKeeper:
         return credential
 
     async def _prepared(self) -> Snapshot:
-        """The store's entries with a cluster CA and a key in them; made and stored if they were missing."""
+        """Answer the store's entries with a cluster CA and a key among them; made and stored if they were missing."""
         for _ in range(CONFLICTS):
             snapshot = await self._store.load()
             made: dict[str, bytes] = {}
@@ -234,7 +234,7 @@ class CredentialKeeper:
         if cluster != credential.cluster:
             raise EnrolmentRefused("the relay renewed the certificate of another cluster; it is not taken")
         update = {entries.CERTIFICATE: certificate.encode()}
-        if snapshot is None:  # somebody has removed the state: what is in memory is put back, whole
+        if snapshot is None:  # the operator has removed the state: all that is in memory is stored again
             snapshot, update = Snapshot({}, ""), {**credential.to_entries(), **update}
         renewed = await self._store_certificate(snapshot, update)
         self._credential = await self._with_relay_ca(renewed)
@@ -268,11 +268,11 @@ class CredentialKeeper:
         return self._clock() < renew_at(not_before, not_after)
 
     async def _any_relay(self, ask: Callable[[Address], Any]) -> Any:
-        """Asks the relays in turn; the first consent counts.
+        """Ask the relays in turn; the first that accepts counts.
 
-        A relay that refuses does not speak for the others: each may have a registry of its own, and the token or the
+        A refusal of one relay does not decide for the others: each may have a registry of its own, and the token or the
         cluster may be known at one alone. When all have failed the error has every relay's answer. It is
-        EnrolmentRefused if all refused; one that could not be asked might have consented, so then it is Unreachable.
+        EnrolmentRefused if all refused; a relay that could not be asked might have accepted, so then it is Unreachable.
         """
         failures: list[ArcbridgeError] = []
         for relay in self._relays:
@@ -321,8 +321,8 @@ class CredentialKeeper:
         return ca_pem
 
     def _join_token(self, snapshot: Snapshot) -> str:
-        lapsed = bool(snapshot.get(entries.CERTIFICATE))
-        why = "the agent's certificate has lapsed" if lapsed else "the agent is not enrolled"
+        expired = bool(snapshot.get(entries.CERTIFICATE))
+        why = "the agent's certificate has lapsed" if expired else "the agent is not enrolled"
         how = "make one with `arcbridge --role relay token create` and put it into join_token_file"
         if self._token_file is None:
             raise ConfigError(f"join_token_file: {why} and needs a join token; {how}")
@@ -336,7 +336,8 @@ class CredentialKeeper:
         return token
 
     def _checked(self, answer: dict[str, Any], key_pem: str) -> tuple[str, str]:
-        """(cluster, certificate) of an answer, if the certificate is over our key and valid now (threat B8)."""
+        """(cluster, certificate) of an answer, if the certificate is over the agent's key and valid now
+        (docs/threats.md#B8)."""
         cluster, certificate = answer.get("cluster"), answer.get("certificate")
         if not isinstance(cluster, str) or not isinstance(certificate, str):
             raise Unreachable("the relay's answer has no certificate: is this an arcbridge relay?")

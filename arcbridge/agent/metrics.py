@@ -1,4 +1,7 @@
-"""What the agent shows at /metrics: counters that others keep, read at scrape time; no label is a user or a path."""
+"""Registers what the agent shows at /metrics: counters that other modules keep, read at scrape time.
+
+Invariant: no label is a user or a path.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ def register(
     audit: AuditLog,
     verifier: TokenVerifier | None,
 ) -> None:
-    """Registers everything on `metrics`."""
-    stats = proxy.stats
+    """Register every metric of the agent."""
+    stats, upstream = proxy.stats, proxy.api.upstream
     dials = control.dials
     metrics.gauge("control_connections_wanted", "Control connections to keep.", None, lambda: control.wanted)
     metrics.gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
@@ -89,7 +92,10 @@ def register(
     metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
     metrics.counter(
-        "apiserver_unreachable_total", "Connections to the API server that failed.", None, lambda: stats.unreachable
+        "apiserver_unreachable_total",
+        "Connections to the API server that failed.",
+        None,
+        lambda: upstream.unreachable,
     )
 
     metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)
@@ -98,7 +104,7 @@ def register(
     metrics.counter("targets_failed_total", "TCP targets that could not be reached.", None, lambda: targets.failed)
 
     metrics.gauge(
-        "certificate_remaining_seconds", "Until the agent's certificate lapses.", None, lambda: keeper.seconds_left
+        "certificate_remaining_seconds", "Until the agent's certificate expires.", None, lambda: keeper.seconds_left
     )
     metrics.counter("certificate_renewals_total", "Renewals by this process.", None, lambda: keeper.renewals)
     metrics.counter("certificate_failures_total", "Failed enrolments and renewals.", None, lambda: keeper.failures)

@@ -1,4 +1,4 @@
-"""The TLS towards relays: one context per purpose, made again only when the credential has changed."""
+"""Hands out the TLS contexts towards relays: one per purpose, made anew only when the credential has changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arcbridge.pki.credentials import AgentCredential
 
 
 class OuterTls:
-    """Hands out contexts with the agent's certificate; building one takes some milliseconds, so they are kept."""
+    """The contexts with the agent's certificate; making one takes some milliseconds, so they are cached."""
 
     __slots__ = ("_contexts", "_for", "_keeper")
 

@@ -1,8 +1,8 @@
-"""Which relays of the list the agent connects to, and when: decisions only, without a socket.
+"""Decides which relays of the list the agent connects to, and when. It has no socket and no clock.
 
 Every agent process shuffles the list for itself, so that many agents spread over the relays; the first ones of its
-order, as many as are wanted, are the *preferred* ones. When one cannot be had the next in the order stands in for it,
-and leaves again when the preferred one has come back and stayed.
+order, as many as are wanted, are the *preferred* ones. While one of them cannot be reached the next in the order
+stands in for it, until the preferred one has come back and stayed.
 
 Each relay has its own backoff: one that is down, or that has said when to come back, holds nothing else up.
 """
@@ -16,11 +16,11 @@ from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
 
 HINT_MIN, HINT_MAX = 1, 600
-"""A relay's hint when to come back is obeyed within this, seconds (threat B8)."""
+"""Bounds of a relay's hint when to come back, seconds (docs/threats.md#B8)."""
 
 
 class RelayChoice:
-    """The order of the relays, and before when each is not to be tried. `draw` returns floats in [0, 1)."""
+    """The order of the relays, and the earliest time for each. `draw` returns floats in [0, 1)."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class RelayChoice:
         self.wanted = max(1, min(wanted, len(self.order)))
         self._backoffs = {relay: make_backoff() for relay in self.order}
         self._not_before = dict.fromkeys(self.order, 0.0)
-        self._told: set[Address] = set()
-        """Relays that named the time at which they may be tried."""
+        self._named_a_time: set[Address] = set()
+        """Relays that named the time at which they may be tried again."""
 
     @property
     def preferred(self) -> list[Address]:
-        """The relays that this agent would rather be connected to."""
+        """The relays that this agent connects to when all can be reached."""
         return self.order[: self.wanted]
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
@@ -58,7 +58,7 @@ class RelayChoice:
         return self._not_before[relay] <= now
 
     def surplus(self, up: Collection[Address]) -> list[Address]:
-        """Which of `up` the agent need not keep: those behind the wanted number, in its order."""
+        """The relays of `up` that the agent need not keep: those behind the wanted number, in its order."""
         return [relay for relay in self.order if relay in up][self.wanted :]
 
     def failed(
@@ -66,28 +66,28 @@ class RelayChoice:
     ) -> float:
         """Seconds until this relay may be tried again, after its connection had been good for `lasted` seconds.
 
-        `hint` is the relay's own word; it is obeyed within bounds, and spread. `not_before` is an earlier answer that
-        must hold still.
+        `hint` is the delay that the relay named; it is obeyed within bounds, and spread. `not_before` is an earlier
+        answer that still holds.
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
         named = hint is not None or not_before > now
-        (self._told.add if named else self._told.discard)(relay)
+        (self._named_a_time.add if named else self._named_a_time.discard)(relay)
         delay = self._backoffs[relay].next_delay(lasted=lasted, hint=hint)
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
 
-    def hurry(self, now: float, within: float) -> None:
-        """No relay is left: each may be tried within so many seconds, unless it named a time itself.
+    def cap_delays(self, now: float, within: float) -> None:
+        """Let each relay be tried within so many seconds, unless it named a time itself; called when no relay is left.
 
-        A pause that was chosen while another relay served would else leave the cluster without any: with two relays
-        that restart in turn it grows to half a minute, though each is back in seconds.
+        A delay that was chosen while another relay served would otherwise leave the cluster without any: with two
+        relays that restart in turn it grows to half a minute, though each is back in seconds.
         """
         for relay in self.order:
-            if relay not in self._told:
+            if relay not in self._named_a_time:
                 self._not_before[relay] = min(self._not_before[relay], now + within)
 
     def left(self, relay: Address, now: float) -> None:
-        """The agent has left this relay by itself: nothing is wrong with it."""
+        """Note that the agent has left this relay of its own accord: it may be tried at once."""
         self._backoffs[relay].reset()
         self._not_before[relay] = now

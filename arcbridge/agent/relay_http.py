@@ -1,7 +1,7 @@
-"""The agent's few calls of the relay's HTTP API: small JSON there, small JSON back, one connection each.
+"""Calls the relay's HTTP API: a small JSON object there and one back, on a connection each.
 
-Over `net.dialer`, so that proxies work here as everywhere. HTTP/1.0, so that the answer ends with its connection; it is
-whole only if its Content-Length says so.
+It dials through `net.dialer`, so that HTTP proxies work as for every connection. It speaks HTTP/1.0 and repeats
+nothing. Invariant: an answer counts only if all the bytes came that its Content-Length announces.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ async def post(
     *,
     certificate: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """POSTs `document` and answers the JSON object that came back.
+    """POST `document` and answer the JSON object that came back.
 
-    Raises EnrolmentRefused with the relay's words for a 4xx, Unreachable (with `retry_after`) for everything that may
-    be better later. Cancelled or failed, it leaves no socket.
+    Raises EnrolmentRefused with the relay's words for a 4xx, Unreachable (with `retry_after`) for what may succeed
+    later. Cancelled or failed, it leaves no socket.
     """
     try:
         async with asyncio.timeout(DEADLINE):
@@ -39,7 +39,7 @@ async def post(
     except TimeoutError as error:
         raise Unreachable(f"{relay.url} did not answer within {DEADLINE:.0f} s") from error
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise Unreachable(f"{relay.url} cannot be asked: {_words(error)}") from error
+        raise Unreachable(f"{relay.url} cannot be asked: {_reason_of(error)}") from error
     try:
         answer = json.loads(body)
     except ValueError as error:
@@ -53,7 +53,7 @@ async def post(
     words = message[:300] if isinstance(message, str) and message.isprintable() else f"code {status}"
     if status in (429, 502, 503, 504) or status >= 500:
         hint = headers.get("retry-after", "")
-        # A relay's hint is obeyed within reason: 1 s to 10 min (threat B8).
+        # A relay's hint is obeyed between 1 s and 10 min (docs/threats.md#B8).
         retry_after = min(max(int(hint), 1), 600) if hint.isdigit() and len(hint) < 6 else None
         raise Unreachable(f"{relay.url}: {words}", retry_after=retry_after)
     raise EnrolmentRefused(f"{relay.url}: {words}")
@@ -96,7 +96,7 @@ async def _exchange(
         writer.transport.abort()
 
 
-def _words(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message}); check relay_ca_pin or relay_ca_file"
     if isinstance(error, ssl.SSLError):

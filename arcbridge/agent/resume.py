@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from arcbridge.errors import SessionEnded
-from arcbridge.wire.allowance import Allowance
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
 
@@ -94,7 +94,7 @@ class Resumes(Generic[Session]):
         self._clock = clock
         self._live: dict[bytes, tuple[Claim, Session]] = {}
         self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
-        self._failures: OrderedDict[str, Allowance] = OrderedDict()
+        self._failures: KeyedTokenBucket[str] = KeyedTokenBucket(TRIES, TRIES_RATE, size=MAX_SUBJECTS)
         self._nobody = Claim(os.urandom(16), "", False)
         self.refused = dict.fromkeys(REFUSALS, 0)
 
@@ -124,12 +124,12 @@ class Resumes(Generic[Session]):
         ended = self._ended.get(hello.session_id)
         claim = live[0] if live is not None else ended.claim if ended is not None else None
         owned = (claim or self._nobody).owned_by(subject, token_mode)
-        if not owned and self._spent(subject, now):
+        if not owned and self._failures.wait(subject, now, 0.0):
             return self.refuse("limit", quiet=True)
         # The secret is compared whoever asks, and against anything where there is none: one answer, one time.
         right = hmac.compare_digest((claim or self._nobody).secret, hello.resume_secret)
         if claim is None or not right or not owned:
-            self._count_failure(subject, now)
+            self._failures.take(subject, now)
             return self.refuse("unknown" if claim is None else "subject" if right else "secret")
         if ended is not None:
             return self.refuse("ended", ended.code, ended.message)
@@ -147,19 +147,6 @@ class Resumes(Generic[Session]):
         """A refusal, counted."""
         self.refused[reason] += 1
         return Refusal(reason, code, message, quiet)
-
-    # -- inside -----------------------------------------------------------------------------------------------
-
-    def _spent(self, subject: str, now: float) -> bool:
-        allowance = self._failures.get(subject)
-        return allowance is not None and not allowance.take(now, 0.0)
-
-    def _count_failure(self, subject: str, now: float) -> None:
-        allowance = self._failures.setdefault(subject, Allowance(TRIES, TRIES_RATE))
-        self._failures.move_to_end(subject)
-        allowance.take(now)
-        while len(self._failures) > MAX_SUBJECTS:
-            self._failures.popitem(last=False)
 
 
 def _bytes(subject: str) -> bytes:

@@ -1,8 +1,9 @@
-"""The agent's credential in a Kubernetes Secret that all pods of the DaemonSet share.
+"""Keeps the agent's credential in a Kubernetes Secret that all pods of the DaemonSet share.
 
-A `pki.credentials.CredentialStore`: versions are resourceVersions, and an update carries the one that was read, so the
-API server itself decides which of several pods was first. The manifest ships the Secret empty, because `create` cannot
-be granted for one name only; where the agent may create, a missing Secret is created.
+It is a `pki.credentials.CredentialStore`: versions are resourceVersions, and an update carries the one that was read,
+so the API server itself decides which of several pods was first. The manifest ships the Secret empty, because `create`
+cannot be granted for one name only; where the agent may create, a missing Secret is created. Invariant: no error
+quotes what the Secret holds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import Snapshot, VersionConflict
 
@@ -29,7 +28,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class SecretStore:
-    """The Secret `namespace/name`. Both methods raise StateError that says what to do."""
+    """The Secret `namespace/name`. Both methods raise a StateError that says what to do."""
 
     def __init__(self, api: ApiServer, secret: str) -> None:
         """Raises ConfigError unless `secret` is `namespace/name`."""
@@ -44,12 +43,12 @@ class SecretStore:
         self._path = f"{self._collection}/{name}"
 
     async def load(self) -> Snapshot | None:
-        """What the Secret holds; None when there is no Secret."""
+        """Answer what the Secret holds; None when there is no Secret."""
         document = await self._get()
         return None if document is None else self._snapshot(document)
 
     async def save(self, update: Mapping[str, bytes], *, expect_version: str | None) -> str:
-        """Sets the entries of `update`, leaves the others, returns the new version. Raises VersionConflict."""
+        """Set the entries of `update`, leave the others, and answer the new version. Raises VersionConflict."""
         fresh = {name: base64.b64encode(value).decode() for name, value in update.items()}
         if expect_version is None:
             metadata = {"name": self._name, "namespace": self._namespace}
@@ -65,7 +64,7 @@ class SecretStore:
             current = await self._get()
             if current is None or self._snapshot(current).version != expect_version:
                 raise VersionConflict(f"the Secret {self._where} was written by another pod in the meantime")
-            # The resourceVersion that was read goes with it: the API server refuses if somebody was faster.
+            # The resourceVersion that was read goes with it: the API server refuses if another pod was faster.
             document = {**current, "data": {**(current.get("data") or {}), **fresh}}
             status, answer = await self._request("PUT", self._path, document)
         if status == 409:
@@ -100,25 +99,17 @@ class SecretStore:
         authorization = self._api.authorization()
         if authorization:
             headers.append(("Authorization", authorization))
-        body = None
+        body = b""
         if document is not None:
             headers.append(("Content-Type", "application/json"))
             body = json.dumps(document).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                response = await self._api.request(method, path, headers, own=True, body=body)
-                try:
-                    data = bytearray()
-                    while chunk := await response.content.readany():
-                        data += chunk
-                        if len(data) > MAX_ANSWER:
-                            raise StateError(f"the Secret {self._where} is larger than a Secret can be")
-                finally:
-                    response.close()
+                status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
             answer = json.loads(data) if data else {}
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (AnswerFailed, TimeoutError, ValueError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"
             ) from None
-        return response.status, answer if isinstance(answer, dict) else {}
+        return status, answer if isinstance(answer, dict) else {}

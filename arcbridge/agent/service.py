@@ -1,7 +1,7 @@
-"""The agent as a process: everything is made here, in order, and ended in the opposite order.
+"""Runs the agent as a process: makes all parts in order, and ends them in the opposite order.
 
-The end is a drain in named steps: *leaving* (relays are asked for no more dials, clients to go elsewhere), *waiting*
-(what runs has 30 s), *gone*. A second signal leaves one second.
+The end is a drain in named steps: *leaving* (GOAWAY to relays and clients: no more dials, no more streams), *waiting*
+(open streams have 30 s), *gone*. A second signal leaves one second. It does nothing of what the parts do.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from arcbridge.pki.pins import check_pin
 from arcbridge.wire.limits import Limits
 
 DRAIN = 30.0
-"""Seconds that what runs may take after the first signal."""
+"""Seconds that open streams may take after the first signal."""
 HURRY = 0.5
-"""Seconds for goodbyes after the second signal, or after the drain."""
+"""Seconds for the last bytes after the second signal, or after the drain."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
 
 async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asyncio.Event, hurry: asyncio.Event) -> None:
-    """Serves until `stopping` is set, then drains; ends within a second once `hurry` is set, too.
+    """Serve until `stopping` is set, then drain; end within a second once `hurry` is set, too.
 
     `ready` is called once, when the first control connection is up. Raises ConfigError, StateError, EnrolmentRefused or
     PinMismatch when it cannot start.
@@ -103,13 +103,13 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         await observe.start()
         stack.push_async_callback(observe.stop)
 
-        if not await _unless(stopping, keeper.start()):
+        if not await _run_unless(stopping, keeper.start()):
             return
         _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
         renewing = asyncio.get_running_loop().create_task(keeper.run(), name="renewal")
-        stack.push_async_callback(_cancelled, renewing)
+        stack.push_async_callback(_cancel, renewing)
         control.start()
-        if await _unless(stopping, control.connected.wait()):
+        if await _run_unless(stopping, control.connected.wait()):
             ready()
         await stopping.wait()
         await _drain(control, sessions, hurry)
@@ -117,7 +117,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
 
 
 async def enroll(config: AgentConfig) -> None:
-    """Enrols, or finds that it has been done, and ends. Raises as `run`."""
+    """Enrol unless the agent has enrolled before, and end. Raises as `serve` does."""
     relays = check(config)
     api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
     try:
@@ -138,7 +138,7 @@ def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -
 
 
 def check(config: AgentConfig) -> list[Address]:
-    """Checks what needs no file and no network; answers the relays. Raises ConfigError that names the key."""
+    """Check the settings that need no file and no network; answer the relays. Raises ConfigError that names the key."""
     if not config.relays:
         raise ConfigError("relays: at least one is needed, as https://host:port")
     relays: list[Address] = []
@@ -160,13 +160,13 @@ def check(config: AgentConfig) -> list[Address]:
     if bool(config.state.secret) == (config.state.directory is not None):
         raise ConfigError("state: exactly one of state.directory and state.secret is needed")
     if config.authentication is None and not config.token_mode:
-        raise ConfigError("authentication: missing, and token_mode is off: nobody could log in")
+        raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
     read_targets(config.targets)
     return relays
 
 
 def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialStore:
-    """Where the credential is kept: a directory, or a Secret (`name` alone means the agent's own namespace)."""
+    """The store of the credential: a directory, or a Secret (`name` alone means the agent's own namespace)."""
     if config.state.directory is not None:
         return DirectoryStore(config.state.directory)
     if api is None:
@@ -185,8 +185,8 @@ def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:
         raise ConfigError("state.secret: write namespace/name (this is not a pod)") from error
 
 
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Awaits `work` (a coroutine) unless `stopping` comes first; whether it was done. Its errors are raised."""
+async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Await `work` unless `stopping` is set first; answers whether it was done. Its errors are raised."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     stop = loop.create_task(stopping.wait())
@@ -211,11 +211,11 @@ async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio
         _log.info("agent stops", step="waiting", sessions=len(sessions))
         try:
             async with asyncio.timeout(DRAIN):
-                await _unless(hurry, sessions.wait_empty())
+                await _run_unless(hurry, sessions.wait_empty())
         except TimeoutError:
             _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""The certificate that clients see: issued by the cluster's own CA, in this process, for this process.
+"""Issues the certificate that clients see: by the cluster's own CA, in this process, for this process.
 
-Its key never leaves memory (but for the moment in which `ssl` reads it). It is issued again at two thirds of its life,
-and whenever the credential changes; clients notice nothing, for they pin the CA.
+It is issued again at two thirds of its life, and whenever the credential changes; clients need not be told, because
+they pin the CA. Invariant: its key is kept in memory alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from arcbridge.pki.credentials import AgentCredential, renew_at
 from arcbridge.pki.names import cluster_server_name
 
 LIFE = 7 * 86400.0
-"""Seconds. Short, because nobody has to renew it by hand."""
+"""Seconds that a certificate is valid. It may be short, because it is renewed without an operator."""
 
 
 class SessionCertificate:

@@ -1,13 +1,13 @@
-"""Sessions: from a joined socket to streams that are served as somebody, until that somebody's token ends.
+"""Serves sessions: from a joined socket to streams that run as the caller, until the caller's token expires.
 
-Nothing reaches the API server before AUTH is accepted: the session's machine holds streams back until then. A session
-ends at its token's expiry by the wall clock, unless AUTH was renewed with a token of the same subject; another subject
-ends it at once. Groups of a renewed token count from the next request.
+Nothing reaches the API server before AUTH is accepted: the session's state machine holds streams back until then. A
+session ends at its token's expiry by the wall clock, unless AUTH was renewed with a token of the same subject; a token
+of another subject ends it at once. The groups of a renewed token count from the next request.
 
-A session outlives its connection: it is held for two minutes, and goes on over a connection whose caller shows the
-session's secret and a token of the same subject (`agent.resume` judges that). Such a connection is a newcomer first,
-like any other; when its right is established the old session takes the connection over, and the newcomer is done. The
-clock of the token goes on meanwhile. Streams notice nothing: they stall.
+A session outlives its connection: it is held for two minutes, and resumes over a connection whose caller shows the
+session's secret and a token of the same subject (`resume` decides that). Such a connection is unauthenticated first,
+like any other; when its right is established the held session takes the connection over. The token's expiry counts
+meanwhile. Streams see no event: they stall.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import structlog
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
-from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Claim, Refusal, Resumes
 from arcbridge.agent.targets import PREFIX, TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
@@ -38,14 +39,15 @@ from arcbridge.wire.session import Kind, Side, State
 
 HANDSHAKE_DEADLINE = 5.0
 CLOCK_CHECK = 5.0
-"""Seconds between two looks at the wall clock: a lapsed token ends its session at most this much late, also when the
+"""Seconds between two checks of the wall clock: an expired token ends its session at most this much late, also when the
 clock was set or the machine slept."""
 MAX_SESSIONS = 1000
 """Sessions of one agent process, detached ones included; a join over it is refused before it is dialled."""
-MAX_NEWCOMERS = 256
-"""Joined connections that have not authenticated yet; they have ten seconds."""
-SENT_AGAIN = 30.0
-"""Seconds after a resumption in which AUTH may be one that was sent before the cut: its token may have lapsed since."""
+MAX_UNAUTHENTICATED = 256
+"""Joined connections that have not authenticated yet; each has ten seconds."""
+RESENT_AUTH_GRACE = 30.0
+"""Seconds after a resumption in which an AUTH may be one from before the connection was lost: its token may have
+expired since then."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -77,7 +79,7 @@ class Sessions:
         self._software = software
         self._limits = limits
         self._open: set[AgentSession] = set()
-        self._newcomers: set[AgentSession] = set()
+        self._unauthenticated: set[AgentSession] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self.opened = 0
@@ -85,7 +87,7 @@ class Sessions:
         self.expired = 0
         self.resumed = 0
         self.detached_seconds = 0.0
-        """Of all sessions that came back or ended detached."""
+        """Seconds that sessions were detached, of all that were resumed or ended detached."""
         self.moves_asked = 0
         self.draining = False
         self._replayed = 0
@@ -96,7 +98,7 @@ class Sessions:
 
     @property
     def detached(self) -> int:
-        """Sessions that wait for a connection."""
+        """Sessions without a connection that may be resumed."""
         return sum(session.detached_at is not None for session in self._open)
 
     @property
@@ -104,15 +106,14 @@ class Sessions:
         """Bytes sent again after resumptions."""
         return self._replayed + sum(one.session.stats.replayed_bytes for one in self._open if one.session is not None)
 
-    def has_room(self, *, may_come_back: bool = False) -> bool:
-        """Whether another connection may come: always for one that may bring a session back, within bounds."""
-        if len(self._newcomers) >= MAX_NEWCOMERS:
+    def accepts_connection(self, *, may_come_back: bool = False) -> bool:
+        """Whether another connection may join: one that may resume a session also where no new session may begin."""
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
             return False
-        return may_come_back or not self._full(len(self._open) + len(self._newcomers))
+        return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
     async def serve(self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "") -> None:
-        """Takes over a socket joined at the relay `via`: returns once the end-to-end TLS stands; the rest is the
-        session's own life.
+        """Take over a socket joined at the relay `via`; returns when the end-to-end TLS handshake is complete.
 
         Raises ConnectionLost when the handshake fails; the socket is closed then.
         """
@@ -127,7 +128,7 @@ class Sessions:
             software=self._software,
         )
         handler.session = session
-        self._newcomers.add(handler)
+        self._unauthenticated.add(handler)
         self._empty.clear()
         loop = asyncio.get_running_loop()
         try:
@@ -149,14 +150,14 @@ class Sessions:
             raise
 
     def drain(self) -> None:
-        """Tells every client to go elsewhere; what runs may finish."""
+        """Send GOAWAY on every session; open streams may finish."""
         self.draining = True
-        for handler in list(self._open):  # newcomers hear it when they turn out to be new
-            handler.say_goodbye()
+        for handler in list(self._open):  # the others get it when they authenticate
+            handler.send_goaway()
 
     def ask_to_move(self, via: str, before: float) -> int:
-        """Asks the sessions whose present connection was joined at the relay `via` before that moment (monotonic) to
-        come over another one; how many were asked."""
+        """Ask the sessions that joined at the relay `via` before that moment (monotonic seconds) to resume over another
+        connection; answers how many were asked."""
         asked = 0
         for handler in self._open:
             session = handler.session
@@ -169,17 +170,17 @@ class Sessions:
         return asked
 
     def revoke(self, via: str, message: str) -> None:
-        """Ends the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
+        """End the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
         for handler in [one for one in self._all() if one.via == via]:
             if handler.session is not None:
                 handler.session.close(GoawayCode.REVOKED, message)
 
     async def wait_empty(self) -> None:
-        """Until no session is left."""
+        """Wait until no session is left."""
         await self._empty.wait()
 
     async def close(self, code: GoawayCode = GoawayCode.DRAINING, message: str = "the agent has stopped") -> None:
-        """Ends what is left, at once."""
+        """End every session at once."""
         handlers = self._all()
         for handler in handlers:
             if handler.session is not None:
@@ -189,34 +190,34 @@ class Sessions:
     # -- called by the sessions -------------------------------------------------------------------------------
 
     def admit(self, handler: AgentSession) -> bool:
-        """A newcomer's token was accepted, and it wants a session of its own: whether there is room for it."""
-        if self._full(len(self._open)) and not self._make_room():
+        """Count a connection whose token was accepted as a new session; False where the limit is reached."""
+        if self._full(len(self._open)) and not self._evict_detached():
             return False
-        self._newcomers.discard(handler)
+        self._unauthenticated.discard(handler)
         self._open.add(handler)
         self.opened += 1
         return True
 
     def ended(self, handler: AgentSession, error: ArcbridgeError) -> None:
-        """A session, or what never became one, is over."""
+        """Forget a session, or a connection that never became one."""
         if handler.session is not None:
             self._replayed += handler.session.stats.replayed_bytes
             self.resumes.remove(handler.session.session_id, error)
         self._open.discard(handler)
-        self._newcomers.discard(handler)
-        if not self._open and not self._newcomers:
+        self._unauthenticated.discard(handler)
+        if not self._open and not self._unauthenticated:
             self._empty.set()
 
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _all(self) -> list[AgentSession]:
-        return [*self._open, *self._newcomers]
+        return [*self._open, *self._unauthenticated]
 
     def _full(self, sessions: int) -> bool:
         return sessions >= MAX_SESSIONS or memory.budget.full
 
-    def _make_room(self) -> bool:
-        """Ends the session that has been detached longest and has no stream: nobody would come back for it."""
+    def _evict_detached(self) -> bool:
+        """End the session that has been detached longest, of those without a stream; whether there was one."""
         idle = [one for one in self._open if one.detached_at is not None and one.streams == 0]
         if not idle or memory.budget.full:
             return False
@@ -228,7 +229,7 @@ class Sessions:
 
 
 class AgentSession(BaseHandler):
-    """The agent's side of one session, over one connection after the other; or of a connection that brings one back."""
+    """The agent's side of one session, over one connection after the other; or of a connection that resumes one."""
 
     def __init__(self, sessions: Sessions, join_id: str, via: str) -> None:
         self._sessions = sessions
@@ -238,25 +239,28 @@ class AgentSession(BaseHandler):
         self.joined_at = sessions.monotonic()
         self.session: MuxSession | None = None
         self.detached_at: float | None = None
-        """Since when the session waits for a connection, monotonic seconds; None: it has one."""
+        """When the session lost its connection, monotonic seconds; None while it has one."""
         self._resumed_at: float | None = None
+        """When it was last resumed, monotonic seconds."""
         self._replayed = 0
+        """Bytes that were sent again, as of the last resumption."""
         self._caller: Caller | None = None
-        self._pending: Auth | None = None
-        self._judging: asyncio.Task[None] | None = None
+        self._pending_auth: Auth | None = None
+        """The newest AUTH that was not decided about yet."""
+        self._authenticating: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._log = _log.bind(session=join_id)
 
-    # -- what `agent.resume` asks -----------------------------------------------------------------------------
+    # -- read by `agent.resume` -----------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
-        """Whether nothing may take it over any more."""
+        """Whether it can be resumed no more."""
         return self.session is None or not self.session.resumable
 
     @property
     def epoch(self) -> int:
-        """Of the present connection."""
+        """The epoch of the present connection."""
         return self.session.epoch if self.session is not None else 0
 
     @property
@@ -267,14 +271,16 @@ class AgentSession(BaseHandler):
     # -- callbacks of the session -----------------------------------------------------------------------------
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        """Judged one at a time; of several that wait the newest counts."""
-        self._pending = auth
-        if self._judging is None or self._judging.done():
-            self._judging = asyncio.get_running_loop().create_task(self._judge(session), name=f"auth-{self._join_id}")
+        """Decide about AUTHs one at a time; of several that wait the newest counts."""
+        self._pending_auth = auth
+        if self._authenticating is None or self._authenticating.done():
+            self._authenticating = asyncio.get_running_loop().create_task(
+                self._authenticate_pending(session), name=f"auth-{self._join_id}"
+            )
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         caller = self._caller
-        if caller is None:  # the machine holds streams back until AUTH is accepted; this is the second lock
+        if caller is None:  # the state machine holds streams back until AUTH is accepted; this is the second check
             stream.abort(ResetCode.REFUSED)
         elif target == "kubernetes":
             self._sessions.proxy.serve(stream, caller)
@@ -286,13 +292,13 @@ class AgentSession(BaseHandler):
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
-            self._caller.here_since = math.inf
+            self._caller.connected_since = math.inf
         self._log.info("session detached", reason=error.message, streams=self.streams)
 
     def resumed(self, session: MuxSession) -> None:
-        seconds = self._attached()
+        seconds = self._end_detachment()
         if self._caller is not None:
-            self._caller.here_since = self._sessions.monotonic()
+            self._caller.connected_since = self._sessions.monotonic()
         replayed, self._replayed = session.stats.replayed_bytes - self._replayed, session.stats.replayed_bytes
         self._sessions.resumed += 1
         self._log.info(
@@ -308,29 +314,29 @@ class AgentSession(BaseHandler):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._judging is not None:
-            self._judging.cancel()
-        self._attached()
+        if self._authenticating is not None:
+            self._authenticating.cancel()
+        self._end_detachment()
         self._sessions.ended(self, error)
         if self._caller is not None:
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
 
-    def say_goodbye(self) -> None:
-        """Tells the client to go elsewhere; what runs may finish."""
+    def send_goaway(self) -> None:
+        """Tell the client that the agent drains; open streams may finish."""
         if self.session is not None:
             self.session.goaway(GoawayCode.DRAINING, "the agent is stopping", 1)
 
     async def finished(self) -> None:
-        """Until the session is over and its task is gone."""
+        """Wait until the session and its task have ended."""
         if self.session is not None:
             await self.session.wait_ended()
-        if self._judging is not None:
-            await asyncio.wait([self._judging])
+        if self._authenticating is not None:
+            await asyncio.wait([self._authenticating])
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _attached(self) -> float:
-        """The session waits no more; for how long it did, seconds."""
+    def _end_detachment(self) -> float:
+        """Note that the session is no longer detached; answers for how long it was, seconds."""
         if self.detached_at is None:
             return 0.0
         seconds = self._sessions.monotonic() - self.detached_at
@@ -338,9 +344,9 @@ class AgentSession(BaseHandler):
         self._sessions.detached_seconds += seconds
         return seconds
 
-    async def _judge(self, session: MuxSession) -> None:
-        while (auth := self._pending) is not None:
-            self._pending = None
+    async def _authenticate_pending(self, session: MuxSession) -> None:
+        while (auth := self._pending_auth) is not None:
+            self._pending_auth = None
             try:
                 found = await self._sessions.authenticator.authenticate(auth)
                 if found.identity.expires_at <= self._sessions.clock():
@@ -354,24 +360,24 @@ class AgentSession(BaseHandler):
             if self._caller is not None:
                 taken = self._renew(session, self._caller, found)
             elif session.resuming is not None:
-                taken = self._bring_back(session, session.resuming, found)
+                taken = self._resume_held(session, session.resuming, found)
             else:
                 taken = self._accept(session, found)
             if not taken:
                 return
 
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
-        """A token that is not good; whether that ends the session."""
+        """Refuse an AUTH; answers whether that ends the session."""
         code = GoawayCode.UNAVAILABLE
         if isinstance(error, Unauthenticated):
             code = GoawayCode.UNAUTHENTICATED
         elif isinstance(error, PermissionRefused):
             code = GoawayCode.FORBIDDEN
         if self._caller is not None:
-            again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < SENT_AGAIN
+            again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < RESENT_AUTH_GRACE
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
-                # A renewal that cannot be judged now, or was sent before a cut and has lapsed since, changes nothing:
-                # the session's token is good until it lapses itself.
+                # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
+                # since, changes nothing: the session's own token is valid until it expires.
                 self._log.warning("renewal changed nothing", reason=error.message)
                 return False
         self._sessions.refused += 1
@@ -380,7 +386,7 @@ class AgentSession(BaseHandler):
         return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
-        """A new session, for as long as its token lasts; whether there is one now."""
+        """Open a new session for as long as its token lasts; answers whether it is open."""
         identity = found.identity
         if not self._sessions.admit(self):
             self._sessions.refused += 1
@@ -391,72 +397,73 @@ class AgentSession(BaseHandler):
         mode = "bearer" if found.token_mode else "oidc"
         self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         session_id, secret = os.urandom(16), os.urandom(16)
-        session.accept_auth(self._consent(session_id, secret, self._caller))
+        session.accept_auth(self._auth_ok(session_id, secret, self._caller))
         if session.resumable:
             self._sessions.resumes.add(session_id, Claim(secret, identity.subject, found.token_mode), self)
-        self._watch_clock()
+        self._check_expiry()
         if self._sessions.draining:
-            self.say_goodbye()
+            self.send_goaway()
         return not session.closed
 
     def _renew(self, session: MuxSession, caller: Caller, found: Authenticated) -> bool:
-        """A token for a session that has one; whether the session goes on."""
+        """Renew the session's token; answers whether the session goes on."""
         if found.identity.subject != caller.identity.subject or found.token_mode != caller.token_mode:
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
             return False
-        self._take_newer(caller, found)
-        session.accept_auth(self._consent(session.session_id, session.resume_secret, caller))
-        self._watch_clock()
+        self._adopt_newer(caller, found)
+        session.accept_auth(self._auth_ok(session.session_id, session.resume_secret, caller))
+        self._check_expiry()
         return True
 
     @staticmethod
-    def _take_newer(caller: Caller, found: Authenticated) -> None:
-        """The token that lasts longer counts: one from before a cut may come again behind a newer one (threat S10)."""
+    def _adopt_newer(caller: Caller, found: Authenticated) -> None:
+        """Adopt the identity whose token expires later: one from before a loss may be replayed behind a newer one
+        (docs/threats.md#S10)."""
         if found.identity.expires_at >= caller.identity.expires_at:
             caller.identity = found.identity
 
-    def _consent(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
+    def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
         return AuthOk(session_id=session_id, resume_secret=secret, subject=caller.identity.username, expires_in=left)
 
-    def _bring_back(self, session: MuxSession, hello: Hello, found: Authenticated) -> bool:
-        """This connection wants to carry a session that is held here; the newcomer ends either way."""
+    def _resume_held(self, session: MuxSession, hello: Hello, found: Authenticated) -> bool:
+        """Let the held session that this HELLO names take the connection over; this handler ends either way."""
         resumes = self._sessions.resumes
-        old = resumes.judge(hello, found.identity.subject, found.token_mode)
-        if not isinstance(old, Refusal):
+        held = resumes.judge(hello, found.identity.subject, found.token_mode)
+        if not isinstance(held, Refusal):
             try:
-                old.take_over(self, session, found)
+                held.take_over(self, session, found)
             except ConnectionLost:
-                return False  # the newcomer's own connection has died meanwhile; the session waits for the next
+                return False  # the new connection was lost meanwhile; the session stays detached
             except RemoteProtocolError as error:
-                old = resumes.refuse("counts", message=error.message)
+                held = resumes.refuse("counts", message=error.message)
             else:
                 return False
-        if not old.quiet:
-            self._log.warning("resumption refused", reason=old.reason, user=found.identity.username)
-        if old.reason in ("secret", "subject"):
-            self._write_audit(found, old.reason)
+        if not held.quiet:
+            self._log.warning("resumption refused", reason=held.reason, user=found.identity.username)
+        if held.reason in ("secret", "subject"):
+            self._write_audit(found, held.reason)
         if not session.closed:
-            session.refuse_auth(old.code, old.message)
+            session.refuse_auth(held.code, held.message)
         return False
 
-    def take_over(self, newcomer: AgentSession, connection: MuxSession, found: Authenticated) -> None:
-        """Goes on over the newcomer's connection, whose right to it was judged.
+    def take_over(self, carrier: AgentSession, connection: MuxSession, found: Authenticated) -> None:
+        """Resume over the connection of `carrier`, whose right to it `resume` has established.
 
         Raises RemoteProtocolError when the two ends disagree about what was sent; this session is over then.
         """
         session, caller = self.session, self._caller
         assert session is not None, "only sessions that were accepted can be found"
         assert caller is not None
-        self._take_newer(caller, found)
-        self.via, self.joined_at = newcomer.via, newcomer.joined_at
+        self._adopt_newer(caller, found)
+        self.via, self.joined_at = carrier.via, carrier.joined_at
         self._resumed_at = self._sessions.monotonic()
-        session.take_over(connection, self._consent(session.session_id, session.resume_secret, caller))
-        self._watch_clock()
+        session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
+        self._check_expiry()
 
     def _write_audit(self, found: Authenticated, reason: str) -> None:
-        """Somebody with a valid token has tried to take a session that is not theirs."""
+        """Record that a caller with a valid token tried to resume a session of another."""
         if self._sessions.audit is not None:
             self._sessions.audit.write(
                 AuditRecord(
@@ -470,8 +477,8 @@ class AgentSession(BaseHandler):
                 )
             )
 
-    def _watch_clock(self) -> None:
-        """Ends the session at expiry. The wall clock is looked at again and again: it may be set, or have slept."""
+    def _check_expiry(self) -> None:
+        """End the session at its token's expiry; checked every CLOCK_CHECK, because the wall clock may be set."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -483,4 +490,4 @@ class AgentSession(BaseHandler):
             self._sessions.expired += 1
             session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
-        self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._watch_clock)
+        self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)

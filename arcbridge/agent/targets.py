@@ -1,8 +1,8 @@
-"""TCP targets: streams that go to an address of the agent's allow-list instead of the API server.
+"""Serves TCP targets: streams that go to an address of the agent's allow-list instead of the API server.
 
-Deny by default: a name that is not listed does not exist, and a listed one is for its users and groups only. The
-address comes from the agent's own settings and never from the caller; it is resolved once per connection and the
-addresses found are the ones dialled, so no second look-up can point elsewhere.
+It denies by default: a target that is not listed does not exist, and a listed one is for its users and groups alone.
+It reads nothing of what it carries. Invariant: the address comes from the agent's own settings and never from the
+caller; it is resolved once per connection, and the addresses found are the ones dialled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from arcbridge.wire.frames import ResetCode
 PREFIX = "tcp:"
 CONNECT_DEADLINE = 10.0
 MAX_CONNECTING = 256
-"""Dials under way at once, of all sessions: more are refused at once."""
+"""Dials under way at once, of all sessions together; more are refused."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -43,18 +43,18 @@ class Target:
     groups: frozenset[str]
 
     def allows(self, identity: Identity) -> bool:
-        """Whether this caller may connect; names are compared exactly, after claim mapping."""
+        """Tell whether this caller may connect; names are compared exactly, after claim mapping."""
         return identity.username in self.users or not self.groups.isdisjoint(identity.groups)
 
 
 def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
-    """Checks the settings. Raises ConfigError that names the key."""
+    """Check the settings. Raises ConfigError that names the key."""
     targets = {}
     for name, config in configs.items():
         if not name or len(name) > 63 or not name.isascii() or not name.replace("-", "").replace(".", "").isalnum():
             raise ConfigError(f"targets.{name}: a name has letters, digits, '-' and '.' only")
         if not config.users and not config.groups:
-            raise ConfigError(f"targets.{name}: needs users or groups, else nobody may connect")
+            raise ConfigError(f"targets.{name}: needs users or groups; without them no caller may connect")
         try:
             address = parse_address(config.address, default_port=0)
         except ConfigError as error:
@@ -76,7 +76,7 @@ class TcpTargets:
         self.failed = 0
 
     def serve(self, stream: StreamTransport, target: str, session: str, identity: Identity) -> None:
-        """Connects `stream` to what `target` (`tcp:NAME`) names, or resets it with the reason's code."""
+        """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         record = AuditRecord(
             request=f"{session}-{stream.id}-1",
             session=session,
@@ -101,11 +101,11 @@ class TcpTargets:
             if begun is not None and begun[1]:
                 stream.attach(self._splice(begun[0], record))  # the target answered within the call
                 return
-            waiting = _Waiting()
-            stream.attach(waiting)
+            connecting = _Connecting()
+            stream.attach(connecting)
             sock = None if begun is None else begun[0]
-            task = asyncio.get_running_loop().create_task(self._connect(stream, found, sock, waiting, record))
-            waiting.task = task
+            task = asyncio.get_running_loop().create_task(self._connect(stream, found, sock, connecting, record))
+            connecting.task = task
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
             if sock is not None:
@@ -113,7 +113,7 @@ class TcpTargets:
                 task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
 
     async def close(self) -> None:
-        """Ends dials under way; connected streams end with their sessions."""
+        """End dials under way; connected streams end with their sessions."""
         tasks = list(self._connecting)
         for task in tasks:
             task.cancel()
@@ -124,7 +124,7 @@ class TcpTargets:
         stream: StreamTransport,
         target: Target,
         begun: socket.socket | None,
-        waiting: _Waiting,
+        connecting: _Connecting,
         record: AuditRecord,
     ) -> None:
         try:
@@ -140,8 +140,8 @@ class TcpTargets:
             record.outcome = "cut"
             self._audit.write(record)
             stream.abort(ResetCode.CANCELLED)
-            if waiting.lost:
-                return  # the stream ended first: nobody else asked for this
+            if connecting.lost:
+                return  # the stream ended first, which cancelled this task
             raise
         stream.set_protocol(splice := self._splice(sock, record))
         splice.connection_made(stream)
@@ -161,7 +161,7 @@ class TcpTargets:
 
         def done(result: SpliceResult) -> None:
             self.open -= 1
-            record.bytes_up, record.bytes_down = result.down, result.up
+            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
             if result.error is not None:
                 record.outcome, record.reason = "cut", type(result.error).__name__
             self._audit.write(record)
@@ -176,8 +176,8 @@ class TcpTargets:
         stream.abort(code)
 
 
-class _Waiting(asyncio.Protocol):
-    """The stream's protocol while the target is dialled: takes nothing, so that no credit is granted."""
+class _Connecting(asyncio.Protocol):
+    """The stream's protocol while the target is dialled: it reads nothing, so that no credit is granted."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None

@@ -143,9 +143,9 @@ async def _clusters(parts: ClientContext, output: str) -> int:
 async def _login(parts: ClientContext) -> int:
     login = parts.login()
     tokens = await login.log_in()
-    from arcbridge.client.jwt_unverified import look
+    from arcbridge.client.jwt_unverified import read_unverified
 
-    who = look(tokens.id_token or tokens.access_token).subject
+    who = read_unverified(tokens.id_token or tokens.access_token).subject
     until = _until(tokens.expires_at)
     print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
     return ExitCode.DONE
@@ -188,7 +188,7 @@ async def _status(parts: ClientContext, output: str) -> int:
         one = next((entry for entry in found if entry["name"] == cluster), None)
         session = parts.session(cluster)
         try:
-            await session.first()
+            await session.connect_once()
             agents = f"; agents: {one['agents']}" if one is not None and "agents" in one else ""
             # With one relay the line above has named it.
             through = session.relay.address.url if session.relay is not None and len(parts.relays) > 1 else ""

@@ -68,7 +68,7 @@ def check(config: Any) -> None:
         if (config.tls.certificate is None) != (config.tls.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
         if config.workers != 1:
-            from arcbridge.relay.workers.supervisor import worker_count
+            from arcbridge.relay.processes.supervisor import worker_count
 
             worker_count(config)
         if config.fleet.servers:

@@ -36,7 +36,7 @@ def run_relay(invocation: Invocation) -> int:
 
     several = False
     if config.workers != 1:
-        from arcbridge.relay.workers.supervisor import supervise, worker_count
+        from arcbridge.relay.processes.supervisor import supervise, worker_count
 
         several = worker_count(config) > 1
     if not several:

@@ -1,4 +1,4 @@
-"""A worker's process, as the relay's supervisor starts it; nobody else does.
+"""A worker's process, which only the relay's supervisor starts.
 
     python -c CODE arcbridge-relay-worker INDEX DESCRIPTOR PATH
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parent = socket.socket(fileno=int(arguments[2]))
     parent.set_inheritable(False)
     from arcbridge.cli.loop import Interrupted, run_until_drained
-    from arcbridge.relay.workers.worker import work
+    from arcbridge.relay.processes.worker import work
 
     try:
         run_until_drained(lambda stopping, hurry: work(parent, stopping, hurry))

@@ -40,7 +40,7 @@ HANDSHAKE_DEADLINE = 10.0
 
 
 class Joined(NamedTuple):
-    """A raw path to an agent of the cluster; whoever holds it owns the socket."""
+    """A raw path to an agent of the cluster; its holder owns the socket."""
 
     relay: RelayAccess
     sock: socket.socket
@@ -90,7 +90,7 @@ async def _join_through(relay: RelayAccess, request: JoinRequest) -> tuple[socke
 def _usefulness(error: ArcbridgeError) -> int:
     """Of several relays' failures, the one that says most about what to do: the further a join came, the more."""
     if isinstance(error, PinMismatch):
-        return 5  # somebody may be in between, which must not go unnoticed
+        return 5  # there may be an attacker in between, which must not go unnoticed
     if isinstance(error, PermissionRefused):
         return 2  # a relay that does not know the cluster yet says so too
     if isinstance(error.__cause__, JoinRefused):

@@ -1,8 +1,8 @@
 """The local HTTPS endpoint of one cluster: every accepted connection becomes one stream to its API server.
 
 Nothing is parsed on the good path: the first bytes open the stream and travel in the same flight, the rest is
-spliced. TLS offers `http/1.1` alone and refuses nobody for want of ALPN (kubectl's upgrades offer none). The client
-certificate is optional in TLS, so that whoever lacks it gets a 401 that explains instead of ten silent seconds; only
+spliced. TLS offers `http/1.1` alone and accepts clients without ALPN (kubectl's upgrades offer none). The client
+certificate is optional in TLS, so that a caller without it gets a 401 that explains instead of ten silent seconds; only
 the kubeconfig (mode 0600) holds the right one, and without it no stream is opened.
 
 Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut
@@ -25,6 +25,7 @@ from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, St
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.net.descriptors import explain
+from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop
 from arcbridge.net.tls import load_chain
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.wire.frames import ResetCode
@@ -34,10 +35,6 @@ HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head that is answered by us; kubectl's is 1 to 4 KiB, tokens make it longer."""
 HEAD_DEADLINE = 10.0
 """Seconds for that head."""
-ACCEPT_MOST = 64
-"""Connections accepted in one turn of the loop."""
-ACCEPT_PAUSE = 0.5
-"""Seconds without accepting when there are no descriptors left."""
 FIRST_BYTES_DEADLINE = 3600.0
 """Seconds a connection may say nothing at all: keep-alive pools of client libraries open some in advance."""
 
@@ -73,58 +70,26 @@ class LocalEndpoint:
         self.port = int(sockets[0].getsockname()[1])
         self.stats = EndpointStats()
         self._context = server_context(certificates)
-        self._sockets = sockets
-        self._listening = False
-        self._pause: asyncio.TimerHandle | None = None
-        self._exhausted = False
-        """The last accept found no descriptor left, and that was told."""
+        self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self.connections: set[LocalConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.splices: set[TransportSplice] = set()
         self.log = log.bind(cluster=cluster)
 
     async def start(self) -> None:
-        self._listen()
+        self._accepting.start()
 
-    def _listen(self) -> None:
-        self._pause = None
-        self._listening = True
-        for sock in self._sockets:
-            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+    def _accepted(self, sock: socket.socket, _host: str) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        accept_tls(sock, self._context, LocalConnection(self))
 
-    def _stop_accepting(self) -> None:
-        if self._listening:
-            self._listening = False
-            for sock in self._sockets:
-                asyncio.get_running_loop().remove_reader(sock)
-
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPT_MOST):
-            try:
-                sock, _address = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors: the listening socket stays readable, so asking again at once would spin.
-                if not self._exhausted:  # once, not at each try for as long as it lasts
-                    self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
-                self._exhausted = True
-                self._stop_accepting()
-                self._pause = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._listen)
-                return
-            self._exhausted = False
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accept_tls(sock, self._context, LocalConnection(self))
+    def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
+        if not again:  # once, not at each try for as long as it lasts
+            self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
 
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""
-        self._stop_accepting()
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        for listening in self._sockets:
-            listening.close()
+        self._accepting.close()
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -139,11 +104,11 @@ class LocalEndpoint:
         """A connection that reached the cluster is over."""
         self.splices.discard(splice)
         self.stats.open -= 1
-        self.stats.bytes_up += result.up
-        self.stats.bytes_down += result.down
+        self.stats.bytes_up += result.to_stream
+        self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            self.log.debug("connection cut", up=result.up, down=result.down, reason=_reason(result.error))
+            self.log.debug("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
 
 class LocalConnection(asyncio.Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 
 import structlog
 
@@ -16,14 +15,9 @@ from arcbridge.client.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
-from arcbridge.net.descriptors import EXHAUSTED, explain
+from arcbridge.net.descriptors import explain
+from arcbridge.net.sockets import AcceptLoop, reset
 from arcbridge.wire.frames import ResetCode
-
-_ACCEPT_BURST = 64
-"""Connections accepted in one go; the loop does other things in between."""
-_ACCEPT_PAUSE = 0.2
-"""Seconds without accepting when this process has no descriptor left (EMFILE would wake the loop for ever)."""
-_LINGER_RESET = struct.pack("ii", 1, 0)
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -47,54 +41,37 @@ class Forward:
     def __init__(self, session: SessionManager, target: str, sock: socket.socket) -> None:
         self._session = session
         self._target = f"tcp:{check_target_name(target)}"
-        self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._exhausted = False
-        """The last accept found no descriptor left, and that was told."""
+        self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
         self._tasks: set[asyncio.Task[None]] = set()
         self.stats = ForwardStats()
         self._log = log.bind(cluster=session.cluster, target=target)
 
     def start(self) -> None:
-        self._loop.add_reader(self._sock, self._accept)
+        self._accepting.start()
 
     async def close(self) -> None:
         """Stop accepting; running connections end with their session."""
-        self._loop.remove_reader(self._sock)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._sock.close()
+        self._accepting.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _accept(self) -> None:
-        for _ in range(_ACCEPT_BURST):
-            try:
-                sock, _address = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if not self._exhausted:  # once, not five times a second for as long as it lasts
-                    self._log.warning("cannot accept", reason=explain(error))
-                if error.errno in EXHAUSTED:
-                    self._exhausted = True
-                    self._loop.remove_reader(self._sock)
-                    self._timer = self._loop.call_later(_ACCEPT_PAUSE, self.start)
-                return
-            self._exhausted = False
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.stats.accepted += 1
-            session = self._session.current
-            if session is not None:
-                self._open(session, sock)
-            else:
-                task = self._loop.create_task(self._wait(sock))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+    def _accepted(self, sock: socket.socket, _host: str) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.stats.accepted += 1
+        session = self._session.current
+        if session is not None:
+            self._open(session, sock)
+        else:
+            task = self._loop.create_task(self._wait(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
+        if not again:  # once, not at each try for as long as it lasts
+            self._log.warning("cannot accept", reason=explain(error))
 
     async def _wait(self, sock: socket.socket) -> None:
         """A connection that came while no session is up."""
@@ -103,10 +80,10 @@ class Forward:
         except ArcbridgeError as error:
             self.stats.failed += 1
             self._log.warning("connection refused", reason=error.message)
-            _reset(sock)
+            reset(sock)
             return
         except BaseException:
-            _reset(sock)
+            reset(sock)
             raise
         self._open(session, sock)
 
@@ -116,19 +93,24 @@ class Forward:
         except ArcbridgeError as error:
             self.stats.failed += 1
             self._log.warning("connection refused", reason=error.message)
-            _reset(sock)
+            reset(sock)
             return
         self.stats.open += 1
 
     def _done(self, result: SpliceResult) -> None:
         self.stats.open -= 1
-        self.stats.bytes_up += result.up
-        self.stats.bytes_down += result.down
+        self.stats.bytes_up += result.to_stream
+        self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.failed += 1
             # A local program that hangs up hard is its own business; what the other end did is worth a line.
             tell = self._log.debug if isinstance(result.error, OSError) else self._log.warning
-            tell("connection cut", reason=reason(result.error, self._target), up=result.up, down=result.down)
+            tell(
+                "connection cut",
+                reason=reason(result.error, self._target),
+                up=result.to_stream,
+                down=result.from_stream,
+            )
 
 
 def check_target_name(target: str) -> str:
@@ -154,11 +136,3 @@ def reason(error: Exception, target: str) -> str:
         }
         return known.get(error.code, error.message)
     return error.message if isinstance(error, ArcbridgeError) else type(error).__name__
-
-
-def _reset(sock: socket.socket) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-    except OSError:
-        pass  # it is dead already
-    sock.close()

@@ -1,4 +1,7 @@
-"""A glance into a JWT that we only carry: when it ends, and its nonce. Nothing here verifies or trusts anything."""
+"""Reads claims of a JWT without verifying it, for the client, which only carries tokens: when it ends, and its nonce.
+
+No decision about access may rest on what this returns; relay and agent verify (`arcbridge.identity`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ _LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class UnverifiedClaims:
+    """What a token says about itself."""
+
     expires_at: float = 0.0
     """Unix seconds; 0: the token does not say, or is no JWT."""
     nonce: str = ""
@@ -18,20 +23,20 @@ class Glance:
     issuer: str = ""
 
 
-def look(token: str) -> Glance:
-    """The claims that concern a carrier; all empty for anything that is not a JWT."""
+def read_unverified(token: str) -> UnverifiedClaims:
+    """Read the claims that the client needs; all are empty for a text that is not a JWT."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > _LIMIT:
-        return Glance()
+        return UnverifiedClaims()
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (ValueError, RecursionError):
-        return Glance()
+        return UnverifiedClaims()
     if not isinstance(claims, dict):
-        return Glance()
+        return UnverifiedClaims()
     end = claims.get("exp")
     valid = isinstance(end, int | float) and not isinstance(end, bool) and 0 < end < 1e12
-    return Glance(
+    return UnverifiedClaims(
         expires_at=float(end) if valid and end is not None else 0.0,
         nonce=_text(claims.get("nonce")),
         subject=_text(claims.get("sub")),

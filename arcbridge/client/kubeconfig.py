@@ -7,7 +7,7 @@ sets a value wins.
 
 How: under the lock file that kubectl uses, on a copy that replaces the file at once. Scalars that we do not touch
 keep their very spelling (see `kubeconfig_yaml`); comments are lost, as kubectl loses them. Our entries carry an
-extension `arcbridge.io/managed`; one of the same name without it belongs to somebody else and is never overwritten.
+extension `arcbridge.io/managed`; one of the same name without it was made by another program and is never overwritten.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Kubeconfig:
         # A file named twice is read once; client-go keeps the first place.
         return cls(list(dict.fromkeys(listed)) or [Path("~/.kube/config").expanduser()])
 
-    # -- before anything is shown to the person ---------------------------------------------------------------------
+    # -- before anything is shown to the user -----------------------------------------------------------------------
 
     def check(self, name: str, cluster: str) -> None:
         """Raise StateError or ConfigError if `merge` would: unwritable, malformed, or a foreign entry in the way."""
@@ -208,7 +208,7 @@ def _user(entry: Entry, body: dict[Any, Any]) -> None:
 
 
 def _context(entry: Entry, body: dict[Any, Any]) -> None:
-    # The namespace that the person set with `kubectl config set-context` stays.
+    # The namespace that the user set with `kubectl config set-context` stays.
     body["cluster"] = entry.name
     body["user"] = entry.user
 

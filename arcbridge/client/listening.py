@@ -23,7 +23,7 @@ class PortInUse(ConfigError):
 def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
     """Non-blocking listening sockets on 127.0.0.1 and, where there is IPv6, on ::1 with the same port (0: any).
 
-    Both or an error: on `::1` somebody else could answer to `localhost`. Raises PortInUse, ConfigError.
+    Both or an error: on `::1` another program could answer to `localhost`. Raises PortInUse, ConfigError.
     """
     first = _listen(socket.AF_INET, "127.0.0.1", port, option)
     bound = int(first.getsockname()[1])
@@ -58,7 +58,7 @@ def _listen(family: int, host: str, port: int, option: str) -> socket.socket:
     except OSError as error:
         raise _NoAddress from error
     try:
-        # Takes over a port in TIME_WAIT, never one that somebody listens on (Linux, BSD). SO_REUSEPORT stays off: with
+        # Takes over a port in TIME_WAIT, never one that is listened on (Linux, BSD). SO_REUSEPORT stays off: with
         # it a second process could share, that is steal, connections.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

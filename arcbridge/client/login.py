@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from arcbridge.client.issuer import Endpoints, Issuer, IssuerError
-from arcbridge.client.jwt_unverified import look
+from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
@@ -27,7 +27,7 @@ from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
 BROWSER_WAIT = 300.0
-"""Seconds for a person to log in in the browser."""
+"""Seconds for the user to log in in the browser."""
 DEVICE_WAIT_MOST = 1800.0
 """Seconds to poll at most, whatever the issuer's `expires_in` says."""
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -39,7 +39,7 @@ OpenBrowser = Callable[[str], Awaitable[bool]]
 
 
 class Login:
-    """One configured login. `say` shows a line to the person; `open_browser` answers whether it could."""
+    """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Login:
         """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
 
         `force` refreshes even what looks fresh (the other end refused it). Raises Unauthenticated when only a new
-        login would help and nobody is there, Unreachable when the issuer is down and nothing kept is usable.
+        login would help and none may begin, Unreachable when the issuer is down and nothing kept is usable.
         """
         refused = self._cache.load() if force else None
         if not force and (kept := self._cache.load()).fresh(self._clock()):
@@ -104,7 +104,7 @@ class Login:
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token, "client_id": self._config.client_id}
         answer = await issuer.post(endpoints.token, form)
         # Some issuers send no id token at a refresh: the former one stays as long as it lasts.
-        if "id_token" not in answer and look(kept.id_token).expires_at > self._clock():
+        if "id_token" not in answer and read_unverified(kept.id_token).expires_at > self._clock():
             answer = {**answer, "id_token": kept.id_token}
         return self._keep(answer, kept.refresh_token)
 
@@ -123,7 +123,7 @@ class Login:
             raise Unauthenticated(f"the issuer refused the login ({error.code}{detail})") from error
 
     async def _device_code(self, issuer: Issuer, endpoints: Endpoints) -> TokenSet:
-        """RFC 8628: show a code, poll until the person has entered it somewhere else."""
+        """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
         answer = await issuer.post(endpoints.device_authorization, {**self._who(), **self._wanted()})
@@ -193,7 +193,9 @@ class Login:
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
         answer = await issuer.post(endpoints.token, {**form, **self._who()})
         id_token = answer.get("id_token")
-        if isinstance(id_token, str) and not hmac.compare_digest(look(id_token).nonce.encode(), nonce.encode()):
+        if isinstance(id_token, str) and not hmac.compare_digest(
+            read_unverified(id_token).nonce.encode(), nonce.encode()
+        ):
             # The token came over TLS from the issuer, so its signature may go unchecked here (OpenID Connect Core
             # §3.1.3.7); the nonce may not: it binds the token to this login.
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
@@ -204,7 +206,7 @@ class Login:
             try:
                 server = await asyncio.start_server(callback.serve, "127.0.0.1", port, limit=_HEAD_LIMIT)
             except OSError:
-                continue  # somebody else's: never to be talked to
+                continue  # another program listens there
             return server, int(server.sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
         raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
@@ -253,7 +255,7 @@ class _Callback:
                 )
                 await writer.drain()
         except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
-            pass  # a browser's spare connection, or no browser at all: the person's answer comes on another one
+            pass  # a browser's spare connection, or another program: the answer comes on another connection
         finally:
             self._connections.discard(task)
             writer.close()

@@ -1,4 +1,4 @@
-"""The client's metrics: sums over its sessions, endpoints and forwards, read when somebody scrapes."""
+"""The client's metrics: sums over its sessions, endpoints and forwards, computed at each scrape."""
 
 from __future__ import annotations
 

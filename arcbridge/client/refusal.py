@@ -7,7 +7,6 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import NoReturn
 
 from arcbridge.errors import (
@@ -45,6 +44,8 @@ def status_body(error: ArcbridgeError) -> bytes:
 
 def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     """A whole HTTP/1.1 response that ends its connection."""
+    from http import HTTPStatus  # no start needs it
+
     body = status_body(error)
     phrase = HTTPStatus(error.status_code).phrase
     lines = [
@@ -61,7 +62,7 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
 
 
 def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
-    """Raise what went wrong on the way to the cluster in the person's words, with the error itself as its cause."""
+    """Raise an error whose message is for the user in place of `error`, which becomes its cause."""
     if isinstance(error, JoinRefused):
         raise of_join(error, cluster) from error
     if isinstance(error, SessionEnded | ConnectionLost):
@@ -72,7 +73,7 @@ def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
 
 
 def is_elsewhere(error: BaseException | None) -> bool:
-    """Whether the relay had agents of the cluster, but not the one that was asked for."""
+    """Whether the relay has agents of the cluster, but not the one that was asked for."""
     while error is not None:
         if isinstance(error, JoinRefused):
             return error.code == JoinCode.NO_INSTANCE
@@ -81,7 +82,7 @@ def is_elsewhere(error: BaseException | None) -> bool:
 
 
 def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
-    """A refused join in the person's words. The relay's own text is not trusted to be shown, but for its times."""
+    """A refused join as an error for the user. Of what the relay sent only the retry time is used, never its text."""
     name = f'cluster "{cluster}"'
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
@@ -115,7 +116,7 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
 
 
 def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
-    """Why a session could not begin or go on, in the person's words."""
+    """Why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         match error.code:

@@ -8,7 +8,7 @@ The order of one attempt:
 4. the one that the caller wants to leave.
 
 The next one is tried when one fails, and beside it when it has not succeeded within `HEAD_START`: a relay that drops
-packets must not use up the deadline of everybody. The first success counts, and what else succeeds is disposed of.
+packets must not use up the deadline of the others. The first success counts, later ones are disposed of.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RelaysFailed(Exception):
 
 
 class Relays:
-    """One user's relays as one session sees them: what failed for it, and what works."""
+    """One user's relays as one session knows them: which failed for it, and which worked last."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Relays:
         )
 
     def apart(self) -> Relays:
-        """The same relays, with a memory of its own of what works."""
+        """The same relays with a record of their own of which failed and which worked."""
         return Relays(self.all, shuffle=self._shuffle, clock=self._clock)
 
     @property
@@ -140,7 +140,7 @@ class Relays:
                 if waiting:
                     relay = waiting.pop(0)
                     if not waiting and not running:
-                        # Nobody to be tried beside it: no task either.
+                        # There is none to be tried beside it, so it needs no task.
                         try:
                             result = await attempt(relay)
                         except ArcbridgeError as error:

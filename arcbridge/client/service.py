@@ -166,7 +166,7 @@ async def run_proxy(
             proxy.bind()
             person.tell(f"Proxy is listening on port {proxy.port}")
         observer = await _observe(config, proxies)
-        await _together([proxy.session.first() for proxy in proxies])
+        await _together([proxy.session.connect_once() for proxy in proxies])
         merged: list[Merged] = []
         try:
             # A session that ends meanwhile is taken up by its `run`, which begins now.
@@ -226,7 +226,7 @@ async def run_forward(
     observer: ObserveServer | None = None
     try:
         observer = await _observe(config, [], forwards=[forward], sessions=[session])
-        await session.first()
+        await session.connect_once()
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run())
             forward.start()
@@ -238,7 +238,7 @@ async def run_forward(
     finally:
         await forward.close()
         session.close()
-        await session.gone()
+        await session.wait_closed()
         await _let_close()
         if observer is not None:
             await observer.stop()
@@ -288,7 +288,7 @@ class _Proxy:
         if self.endpoint is not None:
             await self.endpoint.close()
         self.session.close()
-        await self.session.gone()
+        await self.session.wait_closed()
         await _let_close()
 
 

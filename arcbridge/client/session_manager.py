@@ -1,8 +1,8 @@
-"""The way to one cluster, kept up: a session for new streams, and whatever streams still run in former ones.
+"""Keeps a session to one cluster up: the current one takes new streams, former ones live until their streams end.
 
-`run` owns the work for new streams, one attempt at a time. Whoever needs a stream asks `ready`: all share that
-attempt, and all get its error when it fails. Each session has a `ResumableSession` of its own, which resumes it
-while `run` and whoever waits stand by: a session that is detached is still the one for new streams.
+`run` establishes sessions, one attempt at a time. A caller that needs a stream awaits `ready`: all callers share the
+attempt under way and get its error when it fails. Each session has a `ResumableSession`, which resumes it alone;
+meanwhile the session stays the current one, and `run` and the callers wait.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from arcbridge.client.connection import Joined, join, shake_hands
 from arcbridge.client.refusal import is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
-from arcbridge.client.resumable_session import HINT_MOST, ResumableSession, ResumableSessionStats
-from arcbridge.client.sleep_detector import LOOK_EVERY, SleepDetector
+from arcbridge.client.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
+from arcbridge.client.sleep_detector import CHECK_INTERVAL, SleepDetector
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.errors import (
@@ -38,15 +38,15 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway
 from arcbridge.wire.session import Kind, Side
 
-QUIET = 1.0
-"""Seconds after a failed attempt in which others get its error instead of an attempt of their own."""
-FAREWELL = 2.0
-"""Seconds that the end of a process may take so that the agents hear of it: some round trips of a bad line."""
-PATIENCE = 5.0
-"""Seconds after a loss in which whoever asks for a stream waits with those that run: most resumptions take less, and a
-failure in between is no answer."""
-RENEW_AGAIN = 15.0
-"""Seconds between tries to renew, while no newer token is there."""
+FAILURE_HOLD = 1.0
+"""Seconds after a failed attempt during which callers get its error instead of another attempt."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the end of a process may take so that the agents get its GOAWAY: some round trips of a bad line."""
+DETACHED_WAIT = 5.0
+"""Seconds after a loss for which a caller waits, as the open streams do, without being told of failed tries: most
+resumptions take less."""
+RENEWAL_RETRY = 15.0
+"""Seconds between attempts_left to renew, while no newer token is there."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -63,8 +63,8 @@ class SessionManager(BaseHandler):
         *,
         resumption: bool = True,
         backoff: Backoff | None = None,
-        whereabouts: SleepDetector | None = None,
-        wall: Callable[[], float] = time.time,
+        sleep_detector: SleepDetector | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.relays = relays
         self.cluster = check_cluster_name(cluster)
@@ -72,92 +72,93 @@ class SessionManager(BaseHandler):
         self._trust = trust
         self._limits = DEFAULT if resumption else Limits(replay=0)
         self._backoff = backoff or Backoff()
-        self._whereabouts = whereabouts or SleepDetector()
-        self._wall = wall
-        self._lives: dict[MuxSession, ResumableSession] = {}
-        """Every session that is not over: the current one, and those that drain."""
+        self._sleep_detector = sleep_detector or SleepDetector()
+        self._clock = clock
+        self._resumables: dict[MuxSession, ResumableSession] = {}
+        """The sessions that have not ended: the current one, and those that drain."""
         self._current: ResumableSession | None = None
         self._waiting: set[asyncio.Future[MuxSession]] = set()
-        self._hasty: set[asyncio.Future[MuxSession]] = set()
-        """Those of `_waiting` that take a session before its agent has said yes."""
-        self._asking: MuxSession | None = None
-        """A session whose token is on its way to an agent that has shown who it is."""
+        self._waiting_before_auth: set[asyncio.Future[MuxSession]] = set()
+        """Those of `_waiting` that take a session before its agent has accepted the token."""
+        self._authenticating: MuxSession | None = None
+        """The session whose token is on its way to an agent that has proved its identity."""
         self._closing = False
-        self._parting: list[MuxSession] = []
-        """What `close` has ended."""
+        self._ending: list[MuxSession] = []
+        """Sessions that `close` has ended, whose connections may still send."""
         self._changed = asyncio.Event()
-        self._wanted = asyncio.Event()
+        self._stream_wanted = asyncio.Event()
         self._refused_with: ArcbridgeError | None = None
         self._established_at = 0.0
         self.failure: ArcbridgeError | None = None
         """Why the last attempt failed; None while a session is up."""
         self._failed_at = float("-inf")
         self.subject = ""
-        """Who we are in the cluster, as the agent said."""
+        """The user name that the agent found in the token."""
         self.attempts = 0
         self.established_count = 0
         self.failures = 0
         self.stats = ResumableSessionStats()
         self._log = log.bind(cluster=cluster)
 
-    # -- for those who need streams -----------------------------------------------------------------------------------
+    # -- for callers that open streams --------------------------------------------------------------------------------
 
     @property
     def current(self) -> MuxSession | None:
         """The session for new streams, or None."""
-        life = self._current
-        return life.session if life is not None and life.session.usable else None
+        resumable = self._current
+        return resumable.session if resumable is not None and resumable.session.usable else None
 
     async def ready(self, *, before_auth: bool = False) -> MuxSession:
-        """The session, when one is up; raises why there is none. Cancelling disturbs nobody.
+        """Wait for a session and return it; raises the error of the attempt. Cancelling affects this caller alone.
 
-        `before_auth`: as soon as the agent has shown who it is and our token is on its way to it. What is opened then
-        travels behind the token, which saves a round trip, and ends with the session when the agent refuses.
+        `before_auth`: return it as soon as the agent has proved its identity and the token is on its way. A stream that
+        is opened then travels behind the token, which saves a round trip, and ends with the session when the agent
+        refuses the token.
         """
-        session = self.current or (self._asking if before_auth else None)
+        session = self.current or (self._authenticating if before_auth else None)
         if session is not None:
             return session
         loop = asyncio.get_running_loop()
-        if self.failure is not None and loop.time() - self._failed_at < QUIET:
+        if self.failure is not None and loop.time() - self._failed_at < FAILURE_HOLD:
             raise self.failure
         waiter: asyncio.Future[MuxSession] = loop.create_future()
         self._waiting.add(waiter)
         if before_auth:
-            self._hasty.add(waiter)
-        self._wanted.set()
+            self._waiting_before_auth.add(waiter)
+        self._stream_wanted.set()
         if self._current is not None:
-            self._current.wanted()
+            self._current.retry_now()
         try:
             return await waiter
         finally:
             self._waiting.discard(waiter)
-            self._hasty.discard(waiter)
+            self._waiting_before_auth.discard(waiter)
 
-    # -- for those who look -------------------------------------------------------------------------------------------
+    # -- for metrics and `status` -------------------------------------------------------------------------------------
 
     def sessions(self) -> list[MuxSession]:
-        """All that are not over."""
-        return list(self._lives)
+        """The sessions that have not ended."""
+        return list(self._resumables)
 
     @property
     def relay(self) -> RelayAccess | None:
-        """The relay that new streams go through, while there is a session."""
+        """The relay that new streams go through; None without a session."""
         return self._current.relay if self._current is not None else None
 
     @property
     def detached_count(self) -> int:
-        """Sessions that wait to be resumed."""
-        return sum(life.detached for life in self._lives.values())
+        """Number of sessions that wait to be resumed."""
+        return sum(resumable.detached for resumable in self._resumables.values())
 
     @property
     def replayed_bytes(self) -> int:
-        """Bytes that were sent again after a resumption."""
-        return self.stats.replayed_bytes + sum(session.stats.replayed_bytes for session in self._lives)
+        """Bytes that were sent again after resumptions, of all sessions so far."""
+        return self.stats.replayed_bytes + sum(session.stats.replayed_bytes for session in self._resumables)
 
     # -- the owner's loop ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a session up until cancelled; then everything is closed. Raises nothing of the network's."""
+        """Keep a session up until cancelled, then close everything; failures of the network are logged, not raised."""
         watch = asyncio.get_running_loop().create_task(self._watch())
         try:
             while True:
@@ -165,39 +166,39 @@ class SessionManager(BaseHandler):
                 hint = None
                 try:
                     await self._establish()
-                    lasted = await self._stay()
+                    lasted = await self._keep_renewed()
                     hint = self._refused_with.retry_after if self._refused_with is not None else None
                 except ArcbridgeError as error:
                     self._fail(error)
                     hint = error.retry_after
                     if isinstance(error, Unauthenticated):
                         self._tokens.refused()
-                await self._pause(lasted, hint)
+                await self._wait_before_retry(lasted, hint)
         finally:
             watch.cancel()
             self._close()
 
-    async def first(self) -> None:
-        """One attempt, before `run`: raises what is wrong, so that a start fails at once and clearly."""
+    async def connect_once(self) -> None:
+        """Establish the first session, before `run`; raises ArcbridgeError, so that a start fails at once."""
         try:
             await self._establish()
         except ArcbridgeError as error:
-            self._fail(error, told=True)  # by whoever started us
+            self._fail(error, reported=True)  # the caller reports it
             raise
 
     def close(self) -> None:
-        """End the session and what is left of former ones; what `run` does at its end."""
+        """End every session, as `run` does when it is cancelled."""
         self._close()
 
-    async def gone(self) -> None:
-        """After `close`: until the connections have ended in order, at most FAREWELL seconds.
+    async def wait_closed(self) -> None:
+        """Wait after `close` until the connections have ended in order, at most CLOSE_TIMEOUT seconds.
 
-        When a process ends before, the kernel closes its sockets: by RST if anything unread has come, and the RST
-        overtakes our GOAWAY. The agent then believes in an accident and keeps the session, with all that runs in it.
+        If the process ended before, the kernel would close its sockets, by RST where unread bytes have come, and the
+        RST overtakes our GOAWAY. The agent would take the session for detached and keep it, with all its streams.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + FAREWELL
-        while loop.time() < deadline and any(session.transport is not None for session in self._parting):
+        deadline = loop.time() + CLOSE_TIMEOUT
+        while loop.time() < deadline and any(session.transport is not None for session in self._ending):
             await asyncio.sleep(0.01)
 
     async def _establish(self) -> None:
@@ -205,65 +206,65 @@ class SessionManager(BaseHandler):
             return
         self._take(await self._attempt())
 
-    async def _stay(self) -> float:
-        """Until the session is over or drains, renewing its token; how long it was good, in seconds."""
+    async def _keep_renewed(self) -> float:
+        """Renew the session's token until the session ends or drains; returns how long it was usable, in seconds."""
         loop = asyncio.get_running_loop()
-        while (life := self._current) is not None:
+        while (resumable := self._current) is not None:
             self._changed.clear()
-            renewal = life.renewal if not life.detached else None  # a resumption brings a new token itself
+            renewal = resumable.renewal if not resumable.detached else None  # a resumption sends a new token
             wait = max(0.0, renewal.at - loop.time()) if renewal is not None and renewal.at else None
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
-                await self._renew(life)
+                await self._renew(resumable)
         return loop.time() - self._established_at
 
-    async def _pause(self, lasted: float, hint: float | None) -> None:
-        """Wait before the next attempt, unless somebody wants a stream now."""
+    async def _wait_before_retry(self, lasted: float, hint: float | None) -> None:
+        """Wait before the next attempt, until a caller asks for a stream."""
         if hint is not None:
-            hint = min(float(hint), HINT_MOST)
+            hint = min(float(hint), RETRY_HINT_LIMIT)
         delay = self._backoff.next_delay(lasted=lasted, hint=hint)
-        if self._waiting and (self.failure is None or lasted >= QUIET):
-            return  # a good session ended: what waits already shall not wait for the backoff
-        self._wanted.clear()
+        if self._waiting and (self.failure is None or lasted >= FAILURE_HOLD):
+            return  # a usable session has just ended: callers that wait already do not wait for the backoff too
+        self._stream_wanted.clear()
         try:
             async with asyncio.timeout(delay):
-                await self._wanted.wait()
+                await self._stream_wanted.wait()
         except TimeoutError:
             pass
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY)
-            self.look_around()
+            await asyncio.sleep(CHECK_INTERVAL)
+            self.check_connections()
 
-    def look_around(self) -> None:
-        """Resume at once what a sleep of this machine, or its change of network, has cut without a word."""
-        slept = self._whereabouts.slept()
-        for life in list(self._lives.values()):
+    def check_connections(self) -> None:
+        """Resume sessions at once whose connections this machine's sleep, or change of network, has cut silently."""
+        slept = self._sleep_detector.slept()
+        for resumable in list(self._resumables.values()):
             if slept:
-                life.suspect(f"this machine slept for {slept:.0f} s")
-            elif gone := self._whereabouts.lost_address(life.session.transport):
-                life.suspect(f"this machine no longer has the address {gone}", surely=True)
+                resumable.suspect(f"this machine slept for {slept:.0f} s")
+            elif gone := self._sleep_detector.lost_address(resumable.session.transport):
+                resumable.suspect(f"this machine no longer has the address {gone}", surely=True)
 
-    def _fail(self, error: ArcbridgeError, *, told: bool = False) -> None:
-        again = told or (self.failure is not None and self.failure.message == error.message)
+    def _fail(self, error: ArcbridgeError, *, reported: bool = False) -> None:
+        quiet = reported or (self.failure is not None and self.failure.message == error.message)
         self.failures += 1
-        # The same failure over and over is told once, then only to those who debug.
-        (self._log.debug if again else self._log.warning)("no session", reason=error.message)
-        self._disappoint(error)
+        # A failure that repeats is a warning once, and at debug from then on.
+        (self._log.debug if quiet else self._log.warning)("no session", reason=error.message)
+        self._fail_waiters(error)
 
-    def _disappoint(self, error: ArcbridgeError) -> None:
-        """Whoever waits, and whoever asks soon, gets this."""
+    def _fail_waiters(self, error: ArcbridgeError) -> None:
+        """Give the error to the callers that wait, and to those that ask within FAILURE_HOLD."""
         self.failure = error
         self._failed_at = asyncio.get_running_loop().time()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(error)
-                waiter.exception()  # a waiter that was cancelled at the same moment need not know
+                waiter.exception()  # retrieved: a caller that was cancelled in this turn will not await it
 
-    def _satisfy(self, session: MuxSession) -> None:
+    def _complete_waiters(self, session: MuxSession) -> None:
         self.failure = None
         self._refused_with = None
         for waiter in self._waiting:
@@ -272,50 +273,53 @@ class SessionManager(BaseHandler):
 
     def _close(self) -> None:
         self._closing = True
-        for session, life in list(self._lives.items()):
-            life.stop()
+        for session, resumable in list(self._resumables.items()):
+            resumable.stop()
             session.close(GoawayCode.DONE, "the client ended")
-            self._parting.append(session)
+            self._ending.append(session)
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(Unreachable("arcbridge is ending"))
-                waiter.exception()  # as in _disappoint
+                waiter.exception()  # retrieved, as in _fail_waiters
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    def _take(self, life: ResumableSession) -> None:
-        """A fresh session becomes the one for new streams."""
-        self._current = life
+    def _take(self, resumable: ResumableSession) -> None:
+        """Make a fresh session the current one."""
+        self._current = resumable
         self._established_at = asyncio.get_running_loop().time()
         self.established_count += 1
         self._log.info(
-            "session established", session=life.session.label, subject=self.subject, relay=str(life.relay.address)
+            "session established",
+            session=resumable.session.label,
+            subject=self.subject,
+            relay=str(resumable.relay.address),
         )
-        self._satisfy(life.session)
+        self._complete_waiters(resumable.session)
 
     async def _attempt(self, leaving: RelayAccess | None = None) -> ResumableSession:
-        """Join, check the CA, connect; raises ArcbridgeError in the person's words."""
+        """Join, check the CA, connect; raises ArcbridgeError with a message for the user."""
         self.attempts += 1
-        tries = len(self.relays)
+        attempts_left = len(self.relays)
         while True:
             joined = await join(self.relays, self.cluster, self._tokens, leaving=leaving)
-            if not await self._trusts(joined):
+            if not await self._is_trusted(joined):
                 continue
             try:
-                life = await self._connect(joined)
-                if life.session.closed:  # between AUTH_OK and here
-                    raise await life.session.wait_ended()
-                return life
+                resumable = await self._connect(joined)
+                if resumable.session.closed:  # between AUTH_OK and here
+                    raise await resumable.session.wait_ended()
+                return resumable
             except ArcbridgeError as error:
                 if not isinstance(error, SessionEnded):
                     self.relays.failed(joined.relay)
-                tries -= 1
-                if tries <= 0 or not isinstance(error, ConnectionLost):
+                attempts_left -= 1
+                if attempts_left <= 0 or not isinstance(error, ConnectionLost):
                     raise_user_error(error, self.cluster)
-                # It joined, and then it died: another relay may work at once.
+                # The join succeeded and the connection died afterwards: another relay may work at once.
 
-    async def _trusts(self, joined: Joined) -> bool:
-        """Whether the join may go on; False when it was given up while a person was asked, who said yes."""
+    async def _is_trusted(self, joined: Joined) -> bool:
+        """Whether to go on with this join; False when it was given up to ask the user, who has accepted the CA."""
         ca = joined.reply.cluster_ca
         try:
             if self._trust.check(self.cluster, ca):
@@ -326,19 +330,19 @@ class SessionManager(BaseHandler):
         except BaseException:
             joined.sock.close()
             raise
-        # Asking a person takes longer than the agent waits: this join is given up, the next one succeeds.
+        # The user takes longer to answer than the agent waits: this join is given up, the next one succeeds.
         joined.sock.close()
         await self._trust.first_time(self.cluster, ca)
         return False
 
     async def _connect(self, joined: Joined) -> ResumableSession:
-        """The session over a joined socket whose cluster CA is trusted. Owns the socket from here on."""
+        """Establish a session over a joined socket whose cluster CA is trusted; owns the socket from here on."""
         session: MuxSession | None = None
 
         async def established() -> None:
             assert session is not None
-            self._asking = session
-            for waiter in self._hasty:
+            self._authenticating = session
+            for waiter in self._waiting_before_auth:
                 if not waiter.done():
                     waiter.set_result(session)
             await session.wait_established()
@@ -353,21 +357,21 @@ class SessionManager(BaseHandler):
                 label=joined.reply.join_id,
                 software=f"arcbridge {__version__}",
             )
-            life = self._lives[session] = self._live(session, joined)
+            resumable = self._resumables[session] = self._make_resumable(session, joined)
             session.authenticate(Auth(kind=token.kind, token=token.text))
             await shake_hands(joined, self.cluster, session.protocol, established)
         except BaseException:
             if session is not None:
                 session.abort()
-                self._lives.pop(session, None)
+                self._resumables.pop(session, None)
             joined.sock.close()
             raise
         finally:
-            self._asking = None
-        life.schedule_renewal(token)
-        return life
+            self._authenticating = None
+        resumable.schedule_renewal(token)
+        return resumable
 
-    def _live(self, session: MuxSession, joined: Joined) -> ResumableSession:
+    def _make_resumable(self, session: MuxSession, joined: Joined) -> ResumableSession:
         return ResumableSession(
             session,
             self.cluster,
@@ -375,36 +379,36 @@ class SessionManager(BaseHandler):
             self._tokens,
             joined,
             stats=self.stats,
-            wall=self._wall,
-            back=self._is_back,
-            failed=self._not_back,
+            clock=self._clock,
+            on_attached=self._on_attached,
+            on_failed=self._on_resume_failed,
             replace=self._replace,
         )
 
-    # -- what a life asks of its owner --------------------------------------------------------------------------------
+    # -- callbacks of `ResumableSession` ------------------------------------------------------------------------------
 
-    def _is_back(self, life: ResumableSession) -> None:
-        if life is self._current:
-            self._satisfy(life.session)
+    def _on_attached(self, resumable: ResumableSession) -> None:
+        if resumable is self._current:
+            self._complete_waiters(resumable.session)
             self._changed.set()
 
-    def _not_back(self, life: ResumableSession, error: ArcbridgeError) -> None:
+    def _on_resume_failed(self, resumable: ResumableSession, error: ArcbridgeError) -> None:
         self.attempts += 1
         self.failures += 1
-        if life is not self._current:
+        if resumable is not self._current:
             return
         if is_elsewhere(error):
-            # Another agent of the cluster is there: it can have the new streams, while these wait for theirs.
+            # Another agent of the cluster is connected: it gets the new streams, while these wait for their own.
             self._current = None
             self._changed.set()
-        elif life.waited >= PATIENCE or not isinstance(error, Unreachable):
-            self._disappoint(error)
+        elif resumable.detached_for >= DETACHED_WAIT or not isinstance(error, Unreachable):
+            self._fail_waiters(error)
 
-    async def _replace(self, life: ResumableSession) -> bool:
-        if life is not self._current:
+    async def _replace(self, resumable: ResumableSession) -> bool:
+        if resumable is not self._current:
             return False
-        fresh = await self._attempt(leaving=life.relay)
-        if self._closing or life is not self._current:
+        fresh = await self._attempt(leaving=resumable.relay)
+        if self._closing or resumable is not self._current:
             fresh.session.close(GoawayCode.DONE, "another session was made meanwhile")
             return False
         self._take(fresh)
@@ -413,9 +417,9 @@ class SessionManager(BaseHandler):
 
     # -- renewal ------------------------------------------------------------------------------------------------------
 
-    async def _renew(self, life: ResumableSession) -> None:
-        """Send a newer token in the session; without one try again soon, until the agent ends the session."""
-        session, renewal = life.session, life.renewal
+    async def _renew(self, resumable: ResumableSession) -> None:
+        """Send a newer token in the session; where there is none, schedule another try."""
+        session, renewal = resumable.session, resumable.renewal
         if renewal is None:
             return
         loop = asyncio.get_running_loop()
@@ -424,67 +428,67 @@ class SessionManager(BaseHandler):
         except ArcbridgeError as error:
             self._log.warning("the login cannot be renewed", session=session.label, reason=error.message)
         else:
-            if life.renewal is not renewal:
-                return  # a resumption brought a token meanwhile
+            if resumable.renewal is not renewal:
+                return  # a resumption has sent a token meanwhile
             if token.text != renewal.sent.text and session.usable:
                 session.authenticate(Auth(kind=token.kind, token=token.text))
-                life.expires_in = 0.0
-                life.schedule_renewal(token)
+                resumable.expires_in = 0.0
+                resumable.schedule_renewal(token)
                 self._log.debug("token renewed", session=session.label)
                 return
             if renewal.ends_at and renewal.ends_at - loop.time() < 60:
                 self._log.warning("the login ends soon and there is no newer token", session=session.label)
-        renewal.at = loop.time() + RENEW_AGAIN
+        renewal.at = loop.time() + RENEWAL_RETRY
 
-    # -- what the session tells ---------------------------------------------------------------------------------------
+    # -- callbacks of `MuxSession` ------------------------------------------------------------------------------------
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         self.subject = ok.subject
-        life = self._lives.get(session)
-        if life is not None:
-            life.accepted(float(ok.expires_in))
+        resumable = self._resumables.get(session)
+        if resumable is not None:
+            resumable.accepted(float(ok.expires_in))
             self._changed.set()
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
-        """The agent accepts nothing new: what runs goes on there, the next stream needs another session."""
+        """The agent accepts no new stream: open ones go on, the next one needs another session."""
         if self._current is not None and session is self._current.session:
             self._current = None
-            if not self._told_to_go(SessionEnded(goaway.code, goaway.message)):
+            if not self._login_refused(SessionEnded(goaway.code, goaway.message)):
                 self._log.info("the agent drains the session", session=session.label, code=goaway.code)
             self._changed.set()
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
-        life = self._lives.get(session)
-        if life is None or self._closing:
+        resumable = self._resumables.get(session)
+        if resumable is None or self._closing:
             session.abort(error)
         else:
-            life.lost(error)
+            resumable.connection_lost(error)
             self._changed.set()
 
     def move_requested(self, session: MuxSession) -> None:
-        life = self._lives.get(session)
-        if life is not None and not self._closing:
-            life.move()
+        resumable = self._resumables.get(session)
+        if resumable is not None and not self._closing:
+            resumable.move()
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
-        life = self._lives.pop(session, None)
-        if life is None:
+        resumable = self._resumables.pop(session, None)
+        if resumable is None:
             return
-        was_detached = life.detached
-        life.over(error)
+        was_detached = resumable.detached
+        resumable.ended(error)
         if isinstance(error, ConnectionLost):
-            self.relays.failed(life.relay)
-        if life is not self._current:
+            self.relays.failed(resumable.relay)
+        if resumable is not self._current:
             return
         self._current = None
         if self._closing:
             return
-        if not self._told_to_go(error) and not was_detached:
+        if not self._login_refused(error) and not was_detached:
             self._log.warning("session lost", session=session.label, reason=error.message)
         self._changed.set()
 
-    def _told_to_go(self, error: ArcbridgeError) -> bool:
-        """Whether the end is about this login, not about the way: then the person is told, and a new token needed."""
+    def _login_refused(self, error: ArcbridgeError) -> bool:
+        """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
         self._refused_with = of_session(error, self.cluster)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False

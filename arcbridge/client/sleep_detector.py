@@ -1,7 +1,7 @@
 """Whether this machine slept, or left the network whose address a connection uses.
 
-Both end a connection without a word; waiting for the keepalive to notice would cost 25 s. Nothing here acts: whoever
-keeps sessions asks about once a second.
+Both end a connection silently; the keepalive would take 25 s to notice. Nothing here acts: the session manager asks
+once a second.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import socket
 import time
 from collections.abc import Callable
 
-SLEPT = 5.0
-"""Seconds of sleep from which a connection is suspect: NATs and relays keep one over a shorter one."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks."""
+SLEEP_THRESHOLD = 5.0
+"""Seconds of sleep from which a connection is suspect; NATs and relays keep one over a shorter sleep."""
+CHECK_INTERVAL = 1.0
+"""Seconds between two checks."""
 
 
 def seconds_asleep() -> float:
@@ -39,7 +39,7 @@ def is_gone(address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
 
 
 class SleepDetector:
-    """Remembers how long the machine had slept at the last look."""
+    """Remembers how long the machine had slept at the last check."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class SleepDetector:
         self._before = asleep()
 
     def slept(self) -> float:
-        """Seconds slept since the last call; 0 for less than `SLEPT`."""
+        """Seconds slept since the last call; 0 for less than `SLEEP_THRESHOLD`."""
         now = self._asleep()
         slept, self._before = now - self._before, now
-        return slept if slept >= SLEPT else 0.0
+        return slept if slept >= SLEEP_THRESHOLD else 0.0
 
     def lost_address(self, transport: asyncio.BaseTransport | None) -> str:
         """The local IP address of a connection if it is gone; empty when it is there, or unknown."""

@@ -10,15 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arcbridge.errors import StateError
-from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+if TYPE_CHECKING:
+    from arcbridge.pki.authority import Authority
 
 FIRST_PORT = 47011
 """Azure Arc's port: scripts that know it go on working."""
 CLIENT_CERTIFICATE_LIFE = 366 * 86400.0
 """Seconds. The certificate is in a kubeconfig that only its user can read; copies go on working for a while."""
+SERVER_CERTIFICATE_REUSE = 86400.0
+"""Seconds for which later starts use the endpoint's certificate again: to make one takes `cryptography`, a sixth of a
+client's start to import."""
 _LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
 
 
@@ -58,16 +64,35 @@ class StateDirectory:
         return self.cache / "tokens"
 
     def certificates(self, cluster: str, now: float) -> LocalCertificates:
-        """The local CA (made once), a server certificate of this start, and the cluster's client certificate.
+        """The local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
         goes on working. A client certificate is replaced when less than a third of its life is left.
         """
+        return self._kept_certificates(cluster, now) or self._make_certificates(cluster, now)
+
+    def _kept_certificates(self, cluster: str, now: float) -> LocalCertificates | None:
+        """What an earlier start of today found to be good; None when the CA or the client certificate is another."""
+        try:
+            kept = json.loads(read_file(self._endpoint_file(cluster)) or b"{}")
+            ca = (read_file(self.path / "local-ca" / "ca.crt") or b"").decode("ascii", "replace")
+            exposed = (self.path / "local-ca" / "ca.key").stat().st_mode & 0o077
+            certificate, key = _split((read_file(self._client_file(cluster)) or b"").decode("ascii", "replace"))
+            if exposed or not key or (kept["ca"], kept["client_certificate"]) != (ca, certificate):
+                return None
+            if not kept["made_at"] <= now < kept["made_at"] + SERVER_CERTIFICATE_REUSE:
+                return None
+            return LocalCertificates(ca, str(kept["server_certificate"]), str(kept["server_key"]), certificate, key)
+        except (OSError, StateError, ValueError, TypeError, KeyError):
+            return None
+
+    def _make_certificates(self, cluster: str, now: float) -> LocalCertificates:
+        from arcbridge.pki.authority import Authority
+
         authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint")
         server = authority.issue_server(_LOCAL_NAMES)
-        directory = self.path / "clusters"
-        ensure_private_directory(directory)
-        file = directory / f"{cluster}.pem"
+        file = self._client_file(cluster)
+        ensure_private_directory(file.parent)
         with locked(self.path / ".clusters.lock"):
             kept = (read_file(file) or b"").decode("ascii", "replace")
             certificate, key = _split(kept)
@@ -75,8 +100,22 @@ class StateDirectory:
                 issued = authority.issue_client(cluster, life=CLIENT_CERTIFICATE_LIFE)
                 certificate, key = issued.certificate_pem, issued.key_pem
                 write_private(file, (certificate + key).encode())
-        # In no file: another process of this user that starts now would exchange it between two reads of it.
+            # One file, replaced at once: a start that reads it now has the certificate and its key, or the former two.
+            document = {
+                "ca": authority.certificate_pem,
+                "client_certificate": certificate,
+                "server_certificate": server.certificate_pem,
+                "server_key": server.key_pem,
+                "made_at": now,
+            }
+            write_private(self._endpoint_file(cluster), json.dumps(document).encode())
         return LocalCertificates(authority.certificate_pem, server.certificate_pem, server.key_pem, certificate, key)
+
+    def _client_file(self, cluster: str) -> Path:
+        return self.path / "clusters" / f"{cluster}.pem"
+
+    def _endpoint_file(self, cluster: str) -> Path:
+        return self.path / "clusters" / f"{cluster}.json"
 
     # -- ports --------------------------------------------------------------------------------------------------------
 
@@ -150,6 +189,8 @@ def _split(pem: str) -> tuple[str, str]:
 
 
 def _worn(certificate_pem: str, now: float) -> bool:
+    from arcbridge.pki.authority import certificate_validity
+
     begin, end = certificate_validity(certificate_pem)
     return not begin <= now < begin + (end - begin) * 2 / 3
 

@@ -7,7 +7,6 @@ new login, never a crash.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from arcbridge.client.jwt_unverified import look
+from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 
@@ -67,7 +66,7 @@ def token_set(answer: dict[str, object], now: float, former_refresh_token: str =
     expires_in = answer.get("expires_in")
     if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and expires_in > 0:
         ends.append(now + float(expires_in))
-    ends += [end for token in (text("access_token"), text("id_token")) if (end := look(token).expires_at)]
+    ends += [end for token in (text("access_token"), text("id_token")) if (end := read_unverified(token).expires_at)]
     return TokenSet(
         access_token=text("access_token"),
         id_token=text("id_token"),
@@ -128,16 +127,21 @@ class TokenCache:
             raise StateError(f"cannot open the lock file {lock}: {error.strerror}") from error
         try:
             deadline = asyncio.get_running_loop().time() + LOCK_WAIT
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if asyncio.get_running_loop().time() > deadline:
-                        raise StateError(
-                            f"another process has held {lock} for {LOCK_WAIT:.0f} s; is a login waiting there?"
-                        ) from None
-                    await asyncio.sleep(LOCK_RETRY)
+            while not _try_lock(descriptor, lock):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise StateError(
+                        f"another process has held {lock} for {LOCK_WAIT:.0f} s; is a login waiting there?"
+                    )
+                await asyncio.sleep(LOCK_RETRY)
             yield
         finally:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    from filelock import lock_descriptor  # 15 ms: only what locks pays for it
+
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        raise StateError(f"cannot lock {path}: {error.strerror}") from error

@@ -1,7 +1,7 @@
 """Which token goes where: an access token to the relay, an id token (or a ServiceAccount's) to the cluster.
 
-The relay sees the first and must not be able to use it at the cluster, so the two differ unless the person gave only
-one; then a warning says what that means. Files are read at every use, because others refresh them.
+The relay sees the first and must not be able to use it at the cluster, so the two differ unless the user gave only
+one; then a warning says what that means. Files are read at every use, because other programs refresh them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Protocol
 
 import structlog
 
-from arcbridge.client.jwt_unverified import look
+from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import StateError, Unauthenticated
 
 COMMAND_DEADLINE = 120.0
-"""Seconds: a command may itself ask a person."""
+"""Seconds: a command may itself ask the user."""
 _TOKEN_LIMIT = 64 * 1024
 _OUTPUT_LIMIT = 256 * 1024
 
@@ -45,7 +45,7 @@ class TokenPair(Protocol):
 
 
 class Tokens:
-    """The tokens of one client. Each method raises Unauthenticated with what the person can do."""
+    """The tokens of one client. Each method raises Unauthenticated, which says what the user can do."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Tokens:
         self._refused = False
         self._warned = False
         self.interactive = False
-        """Whether a person may be asked to log in now; set by whoever knows that one is there."""
+        """Whether the user may be asked to log in now; set by the command, which knows whether there is a terminal."""
 
     @property
     def token_mode(self) -> bool:
@@ -113,7 +113,7 @@ class Tokens:
         return tokens
 
     def _current(self, token: str, source: str) -> str:
-        expires_at = look(token).expires_at
+        expires_at = read_unverified(token).expires_at
         if expires_at and expires_at <= self._clock():
             raise Unauthenticated(f"the token of {source} has expired; put a new one there")
         return token
@@ -205,4 +205,4 @@ def check_token(data: bytes, source: str) -> str:
 
 
 def _cluster_token(kind: str, token: str) -> ClusterToken:
-    return ClusterToken(kind, token, look(token).expires_at)
+    return ClusterToken(kind, token, read_unverified(token).expires_at)

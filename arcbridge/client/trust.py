@@ -1,7 +1,7 @@
 """Whether a cluster's CA is the one it should be: no token goes to a cluster before this has said yes.
 
-In this order: the pin that was given, the organisation's pins file, what this user trusted before, the person at the
-terminal, `--trust-first-use`. A pin that is known and differs is an error that names both; it is never replaced.
+In this order: the pin that was given, the organisation's pins file, what this user trusted before, the user's answer
+at the terminal, `--trust-first-use`. A pin that is known and differs is an error that names both; it is never replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from arcbridge.pki.pins import PinStore, check_pin, mismatch_message, pin_of, sa
 log = structlog.get_logger("arcbridge.client")
 
 Ask = Callable[[str, str], Awaitable[bool]]
-"""Shows a cluster's name and pin to the person; whether it is trusted."""
+"""Shows a cluster's name and pin to the user; returns whether the user trusts it."""
 
 
 class ClusterTrust:
@@ -67,11 +67,11 @@ class ClusterTrust:
 
     @property
     def asks(self) -> bool:
-        """Whether a person decides at first contact, which takes longer than an agent waits."""
+        """Whether the user decides at first contact, which takes longer than an agent waits."""
         return self._ask is not None and not self._first_use
 
     async def first_time(self, cluster: str, ca_pem: str) -> None:
-        """Decide about a cluster that nobody has vouched for, and remember it; raises PinMismatch when refused."""
+        """Decide about a cluster without a known pin, and remember it; raises PinMismatch when refused."""
         pin = pin_of(ca_pem)
         if self.asks and self._ask is not None:
             if not await self._ask(cluster, pin):

@@ -104,6 +104,7 @@ class MuxSession:
             cluster_ca=cluster_ca,
             budget=memory.budget,
         )
+        self._sender = self._machine.sender
         self._handler = handler
         self._connection: MuxConnection | None = None
         self._transport: asyncio.Transport | None = None
@@ -172,22 +173,22 @@ class MuxSession:
     @property
     def session_id(self) -> bytes:
         """What names the session to its agent; empty where it cannot be resumed."""
-        return self._machine.session_id
+        return self._machine.resumption.session_id
 
     @property
     def resume_secret(self) -> bytes:
         """What proves that a connection is its own. Never to be logged."""
-        return self._machine.resume_secret
+        return self._machine.resumption.secret
 
     @property
     def epoch(self) -> int:
         """Of the attached connection; 0 for the first."""
-        return self._machine.epoch
+        return self._machine.resumption.epoch
 
     @property
     def resuming(self) -> Hello | None:
         """Acceptor: the HELLO of a connection that asks to resume another session; None for an ordinary one."""
-        return self._machine.resuming
+        return self._machine.resumption.resuming
 
     async def wait_established(self) -> None:
         """Until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
@@ -222,7 +223,7 @@ class MuxSession:
         except asyncio.CancelledError:
             if self._connection is not None and self.state is State.DETACHED:
                 self._machine.connection_lost(monotonic(), ConnectionLost("given up"))
-                self._act()
+                self.act()
             raise
 
     def take_over(self, newcomer: MuxSession, ok: AuthOk) -> None:
@@ -236,25 +237,25 @@ class MuxSession:
         if hello is None or connection is None or connection.transport is None:
             raise ConnectionLost("the connection that was to resume the session is gone")
         try:
-            self._machine.take_over(hello, ok, monotonic())
+            self._machine.resumption.take_over(hello, ok, monotonic())
         except RemoteProtocolError as error:
             newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
             self._drop_connection()
-            self._act()
+            self.act()
             raise
         self._drop_connection()
         newcomer._connection = newcomer._transport = None
-        newcomer._machine.hand_over(monotonic())
-        newcomer._act()
+        newcomer._machine.resumption.hand_over(monotonic())
+        newcomer.act()
         connection.carry(self)
         self._connection, self._transport = connection, connection.transport
         self.label = newcomer.label
-        self._act()
+        self.act()
 
     def ask_to_move(self) -> None:
         """Acceptor: ask the client for another connection, because this one goes away soon."""
-        self._machine.ask_to_move(self.label)
-        self._wake()
+        self._machine.resumption.ask_to_move(self.label)
+        self.wake()
 
     def protocol(self) -> MuxConnection:
         """A protocol for `create_connection` or `connect_accepted_socket` (TLS)."""
@@ -263,7 +264,7 @@ class MuxSession:
     def authenticate(self, auth: Auth) -> None:
         """Send the token: in the first flight when called before the connection is made; later it renews."""
         self._machine.authenticate(auth)
-        self._wake()
+        self.wake()
 
     def accept_auth(self, ok: AuthOk) -> None:
         """The token is good (acceptor)."""
@@ -272,12 +273,12 @@ class MuxSession:
         if first and not self.closed:
             self._established.set_result(None)
             self._call(self._handler.established, self)
-        self._act()
+        self.act()
 
     def refuse_auth(self, code: GoawayCode, message: str) -> None:
         """The token is not good (acceptor); the session ends with the reason."""
         self._machine.refuse_auth(code, message)
-        self._act()
+        self.act()
 
     def open(self, target: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
         """Open a stream and attach `protocol` to it; what is written now travels in OPEN's flight.
@@ -285,36 +286,36 @@ class MuxSession:
         Raises SessionEnded when nothing new is accepted.
         """
         stream = StreamTransport(self, self._machine, self._machine.open_stream(target))
-        self._wake()
+        self.wake()
         stream.attach(protocol)
         return stream
 
     def send_dial(self, dial: Dial) -> None:
         """Relay: send a dial request."""
         self._machine.send_dial(dial)
-        self._wake()
+        self.wake()
 
     def send_status(self, status: Status) -> None:
         """Agent: send a status."""
         self._machine.send_status(status)
-        self._wake()
+        self.wake()
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new; what runs may finish within the drain deadline, then the connection closes."""
         self._machine.goaway(code, message, retry_after)
-        self._act()
+        self.act()
 
     def close(self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0) -> None:
         """End now, telling the peer why; every stream ends with SessionEnded."""
         self._machine.close(code, message or "the session was closed", retry_after)
-        self._act()
+        self.act()
 
     def abort(self, error: ArcbridgeError | None = None) -> None:
         """End now without a word."""
         self._machine.give_up(monotonic(), error or ConnectionLost("the connection was aborted"))
         if self._transport is not None:
             self._transport.abort()
-        self._act()
+        self.act()
 
     # -- called by the connection ---------------------------------------------------------------------------------
 
@@ -329,7 +330,7 @@ class MuxSession:
                 transport.abort()
                 return
             self._drop_connection()
-            self._machine.begin_resume(auth, monotonic())
+            self._machine.resumption.begin(auth, monotonic())
             self.label = connection.label or self.label
             self._arm_timer()
         self._connection, self._transport = connection, transport
@@ -339,14 +340,14 @@ class MuxSession:
         """Bytes of the peer, valid during the call only."""
         machine = self._machine
         machine.receive_data(view, monotonic())
-        if machine._events:
-            self._act()
-        elif machine.has_output and self._flush_handle is None:
+        if machine.events:
+            self.act()
+        elif self._sender.has_output and self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def set_writable(self, writable: bool) -> None:
         """The transport's buffer filled up or drained."""
-        self._machine.set_writable(writable)
+        self._sender.set_writable(writable)
         if writable:
             self._flush()
 
@@ -367,22 +368,16 @@ class MuxSession:
             error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
             self._machine.connection_lost(monotonic(), error)
-        self._act()
+        self.act()
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- called by the streams ------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Write what is ready at the end of this loop turn (called by the streams)."""
+        """Write what is ready at the end of this loop turn."""
         if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
-    _wake = wake
-
     def act(self) -> None:
-        """Deal with what a stream's command caused (called by the streams)."""
-        self._act()
-
-    def _act(self) -> None:
         """After a receive or command: events in order, then output, then the timer."""
         if self._acting:
             return  # called by what an event caused: its turn comes after those that happened before
@@ -394,7 +389,9 @@ class MuxSession:
         finally:
             self._acting = False
         self._arm_timer()
-        self._wake()
+        self.wake()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: ev.Event) -> None:
         handler = self._handler
@@ -463,7 +460,7 @@ class MuxSession:
             self._transport.close()
         if not self._established.done():
             self._established.set_exception(error)
-            self._established.exception()  # whoever does not wait for it need not know
+            self._established.exception()  # retrieved, so that asyncio logs nothing where no caller waits
         self._tell_attached(error)
         self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
 
@@ -480,7 +477,7 @@ class MuxSession:
             waiting.set_result(None)
         else:
             waiting.set_exception(error)
-            waiting.exception()  # whoever does not wait for it need not know
+            waiting.exception()  # retrieved, so that asyncio logs nothing where no caller waits
 
     def _tell_end(self, error: ArcbridgeError) -> None:
         self._ended.set_result(error)
@@ -500,10 +497,10 @@ class MuxSession:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        machine, transport = self._machine, self._transport
+        sender, transport = self._sender, self._transport
         if transport is None:
             return
-        while parts := machine.data_to_send(FLUSH_LIMIT, monotonic()):
+        while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
             elif sum(map(len, parts)) <= JOIN_WRITES:
@@ -511,18 +508,18 @@ class MuxSession:
             else:
                 transport.writelines(_gathered(parts))
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
-            if not machine.has_output or (not machine.socket_writable and machine.state is not State.CLOSED):
+            if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
-        for stream in machine.take_writable():
+        for stream in sender.take_unblocked():
             if stream.owner is not None:
                 cast(StreamTransport, stream.owner).resume_writer()
-        if machine._events:
-            self._loop.call_soon(self._act)
+        if self._machine.events:
+            self._loop.call_soon(self.act)
 
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.
 
-        Called at the start, by `_act` and, through it, by the timer, but not by a flush. A deadline comes closer only
+        Called at the start, by `act` and, through it, by the timer, but not by a flush. A deadline comes closer only
         by what ends in one of these: the handshake's end (an event), a drain (`goaway`), a PING (sent then, or by the
         timer). Bytes that arrive move it away, which the timer finds out when it fires.
         """
@@ -538,8 +535,8 @@ class MuxSession:
         self._timer = None
         machine = self._machine
         machine.handle_timer(monotonic())
-        if machine._events or machine.has_output:
-            self._act()
+        if machine.events or self._sender.has_output:
+            self.act()
         else:
             self._arm_timer()  # too early, as mostly: bytes that came meanwhile moved the deadline
 

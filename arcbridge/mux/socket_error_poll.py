@@ -1,8 +1,8 @@
-"""A reset that comes with a socket's last bytes: heard of without asking at each read.
+"""Polls sockets for a pending error (SO_ERROR), so that a reset is noticed that comes with a socket's last bytes.
 
-uvloop calls once for a socket in error, bytes or not, and then never again. Asking behind each read costs a system
-call per frame; so all sockets that were read since the last look are asked together, by one timer per loop, which
-exists only while there is one to ask.
+uvloop reports an error only once, together with the last bytes, so a socket that was read is polled again. A poll after
+each read would cost a system call per frame: one timer per loop polls all sockets that were read since it last fired,
+and it exists only while there are any. The module reads no socket itself; their owners do.
 """
 
 from __future__ import annotations
@@ -11,56 +11,57 @@ import asyncio
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-LOOK_EVERY = 0.2
-"""Seconds between two looks."""
+POLL_EVERY = 0.2
+"""Seconds between two polls."""
 
 
-class Looker(Protocol):
+class PolledSocket(Protocol):
     """Owner of a socket that was read."""
 
-    def look(self) -> None:
-        """Find out whether the socket is in error; `SocketErrorPoll.add` is needed again for another look."""
+    def poll_error(self) -> None:
+        """Find out whether the socket is in error; `SocketErrorPoll.add` is needed again for another poll."""
 
 
 class SocketErrorPoll:
-    """Those to ask at the next look; one per loop (`lookout`)."""
+    """The sockets to poll next; one per loop (`socket_error_poll`)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._read: set[Looker] = set()
+        self._read: set[PolledSocket] = set()
+        """Sockets that were read since the last poll."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, looker: Looker) -> None:
-        """Ask `looker` at the next look."""
-        self._read.add(looker)
+    def add(self, polled: PolledSocket) -> None:
+        """Include a socket that was read in the next poll."""
+        self._read.add(polled)
         if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_EVERY, self._look)
+            self._timer = self._loop.call_later(POLL_EVERY, self._poll)
 
-    def remove(self, looker: Looker) -> None:
-        """`looker` has closed its socket."""
-        self._read.discard(looker)
+    def remove(self, polled: PolledSocket) -> None:
+        """Leave out a socket that was closed."""
+        self._read.discard(polled)
         if not self._read and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._timer = None
         read, self._read = self._read, set()
         try:
             while read:
-                read.pop().look()
+                read.pop().poll_error()
         finally:
-            for looker in read:  # one has raised: the others are asked next time
-                self.add(looker)
+            for polled in read:  # one has raised: the others are polled next time
+                self.add(polled)
 
 
-_lookouts: WeakKeyDictionary[asyncio.AbstractEventLoop, SocketErrorPoll] = WeakKeyDictionary()
+_polls: WeakKeyDictionary[asyncio.AbstractEventLoop, SocketErrorPoll] = WeakKeyDictionary()
 
 
-def lookout() -> SocketErrorPoll:
-    """The running loop's."""
+def socket_error_poll() -> SocketErrorPoll:
+    """Return the running loop's poll."""
     loop = asyncio.get_running_loop()
-    found = _lookouts.get(loop)
+    found = _polls.get(loop)
     if found is None:
-        found = _lookouts[loop] = SocketErrorPoll(loop)
+        found = _polls[loop] = SocketErrorPoll(loop)
     return found

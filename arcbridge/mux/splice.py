@@ -11,27 +11,26 @@ import asyncio
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import lookout
+from arcbridge.mux.socket_error_poll import socket_error_poll
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.socket_options import reset_on_close
 from arcbridge.wire.frames import ResetCode
-
-_LINGER_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER of 0 seconds: closing sends RST, so that the other end cannot take a cut for the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpliceResult:
-    """How a splice ended: bytes from the stream to the other side (`down`) and back (`up`)."""
+    """How a splice ended."""
 
-    up: int
-    down: int
+    from_stream: int
+    """Bytes that the stream gave."""
+    to_stream: int
+    """Bytes that the stream took."""
     error: Exception | None
     """None after both directions ended in order."""
 
@@ -42,14 +41,38 @@ class SocketSplice(asyncio.Protocol):
     `on_done` is called once, when the socket is closed and the stream is over.
     """
 
+    __slots__ = (
+        "_closed",
+        "_descriptor",
+        "_error",
+        "_error_poll",
+        "_from_stream",
+        "_loop",
+        "_on_done",
+        "_pending",
+        "_polled",
+        "_read_over",
+        "_reading",
+        "_recv_into",
+        "_send",
+        "_shut_when_sent",
+        "_sock",
+        "_stream",
+        "_stream_lost",
+        "_to_stream",
+        "_write_over",
+    )
+
     def __init__(self, sock: socket.socket, on_done: Callable[[SpliceResult], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._descriptor = sock.fileno()
+        """For the loop's callbacks: uvloop does more for a socket object."""
         # Bound once: these are called for every frame.
         self._send, self._recv_into = sock.send, sock.recv_into
-        self._lookout = lookout()
-        self._looked_after = False
-        """Whether the next look includes this socket."""
+        self._error_poll = socket_error_poll()
+        self._polled = False
+        """Whether the next poll includes this socket."""
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
@@ -57,8 +80,8 @@ class SocketSplice(asyncio.Protocol):
         self._shut_when_sent = False
         self._read_over = False
         self._write_over = False
-        self._up = 0
-        self._down = 0
+        self._to_stream = 0
+        self._from_stream = 0
         self._error: Exception | None = None
         self._closed = False
         self._stream_lost = False
@@ -74,7 +97,7 @@ class SocketSplice(asyncio.Protocol):
         if self._write_over or self._closed:
             return
         size = len(view)
-        self._down += size
+        self._from_stream += size
         try:
             sent = self._send(view)
         except BlockingIOError:
@@ -85,7 +108,7 @@ class SocketSplice(asyncio.Protocol):
         if sent < size:
             self._pending = bytes(view[sent:])
             cast(StreamTransport, self._stream).pause_reading()
-            self._loop.add_writer(self._sock, self._writable)
+            self._loop.add_writer(self._descriptor, self._writable)
 
     def eof_received(self) -> bool:
         """FIN from the stream becomes a FIN of the socket, after its bytes."""
@@ -98,12 +121,12 @@ class SocketSplice(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._descriptor)
 
     def resume_writing(self) -> None:
         if not self._reading and not self._read_over and not self._closed:
             self._reading = True
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._descriptor, self._readable)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stream_lost = True
@@ -126,22 +149,22 @@ class SocketSplice(asyncio.Protocol):
         stream = self._stream
         assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
         if count:
-            self._up += count
+            self._to_stream += count
             stream.write(buffer.VIEW[:count])
             if buffer.POISON:
                 buffer.poison(count)
-            if not self._looked_after:
-                self._looked_after = True
-                self._lookout.add(self)
+            if not self._polled:
+                self._polled = True
+                self._error_poll.add(self)
             return
         self.pause_writing()
         self._read_over = True
         stream.write_eof()
         self._close_if_over()
 
-    def look(self) -> None:
-        """Ask whether the socket was reset with the bytes that were read last (called by the lookout)."""
-        self._looked_after = False
+    def poll_error(self) -> None:
+        """Find out whether the socket was reset with the bytes that were read last (called by the poll)."""
+        self._polled = False
         if self._closed or not self._reading:
             return  # a socket in error that is read again calls again
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -158,7 +181,7 @@ class SocketSplice(asyncio.Protocol):
                 break
             if not count:
                 break
-            self._up += count
+            self._to_stream += count
             stream.write(buffer.VIEW[:count])
         self._fail(error)
 
@@ -173,7 +196,7 @@ class SocketSplice(asyncio.Protocol):
         self._pending = self._pending[sent:]
         if self._pending:
             return
-        self._loop.remove_writer(self._sock)
+        self._loop.remove_writer(self._descriptor)
         if self._stream_lost:
             self._close(reset=False)
             return
@@ -204,21 +227,19 @@ class SocketSplice(asyncio.Protocol):
     def _close(self, *, reset: bool) -> None:
         if not self._closed:
             self._closed = True
-            self._lookout.remove(self)
-            # Both callbacks first: the next socket gets this descriptor's number.
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
-            self._reading = False
-            self._pending = b""
+            self._error_poll.remove(self)
+            # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
+            # there, because uvloop makes a system call either way.
+            self.pause_writing()
+            if self._pending:
+                self._loop.remove_writer(self._descriptor)
+                self._pending = b""
             if reset:
-                try:
-                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-                except OSError:
-                    pass  # the socket is dead already: nothing to reset
+                reset_on_close(self._sock)
             self._sock.close()
         if self._stream_lost and self._on_done is not None:
             done, self._on_done = self._on_done, None
-            done(SpliceResult(self._up, self._down, self._error))
+            done(SpliceResult(self._from_stream, self._to_stream, self._error))
 
 
 class _StreamSide(asyncio.Protocol):
@@ -266,15 +287,15 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._outer_eof = False
         self._outer_closed = False
         self._stream_over = False
-        self._up = 0
-        self._down = 0
+        self._to_stream = 0
+        self._from_stream = 0
         self._error: Exception | None = None
         self.stream_side: asyncio.Protocol = _StreamSide(self)
 
     def start(self, first: bytes = b"") -> None:
         """Begin: `first` goes to the stream, then whatever `outer` reads."""
         if first:
-            self._up += len(first)
+            self._to_stream += len(first)
             cast(StreamTransport, self._stream).write(first)
         self.outer.set_protocol(self)
         if not self.outer.is_closing():
@@ -291,7 +312,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._up += nbytes
+        self._to_stream += nbytes
         if self._stream is not None:
             self._stream.write(buffer.VIEW[:nbytes])
         if buffer.POISON:
@@ -332,7 +353,7 @@ class TransportSplice(asyncio.BufferedProtocol):
 
     def from_stream(self, view: memoryview) -> None:
         """Payload from the stream. TLS encrypts it within the call; a plain transport would keep the view."""
-        self._down += len(view)
+        self._from_stream += len(view)
         self.outer.write(view if self._tls else bytes(view))
 
     def stream_finished(self) -> None:
@@ -360,7 +381,7 @@ class TransportSplice(asyncio.BufferedProtocol):
     def _finish_if_over(self) -> None:
         if self._outer_lost and (self._stream_over or self._stream is None) and self._on_done is not None:
             done, self._on_done = self._on_done, None
-            done(SpliceResult(self._up, self._down, self._error))
+            done(SpliceResult(self._from_stream, self._to_stream, self._error))
 
 
 def said_goodbye(transport: asyncio.Transport) -> bool:
@@ -381,10 +402,7 @@ def reset_transport(transport: asyncio.Transport) -> None:
     """Close a transport so that its peer sees a reset, not an end in order."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already closed
+        reset_on_close(sock)
     transport.abort()
 
 

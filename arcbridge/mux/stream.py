@@ -1,4 +1,4 @@
-"""A stream as an asyncio transport, and its awaitable face.
+"""A stream as an asyncio transport.
 
 Anything written for asyncio (aiohttp's server, a splice, our own protocols) runs over a stream unchanged: pausing the
 transport stops granting credit, and running out of credit pauses the protocol.
@@ -44,12 +44,14 @@ class StreamTransport(asyncio.Transport):
         "_held",
         "_high",
         "_lost",
-        "_machine",
         "_paused",
         "_protocol",
         "_reader_scheduled",
+        "_receiver",
+        "_sender",
         "_session",
         "_stream",
+        "_table",
         "_view_received",
         "_writer_paused",
     )
@@ -57,7 +59,9 @@ class StreamTransport(asyncio.Transport):
     def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
         super().__init__()
         self._session = session
-        self._machine = machine
+        self._sender = machine.sender
+        self._receiver = machine.receiver
+        self._table = machine.stream_table
         self._stream = stream
         stream.owner = self
         stream.low_water = WRITE_LOW
@@ -98,6 +102,11 @@ class StreamTransport(asyncio.Transport):
     def bytes_received(self) -> int:
         """Payload bytes that arrived."""
         return self._stream.bytes_received
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the stream was lost; None before, and after both directions ended in order."""
+        return self._error
 
     # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
 
@@ -157,7 +166,7 @@ class StreamTransport(asyncio.Transport):
             return
         self._closing = True
         self._discard_input()
-        self._machine.finish(self._stream)
+        self._table.finish(self._stream)
         self._session.wake()
         if self._stream.sending is not SendState.FINISHING:
             self._end_in_order()
@@ -169,7 +178,7 @@ class StreamTransport(asyncio.Transport):
         """End both directions now with a RESET; queued bytes are dropped. `connection_lost(StreamReset)` follows."""
         if self._lost:
             return
-        self._machine.reset(self._stream, code)
+        self._table.reset(self._stream, code)
         self._lose(StreamReset(code))
         self._session.act()
 
@@ -180,7 +189,7 @@ class StreamTransport(asyncio.Transport):
         """
         if self._lost:
             return
-        self._machine.cut(self._stream)
+        self._table.cut(self._stream)
         self._lose(StreamReset(ResetCode.TRUNCATED))
         self._session.act()
 
@@ -201,7 +210,7 @@ class StreamTransport(asyncio.Transport):
         self._paused = False
         if self._held:
             held, self._held = self._held, 0
-            self._machine.consumed(self._stream, held)
+            self._receiver.consumed(self._stream, held)
             self._session.wake()
         self._schedule_reader()
 
@@ -211,7 +220,7 @@ class StreamTransport(asyncio.Transport):
         """Send bytes, copied once: `data` may be reused at once. Ignored after the stream was lost."""
         if self._lost or self._closing:
             return
-        queued = self._machine.send(self._stream, data)
+        queued = self._sender.send(self._stream, data)
         session = self._session
         if session._flush_handle is None:
             session.wake()
@@ -230,7 +239,7 @@ class StreamTransport(asyncio.Transport):
         """End our direction after all its bytes; reading goes on."""
         if self._lost or self._closing:
             return
-        self._machine.finish(self._stream)
+        self._table.finish(self._stream)
         self._session.wake()
         self._lose_if_over()
 
@@ -284,7 +293,7 @@ class StreamTransport(asyncio.Transport):
     def reset_received(self, code: int) -> None:
         """RESET came, or the stream was broken by the peer."""
         if code == ResetCode.NO_ERROR and self._stream.receiving is ReceiveState.FINISHED:
-            self.resume_writer()  # what it writes now is dropped: nobody wants it
+            self.resume_writer()  # what it writes now is dropped: the peer wants no more
             return
         if code == ResetCode.TRUNCATED and self._stream.inbox and not self._closing:
             self._cut_due = StreamReset(code)  # what came before it is delivered first
@@ -316,14 +325,14 @@ class StreamTransport(asyncio.Transport):
         if self._paused:  # it paused within the call
             self._account(len(view))
         else:
-            self._machine.consumed(stream, len(view))
+            self._receiver.consumed(stream, len(view))
 
     def _deliver_otherwise(self, view: memoryview) -> None:
         """The same to a protocol that takes bytes, or to none now."""
         stream = self._stream
         if self._paused or self._closing or (stream.inbox and not self._draining):
             if self._closing:
-                self._machine.consumed(stream, len(view))
+                self._receiver.consumed(stream, len(view))
             else:
                 stream.inbox.append(bytes(view))
             return
@@ -344,7 +353,7 @@ class StreamTransport(asyncio.Transport):
         if self._paused and self.is_open():
             self._held += count
         else:
-            self._machine.consumed(self._stream, count)
+            self._receiver.consumed(self._stream, count)
 
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
@@ -392,12 +401,12 @@ class StreamTransport(asyncio.Transport):
         self._held = 0
         self._eof_due = False
         if waiting:
-            self._machine.consumed(stream, waiting)
+            self._receiver.consumed(stream, waiting)
 
     def _end_in_order(self) -> None:
         """Our FIN has gone. A peer that still sends is told that nothing more is wanted."""
         if self._stream.receiving is ReceiveState.OPEN:
-            self._machine.reset(self._stream, ResetCode.NO_ERROR)
+            self._table.reset(self._stream, ResetCode.NO_ERROR)
         self._lose(None)
         self._session.act()
 
@@ -441,123 +450,3 @@ class StreamTransport(asyncio.Transport):
     def _tell_lost(self) -> None:
         if self._protocol is not None:  # looked up now: it may have been changed meanwhile
             self._protocol.connection_lost(self._error)
-
-
-class StreamIO(asyncio.Protocol):
-    """The awaitable face of a stream: for tests, probes, and code that reads better as a coroutine.
-
-    One reader and one writer at a time.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.transport: StreamTransport | None = None
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._eof = False
-        self._error: Exception | None = None
-        self._over = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._may_write = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, StreamTransport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._size += len(data)
-        if self._size >= WRITE_HIGH and self.transport is not None:
-            self.transport.pause_reading()
-        self._wake_reader()
-
-    def eof_received(self) -> bool:
-        self._eof = True
-        self._wake_reader()
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._over = True
-        self._error = exc
-        if exc is None:
-            self._eof = True
-        self._wake_reader()
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
-
-    def pause_writing(self) -> None:
-        self._may_write = False
-
-    def resume_writing(self) -> None:
-        self._may_write = True
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
-
-    async def read(self, most: int = 65536) -> bytes:
-        """Up to `most` bytes; `b""` only after FIN and everything before it.
-
-        Raises StreamReset, SessionEnded or ConnectionLost. A cancelled read has taken no byte.
-        """
-        while not self._chunks:
-            if self._eof:
-                return b""
-            if self._error is not None:
-                raise self._error
-            self._reader = self._loop.create_future()
-            await self._reader
-        chunk = self._chunks[0]
-        if len(chunk) > most:
-            self._chunks[0] = chunk[most:]
-            chunk = chunk[:most]
-        else:
-            self._chunks.pop(0)
-        self._size -= len(chunk)
-        if self._size < WRITE_HIGH and self.transport is not None:
-            self.transport.resume_reading()
-        return chunk
-
-    async def read_exactly(self, count: int) -> bytes:
-        """Exactly `count` bytes; raises EOFError when the direction ends before."""
-        parts = []
-        while count:
-            part = await self.read(count)
-            if not part:
-                raise EOFError(f"the stream ended {count} bytes early")
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    async def read_all(self) -> bytes:
-        """Everything until FIN."""
-        parts = []
-        while part := await self.read():
-            parts.append(part)
-        return b"".join(parts)
-
-    async def write(self, data: bytes) -> None:
-        """Send all, waiting for credit before. A cancelled write has sent nothing.
-
-        Raises StreamReset, SessionEnded or ConnectionLost; StreamReset with NO_ERROR where the peer, or we, closed.
-        """
-        while not self._may_write and not self._over:
-            self._writer = self._loop.create_future()
-            await self._writer
-        assert self.transport is not None
-        if self.transport.is_closing():  # also between its end and the call that tells it
-            raise self.transport._error or StreamReset(ResetCode.NO_ERROR, "the stream was closed")
-        self.transport.write(data)
-
-    def finish(self) -> None:
-        """End our direction in order."""
-        assert self.transport is not None
-        self.transport.write_eof()
-
-    def reset(self, code: ResetCode = ResetCode.CANCELLED) -> None:
-        """End the stream now."""
-        assert self.transport is not None
-        self.transport.abort(code)
-
-    def _wake_reader(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)

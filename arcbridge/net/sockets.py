@@ -1,11 +1,18 @@
-"""Waiting for a raw non-blocking socket, and the options that every connection of arcbridge gets."""
+"""Raw non-blocking sockets: the options that every connection of arcbridge gets, waiting, accepting, resetting.
+
+Nothing here knows TLS or frames. A wait that is cancelled leaves no callback behind, and a listening socket that is out
+of descriptors is never asked in a loop: it stays readable, and would take all of the process' time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import struct
+from collections.abc import Callable, Sequence
 from typing import Final
+
+from arcbridge.net.descriptors import EXHAUSTED
+from arcbridge.socket_options import reset_on_close, set_keepalive, set_tcp_option
 
 _USER_TIMEOUT_MS: Final = 30_000
 """Above PING's 25 s, so that the ends notice first and can say why. It also counts a peer that ACKs but does not
@@ -15,44 +22,106 @@ _NOTSENT_LOWAT: Final = 128 * 1024
 cost wake-ups on fast links; on a noisy loopback two runs each of 64 KiB to 1 MiB showed no difference in CPU per byte
 beyond the noise, and throughput varied too much to tell. The value is a start, not a result. It bounds this socket
 alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.congestion`."""
+ACCEPT_BURST: Final = 64
+"""Connections accepted per wake-up and socket; the loop does other things in between."""
+ACCEPT_PAUSE: Final = 0.25
+"""Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
 
 
 def tune(sock: socket.socket) -> None:
-    """No delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
+    """Set no delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", 30),
-        ("TCP_KEEPINTVL", 10),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS),
-        ("TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT),
-    ):
-        # macOS and Windows lack some of them; none is needed for correctness.
-        option = getattr(socket, name, None)
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    set_keepalive(sock, idle=30, interval=10, probes=3)
+    set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
+    set_tcp_option(sock, "TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT)
 
 
 def disable_user_timeout(sock: socket.socket) -> None:
-    """For a peer that is no role of ours: it may stop reading for as long as it likes without losing the connection.
+    """Let a peer that is no role of ours stop reading for as long as it likes without losing the connection.
 
     TCP_USER_TIMEOUT counts a zero window as no answer; between the roles that is wanted, because they always read.
     """
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, option, 0)
+    set_tcp_option(sock, "TCP_USER_TIMEOUT", 0)
 
 
 def reset(sock: socket.socket) -> None:
     """Close with RST, so that the peer sees a cut and never a complete end. The socket must have no callbacks left."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except OSError:
-        # The option cannot be set on a socket that is gone already; closing is all that is left.
-        pass
+    reset_on_close(sock)
     sock.close()
+
+
+class AcceptLoop:
+    """Accepts on listening, non-blocking sockets, which it owns: `start`, then `close`.
+
+    `accepted(sock, host)` takes each connection, which is non-blocking. `exhausted(listening, error, again)` is told
+    when no descriptor is left, before accepting pauses; `again`: the pause before has not helped.
+    """
+
+    def __init__(
+        self,
+        listening: Sequence[socket.socket],
+        accepted: Callable[[socket.socket, str], None],
+        exhausted: Callable[[socket.socket, OSError, bool], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening = tuple(listening)
+        self._accepted = accepted
+        self._exhausted = exhausted
+        self._resuming: asyncio.TimerHandle | None = None
+        self._again = False
+        self.pauses = 0
+        """How often descriptors ran out."""
+
+    def start(self) -> None:
+        self._resuming = None
+        for sock in self._listening:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def close(self) -> None:
+        """Stop accepting and close the sockets; the kernel resets what it has queued for them."""
+        self._remove_readers()
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
+        for sock in self._listening:
+            sock.close()
+        self._listening = ()
+
+    def accept(self) -> bool:
+        """Take what is queued now; say whether there may be more."""
+        return any([self._accept(sock) for sock in self._listening])
+
+    def _accept(self, listening: socket.socket) -> bool:
+        for _ in range(ACCEPT_BURST):
+            if not self._listening:  # `accepted` has closed it
+                return False
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._pause(listening, error)
+                    return False
+                # The peer left between its SYN and now; the others wait.
+                continue
+            self._again = False
+            sock.setblocking(False)
+            self._accepted(sock, str(address[0]))
+        return True
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        self.pauses += 1
+        again, self._again = self._again, True
+        self._remove_readers()
+        if self._resuming is None:
+            self._resuming = self._loop.call_later(ACCEPT_PAUSE, self.start)
+        self._exhausted(listening, error, again)
+
+    def _remove_readers(self) -> None:
+        for sock in self._listening:
+            self._loop.remove_reader(sock)
 
 
 async def readable(sock: socket.socket) -> None:
@@ -84,7 +153,7 @@ async def writable(sock: socket.socket) -> None:
 
 
 async def receive(sock: socket.socket, size: int) -> bytes:
-    """At most `size` bytes, b"" at the end; raises `OSError`. A cancelled call has taken no byte."""
+    """Return at most `size` bytes, b"" at the end; raises `OSError`. A cancelled call has taken no byte."""
     while True:
         try:
             return sock.recv(size)

@@ -16,7 +16,6 @@ import contextlib
 import os
 import re
 import ssl
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +204,8 @@ def _private_file(text: str) -> Iterator[str]:
                 return
         finally:
             os.close(descriptor)
+    import tempfile  # where there is no file in memory
+
     descriptor, path = tempfile.mkstemp(prefix="arcbridge-")
     try:
         try:

@@ -25,7 +25,7 @@ from enum import Enum
 from typing import Any, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import lookout
+from arcbridge.mux.socket_error_poll import socket_error_poll
 
 HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""
@@ -82,7 +82,7 @@ class TlsTransport(asyncio.Transport):
         self._on_handshake = on_handshake
         self._state = _State.HANDSHAKE
         self._reading = False
-        self._lookout = lookout()
+        self._lookout = socket_error_poll()
         self._looked_after = False
         """Whether the next look includes this connection."""
         self._paused = False
@@ -281,8 +281,8 @@ class TlsTransport(asyncio.Transport):
             self._looked_after = True
             self._lookout.add(self)
 
-    def look(self) -> None:
-        """Read on: the socket may be in error, of which uvloop would not tell again (called by the lookout)."""
+    def poll_error(self) -> None:
+        """Read on: the socket may be in error, of which uvloop would not tell again (called by the poll)."""
         self._looked_after = False
         if self._reading:  # else whoever starts reading again hears of the error anew
             self._readable()

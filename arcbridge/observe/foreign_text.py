@@ -1,16 +1,10 @@
-"""Text that somebody else wrote, made fit for a log line, a terminal and a status page.
+"""Makes text that a peer wrote fit for a log line, a terminal and a status page.
 
-Names, paths, user agents and reasons come from peers. Written as they came they could start a new log line,
-move a terminal's cursor or recolour it (the class of CVE-2021-25743), fill a disk, or carry a credential. So
-every text that leaves through `observe/` passes `clean` once:
-
-1. cut to a bounded working length, so that a megabyte costs no more than a kilobyte;
-2. what looks like a credential is replaced (`redact`). This is the last line of defence and nothing relies on
-   it: no caller hands a secret over in the first place;
-3. control characters are escaped, so that one event is one line whatever it contains;
-4. cut to the field's length.
-
-Redaction comes before the last cut: half a token is still a secret.
+Written as they came, names, paths and reasons could start a new line, move a terminal's cursor or recolour it (the
+class of CVE-2021-25743), fill a disk, or carry a credential. `clean` cuts a text to a bounded working length, so that a
+megabyte costs no more than a kilobyte; replaces what looks like a credential (the last line of defence: no caller hands
+a secret over in the first place); escapes control characters, so that one event is one line; and cuts the rest to the
+field's length. Redaction comes before the last cut: half a token is still a secret.
 """
 
 from __future__ import annotations
@@ -45,7 +39,6 @@ _CREDENTIALS = re.compile(
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 _MIXED = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])", re.DOTALL)
-_ALWAYS = re.compile(r"eyJ|-----|.*\.", re.DOTALL)
 
 _SECRET_NAMES = re.compile(
     r"(?:^|[_.-])(?:token|secret|password|passwd|authorization|cookie|credential|private_?key|key_pem|bearer)s?$",
@@ -111,12 +104,7 @@ def _introduced(match: re.Match[str]) -> bool:
 
 
 def _written_out(match: re.Match[str]) -> str:
-    character = match.group()
-    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
-    if named:
-        return named
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return match.group().encode("unicode_escape").decode()
 
 
 def _shorten(text: str, limit: int, was_cut: bool) -> str:

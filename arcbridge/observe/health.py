@@ -51,6 +51,6 @@ class Checks:
 def _reason(check: Check) -> str | None:
     try:
         reason = check()
-    except Exception as error:  # a broken check means that nobody knows, which is not ready
+    except Exception as error:  # a broken check leaves the state unknown, which is not ready
         return f"the check itself failed ({type(error).__name__})"
     return None if reason is None else clean(reason, 256) or "no reason given"

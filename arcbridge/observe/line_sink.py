@@ -1,7 +1,7 @@
 """Where log lines go: a stream that may stall, behind a queue that may not.
 
-A terminal that somebody has stopped with Ctrl-S, or a log collector that hangs, blocks `write`. The event loop
-must not wait for it, so lines go through a bounded queue to one thread. When the queue is full lines are dropped
+A terminal that was stopped with Ctrl-S, or a log collector that hangs, blocks `write`. The event loop must not
+wait for it, so lines go through a bounded queue to one thread. When the queue is full lines are dropped
 and counted, and the next line that fits says how many. A stream without a file descriptor (a test's buffer)
 cannot stall and is written to directly.
 

@@ -154,7 +154,7 @@ class Metrics:
             raise ValueError(f"metric {metric.name!r} is registered twice")
         bad = _FORBIDDEN_LABELS & set(metric.labels)
         if bad:
-            raise ValueError(f"metric {metric.name!r} has label {min(bad)!r}, whose values nobody bounds")
+            raise ValueError(f"metric {metric.name!r} has label {min(bad)!r}, whose values are not bounded")
         self._metrics[metric.name] = metric
 
     def _full(self, name: str) -> str:

@@ -167,6 +167,8 @@ def _bind_message(listen: str, error: Exception) -> str:
         return f"{where}: another process listens there; choose another port, or 0 to have one picked"
     if code == errno.EACCES:
         return f"{where}: this user may not bind that port; choose one above 1023"
-    if code == errno.EADDRNOTAVAIL:
+    # From Python 3.13 on, asyncio passes over addresses that this machine does not have; where none is left, its error
+    # has no number.
+    if code == errno.EADDRNOTAVAIL or (code is None and isinstance(error, OSError)):
         return f"{where}: this machine has no such address"
     return f"{where} cannot be bound ({type(error).__name__}); is it an address of this machine?"

@@ -10,26 +10,40 @@ A pins file is TOML, alike for what this program remembers and for what an organ
 
     [relays."relay.example.org:443"]    # clusters as that relay knows them
     "prod-eu" = "sha256:…"
+
+`cryptography` reads certificates, and is a sixth of a client's start to import. Every CA that arcbridge makes has a
+P-256 key in a certificate of one spelling; the pin of such a one is found without it, by the boundaries of the fields.
 """
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import hmac
 import re
 import tomllib
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typing import TYPE_CHECKING
 
 from arcbridge.errors import ConfigError, PinMismatch, StateError
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
+if TYPE_CHECKING:
+    from cryptography import x509
+
 _PIN = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _RELAY = re.compile(r"[\]\[A-Za-z0-9._:-]{1,300}", re.ASCII)
+_PLAIN_PEM = re.compile(
+    r"-----BEGIN CERTIFICATE-----\n((?:[A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n)-----END CERTIFICATE-----\n",
+    re.ASCII,
+)
+"""The one spelling in which `cryptography` and OpenSSL write a certificate."""
+_P256_KEY = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""How the SubjectPublicKeyInfo of each uncompressed P-256 key begins (RFC 5480 §2); 64 bytes of the point follow."""
+_SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
+_BEFORE_THE_KEY = (_VERSION, _INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE)
+"""Tags of a TBSCertificate's fields up to its key: version, serial number, signature, issuer, validity, subject."""
 
 
 def pin_of(certificate_pem: str) -> str:
@@ -37,7 +51,12 @@ def pin_of(certificate_pem: str) -> str:
 
     A second one would not be covered by the pin, yet `ssl` would trust it as well as the first.
     """
-    spki = _one_certificate(certificate_pem).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = _p256_key(certificate_pem)
+    if spki is None:
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        key = _one_certificate(certificate_pem).public_key()
+        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return "sha256:" + hashlib.sha256(spki).hexdigest()
 
 
@@ -62,6 +81,10 @@ def require_pin(what: str, expected: str, certificate_pem: str) -> str:
     found = pin_of(certificate_pem)
     if not same_pin(expected, found):
         raise PinMismatch(mismatch_message(what, expected, found))
+    if _p256_key(certificate_pem) is not None:
+        return certificate_pem
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     return _one_certificate(certificate_pem).public_bytes(Encoding.PEM).decode()
 
 
@@ -174,7 +197,53 @@ def _format(tables: dict[str, dict[str, str]]) -> str:
     return "".join(parts)
 
 
+def _p256_key(certificate_pem: str) -> bytes | None:
+    """The SubjectPublicKeyInfo (DER) of a certificate as arcbridge makes them; None for every other text.
+
+    Where each field has the tag that RFC 5280 §4.1 says and a definite length, its end is beyond dispute: OpenSSL,
+    which will trust this certificate, finds the key at the same place. Whatever differs is left to `cryptography`.
+    """
+    found = _PLAIN_PEM.fullmatch(certificate_pem)
+    if found is None:
+        return None
+    try:
+        der = binascii.a2b_base64(found[1])
+        at, end = _field(der, 0, len(der), _SEQUENCE)
+        if end != len(der):
+            return None
+        at, end = _field(der, at, end, _SEQUENCE)
+        for tag in _BEFORE_THE_KEY:
+            _, at = _field(der, at, end, tag)
+        _, key_end = _field(der, at, end, _SEQUENCE)
+    except ValueError:
+        return None
+    key = der[at:key_end]
+    return key if key.startswith(_P256_KEY) and len(key) == len(_P256_KEY) + 64 else None
+
+
+def _field(der: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `at` begins and ends; raises `ValueError` unless it is DER with this tag."""
+    if end - at < 2 or der[at] != tag:
+        raise ValueError("another field")
+    length = der[at + 1]
+    at += 2
+    if length >= 0x80:
+        size = length - 0x80
+        if not 1 <= size <= 3 or end - at < size:
+            raise ValueError("no definite length of a certificate's size")
+        length = int.from_bytes(der[at : at + size], "big")
+        at += size
+        if length < 0x80 or length < 1 << 8 * (size - 1):
+            raise ValueError("not the shortest spelling of the length")
+    if end - at < length:
+        raise ValueError("longer than what holds it")
+    return at, at + length
+
+
 def _one_certificate(certificate_pem: str) -> x509.Certificate:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         # Counted by hand: OpenSSL also trusts blocks with labels that this parser skips ("TRUSTED CERTIFICATE").
         if certificate_pem.count("-----BEGIN") != 1:

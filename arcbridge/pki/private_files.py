@@ -10,7 +10,6 @@ start of the relay must not leave files behind that the relay's own user cannot 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from arcbridge.errors import StateError
+
+LOCK_RETRY = 0.01
+"""Seconds between two attempts to get a lock that another process or thread holds; locks are held for milliseconds."""
 
 
 def ensure_private_directory(directory: Path) -> None:
@@ -80,12 +82,17 @@ def locked(path: Path) -> Iterator[None]:
 
     The file stays: removing it would let two holders lock two different files of one name.
     """
+    from filelock import lock_descriptor  # 15 ms: only what locks pays for it
+
     try:
         descriptor = _open_or_make(path)
     except OSError as error:
         raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            lock_descriptor(descriptor, poll_interval=LOCK_RETRY)
+        except OSError as error:
+            raise StateError(f"cannot lock {path}: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)

@@ -28,7 +28,8 @@ from arcbridge.config import RelayConfig, parse_duration
 from arcbridge.errors import ConfigError, ExitCode, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.data_dir import open_authority, registry_of
+from arcbridge.relay.backend import registry_of
+from arcbridge.relay.data_dir import open_authority
 from arcbridge.relay.registry.base import ClusterRecord, cluster_state
 
 Row = dict[str, Any]

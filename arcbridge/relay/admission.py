@@ -7,18 +7,18 @@ until its ticket is returned, which is when its token or certificate was found g
 
 from __future__ import annotations
 
-from arcbridge.relay.failure_limit import source_of
+from arcbridge.limiters import KeyedConcurrency
+from arcbridge.net.address import source_of
 
 
 class Admission:
     """The caps of one process. `enter` gives a ticket or the name of the cap that refused."""
 
-    __slots__ = ("_per_source", "_sources", "_total", "waiting")
+    __slots__ = ("_sources", "_total", "waiting")
 
     def __init__(self, total: int, per_source: int) -> None:
         self._total = total
-        self._per_source = per_source
-        self._sources: dict[str, int] = {}
+        self._sources: KeyedConcurrency[str] = KeyedConcurrency(per_source)
         self.waiting = 0
         """Connections that hold a ticket."""
 
@@ -26,20 +26,14 @@ class Admission:
         if self.waiting >= self._total:
             return "cap_total"
         source = source_of(address)
-        held = self._sources.get(source, 0)
-        if held >= self._per_source:
+        if not self._sources.acquire(source):
             return "cap_address"
-        self._sources[source] = held + 1
         self.waiting += 1
         return Ticket(self, address, source)
 
     def leave(self, source: str, *, counted: bool = True) -> None:
         self.waiting -= counted
-        held = self._sources[source] - 1
-        if held:
-            self._sources[source] = held
-        else:
-            del self._sources[source]
+        self._sources.release(source)
 
 
 class Ticket:

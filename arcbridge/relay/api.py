@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.net.address import source_of
 from arcbridge.pki.authority import Authority, certificate_validity, check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.failure_limit import FailureLimit
 from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
 
 BODY_LIMIT = 64 * 1024
@@ -47,6 +49,16 @@ KEEPALIVE = 30.0
 
 FIELD_LIMIT = 64 * 1024
 """Bytes of one header: access tokens with many groups exceed aiohttp's 8190."""
+
+FAILURES = 10
+"""Failed enrolments that one source has at once. Against guessing stand the 256 bits of a secret: this bound only keeps
+noise cheap."""
+
+FAILURES_RATE = 1 / 6
+"""Failed enrolments per second that grow back."""
+
+SOURCES = 4096
+"""Sources whose failures are counted."""
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -114,7 +126,8 @@ class _Api:
     clock: Callable[[], float]
     certificate_life: float
     ca_pem: str
-    limit: FailureLimit
+    failures: KeyedTokenBucket[str]
+    monotonic: Callable[[], float]
     peer_certificate: PeerCertificate
 
     async def ca(self, request: web.Request) -> web.Response:
@@ -122,9 +135,11 @@ class _Api:
 
     async def enrol(self, request: web.Request) -> web.Response:
         source = request.remote or ""
-        if wait := self.limit.wait(source):
+        if wait := self.failures.wait(source_of(source), self.monotonic()):
             raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS, "too many failed enrolments from this address: wait", retry_after=wait
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too many failed enrolments from this address: wait",
+                retry_after=math.ceil(wait),
             )
         join_token, csr, cluster_ca = await _body(request, "join_token", "csr", "cluster_ca")
         try:
@@ -134,7 +149,7 @@ class _Api:
             token_id = JoinToken.parse(join_token).id
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
-            self.limit.failed(source)
+            self.failures.take(source_of(source), self.monotonic())
             log.warning("enrolment refused", source=source, reason=error.message)
             raise
         answer = await self._sign(csr, record)
@@ -208,13 +223,13 @@ def build_app(
     certificate_life: float,
     ca_pem: str | None = None,
     clock: Callable[[], float] = time.time,
-    limit: FailureLimit | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
 ) -> web.Application:
     """The application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
-    is not `authority`. `clock`: unix seconds.
+    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds.
     """
     api = _Api(
         authority,
@@ -225,7 +240,8 @@ def build_app(
         clock,
         certificate_life,
         ca_pem or authority.certificate_pem,
-        FailureLimit() if limit is None else limit,
+        KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
+        monotonic,
         peer_certificate,
     )
     app = web.Application(middlewares=[_errors], client_max_size=BODY_LIMIT)

@@ -3,6 +3,15 @@
 The certificate is the only thing believed: TLS has verified it under the relay's CA before the first byte of HELLO,
 its URI names the cluster, and the registry says whether that cluster is still welcome. The instance id in HELLO tells
 the pods of one cluster apart and decides nothing across clusters.
+
+Handshakes begin at a bounded rate. When a relay comes back, all its agents come at once, and a full handshake with two
+signatures costs both ends more than anything else here: without a bound the handshakes would take the whole loop, and
+the connections that wait longest would give up just before their turn. A connection that would wait for longer than
+`LONGEST_WAIT` is refused at once, and the agent's own jitter brings it back later.
+
+The newer of two connections of one instance id stays, because mostly the older one is dead and has not been noticed
+(docs/threats.md#E10). Where two processes have one id (a machine that was copied with its memory) each would replace
+the other for ever; so an instance that has just replaced a connection cannot be replaced for `SETTLE` seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ from typing import Final
 import structlog
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
+from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
@@ -29,9 +39,7 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.flapping import SETTLE, Flapping
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
-from arcbridge.relay.handshake_rate import HandshakeRate
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -50,6 +58,11 @@ AGENTS_PER_SECOND: Final = 300
 would leave more for the sessions, but five thousand could not be back within 30 s."""
 BURST: Final = 50
 """Handshakes at once after a pause: a small installation's agents need not wait at all."""
+SETTLE: Final = 10.0
+"""Seconds for which an instance that has just replaced another cannot be replaced. An agent that lost its connection
+in silence needs 25 to notice, so it does not come twice in less."""
+INSTANCES: Final = 4096
+"""Instances whose last replacement is remembered."""
 LONGEST_WAIT: Final = 3.0
 """Seconds that a connection waits for its handshake: an agent gives the whole of it 5."""
 LAPSED_MARGIN: Final = 30.0
@@ -164,11 +177,13 @@ class ControlServer:
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
         self._most = agents
-        self._pace = HandshakeRate(agents_per_second, burst=BURST, longest=LONGEST_WAIT)
-        self._words = HandshakeRate(max(agents_per_second / 10, 1.0), longest=0.0)
+        self._handshakes = TokenBucket(BURST, agents_per_second)
+        self._refusals = TokenBucket(1, max(agents_per_second / 10, 1.0))
+        """Handshakes that are made only to say that there is no turn."""
         self.waiting = 0
         """Connections that wait for their turn."""
-        self._flapping = Flapping()
+        self._replacements: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1 / SETTLE, size=INSTANCES)
+        """Replacements of a connection, by (cluster, instance)."""
         self._leaving = ""
 
     def __len__(self) -> int:
@@ -203,7 +218,8 @@ class ControlServer:
             raise
         try:
             if not in_turn:
-                retry_after = 1 + int(self._pace.backlog * (1 + self._random()))
+                backlog = self._handshakes.wait(time.monotonic())
+                retry_after = 1 + int(backlog * (1 + self._random()))
                 session.close(GoawayCode.LIMIT, "too many agents come at once: this one comes later", retry_after)
                 return
             if not await self._admit(link, session, transport.get_extra_info("ssl_object"), ticket):
@@ -251,16 +267,17 @@ class ControlServer:
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
         """Wait for this connection's turn. False: it gets none, but may be told so; None: it is closed."""
-        wait = self._pace.turn()
+        now = time.monotonic()
+        wait = self._handshakes.reserve(now, LONGEST_WAIT)
         if wait is None:
             self._counters.agents_paced += 1
-            if self._words.turn() is not None:
+            if self._refusals.reserve(now) is not None:
                 return False
             # A word costs the handshake that there is no time for. The agent's own jitter brings it back.
             reset(sock)
             return None
         if wait:
-            # It may wait for longer than strangers may otherwise, and in greater number: `HandshakeRate` bounds it.
+            # It may wait for longer than strangers may otherwise, and in greater number: the rate bounds it.
             ticket.set_aside()
             self.waiting += 1
             try:
@@ -312,10 +329,12 @@ class ControlServer:
             self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
             session.close(GoawayCode.LIMIT, "this relay holds all the agents it may", FULL_RETRY)
             return False
-        if known and (wait := self._flapping.wait(link.cluster, link.instance)):
+        if known and (wait := self._replacements.wait((link.cluster, link.instance), time.monotonic())):
             self._counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")
-            session.close(GoawayCode.REPLACED, "another agent with the same instance id has just connected", wait)
+            session.close(
+                GoawayCode.REPLACED, "another agent with the same instance id has just connected", math.ceil(wait)
+            )
             return False
         return True
 
@@ -372,7 +391,7 @@ class ControlServer:
             await self._fleet.register(link)
             self._counters.agents_total += 1
             if older:
-                self._flapping.replaced(link.cluster, link.instance)
+                self._replacements.reserve(key, time.monotonic())
                 self._counters.agents_replaced += 1
                 bound.warning("agent replaced an older connection of the same instance id")
             bound.info("agent connected", version=link.version)

@@ -2,32 +2,29 @@
 
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open
+    relay.lock        held by the relay that runs on this directory
 
-Back up all of it together. Whoever first needs the CA makes it, so a join token, which is of no use without the
-CA's pin, can be made before the relay's first start.
+Back up all of it together. The first process that needs the CA makes it, so a join token, which is of no use without
+the CA's pin, can be made before the relay's first start.
 
-A relay of a fleet has its registry in NATS instead, and no `registry.db`; the CA's two files are the same at all of
-them.
+A relay of a fleet has its registry in NATS instead (`relay.backend`), and no `registry.db`; the CA's two files are the
+same at all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from arcbridge.config import RelayConfig, RelayFleetConfig
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority
-from arcbridge.relay.nats import NatsConnection
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
-from arcbridge.relay.registry.nats import NatsRegistry
+from arcbridge.pki.private_files import ensure_private_directory
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
 
-NATS_PATIENCE = 5.0
-"""Seconds that an operator's command waits for a connection to NATS: several servers may have to be tried."""
-
+LOCK_FILE = "relay.lock"
 CA_NAME = "arcbridge relay CA"
 
 
@@ -45,31 +42,26 @@ async def open_registry(
     return await SqliteRegistry.open(data_dir, clock=clock)
 
 
-def fleet_registry(
-    connection: NatsConnection, config: RelayFleetConfig, *, clock: Callable[[], float] = time.time
-) -> NatsRegistry:
-    """The registry of a fleet over a connection that somebody else keeps; nothing is asked of NATS yet."""
-    return NatsRegistry(connection, bucket=config.bucket, replicas=config.replicas, outage=config.outage, clock=clock)
+@contextlib.contextmanager
+def only_one(data_dir: Path) -> Iterator[int]:
+    """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents.
 
-
-@contextlib.asynccontextmanager
-async def registry_of(
-    config: RelayConfig, *, must_exist: bool = False, clock: Callable[[], float] = time.time
-) -> AsyncIterator[Registry]:
-    """The registry that a relay with these settings has, its own or its fleet's, for one command of an operator.
-
-    Raises `ConfigError`, `StateError`, and `RegistryUnavailable` when NATS does not answer in time.
+    The descriptor that holds it; it is held until the last copy is closed, also by processes that inherit one.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        registry: Registry
-        if config.fleet.servers:
-            connection = NatsConnection(config.fleet)
-            stack.push_async_callback(connection.close)
-            if not await connection.start(NATS_PATIENCE):
-                servers = ", ".join(config.fleet.servers)
-                raise RegistryUnavailable(f"the fleet's registry does not answer: NATS cannot be reached at {servers}")
-            registry = fleet_registry(connection, config.fleet, clock=clock)
-        else:
-            registry = await open_registry(config.data_dir, must_exist=must_exist, clock=clock)
-        stack.push_async_callback(registry.close)
-        yield registry
+    from filelock import lock_descriptor
+
+    ensure_private_directory(data_dir)
+    try:
+        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
+    try:
+        try:
+            alone = lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            raise StateError(f"data_dir: {data_dir} cannot be locked: {error.strerror}") from error
+        if not alone:
+            raise ConfigError(f"data_dir: another relay is running on {data_dir}; stop it, or use another one")
+        yield descriptor
+    finally:
+        os.close(descriptor)

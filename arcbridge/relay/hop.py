@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -34,6 +34,7 @@ from arcbridge.net.join import JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP, RelayTrust, hop_server_context, outer_client_context
 from arcbridge.pki.authority import Authority
+from arcbridge.relay.fleet.base import RelayPeers
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.wire.records import JoinReply, JoinRequest
 
@@ -68,19 +69,14 @@ class Hops:
 
     def __init__(
         self,
+        peers: RelayPeers,
         *,
-        relay_id: str,
-        address_of: Callable[[str], Awaitable[str]],
-        tell_failed: Callable[[str, str], Awaitable[None]],
         authority: Authority,
         pumps: Pumps,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`address_of` gives the internal address of a relay's id, empty for none; `tell_failed(relay_id, token)`
-        tells that relay that who was to come cannot."""
-        self.relay_id = relay_id
-        self._address_of = address_of
-        self._tell_failed = tell_failed
+        self.relay_id = peers.relay_id
+        self._peers = peers
         self._authority = authority
         self._pumps = pumps
         self._clock = clock
@@ -98,7 +94,7 @@ class Hops:
 
     async def give_up(self, request: JoinRequest) -> None:
         """This join cannot be passed on from here: tell the relay that waits, so that its client need not."""
-        await self._tell_failed(relay_of(request.token), request.token)
+        await self._peers.tell_failed(relay_of(request.token), request.token)
 
     async def forward(self, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
         """Pass the join of an agent of `cluster`, whose certificate was checked, on to the relay it is for.
@@ -117,7 +113,7 @@ class Hops:
 
     async def _forward(self, relay_id: str, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
         try:
-            address = await self._address_of(relay_id)
+            address = await self._peers.address_of(relay_id)
         except ArcbridgeError as error:
             raise _unreachable() from error
         if not address:

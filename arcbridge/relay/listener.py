@@ -26,17 +26,13 @@ import structlog
 from arcbridge.errors import ConfigError
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
-from arcbridge.net.descriptors import EXHAUSTED, limit
-from arcbridge.net.sockets import receive, reset, send_all, tune
+from arcbridge.net.descriptors import limit
+from arcbridge.net.sockets import AcceptLoop, receive, reset, send_all, tune
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.tcp_state import has_ended
 
 PEEK_DEADLINE: Final = 5.0
-ACCEPT_PAUSE: Final = 0.25
-"""Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
-_ACCEPTS: Final = 64
-"""Connections taken per wake-up."""
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
 
@@ -67,9 +63,9 @@ class Listener:
         self._admission = admission
         self._counters = counters
         self._peek_deadline = peek_deadline
-        self._socket: socket.socket | None = None
+        self._accepting: AcceptLoop | None = None
         self._spare = -1
-        self._paused: asyncio.TimerHandle | None = None
+        """A descriptor kept for the moment when there is no other; -1: none."""
         self._arrivals: set[_Arrival] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,10 +74,11 @@ class Listener:
 
         `shared`: with other processes of this user that say so, too; the kernel chooses one for each connection.
         """
-        self._socket = bind(listen, shared=shared)
+        sock = bind(listen, shared=shared)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._loop.add_reader(self._socket.fileno(), self._accept)
-        host, port = self._socket.getsockname()[:2]
+        self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
+        self._accepting.start()
+        host, port = sock.getsockname()[:2]
         return Address(host, port)
 
     def leave(self) -> None:
@@ -89,7 +86,7 @@ class Listener:
 
         For a port that others go on listening on. Those who are let in last are served as all others.
         """
-        while self._socket is not None and self._accept():
+        while self._accepting is not None and self._accepting.accept():
             # Again until the queue is empty, or descriptors are.
             pass
         self._close()
@@ -101,13 +98,9 @@ class Listener:
             arrival.reject("peek_closed")
 
     def _close(self) -> None:
-        if self._paused is not None:
-            self._paused.cancel()
-            self._paused = None
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        if self._accepting is not None:
+            self._accepting.close()
+            self._accepting = None
             self._close_spare()
 
     async def close(self) -> None:
@@ -123,42 +116,26 @@ class Listener:
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> bool:
-        """Whether there may be more to take now."""
-        listening = self._socket
-        if listening is None:
-            return False
-        for _ in range(_ACCEPTS):
-            try:
-                sock, peer = listening.accept()
-            except (BlockingIOError, InterruptedError):
-                return False
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._pause(listening)
-                    return False
-                # The peer left between its SYN and now; the others wait.
-                continue
-            self._counters.accepted += 1
-            ticket = self._admission.enter(str(peer[0]))
-            if isinstance(ticket, str):
-                self._counters.rejected[ticket] += 1
-                reset(sock)
-                continue
-            try:
-                tune(sock)
-            except OSError:
-                self._counters.rejected["peek_closed"] += 1
-                ticket.leave()
-                sock.close()
-                continue
-            arrival = _Arrival(self, sock, ticket)
-            self._arrivals.add(arrival)
-            arrival.start(self._peek_deadline)
-        return True
+    def _accepted(self, sock: socket.socket, host: str) -> None:
+        self._counters.accepted += 1
+        ticket = self._admission.enter(host)
+        if isinstance(ticket, str):
+            self._counters.rejected[ticket] += 1
+            reset(sock)
+            return
+        try:
+            tune(sock)
+        except OSError:
+            self._counters.rejected["peek_closed"] += 1
+            ticket.leave()
+            sock.close()
+            return
+        arrival = _Arrival(self, sock, ticket)
+        self._arrivals.add(arrival)
+        arrival.start(self._peek_deadline)
 
-    def _pause(self, listening: socket.socket) -> None:
-        """Out of descriptors: turn one away with the spare one, then leave the rest in the kernel's queue a while."""
+    def _exhausted(self, listening: socket.socket, _error: OSError, _again: bool) -> None:
+        """Turn one connection away with the spare descriptor; the others wait in the kernel's queue."""
         self._counters.accept_pauses += 1
         log.warning(
             "out of file descriptors",
@@ -170,25 +147,18 @@ class Listener:
             reset(listening.accept()[0])
             self._counters.rejected["descriptors"] += 1
         except OSError:
-            # Somebody else took the descriptor, or nobody waits any more.
+            # Another part of this process took the descriptor, or the queue is empty.
             pass
         try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             # The next pause does without.
             pass
-        self._loop.remove_reader(listening.fileno())
-        self._paused = self._loop.call_later(ACCEPT_PAUSE, self._resume)
 
     def _close_spare(self) -> None:
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
-
-    def _resume(self) -> None:
-        self._paused = None
-        if self._socket is not None:
-            self._loop.add_reader(self._socket.fileno(), self._accept)
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 

@@ -10,15 +10,12 @@ from arcbridge.relay.api import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import REJECTIONS, Counters
-from arcbridge.relay.fleet.nats import OUTCOMES as DIAL_OUTCOMES
-from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.hop import OUTCOMES as HOP_OUTCOMES
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.handover import OUTCOMES as HANDOVER_OUTCOMES
-from arcbridge.relay.workers.worker_membership import WorkerMembership
+from arcbridge.relay.siblings.handover import OUTCOMES as HANDOVER_OUTCOMES
+from arcbridge.relay.siblings.handover import Handovers
 
 
 def register(
@@ -105,22 +102,9 @@ def register(
           lambda: certificate.expires)  # fmt: skip
 
 
-def register_fleet(metrics: Metrics, connection: NatsConnection, fleet: NatsFleet, hops: Hops) -> None:
-    """What a relay of a fleet has besides."""
-    counter, gauge = metrics.counter, metrics.gauge
-
-    counter(
-        "fleet_dials_total",
-        "Dial requests, by how they ended: consent of an agent here or at another relay, or why not.",
-        {"result": DIAL_OUTCOMES},
-        lambda: fleet.dials,
-    )
-    gauge("fleet_connected", "Whether NATS answers.", None, lambda: connection.connected)
-    counter("fleet_connections_total", "Connections to NATS.", None, lambda: connection.connections)
-    counter("fleet_slow_consumers_total", "Subscriptions that could not keep up and were made anew.", None,
-            lambda: connection.slow_consumers)  # fmt: skip
-    counter("fleet_crossed_replies_total", "Replies that belonged to another request.", None, lambda: fleet.crossed)
-    counter(
+def register_hops(metrics: Metrics, hops: Hops) -> None:
+    """What a relay has that passes joins on to other relays."""
+    metrics.counter(
         "hops_total",
         "Joins of agents that were passed on to the relay they are for, by how that ended.",
         {"result": HOP_OUTCOMES},
@@ -128,13 +112,11 @@ def register_fleet(metrics: Metrics, connection: NatsConnection, fleet: NatsFlee
     )
 
 
-def register_workers(metrics: Metrics, place: WorkerMembership) -> None:
-    """What each of several processes of one relay has besides."""
+def register_handovers(metrics: Metrics, handovers: Handovers) -> None:
+    """What each of several processes of one relay has."""
     metrics.counter(
         "handovers_total",
         "Joins of agents that came out at another worker than the one that waited, by how their hand-over ended.",
         {"result": HANDOVER_OUTCOMES},
-        lambda: place.handovers.outcomes,
+        lambda: handovers.outcomes,
     )
-    metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
-                    lambda: place.fleet.dials_from_siblings)  # fmt: skip

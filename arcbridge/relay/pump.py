@@ -28,6 +28,7 @@ from typing import Final
 
 from arcbridge.net.sockets import reset, tune
 from arcbridge.relay.pipes import Pipe, PipePool
+from arcbridge.socket_options import set_keepalive
 
 BUDGET: Final = 512 * 1024
 """Bytes per direction and wake-up, so that one pair leaves the loop to the others soon."""
@@ -42,7 +43,7 @@ SWEEP: Final = 1.0
 """Seconds between two looks at pairs of which a side is not being read."""
 UNLOAD_EVERY: Final = 10
 """Looks between two at the pipes that stalled receivers keep."""
-KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+KEEPALIVE: Final = {"idle": 15, "interval": 5, "probes": 3}
 """Seconds, seconds, probes: with the user timeout of 30 s a peer that vanished is noticed within 30 s of its last word.
 An end that lives is never quiet for longer than the 10 s of a PING, so no probe is sent to one."""
 
@@ -99,10 +100,7 @@ class Pump:
         """Begin, with the bytes that came behind the outer TLS of each end."""
         for sock in (self._up.source, self._down.source):
             tune(sock)
-            for name, value in KEEPALIVE.items():
-                option = getattr(socket, name, None)
-                if option is not None:
-                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            set_keepalive(sock, **KEEPALIVE)
         self._up.start(to_agent)
         if not self.closed:
             self._down.start(to_client)

@@ -15,7 +15,7 @@ Rules:
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.
 6. In a relay of several processes a token begins with the id of the worker that waits. An agent that comes out at
-   another one is handed over (`relay.workers.handover`); all of the above is judged where the client waits.
+   another one is handed over (`relay.siblings.handover`); all of the above is judged where the client waits.
 7. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
    relay, once (`relay.hop`); all of the above is then judged there, but for the certificate.
 """
@@ -25,9 +25,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import math
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -45,6 +47,8 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP
@@ -52,17 +56,22 @@ from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.failure_limit import FailureLimit
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.hop import Hops, token_of
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
-from arcbridge.relay.workers.channel import ChannelClosed
-from arcbridge.relay.workers.handover import AgentJoin, Handovers
+from arcbridge.relay.siblings.channel import ChannelClosed
+from arcbridge.relay.siblings.handover import AgentJoin, Handovers
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0
 """From DIAL to the agent's JOIN."""
+GUESSES: Final = 50
+"""Void dial tokens that one source may show at once; agents whose client has left show some, too."""
+GUESSES_RATE: Final = 1.0
+"""Void dial tokens per second that grow back."""
+SOURCES: Final = 4096
+"""Sources whose void tokens are counted."""
 _FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 _VOID: Final = "this dial token is void: the client has left, another agent was faster, or it came too late"
 _RETRY_AFTER: Final = 5
@@ -138,7 +147,7 @@ class Rendezvous:
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
-        self._guesses = FailureLimit(burst=50, every=1.0)
+        self._guesses: KeyedTokenBucket[str] = KeyedTokenBucket(GUESSES, GUESSES_RATE, size=SOURCES)
         self.draining = False
         """Refuse new clients; agents that were asked to come are still let in."""
         self.joining = 0
@@ -404,9 +413,11 @@ class Rendezvous:
         except RegistryUnavailable as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
             return reply, error.message
-        if wait := self._guesses.wait(ticket.address):
+        if wait := self._guesses.wait(source_of(ticket.address), time.monotonic()):
             self._counters.tokens_refused += 1
-            reply = JoinReply(code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=wait)
+            reply = JoinReply(
+                code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=math.ceil(wait)
+            )
             return reply, "too many void tokens from this address"
         ticket.leave()
         if self._hops is not None and self._hops.elsewhere(request):
@@ -415,7 +426,7 @@ class Rendezvous:
             return await self._hand_over(self._handovers, join, request, cluster, ticket)
         cause = self._pair(join, request, cluster, ticket.address)
         if cause:
-            self._guesses.failed(ticket.address)
+            self._guesses.take(source_of(ticket.address), time.monotonic())
             return JoinReply(code=JoinCode.GONE, message=_VOID), cause
         return None, ""
 
@@ -429,7 +440,7 @@ class Rendezvous:
         except JoinRefused as error:
             if error.code == JoinCode.GONE:
                 self._counters.tokens_refused += 1
-                self._guesses.failed(ticket.address)
+                self._guesses.take(source_of(ticket.address), time.monotonic())
             else:
                 await hops.give_up(request)
             reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
@@ -449,7 +460,7 @@ class Rendezvous:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the join could not be handed over", retry_after=1)
             return reply, f"hand-over: {error.message}"
         if cause:
-            self._guesses.failed(ticket.address)
+            self._guesses.take(source_of(ticket.address), time.monotonic())
             return JoinReply(code=JoinCode.GONE, message=_VOID), cause
         return None, ""
 

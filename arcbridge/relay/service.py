@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from arcbridge.config import RelayConfig
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
@@ -31,33 +28,28 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
-from arcbridge.pki.private_files import ensure_private_directory
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer, build_app
+from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.data_dir import fleet_registry, open_authority, open_registry
+from arcbridge.relay.data_dir import only_one, open_authority
 from arcbridge.relay.drain import Drain
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.fleet.local import LocalFleet
-from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
-from arcbridge.relay.metrics import register, register_fleet, register_workers
-from arcbridge.relay.nats import NatsConnection
+from arcbridge.relay.metrics import register, register_handovers, register_hops
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.worker_membership import WorkerMembership
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 CHORES: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
-LOCK_FILE: Final = "relay.lock"
 _SEEN: Final = 60.0
-_NATS_PATIENCE: Final = 5.0
 _API_CLOSE: Final = 0.5
 
 log = structlog.get_logger("arcbridge.relay")
@@ -80,22 +72,24 @@ async def serve(
     ready: Callable[[RelayInfo], None],
     stopping: asyncio.Event,
     hurry: asyncio.Event,
-    place: WorkerMembership | None = None,
+    membership: WorkerMembership | None = None,
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
-    `place`: where this process stands among several that are one relay (`relay.workers`).
+    `membership`: where this process stands among several that are one relay (`relay.siblings`).
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        info, drain = await _start(config, stack, place)
+        info, drain = await _start(config, stack, membership)
         ready(info)
         await stopping.wait()
         await drain.run(hurry)
     log.info("relay stopped", step="gone")
 
 
-async def _start(config: RelayConfig, stack: AsyncExitStack, place: WorkerMembership | None) -> tuple[RelayInfo, Drain]:
+async def _start(
+    config: RelayConfig, stack: AsyncExitStack, membership: WorkerMembership | None
+) -> tuple[RelayInfo, Drain]:
     """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
@@ -107,30 +101,15 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: WorkerMember
     policy = PolicyFile(config.policy)
     for setting in ("sessions", "agents", "agents_per_second"):
         _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
-    shared = config.limits if place is None else place.share(config.limits)
+    shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
     warn(fits, shared)
     limits = replace(shared, sessions=fits.sessions, agents=fits.agents)
 
-    if place is None:
+    if membership is None:
         stack.enter_context(only_one(config.data_dir))
     authority = open_authority(config.data_dir)
-    registry: Registry
-    fleet: Fleet
-    nats: NatsConnection | None = None
-    if place is not None:
-        fleet, registry = place.fleet, await open_registry(config.data_dir)
-    elif config.fleet.servers:
-        nats = NatsConnection(config.fleet)
-        stack.push_async_callback(nats.close)
-        if not await nats.start(_NATS_PATIENCE):
-            log.warning("NATS does not answer: this relay starts without, and refuses what it cannot know")
-        fleet = NatsFleet(nats, internal_address=_internal_address(config))
-        registry = following = fleet_registry(nats, config.fleet)
-        following.start()
-    else:
-        fleet, registry = LocalFleet(), await open_registry(config.data_dir)
-    stack.push_async_callback(registry.close)
+    registry, fleet = await open_backend(config, membership, stack)
     certificate = ServerCertificate(config.tls, authority, public.host)
 
     fetcher = HttpFetcher()
@@ -163,15 +142,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: WorkerMember
         agents=limits.agents,
         agents_per_second=limits.agents_per_second,
     )
-    hops: Hops | None = None
-    if isinstance(fleet, NatsFleet):
-        hops = Hops(
-            relay_id=fleet.relay_id,
-            address_of=fleet.address_of,
-            tell_failed=fleet.tell_failed,
-            authority=authority,
-            pumps=pumps,
-        )
+    hops = None if fleet.peers is None else Hops(fleet.peers, authority=authority, pumps=pumps)
     rendezvous = Rendezvous(
         context=lambda: certificate.contexts[ALPN_JOIN],
         fleet=fleet,
@@ -183,48 +154,51 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, place: WorkerMember
         address=str(public),
         limits=limits,
         hops=hops,
-        handovers=None if place is None else place.handovers,
+        handovers=None if membership is None else membership.handovers,
     )
     http = HttpHandler(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
-    rooms: dict[bytes, ConnectionHandler] = {
+    handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
         client_hello.HTTP: http.serve,
     }
-    if isinstance(fleet, NatsFleet):
-        rooms[client_hello.HOP] = rendezvous.serve_hop
-        fleet.on_failed = rendezvous.hop_failed
-    listener = Listener(rooms, admission, counters)
+    if fleet.peers is not None:
+        handlers[client_hello.HOP] = rendezvous.serve_hop
+        fleet.peers.on_failed = rendezvous.hop_failed
+    listener = Listener(handlers, admission, counters)
 
-    drain = Drain(listener, control, rendezvous, pumps, counters, together=None if place is None else place.together)
+    drain = Drain(
+        listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
+    )
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
-    if isinstance(fleet, NatsFleet) and nats is not None and hops is not None:
-        register_fleet(metrics, nats, fleet, hops)
-    if place is not None:
-        register_workers(metrics, place)
+    fleet.add_metrics(metrics)
+    if hops is not None:
+        register_hops(metrics, hops)
+    if membership is not None:
+        register_handovers(metrics, membership.handovers)
     chores = _Chores(registry, fleet, control, pumps, policy, certificate)
     checks.add("registry", lambda: chores.registry_error)
     checks.add("draining", drain.unready)
-    if place is not None:
-        place.watch(metrics, checks)
+    if membership is not None:
+        membership.watch(metrics, checks)
     # Of several processes the supervisor answers for all.
-    observe = ObserveServer(config.observe.listen if place is None else "", metrics, checks)
+    observe = ObserveServer(config.observe.listen if membership is None else "", metrics, checks)
     observing = await observe.start()
     stack.push_async_callback(observe.stop)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
     await chores.look()
     stack.push_async_callback(listener.close)
-    if place is not None:
-        await place.acquainted()
-    bound = listener.start(listen if place is None else place.listen, shared=place is not None)
+    if membership is not None:
+        await membership.acquainted()
+    bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
     stack.callback(listener.stop)
     await stack.enter_async_context(_running(chores.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
-        "relay serving" if place is None else "worker serving",
+        "relay serving" if membership is None else "worker serving",
         address=info.address,
         public_address=info.public_address,
         ca_pin=info.ca_pin,
@@ -322,29 +296,6 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
         await asyncio.wait([task])
 
 
-@contextlib.contextmanager
-def only_one(data_dir: Path) -> Iterator[int]:
-    """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents.
-
-    The descriptor that holds it; it is held until the last copy is closed, also by processes that inherit one.
-    """
-    ensure_private_directory(data_dir)
-    try:
-        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"data_dir: another relay is running on {data_dir}; stop it, or use another one"
-            ) from error
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _required_address(config: RelayConfig) -> Address:
     if not config.public_address:
         raise ConfigError("public_address: required; the host:port that agents and clients dial")
@@ -354,11 +305,3 @@ def _required_address(config: RelayConfig) -> Address:
 def _at_least_one(setting: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{setting}: must be at least 1")
-
-
-def _internal_address(config: RelayConfig) -> str:
-    """Where other relays reach this one; without a setting, where everybody does."""
-    try:
-        return str(parse_address(config.fleet.internal_address or config.public_address))
-    except ConfigError as error:
-        raise ConfigError(f"fleet.internal_address: {error.message}") from error

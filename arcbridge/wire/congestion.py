@@ -259,7 +259,7 @@ class CongestionWindow:
         """A round trip while the cap grows: is there a queue, and is the path known?"""
         delay = min(max(self.round_trip / 8, DELAY_LEAST), DELAY_MOST)
         self._delayed = self._delayed + 1 if trip > self.round_trip + delay else 0
-        if not self.rate and trip <= LEAST_ROUND_TRIP:
+        if trip <= LEAST_ROUND_TRIP:
             self._grown = max(self._grown, min(SHORT_FIRST, self._most))
         if self._earlier is not None and trip <= 1.25 * self._earlier[1] + 0.001:
             self._grown = max(self._grown, min(self._earlier[0], self._most))

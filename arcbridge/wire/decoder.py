@@ -12,12 +12,11 @@ from typing import Protocol
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.frames import (
+    FRAMES,
     HEADER_SIZE,
     IGNORABLE_FROM,
-    LARGEST,
     MAX_DATA,
     MAX_IGNORABLE,
-    SMALLEST,
     FrameType,
     unpack_header,
 )
@@ -113,12 +112,14 @@ class Decoder:
                     into(data[at:end])
                 self._left = after - end
                 break
-            largest = LARGEST.get(kind)
-            if largest is None:
-                if kind < IGNORABLE_FROM:
-                    raise RemoteProtocolError(f"a frame of unknown type {kind}")
-                largest = MAX_IGNORABLE
-            if length > largest or length < SMALLEST.get(kind, 0):
+            layout = FRAMES.get(kind)
+            if layout is not None:
+                smallest, largest = layout.smallest, layout.largest
+            elif kind < IGNORABLE_FROM:
+                raise RemoteProtocolError(f"a frame of unknown type {kind}")
+            else:
+                smallest, largest = 0, MAX_IGNORABLE
+            if not smallest <= length <= largest:
                 raise RemoteProtocolError(f"a frame of type {kind} with a body of {length} bytes")
             if length <= end - at:
                 body = bytes(data[at : at + length])

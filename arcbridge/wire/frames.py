@@ -1,4 +1,4 @@
-"""The frames of a connection: numbers, layouts, largest sizes, who may send them.
+"""The frames of a connection: one table of numbers, layouts, sizes, stream ids, and who may send them.
 
 The flow in words. The end that dialled (the *initiator*: a client towards an agent, an agent towards a relay)
 sends HELLO. On a session it sends AUTH in the same flight, and may send OPEN with DATA right behind it. The other
@@ -17,35 +17,23 @@ Header, 8 bytes, big endian::
 `length` counts the body alone. Stream ids of the initiator are odd, of the acceptor even, strictly rising; id 0 is
 the session. Every length is checked against the type's largest size before anything is kept.
 
-    HELLO    1  record Hello                      <= 4 KiB    both, first
-    AUTH     2  record Auth                       <= 68 KiB   initiator
-    AUTH_OK  3  record AuthOk                     <= 4 KiB    acceptor
-    OPEN     4  record Open                       <= 1 KiB    both (sessions)
-    DATA     5  bytes                             <= 256 KiB  both (sessions)
-    FIN      6  empty                                         both (sessions)
-    RESET    7  code u32                          4           both (sessions)
-    WINDOW   8  increment u32, > 0                4           both (sessions); id 0: the session's window
-    ACK      9  received u64                      8           both (sessions)
-    PING    10  number u64, received u64          16          both
-    PONG    11  number u64 of the PING, received  16          both
-    GOAWAY  12  record Goaway                     <= 4 KiB    both
-    DIAL    13  record Dial                       <= 4 KiB    relay on a control connection
-    STATUS  14  record Status                     <= 4 KiB    agent on a control connection
-    MOVE   128  record Move                       <= 4 KiB    acceptor of a session
-    QUIET  129  -                                 0           both, on a session
-
+`FRAMES` says of each type what its body is, how large it may be, which stream ids it carries and who may send it.
 Types 128 to 255 are the ignorable range (<= 16 KiB): an end that does not know one skips and counts it. Any other
-unknown type is a session error. docs/protocol.md has the same order and the same names.
+unknown type is a session error. tests/wire/test_frames.py holds the table of docs/protocol.md to `FRAMES`.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 from struct import Struct
+from typing import NamedTuple
+
+from arcbridge.errors import LocalProtocolError
+from arcbridge.wire.records import Record
+from arcbridge.wire.state import Kind, Side
 
 HEADER_SIZE = 8
 MAX_DATA = 256 * 1024
-MAX_AUTH = 68 * 1024
 IGNORABLE_FROM = 128
 MAX_IGNORABLE = 16 * 1024
 
@@ -53,8 +41,8 @@ VERSION = 1
 """The protocol version this code speaks."""
 
 FIRST_CREDIT = 64 * 1024
-"""Credit (bytes) of the session, and of each stream, before HELLO and AUTH say more. A stranger can make the other
-end keep no more than this."""
+"""Credit (bytes) of the session, and of each stream, before HELLO and AUTH say more. A peer that
+is not authenticated can make this end keep no more."""
 
 
 class FrameType(IntEnum):
@@ -122,54 +110,72 @@ class GoawayCode(IntEnum):
     """The session that a connection wanted to resume is not here, or is over."""
 
 
-SMALLEST: dict[int, int] = {
-    FrameType.RESET: 4,
-    FrameType.WINDOW: 4,
-    FrameType.ACK: 8,
-    FrameType.PING: 16,
-    FrameType.PONG: 16,
+class StreamId(Enum):
+    """Which stream ids a type carries."""
+
+    ZERO = "0"
+    """The frame is about the session."""
+    STREAM = "not 0"
+    EITHER = "any"
+
+
+class From(Enum):
+    """Who may send a type: connections and sides."""
+
+    BOTH = "both"
+    SESSION_BOTH = "both, on a session"
+    SESSION_INITIATOR = "initiator of a session"
+    SESSION_ACCEPTOR = "acceptor of a session"
+    CONTROL_ACCEPTOR = "relay, on a control connection"
+    CONTROL_INITIATOR = "agent, on a control connection"
+
+
+MAY_SEND: dict[From, frozenset[tuple[Kind, Side]]] = {
+    From.BOTH: frozenset((kind, side) for kind in Kind for side in Side),
+    From.SESSION_BOTH: frozenset((Kind.SESSION, side) for side in Side),
+    From.SESSION_INITIATOR: frozenset({(Kind.SESSION, Side.INITIATOR)}),
+    From.SESSION_ACCEPTOR: frozenset({(Kind.SESSION, Side.ACCEPTOR)}),
+    From.CONTROL_ACCEPTOR: frozenset({(Kind.CONTROL, Side.ACCEPTOR)}),
+    From.CONTROL_INITIATOR: frozenset({(Kind.CONTROL, Side.INITIATOR)}),
 }
-"""Least body size per type, where it is not 0."""
+"""Connections on which, and sides from which, a frame may come."""
 
-LARGEST: dict[int, int] = {
-    FrameType.HELLO: 4096,
-    FrameType.AUTH: MAX_AUTH,
-    FrameType.AUTH_OK: 4096,
-    FrameType.OPEN: 1024,
-    FrameType.DATA: MAX_DATA,
-    FrameType.FIN: 0,
-    FrameType.RESET: 4,
-    FrameType.WINDOW: 4,
-    FrameType.ACK: 8,
-    FrameType.PING: 16,
-    FrameType.PONG: 16,
-    FrameType.GOAWAY: 4096,
-    FrameType.DIAL: 4096,
-    FrameType.STATUS: 4096,
-    FrameType.MOVE: 4096,
-    FrameType.QUIET: 0,
+
+class Layout(NamedTuple):
+    """What is known of one frame type."""
+
+    body: str
+    """Fields in order, or the record's name."""
+    smallest: int
+    """Least size of the body, bytes."""
+    largest: int
+    """Largest size of the body, bytes; the decoder checks both on the header alone."""
+    stream_id: StreamId
+    sender: From
+
+
+FRAMES: dict[int, Layout] = {
+    FrameType.HELLO: Layout("record Hello", 0, 4096, StreamId.ZERO, From.BOTH),
+    FrameType.AUTH: Layout("record Auth", 0, 68 * 1024, StreamId.ZERO, From.SESSION_INITIATOR),
+    FrameType.AUTH_OK: Layout("record AuthOk", 0, 4096, StreamId.ZERO, From.SESSION_ACCEPTOR),
+    FrameType.OPEN: Layout("record Open", 0, 1024, StreamId.STREAM, From.SESSION_BOTH),
+    FrameType.DATA: Layout("payload", 0, MAX_DATA, StreamId.STREAM, From.SESSION_BOTH),
+    FrameType.FIN: Layout("empty", 0, 0, StreamId.STREAM, From.SESSION_BOTH),
+    FrameType.RESET: Layout("code u32", 4, 4, StreamId.STREAM, From.SESSION_BOTH),
+    FrameType.WINDOW: Layout("increment u32", 4, 4, StreamId.EITHER, From.SESSION_BOTH),
+    FrameType.ACK: Layout("received u64", 8, 8, StreamId.ZERO, From.BOTH),
+    FrameType.PING: Layout("number u64, received u64", 16, 16, StreamId.ZERO, From.BOTH),
+    FrameType.PONG: Layout("number u64, received u64", 16, 16, StreamId.ZERO, From.BOTH),
+    FrameType.GOAWAY: Layout("record Goaway", 0, 4096, StreamId.ZERO, From.BOTH),
+    FrameType.DIAL: Layout("record Dial", 0, 4096, StreamId.ZERO, From.CONTROL_ACCEPTOR),
+    FrameType.STATUS: Layout("record Status", 0, 4096, StreamId.ZERO, From.CONTROL_INITIATOR),
+    FrameType.MOVE: Layout("record Move", 0, 4096, StreamId.ZERO, From.SESSION_ACCEPTOR),
+    FrameType.QUIET: Layout("empty", 0, 0, StreamId.ZERO, From.SESSION_BOTH),
 }
-"""Largest body size per type; the decoder checks it on the header alone."""
+"""Every type that this end knows."""
 
-ON_SESSION_ID: frozenset[int] = frozenset(
-    {
-        FrameType.HELLO,
-        FrameType.AUTH,
-        FrameType.AUTH_OK,
-        FrameType.ACK,
-        FrameType.PING,
-        FrameType.PONG,
-        FrameType.GOAWAY,
-        FrameType.DIAL,
-        FrameType.STATUS,
-        FrameType.MOVE,
-        FrameType.QUIET,
-    }
-)
-"""Types that carry stream id 0 and no other."""
-
-ON_STREAM_ID: frozenset[int] = frozenset({FrameType.OPEN, FrameType.DATA, FrameType.FIN, FrameType.RESET})
-"""Types that never carry stream id 0 (WINDOW may carry either)."""
+HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY})
+"""Types that may come before a peer's byte sequence begins."""
 
 _header = Struct(">II")
 U32 = Struct(">I")
@@ -185,3 +191,12 @@ unpack_header = _header.unpack_from
 def frame(kind: int, stream_id: int, body: bytes = b"") -> bytes:
     """One whole frame: header and body in a single object, the form that is written and kept."""
     return pack_header(len(body) << 8 | kind, stream_id) + body
+
+
+def record_frame(kind: FrameType, record: Record, stream_id: int = 0) -> bytes:
+    """One whole frame with a record. Raises LocalProtocolError where the peer would have to refuse its size."""
+    body = record.encode()
+    largest = FRAMES[kind].largest
+    if len(body) > largest:
+        raise LocalProtocolError(f"{kind.name} of {len(body)} bytes, more than {largest}")
+    return frame(kind, stream_id, body)

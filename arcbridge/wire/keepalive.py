@@ -114,7 +114,7 @@ class Keepalive:
         return None
 
     def stale(self, now: float) -> bool:
-        """Whether nobody asked for the round trip of late."""
+        """Whether the round trip was last asked for more than `ROUND_TRIP_STALE` ago."""
         return now - self._last_ping >= ROUND_TRIP_STALE
 
     def ping_due(self, now: float) -> bool:

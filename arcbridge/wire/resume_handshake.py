@@ -7,7 +7,7 @@ the session's decoder must get exactly the rest.
 from __future__ import annotations
 
 from arcbridge.errors import RemoteProtocolError
-from arcbridge.wire.frames import HEADER_SIZE, LARGEST, FrameType, unpack_header
+from arcbridge.wire.frames import FRAMES, HEADER_SIZE, FrameType, unpack_header
 
 GREETINGS = frozenset({FrameType.HELLO, FrameType.AUTH_OK, FrameType.GOAWAY})
 """What an acceptor may say before the sequence goes on."""
@@ -32,7 +32,7 @@ class ResumeHandshake:
                 return at, None
         word, stream_id = unpack_header(self._kept)
         kind, length = word & 0xFF, word >> 8
-        if kind not in GREETINGS or stream_id or length > LARGEST[kind]:
+        if kind not in GREETINGS or stream_id or length > FRAMES[kind].largest:
             raise RemoteProtocolError(f"a frame of type {kind} before the session was resumed")
         at = self._take(data, at, HEADER_SIZE + length)
         if len(self._kept) < HEADER_SIZE + length:

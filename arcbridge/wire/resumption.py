@@ -4,23 +4,23 @@ The initiator makes the new connection. It says which session it means, proves i
 sequence it has; the acceptor checks all that against the session it still holds and answers with its own count. Each
 then sends again what the other lacks, and the sequences go on as if nothing had happened: every frame is acted on once.
 
-Nothing of the session's sequence travels before both counts are known, so a refused connection changes nothing.
+Invariant: nothing of the session's sequence travels before both counts are known, so a refused connection changes
+nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.books import Violation
-from arcbridge.wire.congestion import CongestionWindow
-from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
-from arcbridge.wire.keepalive import Keepalive
-from arcbridge.wire.reception import Reception, ended_by
+from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, record_frame
+from arcbridge.wire.lifecycle import Lifecycle, Violation, ended_by
+from arcbridge.wire.receiver import Receiver
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
 from arcbridge.wire.resume_handshake import ResumeHandshake
-from arcbridge.wire.state import Kind, Side, State
+from arcbridge.wire.sender import Sender
+from arcbridge.wire.state import Kind, SessionContext, Side, State
 
 REFUSED_FOR_NOW = frozenset(
     {GoawayCode.DRAINING, GoawayCode.REPLACED, GoawayCode.LIMIT, GoawayCode.TIMEOUT, GoawayCode.UNAVAILABLE}
@@ -28,22 +28,77 @@ REFUSED_FOR_NOW = frozenset(
 """Answers to a resuming connection after which another one may succeed; any other ends the session."""
 
 
-class Resumption(Reception):
-    """Detaching and attaching. `wire.session` has the table of states."""
+class Resumption:
+    """Detaching and attaching. `wire.lifecycle` has the table of states."""
 
-    def begin_resume(self, auth: Auth, now: float) -> None:
+    __slots__ = (
+        "_context",
+        "_hello",
+        "_hello_template",
+        "_lifecycle",
+        "_receiver",
+        "_sender",
+        "epoch",
+        "handshake",
+        "resuming",
+        "secret",
+        "session_id",
+    )
+
+    def __init__(
+        self, context: SessionContext, lifecycle: Lifecycle, sender: Sender, receiver: Receiver, hello_template: Hello
+    ) -> None:
+        """`hello_template` is this end's HELLO without what names a session."""
+        self._context = context
+        self._lifecycle = lifecycle
+        self._sender = sender
+        self._receiver = receiver
+        self._hello_template = hello_template
+        self.session_id = b""
+        """What names the session to its acceptor; empty where it cannot be resumed."""
+        self.secret = b""
+        """What proves that a connection belongs to the session. Never to be logged."""
+        self.epoch = 0
+        """Number of the attached connection; each later one has a higher one."""
+        self.resuming: Hello | None = None
+        """Acceptor: the HELLO of a connection that asks to resume another session."""
+        self.handshake: ResumeHandshake | None = None
+        """Initiator: the handshake of a new connection; None: none is under way."""
+        self._hello: Hello | None = None
+        """Initiator: the acceptor's HELLO on the new connection."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether the session outlives its connection: both ends keep history, and both know the secret."""
+        return self._sender.history is not None and bool(self.session_id) and self._lifecycle.state is not State.CLOSED
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    def learn_secret(self, ok: AuthOk, peer_hello: Hello | None) -> None:
+        """Take id and secret of the first AUTH_OK.
+
+        Without both, or where the peer keeps nothing, the session dies with its connection.
+        """
+        offered = peer_hello is not None and "resume" in peer_hello.features.split()
+        if self._sender.history is not None and ok.session_id and ok.resume_secret and offered:
+            self.session_id, self.secret = ok.session_id, ok.resume_secret
+        else:
+            self._sender.forget_history()
+
+    def begin(self, auth: Auth, now: float) -> None:
         """Initiator: a new connection stands; say on it which session it is to carry.
 
         A connection that is still attached is given up: its bytes must not come any more.
         """
-        self._require(self.side is Side.INITIATOR and self.resumable, "this session cannot be resumed")
-        self.now = now
-        if self.state is not State.DETACHED:
+        if self._context.side is not Side.INITIATOR or not self.possible:
+            raise LocalProtocolError("this session cannot be resumed")
+        self._context.now = now
+        if self._lifecycle.state is not State.DETACHED:
             self._detach(ConnectionLost("another connection takes its place"), tell=False)
         self.epoch += 1
-        self._greeting, self._greeted = ResumeHandshake(), None
-        self._prelude = [self._resuming_hello(self.resume_secret), self._record(FrameType.AUTH, auth)]
-        self._handshake_deadline = now + self.limits.handshake_timeout
+        self.handshake, self._hello = ResumeHandshake(), None
+        self._sender.prelude = [self._resuming_hello(self.secret), record_frame(FrameType.AUTH, auth)]
+        self._lifecycle.await_handshake(now)
 
     def take_over(self, hello: Hello, ok: AuthOk, now: float) -> None:
         """Acceptor: go on over the connection whose HELLO this is, and whose right to the session was verified.
@@ -51,81 +106,68 @@ class Resumption(Reception):
         Raises LocalProtocolError when its epoch is not higher, or the session is over; RemoteProtocolError, with the
         session over, when the counts cannot be true.
         """
-        self._require(self.side is Side.ACCEPTOR and self.resumable, "this session cannot be resumed")
-        self._require(hello.epoch > self.epoch, "a connection of an older epoch")
-        self.now = now
-        if self.state is not State.DETACHED:
+        if self._context.side is not Side.ACCEPTOR or not self.possible:
+            raise LocalProtocolError("this session cannot be resumed")
+        if hello.epoch <= self.epoch:
+            raise LocalProtocolError("a connection of an older epoch")
+        self._context.now = now
+        if self._lifecycle.state is not State.DETACHED:
             self._detach(ConnectionLost("another connection took its place"), tell=False)
         self._check_counts(hello)
         self.epoch = hello.epoch
-        self._prelude = [self._resuming_hello(b""), self._record(FrameType.AUTH_OK, ok)]
+        self._sender.prelude = [self._resuming_hello(b""), record_frame(FrameType.AUTH_OK, ok)]
         self._attach(hello)
 
     def hand_over(self, now: float) -> None:
-        """Acceptor: another session took this connection; this machine ends without a word."""
-        self._require(self.resuming is not None and not self._authenticated, "not a connection that resumes")
-        self.now = now
-        self._prelude.clear()
-        self._control.clear()
-        self._close(SessionEnded(GoawayCode.DONE, "its connection carries the resumed session now"))
+        """Acceptor: another session took this connection; this one ends without a word."""
+        if self.resuming is None or self._lifecycle.authenticated:
+            raise LocalProtocolError("not a connection that resumes")
+        self._context.now = now
+        self._sender.prelude.clear()
+        self._sender.control.clear()
+        self._context.owner.end(SessionEnded(GoawayCode.DONE, "its connection carries the resumed session now"))
 
     def ask_to_move(self, join_id: str) -> None:
         """Acceptor: ask for another connection in place of the one made under `join_id`."""
-        self._require(self.side is Side.ACCEPTOR and self.kind is Kind.SESSION, "only an agent asks to move")
-        if self._authenticated and self.resumable:
-            self._queue_control(self._record(FrameType.MOVE, Move(join_id)))
+        if self._context.side is not Side.ACCEPTOR or self._context.kind is not Kind.SESSION:
+            raise LocalProtocolError("only an agent asks to move")
+        if self._lifecycle.authenticated and self.possible:
+            self._sender.queue_control(record_frame(FrameType.MOVE, Move(join_id)))
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- called by the session --------------------------------------------------------------------------------------
 
-    def _lose_connection(self, error: ArcbridgeError) -> None:
+    def connection_lost(self, error: ArcbridgeError) -> None:
         """The connection died, or never became one: wait for another where that is possible."""
-        if self.state is State.CLOSED:
+        lifecycle = self._lifecycle
+        if lifecycle.state is State.CLOSED:
             return
-        if self._greeting is not None:
-            self._resume_failed(error)
-        elif self.state is State.DETACHED:
+        if self.handshake is not None:
+            self.failed(error)
+        elif lifecycle.state is State.DETACHED:
             return
-        elif self.resumable and (self._peer_goaway is None or self.streams):
+        elif self.possible and (lifecycle.peer_goaway is None or self._context.streams):
             self._detach(error)
-        elif self._peer_goaway is not None:
-            self._close(ended_by(self._peer_goaway))
+        elif lifecycle.peer_goaway is not None:
+            self._context.owner.end(ended_by(lifecycle.peer_goaway))
         else:
-            self._close(error)
+            self._context.owner.end(error)
 
-    def _detach(self, error: ArcbridgeError, *, tell: bool = True) -> None:
-        self._before = State.DRAINING if self.state is State.DRAINING else State.OPEN
-        self.state = State.DETACHED
-        self.stats.detached += tell
-        self._detached_deadline = self.now + self.limits.detached_timeout
-        self.writable = self.socket_writable = self._may_send = False
-        self._pong = None
-        self._resend.clear()
-        self._prelude.clear()
-        if tell:
-            self._events.append(ev.Detached(error))
+    def failed(self, error: ArcbridgeError) -> None:
+        """The new connection did not carry the session; the session waits for another one."""
+        self.abandon_handshake()
+        self._lifecycle.handshake_deadline = None
+        self._sender.prelude.clear()
+        self._context.events.append(ev.ResumeFailed(error))
 
-    def _resume_failed(self, error: ArcbridgeError) -> None:
-        self._greeting = self._greeted = None
-        self._handshake_deadline = None
-        self._prelude.clear()
-        self._events.append(ev.ResumeFailed(error))
+    def abandon_handshake(self) -> None:
+        """Forget the handshake that is under way."""
+        self.handshake = self._hello = None
 
-    def _resuming_hello(self, secret: bytes) -> bytes:
-        hello = replace(
-            self._hello_template,
-            session_id=self.session_id,
-            resume_secret=secret,
-            received=self.received,
-            sent=self.sent,
-            epoch=self.epoch,
-        )
-        return self._record(FrameType.HELLO, hello)
-
-    def _greet(self, data: memoryview) -> memoryview:
+    def greet(self, data: memoryview) -> memoryview:
         """Initiator: the acceptor's part of the handshake; what is left of `data` belongs to the sequence."""
         at = 0
-        while self._greeting is not None and at < len(data):
-            at, whole = self._greeting.next(data, at)
+        while self.handshake is not None and at < len(data):
+            at, whole = self.handshake.next(data, at)
             if whole is None:
                 break
             kind, body = whole
@@ -133,78 +175,76 @@ class Resumption(Reception):
                 self._refused(Goaway.decode(body))
                 return data[:0]
             if kind == FrameType.HELLO:
-                self._on_greeting_hello(Hello.decode(body))
+                self._on_hello(Hello.decode(body))
             else:
-                self._on_greeting_ok(AuthOk.decode(body))
+                self._on_auth_ok(AuthOk.decode(body))
         return data[at:]
 
-    def _on_greeting_hello(self, hello: Hello) -> None:
-        if self._greeted is not None:
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _detach(self, error: ArcbridgeError, *, tell: bool = True) -> None:
+        self._lifecycle.detach(self._context.now)
+        self._context.stats.detached += tell
+        self._sender.detach()
+        if tell:
+            self._context.events.append(ev.Detached(error))
+
+    def _resuming_hello(self, secret: bytes) -> bytes:
+        hello = replace(
+            self._hello_template,
+            session_id=self.session_id,
+            resume_secret=secret,
+            received=self._receiver.received,
+            sent=self._sender.sent,
+            epoch=self.epoch,
+        )
+        return record_frame(FrameType.HELLO, hello)
+
+    def _on_hello(self, hello: Hello) -> None:
+        if self._hello is not None:
             raise Violation(GoawayCode.PROTOCOL, "a second HELLO")
         if not hello.least <= VERSION <= hello.version:
             raise Violation(GoawayCode.VERSION, "the other end speaks another protocol version now")
-        self._greeted = hello
+        self._hello = hello
 
-    def _on_greeting_ok(self, ok: AuthOk) -> None:
-        hello = self._greeted
+    def _on_auth_ok(self, ok: AuthOk) -> None:
+        hello = self._hello
         if hello is None or hello.session_id != self.session_id or hello.epoch != self.epoch:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK without the HELLO of this session")
-        self._greeting = self._greeted = None
+        self.abandon_handshake()
         self._check_counts(hello)
-        self._events.append(ev.AuthAccepted(ok))
+        self._context.events.append(ev.AuthAccepted(ok))
         self._attach(hello)
 
     def _refused(self, goaway: Goaway) -> None:
         error = ended_by(goaway)
         if goaway.code in REFUSED_FOR_NOW:
-            self._resume_failed(error)
+            self.failed(error)
         else:
-            self._close(error)
+            self._context.owner.end(error)
 
     def _check_counts(self, hello: Hello) -> None:
-        """Raises RemoteProtocolError, with the machine closed, for counts that contradict ours."""
-        assert self._history is not None
-        possible = self._history.holds(hello.received) and hello.received >= self._peer_received
-        if possible and hello.sent >= self.received:
+        """Raise RemoteProtocolError, with the session over, for counts that contradict this end's."""
+        sender = self._sender
+        assert sender.history is not None
+        possible = sender.history.holds(hello.received) and hello.received >= sender.peer_received
+        if possible and hello.sent >= self._receiver.received:
             return
         error = RemoteProtocolError("the session cannot be resumed: the two ends disagree about what was sent")
-        self._prelude.clear()
-        self._close(error)
+        sender.prelude.clear()
+        self._context.owner.end(error)
         raise error
 
     def _attach(self, hello: Hello) -> None:
         """Both counts are known: go on."""
-        history = self._history
-        assert history is not None
-        self._handshake_deadline = self._detached_deadline = None
-        self.state = self._before
-        self._may_send = True
-        self._resend = history.since(hello.received)
-        self.stats.replayed_bytes += self.sent - hello.received
-        self.stats.resumed += 1
-        self._answers_from = hello.sent
-        self._acked_position = self._decoder.position
-        if self._flight is not None:  # another path, perhaps: what was known counts once it proves to be no longer
-            self._flight = CongestionWindow(self.limits.under_way, sent=self.sent, now=self.now, earlier=self._flight)
-            self._pinged = self.sent
-        self._usual_window = 0
-        self._peer_has(hello.received)
-        if self._flight is not None:
-            self._cap_applied = 0
-            self._make_room(self._flight, self._flight.cap - (self.sent - hello.received))
-        self.set_writable(True)
-        number = self._keepalive.number if self._keepalive is not None else 0
-        self._keepalive = Keepalive(self.limits.ping_interval, self.limits.ping_timeout, self.now, number=number)
-        self._events.append(ev.Resumed())
-        self._send_ping()
-        self._finish_drain_if_idle()
-
-    def _take_resend(self, limit: int) -> list[bytes | memoryview]:
-        """Up to about `limit` bytes of what is sent again."""
-        parts: list[bytes | memoryview] = []
-        size = 0
-        while self._resend and size < limit:
-            piece = self._resend.popleft()
-            parts.append(piece)
-            size += len(piece)
-        return parts
+        context, owner = self._context, self._context.owner
+        self._lifecycle.resume()
+        self._sender.replay_from(hello.received)
+        context.stats.resumed += 1
+        self._receiver.connection_changed(hello.sent)
+        owner.acknowledged(hello.received)
+        self._sender.attach()
+        self._lifecycle.watch(context.now)
+        context.events.append(ev.Resumed())
+        owner.send_ping()
+        owner.finish_drain_if_idle()

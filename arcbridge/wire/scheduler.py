@@ -86,7 +86,7 @@ class Scheduler:
         elif self._bulk:
             stream = self._bulk.popleft()
             self._of_sparse = False
-            self._turn = self._left or (self.quantum if self._bulk else self._alone)
+            self._turn = min(self._left or self.quantum, self.quantum) if self._bulk else self._alone
         else:
             return None
         stream.scheduled = False

@@ -1,23 +1,12 @@
 """The machine of one session, or of one control connection: bytes in, decisions out.
 
-It knows no socket, no clock and no role beyond its side: `now` is monotonic seconds and an argument.
+It knows no socket, no clock and no role beyond its side: `now` is monotonic seconds and an argument. `Session` joins
+the parts that do the work and keeps none of their state: `Lifecycle` (states and deadlines, with their table),
+`Sender`, `Receiver`, `StreamTable` and `Resumption`. The shell uses them directly for what moves bytes.
 
 Order of calls. After each *receive* or *command* the shell must: take `events_received()` and act on them, resume
-the writers of `take_writable()`, write what `data_to_send()` gives, and re-arm its one timer at `next_deadline()`.
-
-================  ==========================================  =======================================================
-state             meaning                                     leaves by
-================  ==========================================  =======================================================
-HELLO             waiting for the peer's HELLO                HELLO -> AUTH (session) or OPEN (control connection)
-AUTH              waiting for AUTH, its verdict, or AUTH_OK   `accept_auth` / AUTH_OK -> OPEN; `refuse_auth` -> CLOSED
-OPEN              streams come and go                         GOAWAY either way -> DRAINING; error -> CLOSED; loss ->
-                                                              DETACHED where the session is resumable, else CLOSED
-DRAINING          nothing new; what runs may finish           last stream over, or the drain deadline -> CLOSED; loss
-                                                              as in OPEN
-DETACHED          no connection; streams wait                 a connection that resumes -> as before; the deadline, or
-                                                              a refusal for good -> CLOSED
-CLOSED            `Ended` was given; all input is ignored
-================  ==========================================  =======================================================
+the writers of `sender.take_unblocked()`, write what `sender.data_to_send()` gives, and re-arm its one timer at
+`next_deadline()`.
 
 Whose mistake is whose: the caller's raises `LocalProtocolError` and changes nothing; the peer's against the session
 becomes a GOAWAY and `Ended`; the peer's within one stream becomes a RESET; a race is settled, counted and dropped.
@@ -28,37 +17,116 @@ from 0: `sent` and `received` are those counts, told to the peer by ACK, PING an
 
 from __future__ import annotations
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.books import DATA, Violation
-from arcbridge.wire.frames import (
-    HEADER_SIZE,
-    MAX_DATA,
-    U32,
-    U64,
-    FrameType,
-    GoawayCode,
-    ResetCode,
-    frame,
-    pack_header,
-)
-from arcbridge.wire.records import Auth, AuthOk, Dial, Open, Status
+from arcbridge.wire.congestion import CongestionWindow
+from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.frame_handlers import FrameHandlers
+from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, frame, record_frame
+from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.receiver import Receiver
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
-from arcbridge.wire.state import Kind, Side, State, Stats
-from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from arcbridge.wire.sender import Sender
+from arcbridge.wire.session_window import SessionWindow
+from arcbridge.wire.state import Kind, SessionContext, Side, State, Stats
+from arcbridge.wire.stream import ReceiveState, Stream
+from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
 
+MAX_MESSAGE = 1000
+"""Characters of a GOAWAY's sentence."""
 
-class Session(Resumption):
+
+class Session:
     """One side of a session or control connection. See the module's docstring for the order of calls."""
+
+    __slots__ = (
+        "_context",
+        "_hello",
+        "_hello_sent",
+        "auth_sent",
+        "events",
+        "kind",
+        "lifecycle",
+        "limits",
+        "receiver",
+        "resumption",
+        "sender",
+        "session_window",
+        "side",
+        "stats",
+        "stream_table",
+        "streams",
+    )
+
+    def __init__(
+        self,
+        side: Side,
+        kind: Kind,
+        now: float,
+        *,
+        limits: Limits = DEFAULT,
+        agent: str = "",
+        software: str = "",
+        cluster_ca: str = "",
+        budget: Budget | None = None,
+    ) -> None:
+        """`budget` is what all sessions of the process may keep of what they sent; none: only this one's own limit."""
+        budget = budget or Budget(2 * (limits.replay + limits.session_window))
+        resumable = kind is Kind.SESSION and bool(limits.replay)
+        self.side = side
+        self.kind = kind
+        self.limits = limits
+        self._context = context = SessionContext(self, side, kind, limits, now)
+        self.stats = context.stats
+        self.events = context.events
+        """What happened since the shell asked last."""
+        self.streams = context.streams
+        """Streams that are not over, by id."""
+        self.lifecycle = Lifecycle(kind, limits, now)
+        self.sender = Sender(
+            context,
+            history=Replay(limits.replay, budget) if resumable else None,
+            congestion=(
+                CongestionWindow(limits.under_way, now=now) if kind is Kind.SESSION and limits.under_way else None
+            ),
+            handshake_done=side is Side.INITIATOR,
+        )
+        decoder = Decoder()
+        self.session_window = SessionWindow(context, self.sender, budget)
+        self.stream_table = StreamTable(context, self.lifecycle, self.sender, decoder, self.session_window, budget)
+        handlers = FrameHandlers(self).table
+        self.receiver = Receiver(
+            context, self.lifecycle, self.sender, decoder, self.session_window, self.stream_table, handlers
+        )
+        hello = Hello(
+            VERSION,
+            VERSION,
+            "resume" if resumable else "",
+            limits.stream_window,
+            limits.max_streams,
+            agent,
+            software,
+            cluster_ca=cluster_ca,
+        )
+        self.resumption = Resumption(context, self.lifecycle, self.sender, self.receiver, hello)
+        self.auth_sent = False
+        """Whether the first AUTH was sent (initiator), or came (acceptor)."""
+        self._hello = record_frame(FrameType.HELLO, hello)
+        self._hello_sent = False
+        if side is Side.INITIATOR:
+            self.say_hello()
 
     def __repr__(self) -> str:
         return (
             f"<Session {self.kind.value} {self.side.name.lower()} {self.state.value} streams={len(self.streams)} "
-            f"sent={self.sent} received={self.received} credit={self._credit}>"
+            f"sent={self.sent} received={self.received} credit={self.sender.credit} blocked={self.sender.blocked_by!r}>"
         )
 
-    # -- receive: called by the socket and the timer --------------------------------------------------------------
+    # -- receive: called by the socket and the timer ----------------------------------------------------------------
 
     def receive_data(self, data: memoryview, now: float) -> None:
         """Take bytes of the peer; `data` is valid during the call only.
@@ -66,29 +134,29 @@ class Session(Resumption):
         Payload goes straight to its stream's sink; everything else becomes events. Never raises for what the peer
         sent: a violation closes the machine.
         """
-        if self.state is State.CLOSED:
+        lifecycle, receiver, resumption = self.lifecycle, self.receiver, self.resumption
+        if lifecycle.state is State.CLOSED:
             return
-        self.now = now
+        self._context.now = now
         self.stats.bytes_received += len(data)
-        if self._keepalive is not None:
-            self._keepalive.bytes_arrived(now)
+        if lifecycle.keepalive is not None:
+            lifecycle.keepalive.bytes_arrived(now)
         try:
-            if self._greeting is not None:
-                data = self._greet(data)
-            elif self.state is State.DETACHED:
+            if resumption.handshake is not None:
+                data = resumption.greet(data)
+            elif lifecycle.state is State.DETACHED:
                 return  # of a connection that was given up
-            self._decoder.feed(data, self)
-            if self.resuming is not None and self.received:
+            receiver.decoder.feed(data, receiver)
+            if resumption.resuming is not None and receiver.received:
                 raise Violation(GoawayCode.PROTOCOL, "bytes of the session before it was resumed")
         except Violation as violation:
-            self._fail(violation.code, violation.message)
+            self.fail(violation.code, violation.message)
         except RemoteProtocolError as error:
-            self._fail(GoawayCode.PROTOCOL, error.message)
+            self.fail(GoawayCode.PROTOCOL, error.message)
         else:
-            if self._decoder.position - self._acked_position >= self.limits.ack_every and self._authenticated:
-                self._acked_position = self._decoder.position
-                self._queue_control(frame(FrameType.ACK, 0, U64.pack(self.received)))
-                self._look_at_unread()
+            unreported = receiver.decoder.position - receiver.reported_position
+            if unreported >= self.limits.ack_every and lifecycle.authenticated:
+                receiver.acknowledge()
 
     def receive_eof(self, now: float) -> None:
         """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
@@ -96,74 +164,69 @@ class Session(Resumption):
 
     def connection_lost(self, now: float, error: ArcbridgeError) -> None:
         """The connection is gone: the session waits for another one, or ends where that is not possible."""
-        self.now = now
-        self._lose_connection(error)
+        self._context.now = now
+        self.resumption.connection_lost(error)
 
     def give_up(self, now: float, error: ArcbridgeError) -> None:
         """End without a word, whatever the connection: nothing is resumed."""
-        self.now = now
-        self._close(error)
+        self._context.now = now
+        self.end(error)
 
     def handle_timer(self, now: float) -> None:
         """Act on every deadline that has passed; a call too early changes nothing."""
-        if self.state is State.CLOSED:
+        lifecycle, limits = self.lifecycle, self.limits
+        if lifecycle.state is State.CLOSED:
             return
-        self.now = now
-        if self._detached_deadline is not None and now >= self._detached_deadline:
-            waited = f"{self.limits.detached_timeout:.0f} s"
-            self._close(SessionEnded(GoawayCode.GONE, f"the connection was lost and not resumed within {waited}"))
-            return
-        if self._greeting is not None and self._handshake_deadline is not None and now >= self._handshake_deadline:
-            self._resume_failed(ConnectionLost(f"no answer within {self.limits.handshake_timeout:.0f} s"))
-            return
-        if self._handshake_deadline is not None and now >= self._handshake_deadline:
-            waiting_for = "HELLO" if self.state is State.HELLO else "authentication"
-            self._fail(GoawayCode.TIMEOUT, f"no {waiting_for} within {self.limits.handshake_timeout:.0f} s")
-            return
-        if self._drain_deadline is not None and now >= self._drain_deadline:
-            for stream in list(self.streams.values()):
-                self._tell_reset(stream, ResetCode.CANCELLED, local=True)
-                self._reset_stream(stream, ResetCode.CANCELLED)
+        self._context.now = now
+        deadline = lifecycle.due(now)
+        if deadline is Deadline.RESUMPTION:
+            waited = f"{limits.detached_timeout:.0f} s"
+            self.end(SessionEnded(GoawayCode.GONE, f"the connection was lost and not resumed within {waited}"))
+        elif deadline is Deadline.HANDSHAKE and self.resumption.handshake is not None:
+            self.resumption.failed(ConnectionLost(f"no answer within {limits.handshake_timeout:.0f} s"))
+        elif deadline is Deadline.HANDSHAKE:
+            waiting_for = "HELLO" if lifecycle.state is State.HELLO else "authentication"
+            self.fail(GoawayCode.TIMEOUT, f"no {waiting_for} within {limits.handshake_timeout:.0f} s")
+        elif deadline is Deadline.DRAIN:
+            self.stream_table.cancel_all()
             self._finish_drain()
-            return
-        if self._keepalive is not None and self.state is not State.DETACHED:
-            reason = self._keepalive.dead(now, answers=self.received >= self._answers_from)
+        elif lifecycle.keepalive is not None and lifecycle.state is not State.DETACHED:
+            reason = lifecycle.keepalive.dead(now, answers=self.received >= self.receiver.answers_from)
             if reason is not None:
-                self._lose_connection(ConnectionLost(f"the connection is dead: {reason}"))
-            elif self._keepalive.ping_due(now):
-                self._send_ping()
+                self.resumption.connection_lost(ConnectionLost(f"the connection is dead: {reason}"))
+            elif lifecycle.keepalive.ping_due(now):
+                self.send_ping()
 
-    # -- command: called by whoever owns the session or a stream --------------------------------------------------
+    # -- command: called by the owner of the session or of a stream -------------------------------------------------
 
     def authenticate(self, auth: Auth) -> None:
         """Initiator: send the token, first or again. The first goes out with HELLO, before anything else."""
         self._require(self.kind is Kind.SESSION and self.side is Side.INITIATOR, "only the initiator authenticates")
         if self.state is State.CLOSED:
             return
-        body = self._record(FrameType.AUTH, auth)
-        if self._auth_sent:
-            self._queue_control(body)
+        body = record_frame(FrameType.AUTH, auth)
+        if self.auth_sent:
+            self.sender.queue_control(body)
             return
-        self._auth_sent = True
-        self._prelude.append(body)
-        self._open_window()
+        self.auth_sent = True
+        self.sender.prelude.append(body)
+        self.session_window.open()
 
     def accept_auth(self, ok: AuthOk) -> None:
         """Acceptor: the token is good. Streams opened meanwhile become visible now."""
         if self.state is State.CLOSED:
             return
-        self._require(self.side is Side.ACCEPTOR and self._auth_sent, "no AUTH is waiting for an answer")
-        self._require(self.resuming is None, "a connection that resumes is taken over, not accepted")
-        body = self._record(FrameType.AUTH_OK, ok)
-        if self._authenticated:
-            self._queue_control(body)
+        self._require(self.side is Side.ACCEPTOR and self.auth_sent, "no AUTH is waiting for an answer")
+        self._require(self.resumption.resuming is None, "a connection that resumes is taken over, not accepted")
+        body = record_frame(FrameType.AUTH_OK, ok)
+        if self.lifecycle.authenticated:
+            self.sender.queue_control(body)
             return
-        self._learn_secret(ok.session_id, ok.resume_secret)
-        self._prelude.append(body)
-        self._open_window()
-        self._establish()
-        self._events.extend(self._early)
-        self._early.clear()
+        self.resumption.learn_secret(ok, self.peer_hello)
+        self.sender.prelude.append(body)
+        self.session_window.open()
+        self.establish()
+        self.stream_table.tell_early()
 
     def refuse_auth(self, code: GoawayCode, message: str) -> None:
         """Acceptor: the token is not good; the session is over, with a reason the caller may read."""
@@ -176,247 +239,104 @@ class Session(Resumption):
             raise SessionEnded(GoawayCode.DONE, "the session is over")
         if self.state is State.DETACHED:
             raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
-        if self.state is State.DRAINING or self._next_id > 0x7FFFFFFF:
+        if self.state is State.DRAINING:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
-        self._require(self._auth_sent or self._authenticated, "a stream before authentication")
-        if self.peer_hello is not None and self.peer_hello.max_streams <= len(self.streams) - self._peer_streams:
-            raise SessionEnded(GoawayCode.LIMIT, f"{self.peer_hello.max_streams} streams are open already")
-        body = self._record(FrameType.OPEN, Open(target), self._next_id)
-        stream = self._new_stream(self._next_id, target)
-        self._next_id += 2
-        self._queue_out(body)
-        return stream
-
-    def send(self, stream: Stream, data: bytes | memoryview | bytearray) -> int:
-        """Send bytes on a stream; how many now wait in it (0: all are in the write queue).
-
-        The bytes are copied once, into what is written: `data` may be a view that is valid during the call only.
-        Raises LocalProtocolError after `finish`; bytes for a stream that was reset are dropped, because the reset
-        may have crossed them.
-        """
-        size = len(data)
-        if (
-            size <= stream.credit
-            and size <= self._credit
-            and not stream.queued
-            and 0 < size <= MAX_DATA
-            and self.writable
-            and self._out_bytes + size <= self._ahead
-            and not self._scheduler
-            and stream.sending is SendState.OPEN
-        ):
-            stream.credit -= size
-            self._credit -= size
-            stream.bytes_sent += size
-            if stream is not self._scheduler.last_sender:
-                self._scheduler.sender_changed(stream, self.now)
-            self._out.append(b"".join((pack_header(size << 8 | DATA, stream.id), data)))
-            self._out_bytes += size + HEADER_SIZE
-            return 0
-        if stream.sending is SendState.RESET:
-            return 0
-        self._require(stream.sending is SendState.OPEN, "bytes after the end of the stream")
-        if size:
-            stream.outbox.append(bytes(data))
-            stream.queued += size
-            if stream.credit > 0:
-                self._scheduler.add(stream)
-        return stream.queued
-
-    def finish(self, stream: Stream) -> None:
-        """End our direction in order, after all its bytes. A second call changes nothing."""
-        if stream.sending is not SendState.OPEN:
-            return
-        if stream.queued:
-            stream.sending = SendState.FINISHING
-            return
-        stream.sending = SendState.FINISHED
-        self._queue_out(frame(FrameType.FIN, stream.id))
-        self._forget_if_over(stream)
-
-    def reset(self, stream: Stream, code: ResetCode) -> None:
-        """End both directions now; queued bytes are dropped. After FIN both ways it changes nothing."""
-        if stream.id in self.streams:
-            self._reset_stream(stream, code)
-
-    def cut(self, stream: Stream) -> None:
-        """End both directions because the source of our bytes broke off: them first, then RESET with TRUNCATED."""
-        if stream.id not in self.streams:
-            return
-        if stream.queued:
-            stream.sending = SendState.CUTTING
-        else:
-            self._reset_stream(stream, ResetCode.TRUNCATED)
-
-    def consumed(self, stream: Stream, count: int) -> None:
-        """The consumer has `count` more bytes of the stream: grant credit when enough has come together."""
-        whole, own = self._window, stream.window
-        if (
-            stream.receiving is ReceiveState.OPEN
-            and own.consumed + count < own.due_at
-            and whole.consumed + count < whole.due_at
-        ):
-            # Almost every delivery: no grant is due, so counting is all, in place as in `data_begins`.
-            own.consumed += count
-            whole.consumed += count
-            return
-        if self.state is State.CLOSED:
-            return
-        now = self.now
-        trip = self._keepalive.round_trip if self._keepalive is not None else 0.0
-        if stream.receiving is ReceiveState.OPEN:
-            due = own.consume(count, now, trip, self._usual_window)
-            if due:
-                self._usual_window = max(self._usual_window, own.size)
-                if self._keepalive is not None and self._keepalive.stale(now) and self._may_send:
-                    self._send_ping()  # the window grows by the round trip, and paths change
-                self._queue_control(frame(FrameType.WINDOW, stream.id, U32.pack(due)))
-        elif stream.receiving is ReceiveState.RESET:
-            return  # settled when it was reset
-        else:
-            own.consumed += count
-            if stream.id not in self.streams and not own.unconsumed:
-                own.settle()
-        self._release(count)
+        self._require(self.auth_sent or self.lifecycle.authenticated, "a stream before authentication")
+        peer = self.peer_hello
+        return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
     def send_dial(self, dial: Dial) -> None:
         """Relay, control connection: ask the agent to join."""
         self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends DIAL")
-        self._queue_control(self._record(FrameType.DIAL, dial))
+        self.sender.queue_control(record_frame(FrameType.DIAL, dial))
 
     def send_status(self, status: Status) -> None:
         """Agent, control connection: answer a dial request, or tell of itself."""
         self._require(self.kind is Kind.CONTROL and self.side is Side.INITIATOR, "only an agent sends STATUS")
-        self._queue_control(self._record(FrameType.STATUS, status))
+        self.sender.queue_control(record_frame(FrameType.STATUS, status))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""
-        if self.state is State.CLOSED or self._goaway_sent:
+        if self.state is State.CLOSED or self.lifecycle.goaway_sent:
             return
         # Behind the OPENs that are queued: a peer that has no stream yet would end the session before they come.
         self._say_goaway(code, message, retry_after, in_turn=True, final=False)
-        if self.state is State.DETACHED:
-            self._before = State.DRAINING
-        else:
-            self.state = State.DRAINING
+        self.lifecycle.drain()
         if self.kind is Kind.SESSION:
-            self._drain_deadline = self.now + self.limits.drain_timeout
-            self._finish_drain_if_idle()
+            self.lifecycle.await_streams(self.now)
+            self.finish_drain_if_idle()
 
     def close(self, code: GoawayCode, message: str, retry_after: int = 0) -> None:
         """End the session now: GOAWAY, and every stream ends with its reason."""
         if self.state is State.CLOSED:
             return
         self._say_goaway(code, message, retry_after)
-        self._close(SessionEnded(code, message, retry_after=retry_after or None))
+        self.end(SessionEnded(code, message, retry_after=retry_after or None))
 
-    # -- collect: called by the shell after any of the above ------------------------------------------------------
+    # -- collect: called by the shell after any of the above --------------------------------------------------------
 
     def events_received(self) -> list[ev.Event]:
         """What happened since the last call, in order."""
-        events, self._events = self._events, []
+        events = self.events.copy()
+        self.events.clear()
         return events
-
-    def take_writable(self) -> list[Stream]:
-        """Blocked streams that may be written again."""
-        if not self._writable:
-            return []
-        streams, self._writable = self._writable, []
-        return streams
-
-    def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
-        """Up to about `limit` bytes to write, control frames first; call again while it gives something.
-
-        The limit lets the scheduler choose as late as possible: a keystroke that comes now is still ahead of
-        payload that was not handed over. Without `now` the latest one counts, which makes the path look longer.
-        """
-        if now > self.now:
-            self.now = now
-        parts: list[bytes | memoryview] = []
-        if self._prelude:
-            parts.extend(self._prelude)
-            self.stats.bytes_sent += sum(map(len, self._prelude))
-            self._prelude.clear()
-        if not self._may_send:
-            return parts
-        if self._resend:
-            if self.state is State.CLOSED:
-                limit = self.sent  # the last call: nothing may be left behind
-            elif not self.socket_writable:
-                return parts
-            again = self._take_resend(limit)
-            self.stats.bytes_sent += sum(map(len, again))
-            parts.extend(again)
-            return parts
-        if not (parts or self._control or self._pong is not None or self._scheduler):
-            # Almost every flush: only finished frames wait, and their size is known.
-            parts, self._out = self._out, parts
-            count, self._out_bytes = self._out_bytes, 0
-            kept = parts
-        else:
-            kept = []
-            self._gather(kept, limit)
-            count = sum(map(len, kept))
-            parts = [*parts, *kept] if parts else kept
-        self.sent += count
-        self.stats.bytes_sent += count
-        self._earned += count
-        if self._history is not None:
-            self._keep(kept, count)
-        if self._flight is not None and count:
-            self._has_left(self._flight, count)
-        return parts
-
-    def _gather(self, parts: list[bytes | memoryview], limit: int) -> None:
-        """Append all that may leave, in its order: the PONG, control frames, finished frames, payload that waits."""
-        if self._pong is not None:
-            parts.append(self._pong)
-            self._pong = None
-        parts.extend(self._control)
-        self._control.clear()
-        self._control_bytes = 0
-        parts.extend(self._out)
-        self._out.clear()
-        size, self._out_bytes = self._out_bytes, 0
-        if self._scheduler and self.writable:
-            self._schedule(parts, size, limit)
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` is needed next; None when closed."""
-        if self.state is State.CLOSED:
-            return None
-        if self.state is State.OPEN and self._keepalive is not None:
-            return self._keepalive.next_deadline()  # there is no other: almost every call
-        deadlines = [
-            at
-            for at in (
-                self._handshake_deadline,
-                self._drain_deadline,
-                self._detached_deadline,
-                self._keepalive.next_deadline()
-                if self._keepalive is not None and self.state is not State.DETACHED
-                else None,
-            )
-            if at is not None
-        ]
-        return min(deadlines, default=None)
+        return self.lifecycle.next_deadline()
 
-    # -- look: no effect ------------------------------------------------------------------------------------------
+    # -- look: no effect --------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """The latest `now` given, monotonic seconds; commands that take none use it."""
+        return self._context.now
+
+    @property
+    def state(self) -> State:
+        """The state; `wire.lifecycle` has the table."""
+        return self.lifecycle.state
+
+    @property
+    def error(self) -> ArcbridgeError | None:
+        """Why the session is over; None before."""
+        return self.lifecycle.error
+
+    @property
+    def peer_hello(self) -> Hello | None:
+        """The peer's HELLO of the first connection, once it came."""
+        return self.receiver.peer_hello
+
+    @property
+    def sent(self) -> int:
+        """Bytes of this end's sequence that were handed to the connection."""
+        return self.sender.sent
+
+    @property
+    def received(self) -> int:
+        """Bytes of the peer's sequence that have arrived."""
+        return self.receiver.received
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the session outlives its connection: both ends keep history, and both know the secret."""
+        return self.resumption.possible
 
     @property
     def round_trip(self) -> float:
         """Smallest recent round trip, seconds; 0 while unknown."""
-        return self._keepalive.round_trip if self._keepalive is not None else 0.0
+        return self.lifecycle.keepalive.round_trip if self.lifecycle.keepalive is not None else 0.0
 
     @property
     def unconsumed(self) -> int:
         """Bytes received on all streams that their consumers do not have yet."""
-        return self._window.unconsumed
+        return self.session_window.account.unconsumed
 
     def assert_invariants(self) -> None:
-        """Raise AssertionError when the books do not balance; for tests and debug builds."""
-        self._window.assert_invariants()
-        assert 0 <= self._credit <= MAX_CREDIT, "session credit out of range"
+        """Raise AssertionError when the accounts do not balance; for tests and debug builds."""
+        whole = self.session_window.account
+        whole.assert_invariants()
+        assert 0 <= self.sender.credit <= MAX_CREDIT, "session credit out of range"
         held = 0
         for stream in self.streams.values():
             stream.window.assert_invariants()
@@ -425,7 +345,121 @@ class Session(Resumption):
             assert not stream.over, "a stream that is over was kept"
             if stream.receiving is ReceiveState.OPEN:
                 held += stream.window.unconsumed
-        assert held <= self._window.unconsumed, "a stream holds bytes that the session does not know of"
+        assert held <= whole.unconsumed, "a stream holds bytes that the session does not know of"
+
+    # -- called by the parts (`wire.state.Owner`) -------------------------------------------------------------------
+
+    def say_hello(self) -> None:
+        """Queue HELLO, once."""
+        if not self._hello_sent:
+            self._hello_sent = True
+            self.sender.prelude.append(self._hello)
+
+    def establish(self) -> None:
+        """The handshake is complete."""
+        self.lifecycle.establish(self.now)
+        self.sender.handshake_done = True
+        self.send_ping()  # at once: windows grow by the round trip, so it must be known early
+
+    def send_ping(self) -> None:
+        """Queue a PING; before the handshake is complete it changes nothing.
+
+        It confirms what has arrived, too: an idle session needs no ACK.
+        """
+        if self.lifecycle.keepalive is not None:
+            self.sender.ping(self.lifecycle.keepalive.ping(self.now), self.receiver.report())
+
+    def acknowledged(self, received: int) -> None:
+        """The peer has `received` bytes of this end's sequence."""
+        sender, keepalive = self.sender, self.lifecycle.keepalive
+        if received > sender.sent:
+            raise Violation(GoawayCode.PROTOCOL, "the other end confirms bytes that were never sent")
+        if received > sender.peer_received:
+            trip = sender.confirmed(received)
+            if trip and keepalive is not None:
+                keepalive.sample(trip, self.now)
+            if self.state is State.DRAINING:
+                self.finish_drain_if_idle()
+        if keepalive is not None:
+            keepalive.progress_reported(received, self.now)
+
+    def stream_sent(self, stream: Stream) -> None:
+        """The last bytes of a finishing stream leave, with FIN behind them."""
+        self.stream_table.forget_if_over(stream)
+
+    def stream_cut(self, stream: Stream) -> None:
+        """The last bytes of a stream that was cut leave, with RESET behind them."""
+        self.stream_table.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        self.finish_drain_if_idle()
+
+    def fail(self, code: GoawayCode, message: str) -> None:
+        """End the session with a GOAWAY, because the peer broke the protocol or a limit."""
+        if self.state is State.CLOSED:
+            return
+        self._say_goaway(code, message, 0)
+        error: ArcbridgeError = RemoteProtocolError(f"the other end broke the protocol: {message}")
+        if code is GoawayCode.TIMEOUT:
+            error = SessionEnded(code, message)
+        self.end(error)
+
+    def finish_drain_if_idle(self) -> None:
+        """End a draining session whose last stream is over."""
+        lifecycle = self.lifecycle
+        if not lifecycle.draining or self.streams or self.kind is not Kind.SESSION:
+            return
+        if (
+            lifecycle.state is State.DETACHED
+            or self.side is Side.INITIATOR
+            or lifecycle.peer_goaway is not None
+            or self._all_confirmed
+        ):
+            self._finish_drain()
+
+    def end(self, error: ArcbridgeError) -> None:
+        """End the session, once. The streams stay in `streams` for the shell to end; payload that waits is dropped."""
+        lifecycle = self.lifecycle
+        if lifecycle.state is State.CLOSED:
+            return
+        lifecycle.close(error)
+        if lifecycle.goaway_sent:
+            self.say_hello()  # a peer that sent no HELLO is answered with one, so that it can read why
+        self.resumption.abandon_handshake()
+        self.sender.close(keep_frames=isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING)
+        self.stream_table.close()
+        self.session_window.extension.clear()
+        self.events.append(ev.Ended(error))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _require(condition: bool, message: str) -> None:
+        if not condition:
+            raise LocalProtocolError(message)
+
+    @property
+    def _all_confirmed(self) -> bool:
+        """Whether the peer has everything, so that no cut can take the end of a stream with it."""
+        sender = self.sender
+        return not self.resumable or (sender.peer_received >= sender.sent and not sender.has_output)
+
+    def _finish_drain(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        if not self.lifecycle.goaway_sent:
+            self._say_goaway(GoawayCode.DONE, "", 0, in_turn=True)  # behind the last FIN
+        self.end(SessionEnded(GoawayCode.DRAINING, "the session was drained"))
+
+    def _say_goaway(
+        self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False, final: bool = True
+    ) -> None:
+        """In turn: behind the frames that are queued. Not final: what runs may finish."""
+        self.lifecycle.goaway_sent = True
+        goaway = Goaway(self.stream_table.last_peer_id, code, message[:MAX_MESSAGE], retry_after, final)
+        body = frame(FrameType.GOAWAY, 0, goaway.encode())
+        if in_turn:
+            self.sender.queue(body)
+        else:
+            self.sender.control.append(body)  # whatever the limit of control bytes
 
 
 __all__ = ["Kind", "Session", "Side", "State", "Stats"]

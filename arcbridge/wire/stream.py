@@ -89,7 +89,7 @@ class Stream:
         self.id = stream_id
         self.target = target
         self.owner: object = None
-        """Whoever acts for the stream in the shell."""
+        """The object that acts for the stream in the shell."""
         self.sending = SendState.OPEN
         self.credit = credit
         """Bytes the peer still accepts; may be negative for a moment when its HELLO lowers the first window."""
@@ -97,9 +97,11 @@ class Stream:
         self.queued = 0
         """Bytes in `outbox`."""
         self.low_water = 0
+        """Bytes in `outbox` at which a writer that stopped may go on."""
         self.blocked = False
-        """The writer was told to stop, and is to be told when `queued` is at most `low_water`."""
+        """Whether the writer was told to stop, and is to be told when `queued` is at most `low_water`."""
         self.scheduled = False
+        """Whether the stream is in the scheduler."""
         self.allowance = 0
         """Bytes that it may send before bulk."""
         self.renewed_at = -(2**63)
@@ -146,7 +148,7 @@ class Stream:
             self.inbox.append(bytes(view))
 
     def take(self, most: int) -> list[bytes | memoryview]:
-        """Take up to `most` queued bytes; the pieces are owned by nobody else."""
+        """Take up to `most` queued bytes; nothing else holds the pieces."""
         pieces: list[bytes | memoryview] = []
         while most > 0 and self.outbox:
             chunk = self.outbox[0]

@@ -59,7 +59,7 @@ class Growth:
         return got
 
     def give(self, count: int) -> None:
-        """Nobody can hold `count` of them any more. After `clear` it changes nothing."""
+        """Take back `count` bytes that the peer can no longer use. After `clear` it changes nothing."""
         count = min(count, self.held)
         self.held -= count
         self._budget.held -= count
@@ -188,7 +188,7 @@ class ReceiveWindow:
         self.size += more
 
     def settle(self) -> None:
-        """The stream is over, and nobody holds its bytes any more: return what the window grew by."""
+        """The stream is over and its bytes are consumed: return what the window grew by."""
         if self.growth is not None and self.grown:
             self.growth.give(self.grown)
             self.grown = 0

@@ -12,7 +12,7 @@ from bench.peers.base import Peer, Standing
 from bench.process import NotReady
 from bench.tap import Tap, send_canary
 from tests.support.processes import ManagedProcess, ProcessFailed
-from tests.support.world import ALICE, ApiServer, World, free_port
+from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 TARGET = "bench"
 WITHOUT_RESUMPTION = "arcbridge-without-resumption"
@@ -41,7 +41,7 @@ class Arcbridge(Peer):
         # A TCP target needs no API server, but an agent has one: nobody answers at this address.
         credential = directory / "agent-token"
         credential.write_text("nobody-asks-for-it")
-        api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=credential)
+        api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=credential)
         self._world = world = World(api, directory=directory / "world")
         world.targets[TARGET] = (str(target), ALICE.groups)
         world.agent_settings = self.agent_settings

@@ -4,12 +4,13 @@ tunnel connects to the port that the server opens for it.
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from filelock import FileLock
 
 from bench.address import Address, free_ports, listens
 from bench.load.build import cache_directory
@@ -44,8 +45,7 @@ def find() -> str:
     program = root / "bin" / "rathole"
     root.parent.mkdir(parents=True, exist_ok=True)
     # Another run may be compiling it now: wait, and take what it made.
-    with (root.parent / f"rathole-{VERSION}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root.parent / f"rathole-{VERSION}.lock"):
         if program.exists():
             return str(program)
         if shutil.which("cargo") is None:

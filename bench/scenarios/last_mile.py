@@ -21,7 +21,7 @@ class LastMile(Scenario):
     title = "20 Mbit/s, 40 ms and 4 MiB of queue at the client: 100 bytes every 10 ms beside a copy up, then down"
     primary = ("echo_p99_ms", "echo_p50_ms", "bulk_percent_of_link", "down_echo_p99_ms", "down_percent_of_link")
     path = PATH
-    rounds = 3  # a queue of 4 MiB has to fill each time; figures of a shaped link hardly differ from round to round
+    rounds = 2  # a queue of 4 MiB has to fill each time; figures of a shaped link hardly differ from round to round
     # The variants of chisel, frp and rathole fill the same queue as the ones here; each would take another minute.
     peers = ("arcbridge", "openssh", "chisel", "frp", "rathole-stunnel", "konnectivity", "stunnel-haproxy", "direct")
 

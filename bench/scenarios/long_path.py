@@ -23,7 +23,7 @@ class LongPath(Scenario):
     title = "100 ms and 400 Mbit/s between client and relay: one stream up, then down; the first byte of a connection"
     primary = ("percent_of_link", "up_mb_per_s", "down_mb_per_s", "first_byte_round_trips")
     path: Path = Path("long-100-ms", round_trip_ms=100, mbit_per_s=MBIT_PER_S)
-    rounds = 3  # long measurements; figures of a shaped link hardly differ from round to round
+    rounds = 2  # long measurements; figures of a shaped link hardly differ from round to round
     # The goal is about the link. Who multiplexes beside us shows what other windows make of it.
     peers: tuple[str, ...] = ("arcbridge", "openssh", "chisel", "frp", "direct")
 

@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Timer
 from types import TracebackType
@@ -51,6 +52,8 @@ class Streams(Scenario):
     peers = ("arcbridge", "openssh", "chisel", "frp", "direct")
 
     levels: tuple[int, ...] = LEVELS
+    most: Mapping[str, int] = {"openssh": 1_000}
+    """Streams of systems that are not asked for all: OpenSSH opens 5,000 twice in a minute and a half."""
 
     def expected_s(self, effort: Effort) -> float:
         return sum(2 * (effort.seconds + effort.warmup) + 1.0 + level / 700 for level in self.levels)
@@ -58,15 +61,16 @@ class Streams(Scenario):
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         program = build(SOURCE)
         metrics: Metrics = {}
-        for level in self.levels:
+        levels = [level for level in self.levels if level <= self.most.get(peer.name, level)]
+        for level in levels:
             found: Metrics = {}
             try:
                 _level(found, program, peer, level, effort)
             except LoadFailed as error:
-                if level == self.levels[0]:
+                if level == levels[0]:
                     raise
                 print(f"streams: {peer.name} at {level}: {error}", file=sys.stderr, flush=True)
-                metrics |= {f"n{more}_failed": 1.0 for more in self.levels if more >= level}
+                metrics |= {f"n{more}_failed": 1.0 for more in levels if more >= level}
             metrics |= {f"n{level}_{name}": value for name, value in found.items()}
             if f"n{level}_failed" in metrics:
                 break

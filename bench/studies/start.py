@@ -24,7 +24,7 @@ from bench.process import NotReady
 from bench.result import rounded
 from bench.studies.base import Study
 from tests.support.processes import ProcessFailed
-from tests.support.world import ALICE, ApiServer, World, free_port
+from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 TARGET = "bench"
 VERSIONS = 20
@@ -55,7 +55,7 @@ class Start(Study):
             credential = directory / "agent-token"
             credential.write_text("nobody-asks-for-it")
             world = World(
-                ApiServer(f"https://127.0.0.1:{free_port()}", token_file=credential), directory=directory / "world"
+                ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=credential), directory=directory / "world"
             )
             world.targets[TARGET] = (str(target.address), ALICE.groups)
             try:

@@ -18,8 +18,8 @@ from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
-from arcbridge.mux.stream import StreamIO
 from arcbridge.observe import logging
+from tests.support.stream_io import StreamIO
 
 
 async def measure(parts: ClientContext, target: str, count: int) -> list[float]:
@@ -28,7 +28,7 @@ async def measure(parts: ClientContext, target: str, count: int) -> list[float]:
     for _ in range(count):
         session = parts.session(cluster)
         before = time.perf_counter()
-        begins = asyncio.ensure_future(session.first())
+        begins = asyncio.ensure_future(session.connect_once())
         usable = await session.ready(before_auth=True)  # as `forward` does for a connection that comes meanwhile
         stream = StreamIO()
         usable.open(f"tcp:{target}", stream)
@@ -38,7 +38,7 @@ async def measure(parts: ClientContext, target: str, count: int) -> list[float]:
         found.append((time.perf_counter() - before) * 1e3)
         await begins
         session.close()
-        await session.gone()
+        await session.wait_closed()
         await asyncio.sleep(0)
     return found
 

@@ -13,7 +13,7 @@ from arcbridge.agent import control as module
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode
 
-from .room import World, agent_of
+from .control_world import World, agent_of
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,8 @@ async def test_it_says_who_it_is(world: World) -> None:
     hello = link_of(world).peer_hello
     assert hello is not None
     assert hello.agent == "agent-1"
-    assert hello.cluster_ca == world.room._keeper.current.cluster_ca_certificate_pem
-    assert world.room.unready() is None
+    assert hello.cluster_ca == world.control._keeper.current.cluster_ca_certificate_pem
+    assert world.control.unready() is None
     await world.until(lambda: world.relay.statuses, "a status")
     assert world.relay.statuses[0].ready
 
@@ -89,11 +89,11 @@ async def test_it_comes_back(world: World) -> None:
 async def test_drain_asks_for_no_more(world: World) -> None:
     link = world.relay.links[0]
     session = link_of(world)
-    world.room.drain()
-    assert world.room.unready() == "the agent is stopping"
+    world.control.drain()
+    assert world.control.unready() == "the agent is stopping"
     await world.until(lambda: link.goaways, "GOAWAY")
     assert link.goaways == [GoawayCode.DRAINING]
-    await world.room.close()
+    await world.control.close()
     async with asyncio.timeout(5):
         await session.wait_ended()
     assert len(world.relay.links) == 1
@@ -101,10 +101,10 @@ async def test_drain_asks_for_no_more(world: World) -> None:
 
 async def test_without_any_it_is_not_ready(world: World) -> None:
     await world.relay.stop()
-    await world.until(lambda: world.room.up == 0, "nothing is up")
-    assert world.room.unready() == "no control connection to a relay is up (0 of 1)"
+    await world.until(lambda: world.control.up == 0, "nothing is up")
+    assert world.control.unready() == "no control connection to a relay is up (0 of 1)"
     world.relay.start()
-    await world.until(lambda: world.room.unready() is None, "ready again")
+    await world.until(lambda: world.control.unready() is None, "ready again")
 
 
 async def test_the_only_relay_goes_away_and_is_kept_until_it_closes(world: World) -> None:
@@ -115,11 +115,11 @@ async def test_the_only_relay_goes_away_and_is_kept_until_it_closes(world: World
     await world.until(lambda: world.relay.turned_away >= 2, "tries in vain")
     assert not session.closed
     assert moves.asked == []
-    await world.until(lambda: world.room.unready() is not None, "not ready between two tries")
+    await world.until(lambda: world.control.unready() is not None, "not ready between two tries")
     world.relay.turn_away = None
     session.close(GoawayCode.DRAINING, "gone")
-    await world.until(lambda: len(world.relay.agents) == 1 and world.room.up == 1, "back")
-    assert world.room.unready() is None
+    await world.until(lambda: len(world.relay.agents) == 1 and world.control.up == 1, "back")
+    assert world.control.unready() is None
 
 
 async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: World) -> None:
@@ -131,7 +131,7 @@ async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: Worl
     assert moves.asked == [(world.relay.address, [0])]
     async with asyncio.timeout(5):
         await before.wait_ended()
-    assert world.room.up == 1
+    assert world.control.up == 1
 
 
 # -- a list of relays -----------------------------------------------------------------------------------------
@@ -140,20 +140,20 @@ async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: Worl
 async def test_as_many_as_are_wanted(three: World) -> None:
     await three.until(lambda: three.connected == [0, 1], "connected to as many")
     await asyncio.sleep(0.5)  # time enough to dial the third, if anything would
-    assert (three.room.up, three.room.wanted) == (2, 2)
+    assert (three.control.up, three.control.wanted) == (2, 2)
     assert three.relays[2].links == []
 
 
 async def test_a_number_above_the_list_means_all(tmp_path: Path) -> None:
     async with agent_of(tmp_path, relays=3, wanted=10) as world:
         await world.until(lambda: world.connected == [0, 1, 2], "connected to all")
-        assert world.room.wanted == 3
+        assert world.control.wanted == 3
 
 
 async def test_fail_over(three: World) -> None:
     await three.relays[0].stop()
     await three.until(lambda: three.connected == [1, 2], "the third stands in")
-    assert three.room.unready() is None
+    assert three.control.unready() is None
 
 
 async def test_one_that_was_down_at_the_start(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ async def test_a_preferred_relay_that_returns_takes_its_place_again(three: World
     three.relays[0].start()
     await three.until(lambda: three.connected == [0, 1], "the first is back, the third was left")
     assert three.relays[2].links[0].goaways == [GoawayCode.DONE]
-    assert three.room.unready() is None
+    assert three.control.unready() is None
 
 
 async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monke
     release = asyncio.Event()
     monkeypatch.setattr("arcbridge.agent.dials.connect", hang)
     three.relays[2].dial()
-    await three.until(lambda: len(three.room.dials) == 1, "a dial")
+    await three.until(lambda: len(three.control.dials) == 1, "a dial")
     three.relays[0].start()
     await three.until(lambda: three.connected == [0, 1, 2], "the first is back")
     await asyncio.sleep(0.4)
@@ -218,7 +218,7 @@ async def test_what_is_left_of_the_list_has_to_do(tmp_path: Path) -> None:
         await world.until(lambda: moves.asked, "asked to move")
         assert moves.asked == [(world.relays[1].address, [0, 1])]
         await world.until(lambda: world.connected == [0], "left")
-        assert world.room.unready() is None
+        assert world.control.unready() is None
 
 
 async def test_a_replacement_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ async def test_the_hint_of_a_live_connections_end(world: World) -> None:
     link_of(world).close(GoawayCode.UNAVAILABLE, "overload", 9)
     await world.until(lambda: hints.told, "a failure")
     assert hints.told == [9]
-    assert world.room.unready() is not None
+    assert world.control.unready() is not None
 
 
 async def test_a_revoked_cluster_is_not_tried_every_second(world: World) -> None:

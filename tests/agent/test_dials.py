@@ -11,14 +11,14 @@ import pytest
 from arcbridge.agent import dials as module
 from arcbridge.agent.dials import DialStatus
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.join import JoinCode
 from arcbridge.net.tls import inner_client_context
 from arcbridge.wire.records import Auth, JoinReply
 from arcbridge.wire.session import Kind, Side
+from tests.support.stream_io import StreamIO
 
+from .control_world import World, agent_of
 from .pair import ClientSide
-from .room import World, agent_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_a_dial_becomes_a_session(world: World) -> None:
-    relay, room = world.relay, world.room
+    relay, control = world.relay, world.control
     dial = relay.dial()
     assert (await relay.status(dial.token)).code == DialStatus.WILL_JOIN
     request, sock = await asyncio.wait_for(relay.joins.get(), 5)
@@ -37,7 +37,7 @@ async def test_a_dial_becomes_a_session(world: World) -> None:
     handler = ClientSide()
     client = MuxSession(Side.INITIATOR, Kind.SESSION, handler)
     client.authenticate(Auth(kind="oidc", token="t"))
-    ca = room._keeper.current.cluster_ca_certificate_pem
+    ca = control._keeper.current.cluster_ca_certificate_pem
     await asyncio.get_running_loop().create_connection(
         client.protocol, sock=sock, ssl=inner_client_context(ca), server_hostname="one.cluster.arcbridge"
     )
@@ -47,7 +47,7 @@ async def test_a_dial_becomes_a_session(world: World) -> None:
     assert await io.read() == b"hello"
     assert client.peer_hello is not None
     assert client.peer_hello.agent == "agent-1"
-    assert (room.dials.joins, len(world.sessions)) == (1, 1)
+    assert (control.dials.joins, len(world.sessions)) == (1, 1)
     (session,) = world.sessions._open
     assert session.via == relay.address
     client.close()
@@ -70,14 +70,14 @@ REFUSED = [
 async def test_j19_other_dials_are_refused_and_connect_to_nothing(
     world: World, fields: dict[str, str], code: DialStatus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay, room = world.relay, world.room
+    relay, control = world.relay, world.control
     monkeypatch.setattr(module, "connect", lambda *a, **k: pytest.fail("it dialled"))
     dial = relay.dial(**fields)
     status = await relay.status(dial.token)
     assert status.code == code
     assert status.message
-    assert room.dials.refused == 1
-    assert len(room.dials) == 0
+    assert control.dials.refused == 1
+    assert len(control.dials) == 0
 
 
 async def test_j19_a_relay_of_the_list_may_be_named_without_a_control_connection(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_j19_a_relay_of_the_list_may_be_named_without_a_control_connection
 
 
 async def test_b7_no_more_than_64_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    relay, room = world.relay, world.room
+    relay, control = world.relay, world.control
 
     async def hang(*args: object, **kwargs: object) -> None:
         await asyncio.Event().wait()
@@ -100,8 +100,8 @@ async def test_b7_no_more_than_64_at_once(world: World, monkeypatch: pytest.Monk
     for number in range(module.MAX_DIALS + 10):
         relay.dial(token=f"{number:032}")
     assert (await relay.status(f"{module.MAX_DIALS + 9:032}")).code == DialStatus.OVERLOADED
-    assert len(room.dials) == module.MAX_DIALS
-    assert room.dials.refused == 10
+    assert len(control.dials) == module.MAX_DIALS
+    assert control.dials.refused == 10
 
 
 async def test_what_may_come_back_is_let_through_when_nothing_new_is(
@@ -112,22 +112,22 @@ async def test_what_may_come_back_is_let_through_when_nothing_new_is(
     assert (await relay.status(relay.dial(token="n" * 32).token)).code == DialStatus.OVERLOADED
     back = relay.dial(token="b" * 32, instance="agent-1")
     assert (await relay.status(back.token)).code == DialStatus.WILL_JOIN
-    monkeypatch.setattr("arcbridge.agent.sessions.MAX_NEWCOMERS", 0)
+    monkeypatch.setattr("arcbridge.agent.sessions.MAX_UNAUTHENTICATED", 0)
     flood = relay.dial(token="f" * 32, instance="agent-1")
     assert (await relay.status(flood.token)).code == DialStatus.OVERLOADED
 
 
 async def test_a_join_that_fails_makes_it_unready(world: World) -> None:
-    relay, room = world.relay, world.room
+    relay, control = world.relay, world.control
     relay.refuse = JoinReply(code=JoinCode.INTERNAL, message="no")
     relay.dial()
-    await world.until(lambda: room.dials.join_failures, "a failure")
-    assert room.unready() == "the last join that a relay asked for failed"
+    await world.until(lambda: control.dials.join_failures, "a failure")
+    assert control.unready() == "the last join that a relay asked for failed"
 
 
 async def test_a_client_that_left_says_nothing_about_the_agent(world: World) -> None:
-    relay, room = world.relay, world.room
+    relay, control = world.relay, world.control
     relay.refuse = JoinReply(code=JoinCode.GONE, message="the client is gone")
     relay.dial()
-    await world.until(lambda: room.dials.join_failures, "a failure")
-    assert room.unready() is None
+    await world.until(lambda: control.dials.join_failures, "a failure")
+    assert control.unready() is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from arcbridge.agent.kube.proxy import KubeStats
+from arcbridge.agent.kube.authorize import ProxyStats
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
 from arcbridge.mux import memory
@@ -33,12 +33,13 @@ def test_every_metric_can_be_read() -> None:
     control = Counters(up=1, dials=Counters(joins=2))
     parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5)
     parts["sessions"].resumes.refuse("secret")
-    proxy = Counters(stats=KubeStats(requests=4, code_2xx=3))
+    proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=Counters(upstream=Counters(unreachable=5)))
     register(metrics, control=control, proxy=proxy, verifier=Verifier(), **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
+    assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
     assert "arcbridge_agent_control_connections 1.0" in text
     assert "arcbridge_agent_sessions 3.0" in text
     assert "arcbridge_agent_sessions_detached 2.0" in text

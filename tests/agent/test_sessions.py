@@ -24,11 +24,11 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
 from arcbridge.mux import memory
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway
 from arcbridge.wire.session import State
+from tests.support.stream_io import StreamIO
 
 from .pair import (
     SERVER,
@@ -296,7 +296,7 @@ async def test_a_session_goes_on_over_another_connection() -> None:
             await resume(held.sessions, held.client, via="relay-2:443")
             await held.echo(b"after")
         assert (held.sessions.opened, held.sessions.resumed, len(held.sessions)) == (1, 1, 1)
-        assert (held.sessions.detached, held.sessions._newcomers) == (0, set())
+        assert (held.sessions.detached, held.sessions._unauthenticated) == (0, set())
         assert len(held.proxy.callers) == 1, "the stream is the same"
         assert held.old.via == "relay-2:443"
         assert held.sessions.detached_seconds > 0
@@ -365,7 +365,7 @@ async def test_s5_s6_strangers_hear_one_answer_and_the_owner_goes_on(
         answer = await knock(held.sessions, asks_for(held.client, **changes), token, kind)
         assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True)
         assert held.sessions.resumes.refused[reason] == 1
-        await held.until(lambda: not held.sessions._newcomers)
+        await held.until(lambda: not held.sessions._unauthenticated)
         assert held.sessions.opened == 1
         await resume(held.sessions, held.client)
         await held.echo(b"after")
@@ -552,8 +552,8 @@ async def test_without_resumption_a_session_ends_with_its_connection() -> None:
 async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
     async with holding() as held:
-        assert not held.sessions.has_room()
-        assert held.sessions.has_room(may_come_back=True)
+        assert not held.sessions.accepts_connection()
+        assert held.sessions.accepts_connection(may_come_back=True)
         await held.cut()
         answer = await knock(held.sessions, asks_for(held.client, session_id=b"", resume_secret=b"", epoch=0))
         assert isinstance(answer, Goaway)
@@ -579,7 +579,7 @@ async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkey
 async def test_s7_new_sessions_are_refused_when_memory_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     async with holding() as held:
         monkeypatch.setattr(memory.budget, "most", 0)
-        assert not held.sessions.has_room()
+        assert not held.sessions.accepts_connection()
         await held.cut()
         await resume(held.sessions, held.client)
         await held.echo(b"after")
@@ -639,7 +639,7 @@ async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> No
         await held.until(lambda: len(held.judge.asked) == 2)
         knocking.cancel()
         await asyncio.gather(knocking, return_exceptions=True)
-        await held.until(lambda: not held.sessions._newcomers)
+        await held.until(lambda: not held.sessions._unauthenticated)
         held.judge.hold.set()
         await resume(held.sessions, held.client)
         await held.echo(b"after")
@@ -648,8 +648,8 @@ async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> No
 async def test_the_callers_absence_is_known_to_whoever_has_deadlines_for_him() -> None:
     async with holding() as held:
         caller = held.proxy.callers[0]
-        assert caller.here_since == 0
+        assert caller.connected_since == 0
         await held.cut()
-        assert caller.here_since == math.inf
+        assert caller.connected_since == math.inf
         await resume(held.sessions, held.client)
-        assert 0 < caller.here_since <= time.monotonic()
+        assert 0 < caller.connected_since <= time.monotonic()

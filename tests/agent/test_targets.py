@@ -10,8 +10,8 @@ import pytest
 from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import TargetConfig
 from arcbridge.errors import ConfigError, StreamReset
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
+from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
 from .pair import Clock, FakeAuthenticator, joined, make_sessions

@@ -30,6 +30,19 @@ SCENARIOS: dict[str, dict[str, dict[str, float]]] = {
         "stunnel-haproxy": {"up_mb_per_s": 750, "down_mb_per_s": 730, "relay_cpu_s_per_gb": 0.4},
         "direct": {"up_mb_per_s": 5800, "down_mb_per_s": 3900},
     },
+    "transfer": {
+        name: {
+            **{f"{way}_{size}mb_mb_per_s": value for way in ("up", "down") for size in (1, 10, 100)},
+            **{f"streams{count}_mb_per_s": streams for count in (10, 100)},
+        }
+        for name, value, streams in (
+            ("arcbridge", 500, 520),
+            ("openssh", 330, 400),
+            ("rathole-stunnel", 410, 390),
+            ("stunnel-haproxy", 450, 540),
+            ("direct", 3000, 4000),
+        )
+    },
     "resumption": {
         "arcbridge": {"up_mb_per_s": 880, "down_mb_per_s": 940, "ends_cpu_s_per_gb": 2.0},
         "arcbridge-without-resumption": {"up_mb_per_s": 900, "down_mb_per_s": 950, "ends_cpu_s_per_gb": 1.9},
@@ -92,7 +105,8 @@ STUDIES: dict[str, dict[str, float]] = {
     "start": {"version_ms": 31, "client_ready_ms": 420, "first_byte_ms": 9, "first_byte_beyond_5_round_trips_ms": 12},
     "scale": {"sessions": 10_000, "agents": 5_000, "session_rss_kib": 14, "agent_rss_kib": 41}
     | {"idle_percent_of_a_core": 6},
-    "kubernetes": {"get_p50_overhead_ms": 0.8, "get_ratio": 0.55, "list_mb_per_s": 340, "watches": 500},
+    "kubernetes": {"get_p50_overhead_ms": 0.8, "get_ratio": 0.55, "list_mb_per_s": 340, "watches": 500}
+    | {"agent_cpu_us_per_request": 140, "agent_cpu_ms_per_exec": 3.9},
     "workers": {"one_mb_per_s": 700, "two_mb_per_s": 1190, "ratio": 1.7},
 }
 

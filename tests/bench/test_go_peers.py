@@ -33,7 +33,7 @@ FILES = Certificates(
 )
 FINGERPRINT = "x" * 43 + "="
 
-PINNED = [("chisel", CHISEL, "v1.11.3"), ("frp", FRP, "v0.61.0"), ("konnectivity", KONNECTIVITY, "v0.34.0")]
+PINNED = [("chisel", CHISEL, "v1.11.3"), ("frp", FRP, "v0.61.0"), ("konnectivity", KONNECTIVITY, "v0.36.0")]
 
 
 @pytest.mark.parametrize(("module", "path", "version"), PINNED)

@@ -25,7 +25,7 @@ def changed(scenario: str, system: str, **figures: float) -> dict[str, Any]:
 def test_every_goal_is_computed() -> None:
     found = goals(result())
     assert [goal.name for goal in found] == [
-        *("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P7b", "P8", "P9", "P10", "P11", "P12", "P13")
+        *("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P7b", "P8", "P9", "P10", "P11", "P12", "P13", "P14", "P15")
     ]
     assert [goal.name for goal in found if goal.met is not True] == ["P4"], "which the made-up figures miss"
 
@@ -61,6 +61,14 @@ def test_a_goal_is_missed_by_one_part() -> None:
     assert named(changed("streams", "arcbridge", n5000_cpu_us_per_request=61.0))["P12"].met is False
 
 
+def test_a_copy_is_compared_with_the_best_peer() -> None:
+    parts = named(result())["P14"].parts
+    assert [part.peer for part in parts] == ["rathole-stunnel"] * 4 + ["openssh"] * 2, "not the chain, nor a yardstick"
+    for metric in SCENARIOS["transfer"]["arcbridge"]:
+        missed = named(changed("transfer", "arcbridge", **{metric: 300.0}))["P14"]
+        assert missed.met is ("_1mb_" in metric), metric
+
+
 def test_a_long_path_of_another_length_counts_too() -> None:
     scenarios = {**SCENARIOS, "long_path_200": {"arcbridge": {"percent_of_link": 80.0}}}
     parts = named(result(scenarios))["P8"].parts
@@ -77,6 +85,8 @@ def test_a_long_path_of_another_length_counts_too() -> None:
         ("start", "version_ms", 61, "P11"),
         ("start", "first_byte_beyond_5_round_trips_ms", 16, "P11"),
         ("workers", "ratio", 1.5, "P13"),
+        ("kubernetes", "agent_cpu_us_per_request", 201, "P15"),
+        ("kubernetes", "agent_cpu_ms_per_exec", 4.1, "P15"),
     ],
 )
 def test_a_study_decides(study: str, metric: str, value: float, goal: str) -> None:

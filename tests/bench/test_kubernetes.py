@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import stat
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.load.generator import LoadFailed
 from bench.studies import kubernetes
-from bench.studies.kubernetes import Way, _Bench, _Setting, _way_of_kubeconfig
+from bench.studies.kubernetes import EXECS, Way, _Bench, _Setting, _way_of_kubeconfig
+from tests.support.cluster import Kubectl
 
 VALUES = {
     *("get_p50_us", "get_p90_us", "get_p99_us", "get_p50_overhead_ms", "get_per_s", "get_8_per_s", "get_ratio"),
@@ -28,6 +31,7 @@ VALUES = {
     *("agent_cpu_us_per_request", "apiserver_cpu_us_per_request", "agent_watch_rss_mb"),
     *("direct_get_p50_us", "direct_get_per_s", "direct_list_mb_per_s", "direct_watch_event_p99_ms"),
     *("direct_apiserver_cpu_us_per_request", "agent_list_cpu_s_per_gb"),
+    *("exec_p50_ms", "direct_exec_p50_ms", "agent_cpu_ms_per_exec", "apiserver_cpu_ms_per_exec"),
 }
 
 
@@ -87,6 +91,12 @@ class _Tools:
         return json.dumps(self.listed | encoding | rest)
 
 
+def _execute(kubectl: Kubectl, *args: str) -> subprocess.CompletedProcess[str]:
+    """What `kubectl exec … -- echo TEXT` would say."""
+    assert json.loads(kubectl.kubeconfig.read_text())["clusters"][0]["cluster"]["server"].startswith("https://")
+    return subprocess.CompletedProcess(args, 0, f"{args[-1]}\n", "")
+
+
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> _Tools:
     tools = _Tools()
@@ -100,10 +110,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Bench:
         Way(name, f"https://{name}", tmp_path / name, tmp_path, tmp_path) for name in ("through", "direct")
     )
     roles = dict.fromkeys(("client", "relay", "agent", "apiserver", "etcd"), 0)
-    setting = _Setting(None, _World(), through, direct, roles)  # type: ignore[arg-type]
+    cluster = SimpleNamespace(binaries=SimpleNamespace(kubectl=tmp_path / "kubectl"))
+    setting = _Setting(cluster, _World(), through, direct, roles)  # type: ignore[arg-type]
     made = _Bench(setting, tmp_path, tmp_path)
     watched = {"watch_event_p50_ms": 1.0, "watch_event_p99_ms": 2.0, "agent_watch_rss_mb": 3.0}
     monkeypatch.setattr(made, "watch", lambda way: watched)
+    monkeypatch.setattr(kubernetes.Kubectl, "run", _execute)
     return made
 
 
@@ -146,3 +158,15 @@ def test_requests_that_are_not_in_the_audit_log_are_no_result(bench: _Bench, too
         bench.compare_audit()
     world.records *= 2
     assert bench.compare_audit()
+    bench.exec(bench._setting.ways[1])
+    world.records += [{"subresource": "exec", "outcome": "upgraded"}] * (EXECS - 1)
+    with pytest.raises(LoadFailed, match=f"{EXECS - 1} records of {EXECS} commands"):
+        bench.compare_audit()
+    world.records += world.records[-1:]
+    assert bench.compare_audit()
+
+
+def test_a_command_that_says_something_else_is_no_result(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kubectl, "run", lambda *args: subprocess.CompletedProcess(args, 0, "another's answer\n", ""))
+    with pytest.raises(LoadFailed, match="exec direct: it said"):
+        bench.exec(bench._setting.ways[0])

@@ -102,6 +102,14 @@ def test_each_level_is_measured(load: Generator, target: Address) -> None:
     assert not any(name.endswith("failed") for name in metrics)
 
 
+def test_a_system_is_not_asked_for_more_than_it_opens_in_time(load: Generator, target: Address) -> None:
+    scenario, peer = Streams(), Straight(target)
+    scenario.levels, scenario.most = (1, 30), {peer.name: 1}
+    metrics = scenario.measure(load, peer, EFFORT)
+    assert metrics["n1_per_s"] > 0
+    assert not any(name.startswith("n30_") for name in metrics), "neither measured nor failed"
+
+
 def test_a_level_that_is_not_reached_is_told_and_those_above_it_too(load: Generator, target: Address) -> None:
     scenario = Streams()
     scenario.levels = (1, 8, 9)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli.completion import script
+from tests.support.processes import require_or_skip
 
 
 def offered(line: str, home: Path) -> set[str]:
@@ -51,7 +52,7 @@ def offered(line: str, home: Path) -> set[str]:
 )
 def test_bash(line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
     if shutil.which("bash") is None:
-        pytest.skip("no bash")
+        require_or_skip("shells", "bash is not on this machine")
     (tmp_path / ".cache/arcbridge").mkdir(parents=True)
     (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
     (tmp_path / "a-file").write_text("")
@@ -73,7 +74,7 @@ OTHERS = [
 @pytest.mark.parametrize(("line", "expected", "unexpected"), OTHERS)
 def test_the_others(shell: str, line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
     if shutil.which(shell) is None:
-        pytest.skip(f"no {shell}")
+        require_or_skip("shells", f"{shell} is not on this machine")
     (tmp_path / ".cache/arcbridge").mkdir(parents=True)
     (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
     (tmp_path / "script").write_text(script(shell))

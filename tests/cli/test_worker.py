@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.relay.workers.channel import pair
-from arcbridge.relay.workers.supervisor import _CODE
+from arcbridge.relay.processes.supervisor import _CODE
+from arcbridge.relay.siblings.channel import pair
 
 
 def test_a_worker_without_a_supervisor_ends(tmp_path: Path) -> None:

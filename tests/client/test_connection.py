@@ -161,7 +161,7 @@ class TestAFreshSession:
         session = make(far, tmp_path, others=(second,))
         try:
             async with asyncio.timeout(20):
-                await session.first()
+                await session.connect_once()
             assert (len(far.requests), len(second.requests)) == (1, 1)
         finally:
             session.close()
@@ -170,5 +170,5 @@ class TestAFreshSession:
         far.dies_behind_the_join = second.dies_behind_the_join = True
         session = make(far, tmp_path, others=(second,))
         with pytest.raises(Unreachable, match="was lost"):
-            await session.first()
+            await session.connect_once()
         assert (len(far.requests), len(second.requests)) == (1, 1)

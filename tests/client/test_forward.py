@@ -32,7 +32,7 @@ async def forward(far: FarSide, tmp_path: Path) -> AsyncIterator[Forward]:
 
 
 async def connect(forward: Forward) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection(*forward._sock.getsockname()[:2])
+    return await asyncio.open_connection(*forward._accepting._listening[0].getsockname()[:2])
 
 
 async def settled(forward: Forward) -> None:
@@ -112,13 +112,10 @@ async def test_out_of_descriptors_waits_says_so_once_and_recovers(
     with socket.socket() as sock:
         sock.setblocking(False)
         with none_left():
-            sock.connect_ex(forward._sock.getsockname()[:2])
+            sock.connect_ex(forward._accepting._listening[0].getsockname()[:2])
             begin = time.process_time()
             async with asyncio.timeout(5):
-                while forward._timer is None:
-                    await asyncio.sleep(0.01)
-                first = forward._timer
-                while forward._timer is first:  # the second try found none either
+                while forward._accepting.pauses < 2:  # the second try found none either
                     await asyncio.sleep(0.01)
             assert time.process_time() - begin < 0.1, "it waits instead of asking at once"
             writer.write(b"y")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arcbridge.client.jwt_unverified import Glance, look
+from arcbridge.client.jwt_unverified import UnverifiedClaims, read_unverified
 
 
 def token(claims: object) -> str:
@@ -15,7 +15,9 @@ def token(claims: object) -> str:
 
 
 def test_claims() -> None:
-    assert look(token({"exp": 1700000000, "nonce": "n", "sub": "s", "iss": "i"})) == Glance(1700000000.0, "n", "s", "i")
+    assert read_unverified(token({"exp": 1700000000, "nonce": "n", "sub": "s", "iss": "i"})) == UnverifiedClaims(
+        1700000000.0, "n", "s", "i"
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,4 +38,4 @@ def test_claims() -> None:
     ],
 )
 def test_anything_else_is_nothing(text: str) -> None:
-    assert look(text) == Glance()
+    assert read_unverified(text) == UnverifiedClaims()

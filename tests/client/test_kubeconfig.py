@@ -1,4 +1,4 @@
-"""Our entries in somebody's kubeconfig, judged by PyYAML, by bytes, and by the real kubectl."""
+"""Our entries in a user's kubeconfig, judged by PyYAML, by bytes, and by the real kubectl."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from arcbridge.client import login as login_module
-from arcbridge.client.jwt_unverified import look
+from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.config import LoginConfig
@@ -84,7 +84,7 @@ class TestDeviceCode:
         person = Terminal(issuer)
         login = make(issuer, tmp_path, person)
         tokens = await login.tokens(interactive=True)
-        assert look(tokens.id_token).subject == "alice"
+        assert read_unverified(tokens.id_token).subject == "alice"
         assert tokens.access_token != tokens.id_token
         assert person.lines[0].startswith(f"To log in, open {issuer.url}/device in a browser and enter the code ")
         shown = len(person.lines)
@@ -124,7 +124,7 @@ class TestAuthorizationCode:
         tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").tokens(
             interactive=True
         )
-        assert look(tokens.id_token).subject == "alice"
+        assert read_unverified(tokens.id_token).subject == "alice"
         status, page = await visits[0]
         assert status == 200
         assert "You may close this window" in page
@@ -189,7 +189,7 @@ class TestRefresh:
         second = await login.tokens(interactive=False, force=True)
         third = await login.tokens(interactive=False, force=True)
         assert len({first.refresh_token, second.refresh_token, third.refresh_token}) == 3
-        assert look(third.id_token).subject == "alice"
+        assert read_unverified(third.id_token).subject == "alice"
 
     async def test_parallel_processes_refresh_once(self, issuer: Issuer, tmp_path: Path) -> None:
         await make(issuer, tmp_path, Terminal(issuer)).log_in()

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import structlog
 
-from arcbridge.client import resumable_session as life_module
+from arcbridge.client import resumable_session as resumable_session
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.resumable_session import ResumableSession
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.sleep_detector import SleepDetector
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
@@ -28,6 +27,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import OTHER_CA, FarSide
 from tests.client.test_session_manager import echo, make, running
+from tests.support.stream_io import StreamIO
 
 WAITS, BACK = "connection lost, waiting to resume", "session resumed"
 MOVED, OVER = "session moved to another connection", "session could not be resumed"
@@ -38,9 +38,9 @@ Lines = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that only spread load are short here."""
-    monkeypatch.setattr(life_module, "STEADY", 0.0)
-    monkeypatch.setattr(life_module, "MOVE_SPREAD", 0.0)
-    monkeypatch.setattr(life_module, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
+    monkeypatch.setattr(resumable_session, "STABLE_AFTER", 0.0)
+    monkeypatch.setattr(resumable_session, "MOVE_SPREAD", 0.0)
+    monkeypatch.setattr(resumable_session, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ class TestResuming:
             far.auth_answer = replace(far.auth_answer, expires_in=7200)
             far.cut()
             await stream.check(b"more")
-            (life,) = session._lives.values()
-            assert life.renewal is not None
-            assert life.renewal.ends_at - asyncio.get_running_loop().time() > 7000
+            (resumable,) = session._resumables.values()
+            assert resumable.renewal is not None
+            assert resumable.renewal.ends_at - asyncio.get_running_loop().time() > 7000
 
     async def test_refused_for_now(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         far.resume_refusals = [(GoawayCode.UNAVAILABLE, "not yet"), (GoawayCode.LIMIT, "not yet")]
@@ -322,7 +322,7 @@ class TestTheEnd:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
-            monkeypatch.setattr(life_module, "require_pin", broken)
+            monkeypatch.setattr(resumable_session, "require_pin", broken)
             far.cut()
             assert await stream.end() is not None
             assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
@@ -348,7 +348,7 @@ class TestNoLongerAllowed:
     async def test_streams_do_not_wait_for_what_will_not_come(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(life_module, "FORBIDDEN_MOST", 0.05)
+        monkeypatch.setattr(resumable_session, "FORBIDDEN_TIMEOUT", 0.05)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -393,7 +393,7 @@ class TestAnotherAgent:
     async def test_it_does_not_come_back(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(life_module, "MISSING_MOST", 0.05)
+        monkeypatch.setattr(resumable_session, "MISSING_TIMEOUT", 0.05)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.absent = {"pod-1"}
@@ -425,7 +425,7 @@ class TestReady:
     async def test_it_waits_for_the_resumption(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.PATIENCE", patience)
+        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", patience)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             mux = session.current
@@ -438,7 +438,7 @@ class TestReady:
             far.cut()
             if patience:  # the streams that run wait no longer than that as a rule, and nor does it
                 assert await asking is mux
-            else:  # the try under way failed, and said so to whoever waited for it
+            else:  # the try under way failed, and the caller that waited got its error
                 with pytest.raises(Unreachable):
                     await asking
             await stream.check(b"more")
@@ -447,9 +447,9 @@ class TestReady:
     async def test_whoever_waits_makes_it_try_again(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.QUIET", 0.0)
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.0)
         monkeypatch.setattr(
-            life_module, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
+            resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
@@ -512,7 +512,7 @@ class TestMoving:
     async def test_the_new_one_dies_before_it_is_attached(
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By then the old one is gone: streams wait, and whoever asks for a session gets the failure."""
+        """By then the old one is gone: streams wait, and a caller that asks for a session gets the failure."""
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
@@ -584,7 +584,7 @@ class Asleep:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.gone = False
-        self.whereabouts = SleepDetector(lambda: self.seconds, lambda address: self.gone)
+        self.sleep_detector = SleepDetector(lambda: self.seconds, lambda address: self.gone)
 
 
 class TestSuspicion:
@@ -593,12 +593,12 @@ class TestSuspicion:
         self, far: FarSide, tmp_path: Path, lines: Lines, what: str
     ) -> None:
         machine = Asleep()
-        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
             stream = await Stream.open(session)
             mux = session.current
             machine.seconds, machine.gone = (60.0, False) if what == "sleep" else (0.0, True)
-            session.look_around()
-            session.look_around()
+            session.check_connections()
+            session.check_connections()
             machine.gone = False
             await until(lambda: session.stats.moved == 1)
             await stream.check(b"more")
@@ -608,24 +608,24 @@ class TestSuspicion:
 
     async def test_with_nothing_to_keep_it_begins_anew(self, far: FarSide, tmp_path: Path) -> None:
         machine = Asleep()
-        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
             await session.ready()
             machine.seconds = 60.0
-            session.look_around()
+            session.check_connections()
             await until(lambda: session.established_count == 2)
 
     async def test_a_connection_that_lives_is_kept(self, far: FarSide, tmp_path: Path) -> None:
         """While no relay can be joined yet, as after a sleep, the old connection may come back by itself."""
         machine = Asleep()
-        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.NO_AGENT)
             machine.seconds = 60.0
-            session.look_around()
+            session.check_connections()
             await until(lambda: len(far.requests) >= 3)
             await stream.check(b"it lives")
-            (life,) = session._lives.values()
-            await until(lambda: life._task is None)
+            (resumable,) = session._resumables.values()
+            await until(lambda: resumable._task is None)
             await stream.check(b"more")
             assert session.stats.moved == session.stats.resumed == 0
 
@@ -633,17 +633,17 @@ class TestSuspicion:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            life_module, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
+            resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )
         machine = Asleep()
-        async with running(make(far, tmp_path, whereabouts=machine.whereabouts)) as session:
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
             stream = await Stream.open(session)
             await far.stop_listening()
             far.cut()
             await until(lambda: session.failures >= 1)
             await far.start_listening()
             machine.seconds = 60.0
-            session.look_around()
+            session.check_connections()
             await stream.check(b"more")
 
 

@@ -28,13 +28,13 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.pins import PinStore
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
+from tests.support.stream_io import StreamIO
 
 
 def jwt_like(life: float, mark: str = "") -> str:
@@ -87,12 +87,12 @@ class TestTheGoodWay:
             assert mine is not None
             session.close()
             assert mine.transport is not None
-            await session.gone()
+            await session.wait_closed()
             assert mine.transport is None
             error = await far.sessions[0].wait_ended()
             assert isinstance(error, SessionEnded)
             assert error.code == GoawayCode.DONE
-            await session.gone()  # nothing is left to wait for
+            await session.wait_closed()  # nothing is left to wait for
 
     async def test_tokens_go_where_they_belong(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
@@ -164,7 +164,7 @@ class TestRefusals:
         far.reply = JoinReply(code=code, message="\x1b[31mforeign text")
         session = make(far, tmp_path)
         with pytest.raises(kind) as caught:
-            await session.first()
+            await session.connect_once()
         assert words in caught.value.message
         assert "foreign" not in caught.value.message
         assert caught.value.retry_after == retry
@@ -185,30 +185,30 @@ class TestRefusals:
     ) -> None:
         far.auth_answer = (code, "no")
         with pytest.raises(kind):
-            await make(far, tmp_path).first()
+            await make(far, tmp_path).connect_once()
 
     async def test_no_relay(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path)
         await far.stop_listening()
         with pytest.raises(Unreachable):
-            await session.first()
+            await session.connect_once()
 
     async def test_a_relay_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path)
         (tmp_path / "relay-ca.pem").write_text(OTHER_CA.certificate_pem)
         with pytest.raises(Unreachable, match="certificate is not trusted"):
-            await session.first()
+            await session.connect_once()
         assert far.requests == []
 
     async def test_an_agent_that_is_silent(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.2)
         far.silent_agent = True
         with pytest.raises(Unreachable, match="did not answer in time"):
-            await make(far, tmp_path).first()
+            await make(far, tmp_path).connect_once()
 
     async def test_no_login(self, far: FarSide, tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated, match="no login is configured"):
-            await make(far, tmp_path, tokens=Tokens(LoginConfig(), None)).first()
+            await make(far, tmp_path, tokens=Tokens(LoginConfig(), None)).connect_once()
         assert far.requests == []
 
     async def test_the_error_is_shared_and_soon_tried_again(self, far: FarSide, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ class TestTrust:
     async def test_no_token_before_the_pin(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path, trust=ClusterTrust(pin=OTHER_CA.pin))
         with pytest.raises(PinMismatch) as caught:
-            await session.first()
+            await session.connect_once()
         assert CLUSTER_CA.pin in caught.value.message
         assert OTHER_CA.pin in caught.value.message
         assert far.auths == []
@@ -238,12 +238,12 @@ class TestTrust:
     async def test_no_token_for_an_agent_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
         far.shows_ca = OTHER_CA
         with pytest.raises(PinMismatch, match="not certified by its CA"):
-            await make(far, tmp_path).first()
+            await make(far, tmp_path).connect_once()
         assert far.auths == []
 
     async def test_unknown_and_nobody_to_ask(self, far: FarSide, tmp_path: Path) -> None:
         with pytest.raises(PinMismatch, match="--trust-first-use"):
-            await make(far, tmp_path, trust=ClusterTrust()).first()
+            await make(far, tmp_path, trust=ClusterTrust()).connect_once()
         assert far.auths == []
 
     async def test_asked_once_and_remembered(self, far: FarSide, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ class TestTrust:
         assert asked == [(CLUSTER, CLUSTER_CA.pin)]
         far.says_ca = far.shows_ca = OTHER_CA
         with pytest.raises(PinMismatch):
-            await make(far, tmp_path, trust=trust()).first()
+            await make(far, tmp_path, trust=trust()).connect_once()
 
     async def test_refused_by_the_person(self, far: FarSide, tmp_path: Path) -> None:
         async def ask(cluster: str, pin: str) -> bool:
@@ -270,7 +270,7 @@ class TestTrust:
 
         store = PinStore(tmp_path / "pins.toml")
         with pytest.raises(PinMismatch, match="was not trusted"):
-            await make(far, tmp_path, trust=ClusterTrust(remembered=store, ask=ask)).first()
+            await make(far, tmp_path, trust=ClusterTrust(remembered=store, ask=ask)).connect_once()
         assert store.get(CLUSTER) is None
 
     async def test_first_use(self, far: FarSide, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ class TestComingBack:
     async def test_renewal_within_the_session(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.RENEW_AGAIN", 0.02)
+        monkeypatch.setattr("arcbridge.client.session_manager.RENEWAL_RETRY", 0.02)
         far.auth_answer = AuthOk(subject="alice", expires_in=1)
         config = login(tmp_path)
         async with running(make(far, tmp_path, tokens=Tokens(config, None))) as session:
@@ -347,5 +347,5 @@ class TestComingBack:
     async def test_an_expired_token_is_never_sent(self, far: FarSide, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path, cluster=jwt_like(-5)), None)
         with pytest.raises(Unauthenticated, match="has expired"):
-            await make(far, tmp_path, tokens=tokens).first()
+            await make(far, tmp_path, tokens=tokens).connect_once()
         assert far.auths == []

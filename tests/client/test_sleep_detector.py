@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from arcbridge.client.sleep_detector import SLEPT, SleepDetector, is_gone, seconds_asleep
+from arcbridge.client.sleep_detector import SLEEP_THRESHOLD, SleepDetector, is_gone, seconds_asleep
 
 
 class Transport(asyncio.BaseTransport):
@@ -16,13 +16,13 @@ class Transport(asyncio.BaseTransport):
 
 def test_a_jump_is_told_once() -> None:
     asleep = [100.0]
-    whereabouts = SleepDetector(lambda: asleep[0], lambda address: False)
-    assert whereabouts.slept() == 0.0
-    asleep[0] += SLEPT - 1
-    assert whereabouts.slept() == 0.0
+    sleep_detector = SleepDetector(lambda: asleep[0], lambda address: False)
+    assert sleep_detector.slept() == 0.0
+    asleep[0] += SLEEP_THRESHOLD - 1
+    assert sleep_detector.slept() == 0.0
     asleep[0] += 60
-    assert whereabouts.slept() == 60
-    assert whereabouts.slept() == 0.0
+    assert sleep_detector.slept() == 60
+    assert sleep_detector.slept() == 0.0
 
 
 def test_this_machine_has_not_slept_meanwhile() -> None:
@@ -30,12 +30,12 @@ def test_this_machine_has_not_slept_meanwhile() -> None:
 
 
 def test_addresses() -> None:
-    whereabouts = SleepDetector(lambda: 0.0, lambda address: address[0] == "10.0.0.9")
-    assert whereabouts.lost_address(Transport(("10.0.0.9", 4711))) == "10.0.0.9"
-    assert whereabouts.lost_address(Transport(("10.0.0.8", 4711))) == ""
+    sleep_detector = SleepDetector(lambda: 0.0, lambda address: address[0] == "10.0.0.9")
+    assert sleep_detector.lost_address(Transport(("10.0.0.9", 4711))) == "10.0.0.9"
+    assert sleep_detector.lost_address(Transport(("10.0.0.8", 4711))) == ""
     for unknown in (None, "", "/run/socket", ()):
-        assert whereabouts.lost_address(Transport(unknown)) == ""
-    assert whereabouts.lost_address(None) == ""
+        assert sleep_detector.lost_address(Transport(unknown)) == ""
+    assert sleep_detector.lost_address(None) == ""
 
 
 def test_is_gone() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.state import CLIENT_CERTIFICATE_LIFE, FIRST_PORT, StateDirectory
+from arcbridge.client.state import CLIENT_CERTIFICATE_LIFE, FIRST_PORT, SERVER_CERTIFICATE_REUSE, StateDirectory
 from arcbridge.errors import StateError
 from arcbridge.net.tls import load_chain
 from arcbridge.pki.authority import certificate_validity
@@ -70,12 +70,39 @@ class TestCertificates:
             assert path.stat().st_mode & 0o077 == 0, path
         assert "PRIVATE" not in repr(found)
 
-    def test_a_start_does_not_touch_the_server_key_of_another(self, tmp_path: Path) -> None:
+    def test_a_start_changes_no_file_of_another(self, tmp_path: Path) -> None:
         state(tmp_path).certificates("prod", time.time())
         before = {path: path.stat() for path in (tmp_path / "state").rglob("*.*") if path.suffix != ".lock"}
         state(tmp_path).certificates("prod", time.time())
         after = {path: path.stat() for path in before}
         assert [path for path in before if before[path].st_ino != after[path].st_ino] == []
+
+    def test_starts_of_one_day_have_one_server_certificate(self, tmp_path: Path) -> None:
+        now = time.time()
+        one = state(tmp_path).certificates("prod", now)
+        assert state(tmp_path).certificates("prod", now + SERVER_CERTIFICATE_REUSE - 1) == one
+        for other in (now - 1, now + SERVER_CERTIFICATE_REUSE):
+            assert state(tmp_path).certificates("prod", other).server_certificate_pem != one.server_certificate_pem
+
+    def test_another_cluster_has_another_server_certificate(self, tmp_path: Path) -> None:
+        now = time.time()
+        one, two = (state(tmp_path).certificates(name, now) for name in ("one", "two"))
+        assert one.server_key_pem != two.server_key_pem
+        assert one.ca_pem == two.ca_pem
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_at": "now"}'])
+    def test_a_damaged_server_certificate_is_replaced(self, tmp_path: Path, text: str) -> None:
+        one = state(tmp_path).certificates("prod", time.time())
+        (tmp_path / "state/clusters/prod.json").write_text(text)
+        two = state(tmp_path).certificates("prod", time.time())
+        assert two.server_key_pem != one.server_key_pem
+        assert (two.ca_pem, two.client_key_pem) == (one.ca_pem, one.client_key_pem)
+
+    def test_a_ca_key_that_everybody_can_read_is_refused_at_each_start(self, tmp_path: Path) -> None:
+        state(tmp_path).certificates("prod", time.time())
+        (tmp_path / "state/local-ca/ca.key").chmod(0o604)
+        with pytest.raises(StateError, match="open to every user"):
+            state(tmp_path).certificates("prod", time.time())
 
 
 class TestPorts:

@@ -7,10 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.limits import DEFAULT
+from tests.support.processes import require_or_skip
 
 UNIT = Path(__file__).resolve().parents[2] / "config/systemd/arcbridge-relay.service"
 
@@ -55,7 +54,7 @@ def test_its_bounds_fit_the_relays_own() -> None:
 def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        pytest.skip("LEFT OUT: systemd-analyze is not on this machine")
+        require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
     program = tmp_path / "arcbridge"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

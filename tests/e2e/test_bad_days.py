@@ -37,7 +37,7 @@ from tests.support.world import (
     User,
     World,
     arcbridge,
-    free_port,
+    fixed_port,
 )
 
 NAMESPACE = "bad-days"
@@ -222,7 +222,7 @@ def test_a_port_in_use(world: World) -> None:
 
 
 def test_a_relay_that_cannot_be_reached(world: World) -> None:
-    port = free_port()
+    port = fixed_port()
     done = start(world, relay=f"https://127.0.0.1:{port}")
     assert done.returncode == ExitCode.UNREACHABLE
     assert f"127.0.0.1:{port}" in error_of(done)

@@ -17,7 +17,7 @@ from tests.support.nats_server import NatsServer
 from tests.support.processes import run
 from tests.support.reports import metrics, until
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -94,7 +94,7 @@ def fleet(
     gets no control connection."""
     token = directory / "nobody"
     token.write_text("nobody-asks-for-it")
-    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
     fronts: list[Front] = []
     with NatsServer(directory / "nats") as nats, World(api, directory=directory / "world", relays=3) as world:
         world.targets["echo"] = (echo.address, ALICE.groups)

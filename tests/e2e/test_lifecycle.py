@@ -19,7 +19,7 @@ from arcbridge.pki.credentials import CERTIFICATE
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ManagedProcess
 from tests.support.reports import agent_again, records, until, wait_for_record
-from tests.support.world import ALICE, BOB, CLUSTER, ApiServer, Client, User, World, arcbridge, free_port
+from tests.support.world import ALICE, BOB, CLUSTER, ApiServer, Client, User, World, arcbridge, fixed_port
 
 NAMESPACE = "lifecycle"
 CAROL = User("carol", ("platform", "developers"))
@@ -95,7 +95,7 @@ def test_a_restarted_relay_is_the_same_relay(world: World, cluster: Cluster) -> 
 
 def test_a_restarted_client_serves_the_old_kubeconfig(world: World, cluster: Cluster) -> None:
     directory = world.directory / "returning"
-    first = client_at(world, directory, "--port", str(free_port()))
+    first = client_at(world, directory, "--port", str(fixed_port()))
     before = first.kubeconfig.read_text()
     kept = directory / "loaded-before"
     kept.touch(mode=0o600)
@@ -183,7 +183,7 @@ def test_two_clusters_have_a_port_each(world: World, api: ApiServer, cluster: Cl
     directory.mkdir()
     (directory / "join-token").write_text(token)
     text = world.agent_config.read_text()
-    observe = free_port()
+    observe = fixed_port()
     text = text.replace(f"127.0.0.1:{world.agent_observe}", f"127.0.0.1:{observe}")
     (directory / "agent.toml").write_text(text)
     (directory / "authentication.yaml").write_text((world.agent_config.parent / "authentication.yaml").read_text())

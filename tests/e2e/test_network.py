@@ -21,7 +21,7 @@ from tests.support.netns import Network, missing
 from tests.support.processes import require_or_skip
 from tests.support.reports import metrics, records, until
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, ApiServer, World, free_port
+from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 DEAD = 25.0
 """Seconds after which a silent connection is given up."""
@@ -57,7 +57,7 @@ class Country:
         directory.mkdir()
         token = directory / "token"
         token.write_text("nobody-asks-for-it")
-        api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+        api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
         self.world = world = self._stack.enter_context(World(api, directory=directory / "world", relays=2))
         world.relay_listens = [f"{network.address(f'relay{index}')}:7443" for index in range(2)]
         world.agent_routes = list(world.relay_listens)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.reports import metrics, page, records, until, wait_for_record
-from tests.support.world import ALICE, CLUSTER_AUDIENCE, MALLORY, ApiServer, Client, World, free_port
+from tests.support.world import ALICE, CLUSTER_AUDIENCE, MALLORY, ApiServer, Client, World, fixed_port
 
 NAMESPACE = "observed"
 
@@ -28,7 +28,7 @@ def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def client_observe() -> int:
-    return free_port()
+    return fixed_port()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.support.long import long_form
 from tests.support.processes import ManagedProcess
 from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, ApiServer, World, free_port
+from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 LOST = "connection lost, waiting to resume"
 BACK = "session resumed"
@@ -38,7 +38,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
     """The API server of an agent whose users only use TCP targets."""
     token = tmp_path_factory.mktemp("nobody") / "token"
     token.write_text("nobody-asks-for-it")
-    return ApiServer(f"https://127.0.0.1:{free_port()}", token_file=token)
+    return ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
 
 
 def started(world: World, server: TalkServer) -> World:

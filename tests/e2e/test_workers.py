@@ -19,7 +19,7 @@ from arcbridge.pki.enrolment import make_csr, make_key
 from tests.support.processes import run
 from tests.support.reports import metrics, page, records, until
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, free_port
+from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
 
 RELAY = "arcbridge_relay_"
 
@@ -34,7 +34,7 @@ def server() -> Iterator[TalkServer]:
 def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("workers")
     (directory / "token").write_text("nobody-asks-for-it")
-    api = ApiServer(f"https://127.0.0.1:{free_port()}", token_file=directory / "token")
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
     with World(api, directory=directory / "world", agents=2) as world:
         world.relay_settings = "workers = 2"
         world.targets["talk"] = (server.address, ALICE.groups)
@@ -141,7 +141,9 @@ def test_the_drain(world: World) -> None:
     assert seconds < 30
     assert all(not Path(f"/proc/{one}").exists() for one in there.values())
     socket.create_server(("127.0.0.1", world.relay_port)).close()
-    steps = [one["step"] for one in records(world.relay, "relay stopping", after=mark)]
+    # Each worker gathers its log lines for 20 ms, so the order of lines in the file is not the order of events.
+    stopping = sorted(records(world.relay, "relay stopping", after=mark), key=lambda one: str(one["timestamp"]))
+    steps = [one["step"] for one in stopping]
     assert steps.count("leaving") == steps.count("closing") == 2
     # No worker closes the port before all are ready to.
     assert steps.index("closing") == steps.index("leaving", steps.index("leaving") + 1) + 1

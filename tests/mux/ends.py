@@ -15,10 +15,11 @@ import trustme
 import uvloop
 
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.mux.stream import StreamIO, StreamTransport
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
+from tests.support.stream_io import StreamIO
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,

@@ -11,12 +11,12 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
 from arcbridge.mux import session as shell
 from arcbridge.mux.session import MuxSession, _gathered
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Status
 from arcbridge.wire.session import Kind, State
 from tests.mux.ends import LOOPS, Recorder, connect_in_memory, connect_over_tls, connected, make_sessions, run
+from tests.support.stream_io import StreamIO
 
 both_loops = pytest.mark.parametrize("loop", LOOPS)
 both_links = pytest.mark.parametrize("link", ["memory", "tls"])

@@ -22,7 +22,7 @@ import pytest
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded, StreamReset
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.mux.stream import StreamIO, StreamTransport
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.tlstransport import accept_tls, connect_tls
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
@@ -31,6 +31,7 @@ from arcbridge.wire.session import Kind, Side, State
 from tests.mux.ends import LOOPS, run, tls_contexts
 from tests.support.fault_proxy import FaultProxy, How, Plan
 from tests.support.long import long_form
+from tests.support.stream_io import StreamIO
 
 both_loops = pytest.mark.parametrize("loop", LOOPS)
 

@@ -16,10 +16,10 @@ import pytest
 from arcbridge.errors import ConnectionLost, StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Recorder, connected, run, tcp_pair, tls_contexts
+from tests.support.stream_io import StreamIO
 
 both_loops = pytest.mark.parametrize("loop", LOOPS)
 both_links = pytest.mark.parametrize("link", ["memory", "tls"])
@@ -114,8 +114,8 @@ def test_half_close_passes_both_ways(loop: str, link: str) -> None:
             way.far.shutdown(socket.SHUT_WR)
             assert await read_all(way.near) == b""
             near, far = await way.done()
-            assert near == SpliceResult(len(up), len(down), None)
-            assert far == SpliceResult(len(down), len(up), None)
+            assert near == SpliceResult(len(down), len(up), None)
+            assert far == SpliceResult(len(up), len(down), None)
 
     run(loop, main)
 
@@ -400,7 +400,7 @@ def test_the_programs_end_is_the_streams_end(loop: str, tls: bool) -> None:
             if not tls:
                 outer.far.finish()
             result = await outer.result()
-            assert result == SpliceResult(500_005, 0, None)
+            assert result == SpliceResult(0, 500_005, None)
 
     run(loop, main)
 
@@ -438,7 +438,7 @@ def test_the_streams_end_is_the_programs_end(loop: str, tls: bool) -> None:
             assert await outer.reader.read() == b"y" * 500_000
             outer.writer.close()
             assert await outer.far.read_all() == b"", "no reset: nothing was cut"
-            assert await outer.result() == SpliceResult(5, 500_000, None)
+            assert await outer.result() == SpliceResult(500_000, 5, None)
 
     run(loop, main)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.errors import ConfigError
-from arcbridge.net.address import Address, parse_address, parse_listen
+from arcbridge.net.address import Address, parse_address, parse_listen, source_of
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,11 @@ def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
         return
     assert 1 <= address.port <= 65535
     assert parse_address(str(address)) == address
+
+
+def test_sources() -> None:
+    assert source_of("192.0.2.1") == source_of("::ffff:192.0.2.1") == "192.0.2.1"
+    assert source_of("2001:db8::1") == source_of("2001:db8::ffff:1") == "2001:db8::/64"
+    assert source_of("2001:db8:0:1::1") != source_of("2001:db8::1")
+    assert source_of("fe80::1%eth0") == "fe80::/64"
+    assert source_of("") == source_of("a name") == "unknown"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+from typing import cast
 
 import pytest
 
-from arcbridge.net.sockets import readable, receive, reset, send_all, writable
+from arcbridge.net.sockets import AcceptLoop, readable, receive, reset, send_all, writable
 from tests.net.ends import tcp_pair
 
 
@@ -61,3 +63,95 @@ async def test_a_closed_socket_is_an_error_not_a_wait() -> None:
     for wait in (readable(sock), writable(sock)):
         with pytest.raises(ConnectionAbortedError):
             await wait
+
+
+class Accepting:
+    """An accept loop on `count` loopback ports, and what it was told."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        for sock in self.sockets:
+            sock.setblocking(False)
+        self.accepted: list[socket.socket] = []
+        self.exhausted: list[bool] = []
+        self.arrived = asyncio.Event()
+        self.loop = AcceptLoop(self.sockets, self._accepted, lambda _, error, again: self.exhausted.append(again))
+
+    def _accepted(self, sock: socket.socket, host: str) -> None:
+        assert host == "127.0.0.1"
+        assert not sock.getblocking()
+        self.accepted.append(sock)
+        self.arrived.set()
+
+    async def connect(self, index: int = 0) -> None:
+        self.arrived.clear()
+        with socket.create_connection(self.sockets[index].getsockname()):
+            async with asyncio.timeout(5):
+                await self.arrived.wait()
+
+    def close(self) -> None:
+        self.loop.close()
+        for sock in self.accepted:
+            sock.close()
+
+
+async def test_connections_are_accepted_until_it_is_closed() -> None:
+    accepting = Accepting(2)
+    accepting.loop.start()
+    await accepting.connect(0)
+    await accepting.connect(1)
+    ports = [sock.getsockname() for sock in accepting.sockets]
+    accepting.close()
+    accepting.close()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(port)
+
+
+async def test_what_is_queued_can_be_taken_at_once() -> None:
+    accepting = Accepting()
+    waiting = [socket.create_connection(accepting.sockets[0].getsockname()) for _ in range(3)]
+    while accepting.loop.accept():
+        pass
+    assert len(accepting.accepted) == 3
+    accepting.close()
+    for sock in waiting:
+        sock.close()
+
+
+class Exhausted:
+    """A listening socket that finds no descriptor `times` times, and then an aborted connection."""
+
+    def __init__(self, sock: socket.socket, times: int) -> None:
+        self._sock = sock
+        self._errors = [OSError(errno.EMFILE, "none left")] * times + [ConnectionAbortedError()]
+        self.fileno = sock.fileno
+        self.close = sock.close
+        self.getsockname = sock.getsockname
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self._errors:
+            raise self._errors.pop(0)
+        return self._sock.accept()
+
+
+async def test_without_descriptors_it_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.net.sockets.ACCEPT_PAUSE", 0.01)
+    accepting = Accepting()
+    accepting.loop._listening = (cast(socket.socket, Exhausted(accepting.sockets[0], 2)),)
+    accepting.loop.start()
+    await accepting.connect()
+    assert accepting.exhausted == [False, True]
+    assert accepting.loop.pauses == 2
+    accepting.close()
+
+
+async def test_closed_while_it_pauses_it_stays_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.net.sockets.ACCEPT_PAUSE", 0.0)
+    accepting = Accepting()
+    accepting.loop._listening = (cast(socket.socket, Exhausted(accepting.sockets[0], 1)),)
+    assert not accepting.loop.accept()
+    accepting.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert accepting.exhausted == [False]

@@ -37,8 +37,16 @@ def test_quiet_keys_make_room() -> None:
     for n in range(MAX_KEYS):
         flood.admit(f"event {n}", "info", "", 0.0)
     assert flood.admit("late", "info", "", WINDOW) == 0
-    assert flood.admit("later", "info", "", WINDOW) == 0
-    assert len(flood) == 2
+    assert flood.admit("later", "info", "", WINDOW) == 0, "each has a bucket of its own"
+    assert len(flood) == MAX_KEYS
+
+
+def test_what_invented_reasons_cost_is_counted_within_bounds() -> None:
+    flood = Flood(allowance=1)
+    passed = sum(flood.admit("x", "info", f"reason {n % 2000}", 0.0) is not None for n in range(10_000))
+    outstanding = flood.outstanding()
+    assert sum(outstanding.values()) == flood.omitted == 10_000 - passed
+    assert set(outstanding) == {"x", "other"}
 
 
 def test_debug_has_a_larger_allowance() -> None:

@@ -1,4 +1,4 @@
-"""The stream of the log may stall; nobody waits for it (threat O6)."""
+"""The stream of the log may stall; the event loop does not wait for it (threat O6)."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_stalled_stream_costs_lines_and_no_time() -> None:
     stream = os.fdopen(writing, "w")
     sink = LineSink(stream, lambda count: f"dropped {count}", queue_bytes=100_000)
     for _ in range(5000):
-        sink.write("x" * 99)  # waits for nobody: the pipe would be full for ever
-    assert not sink.flush(0.05)  # nobody reads: the pipe holds 64 KiB, the queue the rest
+        sink.write("x" * 99)  # never waits: the pipe would stay full for ever
+    assert not sink.flush(0.05)  # without a reader the pipe holds 64 KiB, the queue the rest
     lost = sink.dropped
     assert lost > 3000
     drain = Drain(reading)
@@ -123,7 +123,7 @@ def test_the_first_line_is_written_at_once_and_those_behind_it_together(monkeypa
     assert os.read(reading, 100) == b"first\n"
     sink.write("second")
     sink.write("third")
-    assert sink.flush(10), "whoever flushes does not wait for more lines"
+    assert sink.flush(10), "a flush does not wait for more lines"
     assert os.read(reading, 100) == b"second\nthird\n"
     sink.write("last")
     assert sink.close(10), "nor does the end"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import io
 import json
 import logging as standard
@@ -114,11 +113,11 @@ def test_bytes_of_a_request_are_not_quoted(stream: io.StringIO) -> None:
         except BadStatusLine as error:
             raise RuntimeError("cannot parse") from error
     except RuntimeError:
-        structlog.get_logger("arcbridge.agent").exception("broken", cause=quoting)
+        structlog.get_logger("arcbridge.agent").exception("broken", reason=quoting)
     first, second = lines(stream)
     assert first["message"] == "Error handling request from %s"
     assert first["error"] == "BadStatusLine"
-    assert second["cause"] == "BadStatusLine"
+    assert second["reason"] == "BadStatusLine"
     assert second["error"] == "RuntimeError: cannot parse"
     assert second["trace"][-1] == "RuntimeError"
     assert "secret-path" not in stream.getvalue()
@@ -134,6 +133,31 @@ def test_standard_loggers_and_warnings_are_routed(stream: io.StringIO, recwarn: 
     assert first["origin"] == "asyncio"
     assert "\\ntask: 'x'" in first["message"]
     assert second["message"] == "wanted"
+
+
+def test_a_record_that_cannot_be_formatted_costs_its_caller_nothing(stream: io.StringIO) -> None:
+    (ours,) = (handler for handler in standard.getLogger().handlers if type(handler).__module__ == logs.__name__)
+    ours.handle(standard.LogRecord("arcbridge.net", 30, "", 1, "%d bytes", ("no number",), None))
+    standard.getLogger("arcbridge.net").warning("after")
+    broken, after = lines(stream)
+    assert (broken["event"], broken["origin"], broken["reason"]) == ("log.unreadable", "arcbridge.net", "TypeError")
+    assert after["message"] == "after"
+
+
+def test_console_format_shows_a_trace_below_its_line() -> None:
+    target = io.StringIO()
+    logs.configure("agent", "info", "console", target)
+    log = structlog.get_logger("arcbridge.agent")
+    try:
+        raise KeyError("line one\nline two")
+    except KeyError:
+        log.exception("broken", stack="not\na line", exception="of its own")
+    logs.shutdown()
+    first, *trace = target.getvalue().splitlines()
+    assert "broken" in first
+    assert "stack_=" in first
+    assert trace[0] == "    | Traceback (most recent call last):"
+    assert all(line.startswith("    | ") for line in trace)
 
 
 def test_level_changes_reach_loggers_that_exist(stream: io.StringIO) -> None:
@@ -162,40 +186,6 @@ def test_a_flood_is_bounded_and_counted(stream: io.StringIO) -> None:
     assert last["event"] == "log.omitted"
     assert last["omitted_event"] == "join.refused"
     assert last["omitted"] == logs.omitted()
-
-
-class Code(enum.IntEnum):
-    NO_AGENT = 3
-
-
-class Unprintable:
-    def __str__(self) -> str:
-        raise ValueError("no")
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (None, None), (True, True), (5, 5), (10**400, "integer of 1329 bits"), (float("inf"), "inf"),
-        (Code.NO_AGENT, "no_agent"), (b"\xff\x00", "\\xff\\x00"),
-        (Unprintable(), "<Unprintable that cannot be written: ValueError>"),
-        ({"a": {"b": (1, "x\n")}}, {"a": {"b": [1, "x\\n"]}}), (ValueError("bad\n"), "ValueError: bad\\n"),
-        (Unauthenticated("expired"), "expired"),
-    ],
-)  # fmt: skip
-def test_values_become_json(stream: io.StringIO, value: object, shown: object) -> None:
-    structlog.get_logger("arcbridge.relay").info("x", value=value)
-    assert lines(stream)[0]["value"] == shown
-
-
-def test_fields_are_bounded_in_number_and_size(stream: io.StringIO) -> None:
-    structlog.get_logger("arcbridge.relay").info(
-        "x", big=list(range(100_000)), deep={"a": "y" * 5000}, **{f"f{n}": n for n in range(100)}
-    )
-    (line,) = lines(stream)
-    assert len(line) < 60
-    assert line["fields_omitted"] == 62
-    assert len(json.dumps(line)) < 8192
 
 
 @pytest.mark.parametrize("arguments", [("loud", "json"), ("info", "xml"), ("in\x1bfo", "json")])

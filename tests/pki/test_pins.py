@@ -1,18 +1,30 @@
+import base64
 import hashlib
 import os
+import ssl
 import stat
 import subprocess
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arcbridge.errors import ConfigError, PinMismatch, StateError
 from arcbridge.pki.authority import Authority
-from arcbridge.pki.pins import PinStore, check_pin, pin_of, require_pin, same_pin
+from arcbridge.pki.pins import PinStore, _p256_key, check_pin, pin_of, require_pin, same_pin
 
 A = "sha256:" + "a" * 64
 B = "sha256:" + "b" * 64
+PLAIN = Authority.create("CA").certificate_pem
 
 
 def test_a_pin_follows_the_key_and_not_the_certificate(tmp_path: Path) -> None:
@@ -31,6 +43,77 @@ def test_openssl_agrees(tmp_path: Path) -> None:
     ).stdout
     der = subprocess.run(["openssl", "pkey", "-pubin", "-outform", "DER"], input=key, capture_output=True, check=True)
     assert ca.pin == "sha256:" + hashlib.sha256(der.stdout).hexdigest()
+
+
+def certificate(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> str:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return built.sign(key, algorithm).public_bytes(Encoding.PEM).decode()
+
+
+def by_cryptography(pem: str) -> str:
+    key = x509.load_pem_x509_certificate(pem.encode()).public_key()
+    return "sha256:" + hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("key", "plain"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), True),
+        (ec.generate_private_key(ec.SECP384R1()), False),
+        (rsa.generate_private_key(65537, 2048), False),
+        (ed25519.Ed25519PrivateKey.generate(), False),
+    ],
+    ids=["P-256", "P-384", "RSA", "Ed25519"],
+)
+def test_cryptography_agrees(key: ec.EllipticCurvePrivateKey, plain: bool) -> None:
+    pem = certificate(key)
+    assert (_p256_key(pem) is not None) is plain
+    assert pin_of(pem) == by_cryptography(pem)
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_a_damaged_certificate_has_the_pin_that_cryptography_finds_or_is_left_to_it(data: st.DataObject) -> None:
+    """Bytes changed, cut out or put in anywhere: what is read by the boundaries of the fields is the key itself."""
+    der = bytearray(ssl.PEM_cert_to_DER_cert(PLAIN))
+    at = data.draw(st.integers(0, len(der) - 1))
+    der[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
+    pem = "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
+    found = _p256_key(pem)
+    if found is None:
+        return
+    try:
+        read = by_cryptography(pem)
+    except ValueError:
+        return  # OpenSSL trusts no such certificate either
+    assert "sha256:" + hashlib.sha256(found).hexdigest() == read
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("\n", "\r\n", id="lines of another system"),
+        pytest.param("-----END", " -----END", id="a space"),
+        pytest.param("-----BEGIN", "words\n-----BEGIN", id="words before"),
+        pytest.param("-----BEGIN CERTIFICATE", "-----BEGIN X509 CERTIFICATE", id="another label"),
+    ],
+)
+def test_another_spelling_is_left_to_cryptography(before: str, after: str) -> None:
+    assert _p256_key(PLAIN) is not None
+    assert _p256_key(PLAIN.replace(before, after)) is None
+
+
+def test_a_length_in_another_spelling_is_left_to_cryptography() -> None:
+    """BER may say a length with more bytes than it takes; DER may not, and a certificate is DER."""
+    der = ssl.PEM_cert_to_DER_cert(PLAIN)
+    assert der[:2] == b"\x30\x82", "a SEQUENCE whose length takes two bytes"
+    longer = b"\x30\x83\x00" + der[2:]
+    assert _p256_key(ssl.DER_cert_to_PEM_cert(der)) is not None
+    assert _p256_key(ssl.DER_cert_to_PEM_cert(longer)) is None
 
 
 @pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "\x00", "ü"])

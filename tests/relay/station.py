@@ -33,8 +33,8 @@ from arcbridge.relay.listener import Listener
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.relay.workers.handover import Handovers
-from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts

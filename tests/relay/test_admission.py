@@ -42,7 +42,7 @@ def test_nothing_is_left_when_all_have_left(steps: list[tuple[int, bool]]) -> No
     for ticket in held:
         ticket.leave()
     assert admission.waiting == 0
-    assert not admission._sources
+    assert len(admission._sources) == 0
 
 
 def test_who_is_set_aside_counts_against_its_source_only() -> None:
@@ -62,4 +62,4 @@ def test_who_is_set_aside_counts_against_its_source_only() -> None:
         ticket.leave()
         ticket.set_aside()
     assert admission.waiting == 0
-    assert not admission._sources
+    assert len(admission._sources) == 0

@@ -16,8 +16,7 @@ from arcbridge.net.sockets import send_all
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
-from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN
-from arcbridge.relay.flapping import SETTLE
+from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Status
 from arcbridge.wire.session import Kind, Side

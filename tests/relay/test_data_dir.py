@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.errors import StateError
-from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.relay.data_dir import only_one, open_authority, open_registry
 
 
 async def test_everything_is_there_the_next_time(tmp_path: Path) -> None:
@@ -19,3 +19,10 @@ async def test_a_wrong_directory_is_told_and_not_filled(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="data_dir"):
         await open_registry(tmp_path, must_exist=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_relay_at_a_time(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(ConfigError, match="another relay"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -32,13 +32,7 @@ class Pair:
         self.addresses = {A: str(a.address), B: str(b.address)}
         self.asked: list[str] = []
         for one, relay_id in ((a, A), (b, B)):
-            hops = Hops(
-                relay_id=relay_id,
-                address_of=self.address_of,
-                tell_failed=self.tell_failed,
-                authority=authority(),
-                pumps=one.pumps,
-            )
+            hops = Hops(Peers(self, relay_id), authority=authority(), pumps=one.pumps)
             one.rendezvous._hops = hops
             one.listener._rooms[client_hello.HOP] = one.rendezvous.serve_hop
 
@@ -54,6 +48,16 @@ class Pair:
     def hops(self, relay: Station) -> dict[str, int]:
         assert relay.rendezvous._hops is not None
         return {name: count for name, count in relay.rendezvous._hops.outcomes.items() if count}
+
+
+class Peers:
+    """What relay `relay_id` of the pair knows of the other one; a `fleet.base.RelayPeers`."""
+
+    def __init__(self, pair: Pair, relay_id: str) -> None:
+        self.relay_id = relay_id
+        self.address_of = pair.address_of
+        self.tell_failed = pair.tell_failed
+        self.on_failed: Callable[[bytes], None] = lambda key: None
 
 
 @pytest.fixture
@@ -259,10 +263,7 @@ def test_tokens() -> None:
 
 async def test_certificates_are_made_anew(pair: Pair) -> None:
     now = 0.0
-    hops = Hops(
-        relay_id=A, address_of=pair.address_of, tell_failed=pair.tell_failed, authority=authority(),
-        pumps=pair.a.pumps, clock=lambda: now,
-    )  # fmt: skip
+    hops = Hops(Peers(pair, A), authority=authority(), pumps=pair.a.pumps, clock=lambda: now)
     first = hops.server_context()
     assert hops.server_context() is first
     now = 8 * 86400.0

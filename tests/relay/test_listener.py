@@ -130,14 +130,14 @@ async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
 ) -> None:
     """J11 and R1: 40 idle peers with an incomplete hello; counted are the calls of the parser."""
     peeks = 0
-    real = listener_module.alpn.peek
+    real = listener_module.client_hello.peek
 
     def counting(data: bytes) -> object:
         nonlocal peeks
         peeks += 1
         return real(data)
 
-    monkeypatch.setattr(listener_module.alpn, "peek", counting)
+    monkeypatch.setattr(listener_module.client_hello, "peek", counting)
     hello = with_extension(client_hello(["arcbridge-join/1"]), 0xFE0A, b"k" * 2000)
     async with station(tmp_path, peek_deadline=0.5) as relay:
         socks = [await relay.dial() for _ in range(40)]

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -48,6 +47,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from filelock import FileLock
 
 from tests.support.processes import ManagedProcess, ProcessFailed, run
 
@@ -174,8 +174,7 @@ def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> P
     if complete(directory):
         return directory
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{module.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs at once, the second waits and finds the result
+    with FileLock(cache / f"{module.name}.lock"):  # of two runs at once, the second waits and finds the result
         if complete(directory):
             return directory
         print(f"building {', '.join(names)} with {version}: minutes the first time", file=sys.stderr, flush=True)

@@ -61,23 +61,23 @@ class End:
         """Send, and remember what was sent."""
         if seen.stream.sending is SendState.OPEN and self.machine.state is not State.CLOSED:
             seen.written += data
-            self.machine.send(seen.stream, data)
+            self.machine.sender.send(seen.stream, data)
 
     def take(self, seen: Seen, count: int) -> None:
         """Consume up to `count` delivered bytes."""
         count = min(count, seen.unread)
         seen.unread -= count
-        self.machine.consumed(seen.stream, count)
+        self.machine.receiver.consumed(seen.stream, count)
 
     def finish(self, seen: Seen) -> None:
         """FIN after everything written."""
-        self.machine.finish(seen.stream)
+        self.machine.stream_table.finish(seen.stream)
         self._note_over(seen)
 
     def reset(self, seen: Seen, code: ResetCode = ResetCode.CANCELLED) -> None:
         """Reset, if the stream still runs."""
         if seen.stream.id in self.machine.streams:
-            self.machine.reset(seen.stream, code)
+            self.machine.stream_table.reset(seen.stream, code)
             self._ended(seen, f"reset by us {code}")
 
     def collect(self) -> None:
@@ -176,11 +176,11 @@ class Pair:
         """Collect the events of both ends and put what they want to send on the link."""
         for end in self.ends:
             end.collect()
-            while parts := end.machine.data_to_send(self.portion):
+            while parts := end.machine.sender.data_to_send(self.portion):
                 data = b"".join(parts)
                 if not self.lost:
                     self.other(end).arrivals.append((self.now + self.latency, data))
-            end.machine.take_writable()
+            end.machine.sender.take_unblocked()
             end.collect()
             end.note_ends()
             if end.machine.state is not State.CLOSED:
@@ -256,8 +256,8 @@ class Pair:
             other = self.other(end)
             if State.CLOSED in (end.machine.state, other.machine.state):
                 continue
-            session = other.machine._window
-            assert session.granted - session.received == end.machine._credit, "session credit lost or invented"
+            session = other.machine.session_window.account
+            assert session.granted - session.received == end.machine.sender.credit, "session credit lost or invented"
             for stream in end.machine.streams.values():
                 peer = other.machine.streams.get(stream.id)
                 if peer is not None and peer.receiving is ReceiveState.OPEN and stream.sending is SendState.OPEN:

@@ -49,7 +49,7 @@ class ResumingPair(Pair):
         for end in self.ends:
             end.arrivals.clear()
         self._drop_newcomer()
-        self.client.machine.begin_resume(Auth("oidc", TOKEN), self.now)
+        self.client.machine.resumption.begin(Auth("oidc", TOKEN), self.now)
         self.newcomer = Newcomer(self.now)
         self.flush()
 
@@ -83,18 +83,18 @@ class ResumingPair(Pair):
         return True
 
     def _judge(self, newcomer: Newcomer) -> None:
-        hello, agent = newcomer.machine.resuming, self.agent.machine
+        hello, agent = newcomer.machine.resumption.resuming, self.agent.machine
         assert hello is not None
-        good = hello.session_id == agent.session_id and hello.resume_secret == agent.resume_secret
-        if not good or agent.state is State.CLOSED or hello.epoch <= agent.epoch:
+        good = hello.session_id == agent.resumption.session_id and hello.resume_secret == agent.resumption.secret
+        if not good or agent.state is State.CLOSED or hello.epoch <= agent.resumption.epoch:
             self.refused += 1
             newcomer.machine.refuse_auth(GoawayCode.GONE, "there is no such session here")
-            answer = b"".join(newcomer.machine.data_to_send(1 << 20))
+            answer = b"".join(newcomer.machine.sender.data_to_send(1 << 20))
             self.client.arrivals.append((self.now + self.latency, answer))
             return
-        agent.take_over(hello, AuthOk(agent.session_id, SECRET, "jane", 3600), self.now)
-        newcomer.machine.hand_over(self.now)
-        assert not newcomer.machine.data_to_send(1 << 20)
+        agent.resumption.take_over(hello, AuthOk(agent.resumption.session_id, SECRET, "jane", 3600), self.now)
+        newcomer.machine.resumption.hand_over(self.now)
+        assert not newcomer.machine.sender.data_to_send(1 << 20)
         self.newcomer = None
         self.agent.collect()
 

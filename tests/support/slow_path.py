@@ -66,7 +66,7 @@ class Node:
             if number in self.frozen:
                 self.unread[number] = self.unread.get(number, 0) + size
                 return
-            self.machine.consumed(stream, size)
+            self.machine.receiver.consumed(stream, size)
             if number in self.on_read:
                 self.on_read[number](size)
 
@@ -86,9 +86,9 @@ class Node:
         """Bulk writes as a local socket would: a read at a time, while little waits."""
         for stream in self.bulk.values():
             while stream.queued < 256 * 1024:
-                if not self.machine.send(stream, bytes(256 * 1024)) and not self.machine.writable:
+                if not self.machine.sender.send(stream, bytes(256 * 1024)) and not self.machine.sender.writable:
                     break
-                if self.machine._out_bytes > PORTION // 2:
+                if self.machine.sender.out_bytes > PORTION // 2:
                     break
 
 
@@ -127,11 +127,11 @@ class SlowPath:
             node.collect()
             for _ in range(64):
                 node.fill()
-                parts = node.machine.data_to_send(PORTION, self.now)
+                parts = node.machine.sender.data_to_send(PORTION, self.now)
                 if not parts:
                     break
                 self._put(way, other, b"".join(parts))
-            node.machine.take_writable()
+            node.machine.sender.take_unblocked()
 
     def _put(self, way: Way, other: Node, data: bytes) -> None:
         most = max(self._packet, int(way.rate * PIECE))
@@ -166,7 +166,7 @@ class SlowPath:
         if up:
             self.client.bulk[stream.id] = stream
         else:
-            self.client.machine.send(stream, b"go")
+            self.client.machine.sender.send(stream, b"go")
         self.flush()
         if not up:
             self.run(0.001 + self.up.delay + self.up.queue(self.now) + 2 / self.up.rate + 0.1)
@@ -188,14 +188,14 @@ class SlowPath:
                 took.append(self.now - sent.popleft())
 
         def at_agent(count: int) -> None:
-            self.agent.machine.send(self.agent.machine.streams[stream.id], bytes(count))
+            self.agent.machine.sender.send(self.agent.machine.streams[stream.id], bytes(count))
 
         self.client.on_read[stream.id] = echoed
         self.agent.on_read[stream.id] = at_agent
 
         def tick() -> None:
             sent.append(self.now)
-            self.client.machine.send(stream, bytes(size))
+            self.client.machine.sender.send(stream, bytes(size))
             if self.now + every < until:
                 self.at(self.now + every, tick)
 

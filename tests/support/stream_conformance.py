@@ -1,7 +1,7 @@
 """What every bidirectional stream must do, whatever carries it (style: one suite for every stream kind).
 
 `check(make_pair)` runs all checks; each gets a fresh pair from `make_pair`, an async context manager that gives two
-ends of one stream. An end has the awaitable face of `arcbridge.mux.stream.StreamIO`: `read`, `write`, `finish`,
+ends of one stream. An end has the awaitable face of `tests.support.stream_io.StreamIO`: `read`, `write`, `finish`,
 `reset`, and a `transport`.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, StreamReset
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
+from tests.support.stream_io import StreamIO
 
 MakePair = Callable[[], AbstractAsyncContextManager[tuple[StreamIO, StreamIO]]]
 Check = Callable[[StreamIO, StreamIO], Awaitable[None]]

@@ -71,15 +71,8 @@ class Client:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def fixed_port() -> int:
-    """A free port of 127.0.0.1 that stays ours while nobody listens on it: no outgoing connection is given it.
+    """Reserve a free port of 127.0.0.1 for this process: no outgoing connection and no other test process gets it.
 
     A port of the usual kind may be taken as the near end of any connection while its server is down, even of one to
     that very port, which then is connected to itself.
@@ -88,19 +81,24 @@ def fixed_port() -> int:
     first = int(setting.read_text().split()[0]) if setting.exists() else 49_152
     low, high = (15_000, min(first, 32_768)) if first >= 17_000 else (61_000, 65_000)
     for port in random.sample(range(low, high), 200):
-        if port in _taken:
+        if port in _reserved:
             continue
-        with socket.socket() as sock:
-            try:
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            if sys.platform == "linux":
+                reservation.bind(f"\0arcbridge-test-port-{port}")
+            with socket.socket() as sock:
                 sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _taken.add(port)
+        except OSError:
+            reservation.close()
+            continue
+        _reserved[port] = reservation
         return port
     raise RuntimeError(f"no free port of 127.0.0.1 between {low} and {high}")
 
 
-_taken: set[int] = set()
+_reserved: dict[int, socket.socket] = {}
+"""Ports of this process. Each socket has an abstract name, which one process of a machine can have until it ends."""
 
 
 def arcbridge(*args: str) -> list[str]:

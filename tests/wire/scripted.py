@@ -83,9 +83,9 @@ class Scripted:
     def collect(self) -> None:
         """Take events and output."""
         self.events += self.machine.events_received()
-        while parts := self.machine.data_to_send(1 << 20):
+        while parts := self.machine.sender.data_to_send(1 << 20):
             self._decoder.feed(memoryview(b"".join(parts)), self)
-        self.machine.take_writable()
+        self.machine.sender.take_unblocked()
         self.events += self.machine.events_received()
         if self.machine.state is not State.CLOSED:
             self.machine.assert_invariants()

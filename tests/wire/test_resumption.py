@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import FIRST
-from arcbridge.wire.frames import FrameType, GoawayCode, ResetCode, frame
+from arcbridge.wire.frames import HEADER_SIZE, FrameType, GoawayCode, ResetCode, frame, record_frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.replay import Budget
+from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET, Seen
 from tests.support.resuming import ResumingPair
+from tests.wire.parts import Parts
 
 UP = bytes(range(256)) * 2
 DOWN = bytes(reversed(range(256))) * 3
@@ -219,7 +221,7 @@ def test_a_lost_connection_detaches_and_says_why() -> None:
         assert [type(e) for e in end.events][-1] is ev.Detached
         assert end.machine.stats.detached == 1
         assert end.error is None
-        assert not end.machine.data_to_send(1 << 20)
+        assert not end.machine.sender.data_to_send(1 << 20)
 
 
 def test_nothing_new_is_opened_without_a_connection() -> None:
@@ -267,14 +269,14 @@ def _cut_with_a_stream() -> ResumingPair:
 
 def _forged(pair: ResumingPair, **changes: int) -> Hello:
     agent = pair.agent.machine
-    fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.epoch + 1} | changes
-    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.session_id, resume_secret=SECRET, **fields)  # type: ignore[arg-type]
+    fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.resumption.epoch + 1} | changes
+    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.resumption.session_id, resume_secret=SECRET, **fields)  # type: ignore[arg-type]
 
 
 FORGED: dict[str, Callable[[Session], dict[str, int]]] = {
     "more than was sent": lambda agent: {"received": agent.sent + 1},
     "2^64-1": lambda agent: {"received": 2**64 - 1},
-    "less than was confirmed": lambda agent: {"received": max(agent._peer_received - 1, 0)},
+    "less than was confirmed": lambda agent: {"received": max(agent.sender.peer_received - 1, 0)},
     "less sent than has arrived": lambda agent: {"sent": agent.received - 1},
 }
 
@@ -287,11 +289,13 @@ def test_counts_that_cannot_be_true_end_the_session(what: str) -> None:
         pair.settle()
     pair.cut()
     agent = pair.agent.machine
-    assert agent._peer_received > 0
+    assert agent.sender.peer_received > 0
     with pytest.raises(RemoteProtocolError):
-        agent.take_over(_forged(pair, **FORGED[what](agent)), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
+        agent.resumption.take_over(
+            _forged(pair, **FORGED[what](agent)), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+        )
     assert agent.state is State.CLOSED
-    assert not agent.data_to_send(1 << 20), "nothing is sent again"
+    assert not agent.sender.data_to_send(1 << 20), "nothing is sent again"
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -300,12 +304,16 @@ def test_only_a_higher_epoch_attaches_and_the_attached_connection_is_undisturbed
     pair.resume()
     pair.drive_bounded(lambda: pair.attached() and pair.quiet)
     agent = pair.agent.machine
-    assert agent.epoch == 1
+    assert agent.resumption.epoch == 1
     with pytest.raises(LocalProtocolError):
-        agent.take_over(_forged(pair, epoch=epoch), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
+        agent.resumption.take_over(
+            _forged(pair, epoch=epoch), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+        )
     assert pair.attached()
-    agent.take_over(_forged(pair, epoch=2**32 + 5), AuthOk(agent.session_id, SECRET, "jane", 60), pair.now)
-    assert agent.epoch == 2**32 + 5
+    agent.resumption.take_over(
+        _forged(pair, epoch=2**32 + 5), AuthOk(agent.resumption.session_id, SECRET, "jane", 60), pair.now
+    )
+    assert agent.resumption.epoch == 2**32 + 5
 
 
 def test_a_connection_that_is_replaced_while_it_works_loses_nothing() -> None:
@@ -354,7 +362,7 @@ def test_bytes_of_a_connection_that_was_given_up_are_not_read() -> None:
 def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
     pair = _cut_with_a_stream()
     machine = pair.client.machine
-    machine.begin_resume(Auth("oidc", "t"), pair.now)
+    machine.resumption.begin(Auth("oidc", "t"), pair.now)
     hello = frame(FrameType.HELLO, 0, Hello(1, 1, "resume", 262144, 8192).encode())
     machine.receive_data(memoryview(hello + frame(FrameType.GOAWAY, 0, Goaway(0, code, "why").encode())), pair.now)
     pair.client.collect()
@@ -370,7 +378,7 @@ def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
 
 def test_no_answer_in_ten_seconds_is_a_failed_try() -> None:
     pair = _cut_with_a_stream()
-    pair.client.machine.begin_resume(Auth("oidc", "t"), pair.now)
+    pair.client.machine.resumption.begin(Auth("oidc", "t"), pair.now)
     pair.now += 10.0
     pair.client.machine.handle_timer(pair.now)
     pair.client.collect()
@@ -382,13 +390,13 @@ def test_no_answer_in_ten_seconds_is_a_failed_try() -> None:
 def test_the_sequence_may_not_go_on_before_the_handshake_is_complete() -> None:
     pair = _cut_with_a_stream()
     newcomer = Session(Side.ACCEPTOR, Kind.SESSION, pair.now)
-    pair.client.machine.begin_resume(Auth("oidc", "t"), pair.now)
-    flight = b"".join(pair.client.machine.data_to_send(1 << 20))
+    pair.client.machine.resumption.begin(Auth("oidc", "t"), pair.now)
+    flight = b"".join(pair.client.machine.sender.data_to_send(1 << 20))
     newcomer.receive_data(memoryview(flight + b"\0"), pair.now)
     assert newcomer.state is State.CLOSED
     for answer_of_agent in (frame(FrameType.PING, 0, bytes(16)), frame(FrameType.AUTH_OK, 0, AuthOk().encode())):
         other = _cut_with_a_stream()
-        other.client.machine.begin_resume(Auth("oidc", "t"), other.now)
+        other.client.machine.resumption.begin(Auth("oidc", "t"), other.now)
         other.client.machine.receive_data(memoryview(answer_of_agent), other.now)
         assert other.client.machine.state is State.CLOSED
 
@@ -400,12 +408,12 @@ def test_a_stranger_is_told_nothing_before_it_is_judged() -> None:
         memoryview(frame(FrameType.HELLO, 0, hello.encode()) + frame(FrameType.AUTH, 0, Auth("oidc", "t").encode())),
         0.0,
     )
-    assert newcomer.resuming == hello
-    assert not newcomer.data_to_send(1 << 20)
+    assert newcomer.resumption.resuming == hello
+    assert not newcomer.sender.data_to_send(1 << 20)
     with pytest.raises(LocalProtocolError):
         newcomer.accept_auth(AuthOk(b"a", b"b", "jane", 60))
     newcomer.refuse_auth(GoawayCode.GONE, "no")
-    said = b"".join(newcomer.data_to_send(1 << 20))
+    said = b"".join(newcomer.sender.data_to_send(1 << 20))
     assert said.count(b"yyyy") == 0
 
 
@@ -433,8 +441,8 @@ def test_a_full_history_pauses_the_writer_and_drops_nothing() -> None:
     pair.client.write(seen, data)
     pair.flush()
     machine = pair.client.machine
-    assert machine._history is not None
-    assert machine._history.size <= (1 << 20) + pair.portion
+    assert machine.sender.history is not None
+    assert machine.sender.history.size <= (1 << 20) + pair.portion
     assert seen.stream.queued > 0
     pair.cut()
     assert seen.stream.queued > 0
@@ -454,13 +462,13 @@ def test_the_budget_of_the_process_pauses_before_the_session_is_full() -> None:
     seen = pair.client.open()
     pair.drive_resuming()
     seen.stream.credit += 8 << 20
-    pair.client.machine._history.append([], 0)  # type: ignore[union-attr]
-    pair.client.machine.send(seen.stream, bytes(200_000))
+    pair.client.machine.sender.history.append([], 0)  # type: ignore[union-attr]
+    pair.client.machine.sender.send(seen.stream, bytes(200_000))
     for _ in range(20):
-        pair.client.machine.send(seen.stream, bytes(200_000))
-        pair.client.machine.data_to_send(1 << 18)
+        pair.client.machine.sender.send(seen.stream, bytes(200_000))
+        pair.client.machine.sender.data_to_send(1 << 18)
     assert seen.stream.queued > 0
-    assert pair.client.machine._history.size < 2 << 20  # type: ignore[union-attr]
+    assert pair.client.machine.sender.history.size < 2 << 20  # type: ignore[union-attr]
 
 
 def test_history_goes_when_the_session_ends() -> None:
@@ -468,8 +476,8 @@ def test_history_goes_when_the_session_ends() -> None:
     machine = Session(Side.INITIATOR, Kind.SESSION, 0.0, budget=budget)
     machine.authenticate(Auth("oidc", "t"))
     stream = machine.open_stream("kubernetes")
-    machine.send(stream, b"x" * 1000)
-    machine.data_to_send(1 << 20)
+    machine.sender.send(stream, b"x" * 1000)
+    machine.sender.data_to_send(1 << 20)
     assert budget.held > 1000
     machine.give_up(0.0, ConnectionLost("gone"))
     assert budget.held == 0
@@ -516,11 +524,11 @@ def test_the_last_word_ends_a_session_whatever_its_code() -> None:
 
 def test_a_move_is_asked_for_once_and_by_its_join_id() -> None:
     pair = ready()
-    pair.agent.machine.ask_to_move("join-7")
+    pair.agent.machine.resumption.ask_to_move("join-7")
     pair.settle()
     assert [e for e in pair.client.events if isinstance(e, ev.MoveRequested)] == [ev.MoveRequested("join-7")]
     with pytest.raises(LocalProtocolError):
-        pair.client.machine.ask_to_move("join-7")
+        pair.client.machine.resumption.ask_to_move("join-7")
 
 
 def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> None:
@@ -529,7 +537,7 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
     pair.resume()
     pair.drive_bounded(pair.attached)
     machine = pair.client.machine
-    machine._answers_from = machine.received + 10**6  # the agent has a megabyte to send first
+    machine.receiver.answers_from = machine.received + 10**6  # the agent has a megabyte to send first
     start = pair.now
     pair.agent.arrivals.clear()
     while pair.now - start < 60:
@@ -537,7 +545,7 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
         machine.receive_data(memoryview(frame(129, 0)), pair.now)
         machine.handle_timer(pair.now)
         pair.agent.arrivals.clear()
-        machine.data_to_send(1 << 20)
+        machine.sender.data_to_send(1 << 20)
     assert machine.state is State.OPEN
 
 
@@ -565,9 +573,99 @@ def test_another_connection_may_be_another_path() -> None:
     pair.latency = 0.1
     pair.resume()
     pair.drive_resuming()
-    flight = pair.client.machine._flight
+    flight = pair.client.machine.sender.congestion
     assert flight is not None
     assert flight.round_trip >= 0.2
     assert flight.cap == FIRST
     assert carry(16_000_000) < 16 * 0.2, "it doubles each round trip"
     assert carry(16_000_000) < 6 * 0.2
+
+
+# -- the part alone ---------------------------------------------------------------------------------------------------
+
+
+def resumable(side: Side) -> Parts:
+    """The parts of a session that both ends can resume, 10 bytes sent and 6 of them confirmed."""
+    parts = Parts(side, history=True)
+    parts.resumption.learn_secret(AuthOk(b"i" * 16, SECRET, "jane", 60), Hello(features="resume"))
+    parts.sender.queue(b"0123456789")
+    parts.written()
+    parts.sender.confirmed(6)
+    return parts
+
+
+@pytest.mark.parametrize("what", ["id", "secret", "feature", "history"])
+def test_without_either_of_them_a_session_cannot_be_resumed(what: str) -> None:
+    parts = Parts(history=what != "history")
+    ok = AuthOk(b"" if what == "id" else b"i", b"" if what == "secret" else SECRET)
+    parts.resumption.learn_secret(ok, Hello(features="" if what == "feature" else "other resume"))
+    assert not parts.resumption.possible
+    assert parts.sender.history is None
+    parts.resumption.connection_lost(ConnectionLost("gone"))
+    assert [str(error) for error in parts.notes.ends] == ["gone"]
+
+
+def test_a_lost_connection_detaches_once() -> None:
+    parts = resumable(Side.ACCEPTOR)
+    error = ConnectionLost("gone")
+    parts.resumption.connection_lost(error)
+    parts.resumption.connection_lost(error)
+    assert parts.lifecycle.state is State.DETACHED
+    assert parts.context.events == [ev.Detached(error)]
+    assert parts.context.stats.detached == 1
+    assert parts.notes.ends == []
+
+
+def test_the_initiator_says_which_session_and_goes_on_where_it_was() -> None:
+    parts = resumable(Side.INITIATOR)
+    parts.resumption.begin(Auth("oidc", "token"), 101.0)
+    assert parts.lifecycle.state is State.DETACHED
+    said: list[tuple[int, bytes]] = []
+    reader, flight, at = ResumeHandshake(), memoryview(parts.sender.prelude[0]), 0
+    while at < len(flight):
+        at, whole = reader.next(flight, at)
+        if whole is not None:
+            said.append(whole)
+    hello = Hello.decode(said[0][1])
+    assert (hello.session_id, hello.resume_secret, hello.sent, hello.epoch) == (b"i" * 16, SECRET, 10, 1)
+    parts.written()
+    answer = Hello(1, 1, "resume", 262144, 100, session_id=b"i" * 16, received=8, sent=0, epoch=1)
+    frames = record_frame(FrameType.HELLO, answer) + record_frame(FrameType.AUTH_OK, AuthOk(b"i" * 16))
+    rest = parts.resumption.greet(memoryview(frames + b"sequence"))
+    assert bytes(rest) == b"sequence"
+    assert parts.lifecycle.state is State.OPEN
+    assert parts.notes.counts == [8]
+    assert parts.notes.pings == 1
+    assert parts.written() == b"89"
+
+
+def test_the_acceptor_answers_with_its_own_counts() -> None:
+    parts = resumable(Side.ACCEPTOR)
+    hello = Hello(1, 1, "resume", 262144, 100, session_id=b"i" * 16, received=6, sent=0, epoch=3)
+    parts.resumption.take_over(hello, AuthOk(b"i" * 16), 101.0)
+    answer = Hello.decode(parts.sender.prelude[0][HEADER_SIZE:])
+    assert (answer.sent, answer.received, answer.epoch, answer.resume_secret) == (10, 0, 3, b"")
+    assert parts.written().endswith(b"6789")
+    with pytest.raises(LocalProtocolError, match="older epoch"):
+        parts.resumption.take_over(hello, AuthOk(b"i" * 16), 102.0)
+
+
+@pytest.mark.parametrize(("received", "sent"), [(5, 0), (11, 0)])
+def test_counts_that_contradict_end_the_session(received: int, sent: int) -> None:
+    parts = resumable(Side.ACCEPTOR)
+    with pytest.raises(RemoteProtocolError, match="disagree"):
+        parts.resumption.take_over(Hello(received=received, sent=sent, epoch=1), AuthOk(), 101.0)
+    assert len(parts.notes.ends) == 1
+
+
+def test_a_refusal_for_now_leaves_the_session_waiting() -> None:
+    for code, ends in ((GoawayCode.DRAINING, 0), (GoawayCode.GONE, 1)):
+        parts = resumable(Side.INITIATOR)
+        parts.resumption.begin(Auth("oidc", "token"), 101.0)
+        goaway = record_frame(FrameType.GOAWAY, Goaway(0, code, "no"))
+        assert not len(parts.resumption.greet(memoryview(goaway)))
+        assert len(parts.notes.ends) == ends
+        if not ends:
+            assert parts.resumption.handshake is None
+            assert isinstance(parts.context.events[-1], ev.ResumeFailed)
+            assert parts.lifecycle.state is State.DETACHED

@@ -12,7 +12,7 @@ from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolE
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
-    LARGEST,
+    FRAMES,
     MAX_DATA,
     PING_BODY,
     FrameType,
@@ -211,7 +211,7 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
     # What was closed says nothing more and wants no timer.
     if machine.state is State.CLOSED:
         assert machine.next_deadline() is None
-        assert not machine.has_output
+        assert not machine.sender.has_output
         machine.handle_timer(one.now + 1e6)
         one.feed(PING, opening(999))
         assert one.events[-1:] == [ev.Ended(machine.error)]  # type: ignore[arg-type]
@@ -251,10 +251,10 @@ def test_every_command_in_every_state(state: str, what: str) -> None:
 def test_the_callers_mistakes_change_nothing() -> None:
     one = client()
     stream = one.machine.open_stream("kubernetes")
-    one.machine.finish(stream)
-    one.machine.finish(stream)
+    one.machine.stream_table.finish(stream)
+    one.machine.stream_table.finish(stream)
     with pytest.raises(LocalProtocolError):
-        one.machine.send(stream, b"late")
+        one.machine.sender.send(stream, b"late")
     with pytest.raises(LocalProtocolError):
         one.machine.open_stream("t" * 2000)
     with pytest.raises(LocalProtocolError):
@@ -285,7 +285,7 @@ def test_m1_ids_end_without_a_wrap() -> None:
     one = agent().feed(opening(2**32 - 5), opening(2**32 - 3), opening(2**32 - 1))
     assert len(one.of(ev.StreamOpened)) == 3
     one = client()
-    one.machine._next_id = 0x7FFFFFFF
+    one.machine.stream_table.next_id = 0x7FFFFFFF
     assert one.machine.open_stream("kubernetes").id == 0x7FFFFFFF
     with pytest.raises(SessionEnded):
         one.machine.open_stream("kubernetes")
@@ -334,7 +334,7 @@ def test_m3_more_than_the_first_credit_is_refused_before_auth() -> None:
 def test_m3_more_than_the_sessions_window() -> None:
     limits = Limits(session_window=512 * 1024)
     one = agent(limits).feed(opening(1), opening(3), opening(5))
-    one.machine._extension.most = 0  # the process has nothing left to promise
+    one.machine.session_window.extension.most = 0  # the process has nothing left to promise
     one.feed(data(1, 256 * 1024), data(3, 256 * 1024))
     assert one.machine.error is None
     one.feed(data(5, 1))
@@ -348,7 +348,7 @@ def test_m3_more_than_the_sessions_window() -> None:
 @pytest.mark.parametrize("how", ["cap + 1", "2^24 - 1"])
 def test_m4_a_length_over_the_cap_ends_the_session_and_allocates_nothing(kind: FrameType, how: str) -> None:
     one = acceptor_open()
-    length = LARGEST[kind] + 1 if how == "cap + 1" else 2**24 - 1
+    length = FRAMES[kind].largest + 1 if how == "cap + 1" else 2**24 - 1
     header = memoryview(pack_header(length << 8 | kind, 1))
     tracemalloc.start()
     try:
@@ -510,7 +510,7 @@ FLOODS = {
 def test_m8_control_floods_from_a_peer_that_does_not_read(name: str) -> None:
     one = acceptor_open()
     one.collect()
-    one.machine.writable = False
+    one.machine.sender.set_writable(False)
     many = memoryview(FLOODS[name] * 500)
     frames = 0
     tracemalloc.start()
@@ -543,7 +543,7 @@ def test_m8_the_control_queue_has_a_cap() -> None:
         if one.machine.state is State.CLOSED:
             break
     assert isinstance(one.machine.error, RemoteProtocolError)
-    assert one.machine._control_bytes < 3000
+    assert one.machine.sender._control_bytes < 3000
 
 
 def test_m8_an_honest_download_is_no_flood() -> None:
@@ -587,13 +587,13 @@ def test_m11_reset_after_fin() -> None:
     one = agent().feed(opening(1), data(1, 5), frame(FrameType.FIN, 1), reset(1, ResetCode.NO_ERROR))
     stream = one.of(ev.StreamOpened)[0].stream  # type: ignore[attr-defined]
     assert b"".join(stream.inbox) == b"ddddd", "what came before FIN stays complete"
-    one.machine.consumed(stream, 5)
+    one.machine.receiver.consumed(stream, 5)
     assert one.machine.unconsumed == 0
     one = agent().feed(opening(1), data(1, 5), frame(FrameType.FIN, 1), reset(1, ResetCode.CANCELLED))
     stream = one.of(ev.StreamOpened)[0].stream  # type: ignore[attr-defined]
     assert not stream.inbox
     assert one.machine.unconsumed == 0
-    one.machine.consumed(stream, 5)  # a late consumer settles nothing twice
+    one.machine.receiver.consumed(stream, 5)  # a late consumer settles nothing twice
     assert one.machine.unconsumed == 0
     one.machine.assert_invariants()
 
@@ -602,8 +602,8 @@ def test_fin_waits_for_queued_bytes_and_their_credit() -> None:
     one = client(UNCAPPED)
     stream = one.machine.open_stream("kubernetes")
     one.collect()
-    one.machine.send(stream, b"a" * 600_000)
-    one.machine.finish(stream)
+    one.machine.sender.send(stream, b"a" * 600_000)
+    one.machine.stream_table.finish(stream)
     one.collect()
     assert FrameType.FIN not in one.kinds()
     one.feed(window(0, 10**6), window(1, 10**6))
@@ -614,27 +614,27 @@ def test_fin_waits_for_queued_bytes_and_their_credit() -> None:
 def test_who_waits_for_the_end_of_the_queue_is_told() -> None:
     one = client(UNCAPPED)
     stream = one.machine.open_stream("kubernetes")
-    one.machine.send(stream, b"a" * 300_000)
-    one.machine.finish(stream)
+    one.machine.sender.send(stream, b"a" * 300_000)
+    one.machine.stream_table.finish(stream)
     one.collect()
     one.machine.receive_data(memoryview(window(0, 10**6) + window(1, 10**6)), one.now)
-    one.machine.data_to_send(1 << 20)
-    assert one.machine.take_writable() == [stream]
+    one.machine.sender.data_to_send(1 << 20)
+    assert one.machine.sender.take_unblocked() == [stream]
 
 
 def test_a_blocked_writer_is_told_at_its_low_water() -> None:
     one = client(UNCAPPED)
     stream = one.machine.open_stream("kubernetes")
-    one.machine.send(stream, b"a" * 400_000)
+    one.machine.sender.send(stream, b"a" * 400_000)
     stream.low_water, stream.blocked = 10_000, True
-    one.machine.data_to_send(1 << 20)
-    assert one.machine.take_writable() == []
+    one.machine.sender.data_to_send(1 << 20)
+    assert one.machine.sender.take_unblocked() == []
     one.machine.receive_data(memoryview(window(0, 10**6) + window(1, 100_000)), one.now)
-    one.machine.data_to_send(1 << 20)
-    assert one.machine.take_writable() == []
+    one.machine.sender.data_to_send(1 << 20)
+    assert one.machine.sender.take_unblocked() == []
     one.machine.receive_data(memoryview(window(1, 50_000)), one.now)
-    one.machine.data_to_send(1 << 20)
-    assert one.machine.take_writable() == [stream]
+    one.machine.sender.data_to_send(1 << 20)
+    assert one.machine.sender.take_unblocked() == [stream]
 
 
 # -- M12: GOAWAY --------------------------------------------------------------------------------------------------
@@ -711,7 +711,7 @@ def test_goaway_while_the_token_is_verified() -> None:
     assert one.machine.state is State.DRAINING
     assert [e.stream.id for e in one.of(ev.StreamOpened)] == [1]  # type: ignore[attr-defined]
     assert one.resets() == {3: ResetCode.REFUSED}
-    one.machine.finish(one.machine.streams[1])
+    one.machine.stream_table.finish(one.machine.streams[1])
     one.collect()
     assert isinstance(one.machine.error, SessionEnded)
 
@@ -751,12 +751,12 @@ def test_a_sink_gets_nothing_of_its_frame_after_a_reset(within: bool) -> None:
     def take(view: memoryview) -> None:
         got.append(bytes(view))
         if within:
-            one.machine.reset(stream, ResetCode.CANCELLED)
+            one.machine.stream_table.reset(stream, ResetCode.CANCELLED)
 
     stream.sink = take
     whole = data(1, 100)
     one.feed(whole[:50])
-    one.machine.reset(stream, ResetCode.CANCELLED)
+    one.machine.stream_table.reset(stream, ResetCode.CANCELLED)
     one.feed(whole[50:])
     assert len(got) == 1
     assert one.machine.unconsumed == 0, "the whole frame's credit was settled"
@@ -865,8 +865,8 @@ def test_m14_an_idle_connection_costs_little_and_no_ack(kind: Kind) -> None:
     start = pair.now
     acks = []
     for end in pair.ends:
-        handler = end.machine._frames[FrameType.ACK]
-        end.machine._frames[FrameType.ACK] = lambda i, b, handler=handler: (acks.append(b), handler(i, b))[1]
+        handler = end.machine.receiver.handlers[FrameType.ACK]
+        end.machine.receiver.handlers[FrameType.ACK] = lambda i, b, handler=handler: (acks.append(b), handler(i, b))[1]
     pair.drive_bounded(lambda: pair.now - start > 600, 5000)
     for end, sent in zip(pair.ends, before, strict=True):
         assert end.machine.error is None
@@ -875,7 +875,7 @@ def test_m14_an_idle_connection_costs_little_and_no_ack(kind: Kind) -> None:
 
 
 def _pings(end: End) -> int:
-    keepalive = end.machine._keepalive
+    keepalive = end.machine.lifecycle.keepalive
     assert keepalive is not None
     return keepalive.number
 
@@ -913,7 +913,7 @@ def test_while_payload_comes_both_ends_measure_the_round_trip() -> None:
 def test_an_accepting_end_pings_when_the_other_falls_silent() -> None:
     pair = Pair().established()
     pair.settle()
-    pair.client.machine._keepalive = None
+    pair.client.machine.lifecycle.keepalive = None
     before, start = _pings(pair.agent), pair.now
     pair.drive_bounded(lambda: _pings(pair.agent) > before, 1000)
     assert pair.now - start <= 20.1
@@ -941,7 +941,7 @@ def test_a_way_out_that_is_cut_is_noticed_though_the_way_in_works() -> None:
             pair.client.arrivals.append((pair.now + 1.0, frame(129, 0)))
         return pair.client.error is not None
 
-    pair.agent.machine._keepalive = None  # the agent does not notice; only the client's view counts here
+    pair.agent.machine.lifecycle.keepalive = None  # the agent does not notice; only the client's view counts here
     pair.drive_bounded(deaf, 10**5)
     assert 20 < pair.now - start < 46
 
@@ -967,7 +967,7 @@ def test_the_byte_counts_agree() -> None:
     pair.settle()
     assert pair.client.machine.sent == pair.agent.machine.received
     assert pair.agent.machine.sent == pair.client.machine.received
-    assert pair.client.machine._peer_received > pair.client.machine.sent - 300_000, "ACKs came"
+    assert pair.client.machine.sender.peer_received > pair.client.machine.sent - 300_000, "ACKs came"
 
 
 def test_control_frames_pass_while_all_windows_are_zero() -> None:
@@ -977,8 +977,8 @@ def test_control_frames_pass_while_all_windows_are_zero() -> None:
         pair.client.write(seen, b"z" * 1_000_000)
     pair.settle()
     assert all(seen.stream.credit == 0 and seen.stream.queued for seen in streams)
-    number = pair.client.machine._keepalive.number  # type: ignore[union-attr]
-    pair.drive_bounded(lambda: pair.client.machine._keepalive.number >= number + 5)  # type: ignore[union-attr]
+    number = pair.client.machine.lifecycle.keepalive.number  # type: ignore[union-attr]
+    pair.drive_bounded(lambda: pair.client.machine.lifecycle.keepalive.number >= number + 5)  # type: ignore[union-attr]
     pair.settle()
     pair.client.machine.authenticate(Auth("oidc", "renewed"))
     pair.client.reset(streams[3])
@@ -998,13 +998,13 @@ def test_payload_waits_in_its_stream_while_the_socket_takes_nothing() -> None:
     one = client(UNCAPPED)
     a, b = one.machine.open_stream("a"), one.machine.open_stream("b")
     one.feed(window(0, 10**6))
-    one.machine.writable = False
+    one.machine.sender.set_writable(False)
     for _ in range(10):
-        one.machine.send(a, b"a" * 20_000)
-        assert not one.machine.has_output
-        assert one.machine.data_to_send(1 << 20) == []
-    one.machine.send(b, b"keystroke")
-    one.machine.writable = True
+        one.machine.sender.send(a, b"a" * 20_000)
+        assert not one.machine.sender.has_output
+        assert one.machine.sender.data_to_send(1 << 20) == []
+    one.machine.sender.send(b, b"keystroke")
+    one.machine.sender.set_writable(True)
     one.said.clear()
     one.collect()
     assert [stream for _, stream, _ in one.said] == [b.id, a.id], "a keystroke waits for nothing that was not written"
@@ -1015,7 +1015,7 @@ def test_a_stream_alone_sends_large_frames() -> None:
     stream = one.machine.open_stream("a")
     one.feed(window(0, 10**7), window(1, 10**7))
     one.said.clear()
-    one.machine.send(stream, b"x" * 2_000_000)
+    one.machine.sender.send(stream, b"x" * 2_000_000)
     one.collect()
     assert max(len(body) for _, _, body in one.said) == MAX_DATA
 
@@ -1025,9 +1025,9 @@ def test_streams_share_alike() -> None:
     streams = [one.machine.open_stream(str(n)) for n in range(4)]
     one.feed(window(0, 10**7))
     for stream in streams:
-        one.machine.send(stream, b"x" * 257_000)  # more than the first credit: queued
+        one.machine.sender.send(stream, b"x" * 257_000)  # more than the first credit: queued
     one.said.clear()
-    while parts := one.machine.data_to_send(64 * 1024):
+    while parts := one.machine.sender.data_to_send(64 * 1024):
         one._decoder.feed(memoryview(b"".join(parts)), one)
         sent = [stream.bytes_sent for stream in streams]
         if min(stream.queued for stream in streams) > 20_000:
@@ -1039,7 +1039,7 @@ def test_a_reset_in_the_middle_of_a_frame_leaks_no_credit() -> None:
     raw = data(1, 100_000)
     one.feed(raw[:50_000])
     stream = one.machine.streams[1]
-    one.machine.reset(stream, ResetCode.CANCELLED)
+    one.machine.stream_table.reset(stream, ResetCode.CANCELLED)
     assert one.machine.unconsumed == 0
     one.feed(raw[50_000:], data(1, 77))
     assert one.machine.unconsumed == 0
@@ -1073,7 +1073,7 @@ def test_the_peers_limit_of_streams() -> None:
     with pytest.raises(SessionEnded) as caught:
         one.machine.open_stream("a")
     assert caught.value.code == GoawayCode.LIMIT
-    one.machine.reset(streams[0], ResetCode.CANCELLED)
+    one.machine.stream_table.reset(streams[0], ResetCode.CANCELLED)
     one.machine.open_stream("a")
 
 
@@ -1103,24 +1103,24 @@ def test_the_path_is_told_whether_a_sparse_stream_sends_beside_bulk() -> None:
     one.feed(window(0, 10**7))
     bulk, keys = machine.open_stream("kubernetes"), machine.open_stream("kubernetes")
     one.feed(window(bulk.id, 10**7))
-    flight = machine._flight
+    flight = machine.sender.congestion
     assert flight is not None
 
     def confirm(now: float) -> bool:
-        machine.data_to_send(MAX_DATA, now)
+        machine.sender.data_to_send(MAX_DATA, now)
         machine.receive_data(memoryview(ack(machine.sent)), now)
         return flight.interactive
 
-    machine.send(bulk, bytes(100_000))
+    machine.sender.send(bulk, bytes(100_000))
     assert not confirm(510.0)
-    machine.send(bulk, bytes(100_000))
+    machine.sender.send(bulk, bytes(100_000))
     assert not confirm(510.1), "nothing waits behind it"
-    machine.send(keys, b"k")
-    machine.send(bulk, bytes(100_000))
+    machine.sender.send(keys, b"k")
+    machine.sender.send(bulk, bytes(100_000))
     assert confirm(510.2)
-    machine.send(bulk, bytes(100_000))
+    machine.sender.send(bulk, bytes(100_000))
     assert confirm(510.4), "a moment ago there was another one"
-    machine.send(bulk, bytes(100_000))
+    machine.sender.send(bulk, bytes(100_000))
     assert not confirm(511.0)
 
 
@@ -1128,12 +1128,12 @@ def test_payload_that_waited_is_not_copied_again() -> None:
     one = client(UNCAPPED)
     machine = one.machine
     stream = machine.open_stream("kubernetes")
-    machine.data_to_send(MAX_DATA)
-    machine.set_writable(False)
+    machine.sender.data_to_send(MAX_DATA)
+    machine.sender.set_writable(False)
     chunk = bytes(range(256)) * 200
-    machine.send(stream, chunk)
+    machine.sender.send(stream, chunk)
     (waiting,) = stream.outbox
-    machine.set_writable(True)
-    header, payload = machine.data_to_send(MAX_DATA)
+    machine.sender.set_writable(True)
+    header, payload = machine.sender.data_to_send(MAX_DATA)
     assert header == pack_header(len(chunk) << 8 | FrameType.DATA, stream.id)
     assert payload is waiting

@@ -19,7 +19,7 @@ def frozen(path: SlowPath, count: int) -> list[int]:
     for _ in range(count):
         stream = path.client.adopt(path.client.machine.open_stream("tcp:frozen"))
         path.agent.frozen.add(stream.id)
-        path.client.machine.send(stream, bytes(2 * FIRST_CREDIT))
+        path.client.machine.sender.send(stream, bytes(2 * FIRST_CREDIT))
         ids.append(stream.id)
     path.flush()
     return ids
@@ -62,13 +62,13 @@ def test_control_goes_on_while_every_window_is_zero() -> None:
     client = path.client.machine
     assert all(client.streams[one].credit == 0 for one in ids)
     late = path.client.adopt(client.open_stream("tcp:late"))
-    client.reset(client.streams[ids[0]], ResetCode.CANCELLED)
-    client._send_ping()
+    client.stream_table.reset(client.streams[ids[0]], ResetCode.CANCELLED)
+    client.send_ping()
     path.flush()
     path.run(0.1)
     assert late.id in path.agent.machine.streams
     assert ids[0] not in path.agent.machine.streams
-    assert client._peer_received >= client._pinged
+    assert client.sender.peer_received >= client.sender.pinged
 
 
 def limited(budget: Budget) -> SlowPath:
@@ -89,10 +89,10 @@ def test_what_was_promised_comes_back_when_streams_end() -> None:
     window = path.agent.machine.streams[bulk].window
     assert window.grown == window.size - SMALL.stream_window > 256 * KIB
     assert budget.held >= window.grown
-    path.client.machine.reset(path.client.bulk.pop(bulk), ResetCode.CANCELLED)
+    path.client.machine.stream_table.reset(path.client.bulk.pop(bulk), ResetCode.CANCELLED)
     path.flush()
     path.run(1)
-    assert path.agent.machine._growth.held == 0
+    assert path.agent.machine.stream_table.growth.held == 0
     assert budget.held < 256 * KIB, "history of the last frames is all that is left"
 
 
@@ -107,15 +107,15 @@ def test_what_is_still_unread_after_the_end_stays_counted() -> None:
     source = path.client.bulk.pop(bulk)
     source.outbox.clear()
     source.queued = 0
-    path.client.machine.finish(source)
-    path.agent.machine.finish(stream)
+    path.client.machine.stream_table.finish(source)
+    path.agent.machine.stream_table.finish(stream)
     path.flush()
     path.run(1)
     assert stream.receiving is ReceiveState.FINISHED
     assert bulk not in path.agent.machine.streams
-    assert path.agent.machine._growth.held == stream.window.grown > 0
-    path.agent.machine.consumed(stream, path.agent.unread[bulk])
-    assert path.agent.machine._growth.held == 0
+    assert path.agent.machine.stream_table.growth.held == stream.window.grown > 0
+    path.agent.machine.receiver.consumed(stream, path.agent.unread[bulk])
+    assert path.agent.machine.stream_table.growth.held == 0
 
 
 def test_everything_comes_back_when_the_session_ends() -> None:
@@ -124,7 +124,7 @@ def test_everything_comes_back_when_the_session_ends() -> None:
     path.start_bulk(up=True)
     frozen(path, 50)
     path.run(4)
-    assert path.agent.machine._extension.held > 0
+    assert path.agent.machine.session_window.extension.held > 0
     assert budget.held > MIB
     for node in (path.client, path.agent):
         node.bulk.clear()
@@ -149,19 +149,19 @@ def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:
     ids = frozen(path, 60)
     path.run(1.5)
     agent = path.agent.machine
-    assert agent._extension.held > 0
-    assert agent._window.size > SMALL.session_window
+    assert agent.session_window.extension.held > 0
+    assert agent.session_window.account.size > SMALL.session_window
     path.client.bulk.clear()
     path.agent.frozen.clear()
     for one in ids:
-        agent.consumed(agent.streams[one], path.agent.unread.pop(one, 0))
+        agent.receiver.consumed(agent.streams[one], path.agent.unread.pop(one, 0))
         path.flush()
     path.run(1)
     bulk = path.start_bulk(up=True)
     path.run(1)
     assert path.agent.read[bulk] > 0
-    assert agent._extension.held == 0
-    assert agent._window.size == SMALL.session_window
+    assert agent.session_window.extension.held == 0
+    assert agent.session_window.account.size == SMALL.session_window
 
 
 def test_a_stream_owns_no_buffer_however_large_its_window() -> None:

@@ -9,8 +9,8 @@ Two kinds of TLS connection, never mixed:
 * **bare**: token mode. The agent's client certificate must not be there: kube-apiserver asks x509 before tokens, so
   with it every token-mode request would run as the agent.
 
-GET and HEAD use kept connections. Everything else gets a fresh one: aiohttp repeats PUT and DELETE on its own when a
-kept connection turns out dead, and a POST on one would fail for no fault of the caller's.
+Callers' GET and HEAD use idle connections of the pool. Everything else gets a fresh one: a request that writes must
+not be repeated, and on an idle connection that has died it would fail for no fault of the caller's.
 """
 
 from __future__ import annotations
@@ -22,26 +22,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 from aiohttp import http_parser
-from yarl import URL
 
-from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.impersonation import Headers
-from arcbridge.agent.kube.upstream_pool import CONNECT_DEADLINE, KEEPALIVE, UpstreamPool
+from arcbridge.agent.kube.response import ResponseHead
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upstream_pool import UpstreamPool
 from arcbridge.config import KubernetesConfig
-from arcbridge.errors import ConfigError, Unreachable
-from arcbridge.net.address import Address
-from arcbridge.net.dialer import DIRECT, connect
-from arcbridge.net.sockets import disable_user_timeout
-from arcbridge.net.tlstransport import TlsTransport, connect_tls
+from arcbridge.errors import ArcbridgeError, ConfigError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
-"""Seconds between two looks at token and CA file; kubelet replaces the projected token long before it lapses."""
+"""Seconds between two reads of token and CA file; kubelet replaces the projected token long before it expires."""
+MAX_ANSWER = 1 << 20
+"""Bytes of the answer to a call of the agent's own, unless the call allows more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +88,43 @@ def endpoint_of(
     return Endpoint(server, number or 443, config.ca_file, config.token_file, certificate, key)
 
 
+class AnswerFailed(ArcbridgeError):
+    """A call of the agent's own got no usable answer. The message quotes neither the request nor an answer."""
+
+
+class _Collected:
+    """Collects the answer to a call of the agent's own."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.status = 0
+        self.body = bytearray()
+
+    def response_begins(self, head: ResponseHead) -> bytes:
+        self.status = head.status
+        return b""
+
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        self.body += data
+        if len(self.body) > self._most:
+            self._fail("the answer is too long")
+
+    def response_complete(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def response_failed(self, refusal: Refusal | None) -> None:
+        self._fail("the connection was closed without a usable answer")
+
+    def response_switched(self, head: ResponseHead, rest: bytes) -> None:
+        raise AssertionError("a call asks for no upgrade")
+
+    def _fail(self, words: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(AnswerFailed(words))
+
+
 class ApiServer:
     """Connections to one API server. Made in the event loop; `close()` must be awaited."""
 
@@ -107,14 +140,9 @@ class ApiServer:
         self._stamp = self._stamps()
         self._own, self._bare = self._contexts()
         self._token = self._read_token()
-        self._kept = self._session(force_close=False)
-        self._fresh = self._session(force_close=True)
-        # The one switch against repeating a PUT or DELETE whose connection died; aiohttp's own test client uses it.
-        self._fresh._retry_connection = False
-        self.kept = UpstreamPool(self, endpoint.host, endpoint.port)
-        """For plain requests; `request` is for all others."""
-        self.connections_failed = 0
+        self.upstream = UpstreamPool(self, endpoint.host, endpoint.port)
         self.reload_error = ""
+        """Why changed files could not be read; empty while all is well."""
 
     @property
     def authority(self) -> str:
@@ -131,57 +159,37 @@ class ApiServer:
         self._reload()
         return self._own if own else self._bare
 
-    async def request(
-        self, method: str, target: str, headers: Headers, *, own: bool, body: Any = None
-    ) -> aiohttp.ClientResponse:
-        """Sends one request and answers when the head of the response is there.
+    async def call(
+        self, method: str, target: str, headers: Headers, *, own: bool, body: bytes = b"", most: int = MAX_ANSWER
+    ) -> tuple[int, bytes]:
+        """Make one small call of the agent's own, on a connection of its own; answers the code and the body.
 
-        `target` and `headers` go out as they are; `body` is None, bytes, or an async iterator (chunked unless
-        `headers` have Content-Length). Raises aiohttp's errors. The caller must `release()` or `close()` the response.
+        Raises AnswerFailed where there is no usable answer of at most `most` bytes. Cancelled, it leaves nothing.
         """
-        session = self._kept if method in ("GET", "HEAD") and body is None else self._fresh
-        return await session.request(
-            method,
-            URL(f"https://{self.authority}{target}", encoded=True),
-            headers=headers,
-            data=body,
-            ssl=self.tls(own=own),
-            allow_redirects=False,
-        )
-
-    async def dial(self, protocol: asyncio.BaseProtocol, *, own: bool) -> TlsTransport:
-        """Opens one fresh TLS connection for an upgrade. Raises OSError, TimeoutError; cancelling leaves nothing."""
-        host = self.endpoint.host
-        async with asyncio.timeout(CONNECT_DEADLINE):
-            try:
-                sock = await connect(Address(host, self.endpoint.port), deadline=CONNECT_DEADLINE, proxy=DIRECT)
-            except Unreachable as error:
-                raise error.__cause__ or ConnectionError(error.message) from error
-            disable_user_timeout(sock)
-            return await connect_tls(sock, self.tls(own=own), protocol, host)
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.authority}", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if method != "GET":
+            lines.append(f"Content-Length: {len(body)}")
+        if any("\r" in line or "\n" in line or "\x00" in line for line in lines):
+            raise AnswerFailed("a header is malformed")
+        try:
+            connection = await self.upstream.dial(own=own)
+        except Refusal as refusal:
+            raise AnswerFailed(refusal.message) from None
+        answer = _Collected(most)
+        try:
+            request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+            connection.send(answer, request, method=method, reusable=False, framed=False)
+            await answer.done
+        finally:
+            connection.drop()
+        return answer.status, bytes(answer.body)
 
     async def close(self) -> None:
-        """Closes all kept connections; requests under way fail."""
-        self.kept.close()
-        await self._kept.close()
-        await self._fresh.close()
+        """Close all connections; requests under way fail."""
+        self.upstream.close()
 
     # -- inside -----------------------------------------------------------------------------------------------
-
-    def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        keep: dict[str, Any] = {"force_close": True} if force_close else {"keepalive_timeout": KEEPALIVE}
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, **keep),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # No total: watches and `logs -f` last for hours.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=MAX_HEAD_LINE,
-            max_field_size=MAX_HEAD_LINE,
-            max_headers=MAX_HEADERS,
-        )
 
     def _reload(self) -> None:
         now = self._clock()

@@ -60,6 +60,11 @@ def check_framing(method: str, version: HttpVersion, headers: RawHeaders) -> Non
         raise bad_request("the only expectation that is met is 100-continue")
 
 
+def content_length(headers: RawHeaders) -> str:
+    """The (checked) head's Content-Length; empty where it has none."""
+    return next((value.decode("ascii") for name, value in headers if name.lower() == b"content-length"), "")
+
+
 def has_body(headers: RawHeaders) -> bool:
     """Tells whether the (checked) head announces a body of more than 0 bytes."""
     for name, value in headers:

@@ -118,16 +118,15 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
     return Subject(users[0], uids[0] if uids else "", tuple(groups), tuple(extra))
 
 
-def impersonated_headers(inbound: RawHeaders, subject: Subject, *, request_id: str, authorization: str = "") -> Headers:
+def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization: str = "") -> Headers:
     """Builds the headers of a request that runs as `subject`.
 
-    `authorization` is the agent's own (empty where it has a client certificate), `request_id` becomes `Audit-ID`.
-    Raises Refusal, 400 for the caller's mistakes, 500 where our own result is not what was meant.
+    `authorization` is the agent's own (empty where it has a client certificate). Raises Refusal, 400 for the caller's
+    mistakes, 500 where the result is not what was meant.
     """
     headers = _cleaned(inbound, keep_authorization=False)
     if authorization:
         headers.append(("Authorization", authorization))
-    headers.append(("Audit-ID", request_id))
     headers.append(("Impersonate-User", subject.user))
     if subject.uid:
         headers.append(("Impersonate-Uid", subject.uid))
@@ -137,7 +136,7 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, request_id: s
     return headers
 
 
-def own_token_headers(inbound: RawHeaders, *, request_id: str) -> Headers:
+def own_token_headers(inbound: RawHeaders) -> Headers:
     """Builds the headers of a request in token mode: the caller's own `Authorization` and `--as` go on unchanged.
 
     A request without exactly one bearer token is 401: the agent's own is never a substitute.
@@ -146,7 +145,6 @@ def own_token_headers(inbound: RawHeaders, *, request_id: str) -> Headers:
     if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
         raise Refusal(401, "this session carries service-account tokens, and the request has none")
     headers = _cleaned(inbound, keep_authorization=True)
-    headers.append(("Audit-ID", request_id))
     if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
         raise Refusal(500, "the request's own token was lost on the way")
     return headers

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
-from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import Refusal
 from arcbridge.identity.claims import Identity
@@ -28,7 +26,6 @@ PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 CACHE_TIME = 30.0
 CACHE_SIZE = 4096
 DEADLINE = 10.0
-MAX_ANSWER = 1 << 20
 MAX_PARTS = 64
 """Reviews that one request may cause; a `--as` with more groups and extras is refused."""
 
@@ -61,6 +58,14 @@ def parts_of(target: Subject) -> list[Part]:
     return parts
 
 
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """The API server's word that `identity` may run as `subject`."""
+
+    identity: Identity
+    subject: Subject
+
+
 class Reviewer:
     """Asks and remembers; one for the whole agent."""
 
@@ -71,8 +76,8 @@ class Reviewer:
         self._answers: OrderedDict[tuple[Subject, Part], tuple[bool, float]] = OrderedDict()
         self.asked = 0
 
-    async def check(self, identity: Identity, target: Subject) -> None:
-        """Returns when `identity` may run as `target`; Refusal 403 in Kubernetes' words, or 503."""
+    async def approve(self, identity: Identity, target: Subject) -> Approval:
+        """Answer the approval that `identity` may run as `target`; Refusal 403 in Kubernetes' words, or 503."""
         user = Subject.of(identity)
         parts = parts_of(target)
         if len(parts) > MAX_PARTS:
@@ -80,6 +85,7 @@ class Reviewer:
         for part in parts:
             if not await self._allowed(user, part):
                 raise Refusal(403, _denied(user, part), prefix="")
+        return Approval(identity, target)
 
     async def _allowed(self, user: Subject, part: Part) -> bool:
         key = (user, part)
@@ -107,20 +113,12 @@ class Reviewer:
             headers.append(("Authorization", authorization))
         try:
             async with asyncio.timeout(DEADLINE):
-                response = await self._api.request("POST", PATH, headers, own=True, body=_review(user, part))
-                try:
-                    body = await response.content.read(MAX_ANSWER)
-                    while len(body) < MAX_ANSWER and (more := await response.content.readany()):
-                        body += more
-                finally:
-                    response.close()
-            answer = json.loads(body)
-            if response.status != 201:
-                raise Refusal(503, f"the API server refused to review impersonation (code {response.status})")
-            status = answer["status"]
+                code, body = await self._api.call("POST", PATH, headers, own=True, body=_review(user, part))
+            if code != 201:
+                raise Refusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
-            return status.get("allowed") is True
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return json.loads(body)["status"].get("allowed") is True
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal(503, "impersonation (--as) cannot be reviewed: the API server does not answer") from error
 
 

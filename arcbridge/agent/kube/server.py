@@ -1,8 +1,10 @@
-"""aiohttp's HTTP/1.1 server over a stream: what a caller sends becomes requests, and nothing leaks on the way.
+"""The general entrance: aiohttp's HTTP/1.1 server over a stream reads requests of every kind.
 
-aiohttp's own `handle_error` quotes the offending bytes, a bearer token among them, to the log and to the caller; ours
-answers a Status and counts. Two deadlines of ours: a head that has begun must be complete within 10 s, and after an
-early answer the rest of a body is read for 5 s at most, then the stream ends in order.
+Only its reading is used: answers are written to the stream as they come from the API server (`exchange`), or as a
+Status of the agent's own. aiohttp's own `handle_error` quotes the offending bytes, a bearer token among them, to the
+log and to the caller; the one here answers a Status. Two deadlines are added: a head that has begun must be complete
+within 10 s, and after an early answer the rest of a body is read for 5 s at most, then the stream ends in order.
+Invariant: nothing of a malformed request is quoted anywhere.
 
 The private names of `RequestHandler` that are used here are each pinned by a test.
 """
@@ -13,15 +15,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from arcbridge.agent.kube.authorize import StreamContext
+from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
-from arcbridge.agent.kube.status import Refusal, bad_request, status_body, status_response
+from arcbridge.agent.kube.status import Refusal, bad_request, status_answer
+from arcbridge.mux.stream import StreamTransport
 
 HEAD_DEADLINE = 10.0
 LINGER = 5.0
@@ -36,26 +40,47 @@ _SILENT = logging.Logger("arcbridge.agent.http")  # not in the tree of loggers: 
 _SILENT.addHandler(logging.NullHandler())
 
 
+class AnsweredResponse(web.StreamResponse):
+    """Stands for an answer whose bytes were written to the stream: aiohttp must not write one of its own."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keeps_alive = keep_alive
+
+    @property
+    def keep_alive(self) -> bool | None:
+        """Whether the stream carries another request."""
+        return self._keeps_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write nothing."""
+        return None
+
+    async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
+        """Write nothing."""
+
+
 class KubeServer(web.Server):
     """Makes one protocol per stream; `handler(protocol, request)` answers each request.
 
-    `refused(protocol, refusal)` is told of heads that never became a request. `here_since(protocol)` says since when
-    the caller has a connection (monotonic seconds, infinity while there is none): deadlines of his do not run without.
+    `refused(stream, refusal)` is told of heads that never became a request. `connected_since(stream)` says when the
+    caller got its present connection (monotonic seconds, infinity while there is none): without one no deadline of the
+    caller's runs.
     """
 
     def __init__(
         self,
         handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
-        refused: Callable[[KubeProtocol, Refusal], None],
-        here_since: Callable[[KubeProtocol], float] = lambda _: 0.0,
+        refused: Callable[[StreamContext, Refusal], None],
+        connected_since: Callable[[StreamContext], float],
     ) -> None:
         super().__init__(_dispatch, handler_cancellation=True)
         self.handler = handler
         self.refused = refused
-        self.here_since = here_since
+        self.connected_since = connected_since
 
-    def protocol(self, context: Any) -> KubeProtocol:
-        """The protocol of one stream; `context` is the caller's, for the handler."""
+    def protocol(self, context: StreamContext) -> KubeProtocol:
+        """The protocol of one stream."""
         return KubeProtocol(self, context, asyncio.get_running_loop())
 
     def __call__(self) -> RequestHandler:
@@ -69,10 +94,7 @@ async def _dispatch(request: web.BaseRequest) -> web.StreamResponse:
 
 
 class KubeProtocol(RequestHandler):
-    """One stream's HTTP/1.1 conversation.
-
-    `early` is set once bytes arrived behind an upgrade request before it was answered; `on_early` is called then.
-    """
+    """One stream's HTTP/1.1 conversation."""
 
     __slots__ = (
         "_head",
@@ -80,13 +102,13 @@ class KubeProtocol(RequestHandler):
         "_head_timer",
         "context",
         "early",
+        "exchange",
         "on_early",
-        "requests",
         "server",
         "upgrade_seen",
     )
 
-    def __init__(self, server: KubeServer, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: KubeServer, context: StreamContext, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -103,13 +125,43 @@ class KubeProtocol(RequestHandler):
         )
         self.server = server
         self.context = context
-        self.requests = 0
+        self.exchange: Exchange | None = None
+        """The request under way, while it is at the API server."""
         self.early = False
+        """Bytes arrived behind an upgrade request before it was answered."""
         self.on_early: Callable[[], None] | None = None
+        """Called when `early` is set."""
         self.upgrade_seen = False
+        """An upgrade was asked for: no request can follow on this stream."""
         self._head = bytearray()
+        """The head that is arriving, as far as it has."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_began = 0.0
+
+    @property
+    def stream(self) -> StreamTransport:
+        """The caller's stream. Raises ConnectionResetError once it is lost."""
+        transport = self.transport
+        if not isinstance(transport, StreamTransport):
+            raise ConnectionResetError("the caller is gone")
+        return transport
+
+    def answer(
+        self, refusal: Refusal, *, request_id: str = "", close: bool = False, method: str = "GET"
+    ) -> AnsweredResponse:
+        """Write a Status to the caller; with `close` the stream ends behind it."""
+        self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
+        return AnsweredResponse(keep_alive=not close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.exchange is not None:
+            self.exchange.resume()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
@@ -141,7 +193,7 @@ class KubeProtocol(RequestHandler):
             head, self._head = self._head.lstrip(b"\r\n"), bytearray()
             if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
                 self.upgrade_seen = True
-                # aiohttp may keep what follows a head where nobody sees it, so the bytes themselves are asked: the
+                # aiohttp may keep what follows a head out of reach, so the bytes themselves are looked at: the
                 # upgrade's head, alone, and nothing behind it.
                 alone = len(new) == 1 and not self._message_tail
                 if not alone or head.find(b"\r\n\r\n") != len(head) - 4:
@@ -155,11 +207,9 @@ class KubeProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers a head that could not be parsed, or a failure of ours; quotes nothing of either."""
+        """Answers a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
-            raise exc  # the stream is over, or was ended on purpose: nobody is there to answer
-        if request.writer.output_size > 0:
-            raise ConnectionResetError("the answer had begun") from exc
+            raise exc  # the stream is over, or was ended on purpose
         if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
             refusal = Refusal(431, "the request's line or one of its headers is too long, or there are too many")
         elif isinstance(exc, HttpProcessingError):
@@ -167,13 +217,13 @@ class KubeProtocol(RequestHandler):
         else:
             refusal = Refusal(500, "the agent failed; its log has the cause")
             self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
-        self.server.refused(self, refusal)
-        return status_response(refusal, close=True)
+        self.server.refused(self.context, refusal)
+        return self.answer(refusal, close=True)
 
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _break_body(self) -> None:
-        """Wakes the reader of a body whose framing is broken: aiohttp queues an error behind it, and he would wait."""
+        """Wakes the reader of a body whose framing is broken: aiohttp only queues an error behind the request."""
         request = self._current_request
         if request is not None and not request.content.is_eof() and request.content.exception() is None:
             request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
@@ -204,7 +254,7 @@ class KubeProtocol(RequestHandler):
 
     def _head_late(self) -> None:
         self._head_timer = None
-        counted_from = max(self._head_began, self.server.here_since(self))
+        counted_from = max(self._head_began, self.server.connected_since(self.context))
         left = min(counted_from + HEAD_DEADLINE - time.monotonic(), HEAD_DEADLINE)
         if counted_from > self._head_began and left > 0:  # the connection was away meanwhile
             self._head_timer = self._loop.call_later(left, self._head_late)
@@ -213,12 +263,8 @@ class KubeProtocol(RequestHandler):
 
     def _give_up(self, refusal: Refusal) -> None:
         """Ends a connection on which no request can come any more."""
-        self.server.refused(self, refusal)
-        self.upgrade_seen = True  # whatever still comes is dropped
-        transport = self.transport
-        if transport is not None:
-            body = status_body(refusal)
-            head = f"HTTP/1.1 {refusal.status_code} {HTTPStatus(refusal.status_code).phrase}\r\n"
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            transport.write(head.encode() + body)
+        self.server.refused(self.context, refusal)
+        self.upgrade_seen = True  # what still arrives is dropped
+        if self.transport is not None:
+            self.answer(refusal, close=True)
         self.force_close()

@@ -1,7 +1,8 @@
-"""Answers of our own, in the words of Kubernetes: `metav1.Status` as JSON.
+"""The agent's own answers, in the words of Kubernetes: `metav1.Status` as JSON, in whole HTTP/1.1 messages.
 
 Source: Kubernetes API conventions, "Response Status Kind". kubectl prints `message`, so it is one sentence that says
-what happened and what to do, and begins with `arcbridge:` so that nobody looks for the cause in the cluster.
+what happened and what to do, and begins with `arcbridge:` so that the reader does not look for the cause in the
+cluster.
 
 `Retry-After` makes client-go repeat *every* method, POST too, ten times. So a refusal may carry it only where the
 request surely never left this process.
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
-
-from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError
 
@@ -33,7 +32,7 @@ _REASONS = {
 
 
 class Refusal(ArcbridgeError):
-    """A request that is answered by us with this code; `message` goes to the caller as it is, after `arcbridge: `."""
+    """A request that the agent answers itself with this code; `message` goes to the caller after `arcbridge: `."""
 
     def __init__(self, code: int, message: str, *, retry_after: int | None = None, prefix: str = "arcbridge: ") -> None:
         super().__init__(prefix + message, retry_after=retry_after)
@@ -60,42 +59,23 @@ def status_body(error: ArcbridgeError) -> bytes:
     return json.dumps(document).encode()
 
 
-def status_response(error: ArcbridgeError, *, request_id: str = "", close: bool = False) -> web.Response:
-    """The answer for `error`; `close` ends the connection after it."""
-    headers = {"Server": "arcbridge", "Cache-Control": "no-cache, private"}
-    if request_id:
-        headers["Audit-Id"] = request_id
-    if close:
-        headers["Connection"] = "close"  # said aloud also where the request could not be read far enough for a version
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
-    if error.status_code == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    code = error.status_code
-    response = web.Response(
-        status=code,
-        reason=HTTPStatus(code).phrase,
-        body=status_body(error),
-        content_type="application/json",
-        headers=headers,
-    )
-    if close:
-        response.force_close()
-    return response
-
-
-def status_bytes(error: ArcbridgeError, *, request_id: str) -> bytes:
-    """The same as a whole HTTP/1.1 answer, after which the connection goes on."""
+def status_answer(error: ArcbridgeError, *, request_id: str = "", close: bool = False, method: str = "GET") -> bytes:
+    """The whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it."""
     body = status_body(error)
     code = error.status_code
     lines = [
         f"HTTP/1.1 {code} {HTTPStatus(code).phrase}",
         "Server: arcbridge",
         "Cache-Control: no-cache, private",
-        f"Audit-Id: {request_id}",
         "Content-Type: application/json; charset=utf-8",
         f"Content-Length: {len(body)}",
     ]
+    if request_id:
+        lines.append(f"Audit-Id: {request_id}")
     if error.retry_after is not None:
         lines.append(f"Retry-After: {error.retry_after}")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    if code == 401:
+        lines.append("WWW-Authenticate: Bearer")
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if method == "HEAD" else body)

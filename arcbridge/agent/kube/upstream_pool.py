@@ -1,7 +1,11 @@
-"""Connections to the API server that carry one plain request after the other (`plain`), and are kept in between.
+"""The agent's HTTP/1.1 client for the API server: connections, and the pool of those that are idle.
 
-They are of the kind *own* (see `apiserver`): the agent authenticates itself and impersonates, nothing is remembered
-between requests. No task and no future per request: whoever asks is called back.
+It dials, writes requests and reads answers for every user of the API server: the fast path, the general path, upgrades
+and the agent's own calls. It decides nothing about a request and repeats none. Invariant: a connection carries one
+request at a time, in one kind of credentials, and returns to the pool only when its answer ended exactly where its
+framing said.
+
+There is no task and no future per request: a `ResponseHandler` is called back.
 """
 
 from __future__ import annotations
@@ -10,122 +14,159 @@ import asyncio
 import ssl
 from typing import Protocol, cast
 
-from arcbridge.agent.kube.fast_path_parser import ANSWER_HEAD_MOST, CHUNKED, Answer, ChunkedBody, answer_of
+from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
 from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest
 from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.net.tlstransport import connect_tls
 
 CONNECT_DEADLINE = 10.0
 """Seconds for TCP and TLS to the API server, which is near; longer means it is down."""
 KEEPALIVE = 15.0
-"""Seconds an idle connection is kept: far below the API server's 90, so that ours closes first."""
+"""Seconds an idle connection is kept: far below the API server's 90, so that the agent closes first."""
 SHUTDOWN = 3.0
-"""Seconds for TLS's goodbye."""
-_TOGETHER = 32 * 1024
+"""Seconds for the close_notify of TLS."""
+MAX_INFORMATIONAL = 5
+"""Interim answers (1xx) that one request may get."""
+_MAX_JOINED = 32 * 1024
 """Bytes of a body's beginning that are copied behind the head, so that both are one write."""
 
 
 class ResponseHandler(Protocol):
-    """Whoever sent a request. Exactly one of `answer_over`, `answer_broke` and `asker.leave` (his own) ends it."""
+    """The sender of a request. It ends with `response_complete`, `response_failed`, `response_switched` or `drop`."""
 
-    def answer_begins(self, status: int) -> None:
-        """The head of the answer was read; `answer_part` follows at once."""
+    def response_begins(self, head: ResponseHead) -> bytes:
+        """The head was read; answers the bytes that stand for it before the body's."""
 
-    def answer_part(self, data: bytes | memoryview, payload: int) -> None:
-        """Bytes for the caller, valid during the call; `payload` of them are the body's, without framing."""
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        """Bytes to pass on, valid during the call; `payload` of them belong to the body, the others frame it."""
 
-    def answer_over(self) -> None:
-        """All was passed on."""
+    def response_complete(self) -> None:
+        """The answer is complete; the connection belongs to the pool again."""
 
-    def answer_broke(self, refusal: Refusal | None) -> None:
-        """There is no usable answer (`refusal`: what to say; None: no byte of one came), or it broke off."""
+    def response_failed(self, refusal: Refusal | None) -> None:
+        """The answer broke off or is unusable (`refusal` says how); None: no byte of an answer came."""
+
+    def response_switched(self, head: ResponseHead, rest: bytes) -> None:
+        """The API server switched protocols; `rest` followed the 101, and the connection is paused."""
 
 
 class Credentials(Protocol):
-    """What the connections need of `apiserver.ApiServer`."""
+    """What connections need of `apiserver.ApiServer`."""
 
     def tls(self, *, own: bool) -> ssl.SSLContext:
         """The TLS settings of one kind of connection."""
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
-    """One connection; at most one request is under way."""
+    """One connection to the API server; at most one request is under way on it."""
 
     def __init__(self, pool: UpstreamPool, context: ssl.SSLContext) -> None:
         self._pool = pool
         self.context = context
-        self._transport: asyncio.Transport | None = None
-        self._asker: ResponseHandler | None = None
+        """The TLS settings it was made with; a connection of other settings than today's is not used again."""
+        self.transport: asyncio.Transport | None = None
+        """The TLS transport; None before the handshake and after the end."""
+        self._handler: ResponseHandler | None = None
+        self._method = "GET"
+        self._upgrade: UpgradeRequest | None = None
+        self._reusable = True
+        self._framed = True
         self._head = b""
-        self._answer: Answer | None = None
+        """The part of a response head that has arrived."""
+        self._response: ResponseHead | None = None
+        self._informational = 0
         self._left = 0
+        """Bytes of the body that have not arrived, where it has a length."""
         self._chunks: ChunkedBody | None = None
-        self._held = False
+        self._reading_paused = False
+        self._writing_paused: asyncio.Future[None] | None = None
         self.idle_since = 0.0
+        """When it was returned to the pool, seconds of the loop's clock."""
         self.used = False
-        """Whether it has carried a request before: then it may have died of old age."""
+        """Whether it has carried a request before: then the API server may have closed it for its age."""
 
-    # -- whoever asks -------------------------------------------------------------------------------------------
+    # -- called by the sender of a request ----------------------------------------------------------------------
 
-    def ask(self, asker: ResponseHandler, request: bytes) -> None:
-        """Send one request; only on a connection that the pool gave."""
-        self._asker = asker
-        cast(asyncio.Transport, self._transport).write(request)
+    def send(
+        self,
+        handler: ResponseHandler,
+        request: bytes,
+        *,
+        method: str = "GET",
+        upgrade: UpgradeRequest | None = None,
+        reusable: bool = True,
+        framed: bool = True,
+    ) -> None:
+        """Send a request, or its beginning (`write` continues it); only on a connection that the pool gave.
 
-    def leave(self) -> None:
-        """The asker is gone; what still comes is nobody's."""
-        self._asker = None
-        self.drop()
+        `reusable`: the connection may carry another request afterwards. `framed`: a chunked body is handed over with
+        its framing.
+        """
+        self._handler, self._method, self._upgrade = handler, method, upgrade
+        self._reusable, self._framed = reusable, framed
+        self._informational = 0
+        cast(asyncio.Transport, self.transport).write(request)
 
-    def hold(self) -> None:
-        """The caller takes nothing for now."""
-        if not self._held and self._transport is not None and not self._transport.is_closing():
-            self._held = True
-            self._transport.pause_reading()
+    async def write(self, data: bytes) -> None:
+        """Send more of the request's body; waits while the API server takes none. Raises ConnectionResetError."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the API server has closed the connection")
+        self.transport.write(data)
+        if self._writing_paused is not None:
+            await self._writing_paused
 
-    def go_on(self) -> None:
-        """The caller takes bytes again."""
-        if self._held and self._transport is not None and not self._transport.is_closing():
-            self._held = False
-            self._transport.resume_reading()
+    def pause_reading(self) -> None:
+        """Read no more of the answer for now: the caller takes nothing."""
+        if not self._reading_paused and self.transport is not None and not self.transport.is_closing():
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._reading_paused and self.transport is not None and not self.transport.is_closing():
+            self._reading_paused = False
+            self.transport.resume_reading()
 
     def drop(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Close at once; the handler hears nothing more."""
+        self._handler = None
+        if self.transport is not None:
+            self.transport.abort()
 
     def close(self) -> None:
         """Close in order, when idle."""
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     @property
     def usable(self) -> bool:
         """Whether a request can be sent on it."""
-        return self._transport is not None and not self._transport.is_closing() and self._asker is None
+        return self.transport is not None and not self.transport.is_closing() and self._handler is None
 
     # -- asyncio's callbacks ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return buffer.VIEW
 
     def buffer_updated(self, nbytes: int) -> None:
-        asker = self._asker
-        if asker is None:
+        handler = self._handler
+        if handler is None:
             self._pool.remove(self)
-            self.drop()  # nobody asked: whatever this is belongs to no request
+            self.drop()  # bytes that belong to no request
             return
         try:
-            if self._answer is None:
-                self._read_head(asker, nbytes)
+            if self._response is None:
+                self._read_head(handler, nbytes)
             else:
-                self._read_body(asker, self._answer, 0, nbytes)
+                self._read_body(handler, self._response, 0, nbytes)
         except Refusal as refusal:
             self._fail(refusal)
         if buffer.POISON:
@@ -134,16 +175,25 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         return False
 
+    def pause_writing(self) -> None:
+        self._writing_paused = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        waiter, self._writing_paused = self._writing_paused, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
         self._pool.remove(self)
-        asker, self._asker = self._asker, None
-        if asker is not None:
-            asker.answer_broke(None if self._answer is None and not self._head else _unusable())
+        self.resume_writing()
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.response_failed(None if self._response is None and not self._head else unusable_answer())
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _read_head(self, asker: ResponseHandler, count: int) -> None:
+    def _read_head(self, handler: ResponseHandler, count: int) -> None:
         start = 0
         while True:
             end = buffer.BUFFER.find(b"\r\n\r\n", start, count) if not self._head else -1
@@ -156,102 +206,161 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._head += bytes(buffer.VIEW[start:count])
                 end = self._head.find(b"\r\n\r\n", max(0, begun - 3))
                 if end < 0:
-                    if len(self._head) > ANSWER_HEAD_MOST:
-                        raise _unusable()
+                    if len(self._head) > MAX_HEAD:
+                        raise unusable_answer()
                     return
                 head, self._head = self._head[: end + 4], b""
                 start += end + 4 - begun
-            if len(head) > ANSWER_HEAD_MOST:
-                raise _unusable()
-            answer = answer_of(head)
-            if answer is not None:
+            if len(head) > MAX_HEAD:
+                raise unusable_answer()
+            response = read_head(head, self._method, self._upgrade)
+            if response is not None:
                 break
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL:
+                raise unusable_answer()
             if start == count:
                 return
-        self._answer, self._left = answer, answer.length
-        self._chunks = ChunkedBody() if answer.length == CHUNKED else None
-        asker.answer_begins(answer.status)
-        self._read_body(asker, answer, start, count, answer.head)
+        if response.status == 101:
+            self._switch(handler, response, bytes(buffer.VIEW[start:count]))
+            return
+        self._response, self._left = response, response.length
+        self._chunks = ChunkedBody() if response.length == CHUNKED else None
+        self._read_body(handler, response, start, count, handler.response_begins(response))
 
-    def _read_body(self, asker: ResponseHandler, answer: Answer, start: int, count: int, head: bytes = b"") -> None:
+    def _switch(self, handler: ResponseHandler, response: ResponseHead, rest: bytes) -> None:
+        self._handler = None
+        self._pool.remove(self)
+        self.pause_reading()
+        handler.response_switched(response, rest)
+
+    def _read_body(
+        self, handler: ResponseHandler, response: ResponseHead, start: int, count: int, head: bytes = b""
+    ) -> None:
         """Pass on `BUFFER[start:count]`, behind `head`; end the exchange where the body ends."""
         tail = b""
         broken = False
         chunks = self._chunks
         if chunks is None:
-            taken = min(self._left, count - start)
-            self._left -= taken
-            stop = start + taken
+            payload = min(self._left, count - start)
+            self._left -= payload
+            stop = start + payload
             over = not self._left
             extra = stop < count
-            payload = taken
         else:
             before = chunks.payload
             stop, tail = chunks.feed(buffer.BUFFER, start, count)
             payload = chunks.payload - before
             over, broken = chunks.over, chunks.broken
-            extra = over and self._behind(stop, tail, count)
+            # With trailers dropped it is not known what lies behind them: such a connection is not used again.
+            extra = bool(tail) or stop < count
         view = buffer.VIEW[start:stop]
-        if head and len(view) <= _TOGETHER:
-            asker.answer_part(b"".join((head, view, tail)), payload)
+        if chunks is not None and not self._framed:
+            handler.response_data(b"".join([head, *(buffer.VIEW[first:last] for first, last in chunks.spans)]), payload)
+        elif head and len(view) <= _MAX_JOINED:
+            handler.response_data(b"".join((head, view, tail)), payload)
         else:
             if head:
-                asker.answer_part(head, 0)
-            asker.answer_part(view, payload)
+                handler.response_data(head, 0)
+            handler.response_data(view, payload)
             if tail:
-                asker.answer_part(tail, 0)
+                handler.response_data(tail, 0)
+        if self._handler is not handler:
+            return  # the handler has dropped the connection meanwhile
         if broken:
-            raise _unusable()
-        if over and self._asker is asker:
-            self._asker = self._answer = self._chunks = None
+            raise unusable_answer()
+        if over:
+            self._handler = self._response = self._chunks = None
             self.used = True
-            self.go_on()  # the caller held it back at the very end: the next one must not find it so
-            if answer.keep and not extra and self.usable:
+            self.resume_reading()  # the caller may have held it back at the very end; the next one must not find it so
+            if self._reusable and response.keep and not extra and self.usable:
                 self._pool.put(self)
             else:
                 self._pool.remove(self)
                 self.drop()
-            asker.answer_over()
-
-    @staticmethod
-    def _behind(stop: int, tail: bytes, count: int) -> bool:
-        # With trailers dropped it is not known what lies behind them: such a connection is not kept.
-        return bool(tail) or stop < count
+            handler.response_complete()
 
     def _fail(self, refusal: Refusal) -> None:
-        asker, self._asker = self._asker, None
+        handler, self._handler = self._handler, None
         self._pool.remove(self)
         self.drop()
-        if asker is not None:
-            asker.answer_broke(refusal)
+        if handler is not None:
+            handler.response_failed(refusal)
 
 
 class UpstreamPool:
-    """The idle ones, the last used first, and the making of new ones."""
+    """The idle connections, the last used first, and the dialling of new ones."""
 
     def __init__(self, credentials: Credentials, host: str, port: int) -> None:
         self._credentials = credentials
         self._address = Address(host, port)
         self._idle: list[UpstreamConnection] = []
         self._all: set[UpstreamConnection] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self.unreachable = 0
+        """Connections that could not be made."""
 
-    def take(self) -> UpstreamConnection | None:
-        """One that is idle, made with the credentials of now."""
+    def take(self, *, own: bool) -> UpstreamConnection | None:
+        """An idle connection that was made with today's credentials of that kind, if there is one."""
         if not self._idle:
             return None
-        context = self._credentials.tls(own=True)
-        while self._idle:
-            connection = self._idle.pop()
+        context = self._credentials.tls(own=own)
+        other = self._credentials.tls(own=not own)
+        for position in range(len(self._idle) - 1, -1, -1):
+            connection = self._idle[position]
+            if connection.context is other and connection.usable:
+                continue
+            del self._idle[position]
             if connection.context is context and connection.usable:
                 return connection
             connection.close()
         return None
 
-    async def open(self) -> UpstreamConnection:
-        """A new one. Raises Refusal in the words for the caller; cancelling leaves nothing."""
-        context = self._credentials.tls(own=True)
+    async def dial(self, *, own: bool, upgrade: bool = False) -> UpstreamConnection:
+        """Make a connection. Raises Refusal in the words for the caller; cancelling leaves nothing.
+
+        `upgrade`: over a transport whose end loses nothing (`net.tlstransport`).
+        """
+        try:
+            return await self._dial(own=own, upgrade=upgrade)
+        except Refusal:
+            self.unreachable += 1
+            raise
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Return a connection whose answer is complete."""
+        if self._closed or not connection.usable:
+            self.remove(connection)
+            connection.drop()
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.append(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = loop.call_later(KEEPALIVE, self._sweep)
+
+    def remove(self, connection: UpstreamConnection) -> None:
+        """Forget a connection."""
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close all; requests under way break off."""
+        self._closed = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        for connection in list(self._all):
+            if connection.transport is not None:
+                connection.transport.abort()
+        self._idle.clear()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _dial(self, *, own: bool, upgrade: bool) -> UpstreamConnection:
+        context = self._credentials.tls(own=own)
         connection = UpstreamConnection(self, context)
         try:
             async with asyncio.timeout(CONNECT_DEADLINE):
@@ -261,15 +370,18 @@ class UpstreamPool:
                     raise error.__cause__ or ConnectionError(error.message) from error
                 try:
                     disable_user_timeout(sock)
-                    await asyncio.get_running_loop().create_connection(
-                        lambda: connection,
-                        sock=sock,
-                        ssl=context,
-                        server_hostname=self._address.host,
-                        ssl_shutdown_timeout=SHUTDOWN,
-                    )
+                    if upgrade:
+                        await connect_tls(sock, context, connection, self._address.host)
+                    else:
+                        await asyncio.get_running_loop().create_connection(
+                            lambda: connection,
+                            sock=sock,
+                            ssl=context,
+                            server_hostname=self._address.host,
+                            ssl_shutdown_timeout=SHUTDOWN,
+                        )
                 except BaseException:
-                    connection.drop()  # a cancellation may come when the loop has made it already
+                    connection.drop()  # a cancellation may come when the transport exists already
                     sock.close()
                     raise
         except TimeoutError as error:
@@ -287,44 +399,12 @@ class UpstreamPool:
         self._all.add(connection)
         return connection
 
-    def put(self, connection: UpstreamConnection) -> None:
-        """It is idle."""
-        if self._closed or not connection.usable:
-            self.remove(connection)
-            connection.drop()
-            return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
-        self._idle.append(connection)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(KEEPALIVE, self._sweep)
-
-    def remove(self, connection: UpstreamConnection) -> None:
-        """It is of no use any more."""
-        self._all.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-
-    def close(self) -> None:
-        """Close all; requests under way break off."""
-        self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        for connection in list(self._all):
-            connection.drop()
-        self._idle.clear()
-
     def _sweep(self) -> None:
-        """Close those that nobody wanted for long, the oldest come first; one timer for all."""
-        self._sweeper = None
+        """Close the connections that have been idle for KEEPALIVE; one timer serves them all."""
+        self._sweep_timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._idle and now - self._idle[0].idle_since >= KEEPALIVE:
             self._idle.pop(0).close()
         if self._idle:
-            self._sweeper = loop.call_later(KEEPALIVE - (now - self._idle[0].idle_since), self._sweep)
-
-
-def _unusable() -> Refusal:
-    return Refusal(502, "the API server closed the connection without a usable answer")
+            self._sweep_timer = loop.call_later(KEEPALIVE - (now - self._idle[0].idle_since), self._sweep)

@@ -18,10 +18,11 @@ Every engine promises (tests/relay/fleet/conformance.py):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from arcbridge.observe.metrics import Metrics
 from arcbridge.wire.records import Dial, Status
 
 
@@ -70,8 +71,37 @@ class AgentLink(Protocol):
         ...
 
 
+class RelayPeers(Protocol):
+    """Other relays that can take over an agent's join (`relay.hop`). A relay's id begins the dial tokens it makes."""
+
+    on_failed: Callable[[bytes], None]
+    """Called with the SHA-256 of a dial token of this relay whose agent came to a relay that cannot pass it on."""
+
+    @property
+    def relay_id(self) -> str:
+        """The id of this process; another one after a restart."""
+        ...
+
+    async def address_of(self, relay_id: str) -> str:
+        """Return the internal address of a relay, empty where no relay has this id; raises `ArcbridgeError`."""
+        ...
+
+    async def tell_failed(self, relay_id: str, token: str) -> None:
+        """Tell a relay that the agent to which it gave `token` cannot be passed on to it."""
+        ...
+
+
 class Fleet(ABC):
     """See the module's docstring. `JoinRefused` is raised with a `net.join.JoinCode`."""
+
+    @property
+    def peers(self) -> RelayPeers | None:
+        """The other relays that an agent's join can be passed on to; None where the fleet has none."""
+        return None
+
+    @abstractmethod
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Register what this fleet counts."""
 
     @abstractmethod
     async def start(self) -> None: ...

@@ -9,6 +9,7 @@ from typing import Final
 
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.wire.records import Dial, Status
 
@@ -26,6 +27,9 @@ class LocalFleet(Fleet):
         self._turn = itertools.count()
         # When each link was last asked: round robin among those with equally many dials waiting.
         self._asked: dict[AgentLink, int] = {}
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """A relay alone counts nothing besides."""
 
     async def start(self) -> None:
         """Nothing to start."""

@@ -45,7 +45,8 @@ import structlog
 
 from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused
 from arcbridge.net.join import JoinCode
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, RelayPeers
 from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
 from arcbridge.wire.records import Dial, Record, Status
@@ -157,6 +158,24 @@ class NatsFleet(Fleet):
         self.dials = dict.fromkeys(OUTCOMES, 0)
         self.crossed = 0
         """Replies that answered something else than what was asked."""
+
+    @property
+    def peers(self) -> RelayPeers:
+        return self
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        counter = metrics.counter
+        counter(
+            "fleet_dials_total",
+            "Dial requests, by how they ended: consent of an agent here or at another relay, or why not.",
+            {"result": OUTCOMES},
+            lambda: self.dials,
+        )
+        metrics.gauge("fleet_connected", "Whether NATS answers.", None, lambda: self._nats.connected)
+        counter("fleet_connections_total", "Connections to NATS.", None, lambda: self._nats.connections)
+        counter("fleet_slow_consumers_total", "Subscriptions that could not keep up and were made anew.", None,
+                lambda: self._nats.slow_consumers)  # fmt: skip
+        counter("fleet_crossed_replies_total", "Replies that belonged to another request.", None, lambda: self.crossed)
 
     async def start(self) -> None:
         listen = self._nats.subscribe

@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.local import LocalFleet
-from arcbridge.relay.workers.channel import ChannelClosed, Received
-from arcbridge.relay.workers.siblings import Sibling, Siblings
+from arcbridge.relay.siblings.channel import ChannelClosed, Received
+from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import Dial, Status
 
 
@@ -75,6 +76,10 @@ class WorkersFleet(Fleet):
             answer=self._answered,
             forget=self._forgotten,
         )
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
+                        lambda: self.dials_from_siblings)  # fmt: skip
 
     async def start(self) -> None:
         """Nothing to start."""

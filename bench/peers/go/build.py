@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import platform
 import shutil
@@ -11,6 +10,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from bench.load.build import cache_directory
 from bench.peers.base import Unavailable
@@ -58,8 +59,8 @@ def programs(module: str, names: Sequence[str], *, packages: Sequence[str] = ("t
     if _complete(built, names):
         return built
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{module}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs at once, the second waits and finds what the first has built
+    # Of two runs at once, the second waits and finds what the first has built.
+    with FileLock(cache / f"{module}.lock"):
         if _complete(built, names):
             return built
         print(f"building {module} with {toolchain.stdout.strip()}: minutes the first time", file=sys.stderr, flush=True)

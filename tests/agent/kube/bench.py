@@ -15,15 +15,17 @@ from typing import Any
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.agent.kube.proxy import Caller, KubeProxy
+from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
-from arcbridge.mux.stream import StreamIO, StreamTransport
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from tests.support.fake_apiserver import FakeApiServer
+from tests.support.stream_io import StreamIO
 
 ALICE = Identity("alice", "u-1", ("dev", "ops"), "https://issuer#alice", "https://issuer", 4e9)
 

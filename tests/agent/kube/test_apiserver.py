@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import trustme
 
-from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endpoint_of
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError
-from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
+from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 TOKEN = Path("/nowhere/token")
 
@@ -107,24 +108,63 @@ async def test_a_delete_whose_connection_dies_is_never_repeated(tmp_path: Path) 
         fake.routes["/x"] = die
         try:
             for method in ("DELETE", "PUT", "POST", "PATCH"):
-                with pytest.raises(aiohttp.ClientError):
-                    await api.request(method, "/x", [], own=True)
+                with pytest.raises(AnswerFailed):
+                    await api.call(method, "/x", [], own=True)
             assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
         finally:
             await api.close()
 
 
-async def test_gets_share_a_connection_and_others_do_not(tmp_path: Path) -> None:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}))
-        fake.routes["/x"] = reply(200, b"ok", "Set-Cookie: a=b")
+@asynccontextmanager
+async def calling(directory: Path) -> AsyncIterator[tuple[FakeApiServer, ApiServer]]:
+    async with FakeApiServer.serving(directory) as fake:
+        api = ApiServer(
+            endpoint_of(KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file), {})
+        )
         try:
-            for method, own in (("GET", True), ("GET", True), ("POST", True), ("POST", True), ("GET", False)):
-                response = await api.request(method, "/x", [], own=own)
-                await response.read()
-                response.release()
-            assert [request.connection for request in fake.requests] == [1, 1, 2, 3, 4]
-            assert not any(request.header("cookie") for request in fake.requests)
+            yield fake, api
         finally:
             await api.close()
+
+
+async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
+    async with calling(tmp_path) as (fake, api):
+        fake.routes["/x"] = reply(201, b"ok", "Set-Cookie: a=b")
+        for method, body in (("GET", b""), ("GET", b""), ("POST", b"{}")):
+            assert await api.call(method, "/x", [("X", "1")], own=True, body=body) == (201, b"ok")
+        assert [request.connection for request in fake.requests] == [1, 2, 3]
+        assert fake.last.body == b"{}"
+        assert not any(request.header("cookie") for request in fake.requests)
+
+
+async def test_a_chunked_answer_comes_without_its_framing(tmp_path: Path) -> None:
+    async with calling(tmp_path) as (fake, api):
+        fake.routes["/x"] = chunked(200, b"one", b"two")
+        assert await api.call("GET", "/x", [], own=True) == (200, b"onetwo")
+
+
+@pytest.mark.parametrize("data", [b"", b"SSH-2.0\r\n\r\n", chunked(200, b"x", end=False), reply(200, b"x" * 1001)])
+async def test_an_answer_that_is_not_usable(tmp_path: Path, data: bytes) -> None:
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.writer.close()
+
+    async with calling(tmp_path) as (fake, api):
+        fake.routes["/x"] = broken
+        with pytest.raises(AnswerFailed):
+            await api.call("GET", "/x", [], own=True, most=1000)
+
+
+async def test_a_header_cannot_become_two(tmp_path: Path) -> None:
+    async with calling(tmp_path) as (fake, api):
+        with pytest.raises(AnswerFailed):
+            await api.call("GET", "/x", [("X", "1\r\nImpersonate-User: root")], own=True)
+        assert fake.requests == []
+
+
+async def test_a_call_to_a_server_that_is_down_is_counted(tmp_path: Path) -> None:
+    async with calling(tmp_path) as (fake, api):
+        fake.stop()
+        with pytest.raises(AnswerFailed):
+            await api.call("GET", "/x", [], own=True)
+        assert api.upstream.unreachable == 1

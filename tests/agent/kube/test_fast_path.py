@@ -28,7 +28,7 @@ async def test_a_stream_goes_over_to_the_general_way_and_counts_on(bench: Bench)
     for data in (PLAIN, PLAIN, WITH_BODY, PLAIN):
         await wire.send(data)
         assert (await wire.answer()).status == 200
-        assert len(bench.proxy.lanes) == (1 if len(bench.api.requests) < 3 else 0)
+        assert len(bench.proxy.fast_paths) == (1 if len(bench.api.requests) < 3 else 0)
     assert [request.method for request in bench.api.requests] == ["GET", "GET", "POST", "GET"]
     for request in bench.api.requests:
         assert impersonation_of(request)["impersonate-user"] == [b"alice"]
@@ -74,12 +74,12 @@ async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None
     async with asyncio.timeout(5):
         while not bench.api.requests:
             await asyncio.sleep(0.01)
-        (lane,) = bench.proxy.lanes
+        (path,) = bench.proxy.fast_paths
         await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n" * 40_000)
-        while not lane._later:
+        while not path._unread:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
-    assert len(lane._later) <= 512 * 1024, "one read of the session, and no more"
+    assert len(path._unread) <= 512 * 1024, "one read of the session, and no more"
     release.set()
     assert (await wire.answer()).body == b"first"
     assert (await wire.answer()).status == 200
@@ -160,15 +160,15 @@ async def test_the_end_of_the_agent_waits_for_what_is_nearly_done(bench: Bench) 
 
 
 async def test_too_many_requests_are_refused_before_they_leave(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.proxy.MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
     answer = await bench.get("/api/v1/pods")
     assert answer.status == 429
     assert bench.api.requests == []
 
 
-async def test_a_session_whose_name_is_not_plain_is_not_on_the_short_way(bench: Bench) -> None:
+async def test_a_session_whose_name_could_not_stand_in_a_header_is_not_served(bench: Bench) -> None:
     bench.caller.session = "a\r\nImpersonate-User: root"
-    with pytest.raises(EOFError):
+    with pytest.raises(StreamReset):
         await bench.get("/api/v1/pods")
     assert bench.api.requests == []
 
@@ -194,10 +194,10 @@ async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeyp
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
 
-    async def broken() -> None:
+    async def broken(**_: bool) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(bench.proxy.api.kept, "open", broken)
+    monkeypatch.setattr(bench.proxy.api.upstream, "dial", broken)
     wire = bench.stream()
     for _ in range(2):
         await wire.send(PLAIN)

@@ -21,7 +21,6 @@ from arcbridge.identity.claims import Identity
 ALICE = Subject("alice", "u-1", ("dev", "ops"), (("example.com/Scopes".lower(), "a"), ("example.com/scopes", "b")))
 OURS = [
     ("Authorization", "Bearer agent"),
-    ("Audit-ID", "r-1"),
     ("Impersonate-User", "alice"),
     ("Impersonate-Uid", "u-1"),
     ("Impersonate-Group", "dev"),
@@ -36,7 +35,7 @@ def raw(*lines: tuple[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def built(*lines: tuple[str, str], subject: Subject = ALICE) -> list[tuple[str, str]]:
-    return impersonated_headers(raw(*lines), subject, request_id="r-1", authorization="Bearer agent")
+    return impersonated_headers(raw(*lines), subject, authorization="Bearer agent")
 
 
 DROPPED = [
@@ -205,7 +204,7 @@ def test_any_headers_any_identity(
     identity = Identity(user, "", tuple(groups), "s", "i", 0.0, {key: (value,) for key, value in extra})
     subject = Subject.of(identity)
     try:
-        headers = impersonated_headers(inbound, subject, request_id="r")
+        headers = impersonated_headers(inbound, subject)
     except Refusal:
         return
     assert [v for n, v in headers if n.lower() == "impersonate-user"] == [user]
@@ -217,7 +216,7 @@ def test_any_headers_any_identity(
 def test_h4_extra_keys_survive_a_round_trip(key: str) -> None:
     subject = Subject("alice", extra=((key.lower(), "v"),))
     try:
-        (name,) = [n for n, _ in impersonated_headers([], subject, request_id="r") if "Extra" in n]
+        (name,) = [n for n, _ in impersonated_headers([], subject) if "Extra" in n]
         assert name.isascii()
         found = requested_subject([(b"Impersonate-User", b"a"), (name.encode(), b"v")])
     except Refusal:  # a key of blanks or control characters is refused on either way
@@ -284,9 +283,8 @@ def test_the_own_token_and_as_go_on_unchanged() -> None:
             ("X", "1"),
             ("X-Remote-User", "root"),
         ),
-        request_id="r",
     )
-    assert headers == [("authorization", "Bearer abc"), ("Impersonate-User", "bob"), ("Audit-ID", "r")]
+    assert headers == [("authorization", "Bearer abc"), ("Impersonate-User", "bob")]
 
 
 NO_TOKEN = [[], [""], ["Bearer"], ["Bearer "], ["Basic abc"], ["Bearer a b"], ["Bearer a", "Bearer b"], ["bearera"]]
@@ -295,5 +293,5 @@ NO_TOKEN = [[], [""], ["Bearer"], ["Bearer "], ["Basic abc"], ["Bearer a b"], ["
 @pytest.mark.parametrize("values", NO_TOKEN, ids=range(len(NO_TOKEN)))
 def test_without_exactly_one_token_it_is_a_401(values: list[str]) -> None:
     with pytest.raises(Refusal) as caught:
-        own_token_headers(raw(*(("Authorization", value) for value in values)), request_id="r")
+        own_token_headers(raw(*(("Authorization", value) for value in values)))
     assert caught.value.status_code == 401

@@ -15,9 +15,9 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamIO
 from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+from tests.support.stream_io import StreamIO
 
 from ..pair import FakeAuthenticator, joined, resume
 from .bench import Bench, Wire, running
@@ -25,8 +25,13 @@ from .bench import Bench, Wire, running
 PODS = "/api/v1/namespaces/default/pods"
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+@pytest.fixture(params=["fast path", "general path"])
+async def bench(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    """Every case runs twice: with both entrances in place, and with the general one alone."""
+    if request.param == "general path":
+        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
     async with running(tmp_path) as made:
         yield made
 
@@ -408,7 +413,8 @@ REFUSED_HEADS = [
 
 
 @pytest.mark.parametrize("head", [row[1] for row in REFUSED_HEADS], ids=[row[0] for row in REFUSED_HEADS])
-async def test_refused_heads_never_leave(bench: Bench, head: str) -> None:
+async def test_refused_heads_never_leave(bench: Bench, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.server.LINGER", 0.05)  # some announce a body that never comes
     wire = bench.stream()
     await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
     answer = await wire.answer()

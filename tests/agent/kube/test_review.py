@@ -50,7 +50,7 @@ def test_parts() -> None:
 
 async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
-    await reviewer.check(ALICE, BOB)
+    await reviewer.approve(ALICE, BOB)
     specs = [json.loads(request.body)["spec"] for request in fake.requests]
     assert len(specs) == 4
     assert all(spec["user"] == "alice" and spec["uid"] == "u-1" for spec in specs)
@@ -71,7 +71,7 @@ async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, C
     fake, reviewer, _ = made
     fake.allow_impersonation = {("alice", "users", "bob")}
     with pytest.raises(Refusal) as caught:
-        await reviewer.check(ALICE, BOB)
+        await reviewer.approve(ALICE, BOB)
     assert caught.value.status_code == 403
     assert caught.value.message.startswith('groups "g" is forbidden: User "alice" cannot impersonate resource "groups"')
 
@@ -79,17 +79,17 @@ async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, C
 async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, clock = made
     target = Subject("bob")
-    await reviewer.check(ALICE, target)
+    await reviewer.approve(ALICE, target)
     fake.allow_impersonation = set()
     clock.now += CACHE_TIME - 1
-    await reviewer.check(ALICE, target)
+    await reviewer.approve(ALICE, target)
     assert len(fake.requests) == 1
     clock.now += 1
     with pytest.raises(Refusal):
-        await reviewer.check(ALICE, target)
+        await reviewer.approve(ALICE, target)
     fake.allow_impersonation = None
     with pytest.raises(Refusal):
-        await reviewer.check(ALICE, target)
+        await reviewer.approve(ALICE, target)
     assert len(fake.requests) == 2
 
 
@@ -118,7 +118,7 @@ async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clo
 
     fake.routes[PATH] = serve
     with pytest.raises(Refusal) as caught:
-        await reviewer.check(ALICE, Subject("bob"))
+        await reviewer.approve(ALICE, Subject("bob"))
     assert caught.value.status_code in (403, 503)
 
 
@@ -126,13 +126,13 @@ async def test_unreachable_is_a_503(made: tuple[FakeApiServer, Reviewer, Clock])
     fake, reviewer, _ = made
     fake.stop()
     with pytest.raises(Refusal) as caught:
-        await reviewer.check(ALICE, Subject("bob"))
+        await reviewer.approve(ALICE, Subject("bob"))
     assert caught.value.status_code == 503
 
 
 async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
     with pytest.raises(Refusal) as caught:
-        await reviewer.check(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
+        await reviewer.approve(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
     assert caught.value.status_code == 400
     assert fake.requests == []

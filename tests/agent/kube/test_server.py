@@ -69,9 +69,9 @@ async def test_a_head_is_not_late_while_its_caller_has_no_connection(
     monkeypatch.setattr(server, "HEAD_DEADLINE", 0.1)
     wire = bench.stream()
     await wire.send(b"GET /api HTTP/1.1\r\nHos")
-    bench.caller.here_since = math.inf
+    bench.caller.connected_since = math.inf
     await asyncio.sleep(0.35)
-    bench.caller.here_since = time.monotonic()
+    bench.caller.connected_since = time.monotonic()
     await asyncio.sleep(0.05)
     await wire.send(b"t: k\r\n\r\n")
     assert (await wire.answer()).status == 200
@@ -108,7 +108,7 @@ async def test_a_whole_head_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyP
 async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
-    monkeypatch.setattr("arcbridge.agent.kube.proxy.check_target", lambda target: 1 / 0)
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.check_framing", lambda *_: 1 / 0)
     answer = await bench.get("/api", "Connection: close")
     assert answer.status == 500
     assert b"division" not in answer.body

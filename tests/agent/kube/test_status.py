@@ -1,10 +1,10 @@
-"""Errors of ours as metav1.Status."""
+"""The agent's own answers as metav1.Status."""
 
 from __future__ import annotations
 
 import json
 
-from arcbridge.agent.kube.status import Refusal, bad_request, status_body, status_bytes, status_response
+from arcbridge.agent.kube.status import Refusal, bad_request, status_answer, status_body
 from arcbridge.errors import Unauthenticated
 
 
@@ -24,21 +24,35 @@ def test_any_error_of_ours_has_a_code() -> None:
     assert json.loads(status_body(Unauthenticated("who?")))["code"] == 401
 
 
-async def test_headers() -> None:
-    response = status_response(Refusal(429, "busy", retry_after=3), request_id="r-1", close=True)
-    assert response.headers["Retry-After"] == "3"
-    assert response.headers["Audit-Id"] == "r-1"
-    assert response.headers["Connection"] == "close"
-    assert response.content_type == "application/json"
-    assert "Retry-After" not in status_response(bad_request("no")).headers
-    assert status_response(Refusal(401, "who?")).headers["WWW-Authenticate"] == "Bearer"
+def head_and_body(answer: bytes) -> tuple[set[bytes], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return set(head.split(b"\r\n")), body
 
 
 def test_a_whole_answer() -> None:
     refusal = Refusal(503, "no way", retry_after=1)
-    head, _, body = status_bytes(refusal, request_id="r-1").partition(b"\r\n\r\n")
-    lines = head.split(b"\r\n")
-    assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
-    assert {b"Retry-After: 1", b"Audit-Id: r-1", b"Content-Length: %d" % len(body)} <= set(lines)
+    lines, body = head_and_body(status_answer(refusal, request_id="r-1"))
+    assert {
+        b"HTTP/1.1 503 Service Unavailable",
+        b"Content-Type: application/json; charset=utf-8",
+        b"Retry-After: 1",
+        b"Audit-Id: r-1",
+        b"Content-Length: %d" % len(body),
+    } <= lines
+    assert b"Connection: close" not in lines
     assert body == status_body(refusal)
-    assert b"Retry-After" not in status_bytes(Refusal(502, "no"), request_id="r-1")
+
+
+def test_what_is_said_only_where_it_holds() -> None:
+    answer = status_answer(bad_request("no"), close=True)
+    assert b"Connection: close" in head_and_body(answer)[0]
+    assert b"Retry-After" not in answer
+    assert b"Audit-Id" not in answer
+    assert b"WWW-Authenticate: Bearer" in head_and_body(status_answer(Refusal(401, "who?")))[0]
+
+
+def test_the_answer_to_a_head_has_no_body() -> None:
+    refusal = Refusal(502, "no")
+    lines, body = head_and_body(status_answer(refusal, method="HEAD"))
+    assert body == b""
+    assert b"Content-Length: %d" % len(status_body(refusal)) in lines

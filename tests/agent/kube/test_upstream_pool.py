@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import Refusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.config import KubernetesConfig
@@ -19,7 +20,7 @@ from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
 
 
-class ResponseHandler:
+class Collected:
     """Collects an answer."""
 
     def __init__(self) -> None:
@@ -30,17 +31,22 @@ class ResponseHandler:
         self.broke = False
         self.done = asyncio.Event()
 
-    def answer_begins(self, status: int) -> None:
-        self.status = status
+    def response_begins(self, head: ResponseHead) -> bytes:
+        self.status = head.status
+        return head.lines + b"\r\n"
 
-    def answer_part(self, data: bytes | memoryview, payload: int) -> None:
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
         self.data += data
         self.payload += payload
 
-    def answer_over(self) -> None:
+    def response_complete(self) -> None:
         self.done.set()
 
-    def answer_broke(self, refusal: Refusal | None) -> None:
+    def response_switched(self, head: ResponseHead, rest: bytes) -> None:
+        self.status, self.data = head.status, rest
+        self.done.set()
+
+    def response_failed(self, refusal: Refusal | None) -> None:
         self.refusal, self.broke = refusal, True
         self.done.set()
 
@@ -63,20 +69,20 @@ async def serving(directory: Path, clock: Clock) -> AsyncIterator[tuple[FakeApiS
             await api.close()
 
 
-async def ask(pool: UpstreamPool) -> tuple[ResponseHandler, UpstreamConnection]:
-    connection = pool.take() or await pool.open()
-    asker = ResponseHandler()
-    connection.ask(asker, GET)
-    await asyncio.wait_for(asker.done.wait(), 5)
-    return asker, connection
+async def ask(pool: UpstreamPool) -> tuple[Collected, UpstreamConnection]:
+    connection = pool.take(own=True) or await pool.dial(own=True)
+    handler = Collected()
+    connection.send(handler, GET)
+    await asyncio.wait_for(handler.done.wait(), 5)
+    return handler, connection
 
 
 async def test_one_connection_carries_one_request_after_the_other(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         for route in (reply(200, b"ok"), chunked(200, b"o", b"k"), b"HTTP/1.1 204 X\r\n\r\n", reply(404, b"ok")):
             fake.routes["/x"] = route
-            asker, _ = await ask(api.kept)
-            assert asker.payload == (0 if asker.status == 204 else 2)
+            handler, _ = await ask(api.upstream)
+            assert handler.payload == (0 if handler.status == 204 else 2)
         assert fake.connections == 1
 
 
@@ -89,9 +95,9 @@ async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = slow
         for _ in range(2):
-            asker, _ = await ask(api.kept)
-            assert asker.data.endswith(b"\r\n\r\nok")
-            assert asker.data.startswith(b"HTTP/1.1 200 OK\r\n")
+            handler, _ = await ask(api.upstream)
+            assert handler.data.endswith(b"\r\n\r\nok")
+            assert handler.data.startswith(b"HTTP/1.1 200 OK\r\n")
         assert fake.connections == 1
 
 
@@ -107,10 +113,10 @@ async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
 async def test_a_connection_that_is_not_clean_is_not_kept(tmp_path: Path, route: bytes) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = route
-        asker, connection = await ask(api.kept)
-        assert asker.payload == 2
+        handler, connection = await ask(api.upstream)
+        assert handler.payload == 2
         assert not connection.usable
-        assert api.kept.take() is None
+        assert api.upstream.take(own=True) is None
 
 
 async def test_bytes_that_nobody_asked_for_end_the_connection(tmp_path: Path) -> None:
@@ -121,24 +127,24 @@ async def test_bytes_that_nobody_asked_for_end_the_connection(tmp_path: Path) ->
 
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = more
-        _, connection = await ask(api.kept)
+        _, connection = await ask(api.upstream)
         async with asyncio.timeout(5):
             while connection.usable:
                 await asyncio.sleep(0.01)
-        assert api.kept.take() is None
+        assert api.upstream.take(own=True) is None
 
 
 async def test_new_credentials_get_new_connections(tmp_path: Path) -> None:
     clock = Clock()
     async with serving(tmp_path, clock) as (fake, api):
-        await ask(api.kept)
+        await ask(api.upstream)
         trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
         clock.now += REREAD
         with pytest.raises(Refusal, match="certificate is not the configured CA's"):
-            await ask(api.kept)
+            await ask(api.upstream)
 
 
-async def test_an_asker_who_leaves_ends_the_connection(tmp_path: Path) -> None:
+async def test_a_handler_that_leaves_ends_the_connection(tmp_path: Path) -> None:
     gone = asyncio.Event()
 
     async def watch(exchange: Exchange) -> None:
@@ -148,48 +154,48 @@ async def test_an_asker_who_leaves_ends_the_connection(tmp_path: Path) -> None:
 
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = watch
-        connection = await api.kept.open()
-        asker = ResponseHandler()
-        connection.ask(asker, GET)
+        connection = await api.upstream.dial(own=True)
+        handler = Collected()
+        connection.send(handler, GET)
         async with asyncio.timeout(5):
-            while not asker.payload:
+            while not handler.payload:
                 await asyncio.sleep(0.01)
-            connection.leave()
+            connection.drop()
             await gone.wait()
-        assert not asker.broke
+        assert not handler.broke
 
 
 async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.KEEPALIVE", 0.05)
     async with serving(tmp_path, Clock()) as (_, api):
-        _, connection = await ask(api.kept)
+        _, connection = await ask(api.upstream)
         async with asyncio.timeout(5):
             while connection.usable:
                 await asyncio.sleep(0.01)
-        assert api.kept.take() is None
+        assert api.upstream.take(own=True) is None
 
 
 async def test_after_close_nothing_is_open(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (_, api):
-        _, connection = await ask(api.kept)
+        _, connection = await ask(api.upstream)
         await api.close()
         assert not connection.usable
         with pytest.raises(Refusal):
-            await api.kept.open()
+            await api.upstream.dial(own=True)
 
 
 async def test_an_api_server_that_is_down(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.stop()
         with pytest.raises(Refusal) as caught:
-            await api.kept.open()
+            await api.upstream.dial(own=True)
         assert (caught.value.status_code, caught.value.retry_after) == (503, 1)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 20, 40, 80])
 async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
-        task = asyncio.get_running_loop().create_task(api.kept.open())
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True))
         for _ in range(turns):
             await asyncio.sleep(0.0005)
         if not task.cancel():

@@ -9,10 +9,10 @@ from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.workers.siblings import Siblings
+from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
-from tests.relay.workers.test_siblings import joined
+from tests.relay.siblings.test_group import joined
 
 
 class Worker:

@@ -1,0 +1,355 @@
+"""Who a request runs as, and with which headers it leaves the agent: one decision for both entrances.
+
+`Authorizer.authorize` takes a caller and the head of a request, from the fast path or from the general parser, and
+answers a `Plan` or raises a `Refusal`. It sends nothing and reads no body. Invariant: there is no plan for a subject
+other than the caller himself unless the API server's approval of exactly that pair is shown.
+
+The steps, in this order: framing and target, header names, verb and resource (for the audit record), limits, the
+upgrade asked for, the subject (`--as`), the outgoing headers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import structlog
+from aiohttp import HttpVersion11
+from aiohttp.http import HttpVersion
+
+from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.kube.apiserver import ApiServer
+from arcbridge.agent.kube.framing import check_framing, check_target, content_length, has_body
+from arcbridge.agent.kube.impersonation import (
+    ORIGINAL_USER,
+    Headers,
+    RawHeaders,
+    Subject,
+    check_names,
+    impersonated_headers,
+    own_token_headers,
+    requested_subject,
+)
+from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.review import Approval, Reviewer
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest, asks_upgrade, requested_upgrade
+from arcbridge.identity.claims import Identity
+
+MAX_IN_FLIGHT = 5000
+"""Requests of all sessions together that are under way: more are refused (429) before they leave."""
+MAX_CACHED_BLOCKS = 32
+"""Blocks of header lines that a session remembers: a client library sends a few different ones, over and over."""
+MAX_CACHED_BLOCK = 4096
+"""Bytes of a block that is remembered."""
+MAX_CACHED_TARGET = 512
+"""Characters of a target whose meaning is remembered."""
+SAFE_ID = re.compile(r"[0-9A-Za-z.-]{1,200}")
+"""Session names and request ids that may stand in a header as they are; the relay makes the names."""
+
+_FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
+_REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_MALFORMED = "a header of the outgoing request is malformed; nothing was sent"
+
+_log = structlog.get_logger("arcbridge.agent")
+
+
+class RequestHead:
+    """The head of a request, as either entrance read it."""
+
+    __slots__ = ("_fields", "block", "method", "target", "version")
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        fields: RawHeaders | None = None,
+        *,
+        version: HttpVersion = HttpVersion11,
+        block: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.target = target
+        """Origin-form, as the caller sent it."""
+        self.version = version
+        self.block = block
+        """The header lines in the bytes that came, where the fast path read them; else empty."""
+        self._fields = fields
+
+    @property
+    def fields(self) -> RawHeaders:
+        """(name, value) pairs in order."""
+        if self._fields is None:
+            self._fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(self.block)]
+        return self._fields
+
+
+class HeaderCache:
+    """What became of blocks of header lines that a session has sent before.
+
+    An entry holds for one identity and one credential of the agent's: when either is replaced, all are forgotten.
+    """
+
+    __slots__ = ("_authorization", "_identity", "_known")
+
+    def __init__(self) -> None:
+        self._identity: Identity | None = None
+        self._authorization = ""
+        self._known: dict[bytes, bytes] = {}
+
+    def __contains__(self, block: bytes) -> bool:
+        """Whether the block was accepted before, by anybody of this session."""
+        return block in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, block: bytes, identity: Identity, authorization: str) -> bytes | None:
+        """The outgoing lines, if the block was accepted before for this identity and credential."""
+        if identity is not self._identity or authorization != self._authorization:
+            self._known.clear()
+            self._identity, self._authorization = identity, authorization
+            return None
+        return self._known.get(block)
+
+    def add(self, block: bytes, lines: bytes) -> None:
+        """Remember a block that was accepted for the identity and credential of the last `get`."""
+        if block and len(block) <= MAX_CACHED_BLOCK:
+            if len(self._known) >= MAX_CACHED_BLOCKS:
+                self._known.clear()
+            self._known[block] = lines
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who a session speaks for."""
+
+    session: str
+    """The join id."""
+    identity: Identity
+    """Replaced at each renewal of the token; read anew for each request."""
+    token_mode: bool = False
+    """The caller's own bearer token goes on in each request; the agent does not impersonate."""
+    connected_since: float = 0.0
+    """When the session got its present connection, monotonic seconds; infinity while it has none."""
+    header_cache: HeaderCache = field(default_factory=HeaderCache)
+
+
+@dataclass(slots=True)
+class StreamContext:
+    """One stream of a session, which is one HTTP/1.1 connection of the caller."""
+
+    caller: Caller
+    stream_id: int
+    requests: int = 0
+    """Requests that began on it so far."""
+
+
+@dataclass(slots=True)
+class ProxyStats:
+    """Counters of all requests; the metrics read them."""
+
+    requests: int = 0
+    in_flight: int = 0
+    upgrades: int = 0
+    upgrades_open: int = 0
+    refused: int = 0
+    cut: int = 0
+    code_1xx: int = 0
+    code_2xx: int = 0
+    code_3xx: int = 0
+    code_4xx: int = 0
+    code_5xx: int = 0
+
+    def count(self, status: int) -> None:
+        """Count one answer by the class of its code."""
+        if 200 <= status < 300:
+            self.code_2xx += 1
+            return
+        name = f"code_{status // 100}xx"
+        setattr(self, name, getattr(self, name) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request that may leave."""
+
+    request_id: str
+    method: str
+    target: str
+    lines: bytes
+    """The outgoing header lines but Host, Audit-ID and those that frame the message."""
+    own: bool
+    """Whether the agent authenticates itself and impersonates; else the caller's token does (token mode)."""
+    has_body: bool
+    length: str
+    """The caller's Content-Length, empty where the body is chunked."""
+    upgrade: UpgradeRequest | None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the request may use an idle connection, and be sent again where that one turns out dead."""
+        return self.method in ("GET", "HEAD") and not self.has_body and self.upgrade is None
+
+    def request_head(self, authority: str) -> bytes:
+        """The head as it is sent to the API server at `authority`. Raises Refusal where it is not what was meant."""
+        start = f"{self.method} {self.target} HTTP/1.1\r\nHost: {authority}\r\nAudit-ID: {self.request_id}\r\n".encode()
+        if self.repeatable:
+            framing = b"\r\n"
+        elif self.upgrade is not None:
+            empty = "Content-Length: 0\r\n" if self.method == "POST" else ""
+            framing = f"{empty}Connection: Upgrade\r\nUpgrade: {self.upgrade.protocol}\r\n\r\n".encode()
+        else:
+            length = self.length or ("0" if not self.has_body and self.method in _REQUIRES_LENGTH else "")
+            body = f"Content-Length: {length}\r\n" if length else "Transfer-Encoding: chunked\r\n" * self.has_body
+            framing = f"Connection: close\r\n{body}\r\n".encode()
+        head = start + self.lines + framing
+        if self.own and head.lower().count(b"\r\nimpersonate-user:") != 1:  # the last look before the request leaves
+            raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
+        return head
+
+
+class ReviewNeeded(Exception):
+    """The request asks to run as somebody else, and no approval of that was shown."""
+
+    def __init__(self, identity: Identity, subject: Subject) -> None:
+        super().__init__("impersonation has to be reviewed first")
+        self.identity = identity
+        self.subject = subject
+
+
+class Authorizer:
+    """Authorizes the requests of one agent, and keeps their accounts: counters and audit records."""
+
+    def __init__(self, api: ApiServer, audit: AuditLog, reviewer: Reviewer) -> None:
+        self._api = api
+        self._audit = audit
+        self._reviewer = reviewer
+        self.stats = ProxyStats()
+
+    # -- accounts -------------------------------------------------------------------------------------------------
+
+    def begin(self, stream: StreamContext, method: str) -> AuditRecord:
+        """A request has begun; each `begin` needs one `finish`."""
+        stream.requests += 1
+        self.stats.requests += 1
+        self.stats.in_flight += 1
+        caller = stream.caller
+        return AuditRecord(
+            request=f"{caller.session}-{stream.stream_id}-{stream.requests}",
+            session=caller.session,
+            user=caller.identity.username,
+            groups=len(caller.identity.groups),
+            method=method,
+        )
+
+    def refuse(self, record: AuditRecord, refusal: Refusal) -> None:
+        """The request is answered by the agent itself."""
+        record.status, record.reason = refusal.status_code, refusal.message
+        if record.outcome == "answered":
+            record.outcome = "refused"
+        if refusal.status_code >= 500:
+            _log.warning("request failed", session=record.session, request=record.request, reason=refusal.message)
+
+    def finish(self, record: AuditRecord) -> None:
+        """The request is over, however it ended: it is counted and its record written."""
+        self.stats.in_flight -= 1
+        if record.status:
+            self.stats.count(record.status)
+        if record.outcome == "refused":
+            self.stats.refused += 1
+        elif record.outcome == "cut":
+            self.stats.cut += 1
+        self._audit.write(record)
+
+    # -- the decision ---------------------------------------------------------------------------------------------
+
+    def authorize(
+        self, caller: Caller, head: RequestHead, record: AuditRecord, approval: Approval | None = None
+    ) -> Plan:
+        """Answer how the request goes on. Nothing has left when it raises Refusal.
+
+        Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for.
+        """
+        identity = caller.identity
+        authorization = "" if caller.token_mode else self._api.authorization()
+        known = caller.header_cache.get(head.block, identity, authorization) if head.block else None
+        upgrade_asked = False
+        if known is None:
+            check_framing(head.method, head.version, head.fields)
+            check_names(head.fields)
+            upgrade_asked = asks_upgrade(head.fields)
+        info = _info(head.method, head.target, upgrade_asked)
+        record.verb, record.group, record.resource = info.verb, info.group, info.resource
+        record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
+        record.path = info.path_class
+        self._check_limits()
+        if known is not None:
+            return Plan(record.request, head.method, head.target, known, True, False, "", None)
+
+        if not SAFE_ID.fullmatch(record.request):
+            raise Refusal(500, _MALFORMED)
+        body = has_body(head.fields)
+        upgrade = requested_upgrade(head.method, head.fields, info, has_body=body)
+        if upgrade is not None:
+            record.upgrade = upgrade.protocol
+        if caller.token_mode:
+            lines = _serialised(own_token_headers(head.fields))
+        else:
+            subject = self._subject(identity, head, record, approval)
+            lines = _serialised(impersonated_headers(head.fields, subject, authorization=authorization))
+            if subject == Subject.of(identity) and not body and upgrade is None:
+                caller.header_cache.add(head.block, lines)
+        length = content_length(head.fields) if body else ""
+        return Plan(record.request, head.method, head.target, lines, not caller.token_mode, body, length, upgrade)
+
+    async def authorize_reviewed(self, caller: Caller, head: RequestHead, record: AuditRecord) -> Plan:
+        """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises Refusal."""
+        approval = None
+        while True:  # once more where the caller's identity was renewed during the review
+            try:
+                return self.authorize(caller, head, record, approval)
+            except ReviewNeeded as needed:
+                approval = await self._reviewer.approve(needed.identity, needed.subject)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _check_limits(self) -> None:
+        """Refuse what is too much, before anything leaves. Every limit on requests has its place here."""
+        if self.stats.in_flight > MAX_IN_FLIGHT:
+            raise Refusal(429, "the agent has too many requests under way; try again shortly", retry_after=1)
+
+    @staticmethod
+    def _subject(identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None) -> Subject:
+        """Whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
+        asked = requested_subject(head.fields)
+        if asked is None:
+            return Subject.of(identity)
+        record.as_user = asked.user
+        if approval is None or approval.identity is not identity or approval.subject != asked:
+            raise ReviewNeeded(identity, asked)
+        return Subject(asked.user, asked.uid, asked.groups, (*asked.extra, (ORIGINAL_USER, identity.username)))
+
+
+def _info(method: str, target: str, upgrade: bool) -> RequestInfo:
+    """What a request asks for. Raises Refusal for a target that is not passed on."""
+    if len(target) > MAX_CACHED_TARGET:
+        check_target(target)
+        return request_info(method, target, upgrade=upgrade)
+    return _cached_info(method, target, upgrade)
+
+
+@lru_cache(maxsize=1024)
+def _cached_info(method: str, target: str, upgrade: bool) -> RequestInfo:
+    check_target(target)
+    return request_info(method, target, upgrade=upgrade)
+
+
+def _serialised(headers: Headers) -> bytes:
+    """The lines of checked headers, and once more in the bytes that will be sent: one line each, and no other."""
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    lines = text.split("\r\n")
+    if lines.pop() or [tuple(line.split(": ", 1)) for line in lines] != headers or "\x00" in text:
+        raise Refusal(500, _MALFORMED)
+    return text.encode()

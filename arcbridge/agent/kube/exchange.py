@@ -1,0 +1,258 @@
+"""One request and its answer: from the plan to the last byte at the caller, for both entrances.
+
+An `Exchange` takes a connection of the pool or dials one, sends the request, passes the answer on to the caller's
+stream as it arrives, holds the API server back while the caller takes nothing, and repeats a request that got no byte
+of an answer on a connection which had idled. It does not authorize, and it does not answer for the agent: a failure
+before the first byte is a `Refusal` that the entrance answers. Invariants: an answer that breaks off is a RESET of the
+stream, never its end; what has left for the API server is repeated only if it reads (GET, HEAD) on an idle connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.kube.authorize import Plan
+from arcbridge.agent.kube.body import RequestBody
+from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
+from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
+from arcbridge.mux.stream import StreamTransport
+
+_TRANSFER_ENCODING = re.compile(rb"(?im)^transfer-encoding:[^\n]*\n")
+
+Ended = Callable[["Exchange", Refusal | None], None]
+
+
+class Exchange:
+    """One request of a caller (`upstream_pool.ResponseHandler`).
+
+    `ended(exchange, refusal)` is called once: with a refusal when nothing was passed on and the entrance has to answer;
+    without one when the answer is complete, broke off (`broken`), or switched protocols (`switched`).
+    """
+
+    __slots__ = (
+        "_body",
+        "_close_line",
+        "_connection",
+        "_dialling",
+        "_ended",
+        "_framed",
+        "_paused",
+        "_plan",
+        "_pool",
+        "_record",
+        "_request",
+        "_sending",
+        "_stream",
+        "begun",
+        "broken",
+        "over",
+        "switched",
+    )
+
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        stream: StreamTransport,
+        plan: Plan,
+        record: AuditRecord,
+        ended: Ended,
+        *,
+        body: RequestBody | None = None,
+        close_line: bytes = b"",
+        framed: bool = True,
+        paused: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._stream = stream
+        self._plan = plan
+        self._record = record
+        self._ended = ended
+        self._body = body
+        self._close_line = close_line
+        """The Connection header line of the answer; empty where the caller's connection goes on."""
+        self._framed = framed
+        """Whether the caller reads chunked bodies (HTTP/1.1)."""
+        self._paused = paused
+        """The caller takes nothing for now."""
+        self._request = b""
+        self._connection: UpstreamConnection | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self.begun = False
+        """The caller has been given the head of an answer."""
+        self.over = False
+        """`ended` was called, or `cancel`."""
+        self.broken = False
+        """The answer broke off; the stream was reset."""
+        self.switched: tuple[UpstreamConnection, ResponseHead, bytes] | None = None
+        """After a 101: the connection, the answer's head, and the bytes that followed it."""
+
+    def start(self, authority: str) -> None:
+        """Send the request to the API server at `authority`. Raises Refusal if its head is not what was meant."""
+        plan = self._plan
+        self._request = plan.request_head(authority)
+        connection = self._pool.take(own=plan.own) if plan.repeatable else None
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._dial()
+
+    def pause(self) -> None:
+        """The caller takes nothing for now."""
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause_reading()
+
+    def resume(self) -> None:
+        """The caller takes bytes again."""
+        self._paused = False
+        if self._connection is not None:
+            self._connection.resume_reading()
+
+    def cancel(self) -> None:
+        """End the exchange where it is; `ended` is not called any more."""
+        if self.over:
+            return
+        self.over = True
+        self._release()
+
+    def fail(self, refusal: Refusal) -> None:
+        """End the exchange with a refusal; an answer that has begun breaks off."""
+        if self.over:
+            return
+        if not self.begun:
+            self._end(refusal)
+            return
+        self._record.outcome, self._record.reason = "cut", "the API server's answer broke off"
+        self.broken = True
+        self._end(None)
+        self._stream.cut()
+
+    async def body_released(self) -> None:
+        """Wait until nothing reads the caller's body any more: aiohttp's server reads the rest of it itself."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+        if self._body is not None:
+            self._record.bytes_up = self._body.count
+            await self._body.idle()
+
+    # -- the connection -------------------------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        self._dialling = asyncio.get_running_loop().create_task(self._dial_and_send(), name="api-server-dial")
+
+    async def _dial_and_send(self) -> None:
+        try:
+            connection = await self._pool.dial(own=self._plan.own, upgrade=self._plan.upgrade is not None)
+        except Refusal as refusal:
+            self._dialling = None
+            self.fail(refusal)
+            return
+        except Exception as error:
+            self._dialling = None
+            text = "a connection to the API server could not be made"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+            self.fail(Refusal(500, "the agent failed; its log has the cause"))
+            return
+        self._dialling = None
+        self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        plan = self._plan
+        connection.send(
+            self,
+            self._request,
+            method=plan.method,
+            upgrade=plan.upgrade,
+            reusable=plan.repeatable,
+            framed=self._framed,
+        )
+        if self._paused:
+            connection.pause_reading()
+        if self._body is not None:
+            self._sending = asyncio.get_running_loop().create_task(self._send_body(connection, self._body))
+
+    async def _send_body(self, connection: UpstreamConnection, body: RequestBody) -> None:
+        """Stream the caller's body, chunked anew where it has no length."""
+        chunked = not self._plan.length
+        try:
+            async for chunk in body.chunks():
+                await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            if chunked:
+                await connection.write(b"0\r\n\r\n")
+        except Exception as error:
+            if body.error is not None:
+                self.fail(bad_request("the body of the request is malformed or broke off"))
+            elif not isinstance(error, ConnectionResetError):  # of a lost connection its handler hears
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a request's body could not be sent", "exception": error}
+                )
+                self.fail(Refusal(500, "the agent failed; its log has the cause"))
+
+    # -- the answer (`upstream_pool.ResponseHandler`) -------------------------------------------------------------
+
+    def response_begins(self, head: ResponseHead) -> bytes:
+        self.begun = True
+        self._record.status = head.status
+        if self._body is not None and not self._body.finished:
+            self._close_line = b"Connection: close\r\n"  # an early answer: the rest of the body is of no use
+        lines = head.lines
+        if head.length == CHUNKED and not self._framed:
+            # Without its framing the body ends with the connection, as HTTP/1.0 has it.
+            lines = _TRANSFER_ENCODING.sub(b"", lines)
+            self._close_line = b"Connection: close\r\n"
+        return lines + self._close_line + b"\r\n"
+
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        if not self.over:
+            self._record.bytes_down += payload
+            self._stream.write(data)
+
+    def response_complete(self) -> None:
+        self._connection = None
+        self._end(None)
+
+    def response_failed(self, refusal: Refusal | None) -> None:
+        connection, self._connection = self._connection, None
+        if self.over:
+            return
+        if refusal is None and not self.begun and self._plan.repeatable and connection is not None and connection.used:
+            self._dial()  # the idle connection has died of old age: once more, on a new one
+        else:
+            self.fail(refusal or unusable_answer())
+
+    def response_switched(self, head: ResponseHead, rest: bytes) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None or self.over:
+            return
+        self.begun = True
+        self._record.status = head.status
+        self.switched = (connection, head, rest)
+        self._end(None)
+
+    @property
+    def closes(self) -> bool:
+        """Whether the caller's connection ends behind the answer."""
+        return b"close" in self._close_line
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _end(self, refusal: Refusal | None) -> None:
+        self.over = True
+        self._release()
+        self._ended(self, refusal)
+
+    def _release(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        if self._sending is not None and self._sending is not asyncio.current_task():
+            self._sending.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.drop()

@@ -1,0 +1,238 @@
+"""Reads the API server's answers: one reader for all of the agent's connections to it.
+
+`read_head` reads a response head as strictly as RFC 9112 §4 and §5 allow and answers what of it goes to the caller;
+`ChunkedBody` follows a chunked body (§7.1) through the buffers it arrives in. Neither keeps a byte of a body.
+Invariant: an answer whose end is not beyond doubt is refused (502) and never passed on (docs/threats.md#H9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP, connection_tokens
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest, check_switch, switch_lines
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a response head, as `framing.MAX_HEAD_LINE` allows for one line."""
+CHUNKED = -1
+"""`ResponseHead.length` of a chunked body."""
+_MAX_SIZE_LINE = 18
+_MAX_TRAILERS = 64 * 1024
+
+# Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
+_STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
+_FIELDS = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
+_FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
+_NOTED = re.compile(
+    # The fields that decide how a response is passed on: framing, everything in HOP_BY_HOP, and the server's name.
+    rb"\n(content-length|transfer-encoding|server|connection|keep-alive|te|trailer|upgrade|http2-settings|proxy-[^:\r\n]*+)"
+    rb":[ \t]*+([^\r\n]*+)\r",
+    re.IGNORECASE,
+)
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A response head that may be passed on."""
+
+    status: int
+    lines: bytes
+    """The status line and the header lines for the caller, each with its CRLF; the blank line is not among them."""
+    length: int
+    """Bytes of the body, or CHUNKED."""
+    keep: bool
+    """Whether the API server keeps the connection open behind the body."""
+
+
+def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None = None) -> ResponseHead | None:
+    """Read the head (blank line included) of the answer to a `method` request; None for an interim one (1xx).
+
+    101 is an answer only where `upgrade` asked for it. Raises Refusal 502 for a head that leaves a doubt.
+    """
+    status_line = _STATUS.match(head)
+    if status_line is None or _FIELDS.fullmatch(head, status_line.end()) is None:
+        raise unusable_answer()
+    status = int(status_line[1])
+    if status == 101 and upgrade is not None:
+        fields = _fields(head, status_line.end())
+        check_switch(fields, upgrade)
+        return ResponseHead(101, _status_line(101) + switch_lines(fields, upgrade), 0, False)
+    if 100 <= status < 200 and status != 101:
+        return None
+    lengths: list[bytes] = []
+    encodings: list[bytes] = []
+    verbatim, names_server = status >= 200, False
+    for name, value in _NOTED.findall(head):
+        lower = name.lower()
+        if lower == b"content-length":
+            lengths.append(value.strip(b" \t"))
+        elif lower == b"transfer-encoding":
+            encodings.append(value.strip(b" \t").lower())
+        elif lower == b"server":
+            names_server = True
+        else:
+            verbatim = False
+    bodiless = method == "HEAD" or status in (204, 304)
+    length = 0
+    if not bodiless and len(lengths) == 1 and not encodings and _LENGTH.fullmatch(lengths[0]):
+        length = int(lengths[0])
+    elif not bodiless and encodings == [b"chunked"] and not lengths:
+        length = CHUNKED
+    else:
+        verbatim = False
+    if verbatim:
+        lines = head[status_line.end() : -2]
+        if not names_server:
+            lines += b"Server: arcbridge\r\n"
+        return ResponseHead(status, _status_line(status) + lines, length, True)
+    fields = _fields(head, status_line.end())
+    lines = b"".join(b"%b: %b\r\n" % field for field in passed_fields(method, status, fields))
+    if length == CHUNKED:
+        lines += b"Transfer-Encoding: chunked\r\n"
+    return ResponseHead(status, _status_line(status) + lines, length, "close" not in connection_tokens(fields))
+
+
+def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Answer the header fields for the caller, in their order and without Transfer-Encoding. Raises Refusal 502.
+
+    The end of the body must be certain: one Content-Length or `chunked`, not both, not neither. A body that ends with
+    its connection cannot be told from one that was cut.
+    """
+    named = connection_tokens(fields)
+    lengths = [value for name, value in fields if name.lower() == b"content-length"]
+    encodings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
+    if status < 200:
+        raise _doubtful("it switched protocols unasked")
+    if len(lengths) > 1 or (lengths and encodings) or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise _doubtful("its length is ambiguous")
+    bodiless = method == "HEAD" or status in (204, 304)
+    if not bodiless and not lengths and encodings != [b"chunked"]:
+        raise _doubtful("its body has no certain end")
+    passed: list[tuple[bytes, bytes]] = []
+    names_server = False
+    for name, value in fields:
+        lower = name.decode("ascii", "replace").lower()
+        if lower in HOP_BY_HOP or lower in named or lower.startswith("proxy-"):
+            continue
+        if _CONTROL.search(value) or _CONTROL.search(name):
+            raise _doubtful("a header contains control characters")
+        names_server = names_server or lower == "server"
+        passed.append((name, value))
+    if not names_server:
+        passed.append((b"Server", b"arcbridge"))
+    return passed
+
+
+class ChunkedBody:
+    """Follows a chunked body through the buffers it arrives in, and keeps none of it. Trailers are dropped."""
+
+    __slots__ = ("_left", "_line", "_next", "_trailer_held", "_trailers", "broken", "over", "payload", "spans")
+
+    def __init__(self) -> None:
+        self._left = 0
+        """Bytes of the present chunk that have not arrived."""
+        self._line = b""
+        """The beginning of a line that the last buffer cut."""
+        self._next = "size"
+        self._trailers = 0
+        """Bytes of trailer lines so far."""
+        self._trailer_held = False
+        """A trailer was withheld, so that the final blank line is ours to write."""
+        self.payload = 0
+        """Bytes of the body so far, without framing."""
+        self.spans: list[tuple[int, int]] = []
+        """Where in the last buffer payload lies: (start, end) pairs."""
+        self.over = False
+        """The body is complete."""
+        self.broken = False
+        """A byte was not as RFC 9112 §7.1 demands; nothing behind it may be used."""
+
+    def feed(self, buffer: bytearray, start: int, end: int) -> tuple[int, bytes]:
+        """Read `buffer[start:end]`; answer where the part to pass on ends, and bytes to pass on behind it."""
+        position = stop = start
+        self.spans.clear()
+        while position < end and not self.over:
+            if self._left:
+                taken = min(self._left, end - position)
+                self._left -= taken
+                self.payload += taken
+                self.spans.append((position, position + taken))
+                position += taken
+                stop = position
+                continue
+            found = buffer.find(b"\n", position, end)
+            behind = found + 1 if found >= 0 else end
+            line = self._line + buffer[position:behind]
+            position = behind
+            if len(line) > (_MAX_SIZE_LINE if self._next != "trailer" else _MAX_TRAILERS):
+                self.broken = True
+                return stop, b""
+            if found < 0:
+                self._line = bytes(line)
+                if self._next == "trailer":
+                    self._trailer_held = True
+                else:
+                    stop = position
+                break
+            self._line = b""
+            if not self._accept_line(bytes(line)):
+                self.broken = True
+                return stop, b""
+            if not self._trailer_held:
+                stop = position
+        return stop, b"\r\n" if self.over and self._trailer_held else b""
+
+    def _accept_line(self, line: bytes) -> bool:
+        """Take one complete line; whether it is as it must be."""
+        if self._next == "size":
+            size = _SIZE.fullmatch(line)
+            if size is None:
+                return False
+            self._left = int(size[1], 16)
+            self._next = "end" if self._left else "trailer"
+            return True
+        if self._next == "end":
+            self._next = "size"
+            return line == b"\r\n"
+        if line == b"\r\n":
+            self.over = True
+            self._next = "over"
+            return True
+        self._trailer_held = True
+        self._trailers += len(line)
+        return self._trailers <= _MAX_TRAILERS
+
+
+def unusable_answer() -> Refusal:
+    """The refusal for an answer that did not come, or that is no HTTP."""
+    return Refusal(502, "the API server closed the connection without a usable answer")
+
+
+def _doubtful(what: str) -> Refusal:
+    return Refusal(502, f"the API server's answer cannot be passed on: {what}")
+
+
+def _fields(head: bytes, start: int) -> list[tuple[bytes, bytes]]:
+    return [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(head, start)]
+
+
+_status_lines: dict[int, bytes] = {}
+
+
+def _status_line(status: int) -> bytes:
+    """With the reason phrase of the code, never the API server's own words: those could hold anything."""
+    line = _status_lines.get(status)
+    if line is None:
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = "Unknown"
+        line = _status_lines[status] = f"HTTP/1.1 {status} {phrase}\r\n".encode()
+    return line

@@ -1,0 +1,150 @@
+"""Limiters: how often something may happen, and how much of it may happen at once.
+
+They decide and never wait, and they read no clock: each call is given the time in monotonic seconds. No limiter grows
+without bound, however many keys a peer makes up. Every rate and every cap of arcbridge is one of these; which key they
+count (an address, a subject, a name of an event) is the caller's choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class TokenBucket:
+    """`burst` tokens at most, refilled at `rate` tokens per second; full at first. A rate of 0 refills nothing."""
+
+    __slots__ = ("_left", "_then", "burst", "rate")
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self.burst = burst
+        self.rate = rate
+        self._left = float(burst)
+        """Tokens at `_then`; below zero it is a debt."""
+        self._then = 0.0
+        """The time of the last change, monotonic seconds."""
+
+    def take(self, now: float, count: float = 1.0) -> bool:
+        """Take `count` tokens; false when there were not as many. The debt is kept, so a flood stays refused."""
+        self._left = min(self.burst, self._left + max(0.0, now - self._then) * self.rate) - count
+        self._then = now
+        return self._left >= 0.0
+
+    def reserve(self, now: float, longest: float = 0.0, count: float = 1.0) -> float | None:
+        """Take `count` tokens unless they are more than `longest` seconds away: then return None and take none.
+
+        Return the seconds until they are there, 0.0 for now. A caller that waits so long has its turn, and turns come
+        in the order of the calls. A caller that is refused owes nothing.
+        """
+        wait = self.wait(now, count)
+        if wait > longest:
+            return None
+        self.take(now, count)
+        return wait
+
+    def wait(self, now: float, count: float = 1.0) -> float:
+        """Return the seconds until `count` tokens are there, 0.0 for now; take none."""
+        missing = count - self._left - max(0.0, now - self._then) * self.rate
+        missing = max(missing, count - self.burst)
+        if missing <= 0.0:
+            return 0.0
+        return missing / self.rate if self.rate else math.inf
+
+    def give(self, count: float) -> None:
+        """Return `count` tokens: work of ours that explains as many of the peer's actions."""
+        self._left = min(self.burst, self._left + count)
+
+    def is_full(self, now: float) -> bool:
+        """Say whether this bucket is as good as a new one."""
+        return self.wait(now, self.burst) == 0.0
+
+
+class KeyedTokenBucket(Generic[Key]):
+    """A token bucket for each key, in a table of at most `size` keys.
+
+    When the table is full, a new key takes the place of the key that was charged longest ago. With `shares` it does so
+    only if that key's bucket is full again; otherwise it is charged to one bucket that all keys without a place share.
+
+    Without `shares` a peer with many keys cannot lock out another one, and gets a burst for each of its keys. With it
+    the sum over any number of keys is bounded, and keys without a place pay for each other.
+    """
+
+    __slots__ = ("_buckets", "_shared", "burst", "rate", "size")
+
+    def __init__(self, burst: float, rate: float, *, size: int, shares: bool = False) -> None:
+        self.burst = burst
+        self.rate = rate
+        self.size = size
+        self._buckets: OrderedDict[Key, TokenBucket] = OrderedDict()
+        """In the order of the last charge, the oldest first."""
+        self._shared = TokenBucket(burst, rate) if shares else None
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: Key, now: float, count: float = 1.0) -> bool:
+        """Take `count` tokens of `key`; see `TokenBucket.take`."""
+        return self._charged(key, now).take(now, count)
+
+    def reserve(self, key: Key, now: float, longest: float = 0.0, count: float = 1.0) -> float | None:
+        """Take `count` tokens of `key` unless they are too far away; see `TokenBucket.reserve`."""
+        return self._charged(key, now).reserve(now, longest, count)
+
+    def wait(self, key: Key, now: float, count: float = 1.0) -> float:
+        """Return the seconds until `key` has `count` tokens; take none, and remember no new key."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._shared
+            if bucket is None or self._has_place(now):
+                bucket = TokenBucket(self.burst, self.rate)
+        return bucket.wait(now, count)
+
+    def _charged(self, key: Key, now: float) -> TokenBucket:
+        buckets = self._buckets
+        bucket = buckets.get(key)
+        if bucket is None:
+            if self._shared is not None and not self._has_place(now):
+                return self._shared
+            if len(buckets) >= self.size:
+                buckets.popitem(last=False)
+            bucket = buckets[key] = TokenBucket(self.burst, self.rate)
+        else:
+            buckets.move_to_end(key)
+        return bucket
+
+    def _has_place(self, now: float) -> bool:
+        """Say whether a new key can be counted without forgetting what another one owes."""
+        return len(self._buckets) < self.size or next(iter(self._buckets.values())).is_full(now)
+
+
+class KeyedConcurrency(Generic[Key]):
+    """How many each key holds at once, at most `most`. A key that holds nothing takes no memory."""
+
+    __slots__ = ("_held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: dict[Key, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def acquire(self, key: Key) -> bool:
+        """Hold one more, or return false where `key` holds all it may."""
+        held = self._held.get(key, 0)
+        if held >= self.most:
+            return False
+        self._held[key] = held + 1
+        return True
+
+    def release(self, key: Key) -> None:
+        """Hold one less; each `acquire` that returned true has one `release`."""
+        held = self._held[key] - 1
+        if held:
+            self._held[key] = held
+        else:
+            del self._held[key]

@@ -1,0 +1,94 @@
+"""Chooses what a relay keeps its registry in, and how it reaches agents that other processes hold.
+
+The choice follows from the settings and from the process: one of several workers, a relay of a NATS fleet, or a relay
+alone. It is made here and nowhere else: a relay sees a `Registry` and a `Fleet`, and asks the fleet for what only some
+fleets can do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from arcbridge.config import RelayConfig
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import parse_address
+from arcbridge.relay.data_dir import open_registry
+from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.nats import NatsConnection
+from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.nats import NatsRegistry
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
+
+NATS_PATIENCE = 5.0
+"""Seconds that a relay or an operator's command waits for NATS: several servers may have to be tried."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+async def open_backend(
+    config: RelayConfig, membership: WorkerMembership | None, stack: contextlib.AsyncExitStack
+) -> tuple[Registry, Fleet]:
+    """Open the registry and make the fleet, which is still to be started; `stack` closes the registry and NATS.
+
+    A relay starts without NATS, too: it refuses what it cannot know. Raises `ConfigError`, `StateError` and
+    `RegistryUnavailable`.
+    """
+    registry: Registry
+    fleet: Fleet
+    if config.fleet.servers and membership is None:
+        connection = NatsConnection(config.fleet)
+        stack.push_async_callback(connection.close)
+        if not await connection.start(NATS_PATIENCE):
+            log.warning("NATS does not answer: this relay starts without, and refuses what it cannot know")
+        fleet = NatsFleet(connection, internal_address=_internal_address(config))
+        registry = following = _nats_registry(connection, config)
+        following.start()
+    else:
+        fleet = LocalFleet() if membership is None else membership.fleet
+        registry = await open_registry(config.data_dir)
+    stack.push_async_callback(registry.close)
+    return registry, fleet
+
+
+@contextlib.asynccontextmanager
+async def registry_of(
+    config: RelayConfig, *, must_exist: bool = False, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Registry]:
+    """Open the registry that a relay with these settings has, its own or its fleet's, for one command of an operator.
+
+    Raises `ConfigError`, `StateError`, and `RegistryUnavailable` when NATS does not answer in time.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        registry: Registry
+        if config.fleet.servers:
+            connection = NatsConnection(config.fleet)
+            stack.push_async_callback(connection.close)
+            if not await connection.start(NATS_PATIENCE):
+                servers = ", ".join(config.fleet.servers)
+                raise RegistryUnavailable(f"the fleet's registry does not answer: NATS cannot be reached at {servers}")
+            registry = _nats_registry(connection, config, clock)
+        else:
+            registry = await open_registry(config.data_dir, must_exist=must_exist, clock=clock)
+        stack.push_async_callback(registry.close)
+        yield registry
+
+
+def _nats_registry(
+    connection: NatsConnection, config: RelayConfig, clock: Callable[[], float] = time.time
+) -> NatsRegistry:
+    fleet = config.fleet
+    return NatsRegistry(connection, bucket=fleet.bucket, replicas=fleet.replicas, outage=fleet.outage, clock=clock)
+
+
+def _internal_address(config: RelayConfig) -> str:
+    """Return where other relays reach this one: without a setting, at the public address."""
+    try:
+        return str(parse_address(config.fleet.internal_address or config.public_address))
+    except ConfigError as error:
+        raise ConfigError(f"fleet.internal_address: {error.message}") from error

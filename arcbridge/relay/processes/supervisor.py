@@ -1,0 +1,511 @@
+"""The supervisor of a relay with several processes: it starts the workers, and is the relay to everybody outside.
+
+It holds the data directory's lock and the port's number, but accepts nothing and sees no session. It gives each worker
+a channel to itself and one to each sibling (`channel.pair`), starts one again that died, passes on the drain, answers
+/metrics, /livez and /readyz for all, and is ready once all of them serve.
+
+Rules:
+
+1. A worker that fails while the relay starts ends the relay, with that worker's error, told once.
+2. A worker that dies later is started again: at once the first time, then after longer and longer, at most `LONGEST`.
+   The others go on; the relay is ready as long as one serves, for the kernel brings connections to those that live.
+3. A worker that has been silent for `SILENT` is killed: its loop hangs, and with it a part of the port.
+4. No worker outlives the supervisor. They inherit its lock, so that a next relay on the same data waits for the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from enum import Enum
+from typing import Final
+
+import structlog
+
+from arcbridge.config import RelayConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
+from arcbridge.net.address import Address, parse_listen
+from arcbridge.observe.gathered import GatheredMetrics, Snapshot
+from arcbridge.observe.health import Checks
+from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.data_dir import only_one
+from arcbridge.relay.listener import bind
+from arcbridge.relay.processes.worker import Assignment
+from arcbridge.relay.service import RelayInfo
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
+
+MAX_WORKERS: Final = 64
+"""More than any machine's cores that one relay can use: each pair of workers has a channel."""
+START_DEADLINE: Final = 60.0
+"""Seconds for a worker to serve. It takes one; a busy machine, or a lock that an operator holds, makes it more."""
+FIRST_DELAY: Final = 0.1
+LONGEST: Final = 30.0
+HEALTHY: Final = 60.0
+"""Seconds of life after which the next death is a new story."""
+SILENT: Final = 30.0
+DRAIN_DEADLINE: Final = 28.0
+"""Seconds for the workers to go away: above what a drain takes, and below the 30 after which service managers kill."""
+GATHER_DEADLINE: Final = 1.0
+"""Seconds for the workers to tell their metrics; of one that does not, those of the last time are shown."""
+_LOOK: Final = 1.0
+
+_PREFIX: Final = "arcbridge_relay_"
+_RULES: Final[dict[str, Callable[..., float]]] = {
+    f"{_PREFIX}draining": max,
+    f"{_PREFIX}certificate_expires_timestamp_seconds": min,
+}
+_CODE: Final = (
+    "import sys; sys.path[:] = sys.argv[4].split(chr(0x1f)); from arcbridge.cli.worker import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class State(Enum):
+    """Of one worker's process."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    GONE = "gone"
+
+
+def worker_count(config: RelayConfig) -> int:
+    """How many processes this relay has. Raises `ConfigError` where it cannot have so many."""
+    count = config.workers or min(_cores(), MAX_WORKERS)
+    if not 1 <= count <= MAX_WORKERS:
+        raise ConfigError(f"workers: 1 to {MAX_WORKERS}, or 0 for one for each core")
+    if count > 1:
+        if config.fleet.servers:
+            raise ConfigError(
+                "workers: more than one cannot be had together with fleet.servers: another relay that passes an "
+                "agent's join on must reach the very process that waits, and these share one port. Set workers = 1, "
+                "and run several relays of the fleet on this machine, each with a port and a data_dir of its own"
+            )
+        if not sys.platform.startswith("linux"):
+            raise ConfigError("workers: more than one needs Linux, whose kernel spreads connections over processes")
+    return count
+
+
+async def supervise(
+    config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
+) -> None:
+    """`relay.service.serve` with several processes: the same arguments, the same errors, the same end."""
+    count = worker_count(config)
+    async with AsyncExitStack() as stack:
+        lock = stack.enter_context(only_one(config.data_dir))
+        held = _hold(parse_listen(config.listen))
+        stack.callback(held.close)
+        supervisor = Supervisor(config, count, held.getsockname()[1], lock)
+        stack.push_async_callback(supervisor.kill)
+        await supervisor.start()
+        observe = ObserveServer(
+            config.observe.listen,
+            supervisor.metrics,
+            supervisor.checks,
+            gather=supervisor.gather,
+            toggled=lambda: supervisor.tell_all({"t": "toggle"}),
+        )
+        observing = await observe.start()
+        stack.push_async_callback(observe.stop)
+        first = supervisor.info
+        info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["ca_pin"]), observing)
+        log.info(
+            "relay serving",
+            address=info.address,
+            public_address=info.public_address,
+            ca_pin=info.ca_pin,
+            observe=observing,
+            workers=count,
+        )
+        ready(info)
+        await stopping.wait()
+        await supervisor.stop(hurry)
+    log.info("relay stopped", step="gone")
+
+
+class _Worker:
+    """One process, from its start to its end; its successor is another object."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.state = State.STARTING
+        self.process: Process
+        self.channel: Channel
+        self.began = self.heard = time.monotonic()
+        self.served_since = 0.0
+        self.info: Head = {}
+        self.error: ArcbridgeError | None = None
+        """What it said before it ended without having served."""
+        self.failures: dict[str, str] = {}
+        self.snapshot: Snapshot = []
+        self.pairs: dict[int, int] = {}
+        """The number of its channel to each sibling."""
+        self.idle = False
+
+    @property
+    def lives(self) -> bool:
+        return self.state is not State.GONE
+
+    def tell(self, head: Head, body: bytes = b"", give: socket.socket | None = None) -> None:
+        """`give`: a socket that is the worker's alone from then on."""
+        try:
+            self.channel.send(head, body, give, keep=False)
+        except ChannelClosed:
+            # Its end is noticed by its process.
+            pass
+
+
+class Supervisor:
+    """`start`, then `stop`; `kill` in any case."""
+
+    def __init__(self, config: RelayConfig, count: int, port: int, lock: int) -> None:
+        """`port`: the one to listen on, which somebody holds. `lock`: a descriptor for the workers to inherit."""
+        self._config = config
+        self._count = count
+        self._listen = Address(parse_listen(config.listen).host, port)
+        self._lock = lock
+        self._workers: dict[int, _Worker] = {}
+        self._pairs = 0
+        self._started = False
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._attempts = [0] * count
+        self._asked = 0
+        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._gathering: asyncio.Task[None] | None = None
+        self.restarts = 0
+        self.info: Head = {}
+        """What the first worker said when it served."""
+        self.metrics = GatheredMetrics(
+            "relay",
+            lambda: [worker.snapshot for worker in self._alive()],
+            rules=_RULES,
+            own=frozenset({f"{_PREFIX}ready"}),
+        )
+        self.checks = Checks()
+        self._register()
+
+    def _register(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("workers", "Processes that this relay is to have.", None, lambda: self._count)
+        gauge("workers_serving", "Processes that serve.", None, lambda: len(self._serving()))
+        self.metrics.counter("worker_restarts_total", "Workers that were started again after they had died.", None,
+                             lambda: self.restarts)  # fmt: skip
+        gauge(
+            "worker_sessions",
+            "Sessions that are being pumped, by worker.",
+            {"worker": tuple(str(index) for index in range(self._count))},
+            lambda: {str(worker.index): _read(worker.snapshot, f"{_PREFIX}pumps_open") for worker in self._alive()},
+        )
+        self.checks.add("workers", lambda: None if self._serving() else "no worker serves")
+        self.checks.add("registry", lambda: self._failure("registry"))
+        self.checks.add("draining", lambda: "this relay is going away" if self._stopping.is_set() else None)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """All workers, until all serve. Raises the error of the first that cannot."""
+        for index in range(self._count):
+            await self._launch(index)
+        self._introduce(range(self._count))
+        self._run(self._look())
+        try:
+            async with asyncio.timeout(START_DEADLINE):
+                while len(self._serving()) < self._count:
+                    for worker in self._workers.values():
+                        if not worker.lives:
+                            raise worker.error or StateError(
+                                f"worker {worker.index} ended while the relay started ({_how(worker.process)}): "
+                                "its log has the cause"
+                            )
+                    await self._change()
+        except TimeoutError as error:
+            raise StateError(f"not all workers served within {START_DEADLINE:.0f} s") from error
+        self._started = True
+        self.info = self._workers[0].info
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Have all workers drain, together; kill who does not end."""
+        self._stopping.set()
+        self.tell_all({"t": "stop"})
+        hurrying = asyncio.get_running_loop().create_task(self._pass_on(hurry))
+        try:
+            async with asyncio.timeout(DRAIN_DEADLINE):
+                while any(worker.lives for worker in self._workers.values()):
+                    self._close_together()
+                    await self._change()
+        except TimeoutError:
+            log.error("workers did not go away in time", workers=[worker.index for worker in self._alive()])
+        finally:
+            hurrying.cancel()
+
+    async def kill(self) -> None:
+        """End every process that is left, and wait for it."""
+        self._stopping.set()
+        for worker in self._alive():
+            _kill(worker.process)
+        for worker in self._workers.values():
+            await worker.process.wait()
+            worker.channel.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def tell_all(self, head: Head) -> None:
+        for worker in self._alive():
+            worker.tell(head)
+
+    # -- one worker ------------------------------------------------------------------------------------------------
+
+    async def _launch(self, index: int) -> None:
+        """Start a process and tell it what it is; it serves once it was introduced."""
+        worker = _Worker(index)
+        ours, theirs = pair()
+        worker.channel = Channel(
+            ours, lambda message: self._received(worker, message), lambda: self._channel_closed(worker)
+        )
+        arguments = ("arcbridge-relay-worker", str(index), str(theirs.fileno()), chr(0x1F).join(sys.path))
+        try:
+            worker.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", _CODE, *arguments),
+                stdin=DEVNULL,
+                pass_fds=(theirs.fileno(), self._lock),
+                # A terminal's Ctrl-C is for the supervisor, which passes it on once.
+                start_new_session=True,
+            )
+        except BaseException as error:
+            worker.channel.close()
+            if isinstance(error, OSError):
+                raise StateError(f"a worker cannot be started: {error.strerror}") from error
+            raise
+        finally:
+            theirs.close()
+        self._workers[index] = worker
+        worker.channel.start()
+        assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
+        worker.tell({"t": "assign"}, pickle.dumps(assignment))
+        self._run(self._watch(worker))
+
+    def _introduce(self, new: Iterable[int]) -> None:
+        """Channels between these workers and all others, then the word to serve."""
+        workers = [self._workers[index] for index in new]
+        for worker in workers:
+            for other in self._alive():
+                if other is not worker and other.index not in worker.pairs:
+                    self._connect(worker, other)
+        for worker in workers:
+            worker.tell({"t": "serve", "siblings": len(worker.pairs)})
+
+    def _connect(self, one: _Worker, other: _Worker) -> None:
+        self._pairs += 1
+        ends = pair()
+        for worker, peer, end in ((one, other, ends[0]), (other, one, ends[1])):
+            worker.pairs[peer.index] = self._pairs
+            worker.tell({"t": "peer", "worker": peer.index, "pair": self._pairs}, give=end)
+
+    async def _watch(self, worker: _Worker) -> None:
+        """Wait for a worker's end, and start another in its place."""
+        await worker.process.wait()
+        # Its last words may not have been heard yet.
+        worker.channel.read_rest()
+        worker.state = State.GONE
+        worker.channel.close()
+        self.metrics.keep(worker.snapshot)
+        worker.snapshot = []
+        self._changed.set()
+        for other in self._workers.values():
+            if other.pairs.get(worker.index) == worker.pairs.get(other.index):
+                other.pairs.pop(worker.index, None)
+        if self._stopping.is_set() or not self._started:
+            return
+        how = _how(worker.process)
+        lasted = time.monotonic() - worker.served_since if worker.served_since else 0.0
+        if lasted >= HEALTHY:
+            self._attempts[worker.index] = 0
+        delay = min(FIRST_DELAY * 2.0 ** self._attempts[worker.index], LONGEST)
+        self._attempts[worker.index] = min(self._attempts[worker.index] + 1, 32)
+        cause = worker.error.message if worker.error is not None else how
+        log.error("worker died", died=worker.index, pid=worker.process.pid, cause=cause, restart_in=delay)
+        while True:
+            await asyncio.sleep(delay)
+            if self._stopping.is_set():
+                return
+            try:
+                await self._launch(worker.index)
+                break
+            except StateError as error:
+                log.error("worker not started again", died=worker.index, cause=error.message)
+                delay = LONGEST
+        self.restarts += 1
+        self._introduce([worker.index])
+
+    async def _look(self) -> None:
+        """Kill who is silent, or does not come to serve."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            now = time.monotonic()
+            for worker in self._alive():
+                if worker.state is State.SERVING and now - worker.heard > SILENT:
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="silent")
+                    _kill(worker.process)
+                elif worker.state is State.STARTING and now - worker.began > START_DEADLINE:
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="does not serve")
+                    _kill(worker.process)
+
+    # -- what workers say ------------------------------------------------------------------------------------------
+
+    def _received(self, worker: _Worker, message: Received) -> None:
+        head = message.head
+        worker.heard = time.monotonic()
+        match head["t"]:
+            case "serving":
+                worker.info = head
+                worker.state = State.SERVING
+                worker.served_since = worker.heard
+                if self._started:
+                    log.info("worker serves again", again=worker.index, pid=worker.process.pid)
+            case "failed":
+                kind = ConfigError if head["usage"] else StateError
+                worker.error = kind(str(head["message"]))
+            case "beat":
+                worker.failures = dict(head["failures"])
+            case "metrics":
+                worker.snapshot = json.loads(message.body)
+                answer = self._answers.get(int(head["n"]))
+                if answer is not None and not answer.done():
+                    answer.set_result(None)
+            case "lost":
+                self._reconnect(worker, int(head["worker"]), int(head["pair"]))
+            case "idle":
+                worker.idle = True
+                if not self._stopping.is_set():
+                    # It goes away alone: somebody has sent it a signal.
+                    worker.tell({"t": "close"})
+        if message.sock is not None:
+            message.sock.close()
+        self._changed.set()
+
+    def _channel_closed(self, worker: _Worker) -> None:
+        """It is dying; or, when it is not, nothing can be said to it any more."""
+        process = getattr(worker, "process", None)
+        if process is not None and worker.lives and process.returncode is None:
+            self._run(self._bury(worker))
+
+    async def _bury(self, worker: _Worker) -> None:
+        try:
+            async with asyncio.timeout(_LOOK):
+                await worker.process.wait()
+        except TimeoutError:
+            _kill(worker.process)
+
+    def _reconnect(self, worker: _Worker, index: int, number: int) -> None:
+        """The channel between two workers broke: another one, if both live."""
+        other = self._workers.get(index)
+        if other is None or not other.lives or worker.pairs.get(index) != number:
+            return
+        if other.process.returncode is None and not self._stopping.is_set():
+            self._run(self._reconnect_later(worker, other, number))
+
+    async def _reconnect_later(self, worker: _Worker, other: _Worker, number: int) -> None:
+        """A moment later: mostly the other one is dying, and that is just not known yet."""
+        await asyncio.sleep(_LOOK)
+        if worker.lives and other.lives and worker.pairs.get(other.index) == number:
+            log.warning("workers connected anew", workers=[worker.index, other.index])
+            self._connect(worker, other)
+
+    # -- all of them -----------------------------------------------------------------------------------------------
+
+    async def gather(self) -> None:
+        """Have the workers tell their metrics, at most once at a time; takes at most `GATHER_DEADLINE`."""
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.get_running_loop().create_task(self._gather())
+        await asyncio.shield(self._gathering)
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        asked: list[asyncio.Future[None]] = []
+        numbers = []
+        for worker in self._serving():
+            self._asked += 1
+            numbers.append(self._asked)
+            self._answers[self._asked] = answer = loop.create_future()
+            asked.append(answer)
+            worker.tell({"t": "metrics", "n": self._asked})
+        if asked:
+            await asyncio.wait(asked, timeout=GATHER_DEADLINE)
+        for number in numbers:
+            del self._answers[number]
+
+    def _close_together(self) -> None:
+        alive = self._alive()
+        if alive and all(worker.idle for worker in alive):
+            self.tell_all({"t": "close"})
+
+    async def _pass_on(self, hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        self.tell_all({"t": "hurry"})
+
+    def _alive(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.lives]
+
+    def _serving(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.state is State.SERVING]
+
+    def _failure(self, name: str) -> str | None:
+        return next((worker.failures[name] for worker in self._serving() if name in worker.failures), None)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hold(listen: Address) -> socket.socket:
+    """Have a port that nobody else has: first alone, which another relay of this user that shares its port would
+    prevent as anybody else, then as one that is shared, without listening.
+
+    Raises `ConfigError` that names the setting.
+    """
+    alone = bind(listen)
+    port = alone.getsockname()[1]
+    alone.close()
+    return bind(Address(listen.host, port), shared=True, accept=False)
+
+
+def _kill(process: Process) -> None:
+    try:
+        process.kill()
+    except ProcessLookupError:
+        # It has just ended.
+        pass
+
+
+def _how(process: Process) -> str:
+    code = process.returncode
+    if code is None:
+        return "still running"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _read(snapshot: Snapshot, name: str) -> float:
+    series = [entry["series"] for entry in snapshot if entry["name"] == name]
+    return float(series[0][0][1]) if series else 0.0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,172 @@
+"""One worker: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
+
+What the supervisor says, on the channel that the process inherits: `assign` (first), `peer` (a channel to a sibling),
+`serve` (that was all of them), `metrics` (tell yours), `toggle` (the log's level), `stop`, `hurry`, `close` (all are
+ready to close the port). What the worker says: `serving` or `failed`, `beat` every second, `metrics`, `lost` (a channel
+to a sibling broke), `idle` (ready to close the port).
+
+A supervisor that is gone ends its workers at once: nobody would start them again, count for them, or end them, and
+their port and lock are needed by the next one. Their sessions resume there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from arcbridge.config import RelayConfig
+from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.net.address import Address
+from arcbridge.observe import logging as logs
+from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
+
+BEAT: Final = 1.0
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is told first. It travels pickled: from the supervisor to a process of its own and nowhere else."""
+
+    config: RelayConfig
+    index: int
+    count: int
+    host: str
+    port: int
+
+
+class _Worker:
+    """The worker's side of the supervisor's channel."""
+
+    def __init__(self, parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        self.assigned: asyncio.Future[Assignment] = loop.create_future()
+        self.told_to_serve = asyncio.Event()
+        self.place: WorkerMembership
+        self._may_close = asyncio.Event()
+        self._stopping = stopping
+        self._hurry = hurry
+        self._siblings = Siblings(self._lost)
+        self.channel = Channel(parent, self._received, self._orphaned)
+        self.channel.start()
+
+    def tell(self, head: dict[str, object], body: bytes = b"") -> None:
+        try:
+            self.channel.send(head, body)
+        except ChannelClosed:
+            # `_orphaned` ends this process.
+            pass
+
+    async def together(self, hurry: asyncio.Event) -> None:
+        """Until all workers are ready to close the port."""
+        self.tell({"t": "idle"})
+        waiting: list[asyncio.Task[object]] = [
+            asyncio.get_running_loop().create_task(_wait(event)) for event in (self._may_close, hurry)
+        ]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def beat(self) -> None:
+        while True:
+            self.tell({"t": "beat", "failures": self.place.failures()})
+            await asyncio.sleep(BEAT)
+
+    def close(self) -> None:
+        self._siblings.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _received(self, message: Received) -> None:
+        head = message.head
+        match head["t"]:
+            case "assign":
+                assigned: Assignment = pickle.loads(message.body)
+                listen = Address(assigned.host, assigned.port)
+                self.place = WorkerMembership(assigned.index, assigned.count, listen, self._siblings, self.together)
+                self.assigned.set_result(assigned)
+            case "peer" if message.sock is not None:
+                self._siblings.connect(int(head["worker"]), int(head["pair"]), message.sock)
+            case "serve":
+                self.place.expected = int(head["siblings"])
+                self.told_to_serve.set()
+            case "metrics":
+                self.tell({"t": "metrics", "n": head["n"]}, self.place.snapshot())
+            case "toggle":
+                logs.toggle_debug()
+            case "stop":
+                self._stopping.set()
+            case "hurry":
+                self._stopping.set()
+                self._hurry.set()
+            case "close":
+                self._may_close.set()
+            case _:
+                if message.sock is not None:
+                    message.sock.close()
+
+    def _lost(self, index: int, pair: int) -> None:
+        self.tell({"t": "lost", "worker": index, "pair": pair})
+
+    def _orphaned(self) -> None:
+        self._stopping.set()
+        self._hurry.set()
+        self.told_to_serve.set()
+        if not self.assigned.done():
+            self.assigned.set_exception(ChannelClosed("the supervisor is gone"))
+
+
+async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+    """Be one worker until told to stop, or until the supervisor is gone. `parent`: the channel to it.
+
+    An error at the start is the supervisor's to tell: it is sent there and not raised. Raises what ends a worker that
+    serves.
+    """
+    worker = _Worker(parent, stopping, hurry)
+    serving = False
+
+    def ready(info: RelayInfo) -> None:
+        nonlocal serving
+        serving = True
+        worker.tell(
+            {
+                "t": "serving",
+                "address": info.address,
+                "public_address": info.public_address,
+                "ca_pin": info.ca_pin,
+                "pid": os.getpid(),
+            }
+        )
+
+    try:
+        assigned = await worker.assigned
+        config = assigned.config
+        logs.configure("relay", config.observe.log_level, config.observe.log_format, worker=assigned.index)
+        await worker.told_to_serve.wait()
+        beating = asyncio.get_running_loop().create_task(worker.beat())
+        try:
+            await serve(config, ready, stopping, hurry, worker.place)
+        finally:
+            beating.cancel()
+    except ArcbridgeError as error:
+        if serving:
+            raise
+        worker.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
+    finally:
+        worker.close()
+
+
+async def _wait(event: asyncio.Event) -> object:
+    return await event.wait()

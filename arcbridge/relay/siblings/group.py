@@ -1,0 +1,136 @@
+"""The other workers of this relay, as one of them sees them: a channel to each, and who handles which message.
+
+The supervisor makes the channels, anew when a worker was restarted, and anew when one broke between two that live
+(`on_lost` tells it). A worker that comes is heard of in order: first its HELLO, then what each part of this process
+and of that one has to say (`on_joined`), and all of it before the first message that depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received
+
+
+class Sibling:
+    """Another worker, for as long as one channel to it lives."""
+
+    def __init__(self, index: int, pair: int) -> None:
+        self.index = index
+        self.pair = pair
+        """Which of the channels that the two ever had this is."""
+        self.worker_id = ""
+        """Of that process, once it has said HELLO."""
+        self.channel: Channel
+
+    def __repr__(self) -> str:
+        return f"Sibling({self.index}, pair {self.pair})"
+
+    def send(self, head: Head, body: bytes = b"", sock: socket.socket | None = None) -> None:
+        """See `Channel.send`; raises `ChannelClosed`."""
+        self.channel.send(head, body, sock)
+
+    def tell(self, head: Head, body: bytes = b"") -> None:
+        """Send what need not arrive: whoever is gone has forgotten everything anyway."""
+        try:
+            self.channel.send(head, body)
+        except ChannelClosed:
+            # `on_left` has run, or will.
+            pass
+
+
+Handler = Callable[[Sibling, Received], None]
+
+
+class Siblings:
+    """`connect` for each channel that the supervisor gives; `handlers`, `on_joined` and `on_left` before the first."""
+
+    def __init__(self, on_lost: Callable[[int, int], None] = lambda index, pair: None) -> None:
+        """`on_lost(index, pair)`: the channel to that worker broke, and nobody has replaced it."""
+        self.worker_id = secrets.token_hex(8)
+        """This process, for dial tokens; another one after a restart."""
+        self.handlers: dict[str, Handler] = {}
+        self.on_joined: list[Callable[[Sibling], None]] = []
+        self.on_left: list[Callable[[Sibling], None]] = []
+        self._on_lost = on_lost
+        self._connected: dict[int, Sibling] = {}
+        self._complete: set[Sibling] = set()
+        self._closing = False
+        self._synced = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Sibling]:
+        """Those that can be sent to."""
+        return iter(list(self._connected.values()))
+
+    def __len__(self) -> int:
+        return len(self._connected)
+
+    def connect(self, index: int, pair: int, sock: socket.socket) -> None:
+        """Talk to worker `index` over `sock`, which is ours from now on, and no more over what there was before."""
+        older = self._connected.pop(index, None)
+        if older is not None:
+            older.channel.close()
+        sibling = Sibling(index, pair)
+        try:
+            sibling.channel = Channel(
+                sock, lambda message: self._received(sibling, message), lambda: self._left(sibling)
+            )
+        except ChannelClosed:
+            sock.close()
+            raise
+        self._connected[index] = sibling
+        sibling.channel.start()
+        sibling.tell({"t": "hello", "id": self.worker_id})
+        for joined in self.on_joined:
+            joined(sibling)
+        sibling.tell({"t": "synced"})
+
+    def of_id(self, worker_id: str) -> Sibling | None:
+        return (
+            next((one for one in self._connected.values() if one.worker_id == worker_id), None) if worker_id else None
+        )
+
+    async def synced(self, count: int, timeout: float) -> bool:
+        """Whether `count` siblings have said all that they had to say at the beginning, within `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while len(self._complete) < count:
+                    self._synced.clear()
+                    await self._synced.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._closing = True
+        for sibling in self:
+            sibling.channel.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _received(self, sibling: Sibling, message: Received) -> None:
+        kind = message.head.get("t")
+        if kind == "hello":
+            sibling.worker_id = str(message.head.get("id", ""))
+            return
+        if kind == "synced":
+            self._complete.add(sibling)
+            self._synced.set()
+            return
+        handler = self.handlers.get(str(kind))
+        if handler is not None:
+            handler(sibling, message)
+        elif message.sock is not None:
+            message.sock.close()
+
+    def _left(self, sibling: Sibling) -> None:
+        self._complete.discard(sibling)
+        if self._connected.get(sibling.index) is sibling:
+            del self._connected[sibling.index]
+            if not self._closing:
+                self._on_lost(sibling.index, sibling.pair)
+        for left in self.on_left:
+            left(sibling)

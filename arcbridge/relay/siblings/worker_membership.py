@@ -1,0 +1,83 @@
+"""A worker's place among the processes of its relay: what `relay.service` needs to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.net.address import Address
+from arcbridge.observe.gathered import snapshot
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.fleet.workers import WorkersFleet
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.handover import Handovers
+
+ACQUAINTED: Final = 2.0
+"""Seconds for the siblings to say which agents they have: whoever came earlier would be told that there is none."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class WorkerMembership:
+    """One of `count` processes that listen on `listen`. `together`: see `relay.drain`."""
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        listen: Address,
+        siblings: Siblings,
+        together: Callable[[asyncio.Event], Awaitable[None]],
+    ) -> None:
+        self.index = index
+        self.count = count
+        self.listen = listen
+        self.together = together
+        self.siblings = siblings
+        self.fleet = WorkersFleet(siblings)
+        self.handovers = Handovers(siblings)
+        self.expected = 0
+        """Siblings that lived when this one was started."""
+        self._metrics: Metrics | None = None
+        self._checks: Checks | None = None
+
+    def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
+        """This process' part of what the whole relay may hold: an equal one, rounded up, because the kernel spreads
+        connections evenly; shared counters would cost a message between processes for each connection."""
+
+        def part(of: int) -> int:
+            return max(-(-of // self.count), 1)
+
+        return replace(
+            limits,
+            unauthenticated=part(limits.unauthenticated),
+            unauthenticated_per_address=part(limits.unauthenticated_per_address),
+            sessions=part(limits.sessions),
+            agents=part(limits.agents),
+            pending_joins=part(limits.pending_joins),
+            agents_per_second=part(limits.agents_per_second),
+        )
+
+    async def acquainted(self) -> None:
+        """Wait, within bounds, until the siblings have said what they have."""
+        if not await self.siblings.synced(self.expected, ACQUAINTED):
+            log.warning("not all other workers have answered yet", expected=self.expected, found=len(self.siblings))
+
+    def watch(self, metrics: Metrics, checks: Checks) -> None:
+        """What the supervisor asks for from now on."""
+        self._metrics, self._checks = metrics, checks
+
+    def snapshot(self) -> bytes:
+        """The metrics, as JSON of a `observe.gathered.Snapshot`."""
+        return json.dumps([] if self._metrics is None else snapshot(self._metrics)).encode()
+
+    def failures(self) -> dict[str, str]:
+        """The readiness checks that fail now."""
+        return {} if self._checks is None else self._checks.failures()

@@ -1,0 +1,237 @@
+"""What each of the peer's frames other than DATA does to a session, in each of its states.
+
+A frame that breaks the session's rules raises `Violation`, which becomes a GOAWAY in `Session.receive_data`; one that
+breaks a stream's rules resets that stream; a race is settled, counted and dropped. Who may send a type is
+`wire.frames.FRAMES`' word: a type that this peer may not send has a handler that refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbridge.wire import events as ev
+from arcbridge.wire.frames import (
+    FIRST_CREDIT,
+    FRAMES,
+    MAY_SEND,
+    PING_BODY,
+    U32,
+    U64,
+    VERSION,
+    FrameType,
+    From,
+    GoawayCode,
+    ResetCode,
+    frame,
+)
+from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Violation, ended_by
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Status
+from arcbridge.wire.state import Kind, Side
+from arcbridge.wire.stream import ReceiveState
+from arcbridge.wire.window import MAX_CREDIT
+
+if TYPE_CHECKING:
+    from arcbridge.wire.receiver import FrameHandler
+    from arcbridge.wire.session import Session
+
+
+def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
+    """Make the handler of a type that this peer may not send."""
+    for_sessions = FRAMES[kind].sender in (From.SESSION_BOTH, From.SESSION_ACCEPTOR)
+    where = "on a control connection" if for_sessions and connection is Kind.CONTROL else "from the wrong side"
+
+    def refuse(_stream_id: int, _body: bytes) -> None:
+        raise Violation(GoawayCode.PROTOCOL, f"{kind.name} {where}")
+
+    return refuse
+
+
+class FrameHandlers:
+    """The handlers of one session."""
+
+    __slots__ = ("_session", "table")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        handlers: dict[FrameType, FrameHandler] = {
+            FrameType.HELLO: self._on_hello,
+            FrameType.AUTH: self._on_auth,
+            FrameType.AUTH_OK: self._on_auth_ok,
+            FrameType.OPEN: self._on_open,
+            FrameType.FIN: self._on_fin,
+            FrameType.RESET: self._on_reset,
+            FrameType.WINDOW: self._on_window,
+            FrameType.ACK: self._on_ack,
+            FrameType.PING: self._on_ping,
+            FrameType.PONG: self._on_pong,
+            FrameType.GOAWAY: self._on_goaway,
+            FrameType.DIAL: self._on_dial,
+            FrameType.STATUS: self._on_status,
+            FrameType.MOVE: self._on_move,
+            FrameType.QUIET: self._on_quiet,
+        }
+        peer = session.kind, Side.ACCEPTOR if session.side is Side.INITIATOR else Side.INITIATOR
+        self.table: dict[int, FrameHandler] = {
+            kind: handler if peer in MAY_SEND[FRAMES[kind].sender] else misplaced(kind, session.kind)
+            for kind, handler in handlers.items()
+        }
+        """Handler of each known type but DATA."""
+
+    # -- handshake --------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        receiver = session.receiver
+        if receiver.peer_hello is not None:
+            raise Violation(GoawayCode.PROTOCOL, "a second HELLO")
+        hello = Hello.decode(body)
+        if not hello.least <= VERSION <= hello.version:
+            raise Violation(
+                GoawayCode.VERSION,
+                f"the other end speaks protocol versions {hello.least} to {hello.version}, this one only {VERSION}: "
+                "upgrade the older of the two",
+            )
+        if not FIRST_CREDIT <= hello.stream_window <= MAX_CREDIT:
+            raise Violation(GoawayCode.PROTOCOL, f"a first stream window of {hello.stream_window} bytes")
+        receiver.peer_hello = hello
+        session.stream_table.set_first_credit(hello.stream_window)
+        session.events.append(ev.HelloReceived(hello))
+        if hello.session_id:
+            # Nothing is answered until the session that is meant takes the connection over, or it is refused.
+            if session.side is not Side.ACCEPTOR or session.kind is not Kind.SESSION:
+                raise Violation(GoawayCode.PROTOCOL, "a HELLO that resumes, from the wrong side")
+            session.resumption.resuming = hello
+        else:
+            session.say_hello()
+        if session.kind is Kind.CONTROL:
+            receiver.begin_counting()
+            session.establish()
+        else:
+            session.lifecycle.change(Change.GREET)
+
+    def _on_auth(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        session.receiver.spend_control_budget()
+        if not session.lifecycle.authenticated:
+            if session.auth_sent:
+                raise Violation(GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
+            session.auth_sent = True
+            session.receiver.begin_counting()
+        session.events.append(ev.AuthReceived(Auth.decode(body)))
+
+    def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        if not session.auth_sent:
+            raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that nobody asked for")
+        session.receiver.spend_control_budget()
+        ok = AuthOk.decode(body)
+        if not session.lifecycle.authenticated:
+            session.resumption.learn_secret(ok, session.peer_hello)
+            session.receiver.begin_counting()
+            session.establish()
+        session.events.append(ev.AuthAccepted(ok))
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def _on_open(self, stream_id: int, body: bytes) -> None:
+        table = self._session.stream_table
+        table.check_peer_id(stream_id)
+        table.peer_opens(stream_id, Open.decode(body).target)
+
+    def _on_fin(self, stream_id: int, _body: bytes) -> None:
+        table = self._session.stream_table
+        stream = table.find(stream_id, "FIN")
+        if stream is not None:
+            table.peer_finished(stream)
+
+    def _on_reset(self, stream_id: int, body: bytes) -> None:
+        table = self._session.stream_table
+        stream = table.find(stream_id, "RESET")
+        code = U32.unpack(body)[0]
+        in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
+        if in_order:  # part of an ordinary close, and two of them may cross
+            self._session.receiver.spend_control_budget()
+        else:
+            table.count_reset()
+        if stream is not None:
+            table.peer_reset(stream, code, in_order=in_order)
+
+    def _on_window(self, stream_id: int, body: bytes) -> None:
+        session = self._session
+        session.receiver.spend_control_budget()
+        sender = session.sender
+        increment = U32.unpack(body)[0]
+        if stream_id == 0:
+            if increment == 0 or sender.credit + increment > MAX_CREDIT:
+                raise Violation(GoawayCode.FLOW_CONTROL, "an impossible grant for the session")
+            sender.credit += increment
+            return
+        stream = session.stream_table.find(stream_id, "WINDOW")
+        if stream is None:
+            return
+        if increment == 0 or stream.credit + increment > MAX_CREDIT:
+            session.stream_table.refuse(stream, ResetCode.FLOW_CONTROL)
+            return
+        sender.add_credit(stream, increment)
+
+    # -- counts and liveness ----------------------------------------------------------------------------------------
+
+    def _on_ack(self, _stream_id: int, body: bytes) -> None:
+        self._session.receiver.spend_control_budget()
+        self._session.acknowledged(U64.unpack(body)[0])
+
+    def _on_quiet(self, _stream_id: int, _body: bytes) -> None:
+        session = self._session
+        session.receiver.spend_control_budget()
+        if session.sender.congestion is not None:
+            session.sender.congestion.begin_probe(session.now)
+
+    def _on_ping(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        receiver, keepalive = session.receiver, session.lifecycle.keepalive
+        payload = receiver.ping_came()
+        number, received = PING_BODY.unpack(body)
+        session.acknowledged(received)
+        session.sender.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, receiver.report()))
+        receiver.keep_half_free()
+        if session.side is Side.ACCEPTOR and keepalive is not None and not payload:
+            # While payload comes, its window grows by the round trip, which only PINGs of this end measure.
+            keepalive.peer_pinged(session.now)
+
+    def _on_pong(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        session.receiver.spend_control_budget()
+        number, received = PING_BODY.unpack(body)
+        session.acknowledged(received)
+        if session.lifecycle.keepalive is not None:
+            session.lifecycle.keepalive.pong(number, session.now)
+
+    def _on_goaway(self, _stream_id: int, body: bytes) -> None:
+        session = self._session
+        lifecycle = session.lifecycle
+        session.receiver.spend_control_budget()
+        goaway = Goaway.decode(body)
+        session.events.append(ev.GoawayReceived(goaway))
+        if goaway.final or goaway.code not in DRAIN_CODES:
+            session.end(ended_by(goaway))
+            return
+        lifecycle.peer_goaway = goaway
+        if session.kind is Kind.CONTROL:
+            return
+        lifecycle.drain()
+        session.stream_table.refused_above(goaway.last_stream)
+        session.finish_drain_if_idle()
+
+    # -- control connections, and other connections -----------------------------------------------------------------
+
+    def _on_dial(self, _stream_id: int, body: bytes) -> None:
+        self._session.receiver.spend_control_budget()
+        self._session.events.append(ev.DialReceived(Dial.decode(body)))
+
+    def _on_status(self, _stream_id: int, body: bytes) -> None:
+        self._session.receiver.spend_control_budget()
+        self._session.events.append(ev.StatusReceived(Status.decode(body)))
+
+    def _on_move(self, _stream_id: int, body: bytes) -> None:
+        self._session.receiver.spend_control_budget()
+        self._session.events.append(ev.MoveRequested(Move.decode(body).join_id))

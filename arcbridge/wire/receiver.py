@@ -1,0 +1,260 @@
+"""What arrives: payload into its streams within the windows, every other frame to its handler, counts for the peer.
+
+The receiver is the decoder's sink (`wire.decoder.FrameSink`). It keeps the session's window, the count of the peer's
+sequence and the allowances against floods; what a frame other than DATA means is `wire.frame_handlers`' matter. A
+violation of the session is raised as `Violation`; DATA that breaks one stream's rules resets that stream alone; a race
+is settled, counted and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from arcbridge.limiters import TokenBucket
+from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.frames import (
+    FRAMES,
+    HANDSHAKE,
+    U32,
+    U64,
+    FrameType,
+    GoawayCode,
+    ResetCode,
+    StreamId,
+    frame,
+)
+from arcbridge.wire.lifecycle import Lifecycle, Violation
+from arcbridge.wire.records import Hello
+from arcbridge.wire.sender import Sender
+from arcbridge.wire.session_window import SessionWindow
+from arcbridge.wire.state import Kind, SessionContext, State
+from arcbridge.wire.stream import ReceiveState, Stream
+from arcbridge.wire.stream_table import StreamTable
+
+PAYLOAD_EXPLAINS = 1024
+"""Payload bytes that make a PING no part of a flood: they needed credit."""
+
+SENT_EXPLAINS = 32 * 1024
+"""Bytes of ours that explain one frame of the peer that needs no credit (WINDOW, ACK, PONG)."""
+
+FrameHandler = Callable[[int, bytes], None]
+"""Acts on one whole frame: stream id, body."""
+
+
+class Receiver:
+    """The receiving direction of a session or control connection."""
+
+    __slots__ = (
+        "_asked_at",
+        "_base",
+        "_context",
+        "_explained",
+        "_lifecycle",
+        "_sender",
+        "_session_window",
+        "_streams",
+        "_table",
+        "_whole",
+        "answers_from",
+        "control_budget",
+        "counting",
+        "decoder",
+        "handlers",
+        "peer_hello",
+        "reported_position",
+        "usual_window",
+    )
+
+    def __init__(
+        self,
+        context: SessionContext,
+        lifecycle: Lifecycle,
+        sender: Sender,
+        decoder: Decoder,
+        session_window: SessionWindow,
+        table: StreamTable,
+        handlers: dict[int, FrameHandler],
+    ) -> None:
+        """`handlers` act on the frames other than DATA, by type."""
+        limits = context.limits
+        self._context = context
+        self._lifecycle = lifecycle
+        self._sender = sender
+        self._session_window = session_window
+        self._table = table
+        self.handlers = handlers
+        self._streams = context.streams
+        self._whole = session_window.account
+        self.decoder = decoder
+        self.peer_hello: Hello | None = None
+        """The peer's HELLO of the first connection, once it came."""
+        self.counting = False
+        """Whether the peer's byte sequence has begun: before it only handshake frames and GOAWAY are lawful."""
+        self._base = 0
+        """Position of the decoder at which the sequence began."""
+        self.reported_position = 0
+        """Position of the decoder that the peer was told of last."""
+        self.answers_from = 0
+        """Bytes of the peer's sequence behind which its answers to PING come: what it sends again comes before."""
+        self.control_budget = TokenBucket(limits.small_frame_burst, limits.small_frame_rate)
+        """Frames that need no credit."""
+        self._explained = 0
+        """Bytes that this end sent and that were given to `control_budget` already."""
+        self._asked_at = 0
+        """Payload bytes that had come with the peer's latest PING."""
+        self.usual_window = 0
+        """The largest window, bytes, that a stream of this connection came to need."""
+
+    # -- the decoder's sink -----------------------------------------------------------------------------------------
+
+    def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
+        """A DATA header (called by the decoder): account for the whole payload before any of it is taken.
+
+        The two windows are compared in place, and the stream's own sink is returned: this runs for every frame, and
+        three calls were a fifth of what a frame cost.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is not None and length and self.counting and stream.receiving is ReceiveState.OPEN:
+            whole, own = self._whole, stream.window
+            if whole.received + length <= whole.granted and own.received + length <= own.granted:
+                whole.received += length
+                own.received += length
+                sink = stream.sink
+                if sink is None:
+                    return stream.deliver
+                stream.bytes_received += length
+                return sink
+        return self._data_otherwise(stream, stream_id, length)
+
+    def _data_otherwise(
+        self, stream: Stream | None, stream_id: int, length: int
+    ) -> Callable[[memoryview], None] | None:
+        """DATA that is empty, of no stream we know, late, or beyond its credit."""
+        if stream is None or not self.counting:
+            if self._lifecycle.state is State.CLOSED:
+                return None  # closed by a sink earlier in the same input
+            if not self.counting:
+                raise Violation(GoawayCode.PROTOCOL, "DATA before the handshake is complete")
+            if self._context.kind is not Kind.SESSION:
+                raise Violation(GoawayCode.PROTOCOL, "DATA on a control connection")
+            self._table.find(stream_id, "DATA")  # raises unless the stream is over: a race at best
+        if length == 0:
+            self.spend_control_budget()
+        if not self._whole.receive(length):
+            raise Violation(GoawayCode.FLOW_CONTROL, "more bytes than the session's window")
+        if stream is None:
+            self._context.stats.dropped_bytes += length
+            self._session_window.release(length)
+            return None
+        if stream.receiving is ReceiveState.OPEN and stream.window.receive(length):
+            return stream.deliver  # of an empty frame nothing comes
+        self._session_window.release(length)
+        late = stream.receiving is not ReceiveState.OPEN
+        self._table.refuse(stream, ResetCode.PROTOCOL if late else ResetCode.FLOW_CONTROL)
+        return None
+
+    def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
+        """Any other frame, whole (called by the decoder)."""
+        layout = FRAMES.get(kind)
+        if layout is not None and layout.stream_id is (StreamId.STREAM if stream_id == 0 else StreamId.ZERO):
+            raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} with stream id {stream_id}")
+        if self.peer_hello is None and kind not in (FrameType.HELLO, FrameType.GOAWAY):
+            raise Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
+        if self._lifecycle.state is State.CLOSED:
+            return  # closed by a frame, or by an application, earlier in the same input
+        if layout is None:
+            self._context.stats.ignored_frames += 1
+            self.spend_control_budget()
+            return
+        if not self.counting and kind not in HANDSHAKE:
+            raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} before the handshake is complete")
+        self.handlers[kind](stream_id, body)
+
+    # -- windows ----------------------------------------------------------------------------------------------------
+
+    def consumed(self, stream: Stream, count: int) -> None:
+        """The consumer has `count` more bytes of the stream: grant credit when enough has come together."""
+        whole, own = self._whole, stream.window
+        if (
+            stream.receiving is ReceiveState.OPEN
+            and own.consumed + count < own.due_at
+            and whole.consumed + count < whole.due_at
+        ):
+            # Almost every delivery: no grant is due, so counting is all, in place as in `data_begins`.
+            own.consumed += count
+            whole.consumed += count
+            return
+        if self._lifecycle.state is State.CLOSED:
+            return
+        if stream.receiving is ReceiveState.OPEN:
+            now, keepalive = self._context.now, self._lifecycle.keepalive
+            trip = keepalive.round_trip if keepalive is not None else 0.0
+            due = own.consume(count, now, trip, self.usual_window)
+            if due:
+                self.usual_window = max(self.usual_window, own.size)
+                if keepalive is not None and keepalive.stale(now) and self._sender.handshake_done:
+                    self._context.owner.send_ping()  # the window grows by the round trip, and paths change
+                self._sender.queue_control(frame(FrameType.WINDOW, stream.id, U32.pack(due)))
+        elif stream.receiving is ReceiveState.RESET:
+            return  # settled when it was reset
+        else:
+            own.consumed += count
+            if stream.id not in self._streams and not own.unconsumed:
+                own.settle()
+        self._session_window.release(count)
+
+    def keep_half_free(self) -> None:
+        """Let readers that stopped not starve the others; called for each so many bytes that came."""
+        if self._lifecycle.authenticated and self._context.kind is Kind.SESSION:
+            self._session_window.keep_half_free()
+
+    # -- counts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def received(self) -> int:
+        """Bytes of the peer's sequence that have arrived."""
+        return max(0, self.decoder.position - self._base)
+
+    def begin_counting(self) -> None:
+        """The peer's byte sequence begins behind the frame that is being handled."""
+        self.counting = True
+        self._base = self.decoder.position
+
+    def report(self) -> int:
+        """The count for a frame that tells it to the peer (ACK, PING, PONG)."""
+        self.reported_position = self.decoder.position
+        return self.received
+
+    def connection_changed(self, sent: int) -> None:
+        """Another connection carries the sequence, of which the peer had sent `sent` bytes before."""
+        self.answers_from = sent
+        self.reported_position = self.decoder.position
+        self.usual_window = 0
+
+    def acknowledge(self) -> None:
+        """`ack_every` bytes came of which the peer was not told (the session counts them in place): queue an ACK."""
+        self._sender.queue_control(frame(FrameType.ACK, 0, U64.pack(self.report())))
+        self.keep_half_free()
+
+    # -- floods -----------------------------------------------------------------------------------------------------
+
+    def spend_control_budget(self) -> None:
+        """A frame that needs no credit came: allowed are as many as our own bytes explain, and a burst beyond."""
+        unexplained = self._sender.sent - self._explained
+        if unexplained >= SENT_EXPLAINS:
+            frames = unexplained // SENT_EXPLAINS
+            self.control_budget.give(frames)
+            self._explained += frames * SENT_EXPLAINS
+        if not self.control_budget.take(self._context.now):
+            raise Violation(GoawayCode.LIMIT, "a flood of control frames")
+
+    def ping_came(self) -> int:
+        """A PING came; payload bytes that came since the one before it.
+
+        It counts as part of a flood unless payload came with it, which it asks about (`wire.congestion`).
+        """
+        came = self._whole.received - self._asked_at
+        if came < PAYLOAD_EXPLAINS:
+            self.spend_control_budget()
+        self._asked_at += came
+        return came

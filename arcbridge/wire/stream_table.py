@@ -1,0 +1,264 @@
+"""The streams of a session: their ids, how they begin, and how they are settled and forgotten.
+
+The table holds every stream that is not over. It decides no frame's meaning and schedules nothing. Invariant: a stream
+leaves the table exactly when both of its directions are over, and the session then has back all the credit it held.
+"""
+
+from __future__ import annotations
+
+from arcbridge.errors import SessionEnded
+from arcbridge.limiters import TokenBucket
+from arcbridge.wire import events as ev
+from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
+from arcbridge.wire.lifecycle import Lifecycle, Violation
+from arcbridge.wire.records import Open
+from arcbridge.wire.replay import Budget
+from arcbridge.wire.sender import Sender
+from arcbridge.wire.session_window import SessionWindow
+from arcbridge.wire.state import SessionContext, Side
+from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from arcbridge.wire.window import Growth, ReceiveWindow
+
+LAST_ID = 0x7FFFFFFF
+"""Largest stream id."""
+
+
+class StreamTable:
+    """Streams that are not over, by id."""
+
+    __slots__ = (
+        "_context",
+        "_decoder",
+        "_lifecycle",
+        "_resets",
+        "_sender",
+        "_session_window",
+        "early",
+        "first_credit",
+        "growth",
+        "last_peer_id",
+        "next_id",
+        "peer_streams",
+        "streams",
+    )
+
+    def __init__(
+        self,
+        context: SessionContext,
+        lifecycle: Lifecycle,
+        sender: Sender,
+        decoder: Decoder,
+        session_window: SessionWindow,
+        budget: Budget,
+    ) -> None:
+        limits = context.limits
+        self._context = context
+        self._lifecycle = lifecycle
+        self._sender = sender
+        self._decoder = decoder
+        self._session_window = session_window
+        self._resets = TokenBucket(limits.churn_burst, limits.churn_rate)
+        self.streams = context.streams
+        self.growth = Growth(limits.session_window // 2, budget)
+        """Bytes by which the streams' windows grew: at most half of the session's, so that readers that stop cannot
+        hold all of it."""
+        self.early: list[ev.StreamOpened | ev.StreamFinished] = []
+        """Events of streams that the peer opened before it was authenticated."""
+        self.first_credit = FIRST_CREDIT
+        """Bytes that the peer accepts on a new stream."""
+        self.next_id = 1 if context.side is Side.INITIATOR else 2
+        """Id of the next stream that this end opens."""
+        self.last_peer_id = 0
+        """Highest id that the peer has opened."""
+        self.peer_streams = 0
+        """Streams in the table that the peer opened."""
+
+    # -- begin ------------------------------------------------------------------------------------------------------
+
+    def open(self, target: str, most: int | None) -> Stream:
+        """Open a stream of this end, the peer allowing `most` (None: it has not said yet).
+
+        Raises SessionEnded when no id or no room is left, LocalProtocolError for a target that is too long.
+        """
+        if self.next_id > LAST_ID:
+            raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
+        if most is not None and most <= len(self.streams) - self.peer_streams:
+            raise SessionEnded(GoawayCode.LIMIT, f"{most} streams are open already")
+        body = record_frame(FrameType.OPEN, Open(target), self.next_id)
+        stream = self.add(self.next_id, target)
+        self.next_id += 2
+        self._sender.queue(body)
+        return stream
+
+    def check_peer_id(self, stream_id: int) -> None:
+        """Raise Violation for an OPEN whose id is not one that the peer may use next."""
+        if stream_id & 1 == self._context.side.value:
+            raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id of the other side's")
+        if stream_id <= self.last_peer_id:
+            raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
+
+    def peer_opens(self, stream_id: int, target: str) -> None:
+        """The peer opened a stream; it is refused while the session drains or above the limit."""
+        self.last_peer_id = stream_id
+        authenticated = self._lifecycle.authenticated
+        most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
+        if self._lifecycle.goaway_sent or self.peer_streams >= most:
+            self.count_reset()
+            self._context.stats.streams_refused += 1
+            self._sender.queue(frame(FrameType.RESET, stream_id, U32.pack(ResetCode.REFUSED)))
+            return
+        stream = self.add(stream_id, target)
+        self.peer_streams += 1
+        self._tell(ev.StreamOpened(stream, target))
+
+    def add(self, stream_id: int, target: str) -> Stream:
+        """Make a stream and hold it."""
+        window = ReceiveWindow(
+            self._context.limits.stream_window, self._context.limits.max_stream_window, growth=self.growth
+        )
+        stream = Stream(stream_id, target, self.first_credit, window)
+        self.streams[stream_id] = stream
+        self._context.stats.streams_opened += 1
+        return stream
+
+    def set_first_credit(self, credit: int) -> None:
+        """The peer's HELLO says how much it accepts on each stream, those that are open included."""
+        more = credit - self.first_credit
+        self.first_credit = credit
+        for stream in self.streams.values():
+            self._sender.add_credit(stream, more)
+
+    def tell_early(self) -> None:
+        """The peer is authenticated: its early streams become visible."""
+        self._context.events.extend(self.early)
+        self.early.clear()
+
+    # -- look -------------------------------------------------------------------------------------------------------
+
+    def find(self, stream_id: int, name: str) -> Stream | None:
+        """The stream that a frame called `name` means, or None if it is over. Raises Violation if it never was."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            ours = stream_id & 1 == self._context.side.value
+            if stream_id == 0 or (stream_id >= self.next_id if ours else stream_id > self.last_peer_id):
+                raise Violation(GoawayCode.PROTOCOL, f"{name} for a stream that was never opened")
+        return stream
+
+    # -- end --------------------------------------------------------------------------------------------------------
+
+    def finish(self, stream: Stream) -> None:
+        """End our direction in order, after all its bytes. A second call changes nothing."""
+        if stream.sending is not SendState.OPEN:
+            return
+        if stream.queued:
+            stream.sending = SendState.FINISHING
+            return
+        stream.sending = SendState.FINISHED
+        self._sender.queue(frame(FrameType.FIN, stream.id))
+        self.forget_if_over(stream)
+
+    def cut(self, stream: Stream) -> None:
+        """End both directions because the source of our bytes broke off: them first, then RESET with TRUNCATED."""
+        if stream.id not in self.streams:
+            return
+        if stream.queued:
+            stream.sending = SendState.CUTTING
+        else:
+            self.reset(stream, ResetCode.TRUNCATED)
+
+    def reset(self, stream: Stream, code: ResetCode) -> None:
+        """End both directions now; queued bytes are dropped. A stream that is over stays so."""
+        if stream.id not in self.streams:
+            return
+        self._context.stats.resets_sent += 1
+        self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        self._sender.queue(frame(FrameType.RESET, stream.id, U32.pack(code)))
+        self._context.owner.finish_drain_if_idle()
+
+    def refuse(self, stream: Stream, code: ResetCode) -> None:
+        """The peer broke the protocol within one stream: reset that."""
+        self.count_reset()
+        self.tell_reset(stream, code, local=True)  # before the end of the session, which may follow from it
+        self.reset(stream, code)
+
+    def peer_finished(self, stream: Stream) -> None:
+        """FIN came."""
+        if stream.receiving is not ReceiveState.OPEN:
+            self.refuse(stream, ResetCode.PROTOCOL)
+            return
+        stream.receiving = ReceiveState.FINISHED
+        self._tell(ev.StreamFinished(stream))
+        self.forget_if_over(stream)
+
+    def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
+        """RESET came; `in_order`: as part of an ordinary close, so that what was received stays."""
+        self._context.stats.resets_received += 1
+        if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
+            stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
+            in_order = True
+        self.settle(stream, keep_received=in_order)
+        self.tell_reset(stream, code, local=False)
+        self._context.owner.finish_drain_if_idle()
+
+    def refused_above(self, last: int) -> None:
+        """GOAWAY came: streams of this end above `last` were not processed."""
+        for stream in list(self.streams.values()):
+            if stream.id & 1 == self._context.side.value and stream.id > last:
+                self.settle(stream, keep_received=False)
+                self.tell_reset(stream, ResetCode.REFUSED, local=False)
+
+    def cancel_all(self) -> None:
+        """The drain deadline has passed: reset what still runs."""
+        for stream in list(self.streams.values()):
+            self.tell_reset(stream, ResetCode.CANCELLED, local=True)
+            self.reset(stream, ResetCode.CANCELLED)
+
+    def close(self) -> None:
+        """The session is over: early streams stay unknown, and nothing is promised any more."""
+        self.early.clear()
+        self.growth.clear()
+
+    def count_reset(self) -> None:
+        """A stream ends by RESET. Raises Violation when too many do."""
+        if not self._resets.take(self._context.now):
+            raise Violation(GoawayCode.LIMIT, "streams are reset faster than is allowed")
+
+    def settle(self, stream: Stream, *, keep_received: bool) -> None:
+        """Both directions are over: return the credit and forget the stream."""
+        stream.outbox.clear()
+        stream.queued = 0
+        stream.sending = SendState.RESET
+        self._sender.scheduler.remove(stream)
+        if not keep_received:
+            if stream.receiving is not ReceiveState.RESET:
+                stream.receiving = ReceiveState.RESET
+                self._decoder.abandon(stream.id)
+                self._session_window.release(stream.window.unconsumed)
+            stream.inbox.clear()
+        self._drop(stream)
+
+    def forget_if_over(self, stream: Stream) -> None:
+        """One direction has ended in order; forget the stream if the other had ended before."""
+        if stream.over:
+            self._drop(stream)
+            self._context.owner.finish_drain_if_idle()
+
+    def tell_reset(self, stream: Stream, code: int, *, local: bool) -> None:
+        """Tell the shell that a stream was reset, unless it does not know of it yet."""
+        if not self._lifecycle.authenticated and stream.id & 1 != self._context.side.value:
+            self.early = [event for event in self.early if event.stream is not stream]
+        else:
+            self._context.events.append(ev.StreamWasReset(stream, code, local))
+
+    def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
+        if self._lifecycle.authenticated:
+            self._context.events.append(event)
+        else:
+            self.early.append(event)
+
+    def _drop(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is not None and stream.id & 1 != self._context.side.value:
+            self.peer_streams -= 1
+        if stream.receiving is ReceiveState.RESET or not stream.window.unconsumed:
+            stream.window.settle()

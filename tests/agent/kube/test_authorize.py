@@ -1,0 +1,264 @@
+"""One decision for both entrances: what a caller and a head give, and what a session remembers of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.authorize import (
+    MAX_CACHED_BLOCKS,
+    Authorizer,
+    Caller,
+    HeaderCache,
+    Plan,
+    RequestHead,
+    ReviewNeeded,
+    StreamContext,
+)
+from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.review import Approval, Reviewer
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest
+from arcbridge.config import KubernetesConfig
+from arcbridge.identity.claims import Identity
+from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
+
+from .bench import ALICE, RecordedAudit
+
+BLOCK = b"Host: k\r\nAccept: a\r\nX-Remote-User: root\r\n"
+LINES = (
+    b"Accept: a\r\nAuthorization: Bearer agent-own-token\r\nImpersonate-User: alice\r\nImpersonate-Uid: u-1\r\n"
+    b"Impersonate-Group: dev\r\nImpersonate-Group: ops\r\n"
+)
+
+
+class Desk:
+    """An authorizer, a caller, and the API server that reviews."""
+
+    def __init__(self, fake: FakeApiServer, api: ApiServer) -> None:
+        self.fake = fake
+        self.audit = RecordedAudit()
+        self.authorizer = Authorizer(api, self.audit, Reviewer(api))
+        self.stream = StreamContext(Caller("0123456789abcdef", ALICE), 1)
+
+    @property
+    def caller(self) -> Caller:
+        return self.stream.caller
+
+    def plan(self, head: RequestHead, approval: Approval | None = None) -> Plan:
+        record = self.authorizer.begin(self.stream, head.method)
+        try:
+            return self.authorizer.authorize(self.caller, head, record, approval)
+        finally:
+            self.authorizer.finish(record)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with FakeApiServer.serving(tmp_path) as fake:
+        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+        api = ApiServer(endpoint_of(config, {}))
+        yield Desk(fake, api)
+        await api.close()
+
+
+def plain(block: bytes = BLOCK, target: str = "/api/v1/pods") -> RequestHead:
+    return RequestHead("GET", target, block=block)
+
+
+def parsed(*fields: tuple[bytes, bytes], method: str = "GET", target: str = "/api/v1/pods") -> RequestHead:
+    return RequestHead(method, target, [(b"Host", b"k"), *fields])
+
+
+async def test_both_ways_to_read_a_head_give_the_same_plan(desk: Desk) -> None:
+    first, again = desk.plan(plain()), desk.plan(plain())
+    general = desk.plan(parsed((b"Accept", b"a"), (b"X-Remote-User", b"root")))
+    assert first.lines == again.lines == general.lines == LINES
+    assert len({dataclasses.replace(plan, request_id="") for plan in (first, again, general)}) == 1
+    assert [plan.request_id for plan in (first, again, general)] == [f"0123456789abcdef-1-{n}" for n in (1, 2, 3)]
+    assert [(r.verb, r.resource) for r in desk.audit.kept] == [("list", "pods")] * 3
+
+
+async def test_another_identity_counts_at_once(desk: Desk) -> None:
+    assert b"Impersonate-Group: ops" in desk.plan(plain()).lines
+    desk.caller.identity = dataclasses.replace(ALICE, groups=("dev",))
+    assert b"ops" not in desk.plan(plain()).lines
+
+
+async def test_an_identity_that_cannot_be_sent_leaves_nothing_of_the_one_before(desk: Desk) -> None:
+    desk.plan(plain())
+    for bad in ("", "a\r\nImpersonate-Group: system:masters", " alice"):
+        desk.caller.identity = dataclasses.replace(ALICE, username=bad)
+        for _ in range(2):
+            with pytest.raises(Refusal):
+                desk.plan(plain())
+
+
+async def test_a_target_is_checked_whether_the_header_lines_are_known_or_not(desk: Desk) -> None:
+    for _ in range(2):
+        for target in ("/api/%2e%2e/x", "/api/../" + "x" * 1000):
+            with pytest.raises(Refusal):
+                desk.plan(plain(target=target))
+        desk.plan(plain())
+
+
+async def test_the_limit_holds_whether_the_header_lines_are_known_or_not(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.plan(plain())
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
+    for head in (plain(), plain(b"Host: k\r\n"), parsed()):
+        with pytest.raises(Refusal) as caught:
+            desk.plan(head)
+        assert (caught.value.status_code, caught.value.retry_after) == (429, 1)
+
+
+async def test_nothing_is_remembered_of_a_session_in_token_mode(desk: Desk) -> None:
+    desk.caller.token_mode = True
+    with pytest.raises(Refusal) as caught:
+        desk.plan(plain())
+    assert caught.value.status_code == 401
+    plan = desk.plan(parsed((b"Authorization", b"Bearer own")))
+    assert not plan.own
+    assert plan.lines == b"Authorization: Bearer own\r\n"
+    assert len(desk.caller.header_cache) == 0
+
+
+# -- --as -----------------------------------------------------------------------------------------------------------
+
+AS_BOB = parsed((b"Impersonate-User", b"bob"))
+
+
+async def test_no_plan_for_somebody_else_without_the_approval_of_exactly_that(desk: Desk) -> None:
+    other = dataclasses.replace(ALICE)
+    bob = Subject("bob")
+    for approval in (
+        None,
+        Approval(other, bob),
+        Approval(ALICE, Subject("root")),
+        Approval(ALICE, Subject("bob", groups=("system:masters",))),
+    ):
+        with pytest.raises(ReviewNeeded) as caught:
+            desk.plan(AS_BOB, approval)
+        assert (caught.value.identity, caught.value.subject) == (ALICE, bob)
+    plan = desk.plan(AS_BOB, Approval(ALICE, bob))
+    assert b"Impersonate-User: bob\r\n" in plan.lines
+    assert b"arcbridge.io%2foriginal-user: alice" in plan.lines.lower()
+    assert len(desk.caller.header_cache) == 0
+
+
+async def test_an_identity_that_is_renewed_during_the_review_is_reviewed_again(desk: Desk) -> None:
+    renewed = dataclasses.replace(ALICE, groups=("other",))
+
+    async def review(exchange: Exchange) -> None:
+        desk.caller.identity = renewed
+        await exchange.send(reply(201, b'{"status": {"allowed": true}}'))
+
+    desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = review
+    record = desk.authorizer.begin(desk.stream, "GET")
+    await desk.authorizer.authorize_reviewed(desk.caller, AS_BOB, record)
+    groups = [json.loads(request.body)["spec"]["groups"] for request in desk.fake.requests]
+    assert groups == [["dev", "ops", "system:authenticated"], ["other", "system:authenticated"]]
+
+
+# -- what leaves ----------------------------------------------------------------------------------------------------
+
+
+def made(**changes: object) -> Plan:
+    plan = Plan("r-1", "GET", "/x", b"Impersonate-User: alice\r\n", True, False, "", None)
+    return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
+
+
+START = "HTTP/1.1\r\nHost: h:1\r\nAudit-ID: r-1\r\nImpersonate-User: alice\r\n"
+
+
+@pytest.mark.parametrize(
+    ("plan", "head"),
+    [
+        (made(), f"GET /x {START}\r\n"),
+        (made(method="HEAD"), f"HEAD /x {START}\r\n"),
+        (made(method="DELETE"), f"DELETE /x {START}Connection: close\r\nContent-Length: 0\r\n\r\n"),
+        (made(method="OPTIONS"), f"OPTIONS /x {START}Connection: close\r\n\r\n"),
+        (
+            made(method="PUT", has_body=True, length="5"),
+            f"PUT /x {START}Connection: close\r\nContent-Length: 5\r\n\r\n",
+        ),
+        (made(has_body=True), f"GET /x {START}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (
+            made(upgrade=UpgradeRequest("websocket", (), ())),
+            f"GET /x {START}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        ),
+        (
+            made(method="POST", upgrade=UpgradeRequest("SPDY/3.1", (), ())),
+            f"POST /x {START}Content-Length: 0\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n",
+        ),
+    ],
+)
+def test_the_head_that_leaves(plan: Plan, head: str) -> None:
+    assert plan.request_head("h:1") == head.encode()
+
+
+@pytest.mark.parametrize(
+    "lines", [b"", b"X: impersonate-user: root\r\n", b"Impersonate-User: a\r\nimpersonate-user: b\r\n"]
+)
+def test_a_head_without_exactly_one_identity_does_not_leave(lines: bytes) -> None:
+    with pytest.raises(Refusal, match="identity"):
+        made(lines=lines).request_head("h:1")
+
+
+async def test_a_session_whose_name_is_no_token_sends_nothing(desk: Desk) -> None:
+    desk.caller.session = "a\r\nImpersonate-User: root"
+    for _ in range(2):
+        with pytest.raises(Refusal):
+            desk.plan(plain())
+    assert len(desk.caller.header_cache) == 0
+
+
+# -- what a session remembers ---------------------------------------------------------------------------------------
+
+
+def test_a_block_holds_for_one_identity_and_one_credential() -> None:
+    cache = HeaderCache()
+    assert cache.get(BLOCK, ALICE, "Bearer a") is None
+    cache.add(BLOCK, LINES)
+    assert BLOCK in cache
+    assert cache.get(BLOCK, ALICE, "Bearer a") == LINES
+    assert cache.get(BLOCK, ALICE, "Bearer b") is None
+    assert BLOCK not in cache
+    cache.add(BLOCK, LINES)
+    fewer: Identity = dataclasses.replace(ALICE, groups=())
+    assert cache.get(BLOCK, fewer, "Bearer b") is None
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    cache = HeaderCache()
+    cache.get(b"", ALICE, "")
+    for number in range(3 * MAX_CACHED_BLOCKS):
+        cache.add(b"Host: k\r\nX-Seq: %d\r\n" % number, LINES)
+        assert len(cache) <= MAX_CACHED_BLOCKS
+    before = len(cache)
+    cache.add(b"x" * 100_000, LINES)
+    assert len(cache) == before
+
+
+# -- accounts -------------------------------------------------------------------------------------------------------
+
+
+async def test_each_end_is_counted_once(desk: Desk) -> None:
+    authorizer, stats = desk.authorizer, desk.authorizer.stats
+    answered, refused, cut = (authorizer.begin(desk.stream, "GET") for _ in range(3))
+    assert (stats.requests, stats.in_flight) == (3, 3)
+    answered.status = 200
+    authorizer.refuse(refused, Refusal(403, "no"))
+    cut.outcome = "cut"
+    for record in (answered, refused, cut):
+        authorizer.finish(record)
+    assert (stats.in_flight, stats.code_2xx, stats.code_4xx, stats.refused, stats.cut) == (0, 1, 1, 1, 1)
+    assert [record.outcome for record in desk.audit.kept] == ["answered", "refused", "cut"]
+    await asyncio.sleep(0)

@@ -1,0 +1,186 @@
+"""The same request through both entrances: what leaves, what comes back, and the audit record are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.kube.authorize import StreamContext
+from arcbridge.agent.kube.server import KubeProtocol
+from arcbridge.errors import StreamReset
+from tests.support.fake_apiserver import Exchange, Route, chunked, reply
+
+from .bench import Bench, running
+
+PATH = "/api/v1/namespaces/default/pods"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+HEADS = {
+    "kubectl": "User-Agent: kubectl/v1.37.1\nAccept: application/json;as=Table\nAccept-Encoding: gzip",
+    "repeats and blanks": "X: 1\nx:2 \nX-Empty:\nWarning:  a  b\t",
+    "who asks": "X-Remote-User: root\nX-Remote-Extra-A: b\nForwarded: for=x\nX-Forwarded-For: 1\nAudit-ID: m",
+    "not quite": "X-Impersonate-User: a\nX-Note: Impersonate-User: root",
+    "condition": "If-None-Match: x\nConnection: keep-alive",
+    "no headers": "X: y",
+}
+TARGETS = {
+    "list": PATH,
+    "watch": f"{PATH}?watch=1&resourceVersion=5",
+    "escaped": "/api/v1/a%2Fb/x:y@z?x=%3D&y",
+    "other": "/openapi/v3?hash=1",
+    "dots": "/api/../x",
+    "escaped dots": "/api/%2e%2e/x",
+    "backslash": "/api/%5c",
+    "fragment": "/api#x",
+    "long": "/api/v1/pods?labelSelector=" + "x" * 3000,
+}
+ANSWERS: dict[str, Route] = {
+    "length": reply(200, b"hello", "X: 1", "Warning: 299 - a", "Warning: 299 - b"),
+    "chunked": chunked(200, b"hello", b"world" * 10_000),
+    "trailers": chunked(200, b"hello")[:-2] + b"X: 1\r\n\r\n",
+    "404": reply(404, b'{"kind":"Status"}', "Content-Encoding: gzip"),
+    "hop by hop": reply(200, b"hello", "Connection: X-Drop, keep-alive", "X-Drop: 1", "Keep-Alive: timeout=5"),
+    "closes": reply(200, b"hello", "Connection: close", "Server: s"),
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "304": b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n",
+    "302": reply(302, b"", "Location: https://elsewhere.example/"),
+    "interim": b"HTTP/1.1 103 X\r\nLink: x\r\n\r\n" + reply(200, b"hello"),
+    "odd code": reply(299, b"hello"),
+    "nothing": b"",
+    "no HTTP": b"SSH-2.0-OpenSSH\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab",
+    "both framings": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello",
+    "unasked 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "endless 1xx": b"HTTP/1.1 100 Continue\r\n\r\n" * 50,
+    "huge head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    "NUL": b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
+    "short body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+    "last chunk missing": chunked(200, b"hello", end=False),
+    "garbled chunk": chunked(200, b"hello", end=False) + b"zz\r\n",
+}
+
+
+async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list[bytes], bytes, str, dict[str, object]]:
+    """(heads at the API server, bytes at the caller, how the stream ended, audit record) of one request."""
+
+    async def answer(exchange: Exchange) -> None:
+        if isinstance(route, bytes):
+            await exchange.send(route)
+            exchange.writer.close()
+
+    if route is not None:
+        bench.api.routes[PATH] = answer
+    bench.api.requests.clear()
+    bench.audit.kept.clear()
+    wire = bench.stream()
+    await wire.send(data)
+    (record,) = await bench.audit.wait(1)
+    wire.io.finish()
+    try:
+        async with asyncio.timeout(5):
+            ended, got = "in order", await wire.rest()
+    except StreamReset as reset:
+        ended, got = str(reset.code), wire.buffer
+    fields = dataclasses.asdict(record)
+    for name in ("request", "started"):
+        del fields[name]
+    heads = [re.sub(rb"Audit-ID: [^\r]*", b"Audit-ID: *", request.head) for request in bench.api.requests]
+    return heads, re.sub(rb"Audit-Id: [^\r]*", b"Audit-Id: *", got), ended, fields
+
+
+async def _on_both(bench: Bench, monkeypatch: pytest.MonkeyPatch, data: bytes, route: Route | None = None) -> None:
+    served: list[bool] = []
+    make_general = bench.proxy._server.protocol
+
+    def general(context: StreamContext) -> KubeProtocol:
+        served.append(True)
+        return make_general(context)
+
+    monkeypatch.setattr(bench.proxy._server, "protocol", general)
+    fast = await _outcome(bench, data, route)
+    assert served == [], "the request is to take the fast path"
+    with monkeypatch.context() as changed:
+        changed.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        slow = await _outcome(bench, data, route)
+    assert served == [True]
+    assert fast == slow
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+@pytest.mark.parametrize("lines", HEADS.values(), ids=HEADS.keys())
+async def test_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch, lines: str, target: str) -> None:
+    head = f"GET {target} HTTP/1.1\nHost: k\n{lines}\n\n"
+    await _on_both(bench, monkeypatch, head.replace("\n", "\r\n").encode())
+
+
+@pytest.mark.parametrize("route", ANSWERS.values(), ids=ANSWERS.keys())
+async def test_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch, route: Route) -> None:
+    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode(), route)
+
+
+async def test_an_api_server_that_is_down(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.api.stop()
+    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+
+
+async def test_too_many_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
+    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+
+
+async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(exchange: Exchange) -> None:
+        exchange.reset()
+
+    for entrance in ("fast", "general"):
+        if entrance == "general":
+            monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        bench.api.routes["/api/v1/x"] = reply(200, b"ok")
+        for method in ("GET", "HEAD"):
+            bench.api.routes["/api/v1/x"] = reply(200, b"ok" if method == "GET" else b"")
+            assert (await bench.get("/api/v1/x")).status == 200
+            bench.api.requests.clear()
+            bench.api.routes["/api/v1/x"] = die
+            assert (await bench.get("/api/v1/x", method=method)).status == 502
+            assert len(bench.api.requests) == 2, f"{method}: on the idle connection, then once on a new one"
+
+
+@pytest.mark.parametrize("route", [chunked(200, b"one", b"two"), reply(200, b"onetwo")], ids=["chunked", "length"])
+@pytest.mark.parametrize("keep", ["", "Connection: keep-alive\r\n"])
+async def test_a_caller_of_http_1_0(bench: Bench, route: bytes, keep: str) -> None:
+    bench.api.routes[PATH] = route
+    wire = bench.stream()
+    await wire.send(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n{keep}\r\n".encode())
+    status, headers = await wire.head()
+    assert status == 200
+    assert "transfer-encoding" not in dict(headers)
+    goes_on = bool(keep) and "content-length" in dict(headers)
+    assert dict(headers)["connection"] == ("keep-alive" if goes_on else "close")
+    if goes_on:
+        assert await wire.exactly(6) == b"onetwo"
+    else:
+        assert await wire.rest() == b"onetwo"
+
+
+async def test_an_answer_to_a_caller_of_http_1_0_that_breaks_off_is_a_reset(bench: Bench) -> None:
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"one", end=False))
+        exchange.writer.close()
+
+    bench.api.routes[PATH] = cut
+    wire = bench.stream()
+    await wire.send(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n\r\n".encode())
+    with pytest.raises(StreamReset):
+        await wire.rest()

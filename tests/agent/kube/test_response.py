@@ -1,0 +1,215 @@
+"""Which answers of an API server are passed on (docs/threats.md#H9), and bodies cut at every place."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP
+from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, passed_fields, read_head
+from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest
+
+CL, TE = b"Content-Length", b"Transfer-Encoding"
+
+BAD: list[tuple[str, int, list[tuple[bytes, bytes]]]] = [
+    ("GET", 200, []),
+    ("GET", 200, [(CL, b"1"), (CL, b"1")]),
+    ("GET", 200, [(CL, b"1"), (TE, b"chunked")]),
+    ("GET", 200, [(CL, b"x")]),
+    ("GET", 200, [(TE, b"gzip")]),
+    ("GET", 101, [(CL, b"0")]),
+    ("GET", 200, [(CL, b"0"), (b"X", b"a\x00b")]),
+    ("GET", 200, [(CL, b"0"), (b"X", b"a\nb")]),
+    ("HEAD", 200, [(CL, b"1"), (CL, b"2")]),
+]
+
+
+@pytest.mark.parametrize(("method", "status", "headers"), BAD, ids=range(len(BAD)))
+def test_refused(method: str, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(Refusal) as caught:
+        passed_fields(method, status, headers)
+    assert caught.value.status_code == 502
+    assert caught.value.retry_after is None
+
+
+def test_framing_and_hop_by_hop_headers_go() -> None:
+    out = passed_fields(
+        "GET",
+        200,
+        [(TE, b"chunked"), (b"Connection", b"x-drop"), (b"X-Drop", b"1"), (b"Warning", b"a"), (b"Warning", b"b")],
+    )
+    assert out == [(b"Warning", b"a"), (b"Warning", b"b"), (b"Server", b"arcbridge")]
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+def test_answers_without_a_body_need_no_length(method: str, status: int) -> None:
+    assert passed_fields(method, status, []) == [(b"Server", b"arcbridge")]
+
+
+def test_an_answer_passes_as_it_is() -> None:
+    lines = b"Content-Length: 2\r\nContent-Type: a\r\nServer: s\r\nX: \xc3\xbc\r\n\r\n"
+    answer = read_head(b"HTTP/1.1 200 Whatever it says\r\n" + lines)
+    assert answer is not None
+    assert answer.lines + b"\r\n" == b"HTTP/1.1 200 OK\r\n" + lines
+    assert (answer.status, answer.length, answer.keep) == (200, 2, True)
+
+
+def test_an_answer_with_hop_by_hop_headers_loses_them() -> None:
+    answer = read_head(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nConnection: close, X-Drop\r\nX-Drop: 1\r\nX: 2\r\n\r\n"
+    )
+    assert answer is not None
+    assert answer.lines.count(b"\r\n") == 4
+    assert b"X: 2\r\n" in answer.lines
+    assert b"X-Drop" not in answer.lines
+    assert b"Transfer-Encoding: chunked\r\n" in answer.lines
+    assert b"Server: arcbridge\r\n" in answer.lines
+    assert (answer.length, answer.keep) == (CHUNKED, False)
+
+
+@pytest.mark.parametrize("name", sorted({*HOP_BY_HOP, "proxy-authenticate", "proxy-x"} - {"transfer-encoding"}))
+def test_every_hop_by_hop_header_is_found_in_an_answer(name: str) -> None:
+    for spelt in (name, name.title(), name.upper()):
+        lines = f"X: 1\r\n{spelt}: y\r\nContent-Length: 0\r\n".encode()
+        answer = read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
+        assert answer is not None
+        assert f"\n{spelt}:".encode() not in answer.lines
+        assert answer.lines.startswith(b"HTTP/1.1 200 OK\r\nX: 1\r\n")
+
+
+@pytest.mark.parametrize("lines", [b"", b"ETag: x\r\n", b"Content-Length: 7\r\n"])
+def test_304_has_no_body(lines: bytes) -> None:
+    answer = read_head(b"HTTP/1.1 304 Not Modified\r\n" + lines + b"\r\n")
+    assert answer is not None
+    assert answer.length == 0
+
+
+@pytest.mark.parametrize("lines", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n", b""])
+def test_the_answer_to_a_head_request_has_no_body(lines: bytes) -> None:
+    answer = read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n", "HEAD")
+    assert answer is not None
+    assert answer.length == 0
+
+
+def test_a_101_counts_only_where_that_upgrade_was_asked_for() -> None:
+    asked = UpgradeRequest("websocket", ("a", "b"), ())
+    head = b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Protocol: b\r\nX: 1\r\n\r\n"
+    answer = read_head(head, "GET", asked)
+    assert answer is not None
+    assert (answer.status, answer.keep) == (101, False)
+    assert answer.lines.splitlines() == [
+        b"HTTP/1.1 101 Switching Protocols",
+        b"Sec-WebSocket-Protocol: b",
+        b"X: 1",
+        b"Connection: Upgrade",
+        b"Upgrade: websocket",
+    ]
+    for wrong in (None, UpgradeRequest("SPDY/3.1", (), ()), UpgradeRequest("websocket", ("a",), ())):
+        with pytest.raises(Refusal):
+            read_head(head, "GET", wrong)
+
+
+def test_an_interim_answer_is_passed_over() -> None:
+    assert read_head(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n") is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n X: fold\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    ],
+)
+def test_an_answer_in_doubt_is_a_502(head: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        read_head(head)
+    assert caught.value.status_code == 502
+
+
+BODY = b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"
+
+
+def _fed(data: bytes, *cuts: int) -> tuple[bytes, ChunkedBody, int]:
+    """What is passed on of `data` when it comes in pieces; the reader; and where the body's end was seen."""
+    body = ChunkedBody()
+    out = b""
+    places = [0, *cuts, len(data)]
+    for start, end in itertools.pairwise(places):
+        buffer = bytearray(b"??" + data[start:end] + b"\n??")
+        stop, tail = body.feed(buffer, 2, 2 + end - start)
+        out += buffer[2:stop] + tail
+        if body.over or body.broken:
+            return out, body, start + stop - 2
+    return out, body, len(data)
+
+
+@pytest.mark.parametrize("first", range(len(BODY) + 1))
+def test_a_chunked_body_cut_in_three_passes_unchanged(first: int) -> None:
+    for second in range(first, len(BODY) + 1):
+        out, body, _ = _fed(BODY, first, second)
+        assert out == BODY
+        assert (body.over, body.broken, body.payload) == (True, False, 15)
+
+
+@pytest.mark.parametrize("cut", range(len(BODY)))
+def test_trailers_are_dropped(cut: int) -> None:
+    data = BODY[:-2] + b"Impersonate-User: root\r\nX: 1\r\n\r\n"
+    for second in range(cut, len(data)):
+        out, body, _ = _fed(data, cut, second)
+        assert out == BODY
+        assert body.over
+
+
+def test_where_payload_lies_is_told() -> None:
+    body = ChunkedBody()
+    body.feed(bytearray(BODY), 0, len(BODY))
+    assert b"".join(BODY[start:end] for start, end in body.spans) == b"hello0123456789"
+
+
+def test_what_lies_behind_the_end_is_not_passed_on() -> None:
+    out, body, end = _fed(BODY + b"HTTP/1.1 200 OK\r\n")
+    assert out == BODY
+    assert body.over
+    assert end == len(BODY)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"5;name=value\r\nhello\r\n",
+        b"0x5\r\nhello\r\n",
+        b"+5\r\nhello\r\n",
+        b"5\nhello\r\n",
+        b" 5\r\nhello\r\n",
+        b"\r\n",
+        b"zz\r\n",
+        b"-1\r\n",
+        b"00000000000000005\r\nhello\r\n",
+        b"5\r\nhelloX\r\n0\r\n\r\n",
+        b"5\r\nhello\n0\r\n\r\n",
+        b"1" * 30,
+        b"0\r\n" + (b"X: " + b"x" * 1000 + b"\r\n") * 100,
+        b"0\r\n" + b"x" * 100_000,
+    ],
+)
+def test_a_garbled_chunk_is_broken(data: bytes) -> None:
+    for cuts in ((), (1,), (2, 3)):
+        out, body, _ = _fed(data, *cuts)
+        assert body.broken
+        assert not body.over
+        assert data.startswith(out)

@@ -1,0 +1,162 @@
+"""The supervisor with workers that are real processes: start, death, restart, errors, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from arcbridge.config import ObserveConfig, RelayConfig, RelayFleetConfig
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import Address, parse_address
+from arcbridge.relay.listener import bind
+from arcbridge.relay.processes import supervisor as module
+from arcbridge.relay.processes.supervisor import supervise, worker_count
+from arcbridge.relay.service import RelayInfo, serve
+from tests.identity.issuer import CONFIG
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RelayConfig:
+    (tmp_path / "authentication.yaml").write_text(CONFIG)
+    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["oidc:alice"]\nclusters = ["prod"]\n')
+    return RelayConfig(
+        listen="127.0.0.1:0",
+        public_address="127.0.0.1:443",
+        data_dir=tmp_path / ("long" * 40) / "data",  # longer than the path of a Unix socket may be
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+        observe=ObserveConfig(listen="127.0.0.1:0"),
+        workers=2,
+    )
+
+
+class Running:
+    def __init__(self, config: RelayConfig) -> None:
+        self.stopping, self.hurry = asyncio.Event(), asyncio.Event()
+        self.ready: asyncio.Future[RelayInfo] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(supervise(config, self.ready.set_result, self.stopping, self.hurry))
+
+    async def serving(self) -> RelayInfo:
+        await asyncio.wait([self.ready, self.task], return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        if self.task.done():
+            self.task.result()
+        return self.ready.result()
+
+    async def page(self, path: str) -> tuple[int, str]:
+        url = f"http://{self.ready.result().observe}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return response.status, await response.text()
+
+    async def metric(self, name: str) -> float:
+        _, text = await self.page("/metrics")
+        (line,) = [line for line in text.splitlines() if line.startswith(f"arcbridge_relay_{name} ")]
+        return float(line.rpartition(" ")[2])
+
+
+def children() -> list[int]:
+    """Workers of this process."""
+    found = []
+    for one in Path("/proc").iterdir():
+        try:
+            ours = one.name.isdigit() and f"\nPPid:\t{os.getpid()}\n" in (one / "status").read_text()
+            if ours and b"arcbridge-relay-worker" in (one / "cmdline").read_bytes():
+                found.append(int(one.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"workers": 65}, "1 to 64"),
+        ({"workers": -1}, "1 to 64"),
+        ({"workers": 2, "fleet": RelayFleetConfig(servers=("nats://127.0.0.1:1",))}, "together with fleet.servers"),
+    ],
+)
+def test_counts_that_cannot_be(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        worker_count(replace(RelayConfig(), **settings))  # type: ignore[arg-type]
+
+
+def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_count(RelayConfig()) == 1
+    assert worker_count(RelayConfig(workers=3)) == 3
+    monkeypatch.setattr(module, "_cores", lambda: 100)
+    assert worker_count(RelayConfig(workers=0)) == 64
+    monkeypatch.setattr(module, "_cores", lambda: 1)
+    assert worker_count(RelayConfig(workers=0, fleet=RelayFleetConfig(servers=("nats://h:1",)))) == 1
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="needs Linux"):
+        worker_count(RelayConfig(workers=2))
+
+
+async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
+    running = Running(config)
+    info = await running.serving()
+    assert await running.page("/readyz") == (200, "ok\n")
+    workers = children()
+    assert len(workers) == 2
+    # Somebody comes to each: the counts add up, and stay when a worker dies.
+    before = await running.metric("connections_total")
+    address = parse_address(info.address)
+    for _ in range(20):
+        socket.create_connection((address.host, address.port)).close()
+    async with asyncio.timeout(10):
+        while await running.metric("connections_total") < before + 20:
+            await asyncio.sleep(0.02)
+    os.kill(workers[0], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while await running.metric("worker_restarts_total") < 1 or await running.metric("workers_serving") < 2:
+            assert (await running.page("/readyz"))[0] == 200, "the other one serves"
+            assert await running.metric("connections_total") >= before + 20
+            await asyncio.sleep(0.02)
+    assert workers[1] in children()
+    assert workers[0] not in children()
+    # One that goes away alone, as an operator may have it, is replaced as well.
+    os.kill(workers[1], signal.SIGTERM)
+    async with asyncio.timeout(30):
+        while await running.metric("worker_restarts_total") < 2 or await running.metric("workers_serving") < 2:
+            await asyncio.sleep(0.02)
+    began = time.monotonic()
+    running.stopping.set()
+    await asyncio.wait_for(running.task, 20)
+    assert time.monotonic() - began < 8, "without sessions a drain takes a moment"
+    assert children() == []
+    bind(address).close()
+
+
+async def test_an_error_at_the_start_is_the_relays_own(config: RelayConfig) -> None:
+    assert config.authentication is not None
+    config.authentication.write_text("apiVersion: nonsense\n")
+    with pytest.raises(ConfigError, match=r"authentication\.yaml"):
+        await Running(config).serving()
+    assert children() == []
+
+
+async def test_a_port_that_is_in_use(config: RelayConfig, tmp_path: Path) -> None:
+    """R7: also by a relay of this user that shares its port among workers of its own."""
+    for shared in (False, True):
+        with bind(Address("127.0.0.1", 0), shared=shared) as taken:
+            listen = f"127.0.0.1:{taken.getsockname()[1]}"
+            with pytest.raises(ConfigError, match="the port is in use"):
+                await Running(replace(config, listen=listen)).serving()
+            with pytest.raises(ConfigError, match="the port is in use"):
+                await serve(
+                    replace(config, listen=listen, workers=1), lambda info: None, asyncio.Event(), asyncio.Event()
+                )

@@ -1,0 +1,321 @@
+"""J17: a client waits at one worker, its agent comes out at another; and either dies at each step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
+from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.sockets import receive, send_all
+from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.relay.siblings import handover as module
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
+from tests.net.ends import RELAY, client_context
+from tests.relay.siblings.test_group import joined
+from tests.relay.station import Agent, Station
+from tests.relay.test_rendezvous import exactly
+
+
+@dataclass
+class Two:
+    """Two workers in one process; agents have their control connection at `host` and come out at `door`."""
+
+    host: Station
+    door: Station
+    tasks: list[asyncio.Task[object]] = field(default_factory=list)
+
+    async def join_at_door(self, agent: Agent, dial: Dial) -> None:
+        agent.session.send_status(Status(token=dial.token))
+        await self.agent_join(agent, dial.token)
+
+    async def agent_join(self, agent: Agent, token: str, cluster: str = "prod") -> None:
+        sock = await self.door.dial()
+        agent.sockets.append(sock)
+        await client_join(sock, client_context(cluster=cluster), RELAY, JoinRequest(role="agent", token=token))
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        assert self.door.handovers is not None
+        return self.door.handovers.outcomes
+
+    def handing(self) -> int:
+        assert self.door.handovers is not None
+        assert self.host.handovers is not None
+        return len(self.door.handovers) + len(self.host.handovers)
+
+
+@contextlib.asynccontextmanager
+async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two]:
+    stations = [Station(directory, RelayLimitsConfig(), dial_deadline, 5.0) for _ in range(2)]
+    for one in stations:
+        one.siblings = Siblings()
+        await one.open()
+    host, door = stations
+    await host.enrol("prod")
+    await host.enrol("other")
+    assert host.siblings is not None
+    assert door.siblings is not None
+    joined(host.siblings, door.siblings)
+    await host.siblings.synced(1, 5)
+    await door.siblings.synced(1, 5)
+    try:
+        yield Two(host, door)
+    finally:
+        for one in stations:
+            await one.close()
+            await one.fleet.close()
+            assert one.siblings is not None
+            one.siblings.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition: Callable[[], object], timeout: float = 15) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
+    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+        await agent.registered()
+        client, reply = await pair.host.join()
+        with client:
+            assert reply.code == 0
+            far = agent.sockets[0]
+            await send_all(client, b"up")
+            assert await exactly(far, 2) == b"up"
+            await send_all(far, b"down")
+            assert await exactly(client, 4) == b"down"
+            client.shutdown(socket.SHUT_WR)
+            assert await receive(far, 1) == b""
+        assert len(pair.host.pumps) == 1
+        assert len(pair.door.pumps) == 0
+        await until(lambda: pair.outcomes["joined"] == 1)
+        assert pair.handing() == 0
+
+
+async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
+    """J5: only the acceptor ever holds it."""
+    text = os.urandom(20_000)
+
+    async def with_left_over(agent: Agent, dial: Dial) -> None:
+        agent.session.send_status(Status(token=dial.token))
+        sock = await pair.door.dial()
+        agent.sockets.append(sock)
+        pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
+        await pipe.handshake()
+        record = JoinRequest(role="agent", token=dial.token).encode()
+        await pipe.write(len(record).to_bytes(4, "big") + record)
+        while await pipe.read():
+            pass
+        pipe.feed_close_notify()
+        await send_all(sock, pipe._outgoing.read() + text)
+
+    async with two(tmp_path) as pair, Agent(pair.host, on_dial=with_left_over) as agent:
+        await agent.registered()
+        client, _ = await pair.host.join()
+        with client:
+            assert await exactly(client, len(text)) == text
+
+
+async def test_the_host_judges(tmp_path: Path) -> None:
+    """J1, J2: a token is used once, whichever door; a foreign cluster's agent changes nothing."""
+    async with two(tmp_path) as pair:
+        seen: list[BaseException] = []
+
+        async def several(agent: Agent, dial: Dial) -> None:
+            for cluster in ("other", "prod", "prod"):
+                try:
+                    await pair.agent_join(agent, dial.token, cluster)
+                except ArcbridgeError as error:
+                    seen.append(error)
+            agent.session.send_status(Status(token=dial.token))
+
+        async with Agent(pair.host, on_dial=several) as agent:
+            await agent.registered()
+            client, _ = await pair.host.join()
+            with client:
+                await until(lambda: len(seen) == 2)
+                assert [error.code for error in seen if isinstance(error, JoinRefused)] == [JoinCode.GONE] * 2
+                await send_all(client, b"still")
+                assert await exactly(agent.sockets[1], 5) == b"still"
+        await until(lambda: pair.outcomes == {"joined": 1, "void": 2, "failed": 0})
+
+
+async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
+    async with two(tmp_path) as pair, Agent(pair.host) as agent:
+        with pytest.raises(JoinRefused) as caught:
+            await pair.agent_join(agent, "0" * 16 + ".secret")
+        assert caught.value.code == JoinCode.GONE
+
+
+async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
+    """J3: nothing is handed to nobody, and the agent is told."""
+    async with two(tmp_path) as pair:
+        told: list[BaseException] = []
+
+        async def late(agent: Agent, dial: Dial) -> None:
+            client.close()
+            await until(lambda: not pair.host.rendezvous.joining)
+            try:
+                await pair.agent_join(agent, dial.token)
+            except ArcbridgeError as error:
+                told.append(error)
+
+        async with Agent(pair.host, on_dial=late) as agent:
+            await agent.registered()
+            client = await pair.host.dial()
+            pipe = TlsPipe(client, client_context(), server_hostname=RELAY)
+            await pipe.handshake()
+            record = JoinRequest(role="client", cluster="prod", token="alice").encode()
+            await pipe.write(len(record).to_bytes(4, "big") + record)
+            await until(lambda: told)
+            assert isinstance(told[0], JoinRefused)
+        assert pair.outcomes["void"] == 1
+
+
+# -- one of the two dies ----------------------------------------------------------------------------------------------
+
+STEPS = ("claim", "reply", "socket", "taken")
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_worker_that_dies_at_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, before: bool
+) -> None:
+    """The channel ends just before or just behind the message of that step: so it looks to the other worker when one
+    is killed there. Both ends are told or cut at once, and no descriptor is left."""
+    # An agent that dies on its way to the host is just one that does not come: the client hears so at the deadline.
+    async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+        await agent.registered()
+        await pair.host.settled()
+        at_rest = descriptors()
+        send = Channel.send
+
+        def dying(
+            self: Channel, head: Head, body: bytes = b"", sock: socket.socket | None = None, *, keep: bool = True
+        ) -> None:
+            if head["t"] == step and before:
+                self.close()
+                raise ChannelClosed
+            send(self, head, body, sock, keep=keep)
+            if head["t"] == step:
+                self.close()
+
+        monkeypatch.setattr(Channel, "send", dying)
+        async with asyncio.timeout(8):
+            client: socket.socket | None = None
+            try:
+                client, _ = await pair.host.join()
+            except (JoinRefused, ConnectionLost) as error:
+                told = getattr(error, "code", JoinCode.AGENT_REFUSED)
+            else:
+                told = JoinCode.OK
+            assert told in (JoinCode.OK, JoinCode.AGENT_REFUSED, JoinCode.AGENT_TIMEOUT, JoinCode.NO_AGENT)
+            await until(lambda: agent.sockets)
+            far = agent.sockets[0]
+            if client is not None:
+                # It was through before the death: the pump has it, or both ends are cut.
+                with client:
+                    await ended(client, far)
+            else:
+                await until(lambda: far.fileno() < 0 or _is_over(far))
+        far.close()
+        agent.sockets.clear()
+        await until(lambda: pair.handing() == 0)
+        await until(lambda: not len(pair.host.pumps))
+        # Both ends of the channel are gone too.
+        await until(lambda: descriptors() <= at_rest - 2)
+
+
+async def ended(client: socket.socket, far: socket.socket) -> None:
+    """Either the two still talk, or both are over; never one alone."""
+    try:
+        await send_all(client, b"x")
+        data = await receive(far, 1)
+        if data:
+            return
+    except OSError:
+        pass
+    with contextlib.suppress(OSError):
+        assert await receive(client, 1) == b""
+
+
+def _is_over(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, not dead: the acceptor ends the agent's connection, though the host may have a copy of its socket."""
+    monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
+    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+        await agent.registered()
+        assert pair.host.siblings is not None
+        pair.host.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
+        held: list[socket.socket | None] = []
+        joining = asyncio.ensure_future(pair.host.join())
+        await until(lambda: held)
+        await until(lambda: _is_over(agent.sockets[0]))
+        with pytest.raises((JoinRefused, ConnectionLost)):
+            await joining
+        assert held[0] is not None
+        held[0].close()
+        assert pair.outcomes["failed"] == 1
+
+
+async def test_a_host_without_descriptors(tmp_path: Path) -> None:
+    """The socket is lost on its way, which only the flag of the message tells."""
+    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+        await agent.registered()
+        assert pair.host.siblings is not None
+        handler = pair.host.siblings.handlers["socket"]
+
+        def cut_off(sibling: object, message: object) -> None:
+            message.sock.close()  # type: ignore[attr-defined]
+            handler(sibling, message._replace(sock=None, cut_off=True))  # type: ignore[arg-type, attr-defined]
+
+        pair.host.siblings.handlers["socket"] = cut_off
+        with pytest.raises(JoinRefused) as caught:
+            await pair.host.join()
+        assert caught.value.code == JoinCode.AGENT_REFUSED
+        await until(lambda: _is_over(agent.sockets[0]))
+        assert pair.outcomes["failed"] == 1
+        assert pair.handing() == 0
+
+
+async def test_a_refused_reply_is_passed_on(tmp_path: Path) -> None:
+    """What the host says before the agent's TLS is over reaches the agent in words."""
+    async with two(tmp_path) as pair, Agent(pair.host) as agent:
+        assert pair.host.handovers is not None
+        assert pair.host.siblings is not None
+        token = f"{pair.host.siblings.worker_id}.x"
+
+        def refusing(join: module.AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
+            pair.tasks.append(asyncio.ensure_future(join.refuse(JoinReply(code=JoinCode.OVERLOADED, message="full"))))
+            return ""
+
+        pair.host.handovers.pair = refusing
+        with pytest.raises(JoinRefused, match="full"):
+            await pair.agent_join(agent, token)
+        await asyncio.gather(*pair.tasks)
+        assert pair.handing() == 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from arcbridge.config import RelayLimitsConfig
+from arcbridge.net.address import Address
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.siblings import worker_membership as module
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from tests.relay.siblings.test_group import joined
+
+
+async def together(hurry: asyncio.Event) -> None: ...
+
+
+def made(count: int, index: int = 0) -> WorkerMembership:
+    return WorkerMembership(index, count, Address("127.0.0.1", 443), Siblings(), together)
+
+
+async def test_limits_are_divided_and_never_nothing() -> None:
+    limits = RelayLimitsConfig(unauthenticated=1000, unauthenticated_per_address=100, sessions=20_001, pending_joins=2)
+    part = made(3).share(limits)
+    assert (part.unauthenticated, part.unauthenticated_per_address, part.sessions) == (334, 34, 6667)
+    assert (part.pending_joins, part.agents_per_second) == (1, 100)
+    assert part.join_deadline == limits.join_deadline
+    assert made(1).share(limits) == limits
+
+
+async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = made(2), made(2, 1)
+    one.expected = 1
+    waiting = asyncio.ensure_future(one.acquainted())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    joined(one.siblings, other.siblings)
+    await asyncio.wait_for(waiting, 1)
+    one.siblings.close()
+    other.siblings.close()
+    # One that does not answer must not keep this one from serving.
+    monkeypatch.setattr(module, "ACQUAINTED", 0.01)
+    await asyncio.wait_for(one.acquainted(), 1)
+
+
+async def test_what_the_supervisor_asks_for() -> None:
+    place = made(2)
+    assert json.loads(place.snapshot()) == []
+    assert place.failures() == {}
+    metrics, checks = Metrics("relay"), Checks()
+    metrics.gauge("held", "Held.", None, lambda: 7)
+    checks.add("registry", lambda: "it is gone")
+    place.watch(metrics, checks)
+    assert ["arcbridge_relay_held", [[[], 7]]] in [[e["name"], e["series"]] for e in json.loads(place.snapshot())]
+    assert place.failures() == {"registry": "it is gone"}

@@ -1,0 +1,87 @@
+"""The one choice of registry and fleet."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayConfig, RelayFleetConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.net.address import Address
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay import backend as module
+from arcbridge.relay.backend import open_backend, registry_of
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.nats import NatsRegistry
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.relay.siblings.group import Siblings
+from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from tests.relay.conftest import settings
+from tests.support.nats_server import NatsServer
+
+
+def membership() -> WorkerMembership:
+    async def together(_: object) -> None: ...
+
+    return WorkerMembership(0, 2, Address("127.0.0.1", 1), Siblings(), together)
+
+
+async def test_a_relay_alone_keeps_a_file(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        registry, fleet = await open_backend(RelayConfig(data_dir=tmp_path), None, stack)
+        assert (type(registry), type(fleet), fleet.peers) == (SqliteRegistry, LocalFleet, None)
+        async with registry_of(RelayConfig(data_dir=tmp_path), must_exist=True) as found:
+            assert type(found) is SqliteRegistry
+
+
+async def test_a_worker_keeps_the_same_file_and_shares_its_fleet(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        worker = membership()
+        registry, fleet = await open_backend(RelayConfig(data_dir=tmp_path), worker, stack)
+        assert type(registry) is SqliteRegistry
+        assert fleet is worker.fleet
+        assert fleet.peers is None
+        fleet.add_metrics(metrics := Metrics("relay"))
+        assert b"arcbridge_relay_worker_dials_total 0" in metrics.render("")[0]
+
+
+async def test_with_nats_the_relays_share_both(tmp_path: Path, nats_server: NatsServer) -> None:
+    config = RelayConfig(
+        data_dir=tmp_path, public_address="relay.test:443", fleet=settings(nats_server, prefix="b1", bucket="b1")
+    )
+    async with AsyncExitStack() as stack:
+        registry, fleet = await open_backend(config, None, stack)
+        assert (type(registry), type(fleet)) == (NatsRegistry, NatsFleet)
+        assert fleet.peers is not None
+        fleet.add_metrics(metrics := Metrics("relay"))
+        assert b"arcbridge_relay_fleet_connected 1" in metrics.render("")[0]
+        async with registry_of(config) as found:
+            assert type(found) is NatsRegistry
+    assert not (tmp_path / "registry.db").exists()
+
+
+async def test_without_an_answer_a_relay_starts_and_a_command_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NATS_PATIENCE", 0.01)
+    fleet = RelayFleetConfig(servers=("nats://127.0.0.1:9",))
+    config = RelayConfig(data_dir=tmp_path, public_address="relay.test:443", fleet=fleet)
+    async with AsyncExitStack() as stack:
+        assert (await open_backend(config, None, stack))[1].links() == []
+    with pytest.raises(RegistryUnavailable, match="NATS cannot be reached"):
+        async with registry_of(config):
+            pass
+
+
+async def test_mistakes_in_the_settings_are_told(tmp_path: Path) -> None:
+    config = RelayConfig(data_dir=tmp_path, fleet=RelayFleetConfig(internal_address="a b"))
+    with pytest.raises(ConfigError, match=r"fleet\.internal_address"):
+        module._internal_address(config)
+    with pytest.raises(StateError, match="data_dir"):
+        async with registry_of(replace(config, data_dir=tmp_path / "none"), must_exist=True):
+            pass

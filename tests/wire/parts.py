@@ -1,0 +1,115 @@
+"""What a part of a session needs to be tested alone: a context, and an owner that only takes notes."""
+
+from __future__ import annotations
+
+from arcbridge.errors import ArcbridgeError
+from arcbridge.wire.congestion import CongestionWindow
+from arcbridge.wire.decoder import Decoder
+from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
+from arcbridge.wire.lifecycle import Change, Lifecycle
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.receiver import Receiver
+from arcbridge.wire.records import Hello
+from arcbridge.wire.replay import Budget, Replay
+from arcbridge.wire.resumption import Resumption
+from arcbridge.wire.sender import Sender
+from arcbridge.wire.session_window import SessionWindow
+from arcbridge.wire.state import Kind, SessionContext, Side
+from arcbridge.wire.stream import Stream
+from arcbridge.wire.stream_table import StreamTable
+from arcbridge.wire.window import ReceiveWindow
+
+
+class Notes:
+    """An owner that does nothing but remember what it was asked (`arcbridge.wire.state.Owner`)."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[GoawayCode, str]] = []
+        self.ends: list[ArcbridgeError] = []
+        self.pings = 0
+        self.idle = 0
+        self.counts: list[int] = []
+        self.sent: list[Stream] = []
+        self.cut: list[Stream] = []
+
+    def fail(self, code: GoawayCode, message: str) -> None:
+        self.failures.append((code, message))
+
+    def end(self, error: ArcbridgeError) -> None:
+        self.ends.append(error)
+
+    def acknowledged(self, received: int) -> None:
+        self.counts.append(received)
+
+    def send_ping(self) -> None:
+        self.pings += 1
+
+    def finish_drain_if_idle(self) -> None:
+        self.idle += 1
+
+    def stream_sent(self, stream: Stream) -> None:
+        self.sent.append(stream)
+
+    def stream_cut(self, stream: Stream) -> None:
+        self.cut.append(stream)
+
+
+class Parts:
+    """The parts of one session without the session."""
+
+    def __init__(
+        self,
+        side: Side = Side.ACCEPTOR,
+        kind: Kind = Kind.SESSION,
+        limits: Limits = DEFAULT,
+        *,
+        history: bool = False,
+        congestion: bool = False,
+        established: bool = True,
+    ) -> None:
+        self.notes = Notes()
+        self.budget = Budget(1 << 30)
+        self.context = SessionContext(self.notes, side, kind, limits, 100.0)
+        self.lifecycle = Lifecycle(kind, limits, 100.0)
+        self.sender = Sender(
+            self.context,
+            history=Replay(limits.replay, self.budget) if history else None,
+            congestion=CongestionWindow(limits.under_way, now=100.0) if congestion else None,
+        )
+        self.decoder = Decoder()
+        self.window = SessionWindow(self.context, self.sender, self.budget)
+        self.table = StreamTable(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.budget)
+        self.handled: list[tuple[int, int, bytes]] = []
+        self.receiver = Receiver(
+            self.context,
+            self.lifecycle,
+            self.sender,
+            self.decoder,
+            self.window,
+            self.table,
+            {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA},
+        )
+        template = Hello(VERSION, VERSION, "resume", limits.stream_window, limits.max_streams)
+        self.resumption = Resumption(self.context, self.lifecycle, self.sender, self.receiver, template)
+        if established:
+            self.lifecycle.change(Change.GREET)
+            self.lifecycle.establish(100.0)
+            self.receiver.counting = True
+
+    def _note(self, kind: int):  # type: ignore[no-untyped-def]
+        return lambda stream_id, body: self.handled.append((kind, stream_id, body))
+
+    def stream(self, stream_id: int = 1, *, credit: int = 1 << 20) -> Stream:
+        """A stream that is open both ways."""
+        limits = self.context.limits
+        stream = Stream(stream_id, "kubernetes", credit, ReceiveWindow(limits.stream_window, limits.max_stream_window))
+        self.context.streams[stream_id] = stream
+        return stream
+
+    def written(self, limit: int = 1 << 20, now: float = 0.0) -> bytes:
+        """What leaves now."""
+        return b"".join(self.sender.data_to_send(limit, now))
+
+    def feed(self, *frames: bytes) -> None:
+        """The peer says this."""
+        self.decoder.feed(memoryview(b"".join(frames)), self.receiver)

@@ -1,0 +1,63 @@
+"""What frames mean, at the edges; every frame in every state is in test_session.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.wire.frame_handlers import misplaced
+from arcbridge.wire.frames import FRAMES, MAY_SEND, U32, FrameType, GoawayCode, frame
+from arcbridge.wire.lifecycle import Violation
+from arcbridge.wire.state import Kind, Side
+from tests.wire.scripted import Scripted, agent, data, opening
+
+
+def test_every_known_frame_but_data_has_its_handler() -> None:
+    assert set(agent().machine.receiver.handlers) == set(FrameType) - {FrameType.DATA}
+
+
+@pytest.mark.parametrize("side", list(Side))
+@pytest.mark.parametrize("connection", list(Kind))
+@pytest.mark.parametrize("kind", sorted(set(FrameType) - {FrameType.DATA}))
+def test_a_type_that_this_peer_may_not_send_is_refused(side: Side, connection: Kind, kind: FrameType) -> None:
+    peer = Side.ACCEPTOR if side is Side.INITIATOR else Side.INITIATOR
+    handler = Scripted(side, connection).machine.receiver.handlers[kind]
+    if (connection, peer) in MAY_SEND[FRAMES[kind].sender]:
+        assert handler.__name__ == f"_on_{kind.name.lower()}"
+        return
+    with pytest.raises(Violation, match=f"{kind.name} (from the wrong side|on a control connection)") as caught:
+        handler(0, b"")
+    assert caught.value.code is GoawayCode.PROTOCOL
+
+
+def test_the_reason_is_the_connection_where_it_carries_no_such_frame() -> None:
+    for kind, connection, reason in (
+        (FrameType.OPEN, Kind.CONTROL, "OPEN on a control connection"),
+        (FrameType.MOVE, Kind.CONTROL, "MOVE on a control connection"),
+        (FrameType.MOVE, Kind.SESSION, "MOVE from the wrong side"),
+        (FrameType.AUTH, Kind.CONTROL, "AUTH from the wrong side"),
+        (FrameType.DIAL, Kind.SESSION, "DIAL from the wrong side"),
+    ):
+        with pytest.raises(Violation, match=reason):
+            misplaced(kind, connection)(0, b"")
+
+
+@pytest.mark.parametrize(("kind", "stream_id"), [(FrameType.PING, 1), (FrameType.OPEN, 0), (FrameType.FIN, 0)])
+def test_a_frame_on_the_wrong_kind_of_id_is_told_to_the_caller(kind: FrameType, stream_id: int) -> None:
+    with pytest.raises(Violation) as caught:
+        agent().machine.receiver.frame_received(kind, stream_id, b"")
+    assert caught.value.code is GoawayCode.PROTOCOL
+
+
+def test_a_frame_that_may_be_ignored_is_counted() -> None:
+    one = agent().feed(frame(200, 9, b"later"), frame(255, 0))
+    assert one.machine.stats.ignored_frames == 2
+    assert one.machine.error is None
+
+
+def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
+    one = agent().feed(opening(1), frame(FrameType.RESET, 1, U32.pack(3)))
+    before = one.machine.unconsumed
+    one.feed(data(1, 5_000))
+    assert one.machine.stats.dropped_bytes == 5_000
+    assert one.machine.unconsumed == before
+    assert one.machine.error is None

@@ -1,0 +1,202 @@
+"""The receiver alone: where payload goes, what a frame must satisfy, counts, and floods."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, U32, U64, FrameType, GoawayCode, ResetCode, frame
+from arcbridge.wire.lifecycle import Violation
+from arcbridge.wire.limits import KIB, Limits
+from arcbridge.wire.receiver import PAYLOAD_EXPLAINS, SENT_EXPLAINS
+from arcbridge.wire.records import Hello
+from arcbridge.wire.state import Kind
+from arcbridge.wire.stream import ReceiveState
+from tests.wire.parts import Parts
+
+ACK = frame(FrameType.ACK, 0, U64.pack(0))
+PING = frame(FrameType.PING, 0, PING_BODY.pack(1, 0))
+
+
+def data(stream_id: int, payload: bytes) -> bytes:
+    return frame(FrameType.DATA, stream_id, payload)
+
+
+def known(parts: Parts) -> Parts:
+    parts.receiver.peer_hello = Hello()
+    return parts
+
+
+def test_payload_goes_to_the_sink_or_waits() -> None:
+    parts = Parts()
+    stream = parts.stream(1)
+    parts.feed(data(1, b"waits"))
+    taken: list[bytes] = []
+    stream.sink = lambda view: taken.append(bytes(view))
+    parts.feed(data(1, b"goes on"))
+    assert (list(stream.inbox), taken) == ([b"waits"], [b"goes on"])
+    assert stream.bytes_received == stream.window.received == parts.window.account.received == 12
+
+
+def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
+    parts = Parts()
+    parts.table.last_peer_id = 3
+    parts.feed(data(1, b"late"))
+    assert parts.context.stats.dropped_bytes == 4
+    assert parts.window.account.unconsumed == 0
+
+
+@pytest.mark.parametrize(
+    ("receiving", "size", "code"),
+    [
+        (ReceiveState.FINISHED, 4, ResetCode.PROTOCOL),
+        (ReceiveState.OPEN, 60 * KIB, ResetCode.FLOW_CONTROL),
+    ],
+)
+def test_data_that_breaks_a_streams_rules_resets_it_alone(receiving: ReceiveState, size: int, code: ResetCode) -> None:
+    parts = Parts()
+    stream, other = parts.stream(1), parts.stream(3)
+    stream.receiving, stream.window.received = receiving, stream.window.granted - 50 * KIB
+    parts.feed(data(1, bytes(size)))
+    assert frame(FrameType.RESET, 1, U32.pack(code)) in parts.written()
+    assert parts.context.streams == {3: other}
+    assert parts.notes.failures == []
+
+
+@pytest.mark.parametrize(
+    "what", ["before the handshake", "on a control connection", "never opened", "beyond the session"]
+)
+def test_data_that_breaks_the_sessions_rules(what: str) -> None:
+    parts = Parts(kind=Kind.CONTROL if what == "on a control connection" else Kind.SESSION)
+    parts.receiver.counting = what != "before the handshake"
+    if what == "beyond the session":
+        parts.stream(1)
+    with pytest.raises(Violation) as caught:
+        parts.feed(data(1, bytes(FIRST_CREDIT + 1)))
+    flow = what == "beyond the session"
+    assert caught.value.code is (GoawayCode.FLOW_CONTROL if flow else GoawayCode.PROTOCOL)
+
+
+def test_a_frame_goes_to_its_handler() -> None:
+    parts = known(Parts())
+    parts.feed(ACK, frame(FrameType.FIN, 7))
+    assert parts.handled == [(FrameType.ACK, 0, U64.pack(0)), (FrameType.FIN, 7, b"")]
+
+
+@pytest.mark.parametrize(("kind", "stream_id"), [(FrameType.PING, 1), (FrameType.OPEN, 0), (FrameType.FIN, 0)])
+def test_a_frame_on_the_wrong_kind_of_id(kind: FrameType, stream_id: int) -> None:
+    parts = known(Parts())
+    with pytest.raises(Violation) as caught:
+        parts.receiver.frame_received(kind, stream_id, b"")
+    assert caught.value.code is GoawayCode.PROTOCOL
+
+
+def test_window_comes_on_either_kind_of_id() -> None:
+    parts = known(Parts())
+    parts.feed(frame(FrameType.WINDOW, 0, U32.pack(1)), frame(FrameType.WINDOW, 5, U32.pack(1)))
+    assert [stream_id for _, stream_id, _ in parts.handled] == [0, 5]
+
+
+def test_hello_comes_first_and_the_sequence_behind_the_handshake() -> None:
+    parts = Parts()
+    with pytest.raises(Violation, match="not HELLO"):
+        parts.feed(ACK)
+    parts = known(Parts())
+    parts.receiver.counting = False
+    parts.feed(frame(FrameType.AUTH, 0))
+    with pytest.raises(Violation, match="before the handshake is complete"):
+        parts.feed(ACK)
+
+
+def test_a_frame_that_may_be_ignored_is_counted() -> None:
+    parts = known(Parts())
+    parts.feed(frame(200, 9, b"later"), frame(255, 0))
+    assert parts.context.stats.ignored_frames == 2
+    assert parts.handled == []
+
+
+def test_nothing_is_handled_after_the_end() -> None:
+    parts = known(Parts())
+    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))  # type: ignore[arg-type]
+    parts.feed(ACK)
+    assert parts.handled == []
+
+
+def test_consumed_bytes_are_granted_again_when_enough_came_together() -> None:
+    parts = Parts(limits=Limits(stream_window=FIRST_CREDIT, max_stream_window=FIRST_CREDIT))
+    stream = parts.stream(1)
+    parts.feed(data(1, bytes(FIRST_CREDIT)))
+    parts.receiver.consumed(stream, FIRST_CREDIT // 4 - 1)
+    assert parts.written() == b""
+    parts.receiver.consumed(stream, 1)
+    assert frame(FrameType.WINDOW, 1, U32.pack(FIRST_CREDIT // 4)) in parts.written()
+    assert parts.notes.pings == 0
+    parts.context.now += 60
+    parts.receiver.consumed(stream, FIRST_CREDIT // 4)
+    assert parts.notes.pings == 1, "the window grows by the round trip, and nobody asked for it of late"
+
+
+def test_an_end_that_reads_on_after_the_streams_end_returns_its_growth() -> None:
+    parts = Parts()
+    parts.table.peer_opens(1, "kubernetes")
+    stream = parts.table.streams[1]
+    parts.feed(data(1, bytes(1000)))
+    stream.window.grown = parts.table.growth.take(5000)
+    parts.table.peer_finished(stream)
+    parts.table.finish(stream)
+    assert 1 not in parts.context.streams
+    assert parts.budget.held == 5000
+    parts.receiver.consumed(stream, 1000)
+    assert parts.budget.held == 0
+    assert parts.window.account.unconsumed == 0
+
+
+def test_counts_begin_behind_the_handshake_and_are_told() -> None:
+    parts = known(Parts(limits=Limits(ack_every=1000)))
+    parts.stream(1)
+    parts.receiver.counting = False
+    parts.decoder.position = 70
+    assert parts.receiver.received == 70
+    parts.receiver.begin_counting()
+    assert (parts.receiver.received, parts.receiver.counting) == (0, True)
+    assert parts.receiver.report() == 0
+    parts.feed(data(1, bytes(992)))
+    assert parts.decoder.position - parts.receiver.reported_position == 1000
+    parts.receiver.acknowledge()
+    assert parts.written().startswith(frame(FrameType.ACK, 0, U64.pack(1000)))
+    assert parts.decoder.position == parts.receiver.reported_position
+
+
+def test_a_new_connection_starts_anew_what_belongs_to_the_path() -> None:
+    parts = Parts()
+    parts.decoder.position = 500
+    parts.receiver.usual_window = 1 << 20
+    parts.receiver.connection_changed(700)
+    assert (parts.receiver.answers_from, parts.receiver.usual_window) == (700, 0)
+    assert parts.receiver.reported_position == 500, "the handshake told the peer"
+
+
+def test_a_flood_is_what_our_own_bytes_do_not_explain() -> None:
+    parts = Parts(limits=Limits(small_frame_burst=3, small_frame_rate=0.0))
+    for _ in range(3):
+        parts.receiver.spend_control_budget()
+    with pytest.raises(Violation) as caught:
+        parts.receiver.spend_control_budget()
+    assert caught.value.code is GoawayCode.LIMIT
+    parts.sender.sent = 3 * SENT_EXPLAINS - 1
+    parts.receiver.spend_control_budget()
+    with pytest.raises(Violation):
+        parts.receiver.spend_control_budget()
+    parts.sender.sent += 1 + 2 * SENT_EXPLAINS
+    parts.receiver.spend_control_budget()
+
+
+def test_a_ping_that_asks_about_payload_is_no_flood() -> None:
+    parts = Parts(limits=Limits(small_frame_burst=1, small_frame_rate=0.0))
+    stream = parts.stream(1)
+    for _ in range(5):
+        parts.feed(data(1, bytes(PAYLOAD_EXPLAINS)))
+        assert parts.receiver.ping_came() == PAYLOAD_EXPLAINS
+        parts.receiver.consumed(stream, PAYLOAD_EXPLAINS)
+    assert parts.receiver.ping_came() == 0
+    with pytest.raises(Violation):
+        parts.receiver.ping_came()

@@ -1,0 +1,189 @@
+"""The table of streams alone: ids, limits, and how streams are settled."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.errors import LocalProtocolError, SessionEnded
+from arcbridge.wire import events as ev
+from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, GoawayCode, ResetCode, frame
+from arcbridge.wire.lifecycle import Change, Violation
+from arcbridge.wire.limits import Limits
+from arcbridge.wire.records import Open
+from arcbridge.wire.state import Side
+from arcbridge.wire.stream import ReceiveState, SendState
+from arcbridge.wire.stream_table import LAST_ID
+from tests.wire.parts import Parts
+
+
+def test_ids_rise_by_two_and_opens_leave_in_order() -> None:
+    for side, first in ((Side.INITIATOR, 1), (Side.ACCEPTOR, 2)):
+        parts = Parts(side)
+        ids = [parts.table.open(name, None).id for name in ("a", "b")]
+        assert ids == [first, first + 2]
+        opens = [frame(FrameType.OPEN, id_, Open(name).encode()) for id_, name in zip(ids, "ab", strict=True)]
+        assert parts.written() == b"".join(opens)
+        assert parts.context.stats.streams_opened == 2
+
+
+def test_limits_of_opening() -> None:
+    parts = Parts(Side.INITIATOR)
+    parts.table.open("a", 1)
+    with pytest.raises(SessionEnded) as caught:
+        parts.table.open("b", 1)
+    assert caught.value.code == GoawayCode.LIMIT
+    with pytest.raises(LocalProtocolError, match="more than 1024"):
+        parts.table.open("t" * 2000, None)
+    assert len(parts.table.streams) == 1, "a mistake changes nothing"
+    parts.table.next_id = LAST_ID + 2
+    with pytest.raises(SessionEnded) as caught:
+        parts.table.open("c", None)
+    assert caught.value.code == GoawayCode.DRAINING
+
+
+def test_the_peers_ids_are_of_its_parity_and_rise() -> None:
+    table = Parts(Side.ACCEPTOR).table
+    with pytest.raises(Violation, match="other side's"):
+        table.check_peer_id(2)
+    table.check_peer_id(5)
+    table.peer_opens(5, "kubernetes")
+    with pytest.raises(Violation, match="does not rise"):
+        table.check_peer_id(5)
+
+
+@pytest.mark.parametrize("why", ["limit", "goaway"])
+def test_a_stream_that_may_not_be_is_refused(why: str) -> None:
+    parts = Parts(limits=Limits(max_streams=1))
+    if why == "limit":
+        parts.table.peer_opens(1, "kubernetes")
+    else:
+        parts.lifecycle.goaway_sent = True
+    parts.table.peer_opens(3, "kubernetes")
+    assert 3 not in parts.table.streams
+    assert parts.written() == frame(FrameType.RESET, 3, U32.pack(ResetCode.REFUSED))
+    assert parts.context.stats.streams_refused == 1
+
+
+def test_early_streams_are_few_and_unseen_until_the_peer_is_known() -> None:
+    parts = Parts(limits=Limits(early_streams=2), established=False)
+    for stream_id in (1, 3, 5):
+        parts.table.peer_opens(stream_id, "kubernetes")
+    first, second = parts.table.streams[1], parts.table.streams[3]
+    parts.table.peer_finished(first)
+    parts.table.reset(second, ResetCode.CANCELLED)
+    parts.table.tell_reset(second, ResetCode.CANCELLED, local=True)
+    assert parts.context.events == []
+    parts.lifecycle.change(Change.GREET)
+    parts.lifecycle.establish(101.0)
+    parts.table.tell_early()
+    assert parts.context.events == [ev.StreamOpened(first, "kubernetes"), ev.StreamFinished(first)]
+
+
+def test_the_first_credit_that_hello_names_counts_for_streams_that_are_open() -> None:
+    parts = Parts(Side.INITIATOR)
+    stream = parts.table.open("a", None)
+    stream.credit -= 1000
+    parts.table.set_first_credit(FIRST_CREDIT + 5000)
+    assert stream.credit == FIRST_CREDIT + 4000
+    assert parts.table.open("b", None).credit == FIRST_CREDIT + 5000
+
+
+def test_a_stream_is_found_over_or_was_never_there() -> None:
+    parts = Parts(Side.ACCEPTOR)
+    parts.table.peer_opens(3, "kubernetes")
+    assert parts.table.find(3, "FIN") is parts.table.streams[3]
+    assert parts.table.find(1, "FIN") is None, "skipped: it may not come any more"
+    for stream_id in (0, 2, 5):
+        with pytest.raises(Violation, match="FIN for a stream that was never opened"):
+            parts.table.find(stream_id, "FIN")
+
+
+def test_it_is_forgotten_when_both_directions_have_ended() -> None:
+    parts = Parts()
+    parts.table.peer_opens(1, "kubernetes")
+    stream = parts.table.streams[1]
+    parts.table.finish(stream)
+    parts.table.finish(stream)
+    assert parts.written() == frame(FrameType.FIN, 1), "a second call changes nothing"
+    assert parts.table.streams == {1: stream}
+    parts.table.peer_finished(stream)
+    assert parts.table.streams == {}
+    assert parts.table.peer_streams == 0
+    assert parts.notes.idle == 1
+
+
+def test_the_end_waits_for_bytes_that_wait() -> None:
+    parts = Parts()
+    finished, cut = parts.stream(1, credit=0), parts.stream(3, credit=0)
+    parts.sender.send(finished, b"waits")
+    parts.sender.send(cut, b"waits")
+    parts.table.finish(finished)
+    parts.table.cut(cut)
+    assert (finished.sending, cut.sending) == (SendState.FINISHING, SendState.CUTTING)
+    assert parts.written() == b""
+
+
+def test_a_reset_returns_what_the_stream_held() -> None:
+    parts = Parts()
+    stream = parts.stream(1)
+    assert parts.window.account.receive(60_000)
+    assert stream.window.receive(60_000)
+    parts.sender.send(stream, b"dropped, unless it has left")
+    stream.queued, stream.credit = 0, 0
+    parts.table.reset(stream, ResetCode.INTERNAL)
+    assert parts.window.account.unconsumed == 0
+    assert parts.table.streams == {}
+    assert frame(FrameType.RESET, 1, U32.pack(ResetCode.INTERNAL)) in parts.written()
+    parts.table.reset(stream, ResetCode.INTERNAL)
+    parts.table.cut(stream)
+    assert parts.context.stats.resets_sent == 1, "a stream that is over stays so"
+
+
+def test_a_cut_keeps_what_came_before_it() -> None:
+    parts = Parts()
+    stream = parts.stream(2)
+    stream.deliver(memoryview(b"prefix"))
+    parts.table.peer_reset(stream, ResetCode.TRUNCATED, in_order=False)
+    assert stream.receiving is ReceiveState.FINISHED
+    assert list(stream.inbox) == [b"prefix"]
+    assert parts.context.events == [ev.StreamWasReset(stream, ResetCode.TRUNCATED, False)]
+    other = parts.stream(4)
+    other.deliver(memoryview(b"prefix"))
+    parts.table.peer_reset(other, ResetCode.CANCELLED, in_order=False)
+    assert not other.inbox
+
+
+def test_goaway_resets_what_the_peer_did_not_take() -> None:
+    parts = Parts(Side.INITIATOR)
+    streams = [parts.table.open(name, None) for name in "abc"]
+    parts.table.refused_above(3)
+    assert list(parts.table.streams) == [1, 3]
+    assert parts.context.events == [ev.StreamWasReset(streams[2], ResetCode.REFUSED, False)]
+
+
+def test_after_the_drain_deadline_nothing_runs() -> None:
+    parts = Parts(Side.INITIATOR)
+    streams = [parts.table.open(name, None) for name in "ab"]
+    parts.table.cancel_all()
+    assert parts.table.streams == {}
+    assert parts.context.events == [ev.StreamWasReset(one, ResetCode.CANCELLED, True) for one in streams]
+
+
+def test_resets_are_counted() -> None:
+    table = Parts(limits=Limits(churn_burst=2, churn_rate=0.0)).table
+    table.count_reset()
+    table.count_reset()
+    with pytest.raises(Violation) as caught:
+        table.count_reset()
+    assert caught.value.code is GoawayCode.LIMIT
+
+
+def test_at_the_end_nothing_is_promised_any_more() -> None:
+    parts = Parts(established=False)
+    parts.table.peer_opens(1, "kubernetes")
+    assert parts.table.growth.take(1000) == 1000
+    parts.table.close()
+    assert parts.budget.held == 0
+    assert parts.table.growth.take(1000) == 0
+    parts.table.tell_early()
+    assert parts.context.events == []
