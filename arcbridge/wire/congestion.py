@@ -69,11 +69,9 @@ SHORT_FIRST = 256 * KIB
 """The first cap on a path whose handshake took no longer than `LEAST_ROUND_TRIP`: a stream's first credit."""
 
 DELAY_LEAST, DELAY_MOST = 0.004, 0.016
-"""Bounds, in seconds, of the delay beyond the smallest round trip that shows a queue; between them it is an eighth of
-that round trip (RFC 9406 §4.3 has the same figures)."""
-
-DELAYED_ANSWERS = 3
-"""Answers in a row with such a delay until it counts: on two cores, one alone is a scheduler's."""
+"""Bounds, in seconds, of the delay beyond the usual round trip that shows a queue; between them it is an eighth of
+that round trip (RFC 9406 §4.3 has the same figures). Each answer of at least `SPAN` has to show it: a scheduler delays
+all that come at once."""
 
 CONSERVATIVE_ROUNDS = 5
 """Rounds of slower growth until the path counts as full (RFC 9406 §4.3)."""
@@ -98,7 +96,7 @@ class CongestionWindow:
         "_best",
         "_calm",
         "_conservative_rounds",
-        "_delayed",
+        "_delayed_from",
         "_earlier",
         "_full",
         "_got",
@@ -120,6 +118,7 @@ class CongestionWindow:
         "_trip_at",
         "app_limited_until",
         "cap",
+        "conservative",
         "growing",
         "interactive",
         "least",
@@ -142,6 +141,7 @@ class CongestionWindow:
         """`most`: the cap never exceeds it, bytes. `sent`: the count so far. `earlier`: that of the connection before,
         of which half counts again as soon as the path proves to be no longer (RFC 9040 §8.1)."""
         self._most = most
+        self.cap = self.step = self.least = 0
         self.rate = 0.0
         """Bytes per second that the path delivers; 0 while unknown."""
         self.round_trip = 0.0
@@ -153,8 +153,10 @@ class CongestionWindow:
         """The cap that slow start came to, bytes."""
         self._earlier = (earlier.cap // 2, earlier.round_trip) if earlier is not None and earlier.rate else None
         """Half the cap of the connection before, bytes, and its round trip, seconds, until both were compared."""
-        self._delayed = 0
-        """Answers in a row that show a queue."""
+        self.conservative = False
+        """Whether answers show a queue, so that the cap grows more slowly."""
+        self._delayed_from = 0.0
+        """When the first of the latest answers that all show a queue came, monotonic seconds; 0: none did."""
         self._conservative_rounds = 0
         self.probing = False
         """The cap is halved for the sake of the round trip."""
@@ -178,7 +180,6 @@ class CongestionWindow:
         self._probe_from = 0
         self._probe_trip = 0.0
         self._calm = 0
-        self.cap = self.step = self.least = 0
         self._set(min(first, most))
 
     def resume(self, sent: int, under_way: int, now: float) -> None:
@@ -224,7 +225,7 @@ class CongestionWindow:
         if self.probing:
             self._probe(received, sent, trip, now)
         elif self.growing:
-            self._take_trip(trip)
+            self._take_trip(trip, now)
         if received > self._round_end and now - self._round_at >= SPAN:
             self._end_round(sent, now)
         self._recap()
@@ -248,17 +249,21 @@ class CongestionWindow:
         """Bytes that the path takes in a millisecond; 0 while unknown."""
         return int(self.rate * STEP_SECONDS)
 
-    @property
-    def conservative(self) -> bool:
-        """Whether answers show a queue, so that the cap grows more slowly."""
-        return self._delayed >= DELAYED_ANSWERS
-
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _take_trip(self, trip: float) -> None:
+    @property
+    def _usual_trip(self) -> float:
+        """Seconds that an answer takes without a queue, schedulers included."""
+        return max(self.round_trip, LEAST_ROUND_TRIP if self.interactive else BULK_ROUND_TRIP)
+
+    def _take_trip(self, trip: float, now: float) -> None:
         """A round trip while the cap grows: is there a queue, and is the path known?"""
-        delay = min(max(self.round_trip / 8, DELAY_LEAST), DELAY_MOST)
-        self._delayed = self._delayed + 1 if trip > self.round_trip + delay else 0
+        usual = self._usual_trip
+        if trip <= usual + min(max(usual / 8, DELAY_LEAST), DELAY_MOST):
+            self._delayed_from = 0.0
+        elif not self._delayed_from:
+            self._delayed_from = now
+        self.conservative = 0.0 < self._delayed_from <= now - SPAN
         if trip <= LEAST_ROUND_TRIP:
             self._grown = max(self._grown, min(SHORT_FIRST, self._most))
         if self._earlier is not None and trip <= 1.25 * self._earlier[1] + 0.001:
@@ -276,7 +281,7 @@ class CongestionWindow:
         rate, trip = self._round_rate, self._round_trip
         self._round_end, self._round_at = sent, now
         self._round_rate = self._round_trip = 0.0
-        usual = max(self.round_trip, LEAST_ROUND_TRIP if self.interactive else BULK_ROUND_TRIP)
+        usual = self._usual_trip
         self._conservative_rounds = self._conservative_rounds + 1 if self.conservative else 0
         if self.growing and trip > 1.5 * usual + 2 * SPAN:
             self._stale = PLATEAU  # a queue: the path is full
@@ -292,7 +297,7 @@ class CongestionWindow:
         if self.growing and self.rate and self._stale >= PLATEAU:
             self.growing = False
             self._full = self.rate
-            self._delayed, self._earlier = 0, None
+            self.conservative, self._delayed_from, self._earlier = False, 0.0, None
         if rate and not self.probing:
             self._latest = rate
             self._rounds += 1
@@ -333,7 +338,7 @@ class CongestionWindow:
         self.round_trip, self._trip_at = self._probe_trip, now
 
     def _recap(self) -> None:
-        product = self.rate * max(self.round_trip, LEAST_ROUND_TRIP if self.interactive else BULK_ROUND_TRIP)
+        product = self.rate * self._usual_trip
         if self.probing:
             cap = max(FLOOR, int(product / 2))
         elif self.growing:

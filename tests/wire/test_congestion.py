@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from arcbridge.wire.congestion import (
     BULK_ROUND_TRIP,
     CONSERVATIVE_ROUNDS,
-    DELAYED_ANSWERS,
     EXTRA,
     FIRST,
     FLOOR,
@@ -313,25 +312,30 @@ def test_a_queue_slows_the_growth_before_the_plateau_is_found() -> None:
         sent += part
         flight.pinged(sent, 0.04)
         flight.confirmed(sent + 1, 48 + 2 * FIRST, 0.08 + 0.003 * (number + 1))
-        assert flight.conservative is (number >= DELAYED_ANSWERS)
+        assert flight.conservative is (number >= 3), "above 45 ms for 5 ms"
     assert flight.growing
     assert flight.cap <= 1.5 * FIRST
 
 
-def test_one_late_answer_is_a_schedulers() -> None:
+def test_answers_that_come_late_at_once_are_a_schedulers() -> None:
     flight = CongestionWindow(16 * 1024 * KIB)
-    sent = 0
-    for number in range(30):
-        sent += 1000
-        flight.pinged(sent, number)
-        flight.confirmed(sent + 1, sent + 1, number + (0.03 if number % 3 else 0.001))
-        assert not flight.conservative
+    sent, now = 0, 1.0
+    for _ in range(30):
+        for _ in range(10):
+            sent += 1000
+            flight.pinged(sent, now)
+        for late in range(10):
+            flight.confirmed(sent - 9000 + 1000 * late + 1, sent + 1, now + 0.03 + late / 10_000)
+            assert not flight.conservative
+        flight.pinged(sent + 1, now + 0.04)
+        flight.confirmed(sent + 2, sent + 2, now + 0.041)
+        now += 0.05
 
 
 def test_rounds_with_a_queue_end_the_growth() -> None:
     flight = CongestionWindow(16 * 1024 * KIB)
     now, sent = feed(flight, 2.5e6, 0.04, 2)
-    for _ in range(CONSERVATIVE_ROUNDS + DELAYED_ANSWERS + 1):
+    for _ in range(CONSERVATIVE_ROUNDS + 2):
         now, sent = feed(flight, 2.5e6, 0.048, 1, now, sent)
     assert not flight.growing
 
