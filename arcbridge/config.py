@@ -449,7 +449,7 @@ def _where(path: tuple[str, ...], source: _Source) -> str:
 
 
 def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> str:
-    import difflib  # only for the person who mistyped
+    import difflib  # only for a mistyped name
 
     place = f"{source.name}"
     line = _line_of(path, source.text)

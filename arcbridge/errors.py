@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
 class ArcbridgeError(Exception):
     """Base of all errors that are meant to be read by people.
 
-    `exit_code` is what the executable ends with when nobody handles the error; `status_code` and `reason` are
+    `exit_code` is what the executable ends with when the error is not handled; `status_code` and `reason` are
     the HTTP code and the `metav1.Status` reason where the error is answered to a Kubernetes client.
     `retry_after` is in seconds and is set only where the request surely never left this process.
     """

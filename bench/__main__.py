@@ -127,7 +127,7 @@ def _save(result: dict[str, Any], out: Path) -> None:
 
 
 def _without_folder(argv: list[str], out: Path) -> list[str]:
-    """The arguments as they are kept in a result: where else on this machine it was written is nobody's business."""
+    """The arguments as they are kept in a result, which holds no path of the machine it was made on."""
     return [argument.replace(f"{out.parent}/", "") if out.is_absolute() else argument for argument in argv]
 
 

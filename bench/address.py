@@ -17,7 +17,7 @@ class Address(NamedTuple):
 
 
 def free_ports(count: int) -> list[Address]:
-    """Ports that nobody uses now; all different, because all are held until all are found."""
+    """Ports that are free now; all different, because all are held until all are found."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [Address("127.0.0.1", s.getsockname()[1]) for s in sockets]
     for s in sockets:

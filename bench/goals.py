@@ -123,7 +123,7 @@ def _against(
         return Part(what, goal, why=_missing(result, scenario, OURS, metric))
     rival = best(measured, choice(result, measured), metric)
     if rival is None:
-        return Part(what, goal, value, unit, why=f"{whom}: nobody was measured in {scenario}")
+        return Part(what, goal, value, unit, why=f"{whom}: not measured in {scenario}")
     name, theirs = rival
     ratio = value / theirs if theirs else float("inf")
     met = ratio >= factor if more else ratio <= factor

@@ -1,52 +1,49 @@
-"""Plots as SVG, written by hand: the same bytes for the same figures, legible on a light page and on a dark one.
+"""Plots as SVG, drawn by matplotlib: the same bytes for the same figures, legible on a light page and on a dark one.
 
-Each plot brings its own background and takes both its colours from the reader's preference, so that it can be read
-also where page and preference differ.
+A plot brings its own background. What matplotlib writes has the light colours; a style sheet in the file exchanges them
+for dark ones where the reader prefers these, so that a plot can be read also where page and preference differ. What is
+drawn is said by the caller; no figure is computed here.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Kind = Literal["ours", "peer", "chain"]
 
-WIDTH = 900
-COLUMNS = 2
-MARGIN = 16
-GAP = 28
-ROW = 21
-LABELS = 122
-"""Width of the names left of the bars."""
-VALUES = 74
-"""Width of the figures right of them."""
-HEAD = 46
-"""Height of a panel's title and what is below it."""
+WIDTH, COLUMNS, MARGIN, GAP = 900, 2, 16, 28
+"""Pixels; panels stand next to each other in two columns."""
+ROW, HEAD = 21, 46
+"""Pixels of one bar, and of a panel's title with what is below it."""
+LABELS, VALUES = 122, 74
+"""Pixels left of the bars for the names, and right of them for the figures."""
+LINES_HEIGHT, LINES_LABELS = 300, 140
 
 CUT = 5.0
 """A bar longer than so many times the median bar is cut, and marked so: the others would be too short to compare."""
 
-LINES_HEIGHT = 300
-LINES_LABELS = 118
-
-STYLE = """
-.back{fill:#ffffff;stroke:#d1d9e0}.text{fill:#1f2328}.soft{fill:#59636e}.grid{stroke:#d8dee4}
-.ours{fill:#4a90e2}.peer{fill:#9aa4ae}.chain{fill:#bf8700}.whisker{stroke:#1f2328}.gap{stroke:#ffffff}
-.line{fill:none}
-.c0{stroke:#0a5bc4}.c1{stroke:#b35900}.c2{stroke:#1a7f37}.c3{stroke:#8250df}.c4{stroke:#bf3989}
-.c5{stroke:#59636e}.c6{stroke:#9a6700}.c7{stroke:#1b7c83}.c8{stroke:#cf222e}.c9{stroke:#4d2d00}
-@media (prefers-color-scheme:dark){
-.back{fill:#0d1117;stroke:#3d444d}.text{fill:#f0f6fc}.soft{fill:#9198a1}.grid{stroke:#2a313c}
-.ours{fill:#4493f8}.peer{fill:#656c76}.chain{fill:#d29922}.whisker{stroke:#f0f6fc}.gap{stroke:#0d1117}
-.c0{stroke:#4493f8}.c1{stroke:#f0883e}.c2{stroke:#3fb950}.c3{stroke:#ab7df8}.c4{stroke:#f778ba}
-.c5{stroke:#9198a1}.c6{stroke:#d29922}.c7{stroke:#39c5cf}.c8{stroke:#f85149}.c9{stroke:#d4a72c}}
-"""
-
-COLOURS = 10
+BACK, EDGE, TEXT, SOFT, GRID = "#ffffff", "#d1d9e0", "#1f2328", "#59636e", "#d8dee4"
+KINDS: Final[Mapping[Kind, str]] = {"ours": "#4a90e2", "peer": "#9aa4ae", "chain": "#bf8700"}
+LINES: Final = (
+    *("#0a5bc4", "#b35900", "#1a7f37", "#8250df", "#bf3989"),
+    *("#6e7781", "#9a6700", "#1b7c83", "#cf222e", "#4d2d00"),
+)
+DARK: Final = {
+    **{BACK: "#0d1117", EDGE: "#3d444d", TEXT: "#f0f6fc", SOFT: "#9198a1", GRID: "#2a313c"},
+    **{"#4a90e2": "#4493f8", "#9aa4ae": "#656c76", "#bf8700": "#d29922"},
+    **{"#0a5bc4": "#4493f8", "#b35900": "#f0883e", "#1a7f37": "#3fb950", "#8250df": "#ab7df8", "#bf3989": "#f778ba"},
+    **{"#6e7781": "#9ba3ab", "#9a6700": "#e3b341", "#1b7c83": "#39c5cf", "#cf222e": "#f85149", "#4d2d00": "#c9a26d"},
+}
+"""The colour on a dark background, by the colour on a light one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,71 +84,67 @@ def short(value: float) -> str:
 
 def bars(panels: Sequence[Panel]) -> str:
     """Bars with whiskers from the least to the most of the runs; one panel per metric, two next to each other."""
+    rows = [panels[index : index + COLUMNS] for index in range(0, len(panels), COLUMNS)]
+    heights = [HEAD + ROW * max(len(panel.bars) for panel in row) + MARGIN for row in rows]
     width = (WIDTH - 2 * MARGIN - GAP) / COLUMNS if len(panels) > 1 else WIDTH - 2 * MARGIN
-    drawn: list[str] = []
-    top = float(MARGIN)
-    for row in range(0, len(panels), COLUMNS):
-        both = panels[row : row + COLUMNS]
-        for column, panel in enumerate(both):
-            drawn += _panel(panel, MARGIN + column * (width + GAP), top, width)
-        top += HEAD + ROW * max(len(panel.bars) for panel in both) + MARGIN
-    return _svg(top, drawn)
+    out = io.StringIO()
+    with _drawing(sum(heights) + MARGIN, out) as drawing:
+        for number, row in enumerate(rows):
+            top = MARGIN + sum(heights[:number])
+            for column, panel in enumerate(row):
+                left = MARGIN + column * (width + GAP)
+                room = width - LABELS - VALUES
+                axes = drawing.axes(left + LABELS, top + HEAD, room, ROW * len(panel.bars))
+                cut = _bars(axes, panel)
+                said = filter(None, (f"{panel.better} is better", "what is cut is longer" if cut else "", panel.note))
+                drawing.title(left, top, panel.title, ", ".join(said))
+    return _with_dark_colours(out.getvalue())
 
 
 def lines(charts: Sequence[Chart], x_title: str) -> str:
     """Lines over a logarithmic number; one chart per metric, two next to each other, the same colours in all."""
     names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
-    colours = {name: f"c{index % COLOURS}" for index, name in enumerate(names)}
+    colours = {name: LINES[index % len(LINES)] for index, name in enumerate(names)}
     width = (WIDTH - 2 * MARGIN - GAP) / COLUMNS
-    drawn: list[str] = []
-    for index, chart in enumerate(charts):
-        column, row = index % COLUMNS, index // COLUMNS
-        drawn += _chart(
-            chart, MARGIN + column * (width + GAP), MARGIN + row * (LINES_HEIGHT + GAP), width, colours, x_title
-        )
-    return _svg(MARGIN + math.ceil(len(charts) / COLUMNS) * (LINES_HEIGHT + GAP), drawn)
+    out = io.StringIO()
+    with _drawing(MARGIN + -(-len(charts) // COLUMNS) * (LINES_HEIGHT + GAP), out) as drawing:
+        for index, chart in enumerate(charts):
+            left = MARGIN + (index % COLUMNS) * (width + GAP)
+            top = MARGIN + (index // COLUMNS) * (LINES_HEIGHT + GAP)
+            drawing.title(left, top, chart.title)
+            if any(y > 0 for line in chart.lines.values() for y in line.values()):
+                axes = drawing.axes(left + 52, top + 28, width - 52 - LINES_LABELS, LINES_HEIGHT - 68)
+                _lines(axes, chart, colours, x_title)
+    return _with_dark_colours(out.getvalue())
 
 
-# -- bars -----------------------------------------------------------------------------------------------------------
+# -- what is drawn --------------------------------------------------------------------------------------------------
 
 
-def _panel(panel: Panel, left: float, top: float, width: float) -> list[str]:
-    zero, room = left + LABELS, width - LABELS - VALUES
+def _bars(axes: Axes, panel: Panel) -> bool:
+    """Draw the bars of a panel, the first on top; whether one of them is cut."""
     limit = _limit([bar.most for bar in panel.bars])
-    cut = "what is cut is longer" if any(bar.median > limit for bar in panel.bars) else ""
-    said = ", ".join(filter(None, (f"{panel.better} is better", cut, panel.note)))
-    drawn = [
-        _text(left, top + 13, panel.title, "text", size=14, weight=600),
-        _text(left, top + 30, said, "soft", size=11),
-    ]
-    for index, bar in enumerate(panel.bars):
-        y = top + HEAD + index * ROW
-        middle = y + ROW / 2 - 2
-        length = room * min(bar.median / limit, 1.0)
-        weight = 700 if bar.kind == "ours" else 400
-        drawn.append(_text(zero - 8, middle + 4, bar.name, "text", anchor="end", weight=weight))
-        drawn.append(
-            f'<rect class="{bar.kind}" x="{zero:.1f}" y="{y:.1f}" width="{length:.1f}" height="{ROW - 5}" rx="2"/>'
-        )
+    axes.set(xlim=(0, limit), ylim=(len(panel.bars) - 0.5, -0.5), xticks=[])
+    axes.set_frame_on(False)
+    axes.set_yticks(range(len(panel.bars)), [bar.name for bar in panel.bars], color=TEXT, fontsize=9)
+    axes.tick_params(length=0, pad=6)
+    for y, (bar, label) in enumerate(zip(panel.bars, axes.get_yticklabels(), strict=True)):
+        weight = "bold" if bar.kind == "ours" else "normal"
+        label.set_fontweight(weight)
+        axes.barh(y, min(bar.median, limit), height=0.76, color=KINDS[bar.kind])
         if bar.median > limit:
-            drawn.append(
-                f'<path class="gap" stroke-width="4" d="M{zero + room - 22:.1f} {y + ROW - 2:.1f}l8 {-ROW - 2:.1f}"/>'
-            )
-        else:
-            drawn += _whisker(zero, room, limit, bar, middle)
-        end = zero + room * min(max(bar.most, bar.median) / limit, 1.0)
-        drawn.append(_text(end + 7, middle + 4, short(bar.median), "text", weight=weight))
-    return drawn
-
-
-def _whisker(zero: float, room: float, limit: float, bar: Bar, middle: float) -> list[str]:
-    least, most = (zero + room * min(value / limit, 1.0) for value in (bar.least, bar.most))
-    if most - least < 1:
-        return []
-    return [
-        f'<path class="whisker" stroke-width="1.3" '
-        f'd="M{least:.1f} {middle:.1f}H{most:.1f}M{least:.1f} {middle - 4:.1f}v8M{most:.1f} {middle - 4:.1f}v8"/>'
-    ]
+            axes.plot([0.93, 0.97], [y + 0.5, y - 0.5], transform=axes.get_yaxis_transform(), color=BACK, lw=3)
+            axes.lines[-1].set_gid(f"cut {panel.title}: {bar.name}")
+        elif bar.most - bar.least > limit / 200:
+            reach = [bar.least, min(bar.most, limit)]
+            axes.plot(reach, [y, y], color=TEXT, lw=1, marker="|", ms=5, clip_on=False)
+            axes.lines[-1].set_gid(f"whisker {panel.title}: {bar.name}")
+        end = min(max(bar.most, bar.median), limit)
+        axes.annotate(
+            *(short(bar.median), (end, y)), xytext=(5, 0), textcoords="offset points", va="center_baseline",
+            color=TEXT, fontsize=9, fontweight=weight, annotation_clip=False,
+        )  # fmt: skip
+    return any(bar.median > limit for bar in panel.bars)
 
 
 def _limit(values: Sequence[float]) -> float:
@@ -160,100 +153,78 @@ def _limit(values: Sequence[float]) -> float:
     return max((value for value in values if value <= bound), default=max(values)) or 1.0
 
 
-# -- lines ----------------------------------------------------------------------------------------------------------
+def _lines(axes: Axes, chart: Chart, colours: Mapping[str, str], x_title: str) -> None:
+    """Draw the lines of a chart; the names stand beside it in the order in which the lines end."""
+    from matplotlib.ticker import LogLocator
+
+    found = {name: {x: y for x, y in sorted(line.items()) if y > 0} for name, line in chart.lines.items()}
+    ends = sorted((list(line.values())[-1], name) for name, line in found.items() if line)
+    for _, name in reversed(ends):
+        width = 2.4 if colours[name] == LINES[0] else 1.3
+        marks: Any = {"marker": "o", "ms": 4.5, "markerfacecolor": BACK, "markeredgewidth": 1.5}
+        axes.plot(*zip(*found[name].items(), strict=True), color=colours[name], lw=width, label=name, **marks)
+    xs = sorted({x for line in found.values() for x in line})
+    ys = [y for line in found.values() for y in line.values()]
+    axes.set_xscale("log")
+    axes.set_xticks(xs, [short(x) for x in xs])
+    if max(ys) > 20 * min(ys):
+        axes.set_yscale("log", subs=())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    else:
+        axes.set_ylim(0, max(ys) * 1.08)
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
+    axes.set_xlabel(x_title, color=SOFT, fontsize=8.5)
+    axes.tick_params(length=0, pad=5, labelcolor=SOFT, labelsize=8.5)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.set_frame_on(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelcolor=TEXT, fontsize=8.5)
 
 
-def _chart(chart: Chart, left: float, top: float, width: float, colours: Mapping[str, str], x_title: str) -> list[str]:
-    xs = sorted({x for line in chart.lines.values() for x in line})
-    ys = [y for line in chart.lines.values() for y in line.values() if y > 0]
-    drawn = [_text(left, top + 13, chart.title, "text", size=14, weight=600)]
-    if not xs or not ys:
-        return drawn
-    steep = max(ys) > 20 * min(ys)
-    x0, x1 = left + 52, left + width - LINES_LABELS
-    y0, y1 = top + LINES_HEIGHT - 40, top + 30
-    ticks = _decades(min(ys), max(ys)) if steep else _steps(max(ys))
-    low, high = (math.log(ticks[0]), math.log(ticks[-1])) if steep else (0.0, ticks[-1])
-
-    def at_x(x: float) -> float:
-        span = math.log(xs[-1] / xs[0]) or 1.0
-        return x0 + (x1 - x0) * math.log(x / xs[0]) / span
-
-    def at_y(y: float) -> float:
-        return y0 - (y0 - y1) * ((math.log(y) if steep else y) - low) / (high - low)
-
-    for tick in ticks:
-        drawn.append(f'<path class="grid" d="M{x0:.1f} {at_y(tick):.1f}H{x1:.1f}"/>')
-        drawn.append(_text(x0 - 7, at_y(tick) + 4, short(tick), "soft", anchor="end", size=11))
-    for x in xs:
-        drawn.append(_text(at_x(x), y0 + 17, short(x), "soft", anchor="middle", size=11))
-    drawn.append(_text((x0 + x1) / 2, y0 + 34, x_title, "soft", anchor="middle", size=11))
-    ends: list[tuple[float, str]] = []
-    for name, line in chart.lines.items():
-        points = [(at_x(x), at_y(y)) for x, y in sorted(line.items()) if y > 0]
-        if not points:
-            continue
-        colour, thick = colours[name], 3 if colours[name] == "c0" else 1.6
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        drawn.append(f'<path class="line {colour}" stroke-width="{thick}" d="M{path}"/>')
-        drawn += [
-            f'<circle class="back {colour}" stroke-width="2" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points
-        ]
-        ends.append((points[-1][1], name))
-    for y, name in _apart(ends, 14, top + LINES_HEIGHT - 40):
-        drawn.append(f'<path class="line {colours[name]}" stroke-width="3" d="M{x1 + 9:.1f} {y:.1f}h10"/>')
-        drawn.append(_text(x1 + 23, y + 4, name, "text", size=11, weight=700 if colours[name] == "c0" else 400))
-    return drawn
+# -- the file -------------------------------------------------------------------------------------------------------
 
 
-def _decades(least: float, most: float) -> list[float]:
-    first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
-    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+class _Drawing:
+    """A figure whose places are told in pixels from the left and from the top."""
+
+    def __init__(self, figure: Figure, height: float) -> None:
+        self._figure = figure
+        self._height = height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        at = (left / WIDTH, 1 - (top + height) / self._height, width / WIDTH, height / self._height)
+        return self._figure.add_axes(at, facecolor="none")
+
+    def title(self, left: float, top: float, title: str, said: str = "") -> None:
+        x, y = left / WIDTH, 1 - top / self._height
+        self._figure.text(x, y - 13 / self._height, title, color=TEXT, fontsize=10.5, fontweight="bold")
+        if said:
+            self._figure.text(x, y - 30 / self._height, said, color=SOFT, fontsize=8.5)
 
 
-def _steps(most: float) -> list[float]:
-    rough = most / 4
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
-    return [step * index for index in range(math.ceil(most / step - 1e-9) + 1)]
+@contextmanager
+def _drawing(height: float, out: io.StringIO) -> Iterator[_Drawing]:
+    # Only a report with plots needs it, and it takes as long to import as the rest of a report to make.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+        "svg.fonttype": "none",
+        "svg.hashsalt": "arcbridge",
+        "text.parse_math": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor=BACK, edgecolor=EDGE, linewidth=1)
+        yield _Drawing(figure, height)
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _apart(ends: Sequence[tuple[float, str]], distance: float, lowest: float) -> list[tuple[float, str]]:
-    """Names at the heights of their lines' ends, moved so that they do not cover each other."""
-    placed: list[tuple[float, str]] = []
-    for y, name in sorted(ends):
-        placed.append((max(y, placed[-1][0] + distance) if placed else y, name))
-    over = placed[-1][0] - lowest if placed else 0.0
-    if over > 0:
-        limit = lowest
-        for index in range(len(placed) - 1, -1, -1):
-            y, name = placed[index]
-            placed[index] = (min(y, limit), name)
-            limit = placed[index][0] - distance
-    return placed
-
-
-# -- SVG ------------------------------------------------------------------------------------------------------------
-
-
-def _text(
-    x: float, y: float, text: str, colour: str, *, anchor: str = "start", size: int = 12, weight: int = 400
-) -> str:
-    return (
-        f'<text class="{colour}" x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" '
-        f'text-anchor="{anchor}">{escape(text)}</text>'
+def _with_dark_colours(svg: str) -> str:
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
     )
-
-
-def _svg(height: float, drawn: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
-            f"height=\"{height:.0f}\" font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\">",
-            f"<style>{STYLE.strip()}</style>",
-            f'<rect class="back" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1:.0f}" rx="6"/>',
-            *drawn,
-            "</svg>",
-            "",
-        ]
-    )
+    return svg.replace("</style>", f"@media (prefers-color-scheme:dark){{{rules}}}</style>", 1)

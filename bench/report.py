@@ -310,7 +310,7 @@ _STANDINGS = {
     "ours": "ours",
     "peer": "peer",
     "chain": "chain without multiplexing",
-    "yardstick": "yardstick, nobody's peer",
+    "yardstick": "yardstick, no peer",
 }
 
 

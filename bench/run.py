@@ -209,7 +209,7 @@ class _Runner:
     # -- what went wrong --------------------------------------------------------------------------------------------
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Name what cannot be had, so that nobody overlooks it."""
+        """Name what cannot be had, where it is not overlooked."""
         self.left_out[name] = self._reason(error)
         say(f"LEFT OUT: {name}: {self.left_out[name]}")
 
@@ -318,7 +318,7 @@ class _Group:
                 chosen = [peer for peer in self._running if scenario.takes(peer)]
                 if not chosen:
                     continue
-                # Nobody is always the first after another's load.
+                # No system is always the first after another's load.
                 first = (number * scenario.turns + turn) % len(chosen)
                 for peer in chosen[first:] + chosen[:first]:
                     if peer in self._running and not self._runner.given_up(scenario, peer):

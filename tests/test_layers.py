@@ -57,7 +57,9 @@ NOT_IN_WIRE = frozenset(
 # Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
 KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
 
-SLOW = frozenset({"aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"})
+SLOW = frozenset(
+    {"aiofastnet", "aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"}
+)
 FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
 
 
@@ -333,6 +335,38 @@ def test_a_cycle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(this, "imports", lambda: tuple(i for f in package.rglob("*.py") for i in imports_of(f)))
     assert cycles() == {frozenset({"arcbridge.wire.a", "arcbridge.wire.b", "arcbridge.wire.c"})}
     assert cycles(at_import=True) == set()
+
+
+STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+LOGS = {("arcbridge.observe.logging", "stderr"), ("arcbridge.agent.audit", "stdout")}
+"""A stream as the place of a log, which is no message to a user: the log of every role, and the audit log `-`."""
+
+
+def test_only_the_command_line_prints() -> None:
+    """What a role says to its user goes through an interface that `cli` gives it, such as the client's `Terminal`."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = module_name(file)
+        if layer(name) not in ("cli", "__main__"):
+            found += [f"{name}:{line} uses {what}" for what, line in terminal_uses(file) if (name, what) not in LOGS]
+    assert found == []
+
+
+def terminal_uses(file: Path) -> Iterator[tuple[str, int]]:
+    """Every use of `print` and `input`, called or handed on, and of the standard streams, by whatever import."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Name) and node.id in ("print", "input"):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sys" and node.attr in STREAMS:
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module == "sys":
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name in STREAMS)
+
+
+def test_the_check_of_printing_finds_what_it_should(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("import sys\nfrom sys import stderr\nprint()\ndef f(tell=print):\n    sys.stdout.write(input())\n")
+    assert sorted(terminal_uses(file)) == [("input", 5), ("print", 3), ("print", 4), ("stderr", 2), ("stdout", 5)]
 
 
 def test_the_check_itself_finds_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ class AuditLog:
     """Writes records to a file (appended, mode 0600), to standard output (`-`), or nowhere (empty)."""
 
     def __init__(self, file: str) -> None:
-        """Opens the file at once. Raises ConfigError."""
+        """Open the file at once. Raises ConfigError."""
         self.records = 0
         self._own: TextIO | None = None
         self._sink: LineSink | None = None
@@ -112,13 +112,13 @@ class AuditLog:
         return self._sink.dropped if self._sink is not None else 0
 
     def write(self, record: AuditRecord) -> None:
-        """Queues one record; never waits."""
+        """Queue one record; never waits."""
         self.records += 1
         if self._sink is not None:
             self._sink.write(record.line(time.monotonic()))
 
     def close(self) -> None:
-        """Writes what is queued (2 s at most: call it at the very end) and closes the file."""
+        """Write what is queued (2 s at most: call it at the very end) and closes the file."""
         if self._sink is not None:
             self._sink.close()
         if self._own is not None:

@@ -1,8 +1,8 @@
 """Which session a connection may take over: what the agent remembers of its sessions, and one judgement.
 
 A caller who wants a session back names its id and shows its secret, behind a token that was verified before. Unknown
-id, wrong secret, token of somebody else: to the caller these are one answer after the same work, so nobody learns
-which ids exist (threats S5, S6). The owner, and nobody else, also hears why a session ended that is over.
+id, wrong secret, token of another subject: to the caller these are one answer after the same work, so no caller learns
+which ids exist (docs/threats.md#S5, docs/threats.md#S6). The owner alone also hears why a session that is over ended.
 
 Secrets are never locked away from their owner. What is limited is the *subject* of the verified token: after
 `TRIES` failures further ones at sessions of others are refused unseen, until the allowance has grown again.
@@ -27,7 +27,7 @@ GONE = "there is no such session here: it has ended, or another instance of the 
 MAX_ENDED = 1000
 """Sessions whose end is remembered."""
 ENDED_MEMORY = 120.0
-"""Seconds for which it is: as long as a detached session is held, so whoever asks later was too late anyway."""
+"""Seconds for which it is: as long as a detached session is held, so a caller who asks later was too late anyway."""
 TRIES = 20
 """Failures that one subject has at once; honest callers fail once for each session that a restart has ended."""
 TRIES_RATE = 1 / 30
@@ -95,7 +95,7 @@ class Resumes(Generic[Session]):
         self._live: dict[bytes, tuple[Claim, Session]] = {}
         self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
         self._failures: KeyedTokenBucket[str] = KeyedTokenBucket(TRIES, TRIES_RATE, size=MAX_SUBJECTS)
-        self._nobody = Claim(os.urandom(16), "", False)
+        self._no_owner = Claim(os.urandom(16), "", False)
         self.refused = dict.fromkeys(REFUSALS, 0)
 
     def __len__(self) -> int:
@@ -123,11 +123,11 @@ class Resumes(Generic[Session]):
         live = self._live.get(hello.session_id)
         ended = self._ended.get(hello.session_id)
         claim = live[0] if live is not None else ended.claim if ended is not None else None
-        owned = (claim or self._nobody).owned_by(subject, token_mode)
+        owned = (claim or self._no_owner).owned_by(subject, token_mode)
         if not owned and self._failures.wait(subject, now, 0.0):
             return self.refuse("limit", quiet=True)
-        # The secret is compared whoever asks, and against anything where there is none: one answer, one time.
-        right = hmac.compare_digest((claim or self._nobody).secret, hello.resume_secret)
+        # The secret is compared for every caller, and against a random one where there is none: one answer, one time.
+        right = hmac.compare_digest((claim or self._no_owner).secret, hello.resume_secret)
         if claim is None or not right or not owned:
             self._failures.take(subject, now)
             return self.refuse("unknown" if claim is None else "subject" if right else "secret")

@@ -31,7 +31,7 @@ class SecretStore:
     """The Secret `namespace/name`. Both methods raise a StateError that says what to do."""
 
     def __init__(self, api: ApiServer, secret: str) -> None:
-        """Raises ConfigError unless `secret` is `namespace/name`."""
+        """Raise ConfigError unless `secret` is `namespace/name`."""
         namespace, slash, name = secret.partition("/")
         if not slash or not _NAME.fullmatch(namespace) or not _NAME.fullmatch(name):
             raise ConfigError("state.secret: write namespace/name")

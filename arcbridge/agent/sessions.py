@@ -32,6 +32,7 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, 
 from arcbridge.mux import memory
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.net.session_tls import accept_session, fast_tls
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -78,6 +79,7 @@ class Sessions:
         self._instance = instance
         self._software = software
         self._limits = limits
+        fast_tls()  # now, at the agent's start, and not while the first session waits
         self._open: set[AgentSession] = set()
         self._unauthenticated: set[AgentSession] = set()
         self._empty = asyncio.Event()
@@ -130,15 +132,8 @@ class Sessions:
         handler.session = session
         self._unauthenticated.add(handler)
         self._empty.clear()
-        loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(
-                session.protocol,
-                sock,
-                ssl=context,
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=3.0,
-            )
+            await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
             lost = ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")

@@ -130,6 +130,7 @@ class TcpTargets:
         try:
             if begun is None:
                 sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+                disable_user_timeout(sock)
             else:
                 sock = begun
                 await finish(sock, target.address, deadline=CONNECT_DEADLINE)
@@ -155,7 +156,6 @@ class TcpTargets:
         stream.abort(ResetCode.CONNECT_FAILED)
 
     def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
-        disable_user_timeout(sock)
         self.opened += 1
         self.open += 1
 

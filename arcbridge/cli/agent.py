@@ -16,20 +16,30 @@ def run_agent(invocation: Invocation) -> int:
     """Run an agent command; returns the exit code."""
     config: AgentConfig = load_settings(invocation, os.environ)
     require(config)
-    from arcbridge.cli.loop import Interrupted, notify, run_until_drained, run_until_signal
+    from arcbridge.cli.loop import Interrupted
     from arcbridge.observe import logging
 
     logging.configure("agent", config.observe.log_level, config.observe.log_format)
     try:
-        if invocation.command[0] == "enroll":
-            from arcbridge.agent.service import enroll
-
-            run_until_signal(enroll(config))
-            print("The agent is enrolled.")
-        else:
-            from arcbridge.agent.service import serve
-
-            run_until_drained(lambda stopping, hurry: serve(config, lambda: notify("READY=1"), stopping, hurry))
+        _COMMANDS[invocation.command[0]](config)
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE
+
+
+def _serve(config: AgentConfig) -> None:
+    from arcbridge.agent.service import serve
+    from arcbridge.cli.loop import notify, run_until_drained
+
+    run_until_drained(lambda stopping, hurry: serve(config, lambda: notify("READY=1"), stopping, hurry))
+
+
+def _enroll(config: AgentConfig) -> None:
+    from arcbridge.agent.service import enroll
+    from arcbridge.cli.loop import run_until_signal
+
+    run_until_signal(enroll(config))
+    print("The agent is enrolled.")
+
+
+_COMMANDS = {"run": _serve, "enroll": _enroll}

@@ -1,10 +1,10 @@
-"""The client's sub-commands: who is at the terminal, where lines go, what the exit code is."""
+"""The client's sub-commands: what each prints, where to, and its exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning
 from arcbridge.cli.parser import Invocation
@@ -13,6 +13,8 @@ from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from arcbridge.client.service import ClientContext, Terminal
 
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
@@ -21,55 +23,50 @@ _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_s
 def run_client(invocation: Invocation) -> int:
     """Run a client command; returns the exit code."""
     config: ClientConfig = load_settings(invocation, os.environ)
-    command = invocation.command[0]
+    return _COMMANDS[invocation.command[0]](invocation, config, _token(invocation))
+
+
+# --- commands that run until they are interrupted -------------------------------------------------------------------
+
+
+def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
     # `--file -`: stdout is the kubeconfig alone.
-    lines = sys.stderr if config.file == "-" and command == "proxy" else sys.stdout
-    token = _token(invocation)
-    if command in ("proxy", "forward"):
-        from arcbridge.observe import logging
+    lines = sys.stderr if config.file == "-" else sys.stdout
+    _configure_logging(config)
+    from arcbridge.client.service import run_proxy
 
-        logging.configure("client", config.observe.log_level, config.observe.log_format)
-        return _serve(invocation, config, token, lines)
-
-    from arcbridge.cli.loop import Interrupted, run_until_signal
-    from arcbridge.client.service import ClientContext
-    from arcbridge.observe import logging
-
-    # A command that answers and ends logs only what is wrong, unless asked for more.
-    quiet = config.observe.log_level == "info"
-    logging.configure("client", "warning" if quiet else config.observe.log_level, config.observe.log_format)
-    parts = ClientContext(config, _person(sys.stderr), token=token)
-    try:
-        if command == "clusters":
-            return run_until_signal(_clusters(parts, invocation.text("output", "table")))
-        if command == "login":
-            return run_until_signal(_login(parts))
-        if command == "logout":
-            return _logout(parts)
-        return run_until_signal(_status(parts, invocation.text("output", "table")))
-    except Interrupted:
-        return ExitCode.INTERRUPTED
+    return _serve(lambda ready: run_proxy(config, _terminal(lines), token=token, ready=ready))
 
 
-def _serve(invocation: Invocation, config: ClientConfig, token: str, lines: Any) -> int:
+def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
+    _configure_logging(config)
+    from arcbridge.client.service import run_forward
+
+    return _serve(lambda ready: run_forward(config, _terminal(sys.stdout), target, listen, token=token, ready=ready))
+
+
+def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
-    from arcbridge.client.service import run_forward, run_proxy
 
-    person = _person(lines)
     try:
-        if invocation.command[0] == "forward":
-            target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
-            run_until_signal(run_forward(config, person, target, listen, token=token, ready=lambda: notify("READY=1")))
-        else:
-            run_until_signal(
-                run_proxy(config, person, token=token, write_stdout=_write, ready=lambda: notify("READY=1"))
-            )
+        run_until_signal(begin(lambda: notify("READY=1")))
     except Interrupted:
         pass  # Ctrl-C is how these end
     return ExitCode.DONE
 
 
-def _person(lines: Any) -> Terminal:
+def _configure_logging(config: ClientConfig, default_level: str = "") -> None:
+    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default."""
+    from arcbridge.observe import logging
+
+    level = config.observe.log_level
+    logging.configure(
+        "client", default_level if default_level and level == "info" else level, config.observe.log_format
+    )
+
+
+def _terminal(lines: TextIO) -> Terminal:
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
@@ -77,17 +74,22 @@ def _person(lines: Any) -> Terminal:
         # Tools wait for these lines on a pipe.
         lines.flush()
 
-    here = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    return Terminal(tell=tell, ask_trust=_ask_trust if here else None, may_log_in=sys.stderr.isatty())
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    return Terminal(
+        tell=tell,
+        write_data=_write_data,
+        ask_trust=_ask_trust if interactive else None,
+        may_log_in=sys.stderr.isatty(),
+    )
 
 
-def _write(text: str) -> None:
+def _write_data(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 async def _ask_trust(cluster: str, pin: str) -> bool:
-    """Ask at the terminal. The loop goes on meanwhile, and Ctrl-C works."""
+    """Ask at the terminal; the loop goes on meanwhile, and Ctrl-C works."""
     import asyncio
 
     sys.stderr.write(
@@ -126,11 +128,31 @@ def _token(invocation: Invocation) -> str:
 # --- commands that answer and end -----------------------------------------------------------------------------------
 
 
-async def _clusters(parts: ClientContext, output: str) -> int:
+def _answer(
+    answer: Callable[[Invocation, ClientContext], Coroutine[Any, Any, int]],
+) -> Callable[[Invocation, ClientConfig, str], int]:
+    """A command that answers and ends. It logs only what is wrong, unless asked for more."""
+
+    def run(invocation: Invocation, config: ClientConfig, token: str) -> int:
+        from arcbridge.cli.loop import Interrupted, run_until_signal
+        from arcbridge.client.service import ClientContext
+
+        _configure_logging(config, default_level="warning")
+        context = ClientContext(config, _terminal(sys.stderr), token=token)
+        try:
+            return run_until_signal(answer(invocation, context))
+        except Interrupted:
+            return ExitCode.INTERRUPTED
+
+    return run
+
+
+async def _clusters(invocation: Invocation, context: ClientContext) -> int:
+    output = invocation.text("output", "table")
     from arcbridge.client.directory import list_clusters
 
-    found = await list_clusters(parts.relays, parts.tokens)
-    parts.state.keep_cluster_names([str(one["name"]) for one in found])
+    found = await list_clusters(context.relays, context.tokens)
+    context.state.keep_cluster_names([str(one["name"]) for one in found])
     if output in ("", "table"):
         found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
         if not found:
@@ -140,8 +162,8 @@ async def _clusters(parts: ClientContext, output: str) -> int:
     return ExitCode.DONE
 
 
-async def _login(parts: ClientContext) -> int:
-    login = parts.login()
+async def _login(invocation: Invocation, context: ClientContext) -> int:
+    login = context.login()
     tokens = await login.log_in()
     from arcbridge.client.jwt_unverified import read_unverified
 
@@ -151,34 +173,35 @@ async def _login(parts: ClientContext) -> int:
     return ExitCode.DONE
 
 
-def _logout(parts: ClientContext) -> int:
-    parts.login()  # says what is missing when no login is configured
-    print("Logged out." if parts.token_cache().clear() else "There was no login to forget.")
+async def _logout(invocation: Invocation, context: ClientContext) -> int:
+    context.login()  # says what is missing when no login is configured
+    print("Logged out." if context.token_cache().clear() else "There was no login to forget.")
     return ExitCode.DONE
 
 
-async def _status(parts: ClientContext, output: str) -> int:
-    """Each step of the way in its order: login, relay, cluster; the first that fails gives the exit code."""
+async def _status(invocation: Invocation, context: ClientContext) -> int:
+    """Check each step of the way in its order: login, relay, cluster; the first that fails gives the exit code."""
+    output = invocation.text("output", "table")
     from arcbridge.client.directory import list_clusters
 
     steps: list[dict[str, Any]] = []
     code: int = ExitCode.DONE
-    parts.tokens.interactive = False
+    context.tokens.interactive = False
 
     def failed(step: str, error: ArcbridgeError) -> None:
         nonlocal code
         steps.append({"name": step, "state": "failed", "detail": error.message})
         code = code or error.exit_code
 
-    config, found = parts.config, None
+    config, found = context.config, None
     try:
-        await parts.tokens.access()
-        token = await parts.tokens.cluster()
-        same = "" if token.kind == "bearer" or await parts.tokens.access() != token.text else "; one token for both"
+        await context.tokens.access()
+        token = await context.tokens.cluster()
+        same = "" if token.kind == "bearer" or await context.tokens.access() != token.text else "; one token for both"
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
         steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
-        found = await list_clusters(parts.relays, parts.tokens)
-        url = parts.relays.in_use.address.url if parts.relays.in_use is not None else ""
+        found = await list_clusters(context.relays, context.tokens)
+        url = context.relays.in_use.address.url if context.relays.in_use is not None else ""
         steps.append({"name": "relay", "state": "ok", "detail": f"{url}; clusters: {len(found)}"})
     except ArcbridgeError as error:
         failed("relay" if steps else "login", error)
@@ -186,12 +209,12 @@ async def _status(parts: ClientContext, output: str) -> int:
         if found is None:
             continue
         one = next((entry for entry in found if entry["name"] == cluster), None)
-        session = parts.session(cluster)
+        session = context.session(cluster)
         try:
             await session.connect_once()
             agents = f"; agents: {one['agents']}" if one is not None and "agents" in one else ""
             # With one relay the line above has named it.
-            through = session.relay.address.url if session.relay is not None and len(parts.relays) > 1 else ""
+            through = session.relay.address.url if session.relay is not None and len(context.relays) > 1 else ""
             way = f" through {through}" if through else ""
             steps.append({"name": cluster, "state": "ok", "detail": f"reachable as {session.subject}{way}{agents}"})
         except ArcbridgeError as error:
@@ -221,3 +244,13 @@ def _until(expires_at: float) -> str:
     import time
 
     return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(expires_at)) if expires_at else ""
+
+
+_COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
+    "proxy": _proxy,
+    "forward": _forward,
+    "clusters": _answer(_clusters),
+    "login": _answer(_login),
+    "logout": _answer(_logout),
+    "status": _answer(_status),
+}

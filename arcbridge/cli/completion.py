@@ -9,6 +9,7 @@ from __future__ import annotations
 from arcbridge.cli.flags import CLIENT, COMMANDS, ROLES, Flag, commands_of, flags_of
 
 _CLUSTERS = '"${XDG_CACHE_HOME:-$HOME/.cache}/arcbridge/clusters"'
+_FISH_CLUSTERS = "(set -q XDG_CACHE_HOME; and echo $XDG_CACHE_HOME; or echo $HOME/.cache)/arcbridge/clusters"
 _FILES = ("FILE", "DIR")
 
 
@@ -175,7 +176,7 @@ def _fish() -> str:
         if flag.choices:
             value = f" -x -a '{' '.join(flag.choices)}'"
         elif flag.takes_value and flag.dest == "cluster":
-            value = f" -x -a '(cat {_CLUSTERS.replace('${XDG_CACHE_HOME:-$HOME/.cache}', '$HOME/.cache')} 2>/dev/null)'"
+            value = f" -x -a '(cat {_FISH_CLUSTERS} 2>/dev/null)'"
         elif flag.takes_value:
             value = " -r -F" if flag.metavar in _FILES else " -x"
         lines.append(f"complete -c arcbridge {names}{value} -d '{_fish_text(flag.help)}'")

@@ -84,6 +84,16 @@ class Command:
         """Positionals: (name, help, choices); all required."""
 
 
+def _or(choices: tuple[str, ...]) -> str:
+    *others, last = choices
+    return f"{', '.join(others)} or {last}"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "json", "console")
+COLOURS = ("auto", "always", "never")
+GRANTS = ("auto", "device-code", "authcode")
+
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
 )
@@ -94,19 +104,19 @@ GENERAL = (
     Flag("-v", "--verbose", "--debug", help="log at level debug", kind=ON),
     Flag(
         "--log-level",
-        help="debug, info, warning or error",
+        help=_or(LOG_LEVELS),
         key="observe.log_level",
         metavar="LEVEL",
-        choices=("debug", "info", "warning", "error"),
+        choices=LOG_LEVELS,
     ),
     Flag(
         "--log-format",
         help="json, console, or auto: console on a terminal, JSON elsewhere",
         key="observe.log_format",
         metavar="FORMAT",
-        choices=("auto", "json", "console"),
+        choices=LOG_FORMATS,
     ),
-    Flag("--color", help="auto, always or never", metavar="WHEN", choices=("auto", "always", "never")),
+    Flag("--color", help=_or(COLOURS), metavar="WHEN", choices=COLOURS),
     Flag(
         "--observe-listen",
         help="serve /metrics, /livez and /readyz here",
@@ -306,11 +316,11 @@ CLIENT_FLAGS = (
     Flag("--oidc-ca-file", help="CA of the issuer", key="login.ca_file", metavar="FILE", roles=(CLIENT,)),
     Flag(
         "--grant-type",
-        help="auto, device-code or authcode",
+        help=_or(GRANTS),
         key="login.grant_type",
         metavar="TYPE",
         roles=(CLIENT,),
-        choices=("auto", "device-code", "authcode"),
+        choices=GRANTS,
     ),
     Flag(
         "--cluster-ca-pin",

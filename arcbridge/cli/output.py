@@ -1,4 +1,4 @@
-"""What people and scripts read: tables, JSON, YAML, names on standard output, and errors on standard error."""
+"""Formats what users and scripts read: tables, JSON, YAML and names on stdout, errors and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wants_colour(when: str, stream: TextIO, environment: Mapping[str, str]) -> b
 
 
 def plain(text: str) -> str:
-    """Foreign text with control characters written out, so that it cannot steer a terminal."""
+    """Foreign text with its control characters escaped, so that it cannot steer a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -67,7 +67,12 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
 
 def print_document(document: Any, output: str) -> None:
     """Print one object as JSON or YAML."""
-    sys.stdout.write(_yaml(document) if output == "yaml" else _json(document))
+    sys.stdout.write(format_document(document, output))
+
+
+def format_document(document: Any, output: str) -> str:
+    """One object as text: JSON or YAML."""
+    return _yaml(document) if output == "yaml" else _json(document)
 
 
 def _cell(value: object) -> str:
@@ -94,7 +99,7 @@ def _yaml(document: Any) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error as a person should read it; ours speak for themselves, others are named by kind."""
+    """An error as a user should read it: the message of ours, the type of any other."""
     if isinstance(error, ArcbridgeError):
         return error.message
     if isinstance(error, OSError) and error.strerror:

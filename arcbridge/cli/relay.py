@@ -1,4 +1,4 @@
-"""The relay's sub-commands: `run`, and those that work on its data directory."""
+"""The relay's sub-commands: `run`, and those that work on its data directory; what each prints, and its exit code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 
 from arcbridge.cli.configuration import require
+from arcbridge.cli.output import format_document, format_rows
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.config import RelayConfig
@@ -15,20 +16,24 @@ from arcbridge.errors import ExitCode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
+
+    from arcbridge.relay.admin import NewToken, Row
+
+_TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
+_CLUSTER_COLUMNS = ("name", "state", "last_seen", "certificate_expires", "version", "ca_pin")
+_TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires"))
 
 
 def run_relay(invocation: Invocation) -> int:
     """Run a relay command; returns the exit code."""
     config: RelayConfig = load_settings(invocation, os.environ)
+    return _COMMANDS[invocation.command](invocation, config)
+
+
+def _serve(invocation: Invocation, config: RelayConfig) -> int:
     from arcbridge.observe import logging
-
-    if invocation.command[0] in ("token", "cluster"):
-        from arcbridge.relay.admin import run_admin
-
-        logging.configure("relay", "warning", config.observe.log_format)
-        return run_admin(_Arguments(invocation), config, sys.stdout)
 
     require(config)
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
@@ -54,14 +59,122 @@ def run_relay(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-class _Arguments:
-    """An invocation as `run_admin` reads it."""
+# --- administration: commands that answer and end -------------------------------------------------------------------
 
-    def __init__(self, invocation: Invocation) -> None:
-        self.command: Sequence[str] = invocation.command
-        self.cluster = invocation.text("cluster")
-        self.uses = invocation.text("uses")
-        self.ttl = invocation.text("ttl")
-        self.rebind = invocation.switch("rebind")
-        self.id = invocation.text("id")
-        self.output = invocation.text("output", "table")
+
+def _administer(
+    answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]],
+) -> Callable[[Invocation, RelayConfig], int]:
+    """A command that prints what `answer` returns."""
+
+    def run(invocation: Invocation, config: RelayConfig) -> int:
+        import asyncio
+
+        from arcbridge.observe import logging
+
+        logging.configure("relay", "warning", config.observe.log_format)
+        sys.stdout.write(asyncio.run(answer(invocation, config)))
+        return ExitCode.DONE
+
+    return run
+
+
+async def _token_create(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import create_token, parse_ttl, parse_uses
+
+    made = await create_token(
+        config,
+        cluster=invocation.text("cluster"),
+        uses=parse_uses(invocation.text("uses")),
+        ttl=parse_ttl(invocation.text("ttl")),
+        rebind=invocation.switch("rebind"),
+    )
+    return _format_token(made, invocation.text("output", "table"))
+
+
+async def _token_list(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import list_tokens
+
+    return _format_list(await list_tokens(config), _TOKEN_COLUMNS, invocation, "id")
+
+
+async def _token_delete(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import delete_token
+
+    token_id = await delete_token(config, invocation.text("id"))
+    return f"join token {token_id} is deleted: it enrols nobody any more\n"
+
+
+async def _cluster_list(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import list_clusters
+
+    return _format_list(await list_clusters(config), _CLUSTER_COLUMNS, invocation, "name")
+
+
+async def _cluster_revoke(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import revoke_cluster
+
+    name = await revoke_cluster(config, invocation.text("cluster"))
+    return f"cluster {name} is revoked: its agents are cut off within seconds and refused\n"
+
+
+async def _cluster_restore(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import restore_cluster
+
+    name = await restore_cluster(config, invocation.text("cluster"))
+    return f"cluster {name} is restored: its agents come back by themselves while their certificate is valid\n"
+
+
+_COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
+    ("run",): _serve,
+    ("token", "create"): _administer(_token_create),
+    ("token", "list"): _administer(_token_list),
+    ("token", "delete"): _administer(_token_delete),
+    ("cluster", "list"): _administer(_cluster_list),
+    ("cluster", "revoke"): _administer(_cluster_revoke),
+    ("cluster", "restore"): _administer(_cluster_restore),
+}
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+def _format_list(rows: Sequence[Row], columns: Sequence[str], invocation: Invocation, name: str) -> str:
+    output = invocation.text("output", "table")
+    if output in ("", "table"):
+        rows = [{key: _time(value) if key in _TIMES else value for key, value in row.items()} for row in rows]
+    return format_rows(rows, [(column, column.replace("_", " ").upper()) for column in columns], output, name=name)
+
+
+def _format_token(made: NewToken, output: str) -> str:
+    from dataclasses import asdict
+
+    if output in ("json", "yaml"):
+        return format_document(asdict(made), output)
+    if output not in ("", "table"):
+        return format_rows([asdict(made)], (), output, name="token")
+    uses = "once" if made.uses == 1 else f"{made.uses} times"
+    lines = [
+        f"Join token for cluster {made.cluster}, usable {uses} until {_time(made.expires_at)}; shown only now:",
+        "",
+        f"  {made.token}",
+        "",
+        "Run the agent where it reaches the cluster's API server:",
+        "",
+        *(f"  {line}" for line in made.command.splitlines()),
+        "",
+    ]
+    if not made.relay_ca_pin:
+        lines += [
+            "The relay's certificate comes from another CA: agents check it against their system's CAs, or against "
+            "--relay-ca-file.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _time(when: float) -> str:
+    """UTC, to the second; `-` for never."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when > 0 else "-"

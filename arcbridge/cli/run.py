@@ -6,7 +6,7 @@ import os
 import sys
 
 from arcbridge import __version__
-from arcbridge.cli.flags import CLIENT, ROLES
+from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
 from arcbridge.errors import ArcbridgeError, ExitCode
@@ -69,31 +69,49 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 
 def _run(invocation: Invocation) -> int:
-    """Hand over to the command's module; what it imports is paid for only here."""
-    head = invocation.command[0]
-    if head == "version":
-        print(f"arcbridge {__version__}")
-        return ExitCode.DONE
-    if head == "completion":
-        from arcbridge.cli.completion import script
+    """Hand over to the command of every role, or to the role's own; what it imports is paid for only here."""
+    return _COMMON.get(invocation.command[0], _ROLES[invocation.role])(invocation)
 
-        sys.stdout.write(script(invocation.text("shell")))
-        return ExitCode.DONE
-    if head == "config":
-        from arcbridge.cli.configuration import run_config
 
-        return run_config(invocation)
-    if invocation.role == "client":
-        from arcbridge.cli.client import run_client
+def _version(invocation: Invocation) -> int:
+    print(f"arcbridge {__version__}")
+    return ExitCode.DONE
 
-        return run_client(invocation)
-    if invocation.role == "agent":
-        from arcbridge.cli.agent import run_agent
 
-        return run_agent(invocation)
+def _completion(invocation: Invocation) -> int:
+    from arcbridge.cli.completion import script
+
+    sys.stdout.write(script(invocation.text("shell")))
+    return ExitCode.DONE
+
+
+def _config(invocation: Invocation) -> int:
+    from arcbridge.cli.configuration import run_config
+
+    return run_config(invocation)
+
+
+def _client(invocation: Invocation) -> int:
+    from arcbridge.cli.client import run_client
+
+    return run_client(invocation)
+
+
+def _agent(invocation: Invocation) -> int:
+    from arcbridge.cli.agent import run_agent
+
+    return run_agent(invocation)
+
+
+def _relay(invocation: Invocation) -> int:
     from arcbridge.cli.relay import run_relay
 
     return run_relay(invocation)
+
+
+_COMMON = {"version": _version, "completion": _completion, "config": _config}
+"""Sub-commands that every role has."""
+_ROLES = {CLIENT: _client, AGENT: _agent, RELAY: _relay}
 
 
 def _without_role(arguments: Sequence[str], role: str) -> int:

@@ -6,6 +6,7 @@ else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,6 @@ from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
 from arcbridge.errors import ConfigError
 
 _KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
-
-_LEVELS = ("debug", "info", "warning", "error")
-_FORMATS = ("auto", "json", "console")
-_GRANTS = ("auto", "device-code", "authcode")
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -75,7 +72,12 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
         # The file's relay gives way as the file's list does.
         given["relay"] = Given("", source)
     config = load(_KINDS[invocation.role], settings_file(invocation, environment), given)
-    _check_choices(config)
+    _check_choices(config, invocation.role)
+    for flag in _own_flags(invocation):
+        value = invocation.text(flag.dest)
+        if flag.choices and value and value not in flag.choices:
+            *others, last = flag.choices
+            raise ConfigError(f"flag {flag.long}: {value!r} is unknown; use {', '.join(others)} or {last}")
     return config
 
 
@@ -94,11 +96,12 @@ def _from_environment(flag: Flag, text: str) -> object:
     return text
 
 
-def _check_choices(config: Any) -> None:
-    _one_of("observe.log_level", config.observe.log_level, _LEVELS)
-    _one_of("observe.log_format", config.observe.log_format, _FORMATS)
+def _check_choices(config: Any, role: str) -> None:
+    """Hold each setting to the choices of its flag, wherever it was given."""
+    for flag in flags_of(role):
+        if flag.key and flag.choices:
+            _one_of(flag.key, operator.attrgetter(flag.key)(config), flag.choices)
     if isinstance(config, ClientConfig):
-        _one_of("login.grant_type", config.login.grant_type, _GRANTS)
         config.relay_urls()  # says so when there are two lists
         if config.port is not None and not 0 <= config.port <= 65535:
             raise ConfigError("port: must be between 0 and 65535")

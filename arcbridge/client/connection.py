@@ -29,6 +29,7 @@ from arcbridge.errors import (
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.session_tls import connect_session
 from arcbridge.net.tls import ALPN_JOIN, inner_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.wire.records import JoinReply, JoinRequest
@@ -52,7 +53,7 @@ async def join(
 ) -> Joined:
     """Join an agent of `cluster` (the one called `instance`, where that is given) through whichever relay works.
 
-    Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the person's
+    Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
     words. Cancelled or failed, it leaves no socket.
     """
     token = await tokens.access()
@@ -111,8 +112,8 @@ async def shake_hands(
     try:
         context = inner_client_context(joined.reply.cluster_ca)
         async with asyncio.timeout(HANDSHAKE_DEADLINE):
-            transport, _ = await asyncio.get_running_loop().create_connection(
-                protocol, sock=joined.sock, ssl=context, server_hostname=cluster_server_name(cluster)
+            transport = await connect_session(
+                joined.sock, context, protocol(), cluster_server_name(cluster), handshake_deadline=HANDSHAKE_DEADLINE
             )
             await done()
     except BaseException as error:

@@ -1,7 +1,8 @@
-"""The client's commands, composed: `proxy` (kubectl), `forward` (TCP targets), and what they share.
+"""Composes the client's commands: `proxy` (kubectl), `forward` (TCP targets), and what all commands share.
 
-The four lines that tools parse are those of `az connectedk8s proxy`, each printed when it has become true: the port
-is bound, the kubeconfig is written, and requests work because a session is up.
+Nothing here prints or reads a terminal: the command line gives a `Terminal`. The four lines that tools parse are those
+of `az connectedk8s proxy`, each shown when it has become true: the port is bound, the kubeconfig is written, and
+requests work because a session is up.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
 
 if TYPE_CHECKING:
-    # aiohttp takes a quarter of a second to import: `login`, and whoever observes, pay for it, `proxy` does not.
+    # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.
     from arcbridge.client.login import Login, OpenBrowser, Say
     from arcbridge.observe.server import ObserveServer
 
@@ -42,37 +43,43 @@ log = structlog.get_logger("arcbridge.client")
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """How a command talks to whoever started it; with the defaults nobody is there."""
+    """How a command talks to its user; given by the command line. With the defaults there is no user to talk to."""
 
     tell: Say = field(default=lambda line: None)
     """Shows one line of the command's own output (stdout, or stderr where stdout is data)."""
+    write_data: Callable[[str], None] = field(default=lambda text: None)
+    """Writes a whole document to stdout: the kubeconfig of `--file -`."""
     ask_trust: Ask | None = None
-    """Asks whether a cluster's pin is right; None: nobody can be asked."""
+    """Asks whether a cluster's pin is right; None: the user cannot be asked."""
     may_log_in: bool = False
-    """Whether a login may wait for a person."""
+    """Whether a login may wait for the user."""
     open_browser: OpenBrowser | None = None
+    """Opens a URL in a browser; None: the system's own."""
 
 
 class ClientContext:
-    """What every command of the client is made of; raises ConfigError or StateError for settings that cannot work."""
+    """The parts that every command of the client needs, made from its settings.
+
+    Raises ConfigError or StateError for settings that cannot work.
+    """
 
     def __init__(
         self,
         config: ClientConfig,
-        person: Terminal,
+        terminal: Terminal,
         *,
         token: str = "",
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.config = config
-        self.person = person
+        self.terminal = terminal
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
         self.relays = Relays.of(config)
         if token:
             token = check_token(token.encode(), "--token")
         self.tokens = Tokens(config.login, self._pair(), token=token, token_file=None if token else config.token_file)
-        self.tokens.interactive = person.may_log_in
+        self.tokens.interactive = terminal.may_log_in
         self.token = token
 
     def _pair(self) -> TokenPair | None:
@@ -88,7 +95,7 @@ class ClientContext:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
         from arcbridge.client.login import Login
 
-        return Login(login, self.token_cache(), say=self.person.tell, open_browser=self.person.open_browser)
+        return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
 
     def token_cache(self) -> TokenCache:
         login = self.config.login
@@ -124,27 +131,25 @@ class ClientContext:
             pins_file=config.pins_file,
             remembered=PinStore(self.state.pins_file, relay=self.relays.names[0]),
             first_use=config.trust_first_use,
-            ask=self.person.ask_trust,
+            ask=self.terminal.ask_trust,
             relays=self.relays.names,
         )
 
 
 async def run_proxy(
     config: ClientConfig,
-    person: Terminal,
+    terminal: Terminal,
     *,
     token: str = "",
-    write_stdout: Callable[[str], None] = print,
     environment: Mapping[str, str] = os.environ,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve the clusters of `config` until cancelled; then put back what was changed.
 
-    `write_stdout` gets the kubeconfig for `--file -`. Raises ArcbridgeError when the start fails: nothing was
-    changed then.
+    Raises ArcbridgeError when the start fails: nothing was changed then.
     """
-    parts = ClientContext(config, person, token=token, environment=environment)
-    clusters = parts.clusters()
+    context = ClientContext(config, terminal, token=token, environment=environment)
+    clusters = context.clusters()
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
             if value:
@@ -156,20 +161,20 @@ async def run_proxy(
         raise ConfigError("flag --file: standard output takes the kubeconfig of one cluster; name one, or a file")
     kubeconfig = None if to_stdout else Kubeconfig.find(config.file, environment)
     if kubeconfig is not None:
-        # Before any login: nobody should log in for nothing.
+        # Before any login, so that no user logs in for nothing.
         for cluster in clusters:
             await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
-    proxies = [_Proxy(parts, cluster) for cluster in clusters]
+    proxies = [_Proxy(context, cluster) for cluster in clusters]
     observer: ObserveServer | None = None
     try:
         for proxy in proxies:
             proxy.bind()
-            person.tell(f"Proxy is listening on port {proxy.port}")
+            terminal.tell(f"Proxy is listening on port {proxy.port}")
         observer = await _observe(config, proxies)
         await _together([proxy.session.connect_once() for proxy in proxies])
         merged: list[Merged] = []
         try:
-            # A session that ends meanwhile is taken up by its `run`, which begins now.
+            # `run` begins now; it also replaces a session that has ended since `connect_once`.
             async with asyncio.TaskGroup() as group:
                 for proxy in proxies:
                     group.create_task(proxy.session.run())
@@ -177,25 +182,25 @@ async def run_proxy(
                 for number, proxy in enumerate(proxies):
                     entry = proxy.entry(config.kube_context or proxy.cluster)
                     if kubeconfig is None:
-                        write_stdout(render(entry))
+                        terminal.write_data(render(entry))
                     else:
                         switch = config.context_switch and number == 0
                         merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, entry, switch=switch))
                         try:
                             done = await asyncio.shield(merging)
                         except asyncio.CancelledError:
-                            # The thread goes on whatever we do: what it changes must be undone.
+                            # A thread cannot be cancelled: what it changes must be undone.
                             merged.append(await merging)
                             raise
                         merged.append(done)
-                        _tell_merged(person, done)
-                    parts.state.add_cluster_name(proxy.cluster)
-                person.tell("Press Ctrl+C to close proxy.")
+                        _tell_merged(terminal, done)
+                    context.state.add_cluster_name(proxy.cluster)
+                terminal.tell("Press Ctrl+C to close proxy.")
                 ready()
         finally:
             if kubeconfig is not None:
                 for done in reversed(merged):
-                    # Shielded by its own nature: a thread is not cancelled, and the file must not stay half-way.
+                    # Without a thread, because a second cancellation must not leave the file half-way.
                     _undo(kubeconfig, done, remove=config.remove_context)
     finally:
         await asyncio.gather(*(proxy.close() for proxy in proxies))
@@ -205,7 +210,7 @@ async def run_proxy(
 
 async def run_forward(
     config: ClientConfig,
-    person: Terminal,
+    terminal: Terminal,
     target: str,
     listen: str,
     *,
@@ -215,13 +220,13 @@ async def run_forward(
 ) -> None:
     """Carry a TCP target of the one named cluster to a local address until cancelled."""
     check_target_name(target)
-    parts = ClientContext(config, person, token=token, environment=environment)
-    cluster, *more = parts.clusters()
+    context = ClientContext(config, terminal, token=token, environment=environment)
+    cluster, *more = context.clusters()
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
-    session = parts.session(cluster)
+    session = context.session(cluster)
     forward = Forward(session, target, sock)
     observer: ObserveServer | None = None
     try:
@@ -232,8 +237,8 @@ async def run_forward(
             forward.start()
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            person.tell(f"Forwarding {shown} to {target} of cluster {cluster}")
-            person.tell("Press Ctrl+C to close.")
+            terminal.tell(f"Forwarding {shown} to {target} of cluster {cluster}")
+            terminal.tell("Press Ctrl+C to close.")
             ready()
     finally:
         await forward.close()
@@ -245,20 +250,20 @@ async def run_forward(
 
 
 class _Proxy:
-    """One cluster's share of a proxy: port, session, endpoint."""
+    """One cluster of a proxy: its port, session and endpoint."""
 
-    def __init__(self, parts: ClientContext, cluster: str) -> None:
+    def __init__(self, context: ClientContext, cluster: str) -> None:
         self.cluster = cluster
-        self.session = parts.session(cluster)
+        self.session = context.session(cluster)
         self.endpoint: LocalEndpoint | None = None
         self.port = 0
-        self._parts = parts
+        self._context = context
         self._certificates: LocalCertificates | None = None
         self._served = False
 
     def bind(self) -> None:
         """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""
-        wanted, state, relays = self._parts.config.port, self._parts.state, self._parts.relays.names
+        wanted, state, relays = self._context.config.port, self._context.state, self._context.relays.names
         certificates = self._certificates = state.certificates(self.cluster, time.time())
         sockets = listen_local(state.port(relays, self.cluster) if wanted is None else wanted)
         self.endpoint = LocalEndpoint(self.cluster, self.session, certificates, sockets)
@@ -272,7 +277,7 @@ class _Proxy:
 
     def entry(self, name: str) -> Entry:
         assert self._certificates is not None
-        parts, file = self._parts, self._parts.config.token_file
+        context, file = self._context, self._context.config.token_file
         return Entry(
             name,
             self.cluster,
@@ -280,8 +285,8 @@ class _Proxy:
             self._certificates.ca_pem,
             self._certificates.client_certificate_pem,
             self._certificates.client_key_pem,
-            token=parts.token,
-            token_file=str(Path(file).absolute()) if file is not None and not parts.token else "",
+            token=context.token,
+            token_file=str(Path(file).absolute()) if file is not None and not context.token else "",
         )
 
     async def close(self) -> None:
@@ -293,13 +298,13 @@ class _Proxy:
 
 
 async def _let_close() -> None:
-    """Some turns of the loop, in which the local resets leave."""
+    """Give the loop some turns, in which the local resets are sent."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def _together(starts: list[Awaitable[None]]) -> None:
-    """All at once; the first failure is raised bare, as a person should read it."""
+    """Run all at once; raises the first failure itself, without a group, because the user reads one sentence."""
     try:
         async with asyncio.TaskGroup() as group:
             for start in starts:
@@ -318,13 +323,13 @@ async def _run(start: Awaitable[None]) -> None:
     await start
 
 
-def _tell_merged(person: Terminal, merged: Merged) -> None:
+def _tell_merged(terminal: Terminal, merged: Merged) -> None:
     name = merged.entry.name
     if merged.switched:
-        person.tell(f'Merged "{name}" as current context in {merged.path}')
+        terminal.tell(f'Merged "{name}" as current context in {merged.path}')
     else:
-        person.tell(f'Merged "{name}" in {merged.path}')
-    person.tell(f"Start sending kubectl requests on '{name}' context using kubeconfig at {merged.path}")
+        terminal.tell(f'Merged "{name}" in {merged.path}')
+    terminal.tell(f"Start sending kubectl requests on '{name}' context using kubeconfig at {merged.path}")
 
 
 def _undo(kubeconfig: Kubeconfig, merged: Merged, *, remove: bool) -> None:
@@ -350,14 +355,14 @@ async def _observe(
     from arcbridge.observe.server import ObserveServer
 
     metrics, checks = Metrics("client"), Checks()
-    everyone = [*(sessions or []), *(proxy.session for proxy in proxies)]
+    managers = [*(sessions or []), *(proxy.session for proxy in proxies)]
     register(
         metrics,
-        everyone,
+        managers,
         lambda: [proxy.endpoint.stats for proxy in proxies if proxy.endpoint is not None],
         lambda: [forward.stats for forward in forwards or []],
     )
-    for session in everyone:
+    for session in managers:
         checks.add(f"session-{session.cluster}", _session_check(session))
     server = ObserveServer(config.observe.listen, metrics, checks)
     address = await server.start()

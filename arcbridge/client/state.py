@@ -121,6 +121,9 @@ class StateDirectory:
 
     def port(self, relays: tuple[str, ...], cluster: str) -> int:
         """The port of a cluster at its relays: the one it had, else the next that no other cluster has, then kept."""
+        ports = self._ports()
+        if (key := _port_key(ports, relays, cluster)) in ports:
+            return ports[key]
         ensure_private_directory(self.path)
         with locked(self.path / ".ports.lock"):
             ports = self._ports()
@@ -133,6 +136,9 @@ class StateDirectory:
 
     def remember_port(self, relays: tuple[str, ...], cluster: str, port: int) -> None:
         """Keep a port that was chosen by hand."""
+        ports = self._ports()
+        if ports.get(_port_key(ports, relays, cluster)) == port:
+            return
         ensure_private_directory(self.path)
         with locked(self.path / ".ports.lock"):
             ports = self._ports()

@@ -1,11 +1,11 @@
 """Kubernetes' own AuthenticationConfiguration, read strictly.
 
 Source: Kubernetes, "Authenticating" / "Using Authentication Configuration", kind `AuthenticationConfiguration`,
-`apiserver.config.k8s.io/v1`. A file written for kube-apiserver is read unchanged. What we do not carry out (CEL
+`apiserver.config.k8s.io/v1`. A file written for kube-apiserver is read unchanged. What is not carried out here (CEL
 expressions, egress selectors, anonymous access) is refused by its path and never ignored: an ignored rule is a
-rule that somebody relies on.
+rule that an operator relies on.
 
-The two `userValidationRules` that everybody copies from the documentation (no `system:` user, no `system:` group)
+The two `userValidationRules` that the documentation recommends (no `system:` user, no `system:` group)
 are accepted word for word, because `identity.claims` always enforces them.
 """
 
@@ -23,7 +23,7 @@ import yaml
 from arcbridge.errors import ConfigError
 
 API_VERSIONS = ("apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1")
-"""v1beta1 differs from v1 in nothing that we carry out; files from before 1.34 have it."""
+"""v1beta1 differs from v1 in no field that is carried out here; files from before 1.34 have it."""
 KIND = "AuthenticationConfiguration"
 
 MAX_ISSUERS = 64
@@ -76,7 +76,7 @@ class AuthenticationConfig:
     issuers: tuple[IssuerConfig, ...]
 
     def issuer(self, url: str) -> IssuerConfig | None:
-        """Answers the issuer whose url is exactly `url`, else None."""
+        """Answer the issuer whose url is exactly `url`, else None."""
         for issuer in self.issuers:
             if issuer.url == url:
                 return issuer
@@ -103,7 +103,7 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 
 def load(path: Path) -> AuthenticationConfig:
-    """Reads the file at `path`; every ConfigError names the file and the path of the field."""
+    """Read the file at `path`; every ConfigError names the file and the path of the field."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -112,7 +112,7 @@ def load(path: Path) -> AuthenticationConfig:
 
 
 def parse(text: str, *, source: str = "authentication configuration") -> AuthenticationConfig:
-    """Parses YAML (or JSON, which is YAML). Raises ConfigError `source: path: what is wrong`."""
+    """Parse YAML (or JSON, which is YAML). Raises ConfigError `source: path: what is wrong`."""
     if len(text) > MAX_FILE_SIZE:
         raise ConfigError(f"{source}: larger than {MAX_FILE_SIZE} bytes")
     try:
@@ -130,7 +130,7 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
 
 
 def from_mapping(document: object) -> AuthenticationConfig:
-    """Builds the configuration from a parsed document. Raises ConfigError `path: what is wrong`."""
+    """Build the configuration from a parsed document. Raises ConfigError `path: what is wrong`."""
     top = _Fields(document, "")
     version = top.text("apiVersion")
     if version not in API_VERSIONS:
@@ -253,7 +253,7 @@ def _unique(values: list[tuple[str, str]]) -> None:
 
 
 class _Fields:
-    """The fields of one mapping; each is taken once, and `done()` refuses what nobody took."""
+    """The fields of one mapping; each is taken once, and `done()` refuses those that were not taken."""
 
     __slots__ = ("_left", "_path")
 

@@ -69,13 +69,13 @@ class Identity:
 
 
 def is_reserved(name: str) -> bool:
-    """Tells whether `name` is, or is drawn like, a name that Kubernetes keeps for itself (`system:…`)."""
+    """Tell whether `name` is, or is drawn like, a name that Kubernetes keeps for itself (`system:…`)."""
     folded = unicodedata.normalize("NFKC", name).casefold().translate(_LOOK_ALIKE)
     return folded.lstrip().startswith(_SYSTEM)
 
 
 def is_plain(name: str) -> bool:
-    """Tells whether `name` reads the same everywhere: 1 to 1024 bytes of UTF-8, nothing invisible, no outer blanks."""
+    """Tell whether `name` reads the same everywhere: 1 to 1024 bytes of UTF-8, nothing invisible, no outer blanks."""
     if not name or name != name.strip():
         return False
     try:
@@ -87,7 +87,7 @@ def is_plain(name: str) -> bool:
 
 
 def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any]) -> Identity:
-    """Maps the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience."""
+    """Map the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience."""
     for rule in issuer.rules:
         value = claims.get(rule.claim)
         if value is None or (rule.required_value and value != rule.required_value):

@@ -46,7 +46,7 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """One public key and the algorithms that it, and nothing the token says, allows."""
+    """One public key and the algorithms that the key allows, whatever a token says."""
 
     kid: str | None
     key: Any
@@ -66,7 +66,7 @@ class KeySet:
         "_keys",
         "_refreshing",
         "_retry_delay",
-        "_unknown_at",
+        "_unknown_kid_at",
         "failures",
         "fetches",
         "generation",
@@ -81,7 +81,7 @@ class KeySet:
         self._fresh_until = 0.0
         self._failed_at: float | None = None
         self._retry_delay = RETRY_FIRST
-        self._unknown_at: float | None = None
+        self._unknown_kid_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
@@ -94,7 +94,7 @@ class KeySet:
         return None if self._fetched_at is None else self._clock() - self._fetched_at
 
     async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
-        """Answers the keys that may have signed a token with this header; empty when there is none.
+        """Answer the keys that may have signed a token with this header; empty when there is none.
 
         With a `kid` only keys of that id, without one every key that allows the algorithm. Raises
         IssuerUnavailable when no usable set is at hand. A cancelled call leaves the shared fetch running.
@@ -106,15 +106,15 @@ class KeySet:
         elif now >= self._fresh_until and self._may_retry(now):
             self._start_refresh()
         found = self._matching(kid, algorithm)
-        if not found and kid is not None and not self._has(kid) and self._may_ask_for_unknown(now):
-            self._unknown_at = now
+        if not found and kid is not None and not self._has(kid) and self._may_fetch_for_unknown_kid(now):
+            self._unknown_kid_at = now
             task = self._start_refresh()
             await asyncio.wait([task])
             found = self._matching(kid, algorithm)
         return found
 
     async def close(self) -> None:
-        """Ends a fetch that is under way."""
+        """End a fetch that is under way."""
         task, self._refreshing = self._refreshing, None
         if task is not None:
             task.cancel()
@@ -131,11 +131,11 @@ class KeySet:
     def _may_retry(self, now: float) -> bool:
         return self._failed_at is None or now - self._failed_at >= self._retry_delay
 
-    def _may_ask_for_unknown(self, now: float) -> bool:
+    def _may_fetch_for_unknown_kid(self, now: float) -> bool:
         if self._refreshing is not None and not self._refreshing.done():
             return True  # joins the fetch that is under way, costs the issuer nothing
         recent = self._fetched_at is not None and now - self._fetched_at < 1.0
-        return not recent and (self._unknown_at is None or now - self._unknown_at >= UNKNOWN_KEY_INTERVAL)
+        return not recent and (self._unknown_kid_at is None or now - self._unknown_kid_at >= UNKNOWN_KEY_INTERVAL)
 
     async def _refresh_now(self, now: float) -> None:
         running = self._refreshing is not None and not self._refreshing.done()
@@ -186,7 +186,7 @@ class KeySet:
 
 
 def parse_keys(document: Mapping[str, Any]) -> tuple[VerificationKey, ...]:
-    """Answers the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out."""
+    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out."""
     entries = document.get("keys")
     if not isinstance(entries, list):
         return ()

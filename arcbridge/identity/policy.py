@@ -27,7 +27,7 @@ from arcbridge.identity.claims import Identity
 
 _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the file's date: a revocation by an edited policy counts after at most this."""
+"""Seconds between two checks of the file's date: a revocation by an edited policy counts after at most this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Rule:
     clusters: tuple[re.Pattern[str], ...]
 
     def matches(self, identity: Identity, cluster: str) -> bool:
-        """Tells whether this rule lets `identity` reach `cluster`."""
+        """Tell whether this rule lets `identity` reach `cluster`."""
         if not any(pattern.fullmatch(cluster) for pattern in self.clusters):
             return False
         if "*" in self.users or identity.username in self.users:
@@ -55,7 +55,7 @@ class Policy:
 
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
-        """Parses a policy. Raises ConfigError `source: path: what is wrong`, also for unknown keys."""
+        """Parse a policy. Raises ConfigError `source: path: what is wrong`, also for unknown keys."""
         try:
             document = tomllib.loads(toml_text)
         except tomllib.TOMLDecodeError as error:
@@ -69,7 +69,7 @@ class Policy:
         return cls(tuple(_rule(entry, f"{source}: allow[{n}]") for n, entry in enumerate(entries)))
 
     def allows(self, identity: Identity, cluster: str) -> bool:
-        """Tells whether any rule lets `identity` reach `cluster` (a canonical name)."""
+        """Tell whether any rule lets `identity` reach `cluster` (a canonical name)."""
         return any(rule.matches(identity, cluster) for rule in self.rules)
 
 
@@ -115,7 +115,7 @@ class PolicyFile:
     __slots__ = ("_checked_at", "_clock", "_path", "_policy", "_stamp", "error")
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the file at once; raises ConfigError when this first reading fails."""
+        """Read the file at once; raises ConfigError when this first reading fails."""
         self._path = path
         self._clock = clock
         self._stamp = self._stat()
@@ -124,7 +124,7 @@ class PolicyFile:
         self.error = ""
 
     def current(self) -> Policy:
-        """Answers the policy in force; looks at the file's date once a second at most."""
+        """Answer the policy in force; looks at the file's date once a second at most."""
         now = self._clock()
         if now - self._checked_at >= CHECK_INTERVAL:
             self._checked_at = now
@@ -132,7 +132,7 @@ class PolicyFile:
         return self._policy
 
     def allows(self, identity: Identity, cluster: str) -> bool:
-        """Tells whether the policy in force lets `identity` reach `cluster`."""
+        """Tell whether the policy in force lets `identity` reach `cluster`."""
         return self.current().allows(identity, cluster)
 
     def _reload(self) -> None:

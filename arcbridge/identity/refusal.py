@@ -1,4 +1,4 @@
-"""Why a token was refused: a class for the caller, the rule for our own log.
+"""Says why a token was refused: a class for the caller, the rule for the log.
 
 The caller learns only what helps an honest one ("expired", "not for this cluster"); never a claim of the token,
 never which of two close rules it was. `rule` is a short constant such as `issuer.unknown` and is safe to log and
@@ -11,7 +11,7 @@ from arcbridge.errors import Unauthenticated, Unreachable
 
 
 class TokenRefused(Unauthenticated):
-    """A token was refused; `rule` names the check that failed (a constant of ours, for logs and counters)."""
+    """A token was refused; `rule` names the check that failed (a constant of this package, for logs and counters)."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)

@@ -1,8 +1,8 @@
 """From a token to an identity: JWT verification by the configuration alone.
 
 Nothing in the token decides how it is verified. `alg` must be one that the *key* allows, `kid` only selects, and
-`jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: we understand
-none). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
+`jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: none
+is understood). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
 
 The order is: size, shape, header, issuer (exact), key, signature, times, audience, claims. Results are kept by
 SHA-256 of the token for 60 s at most, never past `exp`, and not past a change of the issuer's keys.
@@ -38,7 +38,7 @@ CACHE_SIZE = 4096
 MAX_CANDIDATES = 10
 """Keys tried for a token without `kid`: bounds the signature checks one token can cost."""
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
-"""Asymmetric only: with a symmetric one, whoever can verify can also sign."""
+"""Asymmetric only: with a symmetric one, every verifier could also sign."""
 
 
 class TokenVerifier:
@@ -72,7 +72,7 @@ class TokenVerifier:
         return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
 
     async def verify(self, token: str) -> Identity:
-        """Answers the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
+        """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
             identity = await self._verify(token)
         except TokenRefused:
@@ -82,7 +82,7 @@ class TokenVerifier:
         return identity
 
     async def close(self) -> None:
-        """Ends background fetches."""
+        """End background fetches."""
         for keys in self._keys.values():
             await keys.close()
 

@@ -47,7 +47,7 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
+class ClientHello:
     """A complete ClientHello: protocols in the client's order (empty: none offered) and the server name, if any."""
 
     alpn: tuple[bytes, ...]
@@ -72,7 +72,7 @@ class _Malformed(Exception):
     pass
 
 
-def peek(data: bytes | memoryview) -> Hello | Incomplete | NotTls:
+def peek(data: bytes | memoryview) -> ClientHello | Incomplete | NotTls:
     """Read a ClientHello from the first bytes of a connection, at most `MAX_HELLO` of them.
 
     After `Incomplete(need)` call again once at least `need` bytes are there; `need` is always more than was given
@@ -157,7 +157,7 @@ class _Reader:
         return self.at < len(self.data)
 
 
-def _client_hello(body: bytes) -> Hello:
+def _client_hello(body: bytes) -> ClientHello:
     reader = _Reader(body)
     reader.take(2 + 32)
     if len(reader.vector(1)) > 32:
@@ -170,7 +170,7 @@ def _client_hello(body: bytes) -> Hello:
     alpn: tuple[bytes, ...] = ()
     sni: str | None = None
     if not reader.more():
-        return Hello(alpn, sni)
+        return ClientHello(alpn, sni)
     extensions = _Reader(reader.vector(2))
     if reader.more():
         raise _Malformed
@@ -186,7 +186,7 @@ def _client_hello(body: bytes) -> Hello:
             alpn = _protocols(content)
         elif kind == _SERVER_NAME:
             sni = _server_name(content)
-    return Hello(alpn, sni)
+    return ClientHello(alpn, sni)
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:

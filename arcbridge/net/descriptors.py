@@ -1,8 +1,8 @@
-"""File descriptors: as many as the system lets this process have, and words for when they run out.
+"""File descriptors: as many as the system lets this process have, and what to tell when they run out.
 
 The soft limit is what a program gets without asking, and often 1,024 for the sake of programs that use select(2),
 which breaks on numbers above that. Nothing here does: the loop uses epoll or kqueue. So each role raises its soft
-limit to the hard one at its start; only whoever runs it can raise the hard one.
+limit to the hard one at its start; the hard one is the operator's to raise.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 """What `accept` and `socket` fail with when there is none left, or no memory for one: to be tried again later, and
 never at once, because a listening socket stays readable."""
 _MOST_USEFUL: Final = 1 << 20
-"""Beyond this a higher soft limit serves nobody; and macOS refuses its own "unlimited"."""
+"""Beyond this a higher soft limit has no use; and macOS refuses its own "unlimited"."""
 
 
 def raise_limit() -> int:
-    """Raise the soft limit to the hard one; how many descriptors this process may open now."""
+    """Raise the soft limit to the hard one; return how many descriptors this process may open now."""
     try:
         import resource
     except ImportError:  # Windows: sockets are no descriptors there
@@ -38,7 +38,7 @@ def raise_limit() -> int:
 
 
 def limit() -> int:
-    """How many descriptors this process may open."""
+    """Return how many descriptors this process may open."""
     try:
         import resource
     except ImportError:
@@ -48,7 +48,7 @@ def limit() -> int:
 
 
 def advice(needed: int) -> str:
-    """Where somebody can set a limit of `needed`."""
+    """Say where an operator sets a limit of `needed`."""
     return (
         f"set the hard limit to {needed} or more: LimitNOFILE={needed} in the systemd unit, "
         f"--ulimit nofile={needed}:{needed} with docker; Kubernetes has no field for it, a pod gets what the node's "
@@ -57,7 +57,7 @@ def advice(needed: int) -> str:
 
 
 def explain(error: OSError) -> str:
-    """Why a socket could not be had, in words that say what to do."""
+    """Say why a socket could not be had, and what to do."""
     if error.errno == errno.EMFILE:
         return (
             f"this process has no file descriptor left of the {limit()} it may open: close connections, or raise its "

@@ -72,13 +72,13 @@ def begin(address: Address) -> tuple[socket.socket, bool] | None:
 
     On the same host, and mostly on the same node, the peer has answered when the call returns: then neither a task
     nor a turn of the loop is needed. Otherwise await `finish`. None for a name: use `connect`. The caller owns the
-    socket. Raises `Unreachable`.
+    socket, which has no user timeout (`sockets.disable_user_timeout`). Raises `Unreachable`.
     """
     literal = _literal(address)
     if literal is None:
         return None
     try:
-        return _begin(*literal)
+        return _begin(*literal, user_timeout=False)
     except OSError as error:
         raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
 
@@ -148,7 +148,7 @@ async def _race(candidates: list[Candidate]) -> socket.socket:
     if not candidates:
         raise OSError("the name has no address")
     if len(candidates) == 1:
-        return await _attempt(*candidates[0])  # nobody to race with: no task either
+        return await _attempt(*candidates[0])  # a single address needs no race, and no task
     attempts: set[asyncio.Task[socket.socket]] = set()
     errors: list[OSError] = []
     waiting = list(candidates)
@@ -196,10 +196,10 @@ async def _attempt(family: int, sockaddr: SockAddr) -> socket.socket:
     return sock
 
 
-def _begin(family: int, sockaddr: SockAddr) -> tuple[socket.socket, bool]:
+def _begin(family: int, sockaddr: SockAddr, *, user_timeout: bool = True) -> tuple[socket.socket, bool]:
     sock = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0), socket.IPPROTO_TCP)
     try:
-        tune(sock)
+        tune(sock, user_timeout=user_timeout)
         code = sock.connect_ex(sockaddr)
         if code in _UNDER_WAY:
             # Linux says "in progress" even when the peer has answered within the call; the second call tells.
@@ -248,7 +248,7 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
     if not 200 <= code < 300:
         raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:
-        # A TLS server never speaks first: whoever sent this is not the relay.
+        # A TLS server never speaks first: the sender of this is not the relay.
         raise OSError("the proxy sent data of its own into the connection")
 
 

@@ -40,7 +40,7 @@ _LINGER: Final = 1.0
 
 
 class JoinCode(IntEnum):
-    """Why a join did not happen. An unknown cluster is FORBIDDEN, with the same words: J22."""
+    """Why a join did not happen. An unknown cluster is FORBIDDEN, with the same words (docs/threats.md#J22)."""
 
     OK = 0
     UNAUTHENTICATED = 1
@@ -152,7 +152,7 @@ class ServerJoin:
         return self._pipe.peer_certificate
 
     async def handshake(self) -> None:
-        """Raises also when the handshake selected another protocol than the one this is for (J13)."""
+        """Raises also when the handshake selected another protocol than the one this is for (docs/threats.md#J13)."""
         await self._step("TLS handshake", HANDSHAKE_DEADLINE, self._pipe.handshake())
         if self._pipe.alpn != self._protocol:
             self._broken = True

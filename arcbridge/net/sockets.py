@@ -28,12 +28,13 @@ ACCEPT_PAUSE: Final = 0.25
 """Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
 
 
-def tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket, *, user_timeout: bool = True) -> None:
     """Set no delay, keepalive (30 s, then 3 probes 10 s apart), user timeout, a shallow send queue. Non-blocking."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     set_keepalive(sock, idle=30, interval=10, probes=3)
-    set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
+    if user_timeout:
+        set_tcp_option(sock, "TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)
     set_tcp_option(sock, "TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT)
 
 

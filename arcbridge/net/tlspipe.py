@@ -1,7 +1,7 @@
 """TLS by hand over a raw socket, for connections where the socket outlives the TLS.
 
 asyncio's TLS transports close the socket together with the TLS. Here `ssl.MemoryBIO` sits between OpenSSL and a
-non-blocking socket that somebody else owns: after `close` both sides' close_notify have passed (RFC 8446 §6.1) and
+non-blocking socket that the caller owns: after `close` both sides' close_notify have passed (RFC 8446 §6.1) and
 whatever else has been read from the socket comes back as left-over bytes.
 
 Bounded: at most 64 KiB are read from the socket at a time, and only when OpenSSL asks for more.

@@ -40,7 +40,7 @@ from arcbridge.pki.private_files import ensure_private_directory, locked, read_f
 
 BACKDATE = 3600.0
 """Seconds by which `notBefore` lies in the past: peers whose clock is up to an hour slow still accept a fresh
-certificate (threat E7). Capped at a tenth of the life, so that renewal at two thirds stays meaningful."""
+certificate (docs/threats.md#E7). Capped at a tenth of the life, so that renewal at two thirds stays meaningful."""
 
 CA_LIFE = 10 * 365 * 86400.0
 """Seconds. Ends know a CA by the pin of its key, so a new CA means telling every one of them: seldom."""
@@ -112,9 +112,9 @@ class Authority:
     def load_or_create(cls, directory: Path, common_name: str, *, clock: Callable[[], float] = time.time) -> Authority:
         """The CA kept in `directory` (`ca.crt`, `ca.key`), made at first use; raises `StateError`.
 
-        Processes that start together agree on one CA: whoever gets the lock first makes it. The key is written
+        Processes that start together agree on one CA: the first to get the lock makes it. The key is written
         before the certificate, so a crash between the two leaves a key, over which the certificate is then made;
-        a certificate without its key is an error, never a reason to make another CA that nobody has pinned.
+        a certificate without its key is an error, never a reason to make another CA that no client has pinned.
         """
         ensure_private_directory(directory)
         certificate_path, key_path = directory / CERTIFICATE_FILE, directory / KEY_FILE
@@ -173,7 +173,7 @@ class Authority:
         as a client certificate and it is valid now.
 
         TLS has verified all that already, where it was told to. This is for callers that answer for a cluster and
-        would otherwise depend on how somebody configured a listener.
+        would otherwise depend on how a listener is configured.
         """
         certificate = _load_certificate(certificate_der)
         now = datetime.fromtimestamp(self._clock(), UTC)
@@ -376,7 +376,7 @@ def _load_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
 
 
 def _require_private(path: Path) -> None:
-    """Refuse a key that everybody can read. The group may: a volume with an fsGroup has its files opened to it."""
+    """Refuse a key that all users can read. The group may: a volume with an fsGroup has its files opened to it."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -3,7 +3,7 @@
 A credential is a flat table of named byte strings, because that is what a Kubernetes Secret is: every pod of the
 DaemonSet shares one, and a directory on disk holds the same table for an agent outside of a cluster. Stores
 compare and set: who writes says which version it has read, so of several pods that start on an empty store one
-creates, and the others get `VersionConflict`, load again and adopt what is there (threat E3).
+creates, and the others get `VersionConflict`, load again and adopt what is there (docs/threats.md#E3).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLUSTER_CA_KEY = "cluster-ca.key"
 
 
 class VersionConflict(StateError):
-    """Somebody else has written the store since it was read: load again and decide again."""
+    """Another process has written the store since it was read: load again and decide again."""
 
 
 class Snapshot(dict[str, bytes]):

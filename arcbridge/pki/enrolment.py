@@ -1,7 +1,7 @@
 """What an agent and a relay exchange when a cluster enrols: keys, certificate requests, join tokens.
 
 Of a certificate request (PKCS #10, RFC 2986) the relay takes the public key and nothing else: subject, SANs and
-wanted extensions are never read (threat E4). The request's own signature proves that the sender holds the key.
+wanted extensions are never read (docs/threats.md#E4). The request's own signature proves that the sender holds the key.
 
 A join token is `<id>.<secret>`: the id (64 bits, hex) is a name that may be shown and logged; the secret is 256
 random bits. The relay keeps only the SHA-256 of the secret; for a random secret of that size a slow password hash
@@ -91,7 +91,8 @@ def read_csr(csr_pem: str) -> AgentPublicKey:
 
 
 def key_hash(csr_pem: str) -> str:
-    """SHA-256 (hex) of the request's public key in DER: tells whether a second try comes from the same key (E2)."""
+    """Return the SHA-256 (hex) of the request's public key in DER: a second try comes from the same key or it does not
+    (docs/threats.md#E2)."""
     spki = read_csr(csr_pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
 

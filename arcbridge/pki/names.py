@@ -3,7 +3,7 @@
 A name is part of a TLS server name, of a URI in a certificate and of a message subject, so it is narrow on purpose:
 lower-case ASCII letters, digits, `-` and `.`, at most 63 characters (the length of one DNS label, RFC 1035 §2.3.4,
 and of a certificate's common name, 64, RFC 5280 appendix A.1). Nothing is folded or trimmed: a name that would need
-it is refused, so two spellings can never mean one cluster (threat J22).
+it is refused, so two spellings can never mean one cluster (docs/threats.md#J22).
 """
 
 from __future__ import annotations

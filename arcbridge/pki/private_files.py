@@ -104,7 +104,7 @@ def _open_or_make(path: Path) -> int:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return os.open(path, flags)
-    # Only what was made here: a file that was there may be a hard link to somebody else's.
+    # Only what was made here: a file that was there may be a hard link to another user's.
     _give_to_owner(descriptor, path.parent)
     return descriptor
 

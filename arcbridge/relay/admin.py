@@ -1,31 +1,24 @@
 """What an operator does on the relay's machine: join tokens and clusters, while the relay runs or before it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
-and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. Whoever can write
+and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
 that directory, or that bucket, is the operator.
 
-`run_admin` is the whole of it for the command line. The functions beside it return plain data, for anybody who
-prints it in another way:
-
-    create_token(config, cluster=…, uses=…, ttl=…) -> NewToken      delete_token(config, id)
-    list_tokens(config) -> [row]                                    list_clusters(config) -> [row]
-    revoke_cluster(config, name)                                    restore_cluster(config, name)
+Every function returns plain data, with times in unix seconds; the command line (`arcbridge.cli.relay`) prints it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from arcbridge.config import RelayConfig, parse_duration
-from arcbridge.errors import ConfigError, ExitCode, StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.backend import registry_of
@@ -41,22 +34,6 @@ MAX_TTL = 366 * 86400.0
 
 SEEN_RECENTLY = 150.0
 """Seconds. This process cannot ask the relay who is connected, but the relay notes it every minute."""
-
-_TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
-_CLUSTER_COLUMNS = ("name", "state", "last_seen", "certificate_expires", "version", "ca_pin")
-_TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires"))
-
-
-class AdminArguments(Protocol):
-    """What `run_admin` reads, by `getattr`; any namespace will do. All but `command` may be missing or None.
-
-    `cluster`: name. `uses`: number (or its text). `ttl`: seconds, or text as `90s`, `15m`, `1h30m`, `7d`.
-    `rebind`: whether the cluster may come back with another CA. `id`: of a token. `output`: table, json, yaml, name.
-    """
-
-    command: Sequence[str]
-    """`("token", "create")`, `("token", "list")`, `("token", "delete")`, `("cluster", "list")`,
-    `("cluster", "revoke")` or `("cluster", "restore")`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +52,6 @@ class NewToken:
     command: str = field(repr=False)
     """Shell lines to paste on the agent's machine. The token goes into a file and not into an argument list, which
     every user of that machine could read."""
-
-
-def run_admin(args: AdminArguments, config: RelayConfig, out: TextIO) -> int:
-    """Run one command, print its result to `out`, return the exit code; raises `ArcbridgeError` for what goes wrong."""
-    command = tuple(args.command)
-    output = getattr(args, "output", None) or "table"
-    if output not in ("table", "json", "yaml", "name"):
-        raise ConfigError("the output is one of table, json, yaml and name")
-    if command == ("token", "create"):
-        made = asyncio.run(
-            create_token(
-                config,
-                cluster=getattr(args, "cluster", None) or "",
-                uses=parse_uses(getattr(args, "uses", None)),
-                ttl=parse_ttl(getattr(args, "ttl", None)),
-                rebind=bool(getattr(args, "rebind", False)),
-            )
-        )
-        out.write(_told(made) if output == "table" else _formatted([asdict(made)], (), output, "token", single=True))
-    elif command == ("token", "list"):
-        out.write(_formatted(asyncio.run(list_tokens(config)), _TOKEN_COLUMNS, output, "id"))
-    elif command == ("token", "delete"):
-        token_id = asyncio.run(delete_token(config, getattr(args, "id", None) or ""))
-        out.write(f"join token {token_id} is deleted: it enrols nobody any more\n")
-    elif command == ("cluster", "list"):
-        out.write(_formatted(asyncio.run(list_clusters(config)), _CLUSTER_COLUMNS, output, "name"))
-    elif command == ("cluster", "revoke"):
-        name = asyncio.run(revoke_cluster(config, getattr(args, "cluster", None) or ""))
-        out.write(f"cluster {name} is revoked: its agents are cut off within seconds and refused\n")
-    elif command == ("cluster", "restore"):
-        name = asyncio.run(restore_cluster(config, getattr(args, "cluster", None) or ""))
-        out.write(f"cluster {name} is restored: its agents come back by themselves while their certificate is valid\n")
-    else:
-        raise ConfigError("unknown command: use token create|list|delete or cluster list|revoke|restore")
-    return ExitCode.DONE
 
 
 async def create_token(
@@ -236,54 +178,3 @@ def _agent_command(token: str, cluster: str, relay: str, pin: str) -> str:
         arguments += ["--relay-ca-pin", pin]
     arguments += ["--join-token-file", file, "--state-dir", state]
     return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})\n{shlex.join(arguments)}"
-
-
-def _told(made: NewToken) -> str:
-    uses = "once" if made.uses == 1 else f"{made.uses} times"
-    lines = [
-        f"Join token for cluster {made.cluster}, usable {uses} until {_time(made.expires_at)}; shown only now:",
-        "",
-        f"  {made.token}",
-        "",
-        "Run the agent where it reaches the cluster's API server:",
-        "",
-        *(f"  {line}" for line in made.command.splitlines()),
-        "",
-    ]
-    if not made.relay_ca_pin:
-        lines += [
-            "The relay's certificate comes from another CA: agents check it against their system's CAs, or against "
-            "--relay-ca-file.",
-            "",
-        ]
-    return "\n".join(lines)
-
-
-def _formatted(rows: list[Row], columns: Sequence[str], output: str, name: str, *, single: bool = False) -> str:
-    if output == "name":
-        return "".join(f"{row[name]}\n" for row in rows)
-    if output == "json":
-        return json.dumps(rows[0] if single else rows, indent=2, ensure_ascii=False) + "\n"
-    if output == "yaml":
-        import yaml
-
-        return yaml.safe_dump(rows[0] if single else rows, sort_keys=False, allow_unicode=True)
-    table = [[column.replace("_", " ").upper() for column in columns]]
-    table += [[_cell(row, column) for column in columns] for row in rows]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    return "".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
-        for line in table
-    )
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if column in _TIMES:
-        return _time(value)
-    return "-" if value == "" else str(value)
-
-
-def _time(when: float) -> str:
-    """UTC, to the second; `-` for never."""
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when > 0 else "-"

@@ -8,8 +8,8 @@
 
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
 a person. Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could
-not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (threat A3), so here every
-answer and every log line is ours.
+not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here
+every answer and every log line is ours.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ApiRefusal(ArcbridgeError):
 def tls_peer_certificate(request: web.Request) -> bytes | None:
     """The client certificate that asyncio's TLS verified on this connection (DER), or None."""
     tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
-    # The parsed form is empty unless the certificate was verified; the binary form is there even when nobody looked.
+    # The parsed form is empty unless the certificate was verified; the binary form is there in any case.
     if tls is None or not tls.getpeercert():
         return None
     certificate: bytes | None = tls.getpeercert(binary_form=True)
@@ -187,7 +187,8 @@ class _Api:
             name = check_cluster_name(request.match_info["name"])
         except ConfigError as error:
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
-        # Both are asked whatever the other says, and one answer is given: nobody learns which names exist (J22).
+        # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
+        # (docs/threats.md#J22).
         record, allowed = await self.registry.cluster(name), self.policy.allows(identity, name)
         agents = await self.count_agents([name])
         if record is None or not allowed:
@@ -384,8 +385,8 @@ async def _errors(
             log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
             return _internal()
         if isinstance(error, RegistryUnavailable):
-            cause = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-            log.error("registry unavailable", path=_route(request), reason=error.message, cause=cause)
+            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
         answer = _error(status, error.message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
         if error.retry_after is not None:
             answer.headers["Retry-After"] = str(error.retry_after)

@@ -1,9 +1,10 @@
 """How many sessions and agents one process can hold, by the file descriptors that it may open.
 
-A session takes two, an agent one; strangers, pipes and files take some, too. Where all that the settings allow needs
-more than there are, sessions and agents are both allowed in the same proportion fewer: who comes last is then refused
-in words, instead of being left in a queue by a process that cannot accept any more. What is kept aside for strangers
-is also the reserve for the agents' joins: a client is refused before an agent is asked to come.
+A session takes two, an agent one; unauthenticated peers, pipes and files take some, too. Where all that the settings
+allow needs more than there are, sessions and agents are both allowed in the same proportion fewer: the last to come is
+then refused with a reason, instead of being left in a queue by a process that cannot accept any more. What is kept
+aside for unauthenticated peers is also the reserve for the agents' joins: a client is refused before an agent is asked
+to come.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The relay's outer certificate: given as files, or issued by the relay's own CA; renewed without a restart.
 
-The rooms ask for their context at each connection, so a new certificate counts from the next handshake on and no
+The handlers ask for their context at each connection, so a new certificate counts from the next handshake on and no
 connection that stands is touched.
 """
 
@@ -62,7 +62,7 @@ class ServerCertificate:
             log.info("certificate renewed", expires=int(self.expires))
         except ArcbridgeError as error:
             # The two files are not replaced in one instant: the old pair goes on until both fit.
-            log.warning("certificate not renewed", cause=error.message)
+            log.warning("certificate not renewed", reason=error.message)
 
     def _load(self) -> None:
         if self._config.certificate is not None and self._config.key is not None:

@@ -154,7 +154,7 @@ class ControlConnection(BaseHandler):
 
 
 class ControlServer:
-    """Accepts control connections; `serve` is a room of the listener."""
+    """Accepts control connections; `serve` is the listener's handler for control connections."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class ControlServer:
         return len(self._open)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """A turn, the handshake, admission, registration, and then the connection's life."""
+        """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
         in_turn = await self._turn(sock, ticket)
         if in_turn is None:
             return
@@ -208,7 +208,7 @@ class ControlServer:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
-            log.info("control connection refused", source=ticket.address, cause=_cause(error))
+            log.info("control connection refused", source=ticket.address, reason=_reason(error))
             session.abort(ConnectionLost("the TLS handshake failed"))
             sock.close()
             return
@@ -231,7 +231,7 @@ class ControlServer:
                 session.abort(ConnectionLost("the relay is stopping"))
 
     async def drain(self, message: str) -> None:
-        """No dial any more, GOAWAY(DRAINING) to every agent, and to who comes from now on."""
+        """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
         self._leaving = message
         links = list(self._open)
         for link in links:
@@ -245,35 +245,35 @@ class ControlServer:
                 link.session.goaway(GoawayCode.DRAINING, message, RETRY_AFTER)
 
     def close(self) -> None:
-        """The end of a drain: who is still there is sent away."""
+        """End the drain: close the connections that are left."""
         for link in list(self._open):
             link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
     def revoke(self, clusters: frozenset[str]) -> None:
         """Cut the agents of these clusters."""
         for link in [link for link in self._open if link.cluster in clusters]:
-            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, cause="revoked")
+            log.warning("agent cut off", cluster=link.cluster, connection=link.instance, reason="revoked")
             link.leave(GoawayCode.REVOKED, "this cluster is revoked: the relay's operator has to restore it first")
 
     def expire(self, now: float) -> None:
         """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""
         for link in [link for link in self._open if link.lapses <= now]:
             log.info(
-                "agent has to come again", cluster=link.cluster, connection=link.instance, cause="certificate lapsed"
+                "agent has to come again", cluster=link.cluster, connection=link.instance, reason="certificate lapsed"
             )
             link.leave(GoawayCode.EXPIRED, "the certificate of this connection has lapsed: come with the renewed one")
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
-        """Wait for this connection's turn. False: it gets none, but may be told so; None: it is closed."""
+        """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
         now = time.monotonic()
         wait = self._handshakes.reserve(now, LONGEST_WAIT)
         if wait is None:
             self._counters.agents_paced += 1
             if self._refusals.reserve(now) is not None:
                 return False
-            # A word costs the handshake that there is no time for. The agent's own jitter brings it back.
+            # Telling it costs the handshake that there is no time for. The agent's own jitter brings it back.
             reset(sock)
             return None
         if wait:
@@ -295,10 +295,10 @@ class ControlServer:
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
     ) -> bool:
-        """Whether the agent may stay; otherwise it has been told why."""
+        """Say whether the agent may stay; otherwise it has been told why."""
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
-            # The peek promised this protocol and the handshake made another: somebody plays games (J13).
+            # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).
             self._refused(ticket, "", "the handshake is not that of a control connection")
             session.abort(ConnectionLost("not a control connection"))
             return False
@@ -344,7 +344,7 @@ class ControlServer:
             async with asyncio.timeout(HELLO_DEADLINE):
                 await session.wait_established()
         except (ArcbridgeError, TimeoutError) as error:
-            self._refused(ticket, link.cluster, f"no HELLO: {_cause(error)}")
+            self._refused(ticket, link.cluster, f"no HELLO: {_reason(error)}")
             session.close(GoawayCode.TIMEOUT, "no HELLO in time")
             return False
         hello = session.peer_hello
@@ -378,7 +378,7 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
-        # Adopted by somebody else meanwhile, perhaps with another CA.
+        # Another relay may have adopted it meanwhile, with another CA.
         admit(await self._registry.cluster(cluster), certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
@@ -397,7 +397,7 @@ class ControlServer:
             bound.info("agent connected", version=link.version)
             await self._seen(link)
             error = await session.wait_ended()
-            bound.info("agent disconnected", cause=error.message, seconds=round(time.time() - link.since))
+            bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
         finally:
             self._open.discard(link)
             self._instances[key] -= 1
@@ -413,18 +413,18 @@ class ControlServer:
             await self._registry.seen(link.cluster, time.time(), version=link.version)
         except RegistryUnavailable as error:
             # Only a date for people; the agent stays connected.
-            log.warning("cluster not noted as seen", cluster=link.cluster, cause=error.message)
+            log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
 
-    def _refused(self, ticket: Ticket, cluster: str, cause: str) -> None:
+    def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1
-        log.warning("agent refused", source=ticket.address, cluster=cluster, cause=cause)
+        log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
 
 
 def _lost(cluster: str) -> JoinRefused:
     return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
 
 
-def _cause(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or 'unknown'}"
     return getattr(error, "message", "") or type(error).__name__

@@ -49,9 +49,9 @@ class Counters:
         """Control connections that were registered."""
         self.agents_refused = 0
         self.agents_replaced = 0
-        """Control connections that a newer one of the same instance replaced (E10)."""
+        """Control connections that a newer one of the same instance replaced (docs/threats.md#E10)."""
         self.agents_flapping = 0
-        """Control connections refused because two agents with one instance id replace each other (E10)."""
+        """Control connections refused because two agents with one id replace each other (docs/threats.md#E10)."""
         self.agents_paced = 0
         """Control connections turned away because too many came at once."""
         self.clusters_adopted = 0

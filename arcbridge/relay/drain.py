@@ -1,10 +1,10 @@
-"""How a relay goes away: nobody new, what runs moves to other relays, and the port is closed last.
+"""How a relay goes away: it takes no new client, what runs moves to other relays, and the port is closed last.
 
 One step after the other; the log names each:
 
 1. *draining*: clients are refused with "try again"; dials of other relays stop; agents get GOAWAY, so they open a
    connection elsewhere and ask their clients to resume through another relay. Joins under way have a second. The port
-   stays open: whoever comes is told in words, and at once.
+   stays open: a client that comes is told why it is refused, and at once.
 2. *cutting*: what has not left after `PATIENCE` is cut with RST, which every end takes as a loss and resumes; each
    session at a moment of its own within `SPREAD`, or the other relays would get all of them at once.
 3. *leaving*: no session is left; agents that are opening a connection elsewhere have a moment to finish.
@@ -36,7 +36,7 @@ from arcbridge.relay.rendezvous import Rendezvous
 
 PATIENCE: Final = 10.0
 """Seconds for sessions to leave by themselves: an agent needs a round trip to learn of the drain, a client some seconds
-to spread its move and one join. Whoever has no other relay stays until it is cut, and is away for as long."""
+to spread its move and one join. A client without another relay stays until it is cut, and is away for as long."""
 SPREAD: Final = 10.0
 """Seconds over which the rest is cut. `PATIENCE`, this and the last steps are within the 30 s after which service
 managers kill."""
@@ -86,7 +86,7 @@ class Drain:
         self.step = Step.SERVING
 
     def unready(self) -> str | None:
-        """Why the relay takes nobody new, for the readiness check."""
+        """Return why the relay takes no new client, for the readiness check; None: it does."""
         return None if self.step is Step.SERVING else _WORDS
 
     async def run(self, hurry: asyncio.Event) -> None:
@@ -145,7 +145,7 @@ class Drain:
             pump.abort("cut by the drain")
 
     async def _until(self, done: Callable[[], bool], end: float, hurry: asyncio.Event | None) -> bool:
-        """Whether `done` came true before the time `end`; False at once when somebody is in a hurry."""
+        """Wait until `done`; return false at the time `end`, or at once when `hurry` is set."""
         loop = asyncio.get_running_loop()
         while not done():
             if loop.time() >= end or (hurry is not None and hurry.is_set()):

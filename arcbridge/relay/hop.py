@@ -7,8 +7,8 @@ both ends show a certificate of the relays' CA), and says JOIN there in the agen
 that it verified, and `hops` 1. What follows is the ordinary join, twice: the outer TLS between the relays ends in
 order, then that of the agent, and from then on both relays pump bytes that neither can read.
 
-Never two hops: whoever gets `hops` 1 pairs it or says GONE. And the address comes from the relay that has the id, over
-NATS, never from the agent: its token can at most name a relay that exists.
+Never two hops: a relay that gets `hops` 1 pairs it or says GONE. And the address comes from the relay that has the id,
+over NATS, never from the agent: its token can at most name a relay that exists.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Hops:
         except JoinRefused:
             raise
         except (Unreachable, ConnectionLost, RemoteProtocolError, ConfigError) as error:
-            log.warning("a relay of the fleet cannot be reached for a hop", address=address, cause=error.message)
+            log.warning("a relay of the fleet cannot be reached for a hop", address=address, reason=error.message)
             raise _unreachable() from error
         try:
             await join.reply(JoinReply(join_id=reply.join_id))

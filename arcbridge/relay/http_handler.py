@@ -1,4 +1,4 @@
-"""The room behind `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol."""
+"""The handler for `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 class HttpHandler:
-    """`serve` is a room of the listener. Nobody is authenticated by connecting here, so the ticket is kept as long as
-    the connection lives: the caps on strangers bound the API's connections as well."""
+    """`serve` is a handler of the listener. Connecting here authenticates no peer, so the ticket is kept as long as
+    the connection lives: the caps on unauthenticated peers bound the API's connections as well."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class HttpHandler:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
-            log.debug("http connection refused", source=ticket.address, cause=type(error).__name__)
+            log.debug("http connection refused", source=ticket.address, reason=type(error).__name__)
             sock.close()
             return
         except BaseException:
@@ -75,7 +75,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() not in (None, ALPN_HTTP):
-            # Peeked one thing, negotiated another (J13): not a byte of it is read.
+            # Peeked one thing, negotiated another (docs/threats.md#J13): not a byte of it is read.
             self._transport.abort()
             return
         self._inner = self._make()

@@ -1,15 +1,15 @@
-"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a room.
+"""The relay's one port: accept, look at the ClientHello without taking it, and hand the socket to a handler.
 
 Why not the loop's own server: it accepts and drops connections without a word when descriptors run out (uvloop), and
-it starts TLS before anybody knows which. Here the listening socket has one callback; when descriptors run out,
+it starts TLS before it is known which. Here the listening socket has one callback; when descriptors run out,
 accepting pauses and is counted, and a spare descriptor serves to turn one waiting connection away, so that its peer
 hears something.
 
-Why not just read: the TLS of the chosen room needs the same bytes. So they are *peeked*; and because an incomplete
+Why not just read: the TLS of the chosen handler needs the same bytes. So they are *peeked*; and because an incomplete
 ClientHello keeps a level-triggered loop awake (65,000 wake-ups in 0.2 s from one idle peer, measured), SO_RCVLOWAT is
 raised to what the parser needs, and set back before the socket is handed over.
 
-The peek picks the room and proves nothing: each room checks what its handshake really selected.
+The peek picks the handler and proves nothing: each handler checks what its handshake really selected.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ ConnectionHandler = Callable[[socket.socket, Ticket], Coroutine[Any, Any, None]]
 
 
 class Listener:
-    """`rooms` by ALPN protocol; `http/1.1` also takes those who offer none. `start`, then `stop` and `close`."""
+    """`start`, then `stop` and `close`. `handlers` by ALPN protocol; `http/1.1` takes connections without one, too."""
 
     def __init__(
         self,
-        rooms: dict[bytes, ConnectionHandler],
+        handlers: dict[bytes, ConnectionHandler],
         admission: Admission,
         counters: Counters,
         *,
         peek_deadline: float = PEEK_DEADLINE,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._rooms = rooms
+        self._handlers = handlers
         self._admission = admission
         self._counters = counters
         self._peek_deadline = peek_deadline
@@ -92,7 +92,7 @@ class Listener:
         self._close()
 
     def stop(self) -> None:
-        """Accept nothing more; connections that are still being peeked at are closed, those in rooms go on."""
+        """Accept nothing more, and close connections that are still being peeked at; those handed on go on."""
         self._close()
         for arrival in list(self._arrivals):
             arrival.reject("peek_closed")
@@ -104,7 +104,7 @@ class Listener:
             self._close_spare()
 
     async def close(self) -> None:
-        """After `stop`: end what runs in the rooms, and wait for it."""
+        """After `stop`: end what the handlers run, and wait for it."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -152,7 +152,7 @@ class Listener:
         try:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # The next pause does without.
+            # The next pause does without one.
             pass
 
     def _close_spare(self) -> None:
@@ -162,15 +162,15 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: _Arrival, hello: client_hello.Hello) -> None:
+    def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        room = self._room(hello)
-        if room is None:
+        handler = self._handler(hello)
+        if handler is None:
             self._counters.rejected["no_protocol"] += 1
             arrival.ticket.leave()
             reset(arrival.sock)
             return
-        self._run(self._enter(room, arrival.sock, arrival.ticket))
+        self._run(self._enter(handler, arrival.sock, arrival.ticket))
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._arrivals.discard(arrival)
@@ -181,18 +181,18 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _room(self, hello: client_hello.Hello) -> ConnectionHandler | None:
+    def _handler(self, hello: client_hello.ClientHello) -> ConnectionHandler | None:
         if not hello.alpn:
-            return self._rooms.get(client_hello.HTTP)
-        return next((self._rooms[name] for name in hello.alpn if name in self._rooms), None)
+            return self._handlers.get(client_hello.HTTP)
+        return next((self._handlers[name] for name in hello.alpn if name in self._handlers), None)
 
-    async def _enter(self, room: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
+    async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
-            await room(sock, ticket)
+            await handler(sock, ticket)
         except asyncio.CancelledError:
             raise
         except Exception:
-            # One connection's bug ends one connection. The room has closed the socket, or a transport owns it.
+            # One connection's bug ends one connection. The handler has closed the socket, or a transport owns it.
             self._counters.rejected["failed"] += 1
             log.exception("connection failed", source=ticket.address)
         finally:

@@ -8,7 +8,7 @@ Rules:
    each attempt follows the last after a random time, for ever.
 3. A server that says nothing is as good as down. After a request without an answer the server itself is asked; when it
    is silent too, calls fail at once until it speaks again or another connection stands.
-4. A subscription that could not keep up has lost messages, and nobody knows which: it is counted and made anew.
+4. A subscription that could not keep up has lost messages, and it is unknown which: it is counted and made anew.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAUSES: Final = (0.1, 3.0)
 CONNECT_DEADLINE: Final = 10.0
 _CONNECT_ONE: Final = 2
 PING: Final = 5
-"""Seconds; with two unanswered pings a dead server is noticed within 15 s even when nobody asks anything."""
+"""Seconds; with two unanswered pings a dead server is noticed within 15 s even while nothing is asked."""
 _DOUBT: Final = 0.5
 """A healthy server answers a ping in a fraction of this."""
 _PENDING: Final = 8192
@@ -54,11 +54,11 @@ class NatsUnavailable(ArcbridgeError):
 
 
 class NoResponder(ArcbridgeError):
-    """Nobody subscribes to this subject: said by the server, at once."""
+    """No client subscribes to this subject; the server says so at once."""
 
 
 class NoReply(ArcbridgeError):
-    """Somebody subscribes and did not answer in time."""
+    """A subscriber did not answer in time."""
 
 
 class Subscription:
@@ -139,7 +139,7 @@ class NatsConnection:
         try:
             answer = await client.request(subject, payload, timeout=timeout)
         except errors.NoRespondersError as error:
-            raise NoResponder(f"nobody listens to {subject}") from error
+            raise NoResponder(f"no relay listens to {subject}") from error
         except (errors.TimeoutError, TimeoutError) as error:
             self.doubt()
             raise NoReply(f"no answer on {subject} within {timeout:g} s") from error
@@ -148,7 +148,7 @@ class NatsConnection:
         return bytes(answer.data)
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Send without waiting for anybody. Raises `NatsUnavailable`."""
+        """Send without waiting for a reply. Raises `NatsUnavailable`."""
         from nats import errors
 
         try:
@@ -181,14 +181,14 @@ class NatsConnection:
             raise NatsUnavailable("NATS does not answer", retry_after=5) from error
 
     async def _settle(self, client: Client, timeout: float) -> None:
-        """A question that nobody answers but the server, behind everything else that waits to be sent.
+        """Ask the server alone, behind everything else that waits to be sent.
 
         The library's own `flush` is no such thing: its PING overtakes what is queued.
         """
         from nats import errors
 
         try:
-            await client.request(f"{self.prefix}.inbox.{self.name}.nobody", b"", timeout=timeout)
+            await client.request(f"{self.prefix}.inbox.{self.name}.none", b"", timeout=timeout)
         except errors.NoRespondersError:
             # As it should be.
             pass
@@ -306,7 +306,7 @@ class NatsConnection:
             return
         if not isinstance(error, OSError):
             # Permissions, mostly: the operator has to know which subject.
-            log.warning("NATS complains", cause=str(error) or type(error).__name__)
+            log.warning("NATS complains", reason=str(error) or type(error).__name__)
 
     async def _renew(self, subscription: Subscription) -> None:
         live, client = subscription.live, subscription.client
@@ -334,10 +334,10 @@ class NatsConnection:
         finally:
             self._asking = False
 
-    def _tell(self, cause: str) -> None:
-        if cause != self._told:
-            self._told = cause
-            log.warning("NATS unavailable", cause=cause)
+    def _tell(self, reason: str) -> None:
+        if reason != self._told:
+            self._told = reason
+            log.warning("NATS unavailable", reason=reason)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

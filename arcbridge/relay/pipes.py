@@ -70,7 +70,7 @@ class PipePool:
         self._free.append(pipe)
 
     def discard(self, pipe: Pipe) -> None:
-        """Close a pipe that still holds somebody's bytes: it must never serve another pair."""
+        """Close a pipe that still holds bytes of a pair: it must never serve another one."""
         pipe.close()
         self.open -= 1
 

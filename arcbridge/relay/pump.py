@@ -56,13 +56,13 @@ _FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE
 class Pump:
     """One pair. It owns both sockets from `start` on and calls `on_done(pump)` once, after both are closed.
 
-    `error` is None when both directions ended in order. `client` is who asked for the session, `agent` who answered.
+    `error` is None when both directions ended in order. `client` asked for the session, `agent` answered.
     """
 
     __slots__ = (
-        "_down",
         "_on_done",
-        "_up",
+        "_to_agent",
+        "_to_client",
         "closed",
         "cluster",
         "error",
@@ -83,7 +83,7 @@ class Pump:
         join_id: str = "",
         cluster: str = "",
     ) -> None:
-        """`not_reading`: into this set it puts itself when a side is no longer read; whoever sweeps takes it out."""
+        """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
@@ -93,41 +93,42 @@ class Pump:
         self.error: OSError | None = None
         self.started_at = loop.time()
         self._on_done = on_done
-        self._up = _Direction(self, loop, client, agent)
-        self._down = _Direction(self, loop, agent, client)
+        self._to_agent = _Direction(self, loop, client, agent)
+        self._to_client = _Direction(self, loop, agent, client)
 
     def start(self, *, to_agent: bytes = b"", to_client: bytes = b"") -> None:
         """Begin, with the bytes that came behind the outer TLS of each end."""
-        for sock in (self._up.source, self._down.source):
+        for sock in (self._to_agent.source, self._to_client.source):
             tune(sock)
             set_keepalive(sock, **KEEPALIVE)
-        self._up.start(to_agent)
+        self._to_agent.start(to_agent)
         if not self.closed:
-            self._down.start(to_client)
+            self._to_client.start(to_client)
 
     @property
-    def up(self) -> int:
+    def bytes_to_agent(self) -> int:
         """Bytes passed from client to agent."""
-        return self._up.bytes
+        return self._to_agent.bytes
 
     @property
-    def down(self) -> int:
-        return self._down.bytes
+    def bytes_to_client(self) -> int:
+        """Bytes passed from agent to client."""
+        return self._to_client.bytes
 
     @property
     def held(self) -> int:
         """Bytes read from one end and not yet taken by the other, both directions."""
-        return self._up.held + self._down.held
+        return self._to_agent.held + self._to_client.held
 
     def abort(self, reason: str = "cut by the relay") -> None:
         """End both sides with RST."""
         self.fail(ConnectionAbortedError(reason))
 
     def look(self) -> bool:
-        """Notice the death of a side that is not being read: nothing else would, until the other side moves. False when
-        both are read again."""
+        """Fail where a side that is not being read has died: nothing else notices until the other side moves. Return
+        false when both are read again."""
         not_reading = False
-        for one in (self._up, self._down):
+        for one in (self._to_agent, self._to_client):
             if self.closed or not one.not_reading:
                 continue
             not_reading = True
@@ -139,13 +140,13 @@ class Pump:
 
     def unload(self) -> None:
         """Give back pipes that a stalled receiver keeps."""
-        self._up.unload()
-        self._down.unload()
+        self._to_agent.unload()
+        self._to_client.unload()
 
     # -- for the two directions ------------------------------------------------------------------------------------
 
     def direction_over(self) -> None:
-        if self._up.over and self._down.over:
+        if self._to_agent.over and self._to_client.over:
             self._end(socket.socket.close)
 
     def fail(self, error: OSError) -> None:
@@ -155,10 +156,10 @@ class Pump:
 
     def _end(self, close: Callable[[socket.socket], None]) -> None:
         self.closed = True
-        self._up.detach()
-        self._down.detach()
-        close(self._up.source)
-        close(self._down.source)
+        self._to_agent.detach()
+        self._to_client.detach()
+        close(self._to_agent.source)
+        close(self._to_client.source)
         self._on_done(self)
 
 
@@ -400,21 +401,32 @@ class _Direction:
 class Pumps:
     """All pairs of a process: the one sweep, the counters, and the ways to end many."""
 
-    __slots__ = ("_deaf", "_loop", "_on_done", "_open", "_sweeps", "_timer", "bytes_down", "bytes_up", "pipes", "total")
+    __slots__ = (
+        "_loop",
+        "_not_reading",
+        "_on_done",
+        "_open",
+        "_sweeps",
+        "_timer",
+        "bytes_to_agent",
+        "bytes_to_client",
+        "pipes",
+        "total",
+    )
 
     def __init__(self, on_done: Callable[[Pump], None], *, pipes: PipePool | None = None) -> None:
         """`on_done` is called for each pump that ended."""
         self._loop = asyncio.get_running_loop()
         self._on_done = on_done
         self._open: set[Pump] = set()
-        self._deaf: set[Pump] = set()
+        self._not_reading: set[Pump] = set()
         """Those of which a side was not being read at some moment since the last look."""
         self._timer: asyncio.TimerHandle | None = None
         self._sweeps = 0
         self.pipes = pipes or PipePool()
         self.total = 0
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self.bytes_to_agent = 0
+        self.bytes_to_client = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -433,7 +445,7 @@ class Pumps:
         cluster: str = "",
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on."""
-        pump = Pump(client, agent, self.pipes, self._deaf, self._ended, join_id=join_id, cluster=cluster)
+        pump = Pump(client, agent, self.pipes, self._not_reading, self._ended, join_id=join_id, cluster=cluster)
         self._open.add(pump)
         self.total += 1
         if self._timer is None:
@@ -444,8 +456,8 @@ class Pumps:
     def bytes(self) -> tuple[int, int]:
         """(client to agent, agent to client), ended and running pairs."""
         return (
-            self.bytes_up + sum(pump.up for pump in self._open),
-            self.bytes_down + sum(pump.down for pump in self._open),
+            self.bytes_to_agent + sum(pump.bytes_to_agent for pump in self._open),
+            self.bytes_to_client + sum(pump.bytes_to_client for pump in self._open),
         )
 
     def abort(self, cluster: str | None = None, reason: str = "cut by the relay") -> int:
@@ -466,15 +478,15 @@ class Pumps:
         self._timer = self._loop.call_later(SWEEP, self._sweep) if self._open else None
         self._sweeps += 1
         unload = self._sweeps % UNLOAD_EVERY == 0
-        for pump in list(self._deaf):
+        for pump in list(self._not_reading):
             if not pump.look():
-                self._deaf.discard(pump)
+                self._not_reading.discard(pump)
             elif unload and not pump.closed:
                 pump.unload()
 
     def _ended(self, pump: Pump) -> None:
         self._open.discard(pump)
-        self._deaf.discard(pump)
-        self.bytes_up += pump.up
-        self.bytes_down += pump.down
+        self._not_reading.discard(pump)
+        self.bytes_to_agent += pump.bytes_to_agent
+        self.bytes_to_client += pump.bytes_to_client
         self._on_done(pump)

@@ -111,7 +111,7 @@ class _Agent:
 
 
 class Rendezvous:
-    """`serve` is the listener's room for `arcbridge-join/1`; both ends of every session come through it."""
+    """`serve` is the listener's handler for `arcbridge-join/1`; both ends of every session come through it."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class Rendezvous:
             return await join.read_request()
         except (RemoteProtocolError, ConnectionLost) as error:
             self._counters.rejected["handshake"] += 1
-            log.info("join connection refused", source=ticket.address, cause=error.message)
+            log.info("join connection refused", source=ticket.address, reason=error.message)
             if isinstance(error, RemoteProtocolError):
                 await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="this is no JOIN message"))
             return None
@@ -202,14 +202,14 @@ class Rendezvous:
     # -- the client ------------------------------------------------------------------------------------------------
 
     async def _client(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
-        """Whether the socket belongs to the pump now."""
+        """Join a client to its agent; say whether the socket belongs to the pump now."""
         join_id = secrets.token_hex(8)
-        told: dict[str, object] = {"session": join_id, "source": ticket.address}
+        fields: dict[str, object] = {"session": join_id, "source": ticket.address}
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
             async with asyncio.timeout(self._limits.join_deadline):
-                pump = await self._bring_together(join, request, ticket, join_id, told)
+                pump = await self._bring_together(join, request, ticket, join_id, fields)
         except JoinRefused as error:
             failure = error
         except TimeoutError:
@@ -225,13 +225,13 @@ class Rendezvous:
             seconds = loop.time() - begun
             self._counters.joins[JoinCode.OK.name.lower()] += 1
             self._counters.join_seconds.observe(seconds)
-            log.info("joined", **told, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
+            log.info("joined", **fields, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
             return True
         code = JoinCode(failure.code)
         self._counters.joins[code.name.lower()] += 1
         cause = failure.__cause__
-        why = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
-        log.warning("join failed", **told, code=code.name, cause=why)
+        reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
+        log.warning("join failed", **fields, code=code.name, reason=reason)
         if code is not JoinCode.GONE:
             await join.refuse(
                 JoinReply(code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=join_id)
@@ -239,14 +239,14 @@ class Rendezvous:
         return False
 
     async def _bring_together(
-        self, join: ServerJoin, request: JoinRequest, ticket: Ticket, join_id: str, told: dict[str, object]
+        self, join: ServerJoin, request: JoinRequest, ticket: Ticket, join_id: str, fields: dict[str, object]
     ) -> Pump:
         identity = await self._identify(request)
         ticket.leave()
-        told["user"] = identity.username
+        fields["user"] = identity.username
         cluster_ca = await self._authorise(identity, request)
         cluster = request.cluster
-        told["cluster"] = cluster
+        fields["cluster"] = cluster
         self._require_room()
         token = secrets.token_urlsafe(16)
         if self._hops is not None:
@@ -261,13 +261,13 @@ class Rendezvous:
             try:
                 agent = await self._meet(join, waiting, request)
             finally:
-                # From here on the token is void, and whoever claimed it just now is let go below.
+                # From here on the token is void, and an agent that claimed it just now is let go below.
                 self._waiting.pop(key, None)
                 met = waiting.met
                 if agent is None and met.done() and not met.cancelled() and met.exception() is None:
                     agent = met.result()
                 met.cancel()
-            told["agent"] = agent.instance
+            fields["agent"] = agent.instance
             to_client = await self._end_agents_tls(agent, join_id)
             reply = JoinReply(join_id=join_id, cluster_ca=cluster_ca, subject=identity.username)
             try:
@@ -298,7 +298,8 @@ class Rendezvous:
             ) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
-        """The PEM of the cluster's CA; one refusal for every reason, and every question asked each time (J22)."""
+        """Return the PEM of the cluster's CA. There is one refusal for every reason, and every question is asked each
+        time (docs/threats.md#J22)."""
         try:
             name = check_cluster_name(request.cluster)
         except ConfigError as error:
@@ -392,12 +393,12 @@ class Rendezvous:
     # -- the agent -------------------------------------------------------------------------------------------------
 
     async def _agent(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
-        """Whether the socket belongs to a waiting client now."""
-        refusal, cause = await self._claim(join, request, ticket)
+        """Give an agent to its client; say whether the socket belongs to that client now."""
+        refusal, reason = await self._claim(join, request, ticket)
         if refusal is None:
             return True
         self._counters.agent_joins_refused += 1
-        log.warning("agent's join refused", source=ticket.address, code=JoinCode(refusal.code).name, cause=cause)
+        log.warning("agent's join refused", source=ticket.address, code=JoinCode(refusal.code).name, reason=reason)
         await join.refuse(refusal)
         return False
 
@@ -424,10 +425,10 @@ class Rendezvous:
             return await self._pass_on(self._hops, join, request, cluster, ticket)
         if self._handovers is not None and self._handovers.elsewhere(request):
             return await self._hand_over(self._handovers, join, request, cluster, ticket)
-        cause = self._pair(join, request, cluster, ticket.address)
-        if cause:
+        reason = self._pair(join, request, cluster, ticket.address)
+        if reason:
             self._guesses.take(source_of(ticket.address), time.monotonic())
-            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+            return JoinReply(code=JoinCode.GONE, message=_VOID), reason
         return None, ""
 
     async def _pass_on(
@@ -452,33 +453,34 @@ class Rendezvous:
     ) -> tuple[JoinReply | None, str]:
         """An agent whose client waits at another worker of this relay."""
         try:
-            cause = await handovers.hand_over(join, request, cluster, ticket.address)
+            reason = await handovers.hand_over(join, request, cluster, ticket.address)
         except JoinRefused as error:
             reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
             return reply, f"hand-over: {error.message}"
         except (RemoteProtocolError, ConnectionLost, ChannelClosed) as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the join could not be handed over", retry_after=1)
             return reply, f"hand-over: {error.message}"
-        if cause:
+        if reason:
             self._guesses.take(source_of(ticket.address), time.monotonic())
-            return JoinReply(code=JoinCode.GONE, message=_VOID), cause
+            return JoinReply(code=JoinCode.GONE, message=_VOID), reason
         return None, ""
 
     def _pair(self, join: AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
         """Hand the connection of an agent of `cluster` to the client that waits for it; else why there is none."""
         key = _key(request.token)
         waiting = self._waiting.get(key)
-        cause = ""
+        reason = ""
         if waiting is None or not hmac.compare_digest(waiting.token.encode(), request.token.encode()):
-            cause = "void token"
+            reason = "void token"
         elif waiting.cluster != cluster:
-            # Not a race: an agent of one cluster holds a token of another. The join it belongs to goes on (J1).
-            cause = f"an agent of cluster {cluster} showed a token of cluster {waiting.cluster}"
+            # Not a race: an agent of one cluster holds a token of another. The join it belongs to goes on
+            # (docs/threats.md#J1).
+            reason = f"an agent of cluster {cluster} showed a token of cluster {waiting.cluster}"
         elif waiting.met.done():
-            cause = "another agent was faster"
-        if cause or waiting is None:
+            reason = "another agent was faster"
+        if reason or waiting is None:
             self._counters.tokens_refused += 1
-            return cause
+            return reason
         del self._waiting[key]
         waiting.met.set_result(_Agent(join, _instance(request.instance), source))
         return ""
@@ -486,7 +488,7 @@ class Rendezvous:
     # -- another relay of the fleet --------------------------------------------------------------------------------
 
     async def serve_hop(self, sock: socket.socket, ticket: Ticket) -> None:
-        """The room for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
+        """The handler for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
         if self._hops is None:
             reset(sock)
             return
@@ -499,17 +501,17 @@ class Rendezvous:
             certificate = join.peer_certificate
             if certificate is None or not is_relay(certificate):
                 # An agent's certificate is of the same CA.
-                log.warning("hop refused", source=ticket.address, cause="the certificate is not a relay's")
+                log.warning("hop refused", source=ticket.address, reason="the certificate is not a relay's")
                 await join.refuse(JoinReply(code=JoinCode.FORBIDDEN, message="this is between relays"))
                 return
             ticket.leave()
             if request.role != "agent" or request.hops != 1:
                 await join.refuse(JoinReply(code=JoinCode.BAD_REQUEST, message="a hop is an agent's, and the only one"))
                 return
-            cause = self._pair(join, request, request.cluster, ticket.address)
-            if cause:
+            reason = self._pair(join, request, request.cluster, ticket.address)
+            if reason:
                 self._counters.agent_joins_refused += 1
-                log.warning("hop refused", source=ticket.address, cluster=request.cluster, cause=cause)
+                log.warning("hop refused", source=ticket.address, cluster=request.cluster, reason=reason)
                 await join.refuse(JoinReply(code=JoinCode.GONE, message=_VOID))
                 return
             handed_over = True

@@ -1,6 +1,7 @@
-"""The relay, put together: what it keeps, its port and the rooms behind it, its chores, and how it goes away.
+"""Puts the relay together: registry and fleet, the port and its connection handlers, periodic work.
 
-Going away is `relay.drain`.
+It decides nothing about a single connection, and how the relay goes away is `relay.drain`'s. Everything that can fail
+because of the settings has failed before the port is open.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ async def _start(
 
 
 class _Chores:
-    """What a relay does on its own: cut revoked clusters, note who is connected, renew; each trouble is told once."""
+    """The relay's periodic work: cut revoked clusters, note connected agents, renew. Each error is logged once."""
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class _Chores:
         if self._policy.error != self._policy_error:
             self._policy_error = self._policy.error
             if self._policy_error:
-                log.error("policy not taken over, the last good one stays", cause=self._policy_error)
+                log.error("policy not taken over, the last good one stays", reason=self._policy_error)
             else:
                 log.info("policy taken over")
         self._control.expire(time.time())
@@ -252,14 +253,14 @@ class _Chores:
             self._control.revoke(revoked)
             for cluster in revoked:
                 if cut := self._pumps.abort(cluster, "the cluster was revoked"):
-                    log.warning("sessions cut off", cluster=cluster, sessions=cut, cause="revoked")
+                    log.warning("sessions cut off", cluster=cluster, sessions=cut, reason="revoked")
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
                 self._certificate.refresh()
                 await self._note()
         except RegistryUnavailable as error:
             if self.registry_error is None:
-                log.error("registry unavailable", cause=error.message)
+                log.error("registry unavailable", reason=error.message)
             self.registry_error = error.message
         else:
             self.registry_error = None
@@ -270,7 +271,7 @@ class _Chores:
             for cluster in {link.cluster for link in self._fleet.links()}:
                 await self._registry.seen(cluster, time.time())
         except RegistryUnavailable as error:
-            log.warning("clusters not noted as seen", cause=error.message)
+            log.warning("clusters not noted as seen", reason=error.message)
 
 
 def _pump_ended(pump: Pump) -> None:
@@ -280,9 +281,9 @@ def _pump_ended(pump: Pump) -> None:
         session=pump.join_id,
         cluster=pump.cluster,
         seconds=round(loop.time() - pump.started_at, 1),
-        bytes_up=pump.up,
-        bytes_down=pump.down,
-        cause="" if pump.error is None else pump.error.strerror or str(pump.error),
+        bytes_to_agent=pump.bytes_to_agent,
+        bytes_to_client=pump.bytes_to_client,
+        reason="" if pump.error is None else pump.error.strerror or str(pump.error),
     )
 
 

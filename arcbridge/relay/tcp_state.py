@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection whose bytes nobody has read yet."""
+"""What the kernel knows of a connection whose bytes have not been read yet."""
 
 from __future__ import annotations
 

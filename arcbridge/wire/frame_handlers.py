@@ -7,9 +7,8 @@ breaks a stream's rules resets that stream; a race is settled, counted and dropp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbridge.wire import events as ev
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     FRAMES,
@@ -22,17 +21,16 @@ from arcbridge.wire.frames import (
     From,
     GoawayCode,
     ResetCode,
-    frame,
 )
-from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Violation, ended_by
+from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Lifecycle, Violation, ended_by
+from arcbridge.wire.receiver import FrameHandler, Receiver
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Status
+from arcbridge.wire.resumption import Resumption
+from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import ReceiveState
+from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
-
-if TYPE_CHECKING:
-    from arcbridge.wire.receiver import FrameHandler
-    from arcbridge.wire.session import Session
 
 
 def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
@@ -49,10 +47,23 @@ def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
 class FrameHandlers:
     """The handlers of one session."""
 
-    __slots__ = ("_session", "table")
+    __slots__ = ("_context", "_lifecycle", "_receiver", "_resumption", "_sender", "_streams", "table")
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(
+        self,
+        context: SessionContext,
+        lifecycle: Lifecycle,
+        sender: Sender,
+        receiver: Receiver,
+        streams: StreamTable,
+        resumption: Resumption,
+    ) -> None:
+        self._context = context
+        self._lifecycle = lifecycle
+        self._sender = sender
+        self._receiver = receiver
+        self._streams = streams
+        self._resumption = resumption
         handlers: dict[FrameType, FrameHandler] = {
             FrameType.HELLO: self._on_hello,
             FrameType.AUTH: self._on_auth,
@@ -70,9 +81,9 @@ class FrameHandlers:
             FrameType.MOVE: self._on_move,
             FrameType.QUIET: self._on_quiet,
         }
-        peer = session.kind, Side.ACCEPTOR if session.side is Side.INITIATOR else Side.INITIATOR
+        peer = context.kind, Side.ACCEPTOR if context.side is Side.INITIATOR else Side.INITIATOR
         self.table: dict[int, FrameHandler] = {
-            kind: handler if peer in MAY_SEND[FRAMES[kind].sender] else misplaced(kind, session.kind)
+            kind: handler if peer in MAY_SEND[FRAMES[kind].sender] else misplaced(kind, context.kind)
             for kind, handler in handlers.items()
         }
         """Handler of each known type but DATA."""
@@ -80,8 +91,7 @@ class FrameHandlers:
     # -- handshake --------------------------------------------------------------------------------------------------
 
     def _on_hello(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        receiver = session.receiver
+        context, receiver = self._context, self._receiver
         if receiver.peer_hello is not None:
             raise Violation(GoawayCode.PROTOCOL, "a second HELLO")
         hello = Hello.decode(body)
@@ -94,144 +104,133 @@ class FrameHandlers:
         if not FIRST_CREDIT <= hello.stream_window <= MAX_CREDIT:
             raise Violation(GoawayCode.PROTOCOL, f"a first stream window of {hello.stream_window} bytes")
         receiver.peer_hello = hello
-        session.stream_table.set_first_credit(hello.stream_window)
-        session.events.append(ev.HelloReceived(hello))
+        self._streams.set_first_credit(hello.stream_window)
+        context.events.append(ev.HelloReceived(hello))
         if hello.session_id:
             # Nothing is answered until the session that is meant takes the connection over, or it is refused.
-            if session.side is not Side.ACCEPTOR or session.kind is not Kind.SESSION:
+            if context.side is not Side.ACCEPTOR or context.kind is not Kind.SESSION:
                 raise Violation(GoawayCode.PROTOCOL, "a HELLO that resumes, from the wrong side")
-            session.resumption.resuming = hello
+            self._resumption.resuming = hello
         else:
-            session.say_hello()
-        if session.kind is Kind.CONTROL:
+            context.owner.say_hello()
+        if context.kind is Kind.CONTROL:
             receiver.begin_counting()
-            session.establish()
+            context.owner.establish()
         else:
-            session.lifecycle.change(Change.GREET)
+            self._lifecycle.change(Change.GREET)
 
     def _on_auth(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        session.receiver.spend_control_budget()
-        if not session.lifecycle.authenticated:
-            if session.auth_sent:
+        self._receiver.spend_control_budget()
+        if not self._lifecycle.authenticated:
+            if self._lifecycle.auth_sent:
                 raise Violation(GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
-            session.auth_sent = True
-            session.receiver.begin_counting()
-        session.events.append(ev.AuthReceived(Auth.decode(body)))
+            self._lifecycle.auth_sent = True
+            self._receiver.begin_counting()
+        self._context.events.append(ev.AuthReceived(Auth.decode(body)))
 
     def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        if not session.auth_sent:
+        if not self._lifecycle.auth_sent:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that nobody asked for")
-        session.receiver.spend_control_budget()
+        self._receiver.spend_control_budget()
         ok = AuthOk.decode(body)
-        if not session.lifecycle.authenticated:
-            session.resumption.learn_secret(ok, session.peer_hello)
-            session.receiver.begin_counting()
-            session.establish()
-        session.events.append(ev.AuthAccepted(ok))
+        if not self._lifecycle.authenticated:
+            self._resumption.learn_secret(ok, self._receiver.peer_hello)
+            self._receiver.begin_counting()
+            self._context.owner.establish()
+        self._context.events.append(ev.AuthAccepted(ok))
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
     def _on_open(self, stream_id: int, body: bytes) -> None:
-        table = self._session.stream_table
-        table.check_peer_id(stream_id)
-        table.peer_opens(stream_id, Open.decode(body).target)
+        self._streams.check_peer_id(stream_id)
+        self._streams.peer_opens(stream_id, Open.decode(body).target)
 
     def _on_fin(self, stream_id: int, _body: bytes) -> None:
-        table = self._session.stream_table
-        stream = table.find(stream_id, "FIN")
+        stream = self._streams.find(stream_id, "FIN")
         if stream is not None:
-            table.peer_finished(stream)
+            self._streams.peer_finished(stream)
 
     def _on_reset(self, stream_id: int, body: bytes) -> None:
-        table = self._session.stream_table
-        stream = table.find(stream_id, "RESET")
+        stream = self._streams.find(stream_id, "RESET")
         code = U32.unpack(body)[0]
         in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
         if in_order:  # part of an ordinary close, and two of them may cross
-            self._session.receiver.spend_control_budget()
+            self._receiver.spend_control_budget()
         else:
-            table.count_reset()
+            self._streams.count_reset()
         if stream is not None:
-            table.peer_reset(stream, code, in_order=in_order)
+            self._streams.peer_reset(stream, code, in_order=in_order)
 
     def _on_window(self, stream_id: int, body: bytes) -> None:
-        session = self._session
-        session.receiver.spend_control_budget()
-        sender = session.sender
+        self._receiver.spend_control_budget()
+        sender = self._sender
         increment = U32.unpack(body)[0]
         if stream_id == 0:
-            if increment == 0 or sender.credit + increment > MAX_CREDIT:
+            if not sender.add_session_credit(increment):
                 raise Violation(GoawayCode.FLOW_CONTROL, "an impossible grant for the session")
-            sender.credit += increment
             return
-        stream = session.stream_table.find(stream_id, "WINDOW")
+        stream = self._streams.find(stream_id, "WINDOW")
         if stream is None:
             return
         if increment == 0 or stream.credit + increment > MAX_CREDIT:
-            session.stream_table.refuse(stream, ResetCode.FLOW_CONTROL)
+            self._streams.refuse(stream, ResetCode.FLOW_CONTROL)
             return
         sender.add_credit(stream, increment)
 
     # -- counts and liveness ----------------------------------------------------------------------------------------
 
     def _on_ack(self, _stream_id: int, body: bytes) -> None:
-        self._session.receiver.spend_control_budget()
-        self._session.acknowledged(U64.unpack(body)[0])
+        self._receiver.spend_control_budget()
+        self._context.owner.acknowledged(U64.unpack(body)[0])
 
     def _on_quiet(self, _stream_id: int, _body: bytes) -> None:
-        session = self._session
-        session.receiver.spend_control_budget()
-        if session.sender.congestion is not None:
-            session.sender.congestion.begin_probe(session.now)
+        self._receiver.spend_control_budget()
+        if self._sender.congestion is not None:
+            self._sender.congestion.begin_probe(self._context.now)
 
     def _on_ping(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        receiver, keepalive = session.receiver, session.lifecycle.keepalive
+        context, receiver, keepalive = self._context, self._receiver, self._lifecycle.keepalive
         payload = receiver.ping_came()
         number, received = PING_BODY.unpack(body)
-        session.acknowledged(received)
-        session.sender.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, receiver.report()))
+        context.owner.acknowledged(received)
+        self._sender.answer_ping(number, receiver.report())
         receiver.keep_half_free()
-        if session.side is Side.ACCEPTOR and keepalive is not None and not payload:
+        if context.side is Side.ACCEPTOR and keepalive is not None and not payload:
             # While payload comes, its window grows by the round trip, which only PINGs of this end measure.
-            keepalive.peer_pinged(session.now)
+            keepalive.peer_pinged(context.now)
 
     def _on_pong(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        session.receiver.spend_control_budget()
+        self._receiver.spend_control_budget()
         number, received = PING_BODY.unpack(body)
-        session.acknowledged(received)
-        if session.lifecycle.keepalive is not None:
-            session.lifecycle.keepalive.pong(number, session.now)
+        self._context.owner.acknowledged(received)
+        if self._lifecycle.keepalive is not None:
+            self._lifecycle.keepalive.pong(number, self._context.now)
 
     def _on_goaway(self, _stream_id: int, body: bytes) -> None:
-        session = self._session
-        lifecycle = session.lifecycle
-        session.receiver.spend_control_budget()
+        context, lifecycle = self._context, self._lifecycle
+        self._receiver.spend_control_budget()
         goaway = Goaway.decode(body)
-        session.events.append(ev.GoawayReceived(goaway))
+        context.events.append(ev.GoawayReceived(goaway))
         if goaway.final or goaway.code not in DRAIN_CODES:
-            session.end(ended_by(goaway))
+            context.owner.end(ended_by(goaway))
             return
         lifecycle.peer_goaway = goaway
-        if session.kind is Kind.CONTROL:
+        if context.kind is Kind.CONTROL:
             return
         lifecycle.drain()
-        session.stream_table.refused_above(goaway.last_stream)
-        session.finish_drain_if_idle()
+        self._streams.refused_above(goaway.last_stream)
+        context.owner.finish_drain_if_idle()
 
     # -- control connections, and other connections -----------------------------------------------------------------
 
     def _on_dial(self, _stream_id: int, body: bytes) -> None:
-        self._session.receiver.spend_control_budget()
-        self._session.events.append(ev.DialReceived(Dial.decode(body)))
+        self._receiver.spend_control_budget()
+        self._context.events.append(ev.DialReceived(Dial.decode(body)))
 
     def _on_status(self, _stream_id: int, body: bytes) -> None:
-        self._session.receiver.spend_control_budget()
-        self._session.events.append(ev.StatusReceived(Status.decode(body)))
+        self._receiver.spend_control_budget()
+        self._context.events.append(ev.StatusReceived(Status.decode(body)))
 
     def _on_move(self, _stream_id: int, body: bytes) -> None:
-        self._session.receiver.spend_control_budget()
-        self._session.events.append(ev.MoveRequested(Move.decode(body).join_id))
+        self._receiver.spend_control_budget()
+        self._context.events.append(ev.MoveRequested(Move.decode(body).join_id))

@@ -110,6 +110,7 @@ class Lifecycle:
 
     __slots__ = (
         "_limits",
+        "auth_sent",
         "authenticated",
         "detached_deadline",
         "drain_deadline",
@@ -127,6 +128,8 @@ class Lifecycle:
         self.state = State.HELLO
         self.authenticated = kind is Kind.CONTROL
         """Whether the peer is known; TLS alone authenticates a control connection."""
+        self.auth_sent = False
+        """Whether the first AUTH was sent (initiator), or came (acceptor)."""
         self.draining = False
         """Whether GOAWAY was said, by either end, and streams may finish."""
         self.error: ArcbridgeError | None = None

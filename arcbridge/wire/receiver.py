@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from arcbridge.limiters import TokenBucket
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import (
     FRAMES,
@@ -27,7 +28,7 @@ from arcbridge.wire.lifecycle import Lifecycle, Violation
 from arcbridge.wire.records import Hello
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import Kind, SessionContext, State
+from arcbridge.wire.state import Kind, State
 from arcbridge.wire.stream import ReceiveState, Stream
 from arcbridge.wire.stream_table import StreamTable
 
@@ -73,16 +74,15 @@ class Receiver:
         decoder: Decoder,
         session_window: SessionWindow,
         table: StreamTable,
-        handlers: dict[int, FrameHandler],
     ) -> None:
-        """`handlers` act on the frames other than DATA, by type."""
         limits = context.limits
         self._context = context
         self._lifecycle = lifecycle
         self._sender = sender
         self._session_window = session_window
         self._table = table
-        self.handlers = handlers
+        self.handlers: dict[int, FrameHandler] = {}
+        """What acts on each type of frame other than DATA (`wire.frame_handlers`)."""
         self._streams = context.streams
         self._whole = session_window.account
         self.decoder = decoder

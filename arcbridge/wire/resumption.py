@@ -14,13 +14,14 @@ from dataclasses import replace
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, record_frame
 from arcbridge.wire.lifecycle import Lifecycle, Violation, ended_by
 from arcbridge.wire.receiver import Receiver
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
 from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.sender import Sender
-from arcbridge.wire.state import Kind, SessionContext, Side, State
+from arcbridge.wire.state import Kind, Side, State
 
 REFUSED_FOR_NOW = frozenset(
     {GoawayCode.DRAINING, GoawayCode.REPLACED, GoawayCode.LIMIT, GoawayCode.TIMEOUT, GoawayCode.UNAVAILABLE}

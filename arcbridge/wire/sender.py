@@ -13,6 +13,7 @@ from enum import IntFlag
 
 from arcbridge.errors import LocalProtocolError
 from arcbridge.wire.congestion import CongestionWindow
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -27,7 +28,6 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.replay import Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
-from arcbridge.wire.state import SessionContext
 from arcbridge.wire.stream import SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
@@ -67,7 +67,6 @@ class Sender:
         "_context",
         "_control_bytes",
         "_room",
-        "_streams",
         "_unblocked",
         "blocked",
         "closed",
@@ -98,7 +97,6 @@ class Sender:
         """Without `history` or `congestion` that limit is not there."""
         limits = context.limits
         self._context = context
-        self._streams = context.streams
         self.handshake_done = handshake_done
         """Whether frames behind the handshake may leave. Until then only `prelude` does: an acceptor tells a peer that
         is not authenticated nothing more."""
@@ -214,6 +212,13 @@ class Sender:
         if stream.queued and stream.credit > 0:
             self.scheduler.add(stream)
 
+    def add_session_credit(self, increment: int) -> bool:
+        """The peer accepts `increment` bytes more on all streams together; false, changing nothing, if it may not."""
+        if increment == 0 or self.credit + increment > MAX_CREDIT:
+            return False
+        self.credit += increment
+        return True
+
     def queue(self, body: bytes) -> None:
         """Queue a whole frame behind those that are finished."""
         if not self.closed:
@@ -235,6 +240,10 @@ class Sender:
         if self.congestion is not None:
             self.congestion.pinged(self.sent, self._context.now)
         self.queue_control(frame(FrameType.PING, 0, PING_BODY.pack(number, received)))
+
+    def answer_ping(self, number: int, received: int) -> None:
+        """Queue the answer to PING `number`, in place of one to an earlier PING."""
+        self.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, received))
 
     def take_unblocked(self) -> list[Stream]:
         """Streams whose writers had to stop and may go on."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import CongestionWindow
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frame_handlers import FrameHandlers
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, frame, record_frame
@@ -31,7 +32,7 @@ from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import Kind, SessionContext, Side, State, Stats
+from arcbridge.wire.state import Kind, Side, State, Stats
 from arcbridge.wire.stream import ReceiveState, Stream
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
@@ -47,7 +48,6 @@ class Session:
         "_context",
         "_hello",
         "_hello_sent",
-        "auth_sent",
         "events",
         "kind",
         "lifecycle",
@@ -98,10 +98,7 @@ class Session:
         decoder = Decoder()
         self.session_window = SessionWindow(context, self.sender, budget)
         self.stream_table = StreamTable(context, self.lifecycle, self.sender, decoder, self.session_window, budget)
-        handlers = FrameHandlers(self).table
-        self.receiver = Receiver(
-            context, self.lifecycle, self.sender, decoder, self.session_window, self.stream_table, handlers
-        )
+        self.receiver = Receiver(context, self.lifecycle, self.sender, decoder, self.session_window, self.stream_table)
         hello = Hello(
             VERSION,
             VERSION,
@@ -113,8 +110,9 @@ class Session:
             cluster_ca=cluster_ca,
         )
         self.resumption = Resumption(context, self.lifecycle, self.sender, self.receiver, hello)
-        self.auth_sent = False
-        """Whether the first AUTH was sent (initiator), or came (acceptor)."""
+        self.receiver.handlers = FrameHandlers(
+            context, self.lifecycle, self.sender, self.receiver, self.stream_table, self.resumption
+        ).table
         self._hello = record_frame(FrameType.HELLO, hello)
         self._hello_sent = False
         if side is Side.INITIATOR:
@@ -205,10 +203,10 @@ class Session:
         if self.state is State.CLOSED:
             return
         body = record_frame(FrameType.AUTH, auth)
-        if self.auth_sent:
+        if self.lifecycle.auth_sent:
             self.sender.queue_control(body)
             return
-        self.auth_sent = True
+        self.lifecycle.auth_sent = True
         self.sender.prelude.append(body)
         self.session_window.open()
 
@@ -216,7 +214,7 @@ class Session:
         """Acceptor: the token is good. Streams opened meanwhile become visible now."""
         if self.state is State.CLOSED:
             return
-        self._require(self.side is Side.ACCEPTOR and self.auth_sent, "no AUTH is waiting for an answer")
+        self._require(self.side is Side.ACCEPTOR and self.lifecycle.auth_sent, "no AUTH is waiting for an answer")
         self._require(self.resumption.resuming is None, "a connection that resumes is taken over, not accepted")
         body = record_frame(FrameType.AUTH_OK, ok)
         if self.lifecycle.authenticated:
@@ -241,7 +239,7 @@ class Session:
             raise SessionEnded(GoawayCode.UNAVAILABLE, "the session has no connection now")
         if self.state is State.DRAINING:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
-        self._require(self.auth_sent or self.lifecycle.authenticated, "a stream before authentication")
+        self._require(self.lifecycle.auth_sent or self.lifecycle.authenticated, "a stream before authentication")
         peer = self.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
@@ -347,7 +345,7 @@ class Session:
                 held += stream.window.unconsumed
         assert held <= whole.unconsumed, "a stream holds bytes that the session does not know of"
 
-    # -- called by the parts (`wire.state.Owner`) -------------------------------------------------------------------
+    # -- called by the parts (`wire.context.Owner`) -------------------------------------------------------------------
 
     def say_hello(self) -> None:
         """Queue HELLO, once."""
@@ -356,7 +354,7 @@ class Session:
             self.sender.prelude.append(self._hello)
 
     def establish(self) -> None:
-        """The handshake is complete."""
+        """Open the session: the handshake is complete."""
         self.lifecycle.establish(self.now)
         self.sender.handshake_done = True
         self.send_ping()  # at once: windows grow by the round trip, so it must be known early

@@ -7,10 +7,10 @@ large part of it. It reads no frame and knows no stream. Invariant: what was gra
 
 from __future__ import annotations
 
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, frame
 from arcbridge.wire.replay import Budget
 from arcbridge.wire.sender import Sender
-from arcbridge.wire.state import SessionContext
 from arcbridge.wire.window import MAX_CREDIT, Growth, ReceiveWindow
 
 

@@ -1,4 +1,4 @@
-"""Words that the parts of a session share: side, kind, state, counters, and the context in which the parts work.
+"""Words that the parts of a session share: side, kind, state, and its counters.
 
 The module decides nothing. `wire.lifecycle` has the table of state changes.
 """
@@ -6,14 +6,6 @@ The module decides nothing. `wire.lifecycle` has the table of state changes.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from arcbridge.errors import ArcbridgeError
-    from arcbridge.wire.events import Event
-    from arcbridge.wire.frames import GoawayCode
-    from arcbridge.wire.limits import Limits
-    from arcbridge.wire.stream import Stream
 
 
 class Side(Enum):
@@ -39,31 +31,6 @@ class State(Enum):
     DRAINING = "draining"
     DETACHED = "detached"
     CLOSED = "closed"
-
-
-class Owner(Protocol):
-    """What a part of a session asks of the session."""
-
-    def fail(self, code: GoawayCode, message: str) -> None:
-        """End the session with a GOAWAY, because the peer broke the protocol or a limit."""
-
-    def end(self, error: ArcbridgeError) -> None:
-        """End the session without a GOAWAY of its own; after the first call it changes nothing."""
-
-    def acknowledged(self, received: int) -> None:
-        """The peer has `received` bytes of our sequence. Raises `Violation` for more than were sent."""
-
-    def send_ping(self) -> None:
-        """Queue a PING; before the handshake is complete it changes nothing."""
-
-    def finish_drain_if_idle(self) -> None:
-        """End a draining session whose last stream is over."""
-
-    def stream_sent(self, stream: Stream) -> None:
-        """The last bytes of a finishing stream leave, with FIN behind them."""
-
-    def stream_cut(self, stream: Stream) -> None:
-        """The last bytes of a stream that was cut leave, with RESET behind them."""
 
 
 class Stats:
@@ -98,22 +65,3 @@ class Stats:
     resumed: int
     streams_opened: int
     streams_refused: int
-
-
-class SessionContext:
-    """What the parts of one session share."""
-
-    __slots__ = ("events", "kind", "limits", "now", "owner", "side", "stats", "streams")
-
-    def __init__(self, owner: Owner, side: Side, kind: Kind, limits: Limits, now: float) -> None:
-        self.owner = owner
-        self.side = side
-        self.kind = kind
-        self.limits = limits
-        self.now = now
-        """The latest `now` that the session was given, monotonic seconds."""
-        self.stats = Stats()
-        self.events: list[Event] = []
-        """What happened since the shell asked last, in order."""
-        self.streams: dict[int, Stream] = {}
-        """Streams that are not over, by id."""

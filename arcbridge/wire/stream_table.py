@@ -9,6 +9,7 @@ from __future__ import annotations
 from arcbridge.errors import SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, GoawayCode, ResetCode, frame, record_frame
 from arcbridge.wire.lifecycle import Lifecycle, Violation
@@ -16,7 +17,7 @@ from arcbridge.wire.records import Open
 from arcbridge.wire.replay import Budget
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import SessionContext, Side
+from arcbridge.wire.state import Side
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 from arcbridge.wire.window import Growth, ReceiveWindow
 

@@ -79,7 +79,7 @@ class Relay:
         self.role.stop()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name without the prefix, with its reason if it has one; empty when nobody answers."""
+        """Every sample by its name without the prefix, with its reason if it has one; empty without an answer."""
         try:
             with urllib.request.urlopen(f"http://{self.observe}/metrics", timeout=5) as answer:
                 text = answer.read().decode()

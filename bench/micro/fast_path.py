@@ -45,7 +45,7 @@ def measure(setting: _Setting, tools: Path, directory: Path, path: str, seconds:
     count = said["requests"]
     if said["status_codes"] != {"200": count} or said["errors"]:
         raise LoadFailed(f"GET, {path} path: {said['status_codes']} {said['errors'][:3]}")
-    cpu = {f"{role}_cpu_us_per_get": spent[role] / count * 1e6 for role in ("client", "relay", "agent")}
+    cpu = {f"{role}_cpu_us_per_get": spent[role] / count * 1e6 for role in ("client", "relay", "agent", "apiserver")}
     return {"get_per_s": said["throughput"], "get_p50_us": said["latencies"]["50th"] / 1000, **cpu}
 
 

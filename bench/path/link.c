@@ -437,7 +437,7 @@ int main(int argc, char **argv) {
             } else if (what == &is_timer) {
                 uint64_t times;
                 if (read(timer, &times, sizeof times) == sizeof times) armed = 0;
-            } else if (what == &is_stdin) { /* whoever started this program is gone, or has had enough */
+            } else if (what == &is_stdin) { /* the program that started this one is gone, or has had enough */
                 char byte;
                 if (read(0, &byte, 1) <= 0) return 0;
             } else {

@@ -38,9 +38,9 @@ class Arcbridge(Peer):
         return __version__
 
     def start(self, target: Address, directory: Path) -> None:
-        # A TCP target needs no API server, but an agent has one: nobody answers at this address.
+        # A TCP target needs no API server, but an agent has one: at this address there is none.
         credential = directory / "agent-token"
-        credential.write_text("nobody-asks-for-it")
+        credential.write_text("never-asked-for")
         api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=credential)
         self._world = world = World(api, directory=directory / "world")
         world.targets[TARGET] = (str(target), ALICE.groups)

@@ -37,7 +37,7 @@ class Peer(ABC):
 
     standing: Standing = "peer"
     """`peer`: three roles and a relay that multiplexes; what the goals compare with. `chain`: multiplexes nothing.
-    `yardstick`: shows what machine and parts can do, and counts as nobody's peer."""
+    `yardstick`: shows what machine and parts can do, and counts as no peer."""
 
     multiplexes: bool = True
     """Whether client and agent keep one connection each to the relay, whatever the number of streams."""

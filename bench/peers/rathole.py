@@ -1,4 +1,4 @@
-"""rathole with TLS, as it is meant to be used: the server is the relay, its client the agent, and whoever uses the
+"""rathole with TLS, as it is meant to be used: the server is the relay, its client the agent, and a user of the
 tunnel connects to the port that the server opens for it.
 """
 

@@ -80,7 +80,7 @@ def settle(
     """Join the rows of the load and of the target.
 
     `opened`: streams that the load says it opened. `told`: client -> the reasons that it gave for connections it
-    refused or cut, one each; a stream that was refused or cut without one is not explained. None: there is nobody to
+    refused or cut, one each; a stream that was refused or cut without one is not explained. None: there is no log to
     ask.
     """
     accounts = Accounts(opened=opened)

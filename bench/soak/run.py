@@ -85,8 +85,8 @@ class _Soak:
         """Start, load, kill, drain, settle."""
         plan, directory = self._plan, self._directory
         started, machine, version = datetime.now(UTC), describe(), commit()
-        # A TCP target needs no API server, but an agent has one: nobody answers at this address.
-        (directory / "agent-token").write_text("nobody-asks-for-it")
+        # A TCP target needs no API server, but an agent has one: at this address there is none.
+        (directory / "agent-token").write_text("never-asked-for")
         api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "agent-token")
         world = World(api, directory=directory / "world", relays=plan.relays)
         # Entered before anything is started: whatever happens from here on, it ends what was started.

@@ -42,7 +42,7 @@ ENDS = 2
 WARM_SESSIONS, WARM_AGENTS = 100, 50
 """Come first and are not counted: what they make the relay load is no session's share."""
 UNAUTHENTICATED, OTHERS = 300, 64 + 128
-"""Descriptors that are nobody's: strangers, as configured below; files and pipes."""
+"""Descriptors of no session: strangers, as configured below; files and pipes."""
 AGENTS_PER_SECOND = 160
 """At which they come for the first time: half of what the relay lets in, so that none is sent away to come later."""
 SETTLE, IDLE = 11.0, 24.0
@@ -83,9 +83,9 @@ class Scale(Study):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         descriptors = sys.maxsize if hard == resource.RLIM_INFINITY else hard
         size = fitting(self._wanted.sessions, self._wanted.agents, descriptors)
-        nobody = directory / "nobody"
-        nobody.write_text("nobody-asks-for-it")
-        world = World(ApiServer("https://127.0.0.1:1", token_file=nobody), directory=directory / "world")
+        unused = directory / "agent-token"
+        unused.write_text("never-asked-for")
+        world = World(ApiServer("https://127.0.0.1:1", token_file=unused), directory=directory / "world")
         with _Hall(world) as hall:
             return _measure(hall, size, self._wanted, descriptors, self._idle)
 

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +45,25 @@ class Start(Study):
 
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         runs: dict[str, list[float]] = {
-            "version_ms": [_version(program()) for _ in range(VERSIONS)],
-            "version_as_module_ms": [_version([sys.executable, "-m", "arcbridge"]) for _ in range(VERSIONS)],
-            "python_alone_ms": [_wall([sys.executable, "-c", "pass"]) for _ in range(VERSIONS)],
+            "version_ms": [_version(program(), directory) for _ in range(VERSIONS)],
+            "version_as_module_ms": [_version([sys.executable, "-m", "arcbridge"], directory) for _ in range(VERSIONS)],
+            "python_alone_ms": [_wall([sys.executable, "-c", "pass"], directory) for _ in range(VERSIONS)],
         }
         load = Generator()
         with load.target() as target:
             # No API server is needed: that the agent cannot reach one is an answer, too, and has come the whole way.
             credential = directory / "agent-token"
-            credential.write_text("nobody-asks-for-it")
+            credential.write_text("of-no-use")
             world = World(
                 ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=credential), directory=directory / "world"
             )
             world.targets[TARGET] = (str(target.address), ALICE.groups)
             try:
                 world.start()
+                start_client(world, directory / "compiles", compiled(directory))
                 for number in range(CLIENTS):
-                    for name, value in _client(world, directory / "home").items():
-                        # Who starts for the first time makes keys and certificates, too.
+                    for name, value in start_client(world, directory / "home", compiled(directory)).items():
+                        # The first start with a home makes keys and certificates, too.
                         key = name if number else f"first_{name}"
                         runs.setdefault(key, []).append(value)
                 cold, warm = _sessions(world, directory / "home", SESSIONS)
@@ -84,6 +85,8 @@ class Start(Study):
             "runs": [{name: [rounded(value) for value in found]} for name, found in runs.items()],
             "notes": [
                 f"version: {VERSIONS} starts of the console script, as users run it; `python_alone_ms` is the floor",
+                "all starts run from byte code, as pip and the image install it (results before 25 November compiled "
+                "each module of arcbridge at each start, because their environment forbids to write byte code)",
                 "client_ready: from the start of the process until its endpoint has answered a request, which went to "
                 f"the agent and back; {CLIENTS - 1} starts with a home that has been used, and one with a new one "
                 "(`first_client_ready_ms`), which makes keys and certificates",
@@ -99,24 +102,32 @@ def program() -> list[str]:
     return [script] if script else [sys.executable, "-m", "arcbridge"]
 
 
-def _version(command: Sequence[str]) -> float:
-    return _wall([*command, "--version"])
+def compiled(directory: Path) -> dict[str, str]:
+    """The environment of a start from byte code; the first one compiles, into `directory`."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(directory / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
-def _wall(argv: Sequence[str]) -> float:
+def _version(command: Sequence[str], directory: Path) -> float:
+    return _wall([*command, "--version"], directory)
+
+
+def _wall(argv: Sequence[str], directory: Path) -> float:
     """Milliseconds from before a process begins until it has ended."""
+    environment = compiled(directory)
     before = time.perf_counter()
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S, env=environment)
     took = (time.perf_counter() - before) * 1e3
     if done.returncode:
         raise NotReady(f"{' '.join(argv)}: {done.stderr.strip()}")
     return took
 
 
-def _client(world: World, home: Path) -> dict[str, float]:
+def start_client(world: World, home: Path, environment: Mapping[str, str]) -> dict[str, float]:
     """Start `proxy` and ask its endpoint once; milliseconds since the start, and CPU milliseconds."""
     kubeconfig = home / "kubeconfig"
-    environment = {**os.environ, **world.client_env(home)}
+    environment = {**environment, **world.client_env(home)}
     argv = [*program(), *world.client_arguments(ALICE, home), "--file", str(kubeconfig), "--port", "0"]
     log = home / "client.log"
     before = time.perf_counter()
@@ -150,12 +161,12 @@ def _client(world: World, home: Path) -> dict[str, float]:
 
 
 def _ask(port: int, directory: Path, kubeconfig: Path) -> None:
-    """One request to the local endpoint with the kubeconfig's certificate. Whatever is answered is an answer."""
+    """Send one request to the local endpoint with the kubeconfig's certificate; any status is an answer."""
     import base64
 
     import yaml
 
-    document = yaml.safe_load(kubeconfig.read_text())
+    document = yaml.load(kubeconfig.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     user = document["users"][0]["user"]
     pair = directory / "pair.pem"
     pair.touch(mode=0o600)

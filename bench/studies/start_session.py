@@ -22,11 +22,11 @@ from arcbridge.observe import logging
 from tests.support.stream_io import StreamIO
 
 
-async def measure(parts: ClientContext, target: str, count: int) -> list[float]:
+async def measure(context: ClientContext, target: str, count: int) -> list[float]:
     """Milliseconds of each session: join, both handshakes, authentication, a stream opened, one byte there and back."""
-    cluster, found = parts.clusters()[0], []
+    cluster, found = context.clusters()[0], []
     for _ in range(count):
-        session = parts.session(cluster)
+        session = context.session(cluster)
         before = time.perf_counter()
         begins = asyncio.ensure_future(session.connect_once())
         usable = await session.ready(before_auth=True)  # as `forward` does for a connection that comes meanwhile

@@ -139,9 +139,9 @@ class _Side:
 @contextmanager
 def _side(directory: Path, workers: int) -> Iterator[_Side]:
     directory.mkdir()
-    nobody = directory / "nobody"
-    nobody.write_text("nobody-asks-for-it")
-    with World(ApiServer("https://127.0.0.1:1", token_file=nobody), directory=directory / "world") as world:
+    unused = directory / "agent-token"
+    unused.write_text("never-asked-for")
+    with World(ApiServer("https://127.0.0.1:1", token_file=unused), directory=directory / "world") as world:
         world.relay_settings = f"workers = {workers}"
         world.start_issuer()
         try:

@@ -1,4 +1,4 @@
-"""J19, B7: which dials are answered, and how one becomes a session."""
+"""Which dials are accepted (docs/threats.md#J19, docs/threats.md#B7), and how one becomes a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""E2, E3, E7, B8: how a credential comes to be, is shared, renewed, and comes back after it has lapsed."""
+"""How a credential is made, shared and renewed, and how an agent recovers after it has expired (docs/threats.md#E2,
+docs/threats.md#E3, docs/threats.md#E7, docs/threats.md#B8).
+"""
 
 from __future__ import annotations
 
@@ -108,16 +110,16 @@ async def test_renewal_over_the_certificate_itself(relay: FakeRelay, tmp_path: P
     sibling = keeper(relay, tmp_path, clock=clock)
     before = await one.start()
     await sibling.start()
-    await one._look()
+    await one._check_store()
     assert len(relay.calls) == 1
     clock.ahead = 3600 * 0.7
-    await one._look()
+    await one._check_store()
     assert relay.calls[-1][0] == "/v1/renew"
     assert one.current.certificate_pem != before.certificate_pem
     assert one.current.key_pem == before.key_pem
     assert one.renewals == 1
     clock.ahead = 0.0
-    await sibling._look()
+    await sibling._check_store()
     assert sibling.current == one.current, "the others adopt it"
     assert len(relay.calls) == 2
 
@@ -141,7 +143,7 @@ async def test_lapsed_while_it_runs(relay: FakeRelay, tmp_path: Path) -> None:
     await one.start()
     clock.ahead = 2 * 3600
     relay.life = 4 * 3600
-    await one._look()
+    await one._check_store()
     assert relay.calls[-1][0] == "/v1/enrol"
     assert one.seconds_left > 0
 
@@ -268,6 +270,6 @@ async def test_renewal_at_any_relay(relay: FakeRelay, second: FakeRelay, tmp_pat
     before = await one.start()
     clock.ahead = 3600 * 0.7
     relay.answers["/v1/renew"] = (403, {"error": {"message": "there is no such cluster"}})
-    await one._look()
+    await one._check_store()
     assert second.calls[-1][0] == "/v1/renew"
     assert one.current.certificate_pem != before.certificate_pem

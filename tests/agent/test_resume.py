@@ -1,4 +1,6 @@
-"""S3, S5, S6: who gets a session back, and what everybody else is told."""
+"""Who may resume a session, and what every other caller is told (docs/threats.md#S3, docs/threats.md#S5,
+docs/threats.md#S6).
+"""
 
 from __future__ import annotations
 

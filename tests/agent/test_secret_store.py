@@ -1,4 +1,4 @@
-"""The shared Secret: compare-and-set by resourceVersion (E3)."""
+"""The shared Secret: compare-and-set by resourceVersion (docs/threats.md#E3)."""
 
 from __future__ import annotations
 

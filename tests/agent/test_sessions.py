@@ -1,4 +1,7 @@
-"""T5, M13, S3 to S10: a session is somebody's, from AUTH to the end of the token, over one connection or several."""
+"""A session belongs to one subject, from AUTH to its token's expiry, over one connection or several
+(docs/threats.md#T5, docs/threats.md#M13, docs/threats.md#S3, docs/threats.md#S4, docs/threats.md#S5,
+docs/threats.md#S6, docs/threats.md#S7, docs/threats.md#S8, docs/threats.md#S10).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""H10: TCP targets are those of the list, for those of the list."""
+"""TCP targets are those of the list, for the users and groups of the list (docs/threats.md#H10)."""
 
 from __future__ import annotations
 

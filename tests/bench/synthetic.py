@@ -1,4 +1,4 @@
-"""A result that nobody measured: small, complete, and the same every time."""
+"""A made-up result: small, complete, and the same every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The goals' arithmetic, on a result that nobody measured."""
+"""The goals' arithmetic, on a made-up result."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def test_what_was_not_measured_says_why() -> None:
 
     alone = {name: {"arcbridge": found["arcbridge"]} for name, found in SCENARIOS.items()}
     found = named(result(alone))
-    assert found["P1"].parts[0].why == "the best peer: nobody was measured in bulk"
+    assert found["P1"].parts[0].why == "the best peer: not measured in bulk"
     assert found["P1"].parts[0].value == 900, "the figure is told all the same"
-    assert found["P2"].parts[0].why == "the chain: nobody was measured in bulk"
+    assert found["P2"].parts[0].why == "the chain: not measured in bulk"
     assert found["P6"].met is None
     assert found["P7"].met is True
 

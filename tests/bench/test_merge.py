@@ -41,7 +41,7 @@ def test_what_was_not_measured_whole_comes_from_the_other_one() -> None:
     assert both["failures"] == ["a", "b"]
     assert list(both["studies"]) == ["start"]
     assert len(both["merged_of"]) == 2
-    assert not merged(first, result({}, {}))["complete"], "nobody measured `last`"
+    assert not merged(first, result({}, {}))["complete"], "`last` was not measured"
 
 
 def test_other_code_or_another_machine_is_refused() -> None:

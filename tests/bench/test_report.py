@@ -1,8 +1,9 @@
-"""The report and its plots, from a result that nobody measured."""
+"""The report and its plots, from a made-up result."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from bench.goals import goals
 from bench.machine import REPOSITORY, neutral
-from bench.plot import Bar, Chart, Panel, bars, lines, short
+from bench.plot import BACK, DARK, Bar, Chart, Panel, bars, lines, short
 from bench.report import goal_lines, plots, report, write
 from tests.bench.synthetic import SCENARIOS, result
 
@@ -77,9 +78,9 @@ def test_bars_show_who_is_best_and_how_far_runs_lie_apart() -> None:
     assert names[:6] == ["arcbridge", "stunnel-haproxy", "rathole-tls", "rathole-stunnel", "openssh", "chisel"]
     assert "direct" not in names, "it would leave the others too short"
     assert any("not drawn: direct 5\u00a0800" in word for word in words(svg))
-    root = ElementTree.fromstring(svg)
-    assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "whisker"]) == 17
-    assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "gap"]) == 1, "chisel's relay is cut"
+    groups = [group.get("id") or "" for group in ElementTree.fromstring(svg).iter(f"{SVG}g")]
+    assert len([name for name in groups if name.startswith("whisker ")]) == 17
+    assert [name for name in groups if name.startswith("cut ")] == ["cut relay CPU, s/GB: chisel"]
 
 
 @pytest.mark.parametrize(
@@ -97,19 +98,31 @@ def test_odd_figures_are_drawn_too(drawn: str) -> None:
     assert root.tag == f"{SVG}svg"
     assert "nan" not in drawn
     assert "inf" not in drawn
-    height = float(root.get("height") or 0)
+    height = float((root.get("height") or "0").removesuffix("pt"))
     assert all(0 < float(text.get("y") or -1) < height for text in root.iter(f"{SVG}text"))
 
 
-def test_names_at_the_ends_of_lines_do_not_cover_each_other() -> None:
+def test_names_stand_in_the_order_in_which_lines_end_and_do_not_cover_each_other() -> None:
     svg = lines([Chart("many", {f"s{i}": {1: 1.0, 2: 2.0 + i / 100} for i in range(8)})], "n")
-    heights = sorted(
-        float(text.get("y") or 0)
+    heights = {
+        text.text: float(text.get("y") or 0)
         for text in ElementTree.fromstring(svg).iter(f"{SVG}text")
-        if (text.text or "").startswith("s") and text.text != "streams"
-    )
-    assert len(heights) == 8
-    assert all(after - before >= 13.9 for before, after in itertools.pairwise(heights))
+        if (text.text or "").startswith("s")
+    }
+    assert sorted(heights, key=heights.__getitem__) == [f"s{i}" for i in reversed(range(8))]
+    assert all(after - before >= 9 for before, after in itertools.pairwise(sorted(heights.values()))), "a line's height"
+
+
+def test_every_colour_has_one_for_a_dark_page() -> None:
+    for svg in plots(result()).values():
+        rules, drawn = svg.split("</style>", 1)
+        assert "prefers-color-scheme:dark" in rules
+        colours = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawn))
+        assert BACK in colours
+        assert colours <= DARK.keys()
+        assert all(f'[style*="fill: {colour}"]{{fill:{DARK[colour]} !important}}' in rules for colour in colours)
+        unpainted = [text for text in re.findall(r"<text ([^>]*)>", drawn) if "fill: #" not in text]
+        assert unpainted == [], "black on a dark page"
 
 
 def test_figures_for_people() -> None:

@@ -90,7 +90,7 @@ def plan(peers: list[Fake], scenario: Count, rounds: int = 3) -> Plan:
     return Plan(tuple(peers), (scenario,), rounds, Effort(0.1, 0), "test")
 
 
-def test_rounds_are_interleaved_and_nobody_is_always_first() -> None:
+def test_rounds_are_interleaved_and_no_system_is_always_first() -> None:
     journal: list[str] = []
     result = run(plan([Fake("a", journal), Fake("b", journal)], Count(journal)))
     assert journal == ["start a", "start b", "a", "b", "b", "a", "a", "b", "stop a", "stop b"]
@@ -121,11 +121,11 @@ def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
 
 
 class Surprise(Fake):
-    """Breaks as nobody expects."""
+    """Breaks in a way that is not expected."""
 
     def start(self, target: Address, directory: Path) -> None:
         super().start(target, directory)
-        raise ZeroDivisionError(f"nobody thought of {directory}")
+        raise ZeroDivisionError(f"not foreseen in {directory}")
 
     def stop(self) -> None:
         super().stop()
@@ -135,7 +135,7 @@ class Surprise(Fake):
 def test_whatever_one_system_does_the_others_are_measured() -> None:
     journal: list[str] = []
     result = run(plan([Surprise("a", journal), Fake("b", journal)], Count(journal), 2))
-    assert result["left_out"]["a"].startswith("ZeroDivisionError: nobody thought of DIR/"), "no path of this machine"
+    assert result["left_out"]["a"].startswith("ZeroDivisionError: not foreseen in DIR/"), "no path of this machine"
     assert result["failures"][0] == "a did not stop: OSError: gone"
     assert len(result["scenarios"]["echo"]["b"]["per_s"]["runs"]) == 2
 
@@ -281,7 +281,7 @@ def test_who_is_special_is_measured_only_where_it_is_named() -> None:
     assert journal == ["start a", "start b", "a", "b", "stop a", "stop b"]
     journal.clear()
     result = run(plan(systems, Pair(journal), 2))
-    assert journal[2:-2] == ["a", "c", "c", "a", "a", "c", "c", "a"], "in turns, and nobody is always the first"
+    assert journal[2:-2] == ["a", "c", "c", "a", "a", "c", "c", "a"], "in turns, and no system is always the first"
     assert {name: len(found["per_s"]["runs"]) for name, found in result["scenarios"]["resumption"].items()} == {
         "a": 4,
         "c": 4,

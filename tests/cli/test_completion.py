@@ -100,3 +100,18 @@ def test_fish_knows_every_role() -> None:
     text = script("fish")
     for word in ("proxy", "enroll", "token", "revoke", "-l trust-first-use"):
         assert word in text
+
+
+@pytest.mark.parametrize("cache", [".cache", "elsewhere"])
+def test_fish_finds_the_cluster_names_where_they_are_kept(cache: str, tmp_path: Path) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("no fish")
+    (tmp_path / cache / "arcbridge").mkdir(parents=True)
+    (tmp_path / cache / "arcbridge/clusters").write_text("one\n")
+    (tmp_path / "script").write_text(script("fish"))
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    if cache != ".cache":
+        environment["XDG_CACHE_HOME"] = str(tmp_path / cache)
+    command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C 'arcbridge -n '"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["one"]

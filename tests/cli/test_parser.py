@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.cli.parser import UsageError, parse, role_of
+from arcbridge.cli.flags import find_command
+from arcbridge.cli.parser import UsageError, _commands_needed, parse, role_of
 from arcbridge.errors import ExitCode
 
 
@@ -114,3 +115,64 @@ def test_a_mistyped_flag_is_named(arguments: list[str], said: str, capsys: pytes
     with pytest.raises(UsageError):
         parse(arguments, "agent")
     assert f"error: {said}" in capsys.readouterr().err
+
+
+LINES = """
+
+proxy
+proxy --port 1
+--port 1 proxy -v
+-n a -n b
+-n=a
+-nv
+-v -v
+--cluster=a clusters -o json
+-o json
+--port
+--port -1
+--port 1 --prot 2 proxy
+--nonsense
+--remove-context=yes
+nonsense
+proxy extra
+forward
+forward db --listen 127.0.0.1:1
+--listen 127.0.0.1:1
+completion fish
+completion tcsh
+config
+config print
+config nonsense
+--help
+-h
+proxy --help
+--help proxy
+-- proxy
+--token - proxy
+status --output
+-f x --no-context-switch login
+version
+"""
+
+
+@pytest.mark.parametrize("line", LINES.splitlines()[1:])
+def test_the_parser_of_one_sub_command_is_as_good_as_all(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which parsers are made is a matter of time alone: what was given, help, and every message stay."""
+
+    def outcome() -> object:
+        try:
+            found = parse(line.split(), "client")
+        except SystemExit as ended:
+            return ended.code, capsys.readouterr()
+        return found.command, found.given
+
+    short = outcome()
+    monkeypatch.setattr("arcbridge.cli.parser._commands_needed", lambda arguments, role: None)
+    assert outcome() == short
+
+
+def test_a_client_without_words_makes_no_parser_of_a_sub_command() -> None:
+    assert _commands_needed(["--port", "1", "-n", "status"], "client") == ()
+    assert _commands_needed(["--port", "1", "status", "--help"], "client") == [find_command("client", ("status",))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import pytest
 
+from arcbridge.cli import agent, client, relay
 from arcbridge.cli import run as run_module
+from arcbridge.cli.flags import LOG_FORMATS, LOG_LEVELS, ROLES, commands_of
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     ConfigError,
@@ -19,6 +22,7 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.observe import logging
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,19 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     program = f"{sys.executable} -m arcbridge completion zsh | true"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False, timeout=30)
     assert done.stderr == ""
+
+
+def test_each_sub_command_has_a_function_of_its_own() -> None:
+    """No sub-command is what is left when no other one fits."""
+    common = set(run_module._COMMON)
+    for role, table in (("client", client._COMMANDS), ("agent", agent._COMMANDS)):
+        assert {command.path[0] for command in commands_of(role)} - common == set(table)
+    assert {command.path for command in commands_of("relay") if command.path[0] not in common} == set(relay._COMMANDS)
+    assert set(run_module._ROLES) == set(ROLES)
+
+
+def test_the_choices_of_a_flag_are_what_logging_takes() -> None:
+    for level in LOG_LEVELS:
+        for format in LOG_FORMATS:
+            logging.configure("client", level, format, io.StringIO())
+    logging.shutdown()

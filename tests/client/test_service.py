@@ -23,7 +23,7 @@ from tests.client.test_session_manager import login
 
 
 class Case:
-    """A person's settings, the lines they see, and a running command."""
+    """A user's settings, the lines they see, and a running command."""
 
     def __init__(self, far: FarSide, directory: Path) -> None:
         (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
@@ -41,16 +41,15 @@ class Case:
             state_dir=directory / "state",
             login=login(directory),
         )
-        self.person = Terminal(tell=self.lines.append)
+        self.terminal = Terminal(tell=self.lines.append, write_data=self.stdout.append)
 
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[None]:
         ready = asyncio.Event()
         work = run_proxy(
             replace(self.config, **changes),
-            self.person,
+            self.terminal,
             token=self.token,
-            write_stdout=self.stdout.append,
             environment={},
             ready=ready.set,
         )
@@ -199,7 +198,7 @@ class TestProxy:
 class TestForward:
     async def test_it_carries(self, case: Case) -> None:
         ready = asyncio.Event()
-        work = run_forward(case.config, case.person, "db", "127.0.0.1:0", environment={}, ready=ready.set)
+        work = run_forward(case.config, case.terminal, "db", "127.0.0.1:0", environment={}, ready=ready.set)
         async with _running(work, ready):
             address = case.lines[0].split()[1]
             assert case.lines[0] == f"Forwarding {address} to db of cluster prod"
@@ -211,4 +210,4 @@ class TestForward:
     async def test_mistakes(self, case: Case) -> None:
         for target, listen in (("no such name", "127.0.0.1:0"), ("db", "nonsense:port")):
             with pytest.raises(ConfigError):
-                await run_forward(case.config, case.person, target, listen, environment={})
+                await run_forward(case.config, case.terminal, target, listen, environment={})

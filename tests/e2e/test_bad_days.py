@@ -146,7 +146,7 @@ def test_a_cluster_that_is_unknown(world: World) -> None:
         'cluster "no-such-cluster" does not exist or you may not reach it; ask whoever runs the relay for access'
     )
     record = only(world.relay, "join failed", after=mark)
-    assert record["cause"] == "the cluster is unknown"
+    assert record["reason"] == "the cluster is unknown"
     assert record["user"] == ALICE.email
 
 
@@ -159,7 +159,7 @@ def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
         f'cluster "{CLUSTER}" does not exist or you may not reach it; ask whoever runs the relay for access'
     )
     record = only(world.relay, "join failed", after=mark)
-    assert (record["cause"], record["user"]) == ("the policy does not allow it", MALLORY.email)
+    assert (record["reason"], record["user"]) == ("the policy does not allow it", MALLORY.email)
 
 
 @pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])
@@ -414,7 +414,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
         mark = world.relay.mark()
         until(lambda: world.run_client(BOB, "status").returncode == ExitCode.LOGIN, "the policy is read again")
         record = only(world.relay, "join failed", after=mark)
-        assert record["cause"] == "the policy does not allow it"
+        assert record["reason"] == "the policy does not allow it"
         # A session that runs ends with its token (docs/operations.md); once it is lost, it does not come back.
         assert works(through(cluster, bob))
         agent_lost = alice.process.mark()

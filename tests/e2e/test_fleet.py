@@ -183,7 +183,9 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
-    """J20: the agent's join comes out at another relay than the one that waits, and is passed on once."""
+    """docs/threats.md#J20: the agent's join comes out at another relay than the one that waits, and is passed on
+    once.
+    """
     joins = itertools.count()
 
     def choose(world: World, hello: bytes) -> int | None:
@@ -218,7 +220,9 @@ def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
-    """F8, F4: one of the agent's two relays drains, then the other dies, while clients keep coming in at the third."""
+    """docs/threats.md#F8, #F4: one of the agent's two relays drains, then the other dies, while clients keep coming
+    in at the third.
+    """
     with fleet(tmp_path, echo, gate=0) as (world, _):
         until(lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at two relays", timeout=60)
         stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""H4 and claim mapping: who a verified token is, and which names are never accepted."""
+"""docs/threats.md#H4 and claim mapping: who a verified token is, and which names are never accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T4: the issuer's keys, when they are fetched, and what happens when they cannot be."""
+"""The issuer's keys: when they are fetched, and what happens when they cannot be (docs/threats.md#T4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T1, T2, T5: what a token may not do, and what one that is good says."""
+"""What a token may not do, and what a valid one says (docs/threats.md#T1, docs/threats.md#T2, docs/threats.md#T5)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.net.client_hello import MAX_HELLO, Hello, Incomplete, NotTls, Reason, peek
+from arcbridge.net.client_hello import MAX_HELLO, ClientHello, Incomplete, NotTls, Reason, peek
 
 
 def client_hello(alpn: list[str] | None = None, name: str | None = "relay.test") -> bytes:
@@ -49,7 +49,7 @@ PLAIN = client_hello(["arcbridge-join/1"])
 # The size of a hello with post-quantum key shares (1.5 KiB), and one that needs several segments (9 KiB).
 QUANTUM = with_extension(PLAIN, 0xFE0A, b"k" * 1200)
 HUGE = with_extension(PLAIN, 0xFE0A, b"k" * 9000)
-WANTED = Hello((b"arcbridge-join/1",), "relay.test")
+WANTED = ClientHello((b"arcbridge-join/1",), "relay.test")
 
 
 @pytest.mark.parametrize("hello", [PLAIN, QUANTUM, in_records(QUANTUM, 100), in_records(PLAIN, 1)])
@@ -78,7 +78,7 @@ def test_following_need_reaches_the_answer_in_few_steps() -> None:
     [(None, None), (["http/1.1"], None), (["h2", "http/1.1", "arcbridge-control/1"], "a.example.org")],
 )
 def test_what_openssl_offers_is_what_is_read(alpn: list[str] | None, name: str | None) -> None:
-    assert peek(client_hello(alpn, name)) == Hello(tuple(p.encode() for p in alpn or ()), name)
+    assert peek(client_hello(alpn, name)) == ClientHello(tuple(p.encode() for p in alpn or ()), name)
 
 
 def test_grease_is_skipped() -> None:
@@ -136,4 +136,4 @@ def test_no_mutation_escapes_or_asks_for_too_much(data: st.DataObject) -> None:
 
 @given(st.binary(max_size=600))
 def test_random_bytes_give_an_answer(noise: bytes) -> None:
-    assert isinstance(peek(noise), Hello | Incomplete | NotTls)
+    assert isinstance(peek(noise), ClientHello | Incomplete | NotTls)

@@ -48,6 +48,7 @@ def test_a_peer_on_this_host_answers_within_the_call() -> None:
         with sock:
             assert connected
             assert sock.getpeername() == server.getsockname()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0, "it may stop reading"
         address = address_of(server)
     with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):
         begin(address)
@@ -129,7 +130,9 @@ async def test_the_first_that_connects_wins(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R11: cancelled before each of its first awaits, including the turn in which it has just connected."""
+    """docs/threats.md#R11: cancelled before each of its first awaits, including the turn in which it has just
+    connected.
+    """
     with listening() as server:
         await resolve(Address("127.0.0.1", 1))
         before = descriptors()

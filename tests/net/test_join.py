@@ -1,4 +1,6 @@
-"""The join over real sockets and real TLS, both ends ours, or one end scripted and misbehaving (J5, J6, J7, J13)."""
+"""The join over real sockets and real TLS, both ends ours, or one end scripted and misbehaving (docs/threats.md#J5,
+#J6, #J7, #J13).
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ async def test_an_agent_shows_its_certificate(pair: tuple[socket.socket, socket.
 
 @pytest.mark.parametrize("size", [40, 1500, 9000])
 async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> None:
-    """J5: the relay reads close_notify and what follows in one go, whatever the cut."""
+    """docs/threats.md#J5: the relay reads close_notify and what follows in one go, whatever the cut."""
     raw = bytes(range(256)) * (size // 256 + 1)
     raw = raw[:size]
     for cut in [*range(0, 30), size + 20]:
@@ -101,7 +103,7 @@ async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> No
 @pytest.mark.parametrize("early", [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello", b"G"])
 @pytest.mark.parametrize("when", ["with the request", "before the reply"])
 async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], early: bytes, when: str) -> None:
-    """J6."""
+    """docs/threats.md#J6."""
     near, far = pair
     serving = server(far)
     scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
@@ -147,7 +149,7 @@ async def test_application_data_after_the_reply(pair: tuple[socket.socket, socke
 async def test_close_notify_withheld(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, half: int
 ) -> None:
-    """J7: nothing, or half of the alert's record."""
+    """docs/threats.md#J7: nothing, or half of the alert's record."""
     monkeypatch.setattr(join, "CLOSE_DEADLINE", 0.1)
     near, far = pair
     serving = server(far)
@@ -257,7 +259,7 @@ async def test_deadlines_of_handshake_and_request(
 
 
 async def test_another_protocol_is_refused_on_both_sides() -> None:
-    """J13: neither end goes on when the handshake did not select the join protocol."""
+    """docs/threats.md#J13: neither end goes on when the handshake did not select the join protocol."""
     near, far = await tcp_pair()
     with near, far:
         serving = server(far)

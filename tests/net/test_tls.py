@@ -64,7 +64,7 @@ def test_tls_1_2_is_refused() -> None:
 
 
 def test_no_session_can_be_resumed() -> None:
-    """J14: no ticket ever leaves the server, so there is nothing to resume with."""
+    """docs/threats.md#J14: no ticket ever leaves the server, so there is nothing to resume with."""
     near, far = talk(client_context(), server_contexts()[ALPN_JOIN], "relay.test")
     far.write(b"x")
     assert near.read(1) == b"x"

@@ -1,4 +1,4 @@
-"""Sampling of floods: bounded lines, nothing uncounted (threat O4)."""
+"""Sampling of floods: bounded lines, nothing uncounted (docs/threats.md#O4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign text: one line, bounded, without credentials (threats O1, O2)."""
+"""Foreign text: one line, bounded, without credentials (docs/threats.md#O1, #O2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of the log may stall; the event loop does not wait for it (threat O6)."""
+"""The stream of the log may stall; the event loop does not wait for it (docs/threats.md#O6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs as an operator meets them: one line per event, ordered, bounded, without secrets (threats O1, O2, O4)."""
+"""Logs as an operator meets them: a line per event, ordered, bounded, no secrets (docs/threats.md#O1, #O2, #O4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: pulled at scrape time, a constant number of series (threat O3)."""
+"""Metrics: pulled at scrape time, a constant number of series (docs/threats.md#O3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of log events: ordered, bounded, without secrets (threats O1, O2)."""
+"""Fields of log events: ordered, bounded, without secrets (docs/threats.md#O1, #O2)."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class TestCertificates:
             certificate.verify_directly_issued_by(parse(ca.certificate_pem))
 
     def test_only_the_key_of_a_request_is_taken(self) -> None:
-        """E4: foreign subject, SANs and `CA:TRUE` in the request leave no trace."""
+        """docs/threats.md#E4: foreign subject, SANs and `CA:TRUE` in the request leave no trace."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
             x509.CertificateSigningRequestBuilder()

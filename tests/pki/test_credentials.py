@@ -49,7 +49,7 @@ class TestAgentCredential:
             AgentCredential.from_entries({**credential.to_entries(), **change})
 
     def test_no_key_in_any_representation(self, credential: AgentCredential) -> None:
-        """E9, W4."""
+        """docs/threats.md#E9, #W4."""
         shown = f"{credential!r} {Snapshot(credential.to_entries(), '1')!r}"
         assert "PRIVATE" not in shown
         assert credential.key_pem.splitlines()[1] not in shown
@@ -84,7 +84,7 @@ async def test_create_update_and_compare(open_store: Callable[[], CredentialStor
 async def test_of_many_that_start_on_an_empty_store_one_creates_and_the_others_adopt(
     open_store: Callable[[], CredentialStore],
 ) -> None:
-    """E3: one cluster CA, whatever the order."""
+    """docs/threats.md#E3: one cluster CA, whatever the order."""
 
     async def start(pod: int) -> bytes:
         store = open_store()

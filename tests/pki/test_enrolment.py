@@ -49,7 +49,7 @@ def test_accepted_keys(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WEAK)
 def test_weak_and_unsupported_keys_are_refused(kind: str) -> None:
-    """E4."""
+    """docs/threats.md#E4."""
     with pytest.raises(EnrolmentRefused):
         read_csr(csr_over(WEAK[kind]()))
 

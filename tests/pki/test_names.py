@@ -18,7 +18,7 @@ def test_canonical_names_pass_unchanged(name: str) -> None:
     + ["a_b", "a\x00", "рrod", "pröd", "１", "a" * 64, "a" * 253, "a" * 65536, "prod\u200b", " a"],
 )
 def test_anything_else_is_refused_and_never_quoted(name: str) -> None:
-    """J22: lengths, wildcards, control characters, mixed case, look-alikes."""
+    """docs/threats.md#J22: lengths, wildcards, control characters, mixed case, look-alikes."""
     for check in (check_cluster_name, cluster_server_name):
         with pytest.raises(ConfigError) as caught:
             check(name)

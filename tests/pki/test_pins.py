@@ -125,7 +125,7 @@ def test_what_is_no_certificate_has_no_pin(text: str) -> None:
 @pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_second_certificate_cannot_hide_behind_a_pinned_one(label: str, order: int) -> None:
-    """E6: `ssl` would trust both."""
+    """docs/threats.md#E6: `ssl` would trust both."""
     ours, theirs = Authority.create("CA"), Authority.create("CA")
     smuggled = theirs.certificate_pem.replace(" CERTIFICATE", f" {label}")
     bundle = "".join([ours.certificate_pem, smuggled][::order])
@@ -150,7 +150,7 @@ def test_pins_are_normalised() -> None:
     "pin", ["", "a" * 64, A[:-1], A + "a", "sha1:" + "a" * 40, "sha512:" + "a" * 128, "sha256:" + "g" * 64, A * 1000]
 )
 def test_short_pins_and_other_hashes_are_refused(pin: str) -> None:
-    """E6."""
+    """docs/threats.md#E6."""
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
         check_pin(pin)
     with pytest.raises(ConfigError):

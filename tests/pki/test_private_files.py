@@ -28,7 +28,7 @@ def test_written_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
-    """W3: links are not followed."""
+    """docs/threats.md#W3: links are not followed."""
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"untouched")
     link.symlink_to(target)

@@ -210,7 +210,7 @@ async def test_ca(relay: Relay) -> None:
 
 
 async def test_the_first_contact_of_an_agent_that_has_only_a_pin(relay: Relay) -> None:
-    """E6, with the code that agents and clients use."""
+    """docs/threats.md#E6, with the code that agents and clients use."""
     address = Address("127.0.0.1", relay.port)
     assert await fetch_relay_ca(address, relay.authority.pin) == relay.authority.certificate_pem
     wrong = Authority.create("relay CA").pin
@@ -239,7 +239,7 @@ class TestEnrol:
         assert token.partition(".")[2] not in line
 
     async def test_again_with_the_same_key_after_a_lost_answer(self, relay: Relay) -> None:
-        """E2, and another key is refused."""
+        """docs/threats.md#E2, and another key is refused."""
         token, key = await relay.token(), make_key()
         for _ in range(2):
             assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, key)))[0] == 200
@@ -249,7 +249,7 @@ class TestEnrol:
         assert "used up" in error(answer)[1]
 
     async def test_a_taken_name(self, relay: Relay) -> None:
-        """E5: the answer names both pins."""
+        """docs/threats.md#E5: the answer names both pins."""
         await relay.enrolled()
         ours, relay.cluster_ca = relay.cluster_ca, Authority.create("another")
         status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(await relay.token(), make_key()))
@@ -321,7 +321,7 @@ class TestEnrol:
         assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key())))[0] == 200
 
     async def test_the_registry_is_out(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        """E8: a time to retry, and that is no failure of the agent's."""
+        """docs/threats.md#E8: a time to retry, and that is no failure of the agent's."""
 
         async def out(*_: object) -> None:
             raise RegistryUnavailable("the registry is locked by another process: try again in a moment")
@@ -469,7 +469,7 @@ class TestClusters:
             assert [one["name"] for one in answer] == names
 
     async def test_unknown_and_not_allowed_get_one_answer(self, relay: Relay) -> None:
-        """J22."""
+        """docs/threats.md#J22."""
         await relay.enrolled("prod")
         headers = {"Authorization": "Bearer token-of-bob"}
         known = await relay.call("GET", "/v1/clusters/prod", headers=headers)
@@ -499,7 +499,9 @@ class TestClusters:
 
 
 class TestBadHttp:
-    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (A3, O1)."""
+    """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3,
+    #O1).
+    """
 
     @pytest.mark.parametrize(
         "request_head",

@@ -107,7 +107,7 @@ async def test_without_a_certificate_there_is_no_control_connection(tmp_path: Pa
 
 
 async def test_the_newer_of_one_instance_replaces_the_older(tmp_path: Path) -> None:
-    """E10."""
+    """docs/threats.md#E10."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as older:
         await older.registered()
         async with Agent(relay) as newer:
@@ -300,7 +300,7 @@ async def test_a_connection_ends_some_time_after_its_certificate(tmp_path: Path)
 
 
 async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path) -> None:
-    """E10: the newer wins, the third has to wait; both are told when to come back."""
+    """docs/threats.md#E10: the newer wins, the third has to wait; both are told when to come back."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as one, Agent(relay) as two:
         await asyncio.wait_for(one.session.wait_ended(), 5)
         assert one.goaway is not None

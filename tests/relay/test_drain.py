@@ -177,7 +177,7 @@ async def test_everybody_is_told_while_it_lasts(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """J21: within a second, in words, so that the client goes elsewhere."""
+    """docs/threats.md#J21: within a second, in words, so that the client goes elsewhere."""
     monkeypatch.setattr(module, "JOINING", 0.1)
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
         joining = await dialled(relay, agent)

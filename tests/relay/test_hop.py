@@ -34,7 +34,7 @@ class Pair:
         for one, relay_id in ((a, A), (b, B)):
             hops = Hops(Peers(self, relay_id), authority=authority(), pumps=one.pumps)
             one.rendezvous._hops = hops
-            one.listener._rooms[client_hello.HOP] = one.rendezvous.serve_hop
+            one.listener._handlers[client_hello.HOP] = one.rendezvous.serve_hop
 
     async def address_of(self, relay_id: str) -> str:
         self.asked.append(relay_id)
@@ -111,7 +111,7 @@ async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
 
 
 async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
-    """J5: what the client sends first reaches the agent through both relays, in order, once."""
+    """docs/threats.md#J5: what the client sends first reaches the agent through both relays, in order, once."""
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
         await agent.registered()
         for n in range(20):
@@ -129,7 +129,7 @@ async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
 
 
 async def test_never_two_hops(pair: Pair) -> None:
-    """F6: a token that names nobody, a relay that is gone, one that names a third: void, at once."""
+    """docs/threats.md#F6: a token that names nobody, a relay that is gone, one that names a third: void, at once."""
     agent = Agent(pair.b)
     for relay_id in ("c" * 16, A):
         with pytest.raises(JoinRefused) as caught:
@@ -160,7 +160,7 @@ async def test_never_two_hops(pair: Pair) -> None:
 
 
 async def test_an_agent_of_another_cluster(pair: Pair) -> None:
-    """J1: refused, and the join that the token belongs to goes on."""
+    """docs/threats.md#J1: refused, and the join that the token belongs to goes on."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
@@ -201,7 +201,7 @@ async def test_only_relays_are_let_in(pair: Pair, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["nobody there", "somebody else there", "at its limit"])
 async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
-    """N8: the relays cannot reach each other; the client hears of it long before its deadline."""
+    """docs/threats.md#N8: the relays cannot reach each other; the client hears of it long before its deadline."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         if how == "nobody there":
             pair.addresses[A] = "127.0.0.1:9"

@@ -27,7 +27,7 @@ async def test_a_connection_counts_until_it_is_over(tmp_path: Path) -> None:
 
 
 async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
-    """J13: a context that negotiated something else, as if peek and handshake had disagreed."""
+    """docs/threats.md#J13: a context that negotiated something else, as if peek and handshake had disagreed."""
     made: list[EchoUpper] = []
 
     def protocol() -> EchoUpper:

@@ -1,4 +1,6 @@
-"""The port: peeking without waking up, dispatch, caps, descriptors (J11 to J16, R1, R2), in short form."""
+"""The port: peeking without waking up, dispatch, caps, descriptors (docs/threats.md#J11 to #J16, #R1, #R2), in short
+form.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pieces", ["bytes", "halves", "records", "large"])
 async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
-    """J12: the handshake finishes although the hello came in pieces, and not a byte of it was taken by the peek."""
+    """docs/threats.md#J12: the handshake finishes although the hello came in pieces, and not a byte of it was taken
+    by the peek.
+    """
     async with station(tmp_path) as relay:
         with await relay.dial() as sock:
             pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
@@ -128,7 +132,7 @@ async def test_plain_http_gets_one_answer(tmp_path: Path) -> None:
 async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """J11 and R1: 40 idle peers with an incomplete hello; counted are the calls of the parser."""
+    """docs/threats.md#J11 and #R1: 40 idle peers with an incomplete hello; counted are the calls of the parser."""
     peeks = 0
     real = listener_module.client_hello.peek
 
@@ -171,7 +175,9 @@ async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) 
 
 
 async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
-    """J13: several protocols offered, a room's protocol that is then not spoken, control without a certificate."""
+    """docs/threats.md#J13: several protocols offered, a room's protocol that is then not spoken, control without a
+    certificate.
+    """
     async with station(tmp_path, "prod") as relay:
         both = client_context.__wrapped__(ALPN_HTTP)
         both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
@@ -192,7 +198,7 @@ async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None
 
 
 async def test_caps_drop_the_newest(tmp_path: Path) -> None:
-    """J15."""
+    """docs/threats.md#J15."""
     limits = RelayLimitsConfig(unauthenticated=10, unauthenticated_per_address=4)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
         await agent.registered()
@@ -215,7 +221,7 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
 
 
 async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
-    """J16 and R2."""
+    """docs/threats.md#J16 and #R2."""
     async with station(tmp_path) as relay:
         assert await http_echo(relay) == b"HELLO"
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -276,7 +282,7 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
         raise RuntimeError("a bug")
 
     async with station(tmp_path) as relay:
-        relay.listener._rooms[b"arcbridge-join/1"] = broken
+        relay.listener._handlers[b"arcbridge-join/1"] = broken
         for _ in range(2):
             with await relay.dial() as sock:
                 await send_all(sock, client_hello(["arcbridge-join/1"]))
@@ -287,7 +293,7 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
 
 
 async def test_who_is_queued_when_the_port_is_left_is_served(tmp_path: Path) -> None:
-    """R7: what stays in the queue of a socket that is closed would be reset."""
+    """docs/threats.md#R7: what stays in the queue of a socket that is closed would be reset."""
     async with station(tmp_path) as relay:
         # The kernel takes them in while nobody here runs.
         queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]

@@ -80,7 +80,7 @@ class TestMessages:
         assert sum(len(echo.heard) for echo in echoes) == 30
 
     async def test_a_slow_subscription_is_made_anew(self, connections: Connections) -> None:
-        """Q2: what was dropped is gone; the subscription is not."""
+        """docs/threats.md#Q2: what was dropped is gone; the subscription is not."""
         slow, fast = await connections.make(), await connections.make()
         heard: list[bytes] = []
 
@@ -104,7 +104,9 @@ class TestMessages:
 class TestConnection:
     @pytest.mark.parametrize("how", ["stop", "freeze"])
     async def test_down_and_up_again(self, own_server: NatsServer, connect: Connect, how: str) -> None:
-        """F1: calls fail at once or in the time given, nothing is kept for later, subscriptions come back."""
+        """docs/threats.md#F1: calls fail at once or in the time given, nothing is kept for later, subscriptions come
+        back.
+        """
         connections = connect(own_server)
         one, two = await connections.make(), await connections.make()
         echo = Echo(two)
@@ -136,7 +138,7 @@ class TestConnection:
     async def test_frozen_for_long(
         self, own_server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The connection is given up; with much waiting to be sent, too. Nothing of it is left (Q1)."""
+        """The connection is given up; with much waiting to be sent, too. Nothing of it is left (docs/threats.md#Q1)."""
         monkeypatch.setattr("arcbridge.relay.nats.PING", 0.2)
         connection = await connect(own_server).make()
         for n in range(20):

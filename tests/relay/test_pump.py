@@ -1,4 +1,6 @@
-"""The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (J9, J10, J18, R4, R6)."""
+"""The pump over real sockets: what goes in comes out; FIN as FIN, RST as RST, a cut as a cut (docs/threats.md#J9,
+#J10, #J18, #R4, #R6).
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ async def test_both_directions_at_once_are_equal(bench: Bench) -> None:
     assert results[2:] == [(len(up), hashlib.sha256(up).hexdigest()), (len(down), hashlib.sha256(down).hexdigest())]
     assert await bench.end() is pump
     assert pump.error is None
-    assert (pump.up, pump.down) == (len(up), len(down))
+    assert (pump.bytes_to_agent, pump.bytes_to_client) == (len(up), len(down))
     assert bench.pumps.bytes() == (len(up), len(down))
 
 
@@ -114,7 +116,7 @@ async def test_half_close_passes_after_the_last_byte(bench: Bench, first: str) -
     assert received == (len(answer), hashlib.sha256(answer).hexdigest())
     await bench.end()
     assert pump.error is None
-    assert pump.up + pump.down == 8 + len(answer)
+    assert pump.bytes_to_agent + pump.bytes_to_client == 8 + len(answer)
 
 
 @pytest.mark.parametrize("first", ["client", "agent"])
@@ -185,7 +187,7 @@ async def test_two_ends_in_order_are_no_death(bench: Bench) -> None:
         await asyncio.sleep(0.001)
     client.shutdown(socket.SHUT_WR)
     async with asyncio.timeout(5):
-        while pump._up.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
+        while pump._to_agent.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
             await asyncio.sleep(0.001)
     for _ in range(10):
         pump.look()
@@ -198,7 +200,7 @@ async def test_two_ends_in_order_are_no_death(bench: Bench) -> None:
 async def test_who_vanishes_is_noticed_within_thirty_seconds(bench: Bench) -> None:
     await bench.pair()
     (pump,) = bench.pumps
-    for sock in (pump._up.source, pump._down.source):
+    for sock in (pump._to_agent.source, pump._to_client.source):
         idle, interval, user = (
             sock.getsockopt(socket.IPPROTO_TCP, option)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
@@ -217,7 +219,9 @@ async def test_left_over_bytes_go_first(bench: Bench) -> None:
 
 
 async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Bench) -> None:
-    """J10 and R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still there."""
+    """docs/threats.md#J10 and #R6: 20 pairs full to the brim; no pipe is held after a sweep, and every byte is still
+    there.
+    """
     pairs = [await bench.pair() for _ in range(20)]
     data = random.Random(6).randbytes(2 * MIB)
     sent = []
@@ -243,7 +247,7 @@ async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Be
         assert await read_all(agent) == (count, expected)
         agent.close()
         assert await receive(client, 1) == b""
-        assert pump.up == count
+        assert pump.bytes_to_agent == count
 
 
 async def test_small_messages_pass_while_another_pair_moves_bulk(bench: Bench) -> None:
@@ -281,7 +285,7 @@ async def test_a_cut_resets_both_ends(bench: Bench) -> None:
 
 
 async def test_descriptor_numbers_are_reused_without_a_byte_astray(bench: Bench) -> None:
-    """J18, short: pairs come and go beside one that runs; each byte carries its owner's tag."""
+    """docs/threats.md#J18, short: pairs come and go beside one that runs; each byte carries its owner's tag."""
     client, agent, _ = await bench.pair()
     total = 0
     for round_ in range(150):
@@ -312,15 +316,15 @@ async def test_only_pairs_of_which_a_side_is_not_read_are_looked_at(bench: Bench
     *_, idle = await bench.pair()
     await send_all(client, b"hello")
     assert await exactly(agent, 5) == b"hello"
-    assert not bench.pumps._deaf
+    assert not bench.pumps._not_reading
     await fill(client, pump)
-    assert bench.pumps._deaf == {pump}
+    assert bench.pumps._not_reading == {pump}
     bench.pumps._sweep()
-    assert bench.pumps._deaf == {pump}, "as long as it lasts"
+    assert bench.pumps._not_reading == {pump}, "as long as it lasts"
     client.shutdown(socket.SHUT_WR)
     await read_all(agent)
-    assert bench.pumps._deaf == {pump}, "a direction that is over is read no more"
+    assert bench.pumps._not_reading == {pump}, "a direction that is over is read no more"
     agent.close()
     assert await bench.end() is pump
-    assert not bench.pumps._deaf
+    assert not bench.pumps._not_reading
     assert not idle.look()

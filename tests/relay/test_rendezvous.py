@@ -1,4 +1,4 @@
-"""The rendezvous with real ends: what pairs, and J1 to J7, J22 in short form."""
+"""The rendezvous with real ends: what pairs, and docs/threats.md#J1 to #J7, #J22 in short form."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
 
 
 async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:
-    """J5 through the whole relay: close_notify and a large ClientHello as one string, cut in two."""
+    """docs/threats.md#J5 through the whole relay: close_notify and a large ClientHello as one string, cut in two."""
     hello = secrets.token_bytes(9000)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
@@ -98,7 +98,7 @@ async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: 
      ("alice", "a..b"), ("alice", "*"), ("alice", "")],
 )  # fmt: skip
 async def test_unknown_and_forbidden_are_one_answer(tmp_path: Path, user: str, cluster: str) -> None:
-    """J22."""
+    """docs/threats.md#J22."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
         with pytest.raises(JoinRefused) as caught:
@@ -148,7 +148,7 @@ async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
 
 
 async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path) -> None:
-    """J1: guessed, of another cluster, again during and after its join; the join it belongs to goes on."""
+    """docs/threats.md#J1: guessed, of another cluster, again during and after its join; its own join goes on."""
     async with (
         station(tmp_path, "prod", "other") as relay,
         Agent(relay, on_dial=swallow) as agent,
@@ -204,7 +204,7 @@ async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_pat
 
 
 async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
-    """J2, 25 rounds."""
+    """docs/threats.md#J2, 25 rounds."""
 
     async def twice(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
@@ -229,7 +229,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: str) -> None:
-    """J3."""
+    """docs/threats.md#J3."""
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
         await agent.registered()
         near = await relay.dial()
@@ -248,7 +248,7 @@ async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: s
 
 
 async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> None:
-    """J6."""
+    """docs/threats.md#J6."""
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
         await agent.registered()
         with await relay.dial() as near:
@@ -267,7 +267,7 @@ async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> Non
 
 
 async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
-    """J4: it swallows the dial, it consents and stays away, it refuses; the failed step is named."""
+    """docs/threats.md#J4: it swallows the dial, it consents and stays away, it refuses; the failed step is named."""
 
     async def promise(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
@@ -318,7 +318,7 @@ async def test_the_wanted_instance_is_asked_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("who", ["client", "agent"])
 async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
-    """J7."""
+    """docs/threats.md#J7."""
     monkeypatch.setattr(join_module, "CLOSE_DEADLINE", 0.2)
 
     async def half(sock: socket.socket, cluster: str, request: JoinRequest) -> bytes:

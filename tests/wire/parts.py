@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError
 from arcbridge.wire.congestion import CongestionWindow
+from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
 from arcbridge.wire.lifecycle import Change, Lifecycle
@@ -14,19 +15,21 @@ from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
-from arcbridge.wire.state import Kind, SessionContext, Side
+from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import Stream
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import ReceiveWindow
 
 
 class Notes:
-    """An owner that does nothing but remember what it was asked (`arcbridge.wire.state.Owner`)."""
+    """An owner that does nothing but remember what it was asked (`arcbridge.wire.context.Owner`)."""
 
     def __init__(self) -> None:
         self.failures: list[tuple[GoawayCode, str]] = []
         self.ends: list[ArcbridgeError] = []
         self.pings = 0
+        self.hellos = 0
+        self.established = 0
         self.idle = 0
         self.counts: list[int] = []
         self.sent: list[Stream] = []
@@ -37,6 +40,12 @@ class Notes:
 
     def end(self, error: ArcbridgeError) -> None:
         self.ends.append(error)
+
+    def say_hello(self) -> None:
+        self.hellos += 1
+
+    def establish(self) -> None:
+        self.established += 1
 
     def acknowledged(self, received: int) -> None:
         self.counts.append(received)
@@ -80,15 +89,8 @@ class Parts:
         self.window = SessionWindow(self.context, self.sender, self.budget)
         self.table = StreamTable(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.budget)
         self.handled: list[tuple[int, int, bytes]] = []
-        self.receiver = Receiver(
-            self.context,
-            self.lifecycle,
-            self.sender,
-            self.decoder,
-            self.window,
-            self.table,
-            {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA},
-        )
+        self.receiver = Receiver(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.table)
+        self.receiver.handlers = {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA}
         template = Hello(VERSION, VERSION, "resume", limits.stream_window, limits.max_streams)
         self.resumption = Resumption(self.context, self.lifecycle, self.sender, self.receiver, template)
         if established:

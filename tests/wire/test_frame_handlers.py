@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.wire.frame_handlers import misplaced
-from arcbridge.wire.frames import FRAMES, MAY_SEND, U32, FrameType, GoawayCode, frame
+from arcbridge.wire.frame_handlers import FrameHandlers, misplaced
+from arcbridge.wire.frames import FRAMES, HEADER_SIZE, MAY_SEND, PING_BODY, U32, FrameType, GoawayCode, frame
 from arcbridge.wire.lifecycle import Violation
-from arcbridge.wire.state import Kind, Side
-from tests.wire.scripted import Scripted, agent, data, opening
+from arcbridge.wire.records import Hello
+from arcbridge.wire.state import Kind, Side, State
+from tests.wire.parts import Parts
+from tests.wire.scripted import Scripted, agent, data, goaway, hello, opening
 
 
 def test_every_known_frame_but_data_has_its_handler() -> None:
@@ -61,3 +63,47 @@ def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
     assert one.machine.stats.dropped_bytes == 5_000
     assert one.machine.unconsumed == before
     assert one.machine.error is None
+
+
+# -- the handlers alone -----------------------------------------------------------------------------------------------
+
+
+def alone(side: Side = Side.ACCEPTOR, kind: Kind = Kind.SESSION, *, established: bool = True) -> Parts:
+    """Parts whose receiver has the real handlers."""
+    parts = Parts(side, kind, established=established)
+    parts.receiver.handlers = FrameHandlers(
+        parts.context, parts.lifecycle, parts.sender, parts.receiver, parts.table, parts.resumption
+    ).table
+    return parts
+
+
+def test_hello_is_answered_once_and_names_the_credit_of_streams() -> None:
+    parts = alone(established=False)
+    parts.feed(hello(stream_window=100_000))
+    assert parts.notes.hellos == 1
+    assert parts.table.first_credit == 100_000
+    assert parts.lifecycle.state is State.AUTH
+    with pytest.raises(Violation, match="a second HELLO"):
+        parts.feed(hello())
+
+
+def test_a_control_connection_is_established_by_hello() -> None:
+    parts = alone(kind=Kind.CONTROL, established=False)
+    parts.feed(hello())
+    assert (parts.notes.established, parts.receiver.counting) == (1, True)
+
+
+def test_a_ping_is_answered_with_what_has_arrived() -> None:
+    parts = alone()
+    parts.receiver.peer_hello = Hello()
+    parts.feed(frame(FrameType.PING, 0, PING_BODY.pack(7, 0)))
+    assert parts.notes.counts == [0]
+    assert frame(FrameType.PONG, 0, PING_BODY.pack(7, HEADER_SIZE + PING_BODY.size)) in parts.written()
+
+
+def test_goaway_ends_or_drains() -> None:
+    for code, ends in ((GoawayCode.DRAINING, 0), (GoawayCode.REVOKED, 1)):
+        parts = alone()
+        parts.feed(goaway(code))
+        assert len(parts.notes.ends) == ends
+        assert parts.lifecycle.draining is (not ends)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.errors import LocalProtocolError
-from arcbridge.wire.frames import FIRST_CREDIT, HEADER_SIZE, MAX_DATA, U32, FrameType, GoawayCode, ResetCode, frame
+from arcbridge.wire.frames import (
+    FIRST_CREDIT,
+    HEADER_SIZE,
+    MAX_DATA,
+    PING_BODY,
+    U32,
+    FrameType,
+    GoawayCode,
+    ResetCode,
+    frame,
+)
 from arcbridge.wire.limits import KIB, Limits
 from arcbridge.wire.sender import QUEUE_AHEAD, Blocked
 from arcbridge.wire.stream import SendState
+from arcbridge.wire.window import MAX_CREDIT
 from tests.wire.parts import Parts
 
 
@@ -73,6 +84,23 @@ def test_the_sessions_credit_stops_all_streams() -> None:
     assert parts.written() == b""
     sender.credit = 3
     assert parts.written() == data(1, b"wai")
+
+
+def test_a_grant_that_is_impossible_changes_nothing() -> None:
+    sender = Parts().sender
+    assert not sender.add_session_credit(0)
+    assert not sender.add_session_credit(MAX_CREDIT)
+    assert sender.credit == FIRST_CREDIT
+    assert sender.add_session_credit(MAX_CREDIT - FIRST_CREDIT)
+    assert sender.credit == MAX_CREDIT
+
+
+def test_only_the_latest_ping_is_answered() -> None:
+    parts = Parts()
+    parts.sender.answer_ping(1, 10)
+    parts.sender.answer_ping(2, 20)
+    assert parts.written() == frame(FrameType.PONG, 0, PING_BODY.pack(2, 20))
+    assert parts.written() == b""
 
 
 @pytest.mark.parametrize("why", list(Blocked))

@@ -1,5 +1,6 @@
-"""The session machine: every state and input, every malformed class of the threat list (M1 to M14), drains, early
-streams, deadlines. `test_session_properties.py` has what must hold for any sequence."""
+"""The session machine: every state and input, every malformed class (docs/threats.md#M1 to #M14), drains, early
+streams, deadlines. `test_session_properties.py` has what must hold for any sequence.
+"""
 
 from __future__ import annotations
 
@@ -267,7 +268,7 @@ def test_the_callers_mistakes_change_nothing() -> None:
         fresh.open_stream("kubernetes")
 
 
-# -- M1: stream ids -----------------------------------------------------------------------------------------------
+# -- docs/threats.md#M1: stream ids ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [1, 0, 2, 4])
@@ -291,7 +292,7 @@ def test_m1_ids_end_without_a_wrap() -> None:
         one.machine.open_stream("kubernetes")
 
 
-# -- M2, M3: credit -----------------------------------------------------------------------------------------------
+# -- docs/threats.md#M2, #M3: credit ---------------------------------------------------------------------------------
 
 
 def test_m2_grants() -> None:
@@ -341,7 +342,7 @@ def test_m3_more_than_the_sessions_window() -> None:
     assert isinstance(one.machine.error, RemoteProtocolError)
 
 
-# -- M4, M5, M6 ---------------------------------------------------------------------------------------------------
+# -- docs/threats.md#M4, #M5, #M6 ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", list(FrameType))
@@ -436,7 +437,7 @@ def test_m6_ignorable_frames_are_counted() -> None:
     assert one.machine.error is None
 
 
-# -- M7, M8: floods -----------------------------------------------------------------------------------------------
+# -- docs/threats.md#M7, #M8: floods ---------------------------------------------------------------------------------
 
 
 def test_m7_rapid_reset_ends_the_session() -> None:
@@ -556,7 +557,7 @@ def test_m8_an_honest_download_is_no_flood() -> None:
     assert len(seen.read) > 100_000_000
 
 
-# -- M11: half-close ----------------------------------------------------------------------------------------------
+# -- docs/threats.md#M11: half-close ---------------------------------------------------------------------------------
 
 
 def test_m11_fin_then_a_megabyte_the_other_way() -> None:
@@ -637,7 +638,7 @@ def test_a_blocked_writer_is_told_at_its_low_water() -> None:
     assert one.machine.sender.take_unblocked() == [stream]
 
 
-# -- M12: GOAWAY --------------------------------------------------------------------------------------------------
+# -- docs/threats.md#M12: GOAWAY -------------------------------------------------------------------------------------
 
 
 def test_m12_opens_that_cross_a_goaway_are_refused_and_were_not_seen() -> None:
@@ -763,7 +764,7 @@ def test_a_sink_gets_nothing_of_its_frame_after_a_reset(within: bool) -> None:
     one.machine.assert_invariants()
 
 
-# -- M13: before AUTH ---------------------------------------------------------------------------------------------
+# -- docs/threats.md#M13: before AUTH --------------------------------------------------------------------------------
 
 
 def test_m13_early_streams_wait_whole_and_in_order() -> None:
@@ -853,7 +854,7 @@ def test_renewal() -> None:
     pair.check_books()
 
 
-# -- M14 and liveness ---------------------------------------------------------------------------------------------
+# -- docs/threats.md#M14 and liveness --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", Kind)

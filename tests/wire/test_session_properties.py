@@ -281,13 +281,13 @@ class TwoEnds(RuleBasedStateMachine):
                     end.take(seen, seen.unread)
                     if end.machine.state is not State.CLOSED:
                         end.finish(seen)
-            # Without a connection nothing leaves: a session that detached keeps what waits.
-            attached = [end for end in pair.ends if end.machine.state is not State.DETACHED]
-            waits = any(end.machine.sender.has_output for end in attached)
+            # A session that found its connection dead, or was cut, is not resumed here: it waits until its deadline.
+            detached = [end for end in pair.ends if end.machine.state is State.DETACHED]
+            waits = any(end.machine.sender.has_output for end in pair.ends if end not in detached)
             if pair.quiet and not waits and not any(end.machine.streams for end in pair.ends):
                 break
             pair.flush()
-            if not pair.quiet:
+            if detached or not pair.quiet:
                 pair.step()
         else:
             raise AssertionError(f"not at rest: {pair!r}")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from arcbridge.wire.limits import DEFAULT
-from arcbridge.wire.state import Kind, SessionContext, Side, State, Stats
-from tests.wire.parts import Notes
+from arcbridge.wire.state import Kind, Side, State, Stats
 
 
 def test_a_sides_value_is_the_parity_of_its_streams() -> None:
@@ -19,12 +17,3 @@ def test_counters_start_at_zero_and_are_all_declared() -> None:
     assert {name: getattr(stats, name) for name in Stats.__slots__} == dict.fromkeys(Stats.__annotations__, 0)
     stats.bytes_sent += 5
     assert (stats.bytes_sent, Stats().bytes_sent) == (5, 0)
-
-
-def test_each_session_has_a_context_of_its_own() -> None:
-    notes = Notes()
-    one, other = (SessionContext(notes, Side.INITIATOR, Kind.SESSION, DEFAULT, 5.0) for _ in range(2))
-    assert (one.owner, one.side, one.kind, one.limits, one.now) == (notes, Side.INITIATOR, Kind.SESSION, DEFAULT, 5.0)
-    assert one.stats is not other.stats
-    assert one.events is not other.events
-    assert one.streams is not other.streams

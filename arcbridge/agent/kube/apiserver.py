@@ -1,16 +1,15 @@
-"""How the agent reaches the API server: address, CA, its own credential, and which connection a request may use.
+"""Knows how the agent reaches the API server: address, CA, its own credential; and makes the agent's own calls.
 
 Two kinds of TLS connection, never mixed:
 
 * **own**: the agent authenticates itself (its ServiceAccount token in a header, or its client certificate) and
   impersonates. Requests of different users may follow each other on one HTTP/1.1 connection, because each carries its
-  own impersonation and nothing is remembered between them: no cookies, no connection-level authentication other than
-  the agent's.
+  own impersonation and the connection keeps no state: no cookies, no authentication other than the agent's.
 * **bare**: token mode. The agent's client certificate must not be there: kube-apiserver asks x509 before tokens, so
   with it every token-mode request would run as the agent.
 
-Callers' GET and HEAD use idle connections of the pool. Everything else gets a fresh one: a request that writes must
-not be repeated, and on an idle connection that has died it would fail for no fault of the caller's.
+Callers' GET and HEAD use idle connections of the pool (`upstream_pool`). Everything else gets a fresh one: a request
+that writes must not be repeated, and on an idle connection that has died it would fail for no fault of the caller's.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ MAX_ANSWER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where and how: `host` without brackets, files as configured."""
+    """The API server's address (`host` without brackets) and the files that are configured for it."""
 
     host: str
     port: int
@@ -62,7 +61,7 @@ def endpoint_of(
     environ: Mapping[str, str] = os.environ,
     service_account: Path = SERVICE_ACCOUNT,
 ) -> Endpoint:
-    """Reads the settings; all empty means in-cluster. Raises ConfigError that names the setting."""
+    """Read the settings; all empty means in-cluster. Raises ConfigError that names the setting."""
     certificate, key = config.client_certificate_file, config.client_key_file
     if (certificate is None) != (key is None):
         raise ConfigError("kubernetes.client_certificate_file and kubernetes.client_key_file belong together")
@@ -129,7 +128,7 @@ class ApiServer:
     """Connections to one API server. Made in the event loop; `close()` must be awaited."""
 
     def __init__(self, endpoint: Endpoint, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads CA, token and certificate once. Raises ConfigError when one cannot be read."""
+        """Read CA, token and certificate once. Raises ConfigError when one cannot be read."""
         if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
             raise ConfigError(
                 "aiohttp's C parser is missing; its Python one is too lenient to stand before an API server"

@@ -39,16 +39,11 @@ from arcbridge.identity.claims import Identity
 
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""
-MAX_CACHED_BLOCKS = 32
-"""Blocks of header lines that a session remembers: a client library sends a few different ones, over and over."""
-MAX_CACHED_BLOCK = 4096
-"""Bytes of a block that is remembered."""
 MAX_CACHED_TARGET = 512
 """Characters of a target whose meaning is remembered."""
 SAFE_ID = re.compile(r"[0-9A-Za-z.-]{1,200}")
 """Session names and request ids that may stand in a header as they are; the relay makes the names."""
 
-_FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 _REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _MALFORMED = "a header of the outgoing request is malformed; nothing was sent"
 
@@ -58,67 +53,44 @@ _log = structlog.get_logger("arcbridge.agent")
 class RequestHead:
     """The head of a request, as either entrance read it."""
 
-    __slots__ = ("_fields", "block", "method", "target", "version")
+    __slots__ = ("fields", "method", "plain", "target", "version")
 
     def __init__(
         self,
         method: str,
         target: str,
-        fields: RawHeaders | None = None,
+        fields: RawHeaders = (),
         *,
         version: HttpVersion = HttpVersion11,
-        block: bytes = b"",
+        plain: bytes | None = None,
     ) -> None:
         self.method = method
         self.target = target
         """Origin-form, as the caller sent it."""
+        self.fields = fields
+        """(name, value) pairs in order; none of a plain request."""
         self.version = version
-        self.block = block
-        """The header lines in the bytes that came, where the fast path read them; else empty."""
-        self._fields = fields
-
-    @property
-    def fields(self) -> RawHeaders:
-        """(name, value) pairs in order."""
-        if self._fields is None:
-            self._fields = [(name, value.rstrip(b" \t")) for name, value in _FIELD.findall(self.block)]
-        return self._fields
+        self.plain = plain
+        """The header lines of a plain request (`fast_path_parser`) as they go on, each checked; else None."""
 
 
-class HeaderCache:
-    """What became of blocks of header lines that a session has sent before.
+class SubjectLines:
+    """The header lines that make a request run as the caller; cached for one identity and one credential."""
 
-    An entry holds for one identity and one credential of the agent's: when either is replaced, all are forgotten.
-    """
-
-    __slots__ = ("_authorization", "_identity", "_known")
+    __slots__ = ("_authorization", "_identity", "_lines")
 
     def __init__(self) -> None:
         self._identity: Identity | None = None
         self._authorization = ""
-        self._known: dict[bytes, bytes] = {}
+        self._lines = b""
 
-    def __contains__(self, block: bytes) -> bool:
-        """Whether the block was accepted before, by anybody of this session."""
-        return block in self._known
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, block: bytes, identity: Identity, authorization: str) -> bytes | None:
-        """The outgoing lines, if the block was accepted before for this identity and credential."""
+    def of(self, identity: Identity, authorization: str) -> bytes:
+        """Answer the lines for an identity and the agent's own Authorization. Raises Refusal."""
         if identity is not self._identity or authorization != self._authorization:
-            self._known.clear()
+            self._identity = None
+            self._lines = _serialised(impersonated_headers([], Subject.of(identity), authorization=authorization))
             self._identity, self._authorization = identity, authorization
-            return None
-        return self._known.get(block)
-
-    def add(self, block: bytes, lines: bytes) -> None:
-        """Remember a block that was accepted for the identity and credential of the last `get`."""
-        if block and len(block) <= MAX_CACHED_BLOCK:
-            if len(self._known) >= MAX_CACHED_BLOCKS:
-                self._known.clear()
-            self._known[block] = lines
+        return self._lines
 
 
 @dataclass(slots=True)
@@ -133,7 +105,9 @@ class Caller:
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
-    header_cache: HeaderCache = field(default_factory=HeaderCache)
+    subject_lines: SubjectLines = field(default_factory=SubjectLines)
+    plain_lines: dict[bytes, bytes | None] = field(default_factory=dict)
+    """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
 
 
 @dataclass(slots=True)
@@ -205,6 +179,8 @@ class Plan:
             body = f"Content-Length: {length}\r\n" if length else "Transfer-Encoding: chunked\r\n" * self.has_body
             framing = f"Connection: close\r\n{body}\r\n".encode()
         head = start + self.lines + framing
+        if not SAFE_ID.fullmatch(self.request_id):
+            raise Refusal(500, _MALFORMED)
         if self.own and head.lower().count(b"\r\nimpersonate-user:") != 1:  # the last look before the request leaves
             raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
         return head
@@ -273,10 +249,8 @@ class Authorizer:
         Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for.
         """
         identity = caller.identity
-        authorization = "" if caller.token_mode else self._api.authorization()
-        known = caller.header_cache.get(head.block, identity, authorization) if head.block else None
         upgrade_asked = False
-        if known is None:
+        if head.plain is None:
             check_framing(head.method, head.version, head.fields)
             check_names(head.fields)
             upgrade_asked = asks_upgrade(head.fields)
@@ -285,24 +259,22 @@ class Authorizer:
         record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
         record.path = info.path_class
         self._check_limits()
-        if known is not None:
-            return Plan(record.request, head.method, head.target, known, True, False, "", None)
-
-        if not SAFE_ID.fullmatch(record.request):
-            raise Refusal(500, _MALFORMED)
+        if caller.token_mode:
+            own, lines = False, _serialised(own_token_headers(head.fields))
+        elif head.plain is not None:
+            own, lines = True, head.plain + caller.subject_lines.of(identity, self._api.authorization())
+        else:
+            subject = self._subject(identity, head, record, approval)
+            authorization = self._api.authorization()
+            own, lines = True, _serialised(impersonated_headers(head.fields, subject, authorization=authorization))
+        if head.plain is not None:
+            return Plan(record.request, head.method, head.target, lines, own, False, "", None)
         body = has_body(head.fields)
         upgrade = requested_upgrade(head.method, head.fields, info, has_body=body)
         if upgrade is not None:
             record.upgrade = upgrade.protocol
-        if caller.token_mode:
-            lines = _serialised(own_token_headers(head.fields))
-        else:
-            subject = self._subject(identity, head, record, approval)
-            lines = _serialised(impersonated_headers(head.fields, subject, authorization=authorization))
-            if subject == Subject.of(identity) and not body and upgrade is None:
-                caller.header_cache.add(head.block, lines)
         length = content_length(head.fields) if body else ""
-        return Plan(record.request, head.method, head.target, lines, not caller.token_mode, body, length, upgrade)
+        return Plan(record.request, head.method, head.target, lines, own, body, length, upgrade)
 
     async def authorize_reviewed(self, caller: Caller, head: RequestHead, record: AuditRecord) -> Plan:
         """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises Refusal."""

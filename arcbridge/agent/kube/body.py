@@ -1,4 +1,7 @@
-"""A request's body on its way to the API server: streamed, counted, and known to be over or not."""
+"""Reads a request's body on its way to the API server: streams and counts it, and knows whether all of it came.
+
+It collects nothing: a chunk is handed on before the next one is read.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,7 @@ from aiohttp import web
 
 
 class RequestBody:
-    """The body of one request, read once.
-
-    `finished` once all of it was read, `error` when the caller's framing broke in the middle; `count` in bytes.
-    """
+    """The body of one request, read once."""
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._content = request.content
@@ -22,11 +22,14 @@ class RequestBody:
         self._idle = asyncio.Event()
         self._idle.set()
         self.count = 0
+        """Bytes read so far."""
         self.finished = False
+        """All of it was read."""
         self.error: Exception | None = None
+        """What broke it off: the caller's framing, or the loss of the stream."""
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yields what arrives, as it arrives. A caller that waits for `100 Continue` gets it before the first read."""
+        """Yield what arrives, as it arrives. A caller that waits for `100 Continue` gets it before the first read."""
         if self._continue_due and self._protocol.transport is not None:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
@@ -48,5 +51,6 @@ class RequestBody:
                 return
 
     async def idle(self) -> None:
-        """Until nobody reads: aiohttp's server reads the rest itself after an early answer, and two may not wait."""
+        """Wait until no read is under way: aiohttp's server reads the rest itself after an early answer, and two reads
+        may not wait at once."""
         await self._idle.wait()

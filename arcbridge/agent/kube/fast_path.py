@@ -16,7 +16,7 @@ from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import Authorizer, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
-from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_fields, plain_head
+from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import Refusal, status_answer
 from arcbridge.mux.stream import StreamTransport
@@ -107,8 +107,8 @@ class FastPath(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """A plain request is served here; anything else is for the general protocol."""
         caller = self._context.caller
-        head = plain_head(data)
-        if head is None or caller.token_mode or not (head.block in caller.header_cache or plain_fields(head.fields)):
+        head = plain_head(data, caller.plain_lines)
+        if head is None:
             self._hand_over(data)
             return
         self._record = record = self._authorizer.begin(self._context, "GET")

@@ -3,7 +3,8 @@
 A *plain* request is one complete `GET` without a body, HTTP/1.1, in printable ASCII, with one Host and without any
 header that concerns framing, the connection, upgrades, or who asks. It is a list of what is allowed and guesses
 nothing: anything else, a line end of another kind or one byte behind the head included, goes through the general
-parser (`server`). Invariant: what is plain, every HTTP parser reads alike.
+parser (`server`). Invariant: what is plain, every HTTP parser reads alike, and each of its lines goes on as it would
+from there.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import re
 
 from arcbridge.agent.kube.authorize import RequestHead
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, RawHeaders
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, cleaned_headers
 
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""
+MAX_KNOWN_LINES = 128
+"""Header lines that a session remembers: a client library sends a few different ones, over and over."""
+MAX_KNOWN_LINE = 512
+"""Bytes of a line that is remembered."""
 
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
 _REQUEST = re.compile(
@@ -24,26 +29,45 @@ _NOT_PLAIN = frozenset(name.encode() for name in HOP_BY_HOP | REBUILT) | {b"auth
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
 
 
-def plain_head(data: bytes) -> RequestHead | None:
-    """Answer the head of `data` if that is one request of the plain shape and nothing else.
+def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | None:
+    """Answer the head of `data` if that is one plain request and nothing else.
 
-    `plain_fields` decides about its header lines.
+    `known` remembers what became of lines, of one session.
     """
     if len(data) > MAX_PLAIN_HEAD:
         return None
     found = _REQUEST.fullmatch(data)
-    return None if found is None else RequestHead("GET", found[1].decode("ascii"), block=found[2])
-
-
-def plain_fields(fields: RawHeaders) -> bool:
-    """Tell whether none of the header fields needs the general parser, and exactly one is Host."""
+    if found is None:
+        return None
+    passed = []
     hosts = 0
-    for name, value in fields:
-        lower = name.lower()
-        if lower == b"host":
+    lines = found[2].split(b"\r\n")
+    lines.pop()  # behind the last line's end
+    for line in lines:
+        if line[:5].lower() == b"host:":
             hosts += 1
-        elif lower == b"connection" and value.lower() == b"keep-alive":
-            continue  # what HTTP/1.1 means anyway
-        elif lower in _NOT_PLAIN or lower.startswith(_NOT_PLAIN_BEGIN):
-            return False
-    return hosts == 1
+            continue
+        if line in known:
+            outgoing = known[line]
+        else:
+            outgoing = passed_line(line)
+            if len(line) <= MAX_KNOWN_LINE:
+                if len(known) >= MAX_KNOWN_LINES:
+                    known.clear()
+                known[line] = outgoing
+        if outgoing is None:
+            return None
+        passed.append(outgoing)
+    return RequestHead("GET", found[1].decode("ascii"), plain=b"".join(passed)) if hosts == 1 else None
+
+
+def passed_line(line: bytes) -> bytes | None:
+    """One header line as it goes on to the API server, empty where it is dropped; None where it is not plain."""
+    name, _, value = line.partition(b":")
+    field = (name, value.strip(b" \t"))
+    lower = name.lower()
+    if lower == b"connection" and field[1].lower() == b"keep-alive":
+        return b""  # what HTTP/1.1 means anyway
+    if lower in _NOT_PLAIN or lower.startswith(_NOT_PLAIN_BEGIN):
+        return None
+    return b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in cleaned_headers([field]))

@@ -1,8 +1,8 @@
-"""Which request heads are passed on at all: framing (H5) and paths (H6).
+"""Decides which request heads are passed on at all: framing (docs/threats.md#H5) and paths (docs/threats.md#H6).
 
 aiohttp's C parser refuses most ambiguous heads by itself: both or two lengths, `+5`, bare LF, folded lines, a space
-before the colon, no Host or two. What it lets pass and we do not is here. Each refusal is 400 and ends the
-connection: after a head that two parsers read differently nobody knows where the next one starts.
+before the colon, no Host or two. What it accepts and must not be passed on is refused here. Each refusal is 400 and
+ends the connection: after a head that two parsers read differently, where the next one starts is not certain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ILLEGAL_IN_TARGET = re.compile(r"[^\x21-\x7e]|[\\#]")
 
 
 def check_target(target: str) -> None:
-    """Refuses every target that is not a plain origin-form path (RFC 9112 §3.2.1), byte-identical from here on."""
+    """Refuse every target that is not a plain origin-form path (RFC 9112 §3.2.1), byte-identical from here on."""
     if not target.startswith("/"):
         raise bad_request("the request target must be a path")
     if _ILLEGAL_IN_TARGET.search(target):
@@ -40,7 +40,7 @@ def check_target(target: str) -> None:
 
 
 def check_framing(method: str, version: HttpVersion, headers: RawHeaders) -> None:
-    """Refuses methods we do not carry and bodies whose end is not beyond doubt (RFC 9112 §6)."""
+    """Refuse methods that are not carried and bodies whose end is not beyond doubt (RFC 9112 §6)."""
     if method not in METHODS:
         raise Refusal(405, "this method is not carried")
     encodings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
@@ -66,7 +66,7 @@ def content_length(headers: RawHeaders) -> str:
 
 
 def has_body(headers: RawHeaders) -> bool:
-    """Tells whether the (checked) head announces a body of more than 0 bytes."""
+    """Tell whether the (checked) head announces a body of more than 0 bytes."""
     for name, value in headers:
         lower = name.lower()
         if lower == b"transfer-encoding" or (lower == b"content-length" and int(value) > 0):

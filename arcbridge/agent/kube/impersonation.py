@@ -1,16 +1,16 @@
-"""The headers that go to the API server: everything of the caller's that could speak for somebody is out, ours are in.
+"""Builds the headers that go to the API server: without the caller's that could say who asks, with the agent's.
 
 What Kubernetes does ("User impersonation"): a request that the agent's credential authenticates, with
 `Impersonate-User`, `-Uid`, `-Group`, `-Extra-*`, runs as that user. **Without any of them it runs as the agent.** So
-the worst failure is not a header that gets in but ours that gets lost: CVE-2021-31999 named `Impersonate-User` in
-`Connection`, and a proxy that removed hop-by-hop headers last removed its own.
+the worst failure is not a header that gets in but the agent's own that gets lost: CVE-2021-31999 named
+`Impersonate-User` in `Connection`, and a proxy that removed hop-by-hop headers last removed its own.
 
 Hence the order, which is the point of this file:
 
 1. what the caller asked for with `--as` is read from *all* headers, whatever `Connection` says of them;
 2. hop-by-hop headers go (RFC 9110 §7.6.1), and whatever `Connection` names;
-3. every header goes that speaks for somebody: `Impersonate-*`, `Authorization`, `X-Remote-*`, forwarding headers;
-4. ours go in, last;
+3. every header goes that could say who asks: `Impersonate-*`, `Authorization`, `X-Remote-*`, forwarding headers;
+4. the agent's are added, last;
 5. the result is checked against what was meant, header by header, and refused if it differs.
 
 Names with `_` are refused outright: some servers read them as `-`. Values must be UTF-8 without control characters.
@@ -34,9 +34,9 @@ HOP_BY_HOP = frozenset(
 )
 """RFC 9110 §7.6.1; `proxy-*` goes as a family, below."""
 REBUILT = frozenset({"host", "content-length", "expect"})
-"""Ours to write: where the request goes and how its body is framed."""
-_SPEAKS_FOR_SOMEBODY = ("impersonate-", "x-remote-", "x-forwarded-", "proxy-")
-_SPEAKS_EXACTLY = frozenset({"authorization", "forwarded", "x-real-ip", "x-original-user", "audit-id"})
+"""Written anew: where the request goes and how its body is framed."""
+_IDENTITY_PREFIXES = ("impersonate-", "x-remote-", "x-forwarded-", "proxy-")
+_IDENTITY_HEADERS = frozenset({"authorization", "forwarded", "x-real-ip", "x-original-user", "audit-id"})
 
 ORIGINAL_USER = "arcbridge.io/original-user"
 """Extra key under which the API server's audit log shows who is behind a `--as`."""
@@ -65,7 +65,7 @@ class Subject:
 
 
 def check_names(inbound: RawHeaders) -> None:
-    """Refuses names that parsers disagree on, and values that are not clean text (H1)."""
+    """Refuse names that parsers disagree on, and values that are not clean text (docs/threats.md#H1)."""
     for name, value in inbound:
         if b"_" in name:
             raise bad_request("a header name contains '_', which some servers read as '-'")
@@ -80,9 +80,9 @@ def check_names(inbound: RawHeaders) -> None:
 
 
 def requested_subject(inbound: RawHeaders) -> Subject | None:
-    """Answers whom `--as`, `--as-group`, `--as-uid` and `--as-user-extra` ask for; None when they ask for nobody.
+    """Answer whom `--as`, `--as-group`, `--as-uid` and `--as-user-extra` ask for; None when none of them is given.
 
-    Refuses what is incomplete or unknown: acting as the caller where somebody else was asked for is never right.
+    Refuses what is incomplete or unknown: acting as the caller where another user was asked for is never right.
     """
     users: list[str] = []
     uids: list[str] = []
@@ -119,12 +119,12 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
 
 
 def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization: str = "") -> Headers:
-    """Builds the headers of a request that runs as `subject`.
+    """Build the headers of a request that runs as `subject`.
 
     `authorization` is the agent's own (empty where it has a client certificate). Raises Refusal, 400 for the caller's
     mistakes, 500 where the result is not what was meant.
     """
-    headers = _cleaned(inbound, keep_authorization=False)
+    headers = cleaned_headers(inbound)
     if authorization:
         headers.append(("Authorization", authorization))
     headers.append(("Impersonate-User", subject.user))
@@ -137,21 +137,21 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization
 
 
 def own_token_headers(inbound: RawHeaders) -> Headers:
-    """Builds the headers of a request in token mode: the caller's own `Authorization` and `--as` go on unchanged.
+    """Build the headers of a request in token mode: the caller's own `Authorization` and `--as` go on unchanged.
 
     A request without exactly one bearer token is 401: the agent's own is never a substitute.
     """
     tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
     if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
         raise Refusal(401, "this session carries service-account tokens, and the request has none")
-    headers = _cleaned(inbound, keep_authorization=True)
+    headers = cleaned_headers(inbound, keep_authorization=True)
     if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
         raise Refusal(500, "the request's own token was lost on the way")
     return headers
 
 
 def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> None:
-    """Refuses (500) unless `headers` impersonate exactly `subject`; the last line before the request leaves."""
+    """Refuse (500) unless `headers` impersonate exactly `subject`; the last line before the request leaves."""
     users: list[str] = []
     uids: list[str] = []
     groups: list[str] = []
@@ -175,30 +175,29 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
         raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
 
 
-def _cleaned(inbound: RawHeaders, *, keep_authorization: bool) -> Headers:
-    """Steps 2 and 3; one spelling per name, because the HTTP client collapses repeats that are spelt differently."""
+def cleaned_headers(inbound: RawHeaders, *, keep_authorization: bool = False) -> Headers:
+    """Answer the caller's headers that go on: steps 2 and 3. Raises Refusal for names and values that must not."""
     check_names(inbound)
     named = connection_tokens(inbound)
-    spelling: dict[str, str] = {}
     out: Headers = []
     for raw_name, raw_value in inbound:
         name = raw_name.decode("ascii")
         lower = name.lower()
-        speaks = speaks_for_somebody(lower)
+        dropped = names_a_caller(lower)
         if keep_authorization and (lower == "authorization" or lower.startswith("impersonate-")):
             # Even where Connection names them: without its Impersonate-User the request would run as the caller.
-            speaks = False
+            dropped = False
         elif lower in named:
             continue
-        if speaks or lower in HOP_BY_HOP or lower in REBUILT:
+        if dropped or lower in HOP_BY_HOP or lower in REBUILT:
             continue
-        out.append((spelling.setdefault(lower, name), raw_value.decode("utf-8").strip(" \t")))
+        out.append((name, raw_value.decode("utf-8").strip(" \t")))
     return out
 
 
-def speaks_for_somebody(lower: str) -> bool:
-    """Whether a header of this lower-case name could say who asks: step 3."""
-    return lower in _SPEAKS_EXACTLY or lower.startswith(_SPEAKS_FOR_SOMEBODY)
+def names_a_caller(lower: str) -> bool:
+    """Tell whether a header of this lower-case name could say who asks: step 3."""
+    return lower in _IDENTITY_HEADERS or lower.startswith(_IDENTITY_PREFIXES)
 
 
 def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
@@ -211,7 +210,7 @@ def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
 
 
 def _escaped(key: str) -> str:
-    """An extra key as part of a header name; `_` is escaped too, for our own rule's sake."""
+    """An extra key as part of a header name; `_` is escaped too, because names with `_` are refused."""
     return quote(key, safe=_EXTRA_SAFE).replace("_", "%5F")
 
 

@@ -1,7 +1,7 @@
-"""What a request asks for, as the API server itself will read it: verb, resource, namespace, name, subresource.
+"""Reads what a request asks for, as the API server itself will read it: verb, resource, namespace, name, subresource.
 
-Source: k8s.io/apiserver `RequestInfoFactory` (the rules, not the code). For the audit record, and to know where an
-upgrade is in order. Nothing here decides who may do what: that is the API server's.
+Source: k8s.io/apiserver `RequestInfoFactory` (the rules, not the code). It serves the audit record, and says where an
+upgrade is in order. It decides no access: the API server does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RequestInfo:
 
 
 def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
-    """Reads `target` (origin-form, raw). With `upgrade` a GET counts as `create`, as the API server authorises it."""
+    """Read `target` (origin-form, raw). With `upgrade` a GET counts as `create`, as the API server authorises it."""
     path, _, query = target.partition("?")
     parts = [part for part in unquote(path).split("/") if part]
     if len(parts) < 3 or parts[0] not in ("api", "apis") or (parts[0] == "apis" and len(parts) < 4):

@@ -1,10 +1,10 @@
-"""`kubectl --as`: asks the API server whether this user may impersonate that one.
+"""Asks the API server whether a user may impersonate another one (`kubectl --as`).
 
 Source: Kubernetes, "User impersonation" and SubjectAccessReview. One review per part: the user (or service account),
 each group, the uid, each extra value; all must be allowed. A review takes the user's groups as given, so
-`system:authenticated`, which the API server adds to everybody who is authenticated, is added here.
+`system:authenticated`, which the API server adds to every authenticated user, is added here.
 
-Answers, yes and no alike, are kept for 30 s at most. A review that cannot be had is 503 and never a yes.
+Answers, yes and no alike, are cached for 30 s at most. Invariant: a review that gets no answer is 503 and never a yes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SERVICE_ACCOUNT = "system:serviceaccount:"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that is impersonated, as resource attributes of a review."""
+    """One part of a subject that is impersonated, as resource attributes of a review."""
 
     group: str
     resource: str
@@ -67,7 +67,7 @@ class Approval:
 
 
 class Reviewer:
-    """Asks and remembers; one for the whole agent."""
+    """Reviews and caches the answers; one for the whole agent."""
 
     def __init__(self, api: ApiServer, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
@@ -75,6 +75,7 @@ class Reviewer:
         # (whole identity, part) -> (allowed, deadline)
         self._answers: OrderedDict[tuple[Subject, Part], tuple[bool, float]] = OrderedDict()
         self.asked = 0
+        """Reviews sent to the API server."""
 
     async def approve(self, identity: Identity, target: Subject) -> Approval:
         """Answer the approval that `identity` may run as `target`; Refusal 403 in Kubernetes' words, or 503."""

@@ -207,9 +207,9 @@ class KubeProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
+        """Answer a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
-            raise exc  # the stream is over, or was ended on purpose
+            raise exc  # the stream has ended
         if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
             refusal = Refusal(431, "the request's line or one of its headers is too long, or there are too many")
         elif isinstance(exc, HttpProcessingError):
@@ -223,7 +223,7 @@ class KubeProtocol(RequestHandler):
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _break_body(self) -> None:
-        """Wakes the reader of a body whose framing is broken: aiohttp only queues an error behind the request."""
+        """Wake the reader of a body whose framing is broken: aiohttp only queues an error behind the request."""
         request = self._current_request
         if request is not None and not request.content.is_eof() and request.content.exception() is None:
             request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
@@ -262,7 +262,7 @@ class KubeProtocol(RequestHandler):
         self._give_up(bad_request(f"the head of a request was not complete within {HEAD_DEADLINE:g} seconds"))
 
     def _give_up(self, refusal: Refusal) -> None:
-        """Ends a connection on which no request can come any more."""
+        """End a connection on which no request can come any more."""
         self.server.refused(self.context, refusal)
         self.upgrade_seen = True  # what still arrives is dropped
         if self.transport is not None:

@@ -8,10 +8,11 @@ Every engine promises (tests/relay/fleet/conformance.py):
 
 1. "No agent connected" is said at once, never after a timeout.
 2. A dial goes to the connection with the fewest dials waiting, in turn; and if that one refuses, is lost or stays
-   silent, to exactly one other (J4). A dial for an instance goes to that instance alone, for the session that a
-   client wants back is nowhere else: "not connected" is NO_INSTANCE, at once, where the cluster has others.
+   silent, to exactly one other (docs/threats.md#J4). A dial for an instance goes to that instance alone, for the
+   session that a client wants back is nowhere else: "not connected" is NO_INSTANCE, at once, where the cluster has
+   others.
 3. A reply counts only when it names the dial's own token.
-4. Of two connections of one instance the newer stays, the older is told so (E10).
+4. Of two connections of one instance the newer stays, the older is told so (docs/threats.md#E10).
 5. A draining or ended connection gets no new dial.
 """
 
@@ -112,9 +113,9 @@ class Fleet(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """This relay goes away: take no dial from other relays any more. Its own still go out, to whoever is left.
+        """Take no dial from other relays any more, because this relay goes away. Its own dials still go out.
 
-        Called before the agents are told, so that nobody is sent to an agent that is about to leave.
+        Called before the agents are told, so that no client is sent to an agent that is about to leave.
         """
 
     @abstractmethod

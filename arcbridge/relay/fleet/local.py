@@ -112,7 +112,7 @@ class LocalFleet(Fleet):
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
     ) -> AgentLink | None:
         """The link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of `instance`
-        alone where that is given. None when nobody is left."""
+        alone where that is given. None when no agent is left."""
         of_cluster = self._links.get(cluster, {})
         candidates = [
             link
@@ -131,7 +131,7 @@ class LocalFleet(Fleet):
 
 
 def no_agent(cluster: str, instance: str = "") -> JoinRefused:
-    """Nobody can be asked; `instance` if that one was wanted, and others are there."""
+    """Refuse a dial for want of an agent; `instance`: that one was wanted, and others are there."""
     if instance:
         return JoinRefused(
             JoinCode.NO_INSTANCE,

@@ -1,7 +1,7 @@
 """The fleet of several relays over NATS.
 
 A relay that holds an agent of cluster X listens, in one queue group with its peers, to X's subject and to that of the
-agent's instance. So "who has an agent of X" is asked of NATS itself: a subject nobody listens to is refused at once,
+agent's instance. So "who has an agent of X" is asked of NATS itself: a subject without listeners is refused at once,
 and what a relay held is gone with its connection. There is nothing that could be stale.
 
 A dial between relays takes two requests:
@@ -13,7 +13,7 @@ A dial between relays takes two requests:
 Why two: an ASK that was held up, doubled, or taken by a relay that then froze changes nothing, because the asking relay
 accepts one offer, of the request that it still waits for, and an offer lapses by the holder's own monotonic clock. So
 no clocks of two machines are ever compared, a late DIAL never reaches an agent, and of two relays that both heard the
-ASK one acts. And it is known within a second whether anybody is there, while an agent may take ten.
+ASK one acts. And it is known within a second whether a relay has such an agent, while an agent may take ten.
 
 Every reply names what it answers (the random request, or the dial's token) and the cluster, and both are compared: a
 crossed reply is counted and treated as silence. Whatever is on these subjects, AUTH goes only to who holds the
@@ -90,7 +90,7 @@ class Ask(Record):
 
 @dataclass(frozen=True, slots=True)
 class Offer(Record):
-    """I would ask `instance`: accept on `subject`. Without a subject: nobody suitable is here."""
+    """I would ask `instance`: accept on `subject`. Without a subject: no suitable agent is here."""
 
     TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
     request: str = ""
@@ -132,7 +132,7 @@ class _Attempt:
 
 
 class NatsFleet(Fleet):
-    """`connection` is somebody else's to start and to close. `internal_address` is given to relays that ask for it."""
+    """The caller starts and closes `connection`. `internal_address` is given to relays that ask for it."""
 
     def __init__(self, connection: NatsConnection, *, internal_address: str = "") -> None:
         self._nats = connection
@@ -205,10 +205,10 @@ class NatsFleet(Fleet):
             await self._nats.unsubscribe(subscription)
         if gone:
             try:
-                # Until the server knows: after that nobody is sent here any more.
+                # Until the server knows: after that no ASK is sent here any more.
                 await self._nats.flush(1.0)
             except NatsUnavailable:
-                # Then nobody can ask either.
+                # Then other relays cannot ask either.
                 pass
 
     async def register(self, link: AgentLink) -> None:
@@ -274,9 +274,9 @@ class NatsFleet(Fleet):
             await asyncio.gather(asking, return_exceptions=True)
 
     async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _Attempt | None:
-        """The next agent to ask, by promise 2; a link of this relay before one of another. None: nobody is left.
+        """The next agent to ask, by promise 2; a link of this relay before one of another. None: no agent is left.
 
-        Raises `JoinRefused` INTERNAL when nobody is here and the other relays cannot be asked.
+        Raises `JoinRefused` INTERNAL when no agent is here and the other relays cannot be asked.
         """
         if wanted:
             # Through another relay, too, if the first way to it failed.
@@ -394,7 +394,7 @@ class NatsFleet(Fleet):
             return
         offer = self._offers.pop(number, None)
         if offer is None or len(self._dials) >= _MAX_DIALS:
-            # Lapsed, or accepted before: whoever waits for this has no dial here.
+            # Lapsed, or accepted before: the relay that waits for this has no dial here.
             refusal = no_agent(accept.cluster)
             self._reply(message, _refusal(dial.token, accept.cluster, refusal))
             return
@@ -493,7 +493,7 @@ class NatsFleet(Fleet):
                 }
             )
         except (ValueError, TypeError, AttributeError, IndexError):
-            # Not ours: somebody else writes to our inbox.
+            # No relay of this version: another program writes to this inbox.
             return
 
     # -- where the others are --------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ class NatsFleet(Fleet):
         try:
             await self._nats.publish(subject, payload)
         except NatsUnavailable:
-            # Whoever asked finds out by its own deadline.
+            # The asking relay finds out by its own deadline.
             pass
 
     def _spawn(self, work: Awaitable[None]) -> None:

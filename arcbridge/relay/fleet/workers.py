@@ -9,7 +9,7 @@ Of two connections of one instance the newer stays, wherever the two are: a regi
 machine's monotonic clock, which all processes share.
 
 Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` and `answer` (one dial
-request), `forget` (nobody waits for that answer any more).
+request), `forget` (the asking worker does not wait for that answer any more).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Remote:
 
 
 class WorkersFleet(Fleet):
-    """See the module's docstring. `siblings` is somebody else's to connect and to close; made before it connects."""
+    """See the module's docstring. The caller connects and closes `siblings`, after this object is made."""
 
     def __init__(self, siblings: Siblings, clock: Callable[[], float] = time.monotonic) -> None:
         self._siblings = siblings
@@ -196,11 +196,11 @@ class WorkersFleet(Fleet):
         cluster, instance, stamp = str(head["cluster"]), str(head["instance"]), float(head["stamp"])
         current = self._all.find(cluster, instance)
         if current is not None and self._stamp(current) > stamp:
-            # Older than what is known already, and about to be told so by whoever has it.
+            # Older than what is known already; the worker that has the newer one is about to tell it so.
             return
         info = AgentInfo(instance, str(head["version"]), float(head["since"]))
         remote = self._remote[sibling.index, cluster, instance] = _Remote(self, sibling, cluster, info, stamp)
-        # One of ours that is older is told so by this.
+        # This tells an older one of ours that it is replaced.
         self._all.add(remote)
 
     def _stamp(self, link: AgentLink) -> float:

@@ -1,4 +1,4 @@
-"""The supervisor of a relay with several processes: it starts the workers, and is the relay to everybody outside.
+"""The supervisor of a relay with several processes: it starts the workers, and speaks for the relay to the operator.
 
 It holds the data directory's lock and the port's number, but accepts nothing and sees no session. It gives each worker
 a channel to itself and one to each sibling (`channel.pair`), starts one again that died, passes on the drain, answers
@@ -169,7 +169,7 @@ class Supervisor:
     """`start`, then `stop`; `kill` in any case."""
 
     def __init__(self, config: RelayConfig, count: int, port: int, lock: int) -> None:
-        """`port`: the one to listen on, which somebody holds. `lock`: a descriptor for the workers to inherit."""
+        """`port`: the one to listen on, which the caller holds. `lock`: a descriptor for the workers to inherit."""
         self._config = config
         self._count = count
         self._listen = Address(parse_listen(config.listen).host, port)
@@ -335,8 +335,8 @@ class Supervisor:
             self._attempts[worker.index] = 0
         delay = min(FIRST_DELAY * 2.0 ** self._attempts[worker.index], LONGEST)
         self._attempts[worker.index] = min(self._attempts[worker.index] + 1, 32)
-        cause = worker.error.message if worker.error is not None else how
-        log.error("worker died", died=worker.index, pid=worker.process.pid, cause=cause, restart_in=delay)
+        reason = worker.error.message if worker.error is not None else how
+        log.error("worker died", died=worker.index, pid=worker.process.pid, reason=reason, restart_in=delay)
         while True:
             await asyncio.sleep(delay)
             if self._stopping.is_set():
@@ -345,7 +345,7 @@ class Supervisor:
                 await self._launch(worker.index)
                 break
             except StateError as error:
-                log.error("worker not started again", died=worker.index, cause=error.message)
+                log.error("worker not started again", died=worker.index, reason=error.message)
                 delay = LONGEST
         self.restarts += 1
         self._introduce([worker.index])
@@ -357,10 +357,10 @@ class Supervisor:
             now = time.monotonic()
             for worker in self._alive():
                 if worker.state is State.SERVING and now - worker.heard > SILENT:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="silent")
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="silent")
                     _kill(worker.process)
                 elif worker.state is State.STARTING and now - worker.began > START_DEADLINE:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, cause="does not serve")
+                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="does not serve")
                     _kill(worker.process)
 
     # -- what workers say ------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ class Supervisor:
             case "idle":
                 worker.idle = True
                 if not self._stopping.is_set():
-                    # It goes away alone: somebody has sent it a signal.
+                    # It goes away alone: an operator has sent it a signal.
                     worker.tell({"t": "close"})
         if message.sock is not None:
             message.sock.close()
@@ -476,8 +476,8 @@ class Supervisor:
 
 
 def _hold(listen: Address) -> socket.socket:
-    """Have a port that nobody else has: first alone, which another relay of this user that shares its port would
-    prevent as anybody else, then as one that is shared, without listening.
+    """Hold a port that no other process has: bind it alone, which fails also where another relay of this user shares
+    it, then bind it as a shared one, without listening.
 
     Raises `ConfigError` that names the setting.
     """

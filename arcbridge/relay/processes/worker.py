@@ -5,7 +5,7 @@ What the supervisor says, on the channel that the process inherits: `assign` (fi
 ready to close the port). What the worker says: `serving` or `failed`, `beat` every second, `metrics`, `lost` (a channel
 to a sibling broke), `idle` (ready to close the port).
 
-A supervisor that is gone ends its workers at once: nobody would start them again, count for them, or end them, and
+A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
 """
 
@@ -52,7 +52,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         self.assigned: asyncio.Future[Assignment] = loop.create_future()
         self.told_to_serve = asyncio.Event()
-        self.place: WorkerMembership
+        self.membership: WorkerMembership
         self._may_close = asyncio.Event()
         self._stopping = stopping
         self._hurry = hurry
@@ -81,7 +81,7 @@ class _Worker:
 
     async def beat(self) -> None:
         while True:
-            self.tell({"t": "beat", "failures": self.place.failures()})
+            self.tell({"t": "beat", "failures": self.membership.failures()})
             await asyncio.sleep(BEAT)
 
     def close(self) -> None:
@@ -95,15 +95,17 @@ class _Worker:
             case "assign":
                 assigned: Assignment = pickle.loads(message.body)
                 listen = Address(assigned.host, assigned.port)
-                self.place = WorkerMembership(assigned.index, assigned.count, listen, self._siblings, self.together)
+                self.membership = WorkerMembership(
+                    assigned.index, assigned.count, listen, self._siblings, self.together
+                )
                 self.assigned.set_result(assigned)
             case "peer" if message.sock is not None:
                 self._siblings.connect(int(head["worker"]), int(head["pair"]), message.sock)
             case "serve":
-                self.place.expected = int(head["siblings"])
+                self.membership.expected = int(head["siblings"])
                 self.told_to_serve.set()
             case "metrics":
-                self.tell({"t": "metrics", "n": head["n"]}, self.place.snapshot())
+                self.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
             case "toggle":
                 logs.toggle_debug()
             case "stop":
@@ -157,7 +159,7 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
         await worker.told_to_serve.wait()
         beating = asyncio.get_running_loop().create_task(worker.beat())
         try:
-            await serve(config, ready, stopping, hurry, worker.place)
+            await serve(config, ready, stopping, hurry, worker.membership)
         finally:
             beating.cancel()
     except ArcbridgeError as error:

@@ -5,12 +5,14 @@ One interface in the relay's words, engines side by side (SQLite for one relay),
 
 1. A change is whole or absent, whatever dies in the middle, and lasts once its call has returned (`seen` alone may
    be forgotten in a power cut).
-2. A join token of N uses enrols exactly N keys, however many relays redeem it at once (threat E1). The key that used
-   it may use it again for ten minutes, because its answer may have been lost on the way (E2).
-3. The first enrolment binds a cluster's name to the key of that cluster's CA (E5). Later enrolments need the same
-   key, so a lapsed cluster comes back as itself with a new join token, and nobody else can take its name. A name that
-   is not bound may be *adopted* instead; one that is bound, or revoked, never is.
-4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches (E9).
+2. A join token of N uses enrols exactly N keys, however many relays redeem it at once (docs/threats.md#E1). The key
+   that used it may use it again for ten minutes, because its answer may have been lost on the way
+   (docs/threats.md#E2).
+3. The first enrolment binds a cluster's name to the key of that cluster's CA (docs/threats.md#E5). Later enrolments
+   need the same key, so a lapsed cluster comes back as itself with a new join token, and no other can take its name. A
+   name that is not bound may be *adopted* instead; one that is bound, or revoked, never is.
+4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches
+   (docs/threats.md#E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
 
 Times are unix seconds. Cluster names are canonical (`pki.names`); any other raises `ConfigError`.
@@ -180,7 +182,7 @@ def check_join_token(cluster: str, uses: int, expires_at: float, now: float, *, 
 
 
 def spent(used: int, uses: int, expires_at: float, now: float) -> str:
-    """Why a join token enrols nobody any more; empty when it does."""
+    """Return why a join token cannot be used any more; empty when it can."""
     if now >= expires_at:
         return "the join token has expired: ask the relay's operator for a new one"
     return "the join token is used up: ask the relay's operator for a new one" if used >= uses else ""
@@ -207,7 +209,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def shown_version(version: str) -> str:
-    """An agent's word about its version, cut to what may be kept and shown (threat O2)."""
+    """An agent's word about its version, cut to what may be kept and shown (docs/threats.md#O2)."""
     return "".join(character for character in version[:MAX_VERSION] if character.isascii() and character.isprintable())
 
 

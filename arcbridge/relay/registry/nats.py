@@ -9,11 +9,11 @@ Keys (a cluster's name has its dots replaced by `_`, which is in no name):
 
 Several keys and no transaction, so the order of writes decides. A redemption reads the token, the binding and the
 revocation, refuses where it must, then writes the token (the use), then the binding. Each write names the revision that
-was read, and when somebody was faster everything is read and judged again. So:
+was read, and when another relay was faster everything is read and judged again. So:
 
-* Of one token of N uses N writes succeed, whoever tries, wherever: an extra use is impossible.
+* Of one token of N uses N writes succeed, at whichever relays: an extra use is impossible.
 * Dying between the two writes leaves a use without a binding. The same key may redeem again for ten minutes, which
-  writes the binding; nobody else gains anything.
+  writes the binding; no other key gains anything.
 * A use is never given back. Where a name is bound to another CA, or revoked, between the reading and the writing, the
   loser is refused and its use stays spent: giving it back could give it twice.
 * A revocation is a key of its own that no redemption writes: it holds whatever else happens at the same time.
@@ -85,11 +85,11 @@ class _Value(NamedTuple):
 
 
 class _Faster(Exception):
-    """Somebody else has written the key."""
+    """Another relay has written the key since it was read."""
 
 
 class NatsRegistry(Registry):
-    """See the module's docstring. `start` before use; the connection is somebody else's to start and to close."""
+    """See the module's docstring. `start` before use; the caller starts and closes the connection."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class NatsRegistry(Registry):
                 if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
                     await self._remove(key)
         except RegistryUnavailable as error:
-            log.warning("long expired join tokens not removed", cause=error.message)
+            log.warning("long expired join tokens not removed", reason=error.message)
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
@@ -371,10 +371,10 @@ class NatsRegistry(Registry):
             try:
                 await self._follow_once()
             except RegistryUnavailable:
-                # Told by whoever needs it.
+                # The caller that needs the registry tells it.
                 pass
             except Exception as error:
-                log.warning("registry not followed, trying again", cause=type(error).__name__)
+                log.warning("registry not followed, trying again", reason=type(error).__name__)
             await asyncio.sleep(random.uniform(*FOLLOW_AGAIN))
 
     async def _follow_once(self) -> None:
@@ -442,7 +442,7 @@ class NatsRegistry(Registry):
                 try:
                     store = await self._answered(jetstream.create_key_value(config), 2 * CALL)
                 except errors.APIError as error:
-                    log.error("registry bucket not made", bucket=self._bucket, cause=error.description)
+                    log.error("registry bucket not made", bucket=self._bucket, reason=error.description)
                     raise RegistryUnavailable(
                         f"the registry's bucket {self._bucket} is not there and cannot be made: {error.description}"
                     ) from error
@@ -534,7 +534,7 @@ class NatsRegistry(Registry):
         return found
 
     async def _changing(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """`attempt`, again whenever somebody was faster; each time it reads and judges anew."""
+        """Run `attempt`, again whenever another relay was faster; each time it reads and judges anew."""
         until = self._monotonic() + CHANGE
         pause = PAUSES[0]
         while True:

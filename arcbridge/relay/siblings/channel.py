@@ -1,7 +1,7 @@
 """Messages and descriptors between the processes of one relay.
 
 A channel is one end of a `SOCK_SEQPACKET` pair that the supervisor made and gave away as descriptors. So it has no
-name in a file system: there is no path that could be too long, no directory to protect, and nobody to connect to it.
+name in a file system: there is no path that could be too long, no directory to protect, and no way to connect to it.
 A message is a short head (JSON), a body (bytes) and at most one socket.
 
 Rules:
@@ -51,7 +51,7 @@ class ChannelClosed(ArcbridgeError):
 
 
 class Received(NamedTuple):
-    """One message. `sock` belongs to whoever handles it; `cut_off`: one was sent and did not arrive."""
+    """One message. `sock` belongs to the handler; `cut_off`: one was sent and did not arrive."""
 
     head: Head
     body: bytes
@@ -62,7 +62,7 @@ class Received(NamedTuple):
 class Channel:
     """One end. `start` before the first message; `on_message` and `on_closed` are called from the loop.
 
-    `on_closed` is called once, whoever closed it. Raises `ChannelClosed` when the other end is another user's.
+    `on_closed` is called once, whichever end closed it. Raises `ChannelClosed` when the other end is another user's.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            # Also ETOOMANYREFS, too many descriptors on their way: nobody reads them.
+            # Also ETOOMANYREFS, too many descriptors on their way: the peer does not read.
             self.close()
             raise ChannelClosed from error
         return True

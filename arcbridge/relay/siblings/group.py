@@ -34,7 +34,7 @@ class Sibling:
         self.channel.send(head, body, sock)
 
     def tell(self, head: Head, body: bytes = b"") -> None:
-        """Send what need not arrive: whoever is gone has forgotten everything anyway."""
+        """Send what need not arrive: a sibling that is gone has forgotten everything anyway."""
         try:
             self.channel.send(head, body)
         except ChannelClosed:
@@ -49,7 +49,7 @@ class Siblings:
     """`connect` for each channel that the supervisor gives; `handlers`, `on_joined` and `on_left` before the first."""
 
     def __init__(self, on_lost: Callable[[int, int], None] = lambda index, pair: None) -> None:
-        """`on_lost(index, pair)`: the channel to that worker broke, and nobody has replaced it."""
+        """`on_lost(index, pair)`: the channel to that worker broke, and there is no newer one."""
         self.worker_id = secrets.token_hex(8)
         """This process, for dial tokens; another one after a restart."""
         self.handlers: dict[str, Handler] = {}

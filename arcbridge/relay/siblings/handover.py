@@ -2,20 +2,20 @@
 
 All workers of a relay listen on one port, and the kernel chooses who accepts. Who a join of an agent is for is known
 only from its JOIN message, inside the outer TLS, whose state cannot be given away. So the worker that accepted it (here
-*acceptor*) lets the one that waits (*host*, named by the dial token) judge it, ends the outer TLS in its stead, and
+*acceptor*) lets the one that waits (*owner*, named by the dial token) judge it, ends the outer TLS in its stead, and
 then gives the raw socket away:
 
-    acceptor → host   claim     the JOIN message, and the cluster of the verified certificate
-    host → acceptor   reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
-    acceptor → host   socket    the descriptor, and the bytes that came behind the agent's close_notify
-    host → acceptor   taken     it is here: close yours                    (or `dropped`: nobody wants it any more)
+    acceptor → owner   claim     the JOIN message, and the cluster of the verified certificate
+    owner → acceptor   reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
+    acceptor → owner   socket    the descriptor, and the bytes that came behind the agent's close_notify
+    owner → acceptor   taken     it is here: close yours                    (or `dropped`: its client has left)
 
-Either may say `failed` (acceptor) or `refuse` (host) at any time before that.
+Either may say `failed` (acceptor) or `refuse` (owner) at any time before that.
 
 Rules:
 
-1. The host judges: a token pairs once, whichever door its agent came in by.
-2. After close_notify the acceptor reads nothing more from the socket. It holds its copy until the host has said
+1. The owner judges: a token pairs once, whichever worker its agent came to.
+2. After close_notify the acceptor reads nothing more from the socket. It holds its copy until the owner has said
    `taken`, and closes it then: there is no moment at which the socket could be lost.
 3. If either process dies, or a step does not happen in time, the other one closes what it has, both ways: the agent is
    cut, and the client is told, or cut too if its pump had begun.
@@ -40,9 +40,9 @@ from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 VERDICT_DEADLINE: Final = 5.0
-"""Seconds for the host to judge: it looks into a table, and has to be between two turns of its loop."""
+"""Seconds for the owner to judge: it looks into a table, and has to be between two turns of its loop."""
 SOCKET_DEADLINE: Final = 8.0
-"""Seconds from the host's reply to the socket: the agent's reply and close_notify have 3 each in between."""
+"""Seconds from the owner's reply to the socket: the agent's reply and close_notify have 3 each in between."""
 TAKEN_DEADLINE: Final = 5.0
 
 OUTCOMES: Final = ("joined", "void", "failed")
@@ -71,7 +71,7 @@ Pair = Callable[[AgentJoin, JoinRequest, str, str], str]
 
 
 class HandedJoin:
-    """At the host: a join of an agent whose outer TLS the acceptor ends. Calls as on `ServerJoin`."""
+    """At the owner: a join of an agent whose outer TLS the acceptor ends. Calls as on `ServerJoin`."""
 
     def __init__(self, handovers: Handovers, sibling: Sibling, number: int) -> None:
         self._handovers = handovers
@@ -113,7 +113,7 @@ class HandedJoin:
     # -- for `Handovers` -------------------------------------------------------------------------------------------
 
     def arrived(self, sock: socket.socket, left_over: bytes) -> bool:
-        """Whether somebody takes it."""
+        """Keep the socket for the client that waits; false when that client has left."""
         if self._arrived.done():
             return False
         self._arrived.set_result((sock, left_over))
@@ -122,7 +122,7 @@ class HandedJoin:
     def failed(self, error: ArcbridgeError) -> None:
         if not self._arrived.done():
             self._arrived.set_exception(error)
-            # Seen: whoever waits for it may have gone.
+            # Marks the error as seen: the client that waits for it may have left.
             self._arrived.exception()
 
 
@@ -213,7 +213,7 @@ class Handovers:
             if outcome == "failed":
                 sibling.tell({"t": "failed", "n": number})
                 if sent:
-                    # The host may have a copy that it will never use: closing ours would leave the agent waiting.
+                    # The owner may have a copy that it will never use: closing ours would leave the agent waiting.
                     _shut(join.sock)
 
     def _judged(self, sibling: Sibling, message: Received) -> None:
@@ -224,31 +224,33 @@ class Handovers:
         if kind == "refuse" and handing.verdict.done():
             handing.fail(ConnectionLost("the client left while the agent was handed over"))
         elif not handing.verdict.done():
-            handing.verdict.set_result(str(message.head["cause"]) if kind == "void" else JoinReply.decode(message.body))
+            handing.verdict.set_result(
+                str(message.head["reason"]) if kind == "void" else JoinReply.decode(message.body)
+            )
 
     def _confirmed(self, sibling: Sibling, message: Received) -> None:
         handing = self._handing.get(int(message.head["n"]))
         if handing is not None and handing.sibling is sibling and not handing.taken.done():
             handing.taken.set_result(message.head["t"] == "taken")
 
-    # -- the host --------------------------------------------------------------------------------------------------
+    # -- the owner --------------------------------------------------------------------------------------------------
 
     def _claimed(self, sibling: Sibling, message: Received) -> None:
         head = message.head
         number = int(head["n"])
         join = HandedJoin(self, sibling, number)
         self._handed[sibling, number] = join
-        cause = self.pair(join, JoinRequest.decode(message.body), str(head["cluster"]), str(head["source"]))
-        if cause:
+        reason = self.pair(join, JoinRequest.decode(message.body), str(head["cluster"]), str(head["source"]))
+        if reason:
             self.forget(sibling, number)
-            sibling.tell({"t": "void", "n": number, "cause": cause})
+            sibling.tell({"t": "void", "n": number, "reason": reason})
 
     def _socket_arrived(self, sibling: Sibling, message: Received) -> None:
         number = int(message.head["n"])
         join = self._handed.get((sibling, number))
         if message.sock is None:
             # Lost on its way, for want of descriptors here: the acceptor still has it, and cuts it.
-            log.warning("agent's socket not taken over", cause="out of file descriptors", hint="raise LimitNOFILE")
+            log.warning("agent's socket not taken over", reason="out of file descriptors", hint="raise LimitNOFILE")
             if join is not None:
                 join.failed(ConnectionLost("this relay is out of file descriptors"))
             sibling.tell({"t": "dropped", "n": number})
@@ -284,7 +286,7 @@ async def _within(seconds: float, future: asyncio.Future[T]) -> T:
 
 
 def _shut(sock: socket.socket) -> None:
-    """End the connection whoever else holds its descriptor."""
+    """End the connection, also where another process holds its descriptor."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

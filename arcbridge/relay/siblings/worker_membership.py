@@ -1,4 +1,7 @@
-"""A worker's place among the processes of its relay: what `relay.service` needs to know of it."""
+"""A worker's membership in a relay of several processes, as `relay.service` needs it.
+
+It shares the limits out, waits for the siblings before the port opens, and tells the supervisor metrics and failed
+checks. It moves no connection: that is `handover`."""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 
 ACQUAINTED: Final = 2.0
-"""Seconds for the siblings to say which agents they have: whoever came earlier would be told that there is none."""
+"""Seconds for the siblings to say which agents they have: without them a client would be refused for want of one."""
 
 log = structlog.get_logger("arcbridge.relay")
 

@@ -112,7 +112,7 @@ async def _on_both(bench: Bench, monkeypatch: pytest.MonkeyPatch, data: bytes, r
     fast = await _outcome(bench, data, route)
     assert served == [], "the request is to take the fast path"
     with monkeypatch.context() as changed:
-        changed.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        changed.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
         slow = await _outcome(bench, data, route)
     assert served == [True]
     assert fast == slow
@@ -146,7 +146,7 @@ async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, m
 
     for entrance in ("fast", "general"):
         if entrance == "general":
-            monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+            monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
         bench.api.routes["/api/v1/x"] = reply(200, b"ok")
         for method in ("GET", "HEAD"):
             bench.api.routes["/api/v1/x"] = reply(200, b"ok" if method == "GET" else b"")

@@ -7,17 +7,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_fields, plain_head
+from arcbridge.agent.kube.fast_path_parser import MAX_KNOWN_LINES, MAX_PLAIN_HEAD, passed_line, plain_head
+from arcbridge.agent.kube.impersonation import cleaned_headers
 
 GET = b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\nUser-Agent: kubectl\r\n\r\n"
 
 
 def test_a_plain_request() -> None:
-    head = plain_head(GET)
-    assert head is not None
-    assert (head.method, head.target) == ("GET", "/api/v1/pods?watch=1")
-    assert head.fields == [(b"Host", b"k"), (b"User-Agent", b"kubectl")]
-    assert plain_fields(head.fields)
+    known: dict[bytes, bytes | None] = {}
+    for _ in range(2):
+        head = plain_head(GET, known)
+        assert head is not None
+        assert (head.method, head.target, head.plain) == ("GET", "/api/v1/pods?watch=1", b"User-Agent: kubectl\r\n")
 
 
 @pytest.mark.parametrize(
@@ -47,12 +48,12 @@ def test_a_plain_request() -> None:
     ],
 )
 def test_not_plain(data: bytes) -> None:
-    assert plain_head(data) is None
+    assert plain_head(data, {}) is None
 
 
 @pytest.mark.parametrize("size", range(len(GET)))
 def test_a_head_that_is_not_complete_is_not_plain(size: int) -> None:
-    assert plain_head(GET[:size]) is None
+    assert plain_head(GET[:size], {}) is None
 
 
 _PIECES = st.sampled_from(
@@ -68,15 +69,18 @@ _PIECES = st.sampled_from(
 @example([], 0)
 def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes], place: int) -> None:
     data = GET[:place] + b"".join(pieces) + GET[place:]
-    head = plain_head(data)
-    if head is None or not plain_fields(head.fields):
+    head = plain_head(data, {})
+    if head is None:
         return
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
     request = connection.next_event()
     assert isinstance(request, h11.Request)
     assert (request.method, request.target, request.http_version) == (b"GET", head.target.encode(), b"1.1")
-    assert [(name.lower(), value) for name, value in head.fields] == list(request.headers)
+    assert head.plain is not None
+    passed = [line.partition(b": ") for line in head.plain.split(b"\r\n")[:-1]]
+    kept = cleaned_headers([(name, value) for name, value in request.headers if name != b"connection"])
+    assert [(name.lower(), value) for name, _, value in passed] == [(n.encode(), v.encode()) for n, v in kept]
     assert isinstance(connection.next_event(), h11.EndOfMessage)
     assert connection.trailing_data == (b"", False)
 
@@ -105,22 +109,40 @@ def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes],
     ],
 )
 def test_lines_for_the_general_parser(line: bytes) -> None:
-    head = plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n")
-    assert head is not None
-    assert not plain_fields(head.fields)
+    assert passed_line(line) is None
+    assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n", {}) is None
 
 
 @pytest.mark.parametrize(
-    "line", [b"X-Remote-User: root", b"X-Forwarded-For: 10.0.0.1", b"Connection: Keep-Alive \t", b"X:"]
+    ("line", "passed"),
+    [
+        (b"Accept:application/json", b"Accept: application/json\r\n"),
+        (b"X-Empty:", b"X-Empty: \r\n"),
+        (b"X-Impersonate-User: x \t", b"X-Impersonate-User: x\r\n"),
+        (b"X: impersonate-user: root", b"X: impersonate-user: root\r\n"),
+        (b"X-Remote-User: root", b""),
+        (b"X-Forwarded-For: 10.0.0.1", b""),
+        (b"Forwarded: for=x", b""),
+        (b"Audit-ID: mine", b""),
+        (b"Connection: Keep-Alive \t", b""),
+    ],
 )
-def test_lines_that_are_plain(line: bytes) -> None:
-    head = plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n")
-    assert head is not None
-    assert plain_fields(head.fields)
+def test_lines_that_pass_or_are_dropped(line: bytes, passed: bytes) -> None:
+    assert passed_line(line) == passed
 
 
-@pytest.mark.parametrize("block", [b"Accept: a\r\n", b"Host: k\r\nhost: l\r\n"])
-def test_one_host(block: bytes) -> None:
-    head = plain_head(b"GET / HTTP/1.1\r\n" + block + b"\r\n")
-    assert head is not None
-    assert not plain_fields(head.fields)
+@pytest.mark.parametrize("lines", [b"Accept: a\r\n", b"Host: k\r\nhost: l\r\n"])
+def test_one_host(lines: bytes) -> None:
+    assert plain_head(b"GET / HTTP/1.1\r\n" + lines + b"\r\n", {}) is None
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    known: dict[bytes, bytes | None] = {}
+    for number in range(3 * MAX_KNOWN_LINES):
+        head = plain_head(b"GET / HTTP/1.1\r\nHost: k\r\nX-Seq: %d\r\n\r\n" % number, known)
+        assert head is not None
+        assert head.plain == b"X-Seq: %d\r\n" % number
+        assert len(known) <= MAX_KNOWN_LINES
+    before = len(known)
+    assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\nX: %s\r\n\r\n" % (b"x" * 1000), known) is not None
+    assert len(known) == before

@@ -1,4 +1,4 @@
-"""H5, H6: which heads are passed on. The wire's side of it is in test_proxy."""
+"""Which heads are passed on (docs/threats.md#H5, docs/threats.md#H6). test_proxy asks the same over real streams."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Every case runs twice: with both entrances in place, and with the general one alone."""
     if request.param == "general path":
-        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda _: None)
+        monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
     async with running(tmp_path) as made:
         yield made
 
@@ -282,7 +282,7 @@ async def test_a_malformed_chunk_never_looks_complete(bench: Bench) -> None:
     assert not any(request.complete for request in bench.api.requests)
 
 
-# -- H9: a hostile or dying API server ------------------------------------------------------------------------------
+# -- docs/threats.md#H9: a hostile or dying API server ---------------------------------------------------------------
 
 BROKEN = {
     "no answer": b"",
@@ -372,7 +372,7 @@ async def test_a_kept_connection_that_died_is_no_error_to_anybody(bench: Bench) 
     assert [r.method for r in bench.api.requests if r.method != "GET"] == ["POST", "DELETE"]
 
 
-# -- H1, H5, H6 on the wire -----------------------------------------------------------------------------------------
+# -- docs/threats.md#H1, #H5, #H6 on the wire ------------------------------------------------------------------------
 
 REFUSED_HEADS = [
     ("underscore", "GET /api HTTP/1.1\nHost: k\nImpersonate_User: root"),

@@ -1,4 +1,6 @@
-"""H11: --as is decided by the API server, remembered for 30 s, and never allowed without an answer."""
+"""The API server decides --as; its answers are cached for 30 s, and without an answer it is never allowed
+(docs/threats.md#H11).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""aiohttp's server over a stream: deadlines, and no word of the caller's in logs or answers (O1, A3)."""
+"""aiohttp's server over a stream: deadlines, and no word of the caller's in logs or answers (docs/threats.md#O1,
+#A3).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""H8: upgrades join two sides after a 101 that was asked for, and nothing else ever does."""
+"""An upgrade joins two sides after a 101 that was asked for, and nothing else ever does (docs/threats.md#H8)."""
 
 from __future__ import annotations
 

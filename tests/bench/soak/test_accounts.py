@@ -80,7 +80,7 @@ def test_a_stream_that_the_target_never_saw() -> None:
     assert (accounts.bytes_lost, accounts.failed, accounts.unexplained) == (0, 1, 0), "its first bytes were on the way"
 
 
-def test_a_stream_that_nobody_opened_or_that_came_twice() -> None:
+def test_a_stream_that_was_not_opened_or_that_came_twice() -> None:
     accounts = settle([row(1)], [far(1), far(1), far(3)], 1)
     assert (accounts.completed, accounts.bytes_doubled, accounts.unexplained) == (1, 200, 2)
     wrong = {"nameless": "no preamble", "bytes": 7, "mismatch": "wrong", "count": 1}
@@ -106,7 +106,7 @@ def test_a_cut_is_explained_by_what_its_client_said() -> None:
         f"{CUT} ({NO_REASON})": 1,
         "refused: Connection refused (expired)": 1,
     }
-    assert settle(rows, [far(5)], 6).unexplained == 0, "nobody to ask"
+    assert settle(rows, [far(5)], 6).unexplained == 0, "no log to ask"
 
 
 def test_stalls_are_of_streams_whose_session_was_hit() -> None:

@@ -193,13 +193,13 @@ async def test_a_port_that_refuses_is_a_failure_with_a_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     ledger = io.StringIO()
-    nobody = Load([port], SEED, ledger)
-    place = asyncio.ensure_future(nobody.keep(0))
-    while nobody.failed < 3:
+    refused = Load([port], SEED, ledger)
+    place = asyncio.ensure_future(refused.keep(0))
+    while refused.failed < 3:
         await asyncio.sleep(0.01)
-    nobody.room.draining = True
+    refused.room.draining = True
     await place
-    accounts = settle([json.loads(line) for line in ledger.getvalue().splitlines()], [], nobody.opened)
+    accounts = settle([json.loads(line) for line in ledger.getvalue().splitlines()], [], refused.opened)
     assert (accounts.opened, accounts.completed, accounts.unexplained) == (accounts.failed, 0, 0)
     assert all(reason.startswith("refused: ") for reason in accounts.reasons)
 

@@ -184,7 +184,7 @@ class TestTwoRelays:
         assert (await pair[0].dial("prod", DIAL, 1.5)).token == "t"
 
     async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
-        """F8: nobody is sent to a relay that goes away, and its own clients still find an agent."""
+        """docs/threats.md#F8: nobody is sent to a relay that goes away, and its own clients still find an agent."""
         link, late = Link(instance="a"), Link(instance="b")
         await pair[1].register(link)
         await settled(*pair)
@@ -194,7 +194,7 @@ class TestTwoRelays:
         assert (await pair[1].dial("prod", DIAL, 10)).token == "t"
 
     async def test_names_that_are_no_names(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
-        """F7: nothing of a name becomes a part of a subject."""
+        """docs/threats.md#F7: nothing of a name becomes a part of a subject."""
         await pair[1].register(Link("a.b"))
         await settled(*pair)
         for name in ("a.*", "a.>", ">", "a b", "a\r\nPUB x", "", "a" * 300):
@@ -230,7 +230,7 @@ async def offered(stranger: NatsConnection) -> Offer:
 
 
 class TestOddReplies:
-    """F3, F5, F7: what is late, doubled, crossed or somebody else's changes nothing."""
+    """docs/threats.md#F3, #F5, #F7: what is late, doubled, crossed or somebody else's changes nothing."""
 
     async def test_a_late_dial_reaches_nobody(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, monkeypatch: pytest.MonkeyPatch
@@ -363,7 +363,7 @@ class TestNatsDown:
     async def test_here_goes_on_and_elsewhere_is_told(
         self, two: tuple[NatsFleet, NatsFleet], own_server: NatsServer, how: str
     ) -> None:
-        """F1."""
+        """docs/threats.md#F1."""
         here, there = Link("here", "h"), Link("there", "t")
         await two[0].register(here)
         await two[1].register(there)
@@ -427,7 +427,9 @@ class TestNatsDown:
         await connection.close()
 
     async def test_a_frozen_holder_is_passed_over(self, own_server: NatsServer) -> None:
-        """F3: NATS still knows the subscription of a relay that has stopped; another of the group answers."""
+        """docs/threats.md#F3: NATS still knows the subscription of a relay that has stopped; another of the group
+        answers.
+        """
         config = RelayFleetConfig(servers=(own_server.url,))
         connections = [NatsConnection(config) for _ in range(3)]
         for connection in connections:

@@ -158,7 +158,7 @@ async def test_many_agents_are_told_of_at_once() -> None:
 
 
 async def test_the_newer_of_one_instance_stays_wherever_it_is() -> None:
-    """E10 between workers; the older one's own end removes nothing of the newer."""
+    """docs/threats.md#E10 between workers; the older one's own end removes nothing of the newer."""
     first, second = await workers(2)
     older, newer = Link(), Link()
     await first.fleet.register(older)

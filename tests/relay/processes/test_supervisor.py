@@ -150,7 +150,7 @@ async def test_an_error_at_the_start_is_the_relays_own(config: RelayConfig) -> N
 
 
 async def test_a_port_that_is_in_use(config: RelayConfig, tmp_path: Path) -> None:
-    """R7: also by a relay of this user that shares its port among workers of its own."""
+    """docs/threats.md#R7: also by a relay of this user that shares its port among workers of its own."""
     for shared in (False, True):
         with bind(Address("127.0.0.1", 0), shared=shared) as taken:
             listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -74,7 +74,7 @@ class RegistryConformance:
     async def test_n_uses_are_exactly_n_under_parallel_redeems(
         self, open_registry: Opener, clock: Clock, uses: int
     ) -> None:
-        """E1: 50 keys at once, over two open registries."""
+        """docs/threats.md#E1: 50 keys at once, over two open registries."""
         first, second = await open_registry(), await open_registry()
         token = await first.create_join_token("prod", uses=uses, expires_at=clock.now + HOUR)
         pem = cluster_ca().certificate_pem
@@ -87,7 +87,7 @@ class RegistryConformance:
         assert (listed.used, listed.uses) == (uses, uses)
 
     async def test_the_same_key_may_redeem_again_for_ten_minutes(self, registry: Registry, clock: Clock) -> None:
-        """E2: the answer was lost, the token is used up and even expired meanwhile."""
+        """docs/threats.md#E2: the answer was lost, the token is used up and even expired meanwhile."""
         token = await registry.create_join_token("prod", expires_at=clock.now + 60)
         first = await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         clock.now += 599
@@ -197,7 +197,7 @@ class RegistryConformance:
     # The name and its CA.
 
     async def test_the_first_enrolment_binds_the_name(self, registry: Registry, clock: Clock) -> None:
-        """E5: a token for a taken name does not take the name, and is not consumed by the attempt."""
+        """docs/threats.md#E5: a token for a taken name does not take the name, and is not consumed by the attempt."""
         await self.enrolled(registry)
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused) as caught:
@@ -224,7 +224,7 @@ class RegistryConformance:
             assert await first.cluster(name) == won[0]
 
     async def test_a_lapsed_cluster_comes_back_as_itself(self, registry: Registry, clock: Clock) -> None:
-        """E7: with a new join token, without being deleted."""
+        """docs/threats.md#E7: with a new join token, without being deleted."""
         await self.enrolled(registry)
         await registry.certificate_issued("prod", clock.now + HOUR)
         before = await registry.cluster("prod")
@@ -364,7 +364,7 @@ class RegistryConformance:
 
     @pytest.mark.parametrize("name", BAD_NAMES)
     async def test_only_canonical_names(self, registry: Registry, clock: Clock, name: str) -> None:
-        """J22, F7."""
+        """docs/threats.md#J22, #F7."""
         for call in (
             registry.cluster(name),
             registry.adopt(name, cluster_ca().certificate_pem, clock.now),

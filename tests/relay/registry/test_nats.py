@@ -57,7 +57,7 @@ class TestNatsFaults:
     async def test_fifty_redeems_on_three_relays(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, uses: int
     ) -> None:
-        """E1: each relay with a connection of its own, all reading before any of them writes."""
+        """docs/threats.md#E1: each relay with a connection of its own, all reading before any of them writes."""
         relays = [await opened(connections, clock, stack) for _ in range(3)]
         token = await relays[0].create_join_token("prod", uses=uses, expires_at=clock.now + HOUR)
         pem = cluster_ca().certificate_pem
@@ -98,7 +98,7 @@ class TestNatsFaults:
     async def test_known_clusters_while_nats_is_down(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack, how: str
     ) -> None:
-        """X14: reads go on from the copy, changes are refused, and a revocation still holds."""
+        """docs/threats.md#X14: reads go on from the copy, changes are refused, and a revocation still holds."""
         registry = await opened(connect(own_server), clock, stack)
         for name in ("prod", "bad"):
             token = await registry.create_join_token(name, expires_at=clock.now + HOUR)
@@ -180,7 +180,9 @@ class TestNatsFaults:
     async def test_revocations_outlive_the_bucket(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack, how: str
     ) -> None:
-        """X14: an emptied bucket forgets clusters, not that one was revoked; restoring works all the same."""
+        """docs/threats.md#X14: an emptied bucket forgets clusters, not that one was revoked; restoring works all the
+        same.
+        """
         connections = connect(own_server)
         registry, other = [await opened(connections, clock, stack) for _ in range(2)]
         token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)

@@ -56,7 +56,7 @@ def _redeem_many(directory: Path, token: str, pem: str, first: int, barrier, res
 
 @pytest.mark.parametrize("uses", [1, 7])
 async def test_two_processes_on_one_file(tmp_path: Path, clock: Clock, uses: int) -> None:
-    """E1 over processes: 50 redeems, 25 in each."""
+    """docs/threats.md#E1 over processes: 50 redeems, 25 in each."""
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     token = await registry.create_join_token("prod", uses=uses, expires_at=clock.now + HOUR)
     spawn = multiprocessing.get_context("spawn")
@@ -111,7 +111,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], sys.stdin.read()))
 
 
 async def test_killed_in_the_middle_it_is_never_half_an_enrolment(tmp_path: Path, clock: Clock) -> None:
-    """E8: whatever was answered is there, and each use has its redemption."""
+    """docs/threats.md#E8: whatever was answered is there, and each use has its redemption."""
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     token = await registry.create_join_token("prod", uses=10_000, expires_at=clock.now + HOUR)
     answered = 0
@@ -158,7 +158,7 @@ class TestFile:
         await registry.close()
 
     async def test_holds_no_secret(self, tmp_path: Path, clock: Clock) -> None:
-        """E9: every byte of every file, before and after the log is folded in."""
+        """docs/threats.md#E9: every byte of every file, before and after the log is folded in."""
         registry = await SqliteRegistry.open(tmp_path, clock=clock)
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
@@ -231,7 +231,7 @@ class TestFile:
 
 
 class TestFaults:
-    """E8: refused with a time to come back, nothing half done, and well again afterwards."""
+    """docs/threats.md#E8: refused with a time to come back, nothing half done, and well again afterwards."""
 
     async def test_locked_by_another_process(self, tmp_path: Path, clock: Clock) -> None:
         registry = await SqliteRegistry.open(tmp_path, clock=clock, busy_timeout=0.05)

@@ -105,7 +105,7 @@ async def test_a_full_socket_makes_messages_wait_and_none_is_lost(ends: tuple[En
 
 
 async def test_a_socket_that_was_closed_while_it_waited_is_left_out(ends: tuple[End, End]) -> None:
-    """Its number may be another socket's by then (R4)."""
+    """Its number may be another socket's by then (docs/threats.md#R4)."""
     one, other = ends
     asyncio.get_running_loop().remove_reader(other.channel._sock.fileno())
     near, far = socket.socketpair()
@@ -140,7 +140,7 @@ async def test_who_never_reads_is_taken_for_dead(ends: tuple[End, End], monkeypa
 
 
 async def test_an_ancillary_buffer_that_is_too_short(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
-    """R7: the kernel says so with MSG_CTRUNC alone, and what did arrive is not lost."""
+    """docs/threats.md#R7: the kernel says so with MSG_CTRUNC alone, and what did arrive is not lost."""
     monkeypatch.setattr(module, "_SPARE_DESCRIPTORS", 0)
     monkeypatch.setattr(socket, "CMSG_SPACE", lambda length: 0)
     near, far = socket.socketpair()

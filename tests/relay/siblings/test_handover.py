@@ -1,4 +1,4 @@
-"""J17: a client waits at one worker, its agent comes out at another; and either dies at each step."""
+"""docs/threats.md#J17: a client waits at one worker, its agent comes out at another; and either dies at each step."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from tests.relay.test_rendezvous import exactly
 
 @dataclass
 class Two:
-    """Two workers in one process; agents have their control connection at `host` and come out at `door`."""
+    """Two workers in one process; agents have their control connection at `owner` and come out at `acceptor`."""
 
-    host: Station
-    door: Station
+    owner: Station
+    acceptor: Station
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
 
-    async def join_at_door(self, agent: Agent, dial: Dial) -> None:
+    async def join_at_acceptor(self, agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
         await self.agent_join(agent, dial.token)
 
     async def agent_join(self, agent: Agent, token: str, cluster: str = "prod") -> None:
-        sock = await self.door.dial()
+        sock = await self.acceptor.dial()
         agent.sockets.append(sock)
         await client_join(sock, client_context(cluster=cluster), RELAY, JoinRequest(role="agent", token=token))
 
     @property
     def outcomes(self) -> dict[str, int]:
-        assert self.door.handovers is not None
-        return self.door.handovers.outcomes
+        assert self.acceptor.handovers is not None
+        return self.acceptor.handovers.outcomes
 
     def handing(self) -> int:
-        assert self.door.handovers is not None
-        assert self.host.handovers is not None
-        return len(self.door.handovers) + len(self.host.handovers)
+        assert self.acceptor.handovers is not None
+        assert self.owner.handovers is not None
+        return len(self.acceptor.handovers) + len(self.owner.handovers)
 
 
 @contextlib.asynccontextmanager
@@ -61,16 +61,16 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
     for one in stations:
         one.siblings = Siblings()
         await one.open()
-    host, door = stations
-    await host.enrol("prod")
-    await host.enrol("other")
-    assert host.siblings is not None
-    assert door.siblings is not None
-    joined(host.siblings, door.siblings)
-    await host.siblings.synced(1, 5)
-    await door.siblings.synced(1, 5)
+    owner, acceptor = stations
+    await owner.enrol("prod")
+    await owner.enrol("other")
+    assert owner.siblings is not None
+    assert acceptor.siblings is not None
+    joined(owner.siblings, acceptor.siblings)
+    await owner.siblings.synced(1, 5)
+    await acceptor.siblings.synced(1, 5)
     try:
-        yield Two(host, door)
+        yield Two(owner, acceptor)
     finally:
         for one in stations:
             await one.close()
@@ -90,9 +90,9 @@ async def until(condition: Callable[[], object], timeout: float = 15) -> None:
 
 
 async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
-    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
-        client, reply = await pair.host.join()
+        client, reply = await pair.owner.join()
         with client:
             assert reply.code == 0
             far = agent.sockets[0]
@@ -102,19 +102,19 @@ async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
             assert await exactly(client, 4) == b"down"
             client.shutdown(socket.SHUT_WR)
             assert await receive(far, 1) == b""
-        assert len(pair.host.pumps) == 1
-        assert len(pair.door.pumps) == 0
+        assert len(pair.owner.pumps) == 1
+        assert len(pair.acceptor.pumps) == 0
         await until(lambda: pair.outcomes["joined"] == 1)
         assert pair.handing() == 0
 
 
 async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
-    """J5: only the acceptor ever holds it."""
+    """docs/threats.md#J5: only the acceptor ever holds it."""
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
-        sock = await pair.door.dial()
+        sock = await pair.acceptor.dial()
         agent.sockets.append(sock)
         pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
         await pipe.handshake()
@@ -125,15 +125,15 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
         pipe.feed_close_notify()
         await send_all(sock, pipe._outgoing.read() + text)
 
-    async with two(tmp_path) as pair, Agent(pair.host, on_dial=with_left_over) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=with_left_over) as agent:
         await agent.registered()
-        client, _ = await pair.host.join()
+        client, _ = await pair.owner.join()
         with client:
             assert await exactly(client, len(text)) == text
 
 
 async def test_the_host_judges(tmp_path: Path) -> None:
-    """J1, J2: a token is used once, whichever door; a foreign cluster's agent changes nothing."""
+    """docs/threats.md#J1, #J2: a token is used once, whichever acceptor; a foreign cluster's agent changes nothing."""
     async with two(tmp_path) as pair:
         seen: list[BaseException] = []
 
@@ -145,9 +145,9 @@ async def test_the_host_judges(tmp_path: Path) -> None:
                     seen.append(error)
             agent.session.send_status(Status(token=dial.token))
 
-        async with Agent(pair.host, on_dial=several) as agent:
+        async with Agent(pair.owner, on_dial=several) as agent:
             await agent.registered()
-            client, _ = await pair.host.join()
+            client, _ = await pair.owner.join()
             with client:
                 await until(lambda: len(seen) == 2)
                 assert [error.code for error in seen if isinstance(error, JoinRefused)] == [JoinCode.GONE] * 2
@@ -157,28 +157,28 @@ async def test_the_host_judges(tmp_path: Path) -> None:
 
 
 async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
-    async with two(tmp_path) as pair, Agent(pair.host) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner) as agent:
         with pytest.raises(JoinRefused) as caught:
             await pair.agent_join(agent, "0" * 16 + ".secret")
         assert caught.value.code == JoinCode.GONE
 
 
 async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
-    """J3: nothing is handed to nobody, and the agent is told."""
+    """docs/threats.md#J3: nothing is handed to nobody, and the agent is told."""
     async with two(tmp_path) as pair:
         told: list[BaseException] = []
 
         async def late(agent: Agent, dial: Dial) -> None:
             client.close()
-            await until(lambda: not pair.host.rendezvous.joining)
+            await until(lambda: not pair.owner.rendezvous.joining)
             try:
                 await pair.agent_join(agent, dial.token)
             except ArcbridgeError as error:
                 told.append(error)
 
-        async with Agent(pair.host, on_dial=late) as agent:
+        async with Agent(pair.owner, on_dial=late) as agent:
             await agent.registered()
-            client = await pair.host.dial()
+            client = await pair.owner.dial()
             pipe = TlsPipe(client, client_context(), server_hostname=RELAY)
             await pipe.handshake()
             record = JoinRequest(role="client", cluster="prod", token="alice").encode()
@@ -200,10 +200,10 @@ async def test_a_worker_that_dies_at_each_step(
 ) -> None:
     """The channel ends just before or just behind the message of that step: so it looks to the other worker when one
     is killed there. Both ends are told or cut at once, and no descriptor is left."""
-    # An agent that dies on its way to the host is just one that does not come: the client hears so at the deadline.
-    async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+    # An agent that dies on its way to the owner is just one that does not come: the client hears so at the deadline.
+    async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
-        await pair.host.settled()
+        await pair.owner.settled()
         at_rest = descriptors()
         send = Channel.send
 
@@ -221,7 +221,7 @@ async def test_a_worker_that_dies_at_each_step(
         async with asyncio.timeout(8):
             client: socket.socket | None = None
             try:
-                client, _ = await pair.host.join()
+                client, _ = await pair.owner.join()
             except (JoinRefused, ConnectionLost) as error:
                 told = getattr(error, "code", JoinCode.AGENT_REFUSED)
             else:
@@ -238,7 +238,7 @@ async def test_a_worker_that_dies_at_each_step(
         far.close()
         agent.sockets.clear()
         await until(lambda: pair.handing() == 0)
-        await until(lambda: not len(pair.host.pumps))
+        await until(lambda: not len(pair.owner.pumps))
         # Both ends of the channel are gone too.
         await until(lambda: descriptors() <= at_rest - 2)
 
@@ -266,14 +266,14 @@ def _is_over(sock: socket.socket) -> bool:
 
 
 async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped, not dead: the acceptor ends the agent's connection, though the host may have a copy of its socket."""
+    """Stopped, not dead: the acceptor ends the agent's connection, though the owner may have a copy of its socket."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
-    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
-        assert pair.host.siblings is not None
-        pair.host.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
+        assert pair.owner.siblings is not None
+        pair.owner.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
         held: list[socket.socket | None] = []
-        joining = asyncio.ensure_future(pair.host.join())
+        joining = asyncio.ensure_future(pair.owner.join())
         await until(lambda: held)
         await until(lambda: _is_over(agent.sockets[0]))
         with pytest.raises((JoinRefused, ConnectionLost)):
@@ -285,18 +285,18 @@ async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.M
 
 async def test_a_host_without_descriptors(tmp_path: Path) -> None:
     """The socket is lost on its way, which only the flag of the message tells."""
-    async with two(tmp_path) as pair, Agent(pair.host, on_dial=pair.join_at_door) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
-        assert pair.host.siblings is not None
-        handler = pair.host.siblings.handlers["socket"]
+        assert pair.owner.siblings is not None
+        handler = pair.owner.siblings.handlers["socket"]
 
         def cut_off(sibling: object, message: object) -> None:
             message.sock.close()  # type: ignore[attr-defined]
             handler(sibling, message._replace(sock=None, cut_off=True))  # type: ignore[arg-type, attr-defined]
 
-        pair.host.siblings.handlers["socket"] = cut_off
+        pair.owner.siblings.handlers["socket"] = cut_off
         with pytest.raises(JoinRefused) as caught:
-            await pair.host.join()
+            await pair.owner.join()
         assert caught.value.code == JoinCode.AGENT_REFUSED
         await until(lambda: _is_over(agent.sockets[0]))
         assert pair.outcomes["failed"] == 1
@@ -304,17 +304,17 @@ async def test_a_host_without_descriptors(tmp_path: Path) -> None:
 
 
 async def test_a_refused_reply_is_passed_on(tmp_path: Path) -> None:
-    """What the host says before the agent's TLS is over reaches the agent in words."""
-    async with two(tmp_path) as pair, Agent(pair.host) as agent:
-        assert pair.host.handovers is not None
-        assert pair.host.siblings is not None
-        token = f"{pair.host.siblings.worker_id}.x"
+    """What the owner says before the agent's TLS is over reaches the agent in words."""
+    async with two(tmp_path) as pair, Agent(pair.owner) as agent:
+        assert pair.owner.handovers is not None
+        assert pair.owner.siblings is not None
+        token = f"{pair.owner.siblings.worker_id}.x"
 
         def refusing(join: module.AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
             pair.tasks.append(asyncio.ensure_future(join.refuse(JoinReply(code=JoinCode.OVERLOADED, message="full"))))
             return ""
 
-        pair.host.handovers.pair = refusing
+        pair.owner.handovers.pair = refusing
         with pytest.raises(JoinRefused, match="full"):
             await pair.agent_join(agent, token)
         await asyncio.gather(*pair.tasks)

@@ -47,12 +47,12 @@ async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.Monkey
 
 
 async def test_what_the_supervisor_asks_for() -> None:
-    place = made(2)
-    assert json.loads(place.snapshot()) == []
-    assert place.failures() == {}
+    membership = made(2)
+    assert json.loads(membership.snapshot()) == []
+    assert membership.failures() == {}
     metrics, checks = Metrics("relay"), Checks()
     metrics.gauge("held", "Held.", None, lambda: 7)
     checks.add("registry", lambda: "it is gone")
-    place.watch(metrics, checks)
-    assert ["arcbridge_relay_held", [[[], 7]]] in [[e["name"], e["series"]] for e in json.loads(place.snapshot())]
-    assert place.failures() == {"registry": "it is gone"}
+    membership.watch(metrics, checks)
+    assert ["arcbridge_relay_held", [[[], 7]]] in [[e["name"], e["series"]] for e in json.loads(membership.snapshot())]
+    assert membership.failures() == {"registry": "it is gone"}
