@@ -78,6 +78,19 @@ def test_many_copies_share_one_queue() -> None:
     assert percentile(took, 0.99) <= 0.2, "its turn comes behind ten frames of 16 KiB, no more"
 
 
+@pytest.mark.parametrize("largest", [16 * KIB, 256 * KIB])
+def test_a_keystroke_waits_for_what_is_under_way_and_not_for_frames(largest: int) -> None:
+    path = SlowPath(rate=400 * MBIT, round_trip=0.001, limits=replace(DEFAULT, frame_alone=largest))
+    took = path.start_ticks(0.01, path.now + 1.5)
+    for _ in range(10):
+        path.start_bulk(up=True)
+    path.run(1.5)
+    congestion = path.client.machine.sender.congestion
+    assert congestion is not None
+    assert congestion.interactive
+    assert percentile(took[50:], 0.99) <= 0.005
+
+
 def test_a_copy_fills_a_short_fast_path_within_milliseconds() -> None:
     """5 Gbit/s and 0.3 ms, as between processes of one machine: neither cap nor credit holds up the first 10 MB."""
     path = SlowPath(rate=5000 * MBIT, round_trip=0.0003)
