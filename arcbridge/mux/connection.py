@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import SocketErrorPoll, lookout
+from arcbridge.mux.socket_error_poll import SocketErrorPoll, socket_error_poll
 from arcbridge.wire.records import Auth
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class MuxConnection(asyncio.BufferedProtocol):
         uvloop reports a reset that comes with the last bytes together with them, and never again.
         """
         if self.transport is not None:
-            self._error_poll = lookout()
+            self._error_poll = socket_error_poll()
 
-    def look(self) -> None:
+    def poll_error(self) -> None:
         """Make the transport read again, which finds a pending error (called by the poll)."""
         self._polled = False
         transport = self.transport

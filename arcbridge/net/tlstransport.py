@@ -82,8 +82,8 @@ class TlsTransport(asyncio.Transport):
         self._on_handshake = on_handshake
         self._state = _State.HANDSHAKE
         self._reading = False
-        self._lookout = socket_error_poll()
-        self._looked_after = False
+        self._error_poll = socket_error_poll()
+        self._polled = False
         """Whether the next look includes this connection."""
         self._paused = False
         self._goodbye = True
@@ -277,13 +277,13 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        if self._read() and not self._looked_after and self._state is not _State.CLOSED:
-            self._looked_after = True
-            self._lookout.add(self)
+        if self._read() and not self._polled and self._state is not _State.CLOSED:
+            self._polled = True
+            self._error_poll.add(self)
 
     def poll_error(self) -> None:
         """Read on: the socket may be in error, of which uvloop would not tell again (called by the poll)."""
-        self._looked_after = False
+        self._polled = False
         if self._reading:  # else whoever starts reading again hears of the error anew
             self._readable()
 
@@ -563,7 +563,7 @@ class TlsTransport(asyncio.Transport):
         self._disarm()
         # Both callbacks first: the next socket gets this descriptor's number.
         self._stop_reading()
-        self._lookout.remove(self)
+        self._error_poll.remove(self)
         self._loop.remove_writer(self._sock)
         self._sock.close()
         self._pending.clear()
