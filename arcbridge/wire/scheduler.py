@@ -38,6 +38,7 @@ class Scheduler:
         "interactive_until",
         "last_sender",
         "quantum",
+        "ready",
         "served",
     )
 
@@ -46,6 +47,8 @@ class Scheduler:
         self._bulk: deque[Stream] = deque()
         self._alone = frame_alone
         self._shared = frame_shared
+        self.ready = 0
+        """Streams in both rings; an attribute, because it is read for each frame."""
         self.quantum = frame_alone
         """Bytes of a bulk stream's turn while another one waits."""
         self.served = 0
@@ -62,7 +65,7 @@ class Scheduler:
         """The sparse stream for which that is so."""
 
     def __len__(self) -> int:
-        return len(self._sparse) + len(self._bulk)
+        return self.ready
 
     def set_pace(self, count: int) -> None:
         """Set the quantum to `count` bytes, what the path takes in a millisecond, within the sizes of frames."""
@@ -73,6 +76,7 @@ class Scheduler:
         if stream.scheduled:
             return
         stream.scheduled = True
+        self.ready += 1
         round_bytes = self.quantum * len(self._bulk)
         if not self._bulk or self.served - stream.renewed_at >= round_bytes:
             stream.renewed_at, stream.allowance = self.served, self._shared
@@ -90,6 +94,7 @@ class Scheduler:
         else:
             return None
         stream.scheduled = False
+        self.ready -= 1
         return stream, self._turn
 
     def sent(self, stream: Stream, count: int) -> None:
@@ -103,6 +108,7 @@ class Scheduler:
         if not stream.queued or stream.credit <= 0:
             return
         stream.scheduled = True
+        self.ready += 1
         if left <= 0:
             self._bulk.append(stream)
         elif self._of_sparse:
@@ -116,6 +122,7 @@ class Scheduler:
         if not stream.scheduled:
             return
         stream.scheduled = False
+        self.ready -= 1
         if stream in self._sparse:
             self._sparse.remove(stream)
             return

@@ -184,7 +184,7 @@ class Sender:
             and 0 < size <= MAX_DATA
             and not self.blocked
             and self.out_bytes + size <= self._ahead
-            and not self.scheduler
+            and not self.scheduler.ready
             and stream.sending is SendState.OPEN
         ):
             stream.credit -= size
@@ -263,7 +263,7 @@ class Sender:
             or self.prelude
             or self.pong is not None
             or (self.resend and not self.blocked & _SOCKET)
-            or (not self.blocked and self.credit and self.scheduler)
+            or (not self.blocked and self.credit and self.scheduler.ready)
         )
 
     def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
@@ -291,7 +291,7 @@ class Sender:
             context.stats.bytes_sent += sum(map(len, again))
             parts.extend(again)
             return parts
-        if not (parts or self.control or self.pong is not None or self.scheduler):
+        if not (parts or self.control or self.pong is not None or self.scheduler.ready):
             # Almost every flush: only finished frames wait, and their size is known.
             parts, self.out = self.out, parts
             count, self.out_bytes = self.out_bytes, 0
@@ -321,7 +321,7 @@ class Sender:
         parts.extend(self.out)
         self.out.clear()
         size, self.out_bytes = self.out_bytes, 0
-        if self.scheduler and not self.blocked:
+        if self.scheduler.ready and not self.blocked:
             self._schedule(parts, size, limit)
 
     def _schedule(self, parts: list[bytes | memoryview], size: int, limit: int) -> None:
@@ -394,14 +394,14 @@ class Sender:
             congestion.resume(sent - count, under_way - count, now)
         congestion.left_at = now
         if under_way << 2 < cap:
-            if not self.scheduler:
+            if not self.scheduler.ready:
                 congestion.app_limited_until = sent
             if self._cap_applied != cap:
                 self._make_room(congestion, cap - under_way)
                 self._cap_applied = cap
             return
         room = cap - under_way
-        if not self.scheduler and room >= congestion.least:
+        if not self.scheduler.ready and room >= congestion.least:
             congestion.app_limited_until = sent
         self._cap_applied = 0
         self._make_room(congestion, room)
