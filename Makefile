@@ -21,6 +21,7 @@ help:
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
+	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 
 $(STAMP): pyproject.toml arcbridge/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,7 +46,7 @@ test: lint
 	-@$(BIN)/python -m tests.support.cluster build --helm
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(PYTEST_ARGS)
 
-# What a version of Python can break: the tests that run within the test's own process.
+# What a version of Python can break: the tests that do not start the roles as processes.
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo support) $(PYTEST_ARGS)
 

@@ -13,6 +13,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from arcbridge.observe import logging as observe_logging
+from tests.support.tracebacks import numbered
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
@@ -30,6 +31,19 @@ def pytest_collection_finish() -> None:
     """Exempt what collecting made from the collector: tests that count what is left collect garbage several times."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """Give each frame of a failure a line number.
+
+    The deadline of a test is a signal, which can be handled at an instruction that has no line, such as the end of the
+    loop in `selectors`. pytest computes with the number, and the whole run would end with an internal error instead of
+    one failed test.
+    """
+    if call.excinfo is not None:
+        error = call.excinfo.value
+        call.excinfo = pytest.ExceptionInfo.from_exception(error.with_traceback(numbered(error.__traceback__)))
 
 
 @pytest.fixture(autouse=True)

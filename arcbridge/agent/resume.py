@@ -70,7 +70,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ResumeRefusal:
     """`reason` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
 
     reason: str
@@ -115,7 +115,7 @@ class Resumes(Generic[Session]):
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
-    def judge(self, hello: Hello, subject: str, token_mode: bool) -> Session | Refusal:
+    def judge(self, hello: Hello, subject: str, token_mode: bool) -> Session | ResumeRefusal:
         """The session that this HELLO may take over, or what to answer. The token has been verified."""
         now = self._clock()
         while self._ended and next(iter(self._ended.values())).until <= now:
@@ -143,10 +143,10 @@ class Resumes(Generic[Session]):
 
     def refuse(
         self, reason: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
-    ) -> Refusal:
+    ) -> ResumeRefusal:
         """A refusal, counted."""
         self.refused[reason] += 1
-        return Refusal(reason, code, message, quiet)
+        return ResumeRefusal(reason, code, message, quiet)
 
 
 def _bytes(subject: str) -> bytes:

@@ -26,7 +26,7 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
-from arcbridge.agent.resume import Claim, Refusal, Resumes
+from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
 from arcbridge.agent.targets import PREFIX, TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
 from arcbridge.mux import memory
@@ -426,7 +426,7 @@ class AgentSession(BaseHandler):
         """Let the held session that this HELLO names take the connection over; this handler ends either way."""
         resumes = self._sessions.resumes
         held = resumes.judge(hello, found.identity.subject, found.token_mode)
-        if not isinstance(held, Refusal):
+        if not isinstance(held, ResumeRefusal):
             try:
                 held.take_over(self, session, found)
             except ConnectionLost:

@@ -24,7 +24,7 @@ _LIMIT = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoints:
+class IssuerEndpoints:
     """What discovery names; empty where the issuer has none."""
 
     token: str
@@ -50,7 +50,7 @@ class Issuer:
         self.url = url
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
-        self._endpoints: Endpoints | None = None
+        self._endpoints: IssuerEndpoints | None = None
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
@@ -66,7 +66,7 @@ class Issuer:
             await self._session.close()
             self._session = None
 
-    async def endpoints(self) -> Endpoints:
+    async def endpoints(self) -> IssuerEndpoints:
         """By discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
         if self._endpoints is None:
             status, document = await self._request(
@@ -79,7 +79,7 @@ class Issuer:
                     f"login.issuer: {self.url} names itself differently in its discovery document; "
                     "use its own spelling, trailing slash included"
                 )
-            found = Endpoints(
+            found = IssuerEndpoints(
                 token=_endpoint(document, "token_endpoint"),
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),

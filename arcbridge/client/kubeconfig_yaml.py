@@ -23,11 +23,11 @@ class Plain(str):
     __slots__ = ()
 
 
-class _Reader(_Loader):  # type: ignore[misc]  # the base is chosen at run time
+class _PlainLoader(_Loader):  # type: ignore[misc]  # the base is chosen at run time
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 PyYAML's own shape
 
 
-class _Writer(_Dumper):  # type: ignore[misc]  # the base is chosen at run time
+class _PlainDumper(_Dumper):  # type: ignore[misc]  # the base is chosen at run time
     """PyYAML's own, with all its resolvers: they say which strings need quotes."""
 
 
@@ -41,14 +41,14 @@ def _represent(dumper: Any, value: Plain) -> Any:
     return dumper.represent_scalar(tag, str(value))
 
 
-_Reader.add_constructor("tag:yaml.org,2002:str", _construct)
-_Writer.add_representer(Plain, _represent)
+_PlainLoader.add_constructor("tag:yaml.org,2002:str", _construct)
+_PlainDumper.add_representer(Plain, _represent)
 
 
 def parse(data: bytes, name: str) -> Any:
     """The document in `data`; None when it is empty. Raises StateError that names the line, never the content."""
     try:
-        return yaml.load(data, Loader=_Reader)
+        return yaml.load(data, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -59,7 +59,7 @@ def parse(data: bytes, name: str) -> Any:
 def dump(document: Any) -> str:
     """Block style, order kept, long lines not folded."""
     text: str = yaml.dump(
-        document, Dumper=_Writer, sort_keys=False, default_flow_style=False, width=2**31 - 1, allow_unicode=True
+        document, Dumper=_PlainDumper, sort_keys=False, default_flow_style=False, width=2**31 - 1, allow_unicode=True
     )
     return text
 

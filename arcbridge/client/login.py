@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from arcbridge.client.issuer import Endpoints, Issuer, IssuerError
+from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
@@ -122,7 +122,7 @@ class Login:
             detail = f": {error.description}" if error.description else ""
             raise Unauthenticated(f"the issuer refused the login ({error.code}{detail})") from error
 
-    async def _device_code(self, issuer: Issuer, endpoints: Endpoints) -> TokenSet:
+    async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
@@ -156,7 +156,7 @@ class Login:
             except Unreachable:
                 interval = min(interval * 2, 60.0)  # RFC 8628 §3.5: back off when the connection fails
 
-    async def _authorization_code(self, issuer: Issuer, endpoints: Endpoints) -> TokenSet:
+    async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
         if not endpoints.authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")

@@ -229,7 +229,7 @@ class SocketSplice(asyncio.Protocol):
             self._closed = True
             self._error_poll.remove(self)
             # Both callbacks first: the next socket gets this descriptor's number. Each is removed only where it is
-            # there, because uvloop makes a system call either way.
+            # there: uvloop looks the descriptor up among its transports either way, and finds it by an exception.
             self.pause_writing()
             if self._pending:
                 self._loop.remove_writer(self._descriptor)

@@ -34,7 +34,7 @@ class Address:
 
 
 def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
-    """The address of a peer to connect to; raises `ConfigError` which quotes `text`.
+    """Return the address of a peer to connect to; raises `ConfigError` which quotes `text`.
 
     A URL may be `https` only and may hold nothing but host and port: a path or credentials that would be
     silently dropped are refused instead.
@@ -54,7 +54,7 @@ def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
 
 
 def parse_listen(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
-    """An address to listen on: the host may be empty (every interface), the port 0 (any free one)."""
+    """Return an address to listen on: the host may be empty (every interface), the port 0 (any free one)."""
     return _split(text, text.strip(), default_port)
 
 
@@ -107,7 +107,7 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def source_of(address: str) -> str:
-    """The key under which limits count a peer: its IPv4 address, or the /64 that an IPv6 subscriber has at least."""
+    """Return the key under which limits count a peer: its IPv4 address, or the /64 of an IPv6 subscriber."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

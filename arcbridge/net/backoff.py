@@ -31,7 +31,7 @@ class Backoff:
         """Failures in a row so far."""
 
     def next_delay(self, *, lasted: float = 0.0, hint: float | None = None) -> float:
-        """Seconds to wait after a failure.
+        """Return the seconds to wait after a failure.
 
         `lasted` is how long the connection had been healthy before it ended (0: it never was); from `HEALTHY` on
         the count starts again. `hint` is what the server said (Retry-After, GOAWAY): never sooner than that, and

@@ -150,7 +150,7 @@ class _Reader:
         return int.from_bytes(self.take(size), "big")
 
     def vector(self, size: int) -> bytes:
-        """An opaque vector whose length takes `size` bytes (RFC 8446 §3.4)."""
+        """Return an opaque vector whose length takes `size` bytes (RFC 8446 §3.4)."""
         return self.take(self.number(size))
 
     def more(self) -> bool:

@@ -40,7 +40,7 @@ _resolver: ThreadPoolExecutor | None = None
 
 
 async def connect(address: Address, *, deadline: float, proxy: Proxy | str | None = None) -> socket.socket:
-    """A connected, tuned, non-blocking socket to `address` (through the proxy, if any); the caller owns it.
+    """Return a connected, tuned, non-blocking socket to `address` (through the proxy, if any); the caller owns it.
 
     `deadline` is in seconds and bounds everything. `proxy` None means: as the environment says. Raises `Unreachable`
     which names the address and what failed, `ConfigError` for a malformed proxy setting. Cancelled or failed, it
@@ -112,7 +112,7 @@ async def resolve(address: Address) -> list[Candidate]:
 
 
 def interleave(found: Sequence[Candidate]) -> list[Candidate]:
-    """The system's order (RFC 6724) kept within a family, families in turn, duplicates out."""
+    """Return the system's order (RFC 6724) kept within a family, families in turn, duplicates out."""
     unique = list(dict.fromkeys(found))
     if not unique:
         return []

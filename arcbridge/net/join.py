@@ -152,7 +152,7 @@ class ServerJoin:
         return self._pipe.peer_certificate
 
     async def handshake(self) -> None:
-        """Raises also when the handshake selected another protocol than the one this is for (docs/threats.md#J13)."""
+        """Make the handshake. Raises also when it selected another protocol (docs/threats.md#J13)."""
         await self._step("TLS handshake", HANDSHAKE_DEADLINE, self._pipe.handshake())
         if self._pipe.alpn != self._protocol:
             self._broken = True
@@ -180,7 +180,7 @@ class ServerJoin:
         raise RemoteProtocolError("bytes came before the reply to the JOIN message")
 
     async def reply(self, reply: JoinReply) -> None:
-        """Consent, with our close_notify in the same flight."""
+        """Send the consent, with our close_notify in the same flight."""
         if self._pipe.unread:
             raise RemoteProtocolError("bytes came before the reply to the JOIN message")
         self._pipe.feed(_framed(reply.encode()))
@@ -251,7 +251,7 @@ def _framed(record: bytes) -> bytes:
 
 
 async def _read_record(pipe: TlsPipe) -> tuple[bytes, bytes]:
-    """One record, and what came behind it."""
+    """Return one record, and what came behind it."""
     data = bytearray()
     size = 4
     while len(data) < size:

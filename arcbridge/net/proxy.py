@@ -27,7 +27,7 @@ class Proxy:
 
 
 def proxy_for(address: Address, environ: Mapping[str, str]) -> Proxy | None:
-    """The proxy for `address`, None to connect directly. Raises `ConfigError`, which never quotes the URL."""
+    """Return the proxy for `address`, None to connect directly. Raises `ConfigError`, which never quotes the URL."""
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         text = environ.get(name, "").strip()
         if text:

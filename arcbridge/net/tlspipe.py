@@ -81,7 +81,7 @@ class TlsPipe:
         await self.flush()
 
     async def read(self, size: int = _CHUNK) -> bytes:
-        """Some application data, b"" when the peer has sent close_notify."""
+        """Return some application data, b"" when the peer has sent close_notify."""
         while True:
             try:
                 return self._tls.read(size)

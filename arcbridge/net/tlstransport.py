@@ -1,13 +1,13 @@
 """A TLS transport whose end loses nothing.
 
 asyncio's TLS transports (uvloop's too) end a connection by sending close_notify and waiting for the peer's. If the peer
-still has something to say, a ping of kubectl's WebSocket is enough, OpenSSL reports data after close_notify, the
+still has something to send, a ping of kubectl's WebSocket is enough, OpenSSL reports data after close_notify, the
 transport aborts, the kernel sends RST because bytes lie unread, and what the peer had not received yet is lost: one
 `kubectl exec` in ten lost the tail of a megabyte. Here the end has three steps: what was written, then close_notify and
 FIN, then whatever the peer still sends is read and dropped until it ends its side too, or has long had everything.
 
 The other difference is honesty about the peer's end: `eof_received` means its close_notify; a connection that ends
-without one is lost with an error (RFC 8446 §6.1), so that nobody takes a cut for the end.
+without one is lost with an error (RFC 8446 §6.1), so that the protocol does not take a cut for the end.
 
 Everything else is asyncio's transport: flow control both ways, `Protocol` and `BufferedProtocol`. OpenSSL works on
 memory BIOs, as it does under uvloop; bytes are read through the process's one receive buffer.
@@ -30,9 +30,9 @@ from arcbridge.mux.socket_error_poll import socket_error_poll
 HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""
 LINGER = 5.0
-"""Seconds between two looks whether the peer has acknowledged everything; then nothing can be lost any more."""
+"""Seconds between two checks whether the peer has acknowledged everything; then nothing can be lost any more."""
 CUT_FIRST_LOOK = 0.005
-"""Seconds until the first look before a reset; then twice as long each time, up to LINGER."""
+"""Seconds until the first check before a reset; then twice as long each time, up to LINGER."""
 LINGER_MOST = 4000.0
 """Seconds that a peer which reads nothing (`kubectl logs | less`) may take for the last bytes."""
 WRITE_HIGH = 256 * 1024
@@ -84,10 +84,10 @@ class TlsTransport(asyncio.Transport):
         self._reading = False
         self._error_poll = socket_error_poll()
         self._polled = False
-        """Whether the next look includes this connection."""
+        """Whether the next poll includes this connection."""
         self._paused = False
-        self._goodbye = True
-        """Whether our end is one in order, with close_notify."""
+        self._orderly = True
+        """Whether our direction ends with close_notify; false after `cut`."""
         self._peer_over = False
         """The peer's close_notify was read."""
         self._socket_over = False
@@ -95,7 +95,7 @@ class TlsTransport(asyncio.Transport):
         self._failed: OSError | None = None
         """The peer takes nothing more; what it sent before that is still to be delivered."""
         self._broken: ssl.SSLError | None = None
-        """What OpenSSL said of a record whose predecessors are still to be delivered."""
+        """The error of a record whose predecessors are still to be delivered."""
         self._scheduled = False
         self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
@@ -145,7 +145,7 @@ class TlsTransport(asyncio.Transport):
     def cut(self) -> None:
         """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
         if self._state is _State.OPEN:
-            self._goodbye = False
+            self._orderly = False
         self._end()
 
     def _end(self) -> None:
@@ -157,7 +157,7 @@ class TlsTransport(asyncio.Transport):
             self._state = _State.FLUSHING
             self._start_reading()
             if not self._pending:
-                self._say_goodbye()
+                self._send_close_notify()
 
     def abort(self) -> None:
         """Close the socket now; what was not sent is dropped."""
@@ -284,7 +284,7 @@ class TlsTransport(asyncio.Transport):
     def poll_error(self) -> None:
         """Read on: the socket may be in error, of which uvloop would not tell again (called by the poll)."""
         self._polled = False
-        if self._reading:  # else whoever starts reading again hears of the error anew
+        if self._reading:  # else `_start_reading` will report the error anew
             self._readable()
 
     def _read(self) -> bool:
@@ -378,7 +378,7 @@ class TlsTransport(asyncio.Transport):
                 return
             if over:
                 self._peer_over = True
-                self._peer_said_goodbye()
+                self._peer_sent_close_notify()
                 return
             if not more and not self._socket_over:
                 break  # OpenSSL would only raise SSLWantReadError, which costs as much as a small read
@@ -427,7 +427,7 @@ class TlsTransport(asyncio.Transport):
             return None
         return into
 
-    def _peer_said_goodbye(self) -> None:
+    def _peer_sent_close_notify(self) -> None:
         keep_open: list[bool | None] = []
         if not self._guard(lambda: keep_open.append(cast(asyncio.Protocol, self._protocol).eof_received())):
             return
@@ -463,7 +463,7 @@ class TlsTransport(asyncio.Transport):
             self._guard(self._protocol.pause_writing)
 
     def _send_failed(self, error: OSError) -> None:
-        """The peer is gone. If it had said goodbye before, all that it said is here, and is delivered first."""
+        """The peer is gone. All that it sent before is in the socket's buffer, and is delivered first."""
         if self._state is not _State.OPEN:
             self._lose(error)
             return
@@ -494,7 +494,7 @@ class TlsTransport(asyncio.Transport):
         if not self._pending:
             self._loop.remove_writer(self._sock)
             if self._state is _State.FLUSHING:
-                self._say_goodbye()
+                self._send_close_notify()
                 return
             if self._state is _State.LINGERING:
                 self._shut()
@@ -505,10 +505,10 @@ class TlsTransport(asyncio.Transport):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _say_goodbye(self) -> None:
+    def _send_close_notify(self) -> None:
         """Everything written is with the kernel: close_notify, then FIN."""
         self._state = _State.LINGERING
-        if not self._goodbye:
+        if not self._orderly:
             self._reset_when_received()
             return
         try:

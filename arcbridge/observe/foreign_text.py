@@ -38,6 +38,7 @@ _CREDENTIALS = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
+_INTRODUCTIONS = ("bearer ", "authorization: ", "basic ")
 _MIXED = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])", re.DOTALL)
 
 _SECRET_NAMES = re.compile(
@@ -63,20 +64,17 @@ def clean_trace(text: str, limit: int = TRACE_LIMIT) -> list[str]:
     """Return a stack trace as clean lines, together at most `limit` bytes, keeping the end."""
     text = redact(text[-limit * _WORKING_FACTOR :])
     lines = [_shorten(escape(line), FIELD_LIMIT, False) for line in text.split("\n") if line.strip()]
-    kept: list[str] = []
     size = 0
-    for line in reversed(lines):
+    for number, line in enumerate(reversed(lines)):
         size += len(line.encode()) + 1
         if size > limit:
-            kept.append("…")
-            break
-        kept.append(line)
-    return kept[::-1]
+            return ["…", *lines[len(lines) - number :]]
+    return lines
 
 
 def escape(text: str) -> str:
     """Return `text` with every control character written out (`\\x1b`, `\\n`, `\\u2028`)."""
-    return _CONTROL.sub(_written_out, text)
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def redact(text: str) -> str:
@@ -91,20 +89,12 @@ def names_secret(field: str) -> bool:
 
 def _replacement(match: re.Match[str]) -> str:
     found = match.group()
+    introduced = match.string[max(0, match.start() - 15) : match.start()].lower()
+    if found.startswith(("eyJ", "-----")) or "." in found or introduced.endswith(_INTRODUCTIONS):
+        return REDACTED
     # The pattern ignores case, so its last branch also finds lower-case names and hexadecimal digests, which are
     # wanted in logs (pins are digests). Only a run that mixes all three classes is random base64.
-    if found[:3] == "eyJ" or found.startswith("-----") or "." in found or _introduced(match):
-        return REDACTED
     return REDACTED if _MIXED.match(found) else found
-
-
-def _introduced(match: re.Match[str]) -> bool:
-    before = match.string[max(0, match.start() - 15) : match.start()].lower()
-    return before.endswith(("bearer ", "authorization: ", "basic "))
-
-
-def _written_out(match: re.Match[str]) -> str:
-    return match.group().encode("unicode_escape").decode()
 
 
 def _shorten(text: str, limit: int, was_cut: bool) -> str:

@@ -58,15 +58,8 @@ class Redaction:
 
 def error_text(error: BaseException) -> str:
     """Return what a log line says of an exception: never the bytes of a request that it quotes."""
-    if quotes_peer(error):
-        return type(error).__name__
-    try:
-        text = str(error)
-    except Exception:  # an exception whose own __str__ fails must not cost the event it belongs to
-        text = ""
-    if isinstance(error, ArcbridgeError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    name, text = type(error).__name__, "" if quotes_peer(error) else _string(error)
+    return text if isinstance(error, ArcbridgeError) else f"{name}: {text}" if text else name
 
 
 def quotes_peer(error: BaseException) -> bool:
@@ -125,12 +118,12 @@ def _bounded(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value[: FIELD_LIMIT * 4]).decode("utf-8", "backslashreplace")
-    if isinstance(value, BaseException):
-        return error_text(value)
+    return error_text(value) if isinstance(value, BaseException) else _string(value)
+
+
+def _string(value: object) -> str:
     try:
         return str(value)
     except Exception as error:  # an object whose own __str__ fails must not cost the event it belongs to

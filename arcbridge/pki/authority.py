@@ -91,12 +91,12 @@ class Authority:
 
     @classmethod
     def create(cls, common_name: str, *, life: float = CA_LIFE, clock: Callable[[], float] = time.time) -> Authority:
-        """A new CA; `life` in seconds."""
+        """Return a new CA; `life` in seconds."""
         return cls._self_signed(common_name, make_key(), life, clock)
 
     @classmethod
     def load(cls, certificate_pem: str, key_pem: str, *, clock: Callable[[], float] = time.time) -> Authority:
-        """The CA of this certificate and key; raises `StateError` when they are unreadable or no pair."""
+        """Return the CA of this certificate and key; raises `StateError` when they are unreadable or no pair."""
         try:
             certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
             public_key = certificate.public_key()
@@ -110,7 +110,7 @@ class Authority:
 
     @classmethod
     def load_or_create(cls, directory: Path, common_name: str, *, clock: Callable[[], float] = time.time) -> Authority:
-        """The CA kept in `directory` (`ca.crt`, `ca.key`), made at first use; raises `StateError`.
+        """Return the CA kept in `directory` (`ca.crt`, `ca.key`), made at first use; raises `StateError`.
 
         Processes that start together agree on one CA: the first to get the lock makes it. The key is written
         before the certificate, so a crash between the two leaves a key, over which the certificate is then made;
@@ -149,7 +149,7 @@ class Authority:
         return self._issue(_common_name(names[0]), [_general_name(name) for name in names], server=True, life=life)
 
     def issue_client(self, common_name: str, *, life: float = LEAF_LIFE) -> Issued:
-        """A client certificate with a fresh key."""
+        """Return a client certificate with a fresh key."""
         return self._issue(_common_name(common_name), [], server=False, life=life)
 
     def issue_relay(self, *, life: float = LEAF_LIFE) -> Issued:
@@ -276,7 +276,7 @@ def agent_cluster(certificate_der: bytes) -> str:
 
 
 def agent_ca_pin(certificate_der: bytes) -> str:
-    """The pin of the cluster's own CA that an agent's certificate (DER) states; empty when it states none.
+    """Return the pin of the cluster's own CA that an agent's certificate (DER) states; empty when it states none.
 
     As `agent_cluster` this reads only. Raises `EnrolmentRefused` when there is one that is malformed.
     """
@@ -296,12 +296,12 @@ def agent_ca_pin(certificate_der: bytes) -> str:
 
 
 def agent_expiry(certificate_der: bytes) -> float:
-    """When a certificate (DER) lapses, in unix seconds; raises `EnrolmentRefused` when unreadable."""
+    """Return when a certificate (DER) lapses, in unix seconds; raises `EnrolmentRefused` when unreadable."""
     return _load_certificate(certificate_der).not_valid_after_utc.timestamp()
 
 
 def agent_issued_at(certificate_der: bytes) -> float:
-    """When a certificate of ours (DER) was issued, in unix seconds, give or take two; raises `EnrolmentRefused`.
+    """Return when a certificate of ours (DER) was issued, in unix seconds, give or take two; raises `EnrolmentRefused`.
 
     `notBefore` lies before that by `BACKDATE` or a tenth of the life, so by a definite part of the whole.
     """
@@ -311,7 +311,7 @@ def agent_issued_at(certificate_der: bytes) -> float:
 
 
 def check_ca_certificate(certificate_pem: str) -> str:
-    """The one CA certificate in `certificate_pem`, encoded by us; raises `EnrolmentRefused`.
+    """Return the one CA certificate in `certificate_pem`, encoded by us; raises `EnrolmentRefused`.
 
     For a cluster's CA as an agent sends it: what a relay keeps and gives to clients is exactly one certificate,
     whose key its pin covers, that is allowed to sign certificates.

@@ -73,12 +73,12 @@ class AgentCredential:
     cluster_ca_key_pem: str = field(repr=False)
 
     def to_entries(self) -> dict[str, bytes]:
-        """The table that a store keeps."""
+        """Return the table that a store keeps."""
         return {name: value.encode() for name, value in zip(_ENTRIES, self._values(), strict=True)}
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, bytes]) -> AgentCredential | None:
-        """The credential in a store's table, or None while entries are missing (before enrolment).
+        """Return the credential in a store's table, or None while entries are missing (before enrolment).
 
         Unknown entries are left alone. Raises `StateError` for one that is not text, or a malformed cluster name.
         """
@@ -111,7 +111,7 @@ _ENTRIES = (CLUSTER, CERTIFICATE, KEY, RELAY_CA, CLUSTER_CA_CERTIFICATE, CLUSTER
 
 
 def renew_at(not_before: float, not_after: float) -> float:
-    """When to renew, in unix seconds: two thirds of the life, so a relay may be away for a third of it."""
+    """Return when to renew, in unix seconds: two thirds of the life, so a relay may be away for a third of it."""
     return not_before + (not_after - not_before) * 2 / 3
 
 

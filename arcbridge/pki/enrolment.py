@@ -39,7 +39,7 @@ _TOKEN = re.compile(r"([0-9a-f]{16})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 def make_key() -> str:
-    """A new private key, P-256, PKCS #8 PEM without a passphrase."""
+    """Return a new private key, P-256, PKCS #8 PEM without a passphrase."""
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
@@ -60,7 +60,7 @@ def make_csr(key_pem: str) -> str:
 
 
 def read_csr(csr_pem: str) -> AgentPublicKey:
-    """The public key that a certificate request proves possession of; raises `EnrolmentRefused`.
+    """Return the public key that a certificate request proves possession of; raises `EnrolmentRefused`.
 
     Accepted: RSA of 2048 to 8192 bits with an exponent of at least 65537, ECDSA on P-256 or P-384, Ed25519.
     """
@@ -106,7 +106,7 @@ class JoinToken(NamedTuple):
 
     @classmethod
     def create(cls) -> JoinToken:
-        """A new token with a fresh id and secret."""
+        """Return a new token with a fresh id and secret."""
         return cls.parse(f"{secrets.token_hex(8)}.{secrets.token_urlsafe(32)}")
 
     @classmethod
@@ -120,7 +120,7 @@ class JoinToken(NamedTuple):
         return cls(match.group(), match.group(1), hashlib.sha256(match.group(2).encode()).hexdigest())
 
     def matches(self, secret_hash: str) -> bool:
-        """Whether this token's secret has that hash (hex), in constant time."""
+        """Say whether this token's secret has that hash (hex), in constant time."""
         return hmac.compare_digest(self.secret_hash.encode(), secret_hash.encode())
 
     def __repr__(self) -> str:

@@ -29,5 +29,5 @@ def check_cluster_name(name: str) -> str:
 
 
 def cluster_server_name(name: str) -> str:
-    """The TLS server name under which a cluster's agent answers end to end; raises `ConfigError`."""
+    """Return the TLS server name under which a cluster's agent answers end to end; raises `ConfigError`."""
     return check_cluster_name(name) + SERVER_NAME_SUFFIX

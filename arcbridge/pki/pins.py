@@ -47,7 +47,7 @@ _BEFORE_THE_KEY = (_VERSION, _INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENC
 
 
 def pin_of(certificate_pem: str) -> str:
-    """The pin of the one certificate in `certificate_pem`; raises `ConfigError` when it is not exactly one.
+    """Return the pin of the one certificate in `certificate_pem`; raises `ConfigError` when it is not exactly one.
 
     A second one would not be covered by the pin, yet `ssl` would trust it as well as the first.
     """
@@ -69,7 +69,7 @@ def check_pin(pin: str) -> str:
 
 
 def same_pin(a: str, b: str) -> bool:
-    """Whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
+    """Say whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
     return hmac.compare_digest(check_pin(a), check_pin(b))
 
 
@@ -110,7 +110,7 @@ class PinStore:
         self.relay = relay
 
     def get(self, cluster: str) -> str | None:
-        """The pin kept for `cluster`, or None; raises `StateError` when the file is malformed."""
+        """Return the pin kept for `cluster`, or None; raises `StateError` when the file is malformed."""
         return self._find(self._read(), check_cluster_name(cluster))
 
     def remember(self, cluster: str, pin: str) -> None:
@@ -198,7 +198,7 @@ def _format(tables: dict[str, dict[str, str]]) -> str:
 
 
 def _p256_key(certificate_pem: str) -> bytes | None:
-    """The SubjectPublicKeyInfo (DER) of a certificate as arcbridge makes them; None for every other text.
+    """Return the SubjectPublicKeyInfo (DER) of a certificate as arcbridge makes them; None for every other text.
 
     Where each field has the tag that RFC 5280 §4.1 says and a definite length, its end is beyond dispute: OpenSSL,
     which will trust this certificate, finds the key at the same place. Whatever differs is left to `cryptography`.

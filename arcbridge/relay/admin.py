@@ -91,7 +91,7 @@ async def create_token(
 
 
 async def list_tokens(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
-    """All join tokens, without their secrets; times in unix seconds."""
+    """Return all join tokens, without their secrets; times in unix seconds."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         tokens = await registry.list_join_tokens()
     now = clock()
@@ -115,7 +115,7 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
 
 
 async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
-    """All clusters, by name; times in unix seconds, 0 for never."""
+    """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records = await registry.clusters()
     return [_cluster_row(record, clock()) for record in records]

@@ -105,7 +105,7 @@ class ApiRefusal(ArcbridgeError):
 
 
 def tls_peer_certificate(request: web.Request) -> bytes | None:
-    """The client certificate that asyncio's TLS verified on this connection (DER), or None."""
+    """Return the client certificate that asyncio's TLS verified on this connection (DER), or None."""
     tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
     # The parsed form is empty unless the certificate was verified; the binary form is there in any case.
     if tls is None or not tls.getpeercert():
@@ -227,7 +227,7 @@ def build_app(
     monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
 ) -> web.Application:
-    """The application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
+    """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds.
@@ -431,7 +431,7 @@ async def _no_such_path(request: web.Request) -> web.StreamResponse:
 
 
 async def _body(request: web.Request, *names: str) -> list[str]:
-    """The named strings of a JSON body; other members are ignored, so that newer agents may send more."""
+    """Return the named strings of a JSON body; other members are ignored, so that newer agents may send more."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body without compression")
     too_large = ApiRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {BODY_LIMIT // 1024} KiB")

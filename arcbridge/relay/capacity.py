@@ -38,7 +38,7 @@ class Capacity:
 
 
 def capacity(limits: RelayLimitsConfig, available: int) -> Capacity:
-    """What fits into so many descriptors; the settings' own numbers where all of it does."""
+    """Return what fits into so many descriptors: the settings' own numbers where all of it does."""
     wanted = 2 * limits.sessions + limits.agents
     needed = wanted + limits.unauthenticated + 2 * POOL + RESERVED
     if needed <= available:

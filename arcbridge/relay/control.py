@@ -117,9 +117,9 @@ class ControlConnection(BaseHandler):
         finally:
             self._dials.pop(dial.token, None)
         if status.code:
-            words = _printable(status.message, 200) or "no reason given"
+            reason = _printable(status.message, 200) or "no reason given"
             raise JoinRefused(
-                JoinCode.AGENT_REFUSED, f"the agent of cluster {self.cluster} refused: {words}", retry_after=5
+                JoinCode.AGENT_REFUSED, f"the agent of cluster {self.cluster} refused: {reason}", retry_after=5
             )
         return status
 
@@ -339,7 +339,7 @@ class ControlServer:
         return True
 
     async def _introduced(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
-        """Wait for HELLO; False: it did not come, or is unfit, and the agent was told."""
+        """Wait for HELLO; return false when it did not come, or is unfit, and the agent was told."""
         try:
             async with asyncio.timeout(HELLO_DEADLINE):
                 await session.wait_established()
@@ -357,7 +357,7 @@ class ControlServer:
         return True
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
-        """Know a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
+        """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
 
         That relay has put the pin of the cluster's CA into the certificate; so the CA itself, which clients are given,
         may come from the agent.
@@ -431,5 +431,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _printable(text: str, limit: int) -> str:
-    """An agent's words, cut to what may be shown."""
+    """Return an agent's words, cut to what may be shown."""
     return "".join(character for character in text[:limit] if character.isascii() and character.isprintable())

@@ -29,7 +29,7 @@ CA_NAME = "arcbridge relay CA"
 
 
 def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Authority:
-    """The relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock."""
+    """Return the relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock."""
     return Authority.load_or_create(data_dir, CA_NAME, clock=clock)
 
 

@@ -13,7 +13,7 @@ One step after the other; the log names each:
 
 Of a relay with several processes each goes through these steps by itself, but for the last, which they take *together*
 (docs/operations.md): an agent that was asked to come may come out at any of them, and is handed over. What the kernel
-has queued for a process by then is taken first, and told in words.
+has queued for a process by then is taken first, and told why it is refused.
 
 A relay without sessions goes through all of it within a second; a second signal does the same to one that has some.
 """
@@ -90,7 +90,7 @@ class Drain:
         return None if self.step is Step.SERVING else _WORDS
 
     async def run(self, hurry: asyncio.Event) -> None:
-        """From the first step to the last; once `hurry` is set, what is left of them takes no time."""
+        """Go from the first step to the last; once `hurry` is set, the steps that are left take no time."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._enter(Step.DRAINING)

@@ -54,12 +54,12 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 def token_of(relay_id: str, secret: str) -> str:
-    """The dial token of a client that waits at this relay."""
+    """Return the dial token of a client that waits at this relay."""
     return f"{relay_id}.{secret}"
 
 
 def relay_of(token: str) -> str:
-    """The relay that a dial token names; empty when it names none."""
+    """Return the relay that a dial token names; empty when it names none."""
     relay_id, dot, _ = token.partition(".")
     return relay_id if dot and len(relay_id) == 16 else ""
 
@@ -85,15 +85,15 @@ class Hops:
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
 
     def server_context(self) -> ssl.SSLContext:
-        """For connections from other relays."""
+        """Return the TLS context for connections from other relays."""
         return self._fresh()[0]
 
     def elsewhere(self, request: JoinRequest) -> bool:
-        """Whether this join of an agent is for another relay, and may be passed on."""
+        """Say whether this join of an agent is for another relay, and may be passed on."""
         return request.hops == 0 and relay_of(request.token) not in ("", self.relay_id)
 
     async def give_up(self, request: JoinRequest) -> None:
-        """This join cannot be passed on from here: tell the relay that waits, so that its client need not."""
+        """Tell the relay that waits that this join cannot be passed on from here, so that its client need not wait."""
         await self._peers.tell_failed(relay_of(request.token), request.token)
 
     async def forward(self, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
@@ -147,7 +147,7 @@ class Hops:
         return self._pumps.join(sock, join.sock, to_client=left_over, join_id=reply.join_id, cluster=cluster)
 
     def _fresh(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        """Contexts as server and as client, with certificates that are not old."""
+        """Return contexts as server and as client, with certificates that are not old."""
         now = self._clock()
         if self._contexts is None or now - self._made > RENEW:
             ca = self._authority.certificate_pem

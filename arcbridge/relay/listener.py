@@ -70,7 +70,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, listen: Address, *, shared: bool = False) -> Address:
-        """Bind and accept; the bound address. Raises `ConfigError` that names the setting.
+        """Bind, accept, and return the bound address. Raises `ConfigError` that names the setting.
 
         `shared`: with other processes of this user that say so, too; the kernel chooses one for each connection.
         """
@@ -273,7 +273,7 @@ class _Arrival:
         self._listener.rejected(self, reason)
 
     def _leave(self) -> None:
-        """No timer and no callback is left on the socket."""
+        """Remove every timer and callback from the socket."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -286,7 +286,7 @@ class _Arrival:
 
 
 async def _answer_plain_http(sock: socket.socket, ticket: Ticket) -> None:
-    """One 400, so that who typed http:// reads why; the request is read first, or closing would send RST."""
+    """Send one 400, so that a user of http:// reads why. The request is read first, or closing would send RST."""
     try:
         async with asyncio.timeout(1.0):
             await receive(sock, 16 * 1024)
@@ -301,7 +301,7 @@ async def _answer_plain_http(sock: socket.socket, ticket: Ticket) -> None:
 
 
 def bind(listen: Address, *, shared: bool = False, accept: bool = True) -> socket.socket:
-    """A listening socket, or with `accept` False one that only holds the port among those that share it.
+    """Return a listening socket, or with `accept` False one that only holds the port among those that share it.
 
     Raises `ConfigError` that names the setting.
     """

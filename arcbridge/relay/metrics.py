@@ -103,7 +103,7 @@ def register(
 
 
 def register_hops(metrics: Metrics, hops: Hops) -> None:
-    """What a relay has that passes joins on to other relays."""
+    """Register what a relay counts that passes joins on to other relays."""
     metrics.counter(
         "hops_total",
         "Joins of agents that were passed on to the relay they are for, by how that ended.",
@@ -113,7 +113,7 @@ def register_hops(metrics: Metrics, hops: Hops) -> None:
 
 
 def register_handovers(metrics: Metrics, handovers: Handovers) -> None:
-    """What each of several processes of one relay has."""
+    """Register what each of several processes of one relay counts."""
     metrics.counter(
         "handovers_total",
         "Joins of agents that came out at another worker than the one that waited, by how their hand-over ended.",

@@ -111,13 +111,13 @@ class NatsConnection:
         return client
 
     async def start(self, wait: float = 0.0) -> bool:
-        """Begin to connect; whether a connection stood within `wait` seconds."""
+        """Begin to connect; say whether a connection stood within `wait` seconds."""
         _library()
         self._task = asyncio.get_running_loop().create_task(self._keep())
         return await self.wait(wait)
 
     async def wait(self, timeout: float) -> bool:
-        """Whether a connection stands, at the latest in `timeout` seconds."""
+        """Say whether a connection stands, at the latest in `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
@@ -132,7 +132,7 @@ class NatsConnection:
     # -- messages --------------------------------------------------------------------------------------------------
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
-        """The first answer. Raises `NoResponder`, `NoReply`, `NatsUnavailable`."""
+        """Return the first answer. Raises `NoResponder`, `NoReply`, `NatsUnavailable`."""
         from nats import errors
 
         client = self.client
@@ -172,7 +172,7 @@ class NatsConnection:
             await _unsubscribe(live)
 
     async def flush(self, timeout: float) -> None:
-        """Until the server has dealt with all that was sent. Raises `NatsUnavailable`."""
+        """Wait until the server has dealt with all that was sent. Raises `NatsUnavailable`."""
         from nats import errors
 
         try:
@@ -194,7 +194,7 @@ class NatsConnection:
             pass
 
     def doubt(self) -> None:
-        """An answer did not come: find out whether the server is there at all."""
+        """Find out whether the server is there at all, because an answer did not come."""
         client = self._client
         if client is not None and not self._asking:
             self._asking = True
@@ -212,7 +212,7 @@ class NatsConnection:
             await asyncio.sleep(random.uniform(*PAUSES))
 
     async def _once(self) -> None:
-        """One connection from its beginning to its end."""
+        """Run one connection from its beginning to its end."""
         from nats.aio.client import Client
 
         client = Client()
@@ -427,7 +427,7 @@ def _text(setting: str, path: Path) -> str:
 
 
 def _safe(server: str) -> str:
-    """An address as it may be shown: what stands before an `@` may be a password."""
+    """Return an address as it may be shown: what stands before an `@` may be a password."""
     return repr(server.rpartition("@")[2][:80])
 
 

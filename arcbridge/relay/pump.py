@@ -227,7 +227,7 @@ class _Direction:
     # -- callbacks -------------------------------------------------------------------------------------------------
 
     def on_readable(self) -> None:
-        """Nothing is held. The path of a small message comes first and is the shortest."""
+        """Pass on what has come. Nothing is held; the path of a small message comes first and is the shortest."""
         if self._bulk:
             self._move()
             return
@@ -349,7 +349,7 @@ class _Direction:
         self._finish()
 
     def _finish(self) -> None:
-        """All that the source ever sent has been taken: pass its FIN on."""
+        """Pass the source's FIN on: all that it ever sent has been taken."""
         self._stop()
         try:
             self.sink.shutdown(socket.SHUT_WR)
@@ -454,14 +454,14 @@ class Pumps:
         return pump
 
     def bytes(self) -> tuple[int, int]:
-        """(client to agent, agent to client), ended and running pairs."""
+        """Return the bytes (to agents, to clients) of ended and running pairs."""
         return (
             self.bytes_to_agent + sum(pump.bytes_to_agent for pump in self._open),
             self.bytes_to_client + sum(pump.bytes_to_client for pump in self._open),
         )
 
     def abort(self, cluster: str | None = None, reason: str = "cut by the relay") -> int:
-        """Cut all pairs, or those of one cluster; how many."""
+        """Cut all pairs, or those of one cluster; return how many."""
         doomed = [pump for pump in self._open if cluster is None or pump.cluster == cluster]
         for pump in doomed:
             pump.abort(reason)

@@ -10,7 +10,7 @@ Rules:
 1. A dial token pairs at most one client with one agent of the cluster it was made for. It is 128 random bits, voided
    by the first agent that claims it, by the client's leaving, and by its deadline. It is looked up by its SHA-256 and
    compared in constant time, so how long an answer takes says nothing about it.
-2. The client hears OK only after the agent's side is raw: until then every failure is told in words.
+2. The client hears OK only after the agent's side is raw: until then the client is told of every failure.
 3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
 5. Every join ends paired or with both sockets closed, and leaves one line in the log.
@@ -165,7 +165,7 @@ class Rendezvous:
                 waiting.met.set_exception(_going_away())
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        """One join connection, from its handshake to the pump or to its end."""
+        """Serve one join connection, from its handshake to the pump or to its end."""
         join = ServerJoin(sock, self._context())
         handed_over = False
         try:
@@ -387,7 +387,7 @@ class Rendezvous:
             ) from error
 
     async def _let_go(self, agent: _Agent) -> None:
-        """The join failed after an agent had claimed it: a word if its TLS still stands, RST otherwise."""
+        """Let go of an agent whose join failed: it is told if its TLS still stands, and reset otherwise."""
         await agent.join.refuse(JoinReply(code=JoinCode.GONE, message=_VOID))
 
     # -- the agent -------------------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ class Rendezvous:
     async def _pass_on(
         self, hops: Hops, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
     ) -> tuple[JoinReply | None, str]:
-        """An agent whose client waits at another relay of the fleet."""
+        """Pass on an agent whose client waits at another relay of the fleet."""
         try:
             self._require_room()
             await hops.forward(join, request, cluster)
@@ -451,7 +451,7 @@ class Rendezvous:
     async def _hand_over(
         self, handovers: Handovers, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
     ) -> tuple[JoinReply | None, str]:
-        """An agent whose client waits at another worker of this relay."""
+        """Hand over an agent whose client waits at another worker of this relay."""
         try:
             reason = await handovers.hand_over(join, request, cluster, ticket.address)
         except JoinRefused as error:
@@ -466,7 +466,7 @@ class Rendezvous:
         return None, ""
 
     def _pair(self, join: AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
-        """Hand the connection of an agent of `cluster` to the client that waits for it; else why there is none."""
+        """Give the connection of an agent of `cluster` to the client that waits for it, or return why there is none."""
         key = _key(request.token)
         waiting = self._waiting.get(key)
         reason = ""

@@ -48,7 +48,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
-CHORES: Final = 5.0
+MAINTENANCE_INTERVAL: Final = 5.0
 """Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
 _SEEN: Final = 60.0
 _API_CLOSE: Final = 0.5
@@ -77,7 +77,7 @@ async def serve(
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
-    `membership`: where this process stands among several that are one relay (`relay.siblings`).
+    `membership`: that of a worker among the processes of one relay (`relay.siblings`).
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
@@ -91,7 +91,7 @@ async def serve(
 async def _start(
     config: RelayConfig, stack: AsyncExitStack, membership: WorkerMembership | None
 ) -> tuple[RelayInfo, Drain]:
-    """Everything in the order in which it can fail; `stack` takes it apart in reverse."""
+    """Start everything in the order in which it can fail; `stack` takes it apart in reverse."""
     public = _required_address(config)
     listen = parse_listen(config.listen)
     if config.authentication is None:
@@ -179,8 +179,8 @@ async def _start(
         register_hops(metrics, hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
-    chores = _Chores(registry, fleet, control, pumps, policy, certificate)
-    checks.add("registry", lambda: chores.registry_error)
+    maintenance = _Maintenance(registry, fleet, control, pumps, policy, certificate)
+    checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
     if membership is not None:
         membership.watch(metrics, checks)
@@ -190,13 +190,13 @@ async def _start(
     stack.push_async_callback(observe.stop)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
-    await chores.look()
+    await maintenance.look()
     stack.push_async_callback(listener.close)
     if membership is not None:
         await membership.acquainted()
     bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
     stack.callback(listener.stop)
-    await stack.enter_async_context(_running(chores.run()))
+    await stack.enter_async_context(_running(maintenance.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
         "relay serving" if membership is None else "worker serving",
@@ -211,7 +211,7 @@ async def _start(
     return info, drain
 
 
-class _Chores:
+class _Maintenance:
     """The relay's periodic work: cut revoked clusters, note connected agents, renew. Each error is logged once."""
 
     def __init__(
@@ -236,7 +236,7 @@ class _Chores:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(CHORES)
+            await asyncio.sleep(MAINTENANCE_INTERVAL)
             await self.look()
 
     async def look(self) -> None:
@@ -266,7 +266,7 @@ class _Chores:
             self.registry_error = None
 
     async def _note(self) -> None:
-        """Only dates for people: a relay that cannot write them is as ready as before."""
+        """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
         try:
             for cluster in {link.cluster for link in self._fleet.links()}:
                 await self._registry.seen(cluster, time.time())

@@ -371,6 +371,7 @@ struct options {
 struct outcome {
     struct verdict verdict;
     uint64_t expected;
+    uint64_t whole_nanos; /* from before the connection was asked for to its end; 0: not told */
 };
 
 static void print_outcome(const struct outcome *o) {
@@ -381,6 +382,7 @@ static void print_outcome(const struct outcome *o) {
     printf("{\"total_bytes\": %llu, \"measured_bytes\": %llu, \"seconds\": %.6f, \"mb_per_s\": %.3f, \"right\": %s",
            (unsigned long long)v->total, (unsigned long long)v->measured, seconds,
            v->nanos ? (double)v->measured / 1e6 / seconds : 0.0, right ? "true" : "false");
+    if (o->whole_nanos) printf(", \"whole_seconds\": %.6f", (double)o->whole_nanos / 1e9);
     if (v->bad_at != UINT64_MAX) printf(", \"bad_at\": %llu", (unsigned long long)v->bad_at);
     printf("}");
     if (!right) {
@@ -441,11 +443,13 @@ static struct outcome go_down(const struct sockaddr_in *a, const struct options 
     errno = 0;
     if (kept != TRAILER || trailer[0] != MAGIC) die("the stream was cut: it ended without its trailer");
     close(fd);
-    return (struct outcome){account_close(&account), trailer[1]};
+    return (struct outcome){.verdict = account_close(&account), .expected = trailer[1]};
 }
 
 static int run_one_stream(const struct sockaddr_in *a, const struct options *o, int up) {
+    uint64_t begun = now_ns();
     struct outcome out = up ? go_up(a, o) : go_down(a, o);
+    out.whole_nanos = now_ns() - begun;
     print_outcome(&out);
     printf("\n");
     return 0;

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.machine import describe
 from bench.studies.start import compiled, start_client
-from tests.support.world import ApiServer, World, free_port
+from tests.support.world import ApiServer, World, fixed_port
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +62,7 @@ def measure(checkouts: dict[str, Path], rounds: int, directory: Path) -> dict[st
     # No API server is needed: that the agent cannot reach one is an answer, too, and has come the whole way.
     credential = directory / "agent-token"
     credential.write_text("of-no-use")
-    world = World(ApiServer(f"https://127.0.0.1:{free_port()}", token_file=credential), directory=directory / "world")
+    world = World(ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=credential), directory=directory / "world")
     try:
         world.start()
         for number in range(rounds + 1):

@@ -114,7 +114,7 @@ class FakeRelay:
         self._accepting = asyncio.ensure_future(self._accept(listener))
 
     async def stop(self) -> None:
-        """Dies: nobody listens, and every connection is cut."""
+        """Die: stop listening, and cut every connection."""
         for session in self._sessions:
             session.abort()
         tasks = [*([self._accepting] if self._accepting is not None else []), *self._tasks]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from arcbridge.agent.resume import ENDED_MEMORY, GONE, MAX_ENDED, MAX_SUBJECTS, TRIES, Claim, Refusal, Resumes
+from arcbridge.agent.resume import ENDED_MEMORY, GONE, MAX_ENDED, MAX_SUBJECTS, TRIES, Claim, ResumeRefusal, Resumes
 from arcbridge.errors import ConnectionLost, SessionEnded
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
@@ -62,7 +62,7 @@ STRANGERS = [
 @pytest.mark.parametrize(("reason", "asked", "subject", "token_mode"), STRANGERS)
 def test_everybody_else_hears_one_answer(reason: str, asked: Hello, subject: str, token_mode: bool) -> None:
     resumes, session = held()
-    assert resumes.judge(asked, subject, token_mode) == Refusal(reason, GoawayCode.GONE, GONE)
+    assert resumes.judge(asked, subject, token_mode) == ResumeRefusal(reason, GoawayCode.GONE, GONE)
     assert resumes.refused[reason] == 1
     assert resumes.judge(hello(), "alice", False) is session
 
@@ -71,14 +71,14 @@ def test_everybody_else_hears_one_answer(reason: str, asked: Hello, subject: str
 def test_s3_only_a_higher_epoch_attaches(epoch: int) -> None:
     resumes, _ = held()
     refusal = resumes.judge(hello(epoch=epoch), "alice", False)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, ResumeRefusal)
     assert (refusal.reason, refusal.code) == ("epoch", GoawayCode.REPLACED)
 
 
 def test_an_epoch_is_told_to_the_owner_alone() -> None:
     resumes, _ = held()
     refusal = resumes.judge(hello(epoch=0), "mallory", False)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, ResumeRefusal)
     assert refusal.code == GoawayCode.GONE
 
 
@@ -87,7 +87,7 @@ def test_s5_guessing_is_limited_for_the_subject_and_the_owner_gets_in() -> None:
     resumes, session = held(clock)
     for _ in range(500):
         refusal = resumes.judge(hello(secret=b"x" * 16), "mallory", False)
-        assert isinstance(refusal, Refusal)
+        assert isinstance(refusal, ResumeRefusal)
         assert (refusal.code, refusal.message) == (GoawayCode.GONE, GONE)
     assert resumes.refused["secret"] == TRIES + 1
     assert resumes.refused["limit"] == 500 - TRIES - 1
@@ -122,25 +122,25 @@ def test_the_owner_hears_why_it_ended(code: GoawayCode, told: GoawayCode) -> Non
     resumes, _ = held(clock)
     resumes.remove(ID, SessionEnded(code, "the very reason"))
     assert len(resumes) == 0
-    assert resumes.judge(hello(), "alice", False) == Refusal("ended", told, "the very reason")
+    assert resumes.judge(hello(), "alice", False) == ResumeRefusal("ended", told, "the very reason")
     for other in (resumes.judge(hello(), "mallory", False), resumes.judge(hello(secret=b"x" * 16), "alice", False)):
-        assert isinstance(other, Refusal)
+        assert isinstance(other, ResumeRefusal)
         assert (other.code, other.message) == (GoawayCode.GONE, GONE)
     clock.now += ENDED_MEMORY
-    assert resumes.judge(hello(), "alice", False) == Refusal("unknown", GoawayCode.GONE, GONE)
+    assert resumes.judge(hello(), "alice", False) == ResumeRefusal("unknown", GoawayCode.GONE, GONE)
 
 
 @pytest.mark.parametrize("error", [ConnectionLost("cut"), SessionEnded(GoawayCode.DONE, "closed")])
 def test_ends_without_a_reason_that_helps_are_not_kept(error: Exception) -> None:
     resumes, _ = held()
     resumes.remove(ID, error)
-    assert resumes.judge(hello(), "alice", False) == Refusal("unknown", GoawayCode.GONE, GONE)
+    assert resumes.judge(hello(), "alice", False) == ResumeRefusal("unknown", GoawayCode.GONE, GONE)
 
 
 def test_one_that_has_closed_and_is_not_removed_yet() -> None:
     resumes, session = held()
     session.closed = True
-    assert resumes.judge(hello(), "alice", False) == Refusal("ended", GoawayCode.GONE, GONE)
+    assert resumes.judge(hello(), "alice", False) == ResumeRefusal("ended", GoawayCode.GONE, GONE)
 
 
 def test_what_is_remembered_is_bounded() -> None:

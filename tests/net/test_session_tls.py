@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConnectionLost
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import MuxConnection
-from arcbridge.mux.stream import StreamIO
 from arcbridge.net import session_tls
 from arcbridge.net.session_tls import accept_session, connect_session, fast_tls
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Ends, make_sessions, run, tcp_pair, tls_contexts
+from tests.support.stream_io import StreamIO
 
 ENGINES = ("aiofastnet", "loop")
 DEADLINE = 5.0

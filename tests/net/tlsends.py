@@ -19,9 +19,12 @@ PATIENCE = 8.0
 T = TypeVar("T")
 
 
-@functools.cache
+_AUTHORITY = trustme.CA()
+
+
 def authority() -> trustme.CA:
-    return trustme.CA()
+    """Return the CA of both ends, of which one is in a thread: a cache would let two threads make one each."""
+    return _AUTHORITY
 
 
 @functools.cache

@@ -230,7 +230,7 @@ async def test_the_authority_is_the_same_after_a_restart(config: RelayConfig) ->
 
 
 async def test_revoking_cuts_agents_and_sessions(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "CHORES", 0.05)
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
     async with running(config) as relay, agent_of(relay) as agent:
         near, _ = await relay.join()
         with near:

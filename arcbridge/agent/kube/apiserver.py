@@ -27,7 +27,7 @@ from aiohttp import http_parser
 
 from arcbridge.agent.kube.impersonation import Headers
 from arcbridge.agent.kube.response import ResponseHead
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
@@ -113,7 +113,7 @@ class _Collected:
         if not self.done.done():
             self.done.set_result(None)
 
-    def response_failed(self, refusal: Refusal | None) -> None:
+    def response_failed(self, refusal: RequestRefusal | None) -> None:
         self._fail("the connection was closed without a usable answer")
 
     def response_switched(self, head: ResponseHead, rest: bytes) -> None:
@@ -173,7 +173,7 @@ class ApiServer:
             raise AnswerFailed("a header is malformed")
         try:
             connection = await self.upstream.dial(own=own)
-        except Refusal as refusal:
+        except RequestRefusal as refusal:
             raise AnswerFailed(refusal.message) from None
         answer = _Collected(most)
         try:

@@ -1,8 +1,8 @@
 """Who a request runs as, and with which headers it leaves the agent: one decision for both entrances.
 
 `Authorizer.authorize` takes a caller and the head of a request, from the fast path or from the general parser, and
-answers a `Plan` or raises a `Refusal`. It sends nothing and reads no body. Invariant: there is no plan for a subject
-other than the caller himself unless the API server's approval of exactly that pair is shown.
+answers a `Plan` or raises a `RequestRefusal`. It sends nothing and reads no body. Invariant: there is no plan for a
+subject other than the caller himself unless the API server's approval of exactly that pair is shown.
 
 The steps, in this order: framing and target, header names, verb and resource (for the audit record), limits, the
 upgrade asked for, the subject (`--as`), the outgoing headers.
@@ -33,7 +33,7 @@ from arcbridge.agent.kube.impersonation import (
 )
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
 from arcbridge.agent.kube.review import Approval, Reviewer
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, asks_upgrade, requested_upgrade
 from arcbridge.identity.claims import Identity
 
@@ -85,7 +85,7 @@ class SubjectLines:
         self._lines = b""
 
     def of(self, identity: Identity, authorization: str) -> bytes:
-        """Answer the lines for an identity and the agent's own Authorization. Raises Refusal."""
+        """Answer the lines for an identity and the agent's own Authorization. Raises RequestRefusal."""
         if identity is not self._identity or authorization != self._authorization:
             self._identity = None
             self._lines = _serialised(impersonated_headers([], Subject.of(identity), authorization=authorization))
@@ -145,9 +145,9 @@ class ProxyStats:
         setattr(self, name, getattr(self, name) + 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
-    """A request that may leave."""
+    """A request that may leave. It is not changed; it is not frozen either, because one is made for each request."""
 
     request_id: str
     method: str
@@ -167,7 +167,7 @@ class Plan:
         return self.method in ("GET", "HEAD") and not self.has_body and self.upgrade is None
 
     def request_head(self, authority: str) -> bytes:
-        """The head as it is sent to the API server at `authority`. Raises Refusal where it is not what was meant."""
+        """The head as it is sent to the API server at `authority`. Raises RequestRefusal if it is not as meant."""
         start = f"{self.method} {self.target} HTTP/1.1\r\nHost: {authority}\r\nAudit-ID: {self.request_id}\r\n".encode()
         if self.repeatable:
             framing = b"\r\n"
@@ -180,14 +180,14 @@ class Plan:
             framing = f"Connection: close\r\n{body}\r\n".encode()
         head = start + self.lines + framing
         if not SAFE_ID.fullmatch(self.request_id):
-            raise Refusal(500, _MALFORMED)
+            raise RequestRefusal(500, _MALFORMED)
         if self.own and head.lower().count(b"\r\nimpersonate-user:") != 1:  # the last look before the request leaves
-            raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
+            raise RequestRefusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
         return head
 
 
 class ReviewNeeded(Exception):
-    """The request asks to run as somebody else, and no approval of that was shown."""
+    """The request asks to run as another user, and no approval of that was shown."""
 
     def __init__(self, identity: Identity, subject: Subject) -> None:
         super().__init__("impersonation has to be reviewed first")
@@ -220,7 +220,7 @@ class Authorizer:
             method=method,
         )
 
-    def refuse(self, record: AuditRecord, refusal: Refusal) -> None:
+    def refuse(self, record: AuditRecord, refusal: RequestRefusal) -> None:
         """The request is answered by the agent itself."""
         record.status, record.reason = refusal.status_code, refusal.message
         if record.outcome == "answered":
@@ -244,7 +244,7 @@ class Authorizer:
     def authorize(
         self, caller: Caller, head: RequestHead, record: AuditRecord, approval: Approval | None = None
     ) -> Plan:
-        """Answer how the request goes on. Nothing has left when it raises Refusal.
+        """Answer how the request goes on. Nothing has left when it raises RequestRefusal.
 
         Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for.
         """
@@ -277,7 +277,7 @@ class Authorizer:
         return Plan(record.request, head.method, head.target, lines, own, body, length, upgrade)
 
     async def authorize_reviewed(self, caller: Caller, head: RequestHead, record: AuditRecord) -> Plan:
-        """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises Refusal."""
+        """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises RequestRefusal."""
         approval = None
         while True:  # once more where the caller's identity was renewed during the review
             try:
@@ -290,7 +290,7 @@ class Authorizer:
     def _check_limits(self) -> None:
         """Refuse what is too much, before anything leaves. Every limit on requests has its place here."""
         if self.stats.in_flight > MAX_IN_FLIGHT:
-            raise Refusal(429, "the agent has too many requests under way; try again shortly", retry_after=1)
+            raise RequestRefusal(429, "the agent has too many requests under way; try again shortly", retry_after=1)
 
     @staticmethod
     def _subject(identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None) -> Subject:
@@ -305,7 +305,7 @@ class Authorizer:
 
 
 def _info(method: str, target: str, upgrade: bool) -> RequestInfo:
-    """What a request asks for. Raises Refusal for a target that is not passed on."""
+    """What a request asks for. Raises RequestRefusal for a target that is not passed on."""
     if len(target) > MAX_CACHED_TARGET:
         check_target(target)
         return request_info(method, target, upgrade=upgrade)
@@ -323,5 +323,5 @@ def _serialised(headers: Headers) -> bytes:
     text = "".join(f"{name}: {value}\r\n" for name, value in headers)
     lines = text.split("\r\n")
     if lines.pop() or [tuple(line.split(": ", 1)) for line in lines] != headers or "\x00" in text:
-        raise Refusal(500, _MALFORMED)
+        raise RequestRefusal(500, _MALFORMED)
     return text.encode()

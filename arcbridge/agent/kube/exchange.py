@@ -3,8 +3,9 @@
 An `Exchange` takes a connection of the pool or dials one, sends the request, passes the answer on to the caller's
 stream as it arrives, holds the API server back while the caller takes nothing, and repeats a request that got no byte
 of an answer on a connection which had idled. It does not authorize, and it does not answer for the agent: a failure
-before the first byte is a `Refusal` that the entrance answers. Invariants: an answer that breaks off is a RESET of the
-stream, never its end; what has left for the API server is repeated only if it reads (GET, HEAD) on an idle connection.
+before the first byte is a `RequestRefusal` that the entrance answers. Invariants: an answer that breaks off is a RESET
+of the stream, never its end; what has left for the API server is repeated only if it reads (GET, HEAD) on an idle
+connection.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
-from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.mux.stream import StreamTransport
 
 _TRANSFER_ENCODING = re.compile(rb"(?im)^transfer-encoding:[^\n]*\n")
 
-Ended = Callable[["Exchange", Refusal | None], None]
+Ended = Callable[["Exchange", RequestRefusal | None], None]
 
 
 class Exchange:
@@ -92,7 +93,7 @@ class Exchange:
         """After a 101: the connection, the answer's head, and the bytes that followed it."""
 
     def start(self, authority: str) -> None:
-        """Send the request to the API server at `authority`. Raises Refusal if its head is not what was meant."""
+        """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
         connection = self._pool.take(own=plan.own) if plan.repeatable else None
@@ -120,7 +121,7 @@ class Exchange:
         self.over = True
         self._release()
 
-    def fail(self, refusal: Refusal) -> None:
+    def fail(self, refusal: RequestRefusal) -> None:
         """End the exchange with a refusal; an answer that has begun breaks off."""
         if self.over:
             return
@@ -148,7 +149,7 @@ class Exchange:
     async def _dial_and_send(self) -> None:
         try:
             connection = await self._pool.dial(own=self._plan.own, upgrade=self._plan.upgrade is not None)
-        except Refusal as refusal:
+        except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)
             return
@@ -156,7 +157,7 @@ class Exchange:
             self._dialling = None
             text = "a connection to the API server could not be made"
             asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
-            self.fail(Refusal(500, "the agent failed; its log has the cause"))
+            self.fail(RequestRefusal(500, "the agent failed; its log has the cause"))
             return
         self._dialling = None
         self._send(connection)
@@ -192,7 +193,7 @@ class Exchange:
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "a request's body could not be sent", "exception": error}
                 )
-                self.fail(Refusal(500, "the agent failed; its log has the cause"))
+                self.fail(RequestRefusal(500, "the agent failed; its log has the cause"))
 
     # -- the answer (`upstream_pool.ResponseHandler`) -------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Exchange:
         self._connection = None
         self._end(None)
 
-    def response_failed(self, refusal: Refusal | None) -> None:
+    def response_failed(self, refusal: RequestRefusal | None) -> None:
         connection, self._connection = self._connection, None
         if self.over:
             return
@@ -242,7 +243,7 @@ class Exchange:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _end(self, refusal: Refusal | None) -> None:
+    def _end(self, refusal: RequestRefusal | None) -> None:
         self.over = True
         self._release()
         self._ended(self, refusal)

@@ -18,7 +18,7 @@ from arcbridge.agent.kube.authorize import Authorizer, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.server import KubeProtocol
-from arcbridge.agent.kube.status import Refusal, status_answer
+from arcbridge.agent.kube.status import RequestRefusal, status_answer
 from arcbridge.mux.stream import StreamTransport
 
 
@@ -118,7 +118,7 @@ class FastPath(asyncio.Protocol):
             exchange = Exchange(self._api.upstream, stream, plan, record, self._ended, paused=self._writing_paused)
             self._exchange = exchange
             exchange.start(self._api.authority)
-        except Refusal as refusal:
+        except RequestRefusal as refusal:
             self._refuse(refusal)
 
     def _hand_over(self, data: bytes) -> None:
@@ -138,15 +138,16 @@ class FastPath(asyncio.Protocol):
             stream.abort()
             raise
 
-    def _ended(self, exchange: Exchange, refusal: Refusal | None) -> None:
+    def _ended(self, exchange: Exchange, refusal: RequestRefusal | None) -> None:
         """The exchange is over: in order, broken off, or with a refusal to answer."""
         if refusal is not None:
             self._refuse(refusal)
         else:
             self._finish()
-            self._read_on()
+            if not exchange.broken:  # else the stream is reset next: nothing that follows on it is served
+                self._read_on()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: RequestRefusal) -> None:
         record, stream = self._record, self._stream
         assert record is not None
         assert stream is not None

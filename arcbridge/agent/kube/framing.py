@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11
 from aiohttp.http import HttpVersion
 
 from arcbridge.agent.kube.impersonation import RawHeaders
-from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.status import RequestRefusal, bad_request
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_HEAD_LINE = 64 * 1024
@@ -42,7 +42,7 @@ def check_target(target: str) -> None:
 def check_framing(method: str, version: HttpVersion, headers: RawHeaders) -> None:
     """Refuse methods that are not carried and bodies whose end is not beyond doubt (RFC 9112 §6)."""
     if method not in METHODS:
-        raise Refusal(405, "this method is not carried")
+        raise RequestRefusal(405, "this method is not carried")
     encodings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     if encodings:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.identity.claims import Identity
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -121,8 +121,8 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
 def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization: str = "") -> Headers:
     """Build the headers of a request that runs as `subject`.
 
-    `authorization` is the agent's own (empty where it has a client certificate). Raises Refusal, 400 for the caller's
-    mistakes, 500 where the result is not what was meant.
+    `authorization` is the agent's own (empty where it has a client certificate). Raises RequestRefusal, 400 for the
+    caller's mistakes, 500 where the result is not what was meant.
     """
     headers = cleaned_headers(inbound)
     if authorization:
@@ -143,10 +143,10 @@ def own_token_headers(inbound: RawHeaders) -> Headers:
     """
     tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
     if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
-        raise Refusal(401, "this session carries service-account tokens, and the request has none")
+        raise RequestRefusal(401, "this session carries service-account tokens, and the request has none")
     headers = cleaned_headers(inbound, keep_authorization=True)
     if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
-        raise Refusal(500, "the request's own token was lost on the way")
+        raise RequestRefusal(500, "the request's own token was lost on the way")
     return headers
 
 
@@ -159,7 +159,7 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
     for name, value in headers:
         lower = name.lower()
         if _CONTROL.search(value) or value != value.strip(" \t") or "_" in name:
-            raise Refusal(500, "a header of the outgoing request is malformed; nothing was sent")
+            raise RequestRefusal(500, "a header of the outgoing request is malformed; nothing was sent")
         if lower == "impersonate-user":
             users.append(value)
         elif lower == "impersonate-uid":
@@ -169,14 +169,14 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
         elif lower.startswith("impersonate-extra-"):
             extra.append((unquote(lower.removeprefix("impersonate-extra-")), value))
         elif lower.startswith("impersonate"):
-            raise Refusal(500, "the outgoing request has an unknown impersonation header; nothing was sent")
+            raise RequestRefusal(500, "the outgoing request has an unknown impersonation header; nothing was sent")
     found = Subject(users[0] if len(users) == 1 else "", "".join(uids), tuple(groups), tuple(extra))
     if not subject.user or len(uids) > 1 or found != subject:
-        raise Refusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
+        raise RequestRefusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
 
 
 def cleaned_headers(inbound: RawHeaders, *, keep_authorization: bool = False) -> Headers:
-    """Answer the caller's headers that go on: steps 2 and 3. Raises Refusal for names and values that must not."""
+    """Answer the caller's headers that go on: steps 2 and 3. Raises RequestRefusal for malformed ones."""
     check_names(inbound)
     named = connection_tokens(inbound)
     out: Headers = []

@@ -31,7 +31,7 @@ from arcbridge.agent.kube.fast_path import FastPath
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
-from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.mux.stream import StreamTransport
@@ -86,7 +86,7 @@ class KubeProxy:
             close_line = _connection_line(request)
             exchange = await self._exchange(protocol, request, plan, record, body=body, close_line=close_line)
             return AnsweredResponse(keep_alive=not exchange.closes)
-        except Refusal as refusal:
+        except RequestRefusal as refusal:
             self.authorizer.refuse(record, refusal)
             # 400 ends the connection: it is not certain where the next request would start.
             ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
@@ -114,11 +114,11 @@ class KubeProxy:
     ) -> Exchange:
         """Carry a request out until its answer is complete or has switched protocols.
 
-        Raises Refusal when nothing was passed on, ConnectionResetError when the answer broke off.
+        Raises RequestRefusal when nothing was passed on, ConnectionResetError when the answer broke off.
         """
-        done: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[RequestRefusal | None] = asyncio.get_running_loop().create_future()
 
-        def ended(_: Exchange, refusal: Refusal | None) -> None:
+        def ended(_: Exchange, refusal: RequestRefusal | None) -> None:
             if not done.done():
                 done.set_result(refusal)
 
@@ -138,7 +138,9 @@ class KubeProxy:
             exchange.start(self.api.authority)
             refusal = await done
         except BaseException:
-            if exchange.begun and not exchange.over:
+            if exchange.switched is not None:
+                exchange.switched[0].drop()
+            elif exchange.begun and not exchange.over:
                 protocol.stream.cut()
             raise
         finally:
@@ -193,7 +195,7 @@ class KubeProxy:
         """Join stream and connection until both are over."""
         upstream = connection.transport
         if upstream is None:
-            raise Refusal(502, "the API server closed the connection behind its answer to the upgrade")
+            raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
         done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
         splice = TransportSplice(upstream, lambda result: None if done.done() else done.set_result(result))
         stream = protocol.stream
@@ -221,7 +223,7 @@ class KubeProxy:
 
     # -- heads that are none ----------------------------------------------------------------------------------
 
-    def _refused_head(self, context: StreamContext, refusal: Refusal) -> None:
+    def _refused_head(self, context: StreamContext, refusal: RequestRefusal) -> None:
         """A head that never became a request leaves its record, too."""
         record = self.authorizer.begin(context, "")
         self.authorizer.refuse(record, refusal)
@@ -235,15 +237,15 @@ def _connection_line(request: web.BaseRequest) -> bytes:
     return b"" if request.version > HttpVersion10 else b"Connection: keep-alive\r\n"
 
 
-def _early() -> Refusal:
+def _early() -> RequestRefusal:
     return bad_request("bytes arrived before the upgrade was answered")
 
 
 def _give_up(protocol: KubeProtocol) -> None:
-    _fail_unless_begun(protocol, Refusal(504, "the API server did not answer the upgrade in time"))
+    _fail_unless_begun(protocol, RequestRefusal(504, "the API server did not answer the upgrade in time"))
 
 
-def _fail_unless_begun(protocol: KubeProtocol, refusal: Refusal) -> None:
+def _fail_unless_begun(protocol: KubeProtocol, refusal: RequestRefusal) -> None:
     """Refuse the upgrade that is under way; an answer of the API server's that has begun counts."""
     exchange = protocol.exchange
     if exchange is not None and not exchange.begun:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP, connection_tokens
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, check_switch, switch_lines
 
 MAX_HEAD = 64 * 1024
@@ -54,7 +54,7 @@ class ResponseHead:
 def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None = None) -> ResponseHead | None:
     """Read the head (blank line included) of the answer to a `method` request; None for an interim one (1xx).
 
-    101 is an answer only where `upgrade` asked for it. Raises Refusal 502 for a head that leaves a doubt.
+    101 is an answer only where `upgrade` asked for it. Raises RequestRefusal 502 for a head that leaves a doubt.
     """
     status_line = _STATUS.match(head)
     if status_line is None or _FIELDS.fullmatch(head, status_line.end()) is None:
@@ -100,7 +100,7 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
 
 
 def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Answer the header fields for the caller, in their order and without Transfer-Encoding. Raises Refusal 502.
+    """Answer the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
 
     The end of the body must be certain: one Content-Length or `chunked`, not both, not neither. A body that ends with
     its connection cannot be told from one that was cut.
@@ -210,13 +210,13 @@ class ChunkedBody:
         return self._trailers <= _MAX_TRAILERS
 
 
-def unusable_answer() -> Refusal:
+def unusable_answer() -> RequestRefusal:
     """The refusal for an answer that did not come, or that is no HTTP."""
-    return Refusal(502, "the API server closed the connection without a usable answer")
+    return RequestRefusal(502, "the API server closed the connection without a usable answer")
 
 
-def _doubtful(what: str) -> Refusal:
-    return Refusal(502, f"the API server's answer cannot be passed on: {what}")
+def _doubtful(what: str) -> RequestRefusal:
+    return RequestRefusal(502, f"the API server's answer cannot be passed on: {what}")
 
 
 def _fields(head: bytes, start: int) -> list[tuple[bytes, bytes]]:

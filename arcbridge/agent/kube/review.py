@@ -19,7 +19,7 @@ from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
 
 PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
@@ -78,14 +78,14 @@ class Reviewer:
         """Reviews sent to the API server."""
 
     async def approve(self, identity: Identity, target: Subject) -> Approval:
-        """Answer the approval that `identity` may run as `target`; Refusal 403 in Kubernetes' words, or 503."""
+        """Answer the approval that `identity` may run as `target`; RequestRefusal 403 in Kubernetes' words, or 503."""
         user = Subject.of(identity)
         parts = parts_of(target)
         if len(parts) > MAX_PARTS:
-            raise Refusal(400, f"impersonation (--as) of more than {MAX_PARTS} groups and extras is not carried")
+            raise RequestRefusal(400, f"impersonation (--as) of more than {MAX_PARTS} groups and extras is not carried")
         for part in parts:
             if not await self._allowed(user, part):
-                raise Refusal(403, _denied(user, part), prefix="")
+                raise RequestRefusal(403, _denied(user, part), prefix="")
         return Approval(identity, target)
 
     async def _allowed(self, user: Subject, part: Part) -> bool:
@@ -116,11 +116,13 @@ class Reviewer:
             async with asyncio.timeout(DEADLINE):
                 code, body = await self._api.call("POST", PATH, headers, own=True, body=_review(user, part))
             if code != 201:
-                raise Refusal(503, f"the API server refused to review impersonation (code {code})")
+                raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
             return json.loads(body)["status"].get("allowed") is True
         except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refusal(503, "impersonation (--as) cannot be reviewed: the API server does not answer") from error
+            raise RequestRefusal(
+                503, "impersonation (--as) cannot be reviewed: the API server does not answer"
+            ) from error
 
 
 def _review(user: Subject, part: Part) -> bytes:

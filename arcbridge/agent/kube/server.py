@@ -24,7 +24,7 @@ from aiohttp.web_protocol import RequestHandler
 from arcbridge.agent.kube.authorize import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
-from arcbridge.agent.kube.status import Refusal, bad_request, status_answer
+from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
 from arcbridge.mux.stream import StreamTransport
 
 HEAD_DEADLINE = 10.0
@@ -71,7 +71,7 @@ class KubeServer(web.Server):
     def __init__(
         self,
         handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
-        refused: Callable[[StreamContext, Refusal], None],
+        refused: Callable[[StreamContext, RequestRefusal], None],
         connected_since: Callable[[StreamContext], float],
     ) -> None:
         super().__init__(_dispatch, handler_cancellation=True)
@@ -147,7 +147,7 @@ class KubeProtocol(RequestHandler):
         return transport
 
     def answer(
-        self, refusal: Refusal, *, request_id: str = "", close: bool = False, method: str = "GET"
+        self, refusal: RequestRefusal, *, request_id: str = "", close: bool = False, method: str = "GET"
     ) -> AnsweredResponse:
         """Write a Status to the caller; with `close` the stream ends behind it."""
         self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
@@ -182,7 +182,7 @@ class KubeProtocol(RequestHandler):
         if data and self._awaits_head():
             self._head += data
             if len(self._head) > MAX_HEAD:
-                self._give_up(Refusal(431, "the head of the request is too long"))
+                self._give_up(RequestRefusal(431, "the head of the request is too long"))
                 return
         before = len(self._messages)
         super().data_received(data)
@@ -211,11 +211,11 @@ class KubeProtocol(RequestHandler):
         if isinstance(exc, ConnectionError):
             raise exc  # the stream has ended
         if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
-            refusal = Refusal(431, "the request's line or one of its headers is too long, or there are too many")
+            refusal = RequestRefusal(431, "the request's line or one of its headers is too long, or there are too many")
         elif isinstance(exc, HttpProcessingError):
             refusal = bad_request("the request is not well-formed HTTP/1.1")
         else:
-            refusal = Refusal(500, "the agent failed; its log has the cause")
+            refusal = RequestRefusal(500, "the agent failed; its log has the cause")
             self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
         self.server.refused(self.context, refusal)
         return self.answer(refusal, close=True)
@@ -261,7 +261,7 @@ class KubeProtocol(RequestHandler):
             return
         self._give_up(bad_request(f"the head of a request was not complete within {HEAD_DEADLINE:g} seconds"))
 
-    def _give_up(self, refusal: Refusal) -> None:
+    def _give_up(self, refusal: RequestRefusal) -> None:
         """End a connection on which no request can come any more."""
         self.server.refused(self.context, refusal)
         self.upgrade_seen = True  # what still arrives is dropped

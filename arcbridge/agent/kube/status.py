@@ -31,7 +31,7 @@ _REASONS = {
 }
 
 
-class Refusal(ArcbridgeError):
+class RequestRefusal(ArcbridgeError):
     """A request that the agent answers itself with this code; `message` goes to the caller after `arcbridge: `."""
 
     def __init__(self, code: int, message: str, *, retry_after: int | None = None, prefix: str = "arcbridge: ") -> None:
@@ -40,9 +40,9 @@ class Refusal(ArcbridgeError):
         self.reason = _REASONS[code]
 
 
-def bad_request(message: str) -> Refusal:
+def bad_request(message: str) -> RequestRefusal:
     """A request that is malformed, or that two parsers could read differently."""
-    return Refusal(400, message)
+    return RequestRefusal(400, message)
 
 
 def status_body(error: ArcbridgeError) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from arcbridge.agent.kube.impersonation import RawHeaders, connection_tokens
 from arcbridge.agent.kube.request_info import RequestInfo
-from arcbridge.agent.kube.status import Refusal, bad_request
+from arcbridge.agent.kube.status import RequestRefusal, bad_request
 
 PROTOCOLS = {"websocket": "websocket", "spdy/3.1": "SPDY/3.1"}
 _TOKEN_PROTOCOL = "base64url.bearer.authorization.k8s.io."
@@ -84,5 +84,5 @@ def _listed(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> tuple[str,
     return tuple(members)
 
 
-def _wrong_switch(what: str) -> Refusal:
-    return Refusal(502, f"the API server's answer to the upgrade cannot be passed on: {what}")
+def _wrong_switch(what: str) -> RequestRefusal:
+    return RequestRefusal(502, f"the API server's answer to the upgrade cannot be passed on: {what}")

@@ -15,7 +15,7 @@ import ssl
 from typing import Protocol, cast
 
 from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
 from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
@@ -48,7 +48,7 @@ class ResponseHandler(Protocol):
     def response_complete(self) -> None:
         """The answer is complete; the connection belongs to the pool again."""
 
-    def response_failed(self, refusal: Refusal | None) -> None:
+    def response_failed(self, refusal: RequestRefusal | None) -> None:
         """The answer broke off or is unusable (`refusal` says how); None: no byte of an answer came."""
 
     def response_switched(self, head: ResponseHead, rest: bytes) -> None:
@@ -167,7 +167,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._read_head(handler, nbytes)
             else:
                 self._read_body(handler, self._response, 0, nbytes)
-        except Refusal as refusal:
+        except RequestRefusal as refusal:
             self._fail(refusal)
         if buffer.POISON:
             buffer.poison(nbytes)
@@ -280,7 +280,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self.drop()
             handler.response_complete()
 
-    def _fail(self, refusal: Refusal) -> None:
+    def _fail(self, refusal: RequestRefusal) -> None:
         handler, self._handler = self._handler, None
         self._pool.remove(self)
         self.drop()
@@ -306,25 +306,26 @@ class UpstreamPool:
         if not self._idle:
             return None
         context = self._credentials.tls(own=own)
-        other = self._credentials.tls(own=not own)
         for position in range(len(self._idle) - 1, -1, -1):
             connection = self._idle[position]
-            if connection.context is other and connection.usable:
-                continue
-            del self._idle[position]
-            if connection.context is context and connection.usable:
-                return connection
-            connection.close()
+            if connection.context is context:
+                del self._idle[position]
+                if connection.usable:
+                    return connection
+                connection.close()
+            elif connection.context is not self._credentials.tls(own=not own):
+                del self._idle[position]
+                connection.close()  # of credentials that were replaced
         return None
 
     async def dial(self, *, own: bool, upgrade: bool = False) -> UpstreamConnection:
-        """Make a connection. Raises Refusal in the words for the caller; cancelling leaves nothing.
+        """Make a connection. Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
 
         `upgrade`: over a transport whose end loses nothing (`net.tlstransport`).
         """
         try:
             return await self._dial(own=own, upgrade=upgrade)
-        except Refusal:
+        except RequestRefusal:
             self.unreachable += 1
             raise
 
@@ -385,17 +386,17 @@ class UpstreamPool:
                     sock.close()
                     raise
         except TimeoutError as error:
-            raise Refusal(504, "the API server cannot be reached: no connection in time") from error
+            raise RequestRefusal(504, "the API server cannot be reached: no connection in time") from error
         except ssl.SSLCertVerificationError as error:
             text = "the API server's certificate is not the configured CA's (kubernetes.ca_file)"
-            raise Refusal(502, text) from error
+            raise RequestRefusal(502, text) from error
         except OSError as error:
             # Not one byte of a request has left: the one case in which repeating is safe for every method.
             words = error.strerror or type(error).__name__
-            raise Refusal(503, f"the API server cannot be reached ({words})", retry_after=1) from error
+            raise RequestRefusal(503, f"the API server cannot be reached ({words})", retry_after=1) from error
         if self._closed or not connection.usable:
             connection.drop()
-            raise Refusal(503, "the API server cannot be reached (connection closed)", retry_after=1)
+            raise RequestRefusal(503, "the API server cannot be reached (connection closed)", retry_after=1)
         self._all.add(connection)
         return connection
 

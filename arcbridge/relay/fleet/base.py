@@ -1,4 +1,4 @@
-"""The fleet: several relays that act as one; here is what a relay asks of it, in the relay's words.
+"""The fleet: several relays that act as one; here is what a relay asks of it.
 
 An agent holds a control connection to a relay; that relay *registers* it. Any relay of the fleet may *dial* a
 cluster: the request reaches one agent through whichever relay holds it. There is no table of who is where that could
@@ -68,7 +68,7 @@ class AgentLink(Protocol):
         ...
 
     def replaced(self) -> None:
-        """A newer connection of the same instance was registered: say goodbye."""
+        """Say goodbye, because a newer connection of the same instance was registered."""
         ...
 
 
@@ -120,15 +120,15 @@ class Fleet(ABC):
 
     @abstractmethod
     async def register(self, link: AgentLink) -> None:
-        """`link` takes dials of its cluster from now on; an older one of the same instance here is replaced."""
+        """Let `link` take dials of its cluster from now on; an older one of the same instance here is replaced."""
 
     @abstractmethod
     async def unregister(self, link: AgentLink) -> None:
-        """No dial any more; nothing happens for a link that is not registered."""
+        """Send `link` no dial any more; nothing happens for one that is not registered."""
 
     @abstractmethod
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
-        """Ask an agent of `cluster` to join; its consent. To `dial.instance` alone where that is given.
+        """Ask an agent of `cluster` to join and return its consent; `dial.instance` alone where that is given.
 
         `timeout` in seconds bounds both attempts. Raises `JoinRefused`: NO_AGENT, NO_INSTANCE, AGENT_REFUSED,
         AGENT_TIMEOUT; of two failures the second is told, which is the more recent truth. INTERNAL, with a time to
@@ -137,12 +137,12 @@ class Fleet(ABC):
 
     @abstractmethod
     async def agents(self, cluster: str) -> list[AgentInfo]:
-        """The connections of one cluster in the whole fleet, oldest first."""
+        """Return the connections of one cluster in the whole fleet, oldest first."""
 
     @abstractmethod
     async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
-        """How many agents each of these clusters has connected; those with none may be left out."""
+        """Return how many agents each of these clusters has connected; those with none may be left out."""
 
     @abstractmethod
     def links(self) -> list[AgentLink]:
-        """All links registered at *this* relay."""
+        """Return all links registered at *this* relay."""

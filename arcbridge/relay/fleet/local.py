@@ -29,7 +29,7 @@ class LocalFleet(Fleet):
         self._asked: dict[AgentLink, int] = {}
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """A relay alone counts nothing besides."""
+        """Register nothing: a relay alone counts its dials nowhere else."""
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -85,7 +85,7 @@ class LocalFleet(Fleet):
         raise failure
 
     async def ask(self, link: AgentLink, dial: Dial, timeout: float) -> Status:
-        """One attempt at one agent. Raises `JoinRefused`."""
+        """Ask one agent once. Raises `JoinRefused`."""
         if link in self._asked:
             self._asked[link] = next(self._turn)
         try:
@@ -125,7 +125,7 @@ class LocalFleet(Fleet):
         return self._links.get(cluster, {}).get(instance)
 
     def has(self, cluster: str, instance: str = "") -> bool:
-        """Whether the cluster, or that instance of it, has a link here; a draining one counts."""
+        """Say whether the cluster, or that instance of it, has a link here; a draining one counts."""
         of_cluster = self._links.get(cluster, {})
         return bool(of_cluster) if not instance else instance in of_cluster
 

@@ -16,8 +16,8 @@ no clocks of two machines are ever compared, a late DIAL never reaches an agent,
 ASK one acts. And it is known within a second whether a relay has such an agent, while an agent may take ten.
 
 Every reply names what it answers (the random request, or the dial's token) and the cluster, and both are compared: a
-crossed reply is counted and treated as silence. Whatever is on these subjects, AUTH goes only to who holds the
-cluster's own CA.
+crossed reply is counted and treated as silence. Whatever is on these subjects, AUTH goes only to an agent that
+holds the cluster's own CA.
 
 Subjects, behind the fleet's prefix:
 
@@ -299,7 +299,7 @@ class NatsFleet(Fleet):
         return _Attempt(link.instance, partial(self._local.ask, link), "local")
 
     async def _ask(self, cluster: str, instance: str, avoid: str) -> _Attempt | None:
-        """An offer of another relay; None when there is none."""
+        """Return an offer of another relay; None when there is none."""
         try:
             subject = f"{self._prefix}.dial.{subject_token(cluster)}"
         except ConfigError:
@@ -432,7 +432,7 @@ class NatsFleet(Fleet):
         return found
 
     async def _roll(self, clusters: Sequence[str]) -> dict[str, list[AgentInfo]]:
-        """The connections here, and those of all relays that answer in time; without NATS those here."""
+        """Return the connections here, and those of all relays that answer in time; without NATS those here."""
         found = {cluster: await self._local.agents(cluster) for cluster in clusters}
         number = secrets.token_hex(8)
         answers = self._rolls[number] = asyncio.Queue(maxsize=10_000)
@@ -499,7 +499,7 @@ class NatsFleet(Fleet):
     # -- where the others are --------------------------------------------------------------------------------------
 
     async def address_of(self, relay_id: str) -> str:
-        """The internal address of the relay process with this id; empty when there is none (any more).
+        """Return the internal address of the relay process with this id; empty when there is none (any more).
 
         Raises `NatsUnavailable` and `NoReply`.
         """
@@ -545,7 +545,7 @@ class NatsFleet(Fleet):
 
 
 def _hashed(instance: str) -> str:
-    """An instance id, which an agent chooses freely, as one token of a subject."""
+    """Return an instance id, which an agent chooses freely, as one token of a subject."""
     return hashlib.sha256(instance.encode()).hexdigest()[:32]
 
 

@@ -169,16 +169,16 @@ class WorkersFleet(Fleet):
         task.add_done_callback(lambda _: self._serving.pop((sibling, number), None))
 
     async def _serve(self, sibling: Sibling, number: int, link: AgentLink | None, cluster: str, dial: Dial) -> None:
-        code, words, retry_after, body = 0, "", 0, b""
+        code, text, retry_after, body = 0, "", 0, b""
         try:
             if link is None or link.draining:
                 raise _lost(cluster)
             body = (await link.dial(dial)).encode()
         except JoinRefused as error:
-            code, words, retry_after = error.code, error.message, error.retry_after or 0
+            code, text, retry_after = error.code, error.message, error.retry_after or 0
         except ArcbridgeError as error:
-            code, words = int(JoinCode.INTERNAL), error.message
-        sibling.tell({"t": "answer", "n": number, "code": code, "message": words, "retry_after": retry_after}, body)
+            code, text = int(JoinCode.INTERNAL), error.message
+        sibling.tell({"t": "answer", "n": number, "code": code, "message": text, "retry_after": retry_after}, body)
 
     def _forgotten(self, sibling: Sibling, message: Received) -> None:
         task = self._serving.get((sibling, int(message.head["n"])))

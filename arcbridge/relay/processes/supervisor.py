@@ -80,7 +80,7 @@ class State(Enum):
 
 
 def worker_count(config: RelayConfig) -> int:
-    """How many processes this relay has. Raises `ConfigError` where it cannot have so many."""
+    """Return how many processes this relay has. Raises `ConfigError` where it cannot have so many."""
     count = config.workers or min(_cores(), MAX_WORKERS)
     if not 1 <= count <= MAX_WORKERS:
         raise ConfigError(f"workers: 1 to {MAX_WORKERS}, or 0 for one for each core")
@@ -99,7 +99,7 @@ def worker_count(config: RelayConfig) -> int:
 async def supervise(
     config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
 ) -> None:
-    """`relay.service.serve` with several processes: the same arguments, the same errors, the same end."""
+    """Serve as `relay.service.serve` does, with several processes: the same arguments, errors and end."""
     count = worker_count(config)
     async with AsyncExitStack() as stack:
         lock = stack.enter_context(only_one(config.data_dir))
@@ -215,7 +215,7 @@ class Supervisor:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """All workers, until all serve. Raises the error of the first that cannot."""
+        """Start all workers and wait until all serve. Raises the error of the first that cannot."""
         for index in range(self._count):
             await self._launch(index)
         self._introduce(range(self._count))
@@ -236,7 +236,7 @@ class Supervisor:
         self.info = self._workers[0].info
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Have all workers drain, together; kill who does not end."""
+        """Have all workers drain, together; kill those that do not end."""
         self._stopping.set()
         self.tell_all({"t": "stop"})
         hurrying = asyncio.get_running_loop().create_task(self._pass_on(hurry))
@@ -298,7 +298,7 @@ class Supervisor:
         self._run(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
-        """Channels between these workers and all others, then the word to serve."""
+        """Connect these workers with all others, then tell them to serve."""
         workers = [self._workers[index] for index in new]
         for worker in workers:
             for other in self._alive():
@@ -351,7 +351,7 @@ class Supervisor:
         self._introduce([worker.index])
 
     async def _look(self) -> None:
-        """Kill who is silent, or does not come to serve."""
+        """Kill workers that are silent, or do not come to serve."""
         while True:
             await asyncio.sleep(_LOOK)
             now = time.monotonic()
@@ -397,7 +397,7 @@ class Supervisor:
         self._changed.set()
 
     def _channel_closed(self, worker: _Worker) -> None:
-        """It is dying; or, when it is not, nothing can be said to it any more."""
+        """Bury a worker whose channel has closed: it is dying, or cannot be told anything any more."""
         process = getattr(worker, "process", None)
         if process is not None and worker.lives and process.returncode is None:
             self._run(self._bury(worker))
@@ -410,7 +410,7 @@ class Supervisor:
             _kill(worker.process)
 
     def _reconnect(self, worker: _Worker, index: int, number: int) -> None:
-        """The channel between two workers broke: another one, if both live."""
+        """Give two workers another channel when theirs broke, if both live."""
         other = self._workers.get(index)
         if other is None or not other.lives or worker.pairs.get(index) != number:
             return
@@ -418,7 +418,7 @@ class Supervisor:
             self._run(self._reconnect_later(worker, other, number))
 
     async def _reconnect_later(self, worker: _Worker, other: _Worker, number: int) -> None:
-        """A moment later: mostly the other one is dying, and that is just not known yet."""
+        """Wait a moment first: mostly the other one is dying, and that is just not known yet."""
         await asyncio.sleep(_LOOK)
         if worker.lives and other.lives and worker.pairs.get(other.index) == number:
             log.warning("workers connected anew", workers=[worker.index, other.index])

@@ -1,4 +1,4 @@
-"""One worker: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
+"""One worker's process: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
 
 What the supervisor says, on the channel that the process inherits: `assign` (first), `peer` (a channel to a sibling),
 `serve` (that was all of them), `metrics` (tell yours), `toggle` (the log's level), `stop`, `hurry`, `close` (all are
@@ -68,7 +68,7 @@ class _Worker:
             pass
 
     async def together(self, hurry: asyncio.Event) -> None:
-        """Until all workers are ready to close the port."""
+        """Wait until all workers are ready to close the port."""
         self.tell({"t": "idle"})
         waiting: list[asyncio.Task[object]] = [
             asyncio.get_running_loop().create_task(_wait(event)) for event in (self._may_close, hurry)

@@ -1,6 +1,6 @@
 """The registry: what a relay must remember. Clusters, join tokens, revocations; never a session, never a secret.
 
-One interface in the relay's words, engines side by side (SQLite for one relay), one suite that all of them pass
+One interface, engines side by side (SQLite for one relay), one suite that all of them pass
 (`tests/relay/registry/conformance.py`). What every engine promises:
 
 1. A change is whole or absent, whatever dies in the middle, and lasts once its call has returned (`seen` alone may
@@ -102,14 +102,14 @@ class Registry(ABC):
 
     @abstractmethod
     async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
-        """A new join token for `cluster`, as text: shown once, never readable again. Raises `ConfigError`.
+        """Return a new join token for `cluster`, as text: shown once, never readable again. Raises `ConfigError`.
 
         `rebind` is the way back for a cluster that has lost its own CA: the next enrolment may bring another one.
         """
 
     @abstractmethod
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
-        """All tokens, oldest first; used up and expired ones too, until `KEEP_EXPIRED` after their end."""
+        """Return all tokens, oldest first; used up and expired ones too, until `KEEP_EXPIRED` after their end."""
 
     @abstractmethod
     async def delete_join_token(self, token_id: str) -> bool:
@@ -128,7 +128,7 @@ class Registry(ABC):
 
     @abstractmethod
     async def cluster(self, name: str) -> ClusterRecord | None:
-        """The record of `name`, revoked or not; None when it never enrolled."""
+        """Return the record of `name`, revoked or not; None when it never enrolled."""
 
     @abstractmethod
     async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
@@ -141,7 +141,7 @@ class Registry(ABC):
 
     @abstractmethod
     async def clusters(self) -> list[ClusterRecord]:
-        """All records, by name."""
+        """Return all records, by name."""
 
     @abstractmethod
     async def certificate_issued(self, name: str, expires_at: float) -> None:
@@ -163,7 +163,7 @@ class Registry(ABC):
 
     @abstractmethod
     async def revocations(self) -> frozenset[str]:
-        """The names of the clusters that are revoked; cheap enough to ask every few seconds."""
+        """Return the names of the clusters that are revoked; cheap enough to ask every few seconds."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -197,7 +197,7 @@ def foreign_ca(known_pin: str, pin: str) -> str:
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """A copy of `labels`, or `ConfigError` when there are too many, too long ones, or unprintable characters."""
+    """Return a copy of `labels`, or `ConfigError` when there are too many, too long ones, or unprintable characters."""
     if len(labels) > MAX_LABELS:
         raise ConfigError(f"a cluster has at most {MAX_LABELS} labels")
     for name, value in labels.items():
@@ -209,7 +209,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def shown_version(version: str) -> str:
-    """An agent's word about its version, cut to what may be kept and shown (docs/threats.md#O2)."""
+    """Return an agent's word about its version, cut to what may be kept and shown (docs/threats.md#O2)."""
     return "".join(character for character in version[:MAX_VERSION] if character.isascii() and character.isprintable())
 
 

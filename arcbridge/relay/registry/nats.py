@@ -346,7 +346,7 @@ class NatsRegistry(Registry):
             return _NOTHING
 
     async def _revocation(self, token: str) -> float:
-        """When the cluster was revoked, 0 if it is not."""
+        """Return when the cluster was revoked, 0 if it is not."""
         return self._held(token, await self._read_or_copy(f"cluster.{token}.revoked", self._revoked, token))
 
     def _held(self, token: str, found: _Value) -> float:
@@ -412,7 +412,7 @@ class NatsRegistry(Registry):
     # The bucket.
 
     async def _opened(self) -> tuple[Client, KeyValue]:
-        """The bucket over the connection that stands, made if there is none."""
+        """Return the bucket over the connection that stands, made if there is none."""
         if self._closed:
             raise RegistryUnavailable("the registry is closed: the relay is stopping")
         try:
@@ -551,7 +551,7 @@ _NOTHING: Final = _Value(None, 0)
 
 
 async def _next(watcher: KeyValue.KeyWatcher, timeout: float) -> tuple[str, _Value] | None:
-    """A key and its value; None once, when all that was there at the beginning has been told."""
+    """Return a key and its value; None once, when all that was there at the beginning has been told."""
     async with asyncio.timeout(timeout):
         entry: Any = await watcher._updates.get()
     if entry is None:

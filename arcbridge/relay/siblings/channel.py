@@ -130,7 +130,7 @@ class Channel:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _sent(self, message: bytes, sock: socket.socket | None) -> bool:
-        """Whether it is gone, or never will be; False: the kernel takes no more now."""
+        """Say whether it is gone, or never will be; False: the kernel takes no more now."""
         ancillary = []
         if sock is not None:
             if sock.fileno() < 0:
@@ -162,7 +162,7 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> bool:
-        """Whether there may be more."""
+        """Say whether there may be more."""
         for _ in range(_MESSAGES):
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
@@ -188,14 +188,14 @@ class Channel:
 
 
 def check_peer(sock: socket.socket) -> None:
-    """Raise `ChannelClosed` unless who made the other end has our user id (SO_PEERCRED)."""
+    """Raise `ChannelClosed` unless the process that made the other end has our user id (SO_PEERCRED)."""
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != os.getuid():
         raise ChannelClosed("the other end of a channel between this relay's processes belongs to another user")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a new channel, as sockets that can be given away."""
+    """Return both ends of a new channel, as sockets that can be given away."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         # Up to what the system allows; the longest message fits into the default as well.

@@ -62,7 +62,7 @@ class Siblings:
         self._synced = asyncio.Event()
 
     def __iter__(self) -> Iterator[Sibling]:
-        """Those that can be sent to."""
+        """Iterate over the siblings that can be sent to."""
         return iter(list(self._connected.values()))
 
     def __len__(self) -> int:

@@ -102,7 +102,7 @@ class HandedJoin:
         return left_over
 
     async def refuse(self, reply: JoinReply) -> None:
-        """Never waits: the acceptor says it, if it still can."""
+        """Tell the acceptor to refuse the agent. Does not wait."""
         self._handovers.forget(self._sibling, self._number)
         if self._arrived.done() and not self._arrived.cancelled() and self._arrived.exception() is None:
             reset(self._arrived.result()[0])
@@ -167,13 +167,13 @@ class Handovers:
         )
 
     def __len__(self) -> int:
-        """Hand-overs under way, on both sides."""
+        """Return how many hand-overs are under way, on both sides."""
         return len(self._handing) + len(self._handed)
 
     # -- the acceptor --------------------------------------------------------------------------------------------
 
     def elsewhere(self, request: JoinRequest) -> bool:
-        """Whether this join of an agent is for a client at another worker."""
+        """Say whether this join of an agent is for a client at another worker."""
         return self._siblings.of_id(relay_of(request.token)) is not None
 
     async def hand_over(self, join: ServerJoin, request: JoinRequest, cluster: str, source: str) -> str:

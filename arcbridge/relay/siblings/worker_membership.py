@@ -1,7 +1,8 @@
 """A worker's membership in a relay of several processes, as `relay.service` needs it.
 
 It shares the limits out, waits for the siblings before the port opens, and tells the supervisor metrics and failed
-checks. It moves no connection: that is `handover`."""
+checks. It moves no connection: that is `handover`.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ class WorkerMembership:
         self._checks: Checks | None = None
 
     def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
-        """This process' part of what the whole relay may hold: an equal one, rounded up, because the kernel spreads
-        connections evenly; shared counters would cost a message between processes for each connection."""
+        """Return this process' part of what the whole relay may hold: an equal one, rounded up, because the kernel
+        spreads connections evenly; shared counters would cost a message between processes for each connection."""
 
         def part(of: int) -> int:
             return max(-(-of // self.count), 1)
@@ -74,13 +75,13 @@ class WorkerMembership:
             log.warning("not all other workers have answered yet", expected=self.expected, found=len(self.siblings))
 
     def watch(self, metrics: Metrics, checks: Checks) -> None:
-        """What the supervisor asks for from now on."""
+        """Remember what the supervisor asks for from now on."""
         self._metrics, self._checks = metrics, checks
 
     def snapshot(self) -> bytes:
-        """The metrics, as JSON of a `observe.gathered.Snapshot`."""
+        """Return the metrics, as JSON of a `observe.gathered.Snapshot`."""
         return json.dumps([] if self._metrics is None else snapshot(self._metrics)).encode()
 
     def failures(self) -> dict[str, str]:
-        """The readiness checks that fail now."""
+        """Return the readiness checks that fail now."""
         return {} if self._checks is None else self._checks.failures()

@@ -52,7 +52,7 @@ class RecordedAudit(AuditLog):
 
 
 @dataclass
-class Answer:
+class Response:
     """A response: status, headers as (lower-case name, value), body."""
 
     status: int
@@ -114,7 +114,7 @@ class Wire:
             headers.append((name.lower(), value.strip()))
         return int(lines[0].split(" ")[1]), headers
 
-    async def answer(self, method: str = "GET") -> Answer:
+    async def answer(self, method: str = "GET") -> Response:
         async with asyncio.timeout(10):
             status, headers = await self.head()
             names = dict(headers)
@@ -127,7 +127,7 @@ class Wire:
                 await self.exactly(2)
             elif "content-length" in names:
                 body = await self.exactly(int(names["content-length"]))
-            return Answer(status, headers, body)
+            return Response(status, headers, body)
 
 
 class _AgentSide(BaseHandler):
@@ -158,13 +158,13 @@ class Bench:
         self.client.open("kubernetes", io)
         return Wire(io)
 
-    async def ask(self, head: str, body: bytes = b"", *, method: str = "GET") -> Answer:
+    async def ask(self, head: str, body: bytes = b"", *, method: str = "GET") -> Response:
         """One request on a fresh stream."""
         wire = self.stream()
         await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         return await wire.answer(method)
 
-    async def get(self, path: str, *headers: str, method: str = "GET") -> Answer:
+    async def get(self, path: str, *headers: str, method: str = "GET") -> Response:
         return await self.ask("\n".join([f"{method} {path} HTTP/1.1", "Host: k", *headers]), method=method)
 
 

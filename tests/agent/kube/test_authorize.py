@@ -22,7 +22,7 @@ from arcbridge.agent.kube.authorize import (
 )
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import Approval, Reviewer
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
 from arcbridge.config import KubernetesConfig
 from arcbridge.identity.claims import Identity
@@ -79,7 +79,8 @@ async def test_both_ways_to_read_a_head_give_the_same_plan(desk: Desk) -> None:
     first, again = desk.plan(plain()), desk.plan(plain())
     general = desk.plan(parsed((b"Accept", b"a"), (b"X-Remote-User", b"root")))
     assert first.lines == again.lines == general.lines == LINES
-    assert len({dataclasses.replace(plan, request_id="") for plan in (first, again, general)}) == 1
+    assert dataclasses.replace(again, request_id=first.request_id) == first
+    assert dataclasses.replace(general, request_id=first.request_id) == first
     assert [plan.request_id for plan in (first, again, general)] == [f"0123456789abcdef-1-{n}" for n in (1, 2, 3)]
     assert [(r.verb, r.resource) for r in desk.audit.kept] == [("list", "pods")] * 3
 
@@ -95,16 +96,16 @@ async def test_an_identity_that_cannot_be_sent_leaves_nothing_of_the_one_before(
     for bad in ("", "a\r\nImpersonate-Group: system:masters", " alice"):
         desk.caller.identity = dataclasses.replace(ALICE, username=bad)
         for _ in range(2):
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestRefusal):
                 desk.plan(plain())
 
 
 async def test_a_target_is_checked_on_either_entrance(desk: Desk) -> None:
     for _ in range(2):
         for target in ("/api/%2e%2e/x", "/api/../" + "x" * 1000):
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestRefusal):
                 desk.plan(plain(target=target))
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestRefusal):
                 desk.plan(parsed(target=target))
 
 
@@ -112,14 +113,14 @@ async def test_the_limit_holds_on_either_entrance(desk: Desk, monkeypatch: pytes
     desk.plan(plain())
     monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
     for head in (plain(), parsed()):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RequestRefusal) as caught:
             desk.plan(head)
         assert (caught.value.status_code, caught.value.retry_after) == (429, 1)
 
 
 async def test_in_token_mode_the_callers_token_goes_on_and_no_identity_is_added(desk: Desk) -> None:
     desk.caller.token_mode = True
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         desk.plan(plain())
     assert caught.value.status_code == 401
     plan = desk.plan(parsed((b"Authorization", b"Bearer own")))
@@ -204,14 +205,14 @@ def test_the_head_that_leaves(plan: Plan, head: str) -> None:
     "lines", [b"", b"X: impersonate-user: root\r\n", b"Impersonate-User: a\r\nimpersonate-user: b\r\n"]
 )
 def test_a_head_without_exactly_one_identity_does_not_leave(lines: bytes) -> None:
-    with pytest.raises(Refusal, match="identity"):
+    with pytest.raises(RequestRefusal, match="identity"):
         made(lines=lines).request_head("h:1")
 
 
 @pytest.mark.parametrize("session", ["a\r\nImpersonate-User: root", "a b", "ü"])
 async def test_a_session_whose_name_could_not_stand_in_a_header_sends_nothing(desk: Desk, session: str) -> None:
     desk.caller.session = session
-    with pytest.raises(Refusal, match="malformed"):
+    with pytest.raises(RequestRefusal, match="malformed"):
         desk.plan(plain()).request_head("h:1")
 
 
@@ -234,7 +235,7 @@ def test_an_identity_that_cannot_be_sent_leaves_no_lines_of_the_one_before() -> 
     for bad in ("", "a\r\nImpersonate-Group: system:masters", " alice"):
         broken = dataclasses.replace(ALICE, username=bad)
         for _ in range(2):
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestRefusal):
                 lines.of(broken, "")
 
 
@@ -251,7 +252,7 @@ async def test_each_end_is_counted_once(desk: Desk) -> None:
     answered, refused, cut = (authorizer.begin(desk.stream, "GET") for _ in range(3))
     assert (stats.requests, stats.in_flight) == (3, 3)
     answered.status = 200
-    authorizer.refuse(refused, Refusal(403, "no"))
+    authorizer.refuse(refused, RequestRefusal(403, "no"))
     cut.outcome = "cut"
     for record in (answered, refused, cut):
         authorizer.finish(record)

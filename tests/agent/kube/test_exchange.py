@@ -184,3 +184,14 @@ async def test_an_answer_to_a_caller_of_http_1_0_that_breaks_off_is_a_reset(benc
     await wire.send(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n\r\n".encode())
     with pytest.raises(StreamReset):
         await wire.rest()
+
+
+async def test_idle_connections_of_the_two_kinds_are_not_mixed(bench: Bench) -> None:
+    for token_mode in (False, True, False, True):
+        bench.caller.token_mode = token_mode
+        assert (await bench.get(PATH, "Authorization: Bearer own")).status == 200
+    assert [request.connection for request in bench.api.requests] == [1, 2, 1, 2]
+    assert [request.header("authorization")[0] for request in bench.api.requests] == [
+        b"Bearer agent-own-token",
+        b"Bearer own",
+    ] * 2

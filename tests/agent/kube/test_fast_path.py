@@ -1,4 +1,4 @@
-"""The short way beside the general one, over real streams; test_proxy asks both most of the questions."""
+"""What the fast path alone does, over real streams; test_proxy asks both entrances everything else."""
 
 from __future__ import annotations
 
@@ -171,6 +171,31 @@ async def test_a_session_whose_name_could_not_stand_in_a_header_is_not_served(be
     with pytest.raises(StreamReset):
         await bench.get("/api/v1/pods")
     assert bench.api.requests == []
+
+
+async def test_what_follows_an_answer_that_broke_off_is_not_served(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"hello", end=False))
+        await release.wait()
+        await exchange.send(b"zz\r\n")
+
+    bench.api.routes["/api/v1/pods"] = cut
+    wire = bench.stream()
+    await wire.send(PLAIN)
+    await wire.until(b"hello")
+    await wire.send(PLAIN.replace(b"pods", b"other"))
+    (path,) = bench.proxy.fast_paths
+    async with asyncio.timeout(5):
+        while not path._unread:
+            await asyncio.sleep(0.01)
+    release.set()
+    with pytest.raises(StreamReset):
+        await wire.rest()
+    await bench.audit.wait(1)
+    assert [request.target for request in bench.api.requests] == ["/api/v1/pods"]
+    assert bench.proxy.stats.in_flight == 0
 
 
 async def test_a_connection_that_dies_of_age_is_replaced_once(bench: Bench) -> None:

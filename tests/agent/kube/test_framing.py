@@ -7,7 +7,7 @@ from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.http import HttpVersion
 
 from arcbridge.agent.kube.framing import check_framing, check_target, has_body
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 
 HOST = (b"Host", b"k")
 TE = b"Transfer-Encoding"
@@ -36,7 +36,7 @@ BAD: list[tuple[str, HttpVersion, list[tuple[bytes, bytes]], int]] = [
 
 @pytest.mark.parametrize(("method", "version", "headers", "code"), BAD, ids=range(len(BAD)))
 def test_refused(method: str, version: HttpVersion, headers: list[tuple[bytes, bytes]], code: int) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         check_framing(method, version, headers)
     assert caught.value.status_code == code
 
@@ -60,7 +60,7 @@ REFUSED_TARGETS = ["", "x", "*", "http://a/", "a:1", "/..", "/a/.", "/%2e", "/a%
 
 @pytest.mark.parametrize("target", [*REFUSED_TARGETS, "/%00", "/#", "/ ", "/é"])
 def test_targets_refused(target: str) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(RequestRefusal):
         check_target(target)
 
 

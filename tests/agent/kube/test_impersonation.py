@@ -17,7 +17,7 @@ from arcbridge.agent.kube.impersonation import (
     own_token_headers,
     requested_subject,
 )
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
 
 ALICE = Subject("alice", "u-1", ("dev", "ops"), (("example.com/Scopes".lower(), "a"), ("example.com/scopes", "b")))
@@ -104,7 +104,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "value"), REFUSED, ids=range(len(REFUSED)))
 def test_h1_refused_because_parsers_differ(name: str, value: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         built((name, value))
     assert caught.value.status_code == 400
     assert "root" not in caught.value.message
@@ -162,7 +162,7 @@ BAD_SUBJECTS = [
 
 @pytest.mark.parametrize("subject", BAD_SUBJECTS, ids=range(len(BAD_SUBJECTS)))
 def test_h4_a_subject_that_cannot_be_said_in_headers_fails_closed(subject: Subject) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         built(subject=subject)
     assert caught.value.status_code == 500
 
@@ -184,7 +184,7 @@ LOST = [
 
 @pytest.mark.parametrize("headers", LOST, ids=range(len(LOST)))
 def test_a_result_that_is_not_what_was_meant_never_leaves(headers: list[tuple[str, str]]) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         check_impersonated(headers, Subject("alice"))
     assert caught.value.status_code == 500
 
@@ -207,7 +207,7 @@ def test_any_headers_any_identity(
     subject = Subject.of(identity)
     try:
         headers = impersonated_headers(inbound, subject)
-    except Refusal:
+    except RequestRefusal:
         return
     assert [v for n, v in headers if n.lower() == "impersonate-user"] == [user]
     assert [v for n, v in headers if n.lower() == "impersonate-group"] == groups
@@ -221,7 +221,7 @@ def test_h4_extra_keys_survive_a_round_trip(key: str) -> None:
         (name,) = [n for n, _ in impersonated_headers([], subject) if "Extra" in n]
         assert name.isascii()
         found = requested_subject([(b"Impersonate-User", b"a"), (name.encode(), b"v")])
-    except Refusal:  # a key of blanks or control characters is refused on either way
+    except RequestRefusal:  # a key of blanks or control characters is refused on either way
         assert not key.strip() or not key.isprintable()
         return
     assert found is not None
@@ -268,7 +268,7 @@ INCOMPLETE = [
 
 @pytest.mark.parametrize("lines", INCOMPLETE, ids=range(len(INCOMPLETE)))
 def test_what_is_incomplete_is_refused_and_never_ignored(lines: list[tuple[str, str]]) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         requested_subject(raw(*lines))
     assert caught.value.status_code == 400
 
@@ -294,6 +294,6 @@ NO_TOKEN = [[], [""], ["Bearer"], ["Bearer "], ["Basic abc"], ["Bearer a b"], ["
 
 @pytest.mark.parametrize("values", NO_TOKEN, ids=range(len(NO_TOKEN)))
 def test_without_exactly_one_token_it_is_a_401(values: list[str]) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         own_token_headers(raw(*(("Authorization", value) for value in values)))
     assert caught.value.status_code == 401

@@ -8,7 +8,7 @@ import pytest
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, passed_fields, read_head
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
 
 CL, TE = b"Content-Length", b"Transfer-Encoding"
@@ -28,7 +28,7 @@ BAD: list[tuple[str, int, list[tuple[bytes, bytes]]]] = [
 
 @pytest.mark.parametrize(("method", "status", "headers"), BAD, ids=range(len(BAD)))
 def test_refused(method: str, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         passed_fields(method, status, headers)
     assert caught.value.status_code == 502
     assert caught.value.retry_after is None
@@ -107,7 +107,7 @@ def test_a_101_counts_only_where_that_upgrade_was_asked_for() -> None:
         b"Upgrade: websocket",
     ]
     for wrong in (None, UpgradeRequest("SPDY/3.1", (), ()), UpgradeRequest("websocket", ("a",), ())):
-        with pytest.raises(Refusal):
+        with pytest.raises(RequestRefusal):
             read_head(head, "GET", wrong)
 
 
@@ -136,7 +136,7 @@ def test_an_interim_answer_is_passed_over() -> None:
     ],
 )
 def test_an_answer_in_doubt_is_a_502(head: bytes) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         read_head(head)
     assert caught.value.status_code == 502
 

@@ -13,7 +13,7 @@ import pytest
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import CACHE_TIME, MAX_PARTS, PATH, Part, Reviewer, parts_of
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
@@ -72,7 +72,7 @@ async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, R
 async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
     fake.allow_impersonation = {("alice", "users", "bob")}
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, BOB)
     assert caught.value.status_code == 403
     assert caught.value.message.startswith('groups "g" is forbidden: User "alice" cannot impersonate resource "groups"')
@@ -87,10 +87,10 @@ async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Re
     await reviewer.approve(ALICE, target)
     assert len(fake.requests) == 1
     clock.now += 1
-    with pytest.raises(Refusal):
+    with pytest.raises(RequestRefusal):
         await reviewer.approve(ALICE, target)
     fake.allow_impersonation = None
-    with pytest.raises(Refusal):
+    with pytest.raises(RequestRefusal):
         await reviewer.approve(ALICE, target)
     assert len(fake.requests) == 2
 
@@ -119,7 +119,7 @@ async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clo
         exchange.writer.close()
 
     fake.routes[PATH] = serve
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, Subject("bob"))
     assert caught.value.status_code in (403, 503)
 
@@ -127,14 +127,14 @@ async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clo
 async def test_unreachable_is_a_503(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
     fake.stop()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, Subject("bob"))
     assert caught.value.status_code == 503
 
 
 async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
     assert caught.value.status_code == 400
     assert fake.requests == []

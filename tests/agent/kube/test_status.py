@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from arcbridge.agent.kube.status import Refusal, bad_request, status_answer, status_body
+from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer, status_body
 from arcbridge.errors import Unauthenticated
 
 
 def test_the_object() -> None:
-    assert json.loads(status_body(Refusal(503, "no way", retry_after=1))) == {
+    assert json.loads(status_body(RequestRefusal(503, "no way", retry_after=1))) == {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
@@ -30,7 +30,7 @@ def head_and_body(answer: bytes) -> tuple[set[bytes], bytes]:
 
 
 def test_a_whole_answer() -> None:
-    refusal = Refusal(503, "no way", retry_after=1)
+    refusal = RequestRefusal(503, "no way", retry_after=1)
     lines, body = head_and_body(status_answer(refusal, request_id="r-1"))
     assert {
         b"HTTP/1.1 503 Service Unavailable",
@@ -48,11 +48,11 @@ def test_what_is_said_only_where_it_holds() -> None:
     assert b"Connection: close" in head_and_body(answer)[0]
     assert b"Retry-After" not in answer
     assert b"Audit-Id" not in answer
-    assert b"WWW-Authenticate: Bearer" in head_and_body(status_answer(Refusal(401, "who?")))[0]
+    assert b"WWW-Authenticate: Bearer" in head_and_body(status_answer(RequestRefusal(401, "who?")))[0]
 
 
 def test_the_answer_to_a_head_has_no_body() -> None:
-    refusal = Refusal(502, "no")
+    refusal = RequestRefusal(502, "no")
     lines, body = head_and_body(status_answer(refusal, method="HEAD"))
     assert body == b""
     assert b"Content-Length: %d" % len(status_body(refusal)) in lines

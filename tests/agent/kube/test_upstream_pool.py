@@ -12,7 +12,7 @@ import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
 from arcbridge.agent.kube.response import ResponseHead
-from arcbridge.agent.kube.status import Refusal
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
@@ -27,7 +27,7 @@ class Collected:
         self.status = 0
         self.data = b""
         self.payload = 0
-        self.refusal: Refusal | None = None
+        self.refusal: RequestRefusal | None = None
         self.broke = False
         self.done = asyncio.Event()
 
@@ -46,7 +46,7 @@ class Collected:
         self.status, self.data = head.status, rest
         self.done.set()
 
-    def response_failed(self, refusal: Refusal | None) -> None:
+    def response_failed(self, refusal: RequestRefusal | None) -> None:
         self.refusal, self.broke = refusal, True
         self.done.set()
 
@@ -140,7 +140,7 @@ async def test_new_credentials_get_new_connections(tmp_path: Path) -> None:
         await ask(api.upstream)
         trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
         clock.now += REREAD
-        with pytest.raises(Refusal, match="certificate is not the configured CA's"):
+        with pytest.raises(RequestRefusal, match="certificate is not the configured CA's"):
             await ask(api.upstream)
 
 
@@ -180,14 +180,14 @@ async def test_after_close_nothing_is_open(tmp_path: Path) -> None:
         _, connection = await ask(api.upstream)
         await api.close()
         assert not connection.usable
-        with pytest.raises(Refusal):
+        with pytest.raises(RequestRefusal):
             await api.upstream.dial(own=True)
 
 
 async def test_an_api_server_that_is_down(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.stop()
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(RequestRefusal) as caught:
             await api.upstream.dial(own=True)
         assert (caught.value.status_code, caught.value.retry_after) == (503, 1)
 
