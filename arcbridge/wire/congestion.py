@@ -54,7 +54,9 @@ smaller cap leaves processes idle that share two cores."""
 
 BULK_ROUND_TRIP = 0.004
 """The same while only bulk is sent: no keystroke waits behind it, and five busy processes on two cores answer after
-milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait."""
+milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait (decision 0008);
+over 10 streams 1.5 ms and frames of 16 KiB moved 354 MB/s, 4 ms and large turns 564
+(bench/results/2026-11-25-fresh-and-shared.json)."""
 
 SPAN = 0.005
 """Least seconds over which a rate is measured, and the least of a round."""
