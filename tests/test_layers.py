@@ -46,12 +46,6 @@ MUTUAL: dict[frozenset[str], str] = {
     frozenset({"arcbridge.mux.session", "arcbridge.mux.connection", "arcbridge.mux.stream"}): (
         "a session makes its connections and streams, which call it back; they import its name for annotations alone"
     ),
-    frozenset({"arcbridge.wire.session", "arcbridge.wire.frame_handlers"}): (
-        "a session makes its frame handlers, which act on it; they import its name for annotations alone"
-    ),
-    frozenset({"arcbridge.wire.state", "arcbridge.wire.frames", "arcbridge.wire.limits"}): (
-        "the context that all parts of a session share names their types, for annotations alone"
-    ),
 }
 
 # `wire` decides, it does not act: no loop, socket or clock, nothing random, and no voice.

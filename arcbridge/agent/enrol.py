@@ -346,7 +346,7 @@ class CredentialKeeper:
             public = x509.load_pem_x509_certificate(certificate.encode()).public_key()
             own = serialization.load_pem_private_key(key_pem.encode(), None).public_key()
             _, not_after = certificate_validity(certificate)
-        except (ValueError, TypeError, ArcbridgeError) as error:
+        except (ValueError, TypeError, x509.InvalidVersion, ArcbridgeError) as error:
             raise Unreachable("the relay's answer holds no usable certificate") from error
         if public != own:
             raise EnrolmentRefused("the relay's certificate is over another key than ours; it is not taken")

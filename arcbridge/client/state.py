@@ -209,6 +209,6 @@ def _issued_by(authority: Authority, certificate_pem: str) -> bool:
         x509.load_pem_x509_certificate(certificate_pem.encode()).verify_directly_issued_by(
             x509.load_pem_x509_certificate(authority.certificate_pem.encode())
         )
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, x509.InvalidVersion):
         return False
     return True

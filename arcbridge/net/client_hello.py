@@ -85,11 +85,11 @@ def peek(data: bytes | memoryview) -> ClientHello | Incomplete | NotTls:
         return _what_else(data)
     # Gather the handshake message out of its records.
     message = bytearray()
-    at = 0
+    at = overhead = 0
+    whole = 4
     while True:
         if len(data) < at + 5:
-            # The message's own length may already show that the rest cannot fit.
-            return _incomplete(at + 5, message)
+            return _incomplete(at + 5)
         kind, major, length = data[at], data[at + 1], data[at + 3] << 8 | data[at + 4]
         if kind != _HANDSHAKE or major != 3:
             return NotTls(Reason.MALFORMED if at else Reason.NOT_TLS)
@@ -99,20 +99,26 @@ def peek(data: bytes | memoryview) -> ClientHello | Incomplete | NotTls:
         if message[:1] and message[0] != _CLIENT_HELLO:
             return NotTls(Reason.MALFORMED)
         at += 5 + length
-        if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4], "big"):
-            break
+        overhead += 5
+        if len(message) >= 4:
+            whole = 4 + int.from_bytes(message[1:4], "big")
+            # Judged as soon as it is known: a verdict must not depend on how much has come behind it.
+            if overhead + whole > MAX_HELLO:
+                return NotTls(Reason.TOO_LARGE)
+            if len(message) >= whole:
+                break
         if len(data) < at:
-            return _incomplete(at, message)
+            # The record's end, or that of the message where the record claims more than it or than is ever peeked.
+            least = len(data) + whole - len(message)
+            return _incomplete(min(at, least) if len(message) >= 4 or at > MAX_HELLO else at)
     try:
-        return _client_hello(bytes(message[4 : 4 + int.from_bytes(message[1:4], "big")]))
+        return _client_hello(bytes(message[4:whole]))
     except _Malformed:
         return NotTls(Reason.MALFORMED)
 
 
-def _incomplete(need: int, message: bytearray) -> Incomplete | NotTls:
-    if need > MAX_HELLO or (len(message) >= 4 and 4 + int.from_bytes(message[1:4], "big") + 5 > MAX_HELLO):
-        return NotTls(Reason.TOO_LARGE)
-    return Incomplete(need)
+def _incomplete(need: int) -> Incomplete | NotTls:
+    return NotTls(Reason.TOO_LARGE) if need > MAX_HELLO else Incomplete(need)
 
 
 def _what_else(data: bytes) -> Incomplete | NotTls:

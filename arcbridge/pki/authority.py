@@ -101,7 +101,7 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
             public_key = certificate.public_key()
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound) as error:
             raise StateError("the CA certificate is not readable: restore it from a backup") from error
         key = _load_key(key_pem)
         if not constraints.ca or public_key != key.public_key():
@@ -333,7 +333,7 @@ def certificate_validity(certificate_pem: str) -> tuple[float, float]:
     """(notBefore, notAfter) of the first certificate, in unix seconds; raises `StateError` when unreadable."""
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise StateError("the certificate is not a readable PEM") from error
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
@@ -343,7 +343,7 @@ def _load_certificate(certificate_der: bytes) -> x509.Certificate:
     # Kept, because several questions are asked of one certificate in a row, and the parsed extensions are kept with it.
     try:
         return x509.load_der_x509_certificate(certificate_der)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise EnrolmentRefused("the agent's certificate is not readable") from error
 
 

@@ -70,7 +70,7 @@ def read_csr(csr_pem: str) -> AgentPublicKey:
     try:
         request = x509.load_pem_x509_csr(encoded)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise EnrolmentRefused("the certificate request is not a readable PKCS #10 PEM") from error
     # The key is judged before its signature is: verifying under a hostile key of any size costs us time.
     if isinstance(key, rsa.RSAPublicKey):

@@ -250,6 +250,6 @@ def _one_certificate(certificate_pem: str) -> x509.Certificate:
             raise ValueError("not one PEM block")
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
         certificate.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ConfigError("not a PEM certificate: exactly one CA certificate is needed here") from error
     return certificate

@@ -13,9 +13,11 @@ Policy, in order:
    and this one, over the longer of the two times that they took to leave and to be answered (answers that waited for
    each other and come in a heap say nothing about the path). While the sender had nothing more to send, a rate says
    only that the path carries at least so much.
-3. While the rate still grows, the cap is twice rate times round trip: it doubles each round trip. Once three rounds in
-   a row brought nothing, it is `STEADY` times that, so that the queue is half a round trip at most and a path that
-   gets faster is noticed.
+3. While the rate still grows, the cap grows with each count by what that count confirmed, as TCP's slow start does
+   (RFC 5681 §3.1), and is at least twice rate times round trip. A queue is seen before the plateau: while answers take
+   much longer than the smallest round trip, the cap grows by a quarter of that (RFC 9406, HyStart++). Once three
+   rounds in a row brought nothing, it is `STEADY` times the product, so that the queue is half a round trip at most
+   and a path that gets faster is noticed.
 4. The round trip is the smallest of the last `MEMORY` seconds. When none of them was as small, or three rounds in a
    row were far above it, our own queue and a longer path look the same; so both ends halve their caps (QUIET) until
    the queues must be empty, and the smallest round trip of that time is believed whatever it is. With it the rate is
@@ -47,15 +49,14 @@ PLATEAU = 3
 """Rounds without a rate a quarter higher, until the path counts as full."""
 
 LEAST_ROUND_TRIP = 0.0015
-"""Seconds. Below it, schedulers and not the path are what delays an answer: a smaller cap leaves processes idle that
-share two cores."""
+"""Seconds, while a sparse stream sends beside bulk. Below it, schedulers and not the path are what delays an answer: a
+smaller cap leaves processes idle that share two cores."""
 
-ALONE = 0.004
-"""The same while one stream alone sends: nobody waits behind it, and five busy processes on two cores answer after
-milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait."""
-
-CONCURRENT_SENDER_HOLD = 0.5
-"""Seconds for which a second stream that sent something counts as there."""
+BULK_ROUND_TRIP = 0.004
+"""The same while only bulk is sent: no keystroke waits behind it, and five busy processes on two cores answer after
+milliseconds. 1.5 ms cost a fifth of one stream's throughput there, 4 ms three times a keystroke's wait (decision 0008);
+over 10 streams 1.5 ms and frames of 16 KiB moved 354 MB/s, 4 ms and large turns 564
+(bench/results/2026-11-25-fresh-and-shared.json)."""
 
 SPAN = 0.005
 """Least seconds over which a rate is measured, and the least of a round."""
@@ -65,6 +66,17 @@ STEP_SECONDS = 0.001
 
 ASKING = 1.5
 """The same, in one of `ROUNDS` rounds: whoever never asks for more than it gets, gets less each time."""
+
+SHORT_FIRST = 256 * KIB
+"""The first cap on a path whose handshake took no longer than `LEAST_ROUND_TRIP`: a stream's first credit."""
+
+DELAY_LEAST, DELAY_MOST = 0.004, 0.016
+"""Bounds, in seconds, of the delay beyond the usual round trip that shows a queue; between them it is an eighth of
+that round trip (RFC 9406 §4.3 has the same figures). Each answer of at least `SPAN` has to show it: a scheduler delays
+all that come at once."""
+
+CONSERVATIVE_ROUNDS = 5
+"""Rounds of slower growth until the path counts as full (RFC 9406 §4.3)."""
 
 ROUNDS = 6
 """Rounds after which the best rate of the rounds before them begins to be forgotten."""
@@ -85,8 +97,12 @@ class CongestionWindow:
         "_base",
         "_best",
         "_calm",
+        "_conservative_rounds",
+        "_delayed_from",
+        "_earlier",
         "_full",
         "_got",
+        "_grown",
         "_latest",
         "_most",
         "_older",
@@ -102,10 +118,11 @@ class CongestionWindow:
         "_slow",
         "_stale",
         "_trip_at",
-        "alone",
         "app_limited_until",
         "cap",
+        "conservative",
         "growing",
+        "interactive",
         "least",
         "left_at",
         "probing",
@@ -114,16 +131,35 @@ class CongestionWindow:
         "step",
     )
 
-    def __init__(self, most: int, *, first: int = FIRST, sent: int = 0, now: float = 0.0) -> None:
-        """`most`: the cap never exceeds it, bytes. `sent`: the count so far."""
+    def __init__(
+        self,
+        most: int,
+        *,
+        first: int = FIRST,
+        sent: int = 0,
+        now: float = 0.0,
+        earlier: CongestionWindow | None = None,
+    ) -> None:
+        """`most`: the cap never exceeds it, bytes. `sent`: the count so far. `earlier`: that of the connection before,
+        of which half counts again as soon as the path proves to be no longer (RFC 9040 §8.1)."""
         self._most = most
+        self.cap = self.step = self.least = 0
         self.rate = 0.0
         """Bytes per second that the path delivers; 0 while unknown."""
         self.round_trip = 0.0
         """The smallest recent one, seconds; 0 while unknown."""
-        self.alone = True
-        """Whether one stream alone sends (the session says so): nobody waits behind its bytes."""
+        self.interactive = False
+        """Whether a sparse stream sends beside bulk (the session says so): its bytes wait behind the others'."""
         self.growing = True
+        self._grown = min(first, most)
+        """The cap that slow start came to, bytes."""
+        self._earlier = (earlier.cap // 2, earlier.round_trip) if earlier is not None and earlier.rate else None
+        """Half the cap of the connection before, bytes, and its round trip, seconds, until both were compared."""
+        self.conservative = False
+        """Whether answers show a queue, so that the cap grows more slowly."""
+        self._delayed_from = 0.0
+        """When the first of the latest answers that all show a queue came, monotonic seconds; 0: none did."""
+        self._conservative_rounds = 0
         self.probing = False
         """The cap is halved for the sake of the round trip."""
         self._pings: deque[tuple[int, float, tuple[int, float, float], bool]] = deque()
@@ -146,7 +182,6 @@ class CongestionWindow:
         self._probe_from = 0
         self._probe_trip = 0.0
         self._calm = 0
-        self.cap = self.step = self.least = 0
         self._set(min(first, most))
 
     def resume(self, sent: int, under_way: int, now: float) -> None:
@@ -163,12 +198,17 @@ class CongestionWindow:
     def confirmed(self, received: int, sent: int, now: float) -> float:
         """The peer's count rose to `received`; a new round trip, or 0."""
         pings = self._pings
-        ack_burst, self._got = received - self._got, received
+        ack_burst, was_under_way = received - self._got, sent - self._got
+        self._got = received
         if ack_burst > self._ack_burst:
             self._ack_burst = ack_burst
+        if self.growing and not self.probing and was_under_way << 1 >= self.cap:
+            self._grown = min(self._grown + (ack_burst >> 2 * self.conservative), self._most)
         if not pings or received <= pings[0][0]:
             if self.probing:
                 self._look_calm(received, sent)
+            elif self.growing:
+                self._recap()
             return 0.0
         trip = 0.0
         while pings and received > pings[0][0]:
@@ -186,6 +226,8 @@ class CongestionWindow:
             self._trip_at = now
         if self.probing:
             self._probe(received, sent, trip, now)
+        elif self.growing:
+            self._take_trip(trip, now)
         if received > self._round_end and now - self._round_at >= SPAN:
             self._end_round(sent, now)
         self._recap()
@@ -204,7 +246,31 @@ class CongestionWindow:
         self._recap()
         return True
 
+    @property
+    def pace(self) -> int:
+        """Bytes that the path takes in a millisecond; 0 while unknown."""
+        return int(self.rate * STEP_SECONDS)
+
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _usual_trip(self) -> float:
+        """Seconds that an answer takes without a queue, schedulers included."""
+        return max(self.round_trip, LEAST_ROUND_TRIP if self.interactive else BULK_ROUND_TRIP)
+
+    def _take_trip(self, trip: float, now: float) -> None:
+        """A round trip while the cap grows: is there a queue, and is the path known?"""
+        usual = self._usual_trip
+        if trip <= usual + min(max(usual / 8, DELAY_LEAST), DELAY_MOST):
+            self._delayed_from = 0.0
+        elif not self._delayed_from:
+            self._delayed_from = now
+        self.conservative = 0.0 < self._delayed_from <= now - SPAN
+        if trip <= LEAST_ROUND_TRIP:
+            self._grown = max(self._grown, min(SHORT_FIRST, self._most))
+        if self._earlier is not None and trip <= 1.25 * self._earlier[1] + 0.001:
+            self._grown = max(self._grown, min(self._earlier[0], self._most))
+            self._earlier = None
 
     def _take_rate(self, rate: float, *, hungry: bool) -> None:
         if not hungry:
@@ -217,18 +283,23 @@ class CongestionWindow:
         rate, trip = self._round_rate, self._round_trip
         self._round_end, self._round_at = sent, now
         self._round_rate = self._round_trip = 0.0
-        usual = max(self.round_trip, ALONE if self.alone else LEAST_ROUND_TRIP)
+        usual = self._usual_trip
+        self._conservative_rounds = self._conservative_rounds + 1 if self.conservative else 0
         if self.growing and trip > 1.5 * usual + 2 * SPAN:
             self._stale = PLATEAU  # a queue: the path is full
+        elif self.growing and self._conservative_rounds >= CONSERVATIVE_ROUNDS:
+            self._stale = PLATEAU
         elif self.rate >= 1.25 * self._full:
             self._full = self.rate
             self._stale = 0
-            self.growing = True
+            if not self.growing:
+                self.growing, self._grown = True, self.cap
         elif rate and self.growing:
             self._stale += 1
-        if self.growing and self._stale >= PLATEAU:
+        if self.growing and self.rate and self._stale >= PLATEAU:
             self.growing = False
             self._full = self.rate
+            self.conservative, self._delayed_from, self._earlier = False, 0.0, None
         if rate and not self.probing:
             self._latest = rate
             self._rounds += 1
@@ -269,11 +340,13 @@ class CongestionWindow:
         self.round_trip, self._trip_at = self._probe_trip, now
 
     def _recap(self) -> None:
-        product = self.rate * max(self.round_trip, ALONE if self.alone else LEAST_ROUND_TRIP)
+        product = self.rate * self._usual_trip
         if self.probing:
             cap = max(FLOOR, int(product / 2))
         elif self.growing:
-            cap = max(FIRST, int(GROWING * product) + EXTRA)
+            cap = max(FIRST, int((STEADY if self.conservative else GROWING) * product) + EXTRA)
+            if not (self.interactive and self.rate):
+                cap = max(cap, self._grown)
         else:
             # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
             ack_burst = min(max(self._ack_burst, self._ack_burst_before), int(product / 4))
@@ -283,7 +356,7 @@ class CongestionWindow:
 
     def _set(self, cap: int) -> None:
         self.cap = cap
-        self.step = min(max(cap // 16, int(self.rate * STEP_SECONDS)), cap // 2)
+        self.step = min(max(cap // (4 if self.growing else 16), int(self.rate * STEP_SECONDS)), cap // 2)
         """Bytes between two PINGs; at most half the cap, so that whoever is at the cap has one under way."""
         self.least = min(cap // 16, 64 * KIB)
         """Room below which no payload is sent: no frames of a few bytes."""

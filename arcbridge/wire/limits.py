@@ -77,10 +77,11 @@ class Limits:
     """Bytes received before an ACK: one ACK per full DATA frame. Rarer keeps more history at the sender."""
 
     frame_shared: int = 16 * KIB
-    """Largest DATA frame while another stream waits: one TLS record, so a keystroke waits for no more than that."""
+    """What a sparse stream may send before all bulk, and the least turn of a bulk stream while another one waits: one
+    TLS record, bytes. On a path whose rate is known, a turn is a millisecond of it (`wire.scheduler`)."""
 
     frame_alone: int = 256 * KIB
-    """Largest DATA frame otherwise: what one read gave. Cutting to 16 KiB costs a third of the throughput."""
+    """Largest DATA frame, and largest turn: what one read gave. Cutting to 16 KiB costs a third of the throughput."""
 
     def __post_init__(self) -> None:
         """Raise LocalProtocolError for windows that a peer must refuse, or that could not be kept."""

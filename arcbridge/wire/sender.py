@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enum import IntFlag
 
 from arcbridge.errors import LocalProtocolError
-from arcbridge.wire.congestion import CONCURRENT_SENDER_HOLD, CongestionWindow
+from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
@@ -67,17 +67,14 @@ class Sender:
         "_context",
         "_control_bytes",
         "_room",
-        "_streams",
         "_unblocked",
         "blocked",
         "closed",
-        "concurrent_until",
         "congestion",
         "control",
         "credit",
         "handshake_done",
         "history",
-        "last_sender",
         "out",
         "out_bytes",
         "peer_received",
@@ -100,7 +97,6 @@ class Sender:
         """Without `history` or `congestion` that limit is not there."""
         limits = context.limits
         self._context = context
-        self._streams = context.streams
         self.handshake_done = handshake_done
         """Whether frames behind the handshake may leave. Until then only `prelude` does: an acceptor tells a peer that
         is not authenticated nothing more."""
@@ -116,6 +112,8 @@ class Sender:
         self.credit = FIRST_CREDIT
         """Payload bytes that the peer still accepts on all streams together."""
         self.scheduler = Scheduler(limits.frame_alone, limits.frame_shared)
+        if congestion is not None:
+            self.scheduler.set_pace(congestion.pace)
         self.prelude: list[bytes] = []
         """Frames of the handshake, which are no part of the sequence."""
         self.control: list[bytes] = []
@@ -134,10 +132,6 @@ class Sender:
         """What was sent and is not confirmed; None: nothing is kept, and the session cannot be resumed."""
         self.congestion = congestion
         """How many bytes may be under way; None: as many as credit allows."""
-        self.last_sender = 0
-        """Id of the stream that sent payload last; 0: none did."""
-        self.concurrent_until = 0.0
-        """Monotonic seconds; while it lies ahead, more than one stream is sending."""
         self._room = limits.under_way if congestion is not None else MAX_CREDIT
         """Payload bytes that may leave in one portion."""
         self._ahead = QUEUE_AHEAD
@@ -190,16 +184,14 @@ class Sender:
             and 0 < size <= MAX_DATA
             and not self.blocked
             and self.out_bytes + size <= self._ahead
-            and not self.scheduler
+            and not self.scheduler.ready
             and stream.sending is SendState.OPEN
         ):
             stream.credit -= size
             self.credit -= size
             stream.bytes_sent += size
-            if stream.id != self.last_sender:
-                if self.last_sender in self._streams:
-                    self.concurrent_until = self._context.now + CONCURRENT_SENDER_HOLD
-                self.last_sender = stream.id
+            if stream is not self.scheduler.last_sender:
+                self.scheduler.sender_changed(stream, self._context.now)
             self.out.append(b"".join((pack_header(size << 8 | _DATA, stream.id), data)))
             self.out_bytes += size + HEADER_SIZE
             return 0
@@ -271,7 +263,7 @@ class Sender:
             or self.prelude
             or self.pong is not None
             or (self.resend and not self.blocked & _SOCKET)
-            or (not self.blocked and self.credit and self.scheduler)
+            or (not self.blocked and self.credit and self.scheduler.ready)
         )
 
     def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
@@ -299,7 +291,7 @@ class Sender:
             context.stats.bytes_sent += sum(map(len, again))
             parts.extend(again)
             return parts
-        if not (parts or self.control or self.pong is not None or self.scheduler):
+        if not (parts or self.control or self.pong is not None or self.scheduler.ready):
             # Almost every flush: only finished frames wait, and their size is known.
             parts, self.out = self.out, parts
             count, self.out_bytes = self.out_bytes, 0
@@ -329,7 +321,7 @@ class Sender:
         parts.extend(self.out)
         self.out.clear()
         size, self.out_bytes = self.out_bytes, 0
-        if self.scheduler and not self.blocked:
+        if self.scheduler.ready and not self.blocked:
             self._schedule(parts, size, limit)
 
     def _schedule(self, parts: list[bytes | memoryview], size: int, limit: int) -> None:
@@ -343,15 +335,14 @@ class Sender:
             stream, most = turn
             most = min(most, stream.credit, self.credit, stream.queued, room - size)
             if most <= 0:
+                scheduler.sent(stream, 0)
                 continue
             pieces = stream.take(most)
             stream.credit -= most
             self.credit -= most
             stream.bytes_sent += most
-            if stream.id != self.last_sender:
-                if self.last_sender in self._streams:
-                    self.concurrent_until = self._context.now + CONCURRENT_SENDER_HOLD
-                self.last_sender = stream.id
+            if stream is not scheduler.last_sender:
+                scheduler.sender_changed(stream, self._context.now)
             header = pack_header(most << 8 | _DATA, stream.id)
             if most < _JOIN_BELOW:
                 parts.append(b"".join((header, *pieces)))
@@ -359,9 +350,9 @@ class Sender:
                 parts.append(header)
                 parts += pieces
             size += most + HEADER_SIZE
+            scheduler.sent(stream, most)
             if stream.queued:
-                if stream.credit > 0:
-                    scheduler.add(stream)
+                pass  # it waits for its next turn, or for credit
             elif stream.sending is SendState.FINISHING:
                 stream.sending = SendState.FINISHED
                 stream.blocked = True  # a writer that waits for the end is told, even if it never had to stop
@@ -403,14 +394,14 @@ class Sender:
             congestion.resume(sent - count, under_way - count, now)
         congestion.left_at = now
         if under_way << 2 < cap:
-            if not self.scheduler:
+            if not self.scheduler.ready:
                 congestion.app_limited_until = sent
             if self._cap_applied != cap:
                 self._make_room(congestion, cap - under_way)
                 self._cap_applied = cap
             return
         room = cap - under_way
-        if not self.scheduler and room >= congestion.least:
+        if not self.scheduler.ready and room >= congestion.least:
             congestion.app_limited_until = sent
         self._cap_applied = 0
         self._make_room(congestion, room)
@@ -438,8 +429,9 @@ class Sender:
         if congestion is None:
             return 0.0
         now = self._context.now
-        congestion.alone = self.concurrent_until <= now
+        congestion.interactive = self.scheduler.interactive_until > now
         trip = congestion.confirmed(received, self.sent, now)
+        self.scheduler.set_pace(congestion.pace)
         if trip and congestion.wants_probe(now) and congestion.begin_probe(now):
             self.queue_control(frame(FrameType.QUIET, 0))
         self._cap_applied = 0
@@ -469,8 +461,9 @@ class Sender:
         self.handshake_done = True
         self.resend = self.history.since(received)
         self._context.stats.replayed_bytes += self.sent - received
-        if self.congestion is not None:  # another path, perhaps: nothing is known of it
-            self.congestion = CongestionWindow(self._context.limits.under_way, sent=self.sent, now=self._context.now)
+        if self.congestion is not None:  # another path, perhaps: what was known counts once that is no longer
+            most, now = self._context.limits.under_way, self._context.now
+            self.congestion = CongestionWindow(most, sent=self.sent, now=now, earlier=self.congestion)
             self.pinged = self.sent
 
     def attach(self) -> None:

@@ -62,17 +62,22 @@ class Stream:
     """State of one stream. Its session changes it; the shell reads it, and sets `sink`."""
 
     __slots__ = (
+        "allowance",
         "blocked",
+        "bulk",
         "bytes_received",
         "bytes_sent",
         "credit",
         "id",
         "inbox",
         "low_water",
+        "measured_at",
+        "measured_bytes",
         "outbox",
         "owner",
         "queued",
         "receiving",
+        "renewed_at",
         "scheduled",
         "sending",
         "sink",
@@ -97,6 +102,15 @@ class Stream:
         """Whether the writer was told to stop, and is to be told when `queued` is at most `low_water`."""
         self.scheduled = False
         """Whether the stream is in the scheduler."""
+        self.allowance = 0
+        """Bytes that it may send before bulk."""
+        self.renewed_at = -(2**63)
+        """The scheduler's count of bulk when the allowance was renewed; that of a new stream always is."""
+        self.bulk = False
+        """Whether it sent as much as a copy does when that was last measured (by the scheduler)."""
+        self.measured_at = 0.0
+        """When that was, monotonic seconds; and `bytes_sent` then."""
+        self.measured_bytes = 0
         self.bytes_sent = 0
         """Payload bytes handed to the connection."""
         self.receiving = ReceiveState.OPEN

@@ -16,8 +16,10 @@ Policy of the receiving side, in order:
    over: the window doubles each round trip while the path carries it, and a reader who takes a full window at once
    after a pause is not fast. The smallest round trip is used because a queue inflates the current one, and a window
    fed by that grows into the queue until a keystroke waits behind a copy.
-4. A stream whose window holds it up at once gets the largest that a stream of this connection came to need.
-5. It never shrinks, and never exceeds `limit`, nor what is left of the session's share and the process's budget
+4. Until the first such measurement is complete, a window of which a quarter arrived and was consumed in less than half
+   a round trip doubles at once, up to `QUICK`: a copy's first window is gone before a round trip is over.
+5. A stream whose window holds it up at once gets the largest that a stream of this connection came to need.
+6. It never shrinks, and never exceeds `limit`, nor what is left of the session's share and the process's budget
    (`Growth`). A reader that stops consumes nothing, so its window does not grow.
 """
 
@@ -31,8 +33,12 @@ MAX_CREDIT = 2**31 - 1
 GRANT = 1024 * 1024
 """Bytes that are granted at once at the latest: a larger part of a large window is missing on a long path."""
 
-LEAST_ROUND_TRIP = 0.001
-"""Seconds. Below it scheduling, not the path, is what delays a grant; a loopback stream needs about 2 MiB."""
+QUICK = 2 * GRANT
+"""Bytes up to which a window doubles before it was measured for a whole round trip."""
+
+LEAST_ROUND_TRIP = 0.004
+"""Seconds. Below it scheduling, not the path, is what delays a grant: as long as the sender keeps bulk under way
+(`congestion.BULK_ROUND_TRIP`)."""
 
 
 class Growth:
@@ -69,7 +75,9 @@ class ReceiveWindow:
 
     __slots__ = (
         "_bytes_before",
+        "_due_before",
         "_grant",
+        "_received_before",
         "_sample_bytes",
         "_sample_start",
         "_start_before",
@@ -107,6 +115,9 @@ class ReceiveWindow:
         self._start_before = 0.0
         self._bytes_before = 0
         """The same of the older one."""
+        self._due_before = 0.0
+        """When the latest grant became due, monotonic seconds; and `received` then."""
+        self._received_before = 0
         self._granted()
 
     @property
@@ -147,10 +158,17 @@ class ReceiveWindow:
 
     def _grow(self, now: float, round_trip: float, usual: int) -> None:
         if self._sample_start is None:  # how long these took to come is not known
-            self._sample_start = self._start_before = now
+            self._sample_start = self._start_before = self._due_before = now
             self._sample_bytes = self._bytes_before = self.consumed
+            self._received_before = self.received
             return
         span = max(round_trip, LEAST_ROUND_TRIP)
+        if self.size < QUICK:
+            # What was stored while its reader paused does not count: as much must have come meanwhile.
+            came = self.received - self._received_before
+            if now - self._due_before <= span / 2 and came >= self.size >> 3:
+                self._grow_by(min(max(2 * self.size, usual), self.limit) - self.size)
+            self._due_before, self._received_before = now, self.received
         moved = self.consumed - self._bytes_before
         elapsed = now - self._start_before
         if elapsed >= span or moved >= self.size:  # a whole window within one round trip: it is the limit, not the path

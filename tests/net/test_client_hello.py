@@ -113,6 +113,19 @@ def test_too_large_is_known_before_it_has_arrived() -> None:
     assert peek(in_records(large, 4000)) == NotTls(Reason.TOO_LARGE)
 
 
+def test_a_verdict_does_not_depend_on_what_comes_behind() -> None:
+    """A length that cannot fit, in a record that is cut short by another one that is malformed."""
+    hello = bytearray(PLAIN)
+    hello[3:5] = b"\x00\x08"
+    hello[6] = 1
+    assert peek(bytes(hello[:9])) == peek(bytes(hello)) == NotTls(Reason.TOO_LARGE)
+    # A record may claim more than the message in it needs: it is not waited for.
+    hello = bytearray(PLAIN)
+    hello[3:5] = b"\x40\x00"
+    assert peek(bytes(hello[:-1])) == Incomplete(len(PLAIN))
+    assert peek(bytes(hello)) == WANTED
+
+
 def test_plain_http_is_not_judged_by_its_first_letter() -> None:
     for size in range(1, 4):
         assert peek(b"GET "[:size]) == Incomplete(size + 1)

@@ -98,6 +98,16 @@ def test_garbage_gives_a_typed_error_that_quotes_nothing(text: str) -> None:
         assert len(caught.value.message) < 200
 
 
+def test_a_request_of_another_version_is_refused() -> None:
+    """cryptography's error for it is no ValueError."""
+    der = x509.load_pem_x509_csr(_CSR.encode()).public_bytes(Encoding.DER)
+    version = der.index(b"\x02\x01\x00")  # INTEGER 0, the first of the request
+    other = der[:version] + b"\x02\x01\x01" + der[version + 3 :]
+    pem = "-----BEGIN CERTIFICATE REQUEST-----\n" + base64.encodebytes(other).decode()
+    with pytest.raises(EnrolmentRefused, match="not a readable"):
+        read_csr(pem + "-----END CERTIFICATE REQUEST-----\n")
+
+
 @given(st.data())
 def test_a_mutated_request_never_raises_anything_else(data: st.DataObject) -> None:
     der = bytearray(x509.load_pem_x509_csr(_CSR.encode()).public_bytes(Encoding.DER))

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcbridge.wire.congestion import (
-    ALONE,
+    BULK_ROUND_TRIP,
+    CONSERVATIVE_ROUNDS,
+    EXTRA,
     FIRST,
     FLOOR,
     LEAST_ROUND_TRIP,
     MEMORY,
     PLATEAU,
+    SHORT_FIRST,
     STEP_SECONDS,
     CongestionWindow,
 )
@@ -73,6 +76,42 @@ def test_many_copies_share_one_queue() -> None:
     assert sum(got) >= 0.9 * 6 * 20 * MBIT
     assert max(got) - min(got) <= 0.1 * max(got), "equal shares"
     assert percentile(took, 0.99) <= 0.2, "its turn comes behind ten frames of 16 KiB, no more"
+
+
+@pytest.mark.parametrize("largest", [16 * KIB, 256 * KIB])
+def test_a_keystroke_waits_for_what_is_under_way_and_not_for_frames(largest: int) -> None:
+    path = SlowPath(rate=400 * MBIT, round_trip=0.001, limits=replace(DEFAULT, frame_alone=largest))
+    took = path.start_ticks(0.01, path.now + 1.5)
+    for _ in range(10):
+        path.start_bulk(up=True)
+    path.run(1.5)
+    congestion = path.client.machine.sender.congestion
+    assert congestion is not None
+    assert congestion.interactive
+    assert percentile(took[50:], 0.99) <= 0.005
+
+
+def test_a_copy_fills_a_short_fast_path_within_milliseconds() -> None:
+    """5 Gbit/s and 0.3 ms, as between processes of one machine: neither cap nor credit holds up the first 10 MB."""
+    path = SlowPath(rate=5000 * MBIT, round_trip=0.0003)
+    stream = path.client.adopt(path.client.machine.open_stream("tcp:x"))
+    path.client.bulk[stream.id] = stream
+    began = path.now
+    path.flush()
+    while path.agent.read.get(stream.id, 0) < 10_000_000:
+        path.run(0.0001)
+        assert path.now < began + 1
+    assert path.now - began <= 1.15 * 10_000_000 / (5000 * MBIT)
+
+
+def test_a_slow_last_mile_is_not_flooded_at_the_start() -> None:
+    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
+    path.start_bulk(up=True)
+    queues = []
+    for _ in range(200):
+        path.run(0.005)
+        queues.append(path.up.queue(path.now))
+    assert max(queues) <= 0.065, "little more than the first cap, which is 50 ms"
 
 
 # -- the long path ------------------------------------------------------------------------------------------------
@@ -239,19 +278,100 @@ def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
     assert flight.cap >= 1e9 * LEAST_ROUND_TRIP
 
 
-def test_on_a_short_path_less_is_under_way_while_others_wait() -> None:
-    alone, shared = CongestionWindow(16 * 1024 * KIB), CongestionWindow(16 * 1024 * KIB)
-    shared.alone = False
-    for flight in (alone, shared):
+def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
+    bulk, shared = CongestionWindow(16 * 1024 * KIB), CongestionWindow(16 * 1024 * KIB)
+    shared.interactive = True
+    for flight in (bulk, shared):
         feed(flight, 500e6, 0.0002, 400)
-    assert alone.cap >= 500e6 * ALONE
-    assert shared.cap < alone.cap / 2
+    assert bulk.cap >= 500e6 * BULK_ROUND_TRIP
+    assert shared.cap < bulk.cap / 2
     far = CongestionWindow(16 * 1024 * KIB)
     now, sent = feed(far, 50e6, 0.1, 30)
     cap = far.cap
-    far.alone = False
+    far.interactive = True
     feed(far, 50e6, 0.1, 6, now, sent)
     assert far.cap == pytest.approx(cap, rel=0.3), "a long path is the path's own, whoever waits"
+
+
+def test_the_cap_grows_within_a_round_trip() -> None:
+    """Each count adds what it confirmed: by the time that the first cap is confirmed, twice as much is under way."""
+    flight = CongestionWindow(16 * 1024 * KIB)
+    part = FIRST // 8
+    for number in range(8):
+        flight.pinged((number + 1) * part, 0.0001 * number)
+    for number in range(8):
+        flight.confirmed(number * part + part + 24, 2 * FIRST, 0.1 + 0.0001 * number)
+        assert flight.cap == pytest.approx(FIRST + (number + 1) * part, abs=EXTRA)
+
+
+def test_a_sender_that_did_not_use_its_cap_learns_nothing_of_it() -> None:
+    flight = CongestionWindow(16 * 1024 * KIB)
+    now, sent = 0.0, 0
+    for _ in range(100):
+        sent += 1000
+        flight.app_limited_until = sent
+        flight.pinged(sent, now)
+        now += 0.02
+        flight.confirmed(sent, sent, now)
+    assert flight.cap == FIRST
+
+
+def test_a_queue_slows_the_growth_before_the_plateau_is_found() -> None:
+    flight = CongestionWindow(16 * 1024 * KIB)
+    flight.pinged(24, 0.0)
+    flight.confirmed(48, 48, 0.04)
+    sent, part = 48, FIRST // 16
+    for number in range(16):  # 2.5 MB/s: each answer is 3 ms later than the one before
+        sent += part
+        flight.pinged(sent, 0.04)
+        flight.confirmed(sent + 1, 48 + 2 * FIRST, 0.08 + 0.003 * (number + 1))
+        assert flight.conservative is (number >= 3), "above 45 ms for 5 ms"
+    assert flight.growing
+    assert flight.cap <= 1.5 * FIRST
+
+
+def test_answers_that_come_late_at_once_are_a_schedulers() -> None:
+    flight = CongestionWindow(16 * 1024 * KIB)
+    sent, now = 0, 1.0
+    for _ in range(30):
+        for _ in range(10):
+            sent += 1000
+            flight.pinged(sent, now)
+        for late in range(10):
+            flight.confirmed(sent - 9000 + 1000 * late + 1, sent + 1, now + 0.03 + late / 10_000)
+            assert not flight.conservative
+        flight.pinged(sent + 1, now + 0.04)
+        flight.confirmed(sent + 2, sent + 2, now + 0.041)
+        now += 0.05
+
+
+def test_rounds_with_a_queue_end_the_growth() -> None:
+    flight = CongestionWindow(16 * 1024 * KIB)
+    now, sent = feed(flight, 2.5e6, 0.04, 2)
+    for _ in range(CONSERVATIVE_ROUNDS + 2):
+        now, sent = feed(flight, 2.5e6, 0.048, 1, now, sent)
+    assert not flight.growing
+
+
+def test_a_short_path_begins_with_a_streams_first_credit() -> None:
+    for trip, cap in ((LEAST_ROUND_TRIP, SHORT_FIRST), (0.01, FIRST)):
+        flight = CongestionWindow(16 * 1024 * KIB)
+        flight.pinged(24, 1.0)
+        flight.confirmed(48, 48, 1.0 + trip * 0.99)
+        assert flight.cap == cap
+
+
+@pytest.mark.parametrize(("trip", "counts"), [(0.1, True), (0.11, True), (0.2, False)])
+def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts: bool) -> None:
+    before = CongestionWindow(16 * 1024 * KIB)
+    now, sent = feed(before, 50e6, 0.1, 40)
+    after = CongestionWindow(16 * 1024 * KIB, sent=sent, now=now, earlier=before)
+    assert after.cap == FIRST
+    feed(after, 50e6, trip, 1, now, sent)
+    assert (after.cap >= before.cap // 2) is counts
+    nothing = CongestionWindow(16 * 1024 * KIB, earlier=CongestionWindow(16 * 1024 * KIB))
+    feed(nothing, 50e6, 0.1, 1)
+    assert nothing.cap <= 2 * FIRST + EXTRA
 
 
 def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:

@@ -201,19 +201,21 @@ def test_a_writer_goes_on_at_its_low_water_mark() -> None:
     assert not stream.blocked
 
 
-def test_two_senders_are_noticed_for_a_while() -> None:
+def test_a_sparse_stream_beside_bulk_is_noticed_for_a_while() -> None:
     parts = Parts()
-    sender, one, two = parts.sender, parts.stream(1), parts.stream(3)
-    sender.send(one, b"a")
-    assert (sender.last_sender, sender.concurrent_until) == (1, 0.0)
-    sender.send(two, b"b")
-    assert sender.last_sender == 3
-    assert sender.concurrent_until > parts.context.now
-    del parts.context.streams[3]
-    before = sender.concurrent_until
+    sender, bulk, keys = parts.sender, parts.stream(1, credit=10**6), parts.stream(3)
+    sender.credit = 10**6
+    sender.send(bulk, bytes(100_000))
+    assert sender.scheduler.last_sender is bulk
+    assert sender.scheduler.interactive_until == 0.0
+    sender.send(keys, b"k")
+    assert sender.scheduler.last_sender is keys
+    assert sender.scheduler.interactive_until > parts.context.now
+    before = sender.scheduler.interactive_until
+    keys.sending = SendState.FINISHED
     parts.context.now += 10
-    sender.send(one, b"c")
-    assert sender.concurrent_until == before, "the other one is over"
+    sender.send(bulk, bytes(100_000))
+    assert sender.scheduler.interactive_until == before, "the other one is over"
 
 
 def test_control_bytes_that_the_peer_does_not_read_end_the_session() -> None:

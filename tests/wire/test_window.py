@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.wire.window import LEAST_ROUND_TRIP, ReceiveWindow
+from arcbridge.wire.window import LEAST_ROUND_TRIP, QUICK, ReceiveWindow
 
 KIB = 1024
 
@@ -104,3 +104,26 @@ def test_the_first_round_trip_is_unknown() -> None:
     window = ReceiveWindow(256 * KIB, 16 * KIB * KIB)
     run(window, rate=1e9, trip=0.0, seconds=0.2)
     assert window.size <= 2.2 * 1e9 * LEAST_ROUND_TRIP + 256 * KIB
+
+
+def test_a_copys_window_doubles_within_the_round_trip() -> None:
+    window = ReceiveWindow(256 * KIB, 16 * KIB * KIB)
+    now, due = 10.0, 0
+    while window.received + 16 * KIB <= window.granted and window.received < 1024 * KIB:
+        now += 16 * KIB / 500e6
+        assert window.receive(16 * KIB)
+        due += window.consume(16 * KIB, now, 0.0003)
+    assert window.received == 1024 * KIB, "credit never ran out, and each grant came at once"
+    assert QUICK <= window.size <= 2 * QUICK
+
+
+def test_stored_bytes_that_are_read_at_once_prove_nothing() -> None:
+    window = ReceiveWindow(256 * KIB, 16 * KIB * KIB)
+    now = 0.0
+    for _ in range(50):  # a reader that pauses for a second, and then reads all that is there in pieces
+        now += 1.0
+        free = window.granted - window.received
+        assert window.receive(free)
+        while window.unconsumed:
+            window.consume(min(16 * KIB, window.unconsumed), now, 0.01)
+    assert window.size == 256 * KIB

@@ -46,8 +46,12 @@ class Network:
         self.up = False
         self.end: Callable[[asyncio.StreamWriter, asyncio.StreamWriter], None] | None = None
         self.lied = asyncio.Event()
+        self.tasks: set[asyncio.Task[None] | None] = set()
+        """What passes on now. Without a reference from here the collector may take a task whose sockets both wait."""
 
     async def pass_on(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self.tasks.add(task)
         self.accepted += 1
         lying = self.accepted == self.liar_at
         far, forth = await asyncio.open_connection("127.0.0.1", self.port)
@@ -58,6 +62,7 @@ class Network:
         finally:
             back.close()
             forth.close()
+            self.tasks.discard(task)
 
     async def _copy(
         self, source: asyncio.StreamReader, to: asyncio.StreamWriter, other: asyncio.StreamWriter, lying: bool

@@ -7,6 +7,7 @@ import pytest
 
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.siblings.group import Siblings
@@ -56,6 +57,8 @@ class Apart(Fleet):
         """What one has said the other has heard: there is one channel, in order."""
         want = {(link.cluster, link.instance): stamp for link, stamp in self.at.fleet._own.items()}
         await until(lambda: {key[1:]: one.stamp for key, one in self.clients.fleet._remote.items()} == want)
+
+    def add_metrics(self, metrics: Metrics) -> None: ...
 
     async def start(self) -> None: ...
 
