@@ -16,12 +16,12 @@ Policy, in order:
 3. While the rate still grows, the cap grows with each count by what that count confirmed, as TCP's slow start does
    (RFC 5681 §3.1), and is at least twice rate times round trip. A queue is seen before the plateau: while answers take
    much longer than the smallest round trip, the cap grows by a quarter of that (RFC 9406, HyStart++). Once three
-   rounds in a row brought nothing, it is `STEADY` times the product, so that the queue is half a round trip at most
-   and a path that gets faster is noticed.
-4. The round trip is the smallest of the last `MEMORY` seconds. When none of them was as small, or three rounds in a
-   row were far above it, our own queue and a longer path look the same; so both ends halve their caps (QUIET) until
-   the queues must be empty, and the smallest round trip of that time is believed whatever it is. With it the rate is
-   taken anew: a slower path is noticed by its queue.
+   rounds in a row brought nothing, it is `CRUISE_GAIN` times the product, so that the queue is half a round trip at
+   most and a path that gets faster is noticed.
+4. The round trip is the smallest of the last `ROUND_TRIP_MEMORY` seconds. When none of them was as small, or three
+   rounds in a row were far above it, our own queue and a longer path look the same; so both ends halve their caps
+   (QUIET) until the queues must be empty, and the smallest round trip of that time is believed whatever it is. With it
+   the rate is taken anew: a slower path is noticed by its queue.
 
 Nothing is done per frame and there is no timer: a comparison or two for each flush, the estimate with each answer.
 """
@@ -41,8 +41,8 @@ FLOOR = 32 * KIB
 EXTRA = 8 * KIB
 """Bytes beyond the product, for the frame that is being cut."""
 
-GROWING = 2.0
-STEADY = 1.25
+STARTUP_GAIN = 2.0
+CRUISE_GAIN = 1.25
 """Times rate times round trip. Less lost throughput where counts come late; more is queue in front of a keystroke."""
 
 PLATEAU = 3
@@ -64,8 +64,9 @@ SPAN = 0.005
 STEP_SECONDS = 0.001
 """No more than one PING in as many seconds."""
 
-ASKING = 1.5
-"""The same, in one of `ROUNDS` rounds: whoever never asks for more than it gets, gets less each time."""
+PROBE_GAIN = 1.5
+"""The same, in one of `ROUNDS` rounds: a sender that never probes above its estimate measures its own limit and
+shrinks."""
 
 SHORT_FIRST = 256 * KIB
 """The first cap on a path whose handshake took no longer than `LEAST_ROUND_TRIP`: a stream's first credit."""
@@ -81,10 +82,10 @@ CONSERVATIVE_ROUNDS = 5
 ROUNDS = 6
 """Rounds after which the best rate of the rounds before them begins to be forgotten."""
 
-MEMORY = 10.0
+ROUND_TRIP_MEMORY = 10.0
 """Seconds for which a round trip counts."""
 
-PATIENCE = 1.0
+PROBE_INTERVAL = 1.0
 """Least seconds between two halvings that slow answers cause."""
 
 
@@ -163,7 +164,7 @@ class CongestionWindow:
         self.probing = False
         """The cap is halved for the sake of the round trip."""
         self._pings: deque[tuple[int, float, tuple[int, float, float], bool]] = deque()
-        """Unanswered: count before it, when it left, `_base` then, whether the sender was hungry."""
+        """Unanswered: count before it, when it left, `_base` then, whether the sender was app_limited."""
         self._base = (sent, now, now)
         """Of the latest PING whose answer gave a rate: count, when the answer came, when it had left."""
         self._got = sent
@@ -187,7 +188,7 @@ class CongestionWindow:
     def resume(self, sent: int, under_way: int, now: float) -> None:
         """The first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
         if under_way < self.step:
-            # What was sent long ago has arrived, though nobody has said so yet.
+            # What was sent long ago has arrived, though no count has said so yet.
             self._base = (sent, now, now)
             self._got = sent
 
@@ -212,11 +213,11 @@ class CongestionWindow:
             return 0.0
         trip = 0.0
         while pings and received > pings[0][0]:
-            at, left_at, (base, base_at, base_left_at), hungry = pings.popleft()
+            at, left_at, (base, base_at, base_left_at), app_limited = pings.popleft()
             trip = max(now - left_at, 1e-6)
             span = max(now - base_at, left_at - base_left_at)
             if span >= SPAN:
-                self._take_rate((at - base) / span, hungry=hungry)
+                self._take_rate((at - base) / span, app_limited=app_limited)
                 self._base = (at, now, left_at)
             if not self._round_trip or trip < self._round_trip:
                 self._round_trip = trip
@@ -235,7 +236,7 @@ class CongestionWindow:
 
     def begin_probe(self, now: float) -> bool:
         """Halve the cap until the queue is empty; false if that is under way, or was a moment ago."""
-        if self.probing or now - self._probed_at < PATIENCE:
+        if self.probing or now - self._probed_at < PROBE_INTERVAL:
             return False
         self.probing = True
         self._probed_at = now
@@ -272,8 +273,8 @@ class CongestionWindow:
             self._grown = max(self._grown, min(self._earlier[0], self._most))
             self._earlier = None
 
-    def _take_rate(self, rate: float, *, hungry: bool) -> None:
-        if not hungry:
+    def _take_rate(self, rate: float, *, app_limited: bool) -> None:
+        if not app_limited:
             self._round_rate = max(self._round_rate, rate)
         if rate > self._best and not self.probing:
             self._best = rate
@@ -314,11 +315,11 @@ class CongestionWindow:
         """Whether the round trip is in doubt."""
         if self.probing or not self.rate:
             return False
-        if self._slow >= PLATEAU and not self.growing and now - self._probed_at >= PATIENCE:
+        if self._slow >= PLATEAU and not self.growing and now - self._probed_at >= PROBE_INTERVAL:
             self._best, self._older, self._rounds = self._latest, 0.0, 0
             self.rate = self._full = self._latest
             return True
-        return now - self._trip_at > MEMORY
+        return now - self._trip_at > ROUND_TRIP_MEMORY
 
     def _look_calm(self, received: int, sent: int) -> None:
         if self._probe_from < 0 and sent - received <= self.cap:
@@ -344,19 +345,19 @@ class CongestionWindow:
         if self.probing:
             cap = max(FLOOR, int(product / 2))
         elif self.growing:
-            cap = max(FIRST, int((STEADY if self.conservative else GROWING) * product) + EXTRA)
+            cap = max(FIRST, int((CRUISE_GAIN if self.conservative else STARTUP_GAIN) * product) + EXTRA)
             if not (self.interactive and self.rate):
                 cap = max(cap, self._grown)
         else:
-            # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
+            # Counts that come in bursts let bytes leave in bursts: meanwhile as much more must be under way.
             ack_burst = min(max(self._ack_burst, self._ack_burst_before), int(product / 4))
-            gain = STEADY if self._rounds else ASKING
+            gain = CRUISE_GAIN if self._rounds else PROBE_GAIN
             cap = max(FLOOR, int(gain * product) + ack_burst + EXTRA)
         self._set(min(cap, self._most))
 
     def _set(self, cap: int) -> None:
         self.cap = cap
         self.step = min(max(cap // (4 if self.growing else 16), int(self.rate * STEP_SECONDS)), cap // 2)
-        """Bytes between two PINGs; at most half the cap, so that whoever is at the cap has one under way."""
+        """Bytes between two PINGs; at most half the cap, so that a sender at the cap has one under way."""
         self.least = min(cap // 16, 64 * KIB)
         """Room below which no payload is sent: no frames of a few bytes."""
