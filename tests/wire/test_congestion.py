@@ -9,22 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import (
-    BULK_ROUND_TRIP,
-    CONSERVATIVE_ROUNDS,
-    EXTRA,
-    FIRST,
-    FLOOR,
-    LEAST_ROUND_TRIP,
-    PLATEAU,
-    ROUND_TRIP_MEMORY,
-    SHORT_FIRST,
-    STEP_SECONDS,
-    CongestionWindow,
-)
+from arcbridge.wire.congestion import EXTRA, FIRST, FLOOR, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
 from arcbridge.wire.sender import Blocked
+from arcbridge.wire.slow_start import CONSERVATIVE_ROUNDS, PLATEAU, SHORT_FIRST
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
