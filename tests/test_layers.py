@@ -193,7 +193,7 @@ def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
 
 def test_no_modules_need_each_other() -> None:
     assert cycles(at_import=True) == set()
-    assert cycles() == set(MUTUAL)
+    assert cycles() <= set(MUTUAL)
 
 
 def private_names(package: str) -> set[str]:

@@ -148,7 +148,7 @@ class Exchange:
 
     async def _dial_and_send(self) -> None:
         try:
-            connection = await self._pool.dial(own=self._plan.own, upgrade=self._plan.upgrade is not None)
+            connection = await self._pool.dial(own=self._plan.own, lossless=not self._plan.repeatable)
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)

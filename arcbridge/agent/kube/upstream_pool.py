@@ -318,13 +318,14 @@ class UpstreamPool:
                 connection.close()  # of credentials that were replaced
         return None
 
-    async def dial(self, *, own: bool, upgrade: bool = False) -> UpstreamConnection:
+    async def dial(self, *, own: bool, lossless: bool = False) -> UpstreamConnection:
         """Make a connection. Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
 
-        `upgrade`: over a transport whose end loses nothing (`net.tlstransport`).
+        `lossless`: over a transport (`net.tlstransport`) that delivers every byte which came before the API server
+        closed it, also where reading was paused; uvloop's own may drop some.
         """
         try:
-            return await self._dial(own=own, upgrade=upgrade)
+            return await self._dial(own=own, lossless=lossless)
         except RequestRefusal:
             self.unreachable += 1
             raise
@@ -360,7 +361,7 @@ class UpstreamPool:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    async def _dial(self, *, own: bool, upgrade: bool) -> UpstreamConnection:
+    async def _dial(self, *, own: bool, lossless: bool) -> UpstreamConnection:
         context = self._credentials.tls(own=own)
         connection = UpstreamConnection(self, context)
         try:
@@ -371,7 +372,7 @@ class UpstreamPool:
                     raise error.__cause__ or ConnectionError(error.message) from error
                 try:
                     disable_user_timeout(sock)
-                    if upgrade:
+                    if lossless:
                         await connect_tls(sock, context, connection, self._address.host)
                     else:
                         await asyncio.get_running_loop().create_connection(

@@ -195,3 +195,22 @@ async def test_idle_connections_of_the_two_kinds_are_not_mixed(bench: Bench) -> 
         b"Bearer agent-own-token",
         b"Bearer own",
     ] * 2
+
+
+@pytest.mark.parametrize("method", ["DELETE", "OPTIONS"])
+async def test_an_answer_whose_connection_is_closed_behind_it_is_whole(bench: Bench, method: str) -> None:
+    parts = [bytes([65 + number]) * 200_000 for number in range(20)]
+
+    async def closes(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, *parts))
+        exchange.writer.close()
+
+    bench.api.routes[PATH] = closes
+    wire = bench.stream()
+    await wire.send(f"{method} {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+    await wire.head()
+    await asyncio.sleep(0.3)  # the caller takes nothing, so that the API server is held back
+    for part in parts:
+        await wire.until(b"\r\n")
+        assert (await wire.exactly(len(part) + 2))[:-2] == part
+    await wire.until(b"0\r\n\r\n")
