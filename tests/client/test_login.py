@@ -169,7 +169,7 @@ class TestAuthorizationCode:
             return False
 
         person = Terminal(issuer)
-        with pytest.raises(Unauthenticated, match="nobody logged in"):
+        with pytest.raises(Unauthenticated, match="the login took longer than"):
             await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
         assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
 

@@ -143,7 +143,7 @@ def test_a_cluster_that_is_unknown(world: World) -> None:
     done = start(world, cluster="no-such-cluster")
     assert done.returncode == ExitCode.LOGIN
     assert error_of(done) == (
-        'cluster "no-such-cluster" does not exist or you may not reach it; ask whoever runs the relay for access'
+        'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
     record = only(world.relay, "join failed", after=mark)
     assert record["reason"] == "the cluster is unknown"
@@ -156,7 +156,7 @@ def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
     assert done.returncode == ExitCode.LOGIN
     # The same words as for an unknown cluster: whoever may not reach it does not learn that it exists.
     assert error_of(done) == (
-        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask whoever runs the relay for access'
+        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
     record = only(world.relay, "join failed", after=mark)
     assert (record["reason"], record["user"]) == ("the policy does not allow it", MALLORY.email)
@@ -423,7 +423,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
         assert works(through(cluster, alice))
         told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
         assert told.returncode == 1
-        assert "you may not reach it; ask whoever runs the relay for access" in told.stderr
+        assert "you may not reach it; ask the relay's operator for access" in told.stderr
         assert records(alice.process, "session established", after=agent_lost)
     finally:
         rewrite(policy, before)
