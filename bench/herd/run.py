@@ -56,7 +56,7 @@ class Relay:
         self.directory = directory
         self.address, self.observe = free_ports(2)
         (directory / "authentication.yaml").write_text(_AUTHENTICATION)
-        (directory / "policy.toml").write_text('[[allow]]\nusers = ["nobody"]\nclusters = ["herd"]\n')
+        (directory / "policy.toml").write_text('[[allow]]\nusers = ["unused"]\nclusters = ["herd"]\n')
         limits = f"[limits]\nagents_per_second = {agents_per_second}\n" if agents_per_second else ""
         (directory / "relay.toml").write_text(
             f'listen = "{self.address}"\npublic_address = "{self.address}"\ndata_dir = "data"\n'
