@@ -56,7 +56,7 @@ def _fresh_logging() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what this run left out, and why, where nobody can miss it."""
+    """Say what this run left out, and why, at the end of its output."""
     skipped = terminalreporter.stats.get("skipped", [])
     if not skipped:
         terminalreporter.section("nothing was left out")

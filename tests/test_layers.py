@@ -1,4 +1,4 @@
-"""Imports go one way (design, section 8), read from the source itself, so that a promise is a failing test.
+"""Imports go one way (docs/architecture.md), read from the source itself, so that a broken promise fails a test.
 
     cli -> client | relay | agent -> identity | pki | net -> mux -> wire
 
@@ -54,7 +54,7 @@ NOT_IN_WIRE = frozenset(
      "random", "secrets", "subprocess", "concurrent", "signal"}
 )  # fmt: skip
 
-# Whoever parses Kubernetes' HTTP: what the relay must not be able to reach, at any depth.
+# The packages that parse Kubernetes' HTTP: the relay must not be able to reach them, at any depth.
 KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_asyncio", "arcbridge.agent.kube")
 
 SLOW = frozenset(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from arcbridge.client import resumable_session as resumable_session
+from arcbridge.client import resumable_session
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.resumable_session import ResumableSession
 from arcbridge.client.session_manager import SessionManager

@@ -55,7 +55,7 @@ class Helm:
 
     @contextmanager
     def installed(self, *settings: str) -> Iterator[str]:
-        """Install the chart, give its notes, and uninstall it. No node runs its pods, so nobody waits for them."""
+        """Install the chart, give its notes, uninstall it. No node runs its pods, so Helm does not wait for them."""
         release = ("arcbridge-agent", "--namespace", NAMESPACE)
         sources = (str(CHART), "-f", str(VALUES), "--wait=hookOnly", *settings)
         try:

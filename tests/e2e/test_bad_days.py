@@ -154,7 +154,7 @@ def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
     mark = world.relay.mark()
     done = start(world, MALLORY)
     assert done.returncode == ExitCode.LOGIN
-    # The same words as for an unknown cluster: whoever may not reach it does not learn that it exists.
+    # The same words as for an unknown cluster: a user who may not reach it does not learn that it exists.
     assert error_of(done) == (
         f'cluster "{CLUSTER}" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
@@ -189,7 +189,7 @@ def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, toke
 
 
 def wrong_token(world: World, kind: str, audience: str) -> str:
-    """A token of the wrong audience, one that somebody else signed, or no token at all."""
+    """A token of the wrong audience, one that another issuer signed, or no token at all."""
     if kind == "garbage":
         return "c2VjcmV0LWdhcmJhZ2U.bm90LWEtdG9rZW4.AAAA"
     right = CLUSTER_AUDIENCE if audience == RELAY_AUDIENCE else RELAY_AUDIENCE
@@ -409,7 +409,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
     policy = world.relay_config.parent / "policy.toml"
     before = policy.read_text()
     bob = world.start_client(BOB)
-    rewrite(policy, before.replace('"developers"', '"nobody"'))
+    rewrite(policy, before.replace('"developers"', '"no-such-group"'))
     try:
         mark = world.relay.mark()
         until(lambda: world.run_client(BOB, "status").returncode == ExitCode.LOGIN, "the policy is read again")
@@ -493,7 +493,7 @@ def test_ctrl_c_leaves_nothing_open(
 def test_a_cluster_that_came_back_with_another_ca(
     world: World, alice: Client, kubectl: Kubectl, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The agent lost its state: whoever had trusted the old CA is told both pins, and no token is sent."""
+    """The agent lost its state: a client that trusted the old CA is told both pins, and sends no token."""
     before = alice.directory
     world.agent.stop()
     token = json.loads(
@@ -531,7 +531,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     assert "Go on only when the owner confirms the new pin" in text
     assert tokens_judged(world.agent_observe, "agent") == verified
     assert records(world.relay, "joined", after=mark)  # the relay cannot know; the client does
-    # Somebody who never saw the cluster trusts the new CA.
+    # A client that never saw the cluster trusts the new CA.
     new = world.start_client(ALICE)
     assert works(through(cluster, new))
     new.process.stop()

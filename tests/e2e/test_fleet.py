@@ -92,8 +92,8 @@ def fleet(
 ) -> Iterator[tuple[World, NatsServer]]:
     """NATS, three relays, an agent. `front`: all relays have one address, where that chooses. `gate`: the relay that
     gets no control connection."""
-    token = directory / "nobody"
-    token.write_text("nobody-asks-for-it")
+    token = directory / "unused-token"
+    token.write_text("an-unused-token")
     api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
     fronts: list[Front] = []
     with NatsServer(directory / "nats") as nats, World(api, directory=directory / "world", relays=3) as world:
@@ -246,7 +246,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
         assert status == 0
         assert clients == [b"words"] * len(clients)
         assert len(clients) >= 2
-        # Nobody is told of a death; NATS knows it with the connection, and so it is said at once.
+        # A relay that dies tells no other; NATS learns it from the connection, so the refusal comes at once.
         world.kill_relay(2)
         refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
         assert refused.returncode == ExitCode.UNREACHABLE

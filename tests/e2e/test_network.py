@@ -56,7 +56,7 @@ class Country:
         self.server = self._stack.enter_context(TalkServer(listening))
         directory.mkdir()
         token = directory / "token"
-        token.write_text("nobody-asks-for-it")
+        token.write_text("an-unused-token")
         api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
         self.world = world = self._stack.enter_context(World(api, directory=directory / "world", relays=2))
         world.relay_listens = [f"{network.address(f'relay{index}')}:7443" for index in range(2)]

@@ -1,4 +1,4 @@
-"""What operators see: metrics, health, one id from end to end; and what nobody sees: a secret."""
+"""Operators see metrics, health and one id from end to end; no output shows a secret."""
 
 from __future__ import annotations
 

@@ -317,5 +317,5 @@ def test_a_rolling_upgrade_of_three_relays(
         loop.stop()
     assert loop.failures == []
     everything.check()
-    # Nobody was cut off: whoever was at a relay that went away had left it before.
+    # No session was cut off: the clients of a relay that went away had left it before.
     assert not records(alice.process, LOST, after=mark)

@@ -1,4 +1,4 @@
-"""Token mode: the caller's own ServiceAccount token goes to the API server unchanged, and nobody is impersonated."""
+"""Token mode: the caller's own ServiceAccount token goes to the API server unchanged, and no user is impersonated."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def server() -> Iterator[TalkServer]:
 @pytest.fixture(scope="module")
 def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("workers")
-    (directory / "token").write_text("nobody-asks-for-it")
+    (directory / "token").write_text("an-unused-token")
     api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
     with World(api, directory=directory / "world", agents=2) as world:
         world.relay_settings = "workers = 2"
@@ -133,7 +133,7 @@ def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:
 
 
 def test_the_drain(world: World) -> None:
-    """SIGTERM to the one process that an operator knows: in time, in order, and nobody is left."""
+    """SIGTERM to the supervisor, which is the one process an operator knows, ends all workers in time and in order."""
     mark = world.relay.mark()
     there = workers(world)
     status, seconds = world.stop_relay()
@@ -150,7 +150,7 @@ def test_the_drain(world: World) -> None:
 
 
 def test_workers_do_not_outlive_their_supervisor(world: World) -> None:
-    """SIGKILL: nobody could lead them any more, and the next relay needs their port and their data."""
+    """Workers end when their supervisor is killed: the next relay needs their port and their data."""
     world.start_relay()
     there = workers(world)
     assert len(there) == 2

@@ -129,7 +129,7 @@ class Client(BaseHandler):
         self.back.set()
 
     async def start(self) -> None:
-        """Until a session is established; one whose first handshake is cut is nobody's, and another is made."""
+        """Wait until a session is established; one whose first handshake is cut is abandoned, and another is made."""
         while True:
             session = MuxSession(Side.INITIATOR, Kind.SESSION, self, limits=self._limits, label="c")
             session.authenticate(AUTH)

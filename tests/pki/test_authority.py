@@ -49,7 +49,7 @@ class TestStrictTls:
         ca = Authority.create("cluster CA")
         name = cluster_server_name(cluster)
         server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, ca.issue_server([name]))
-        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("somebody"))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("client"))
         assert agent_refused(handshake(client, server, name)[1])
         with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
             handshake(client, server, cluster_server_name("other"))

@@ -1,4 +1,4 @@
-"""A relay's rooms in this process, on a real port with real TLS and a real registry, and the ends that talk to it.
+"""A relay's connection handlers in this process, on a real port with real TLS and registry, and the ends that meet it.
 
 `Agent` is a scripted one: it keeps a control connection and does with a dial request what the test says.
 """
@@ -152,7 +152,7 @@ class Station:
         return sock, await client_join(sock, client_context(), RELAY, request)
 
     async def settled(self) -> None:
-        """Until nobody is half-way: no pending join, no ticket."""
+        """Wait until no join is pending and no connection waits for admission."""
         async with asyncio.timeout(5):
             while self.rendezvous.pending or self.admission.waiting:
                 await asyncio.sleep(0.005)

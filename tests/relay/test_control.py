@@ -312,7 +312,7 @@ async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path)
         assert 0 < told.goaway.retry_after <= SETTLE + 1
         assert relay.counters.agents_flapping == 1
         assert not two.session.closed
-    # Once the connection is gone there is nobody to replace, however soon.
+    # Once the connection is gone there is no agent to replace, however soon the next one comes.
     async with station(tmp_path / "again", "prod") as relay:
         async with Agent(relay), Agent(relay) as two:
             await two.registered()
@@ -382,7 +382,7 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
         assert heard.goaway.code == GoawayCode.LIMIT
         assert heard.goaway.retry_after == FULL_RETRY
         assert relay.counters.agents_refused == 1
-        # One that comes again, because its connection is dead and nobody here knows yet, takes its own place.
+        # An agent that comes again while the relay does not know yet that its connection is dead takes its own place.
         again, _ = await agent_comes(relay, "prod", "i2")
         async with asyncio.timeout(5):
             await again.wait_established()

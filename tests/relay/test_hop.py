@@ -129,7 +129,7 @@ async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
 
 
 async def test_never_two_hops(pair: Pair) -> None:
-    """docs/threats.md#F6: a token that names nobody, a relay that is gone, one that names a third: void, at once."""
+    """docs/threats.md#F6: a token that names no client, a relay that is gone or a third relay is void, at once."""
     agent = Agent(pair.b)
     for relay_id in ("c" * 16, A):
         with pytest.raises(JoinRefused) as caught:
@@ -199,13 +199,13 @@ async def test_only_relays_are_let_in(pair: Pair, how: str) -> None:
     assert not isinstance(caught.value, JoinRefused) or caught.value.code == JoinCode.FORBIDDEN
 
 
-@pytest.mark.parametrize("how", ["nobody there", "somebody else there", "at its limit"])
+@pytest.mark.parametrize("how", ["no listener", "another service", "draining"])
 async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
     """docs/threats.md#N8: the relays cannot reach each other; the client hears of it long before its deadline."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        if how == "nobody there":
+        if how == "no listener":
             pair.addresses[A] = "127.0.0.1:9"
-        elif how == "somebody else there":
+        elif how == "another service":
             pair.addresses[A] = "127.0.0.1:" + str(server.getsockname()[1])
             server.settimeout(10)
             asyncio.get_running_loop().run_in_executor(None, lambda: server.accept()[0].close())

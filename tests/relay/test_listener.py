@@ -147,7 +147,7 @@ async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
         socks = [await relay.dial() for _ in range(40)]
         for sock in socks:
             await send_all(sock, hello[:size])
-        # A drip that does not reach what the parser needs wakes nobody.
+        # A drip that does not reach what the parser needs does not wake the listener.
         for n in range(10):
             await asyncio.sleep(0.02)
             if size == 300:
@@ -295,7 +295,7 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
 async def test_who_is_queued_when_the_port_is_left_is_served(tmp_path: Path) -> None:
     """docs/threats.md#R7: what stays in the queue of a socket that is closed would be reset."""
     async with station(tmp_path) as relay:
-        # The kernel takes them in while nobody here runs.
+        # The kernel accepts them while the listener does not run.
         queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]
         relay.listener.leave()
         with pytest.raises(ConnectionRefusedError):

@@ -4,7 +4,7 @@
         ...                       # connect to proxy.address instead
         proxy.freeze("down")      # and later: thaw, cut, swallow
 
-*Up* is from whoever dialled towards the target, *down* the other way. A plan is made for each connection when it is
+*Up* is from the dialling end towards the target, *down* the other way. A plan is made for each connection when it is
 accepted (they are numbered from 0); commands act on the connections that are open, or on one of them. One thread does
 all of it, so a test may use the proxy from anywhere, with an event loop or without.
 """
@@ -29,7 +29,7 @@ How = Literal["fin", "rst"]
 
 READ = 64 * 1024
 HELD = 256 * 1024
-"""Bytes taken from a source and not passed on; beyond it the source feels that nobody reads."""
+"""Bytes taken from a source and not passed on; beyond it the proxy stops reading the source."""
 LINGER = 5.0
 """Seconds that the rest of a connection ended by FIN is read and dropped; what is left unread would make it a RST."""
 

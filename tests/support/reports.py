@@ -82,7 +82,7 @@ def agent_again(world: World, *, wait: bool = True) -> ManagedProcess:
 
 
 def rewrite(path: Path, text: str) -> None:
-    """Replace a file at once, as whoever refreshes tokens does."""
+    """Replace a file atomically, as a program that refreshes tokens does."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

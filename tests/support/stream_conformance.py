@@ -157,7 +157,7 @@ async def close_while_the_other_waits(a: StreamIO, b: StreamIO) -> None:
 
 
 async def close_against_a_stuck_writer(a: StreamIO, b: StreamIO) -> None:
-    """The writer learns that nobody reads any more; its own reading side ended in order."""
+    """The writer learns that its peer reads no more; its own reading side ended in order."""
     writing = await _stuck_writer(b)
     assert a.transport is not None
     a.transport.close()

@@ -275,7 +275,7 @@ class TalkServer:
     def _greet(self, sock: socket.socket) -> None:
         hello = sock.recv(_HELLO.size + 12, socket.MSG_WAITALL)
         if len(hello) < _HELLO.size + 12:
-            sock.close()  # somebody left before the first word
+            sock.close()  # the client left before its first byte
             return
         magic, number = _HELLO.unpack(hello[: _HELLO.size])
         most, pause = struct.unpack("!Id", hello[_HELLO.size :])

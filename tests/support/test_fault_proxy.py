@@ -163,7 +163,7 @@ def test_a_planned_freeze_stops_at_its_byte_and_a_frozen_source_feels_it(ends: E
         near, far = ends.connect(proxy)
         near.settimeout(0.2)
         sent = 0
-        with contextlib.suppress(TimeoutError):  # nobody takes it: the buffers of the system fill up
+        with contextlib.suppress(TimeoutError):  # the proxy does not read: the kernel's buffers fill up
             while sent < 100_000_000:
                 sent += near.send(bytes(65536))
         assert sent < 100_000_000

@@ -287,7 +287,7 @@ class World:
             shutil.copy2(self.relay_config.parent / "data" / name, data / name)
 
     def kill_relay(self, index: int = 0) -> None:
-        """SIGKILL: nobody is told."""
+        """Kill a relay (SIGKILL): it tells neither clients nor agents."""
         self._relays[index].kill()
 
     def stop_relay(self, index: int = 0, timeout: float = 60) -> tuple[int, float]:

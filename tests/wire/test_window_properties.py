@@ -141,7 +141,7 @@ def test_windows_stop_growing_when_the_budget_is_nearly_spent() -> None:
     assert path.agent.machine.streams[bulk].window.grown <= 100 * KIB
     assert not budget.full
     budget.held += 64 * MIB
-    assert budget.full, "and nobody new is let in"
+    assert budget.full, "no new session is let in"
 
 
 def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:

@@ -184,7 +184,7 @@ class TestTwoRelays:
         assert (await pair[0].dial("prod", DIAL, 1.5)).token == "t"
 
     async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
-        """docs/threats.md#F8: nobody is sent to a relay that goes away, and its own clients still find an agent."""
+        """docs/threats.md#F8: no client is sent to a relay that goes away, and its own clients still find an agent."""
         link, late = Link(instance="a"), Link(instance="b")
         await pair[1].register(link)
         await settled(*pair)
@@ -230,12 +230,12 @@ async def offered(stranger: NatsConnection) -> Offer:
 
 
 class TestOddReplies:
-    """docs/threats.md#F3, #F5, #F7: what is late, doubled, crossed or somebody else's changes nothing."""
+    """docs/threats.md#F3, #F5, #F7: a message that is late, doubled, crossed or a stranger's changes nothing."""
 
     async def test_a_late_dial_reaches_nobody(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An ASK held up: there is an offer, nobody accepts it, no agent hears of it, and it lapses."""
+        """An ASK is held up: its offer is not accepted, no agent hears of it, and it lapses."""
         monkeypatch.setattr("arcbridge.relay.fleet.nats.OFFER_LIFE", 0.1)
         link = Link()
         await pair[1].register(link)
@@ -344,7 +344,7 @@ class TestOddReplies:
         ]
         for subject in subjects:
             for noise in (b"", b"\xff\xff\xff\xff\xff", b"[1,2", b'{"a":3}', b"[[]]", b"null", b"x" * 100_000):
-                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.nobody")
+                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.unused")
         await stranger.flush(10)
         assert (await pair[0].dial("prod", replace(DIAL, cluster="prod"), 10)).token == "t"
         assert dict(await pair[0].count(["prod"])) == {"prod": 1}
@@ -372,7 +372,7 @@ class TestNatsDown:
         for _ in range(2):
             began = time.monotonic()
             assert (await two[0].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
-            # Nobody was asked.
+            # No other relay was asked.
             assert time.monotonic() - began < 1
             wanting = replace(DIAL, cluster="here", instance="h")
             assert (await two[0].dial("here", wanting, 10)).instance == "h"

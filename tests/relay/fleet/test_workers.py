@@ -204,7 +204,7 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     assert await first.fleet.agents("prod") == []
     assert first.fleet._remote == {}
     assert first.fleet._asked == {}
-    # And who asked is forgotten, so that no agent works for nobody.
+    # The worker that asked is forgotten, so that no agent works for a dial that was given up.
     await until(lambda: not second.fleet._serving)
     assert silent.pending == 0
     await first.close()

@@ -112,7 +112,7 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
     assert await running.page("/readyz") == (200, "ok\n")
     workers = children()
     assert len(workers) == 2
-    # Somebody comes to each: the counts add up, and stay when a worker dies.
+    # Connections reach each worker: the counts add up, and stay when a worker dies.
     before = await running.metric("connections_total")
     address = parse_address(info.address)
     for _ in range(20):

@@ -67,7 +67,7 @@ class TestNatsFaults:
         won = [n for n, result in enumerate(results) if not isinstance(result, BaseException)]
         assert len(won) == uses
         assert all("used up" in str(one) for one in results if isinstance(one, BaseException))
-        # Those that won may come again, through any relay; nobody else may.
+        # The keys that won may come again, through any relay; no other key may.
         for n in won:
             await relays[(n + 1) % 3].redeem_join_token(token, f"{n:064x}", pem)
         assert (await relays[2].list_join_tokens())[0].used == uses
@@ -111,7 +111,7 @@ class TestNatsFaults:
         assert record is not None
         assert bad is not None
         assert (record.ca_pin, record.revoked, bad.revoked) == (cluster_ca().pin, 0, clock.now)
-        assert await registry.cluster("nobody") is None
+        assert await registry.cluster("unknown") is None
         assert await registry.revocations() == {"bad"}
         for change in (
             registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),

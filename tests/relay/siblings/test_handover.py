@@ -164,7 +164,7 @@ async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
-    """docs/threats.md#J3: nothing is handed to nobody, and the agent is told."""
+    """docs/threats.md#J3: no connection is handed to a client that has left, and the agent is told."""
     async with two(tmp_path) as pair:
         told: list[BaseException] = []
 
