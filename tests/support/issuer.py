@@ -220,7 +220,7 @@ class IssuerServer:
         self.keys.append(Key(kid, "RS256" if isinstance(private, rsa.RSAPrivateKey) else "ES256", private))
 
     def find_key(self, alg: str, which: str) -> Key:
-        """Return the `current` key of an algorithm, the former one (`old`), an unpublished one (`foreign`), or one by id."""
+        """Return a key by id, or an algorithm's `current`, `old` (the one before) or `foreign` (never published)."""
         family = "ES256" if alg.startswith("ES") else "RS256"
         keys = [key for key in self.keys if key.alg == family]
         if which == "current":
