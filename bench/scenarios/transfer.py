@@ -31,7 +31,7 @@ USUAL = 300e6
 
 
 class Transfer(Scenario):
-    """P14."""
+    """The scenario of goal P14."""
 
     name = "transfer"
     title = "1, 10 and 100 MB on a fresh stream, up and then down; 200 MB up over 10 and over 100 streams at once"
