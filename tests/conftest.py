@@ -28,7 +28,7 @@ def pytest_asyncio_loop_factories(
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what collecting made from the collector: tests that count what is left collect garbage several times."""
+    """Exempt pytest's own objects from garbage collection: tests that count what is left collect several times."""
     gc.collect()
     gc.freeze()
 

@@ -100,13 +100,13 @@ class FarSide(BaseHandler):
             task.cancel()
 
     async def stop_listening(self) -> None:
-        """From now on connections are refused."""
+        """Stop listening: connections are refused."""
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listener.close()
 
     async def start_listening(self) -> None:
-        """Again, on the same port."""
+        """Listen again, on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._listener.setblocking(False)
         self._accepting = asyncio.get_running_loop().create_task(self._accept())

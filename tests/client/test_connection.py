@@ -38,7 +38,7 @@ class Way:
 
 
 async def descriptors(wanted: int) -> None:
-    """Until as many are open as there were."""
+    """Wait until `wanted` descriptors are open."""
     async with asyncio.timeout(20):
         while len(os.listdir("/proc/self/fd")) != wanted:
             await asyncio.sleep(0.005)
@@ -156,7 +156,7 @@ class TestTheWords:
 
 class TestAFreshSession:
     async def test_a_relay_that_dies_behind_the_join(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
-        """The same attempt goes on through the other one."""
+        """The same attempt goes on through the other relay."""
         far.dies_behind_the_join = True
         session = make(far, tmp_path, others=(second,))
         try:

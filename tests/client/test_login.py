@@ -29,7 +29,7 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
 
 
 class Terminal:
-    """Reads what is shown, and acts on it."""
+    """A terminal that reads the lines it shows, and acts on them as a person does."""
 
     def __init__(self, issuer: Issuer) -> None:
         self.issuer = issuer
@@ -66,7 +66,7 @@ def make(
 
 
 async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = None) -> tuple[int, str]:
-    """What a browser does: the issuer's page, then back to loopback."""
+    """Do as a browser: post the issuer's page and follow its redirect to loopback."""
     parts = urlsplit(url)
     status, location = await asyncio.to_thread(issuer.request, "GET", f"{parts.path}?{parts.query}")
     assert status == 303, location

@@ -92,7 +92,7 @@ def start(world: World, user: User = ALICE, *flags: str, **replaced: str) -> sub
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one `error: …` line."""
+    """Return the one `error: …` line."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -100,7 +100,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def only(process: ManagedProcess, event: str, *, after: int) -> dict[str, Any]:
-    """The one log record of an event; logs are written by a thread, so it is waited for."""
+    """Wait for the one log record of an event: a thread writes the logs."""
     wait_for_record(process, event, after=after)
     (record,) = records(process, event, after=after)
     return record
@@ -254,7 +254,7 @@ def tokens_judged(port: int, role: str) -> float:
 
 
 def tokens_of(page: dict[str, float], role: str) -> float:
-    """How many tokens a role has looked at."""
+    """Return how many tokens a role has judged."""
     return sum(value for name, value in page.items() if name.startswith(f"arcbridge_{role}_tokens_"))
 
 

@@ -120,7 +120,7 @@ def fleet(
 
 
 def fleet_settings(world: World, index: int) -> str:
-    """The end of a relay's configuration file."""
+    """Return the end of a relay's configuration file."""
     url = (world.directory.parent / "nats-url").read_text()
     internal = world.relay_listens[index]
     return f'[fleet]\nservers = ["{url}"]\nname = "relay-{index}"\ninternal_address = "{internal}"\n'
@@ -131,7 +131,7 @@ def of(world: World, index: int, name: str) -> float:
 
 
 def talk(port: int, words: bytes) -> bytes:
-    """One echo through a forward; empty when it was refused."""
+    """Echo once through a forward; return b"" when it was refused."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         return exchanged(sock, words)
 
@@ -258,7 +258,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def command(world: World, index: int, *arguments: str, status: int = 0) -> str:
-    """What an operator's command at a relay prints; it ends with `status`."""
+    """Run an operator's command at a relay, which must end with `status`; return its output."""
     argv = arcbridge("--role", "relay", *arguments, "--config", str(world.config_of("relay", index)))
     done = run(argv, check=False, timeout=60)
     assert done.returncode == status, done.stderr
@@ -271,7 +271,7 @@ def connections(world: World) -> float:
 
 
 def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoServer) -> None:
-    """A token made at one relay, a revocation at another: all of them know."""
+    """A cluster is listed, revoked and restored at different relays: all of them know."""
     with fleet(tmp_path, echo) as (world, nats):
         until(lambda: connections(world) == 2, "the agent is at two relays", timeout=60)
         assert not list(tmp_path.rglob("registry.db"))

@@ -73,7 +73,7 @@ def whole(world: World) -> Iterator[World]:
 
 
 def connected(world: World, relay: int) -> int:
-    """Agents that a relay has."""
+    """Return how many agents a relay has."""
     return int(metrics(world.relay_observes[relay])["arcbridge_relay_agents"])
 
 
@@ -105,14 +105,14 @@ def refused(port: int) -> None:
 
 
 def resumed(forward: ManagedProcess, after: int, times: int = 1) -> None:
-    """The client has said that it waits, and then that it is back."""
+    """Require that the client logged the loss and then the resumption."""
     until(lambda: len(records(forward, BACK, after=after)) >= times, "the client is back", timeout=60)
     events = [record["event"] for record in records(forward, after=after)]
     assert events.index(LOST) < events.index(BACK)
 
 
 def go_on(server: TalkServer, under_way: list[Talk]) -> None:
-    """They move, end in order, and both ends have seen the same."""
+    """Require that the talks move, end in order, and that both ends have seen the same."""
     for talk in under_way:
         talk.wait_moves(50_000)
     for talk in under_way:

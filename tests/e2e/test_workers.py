@@ -58,7 +58,7 @@ def workers(world: World) -> dict[int, int]:
 
 
 def command(world: World, *words: str) -> None:
-    """What an operator does on the relay's machine."""
+    """Run an operator's command on the relay's machine."""
     run(arcbridge("--role", "relay", *words, "--config", str(world.relay_config)))
 
 
@@ -83,7 +83,7 @@ def test_client_and_agent_at_different_workers(world: World, server: TalkServer)
 
 
 def test_a_killed_worker(world: World, server: TalkServer) -> None:
-    """Its sessions resume at the other one, and it is started again; what it had counted is not forgotten."""
+    """A killed worker's sessions resume at the other one, it is started again, and its counts are kept."""
     before = counted(world)
     talks = []
     while not talks or not all(counted(world)[f'worker_sessions{{worker="{index}"}}'] for index in range(2)):
@@ -108,7 +108,7 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
 
 
 def test_one_join_token_enrols_once(world: World) -> None:
-    """Sixteen at once, over both workers: the registry is one."""
+    """Sixteen agents use one token at once, over both workers: the registry lets one enrol."""
     token, _ = world.join_token("other-factory")
     authority = Authority.create("other-factory")
     host, _, port = world.relay_listens[0].rpartition(":")
@@ -127,7 +127,7 @@ def test_one_join_token_enrols_once(world: World) -> None:
 
 
 def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:
-    """One command, one registry, every worker."""
+    """A revocation by one command reaches every worker."""
     command(world, "cluster", "revoke", world.cluster)
     until(lambda: (counted(world)["agents"], counted(world)["pumps_open"]) == (0, 0), "all are cut", timeout=20)
 

@@ -58,7 +58,7 @@ class StubPolicy:
 
 
 class EchoUpper(asyncio.Protocol):
-    """What stands behind the http room in these tests."""
+    """The protocol behind the HTTP handler in these tests: it echoes in upper case."""
 
     transport: asyncio.Transport
 
@@ -146,7 +146,7 @@ class Station:
     async def join(
         self, user: str = "alice", cluster: str = "prod", instance: str = ""
     ) -> tuple[socket.socket, JoinReply]:
-        """A client's join; the raw socket and the reply."""
+        """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
         request = JoinRequest(role="client", cluster=cluster, token=user, instance=instance)
         return sock, await client_join(sock, client_context(), RELAY, request)
@@ -237,7 +237,7 @@ class Agent(BaseHandler):
         self.ended = error
 
     async def join(self, token: str, cluster: str = "") -> socket.socket:
-        """The agent's join under a token, with the certificate of `cluster` (default: its own)."""
+        """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
         request = JoinRequest(role="agent", token=token, instance=self.instance)
         await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
@@ -251,7 +251,7 @@ async def consent_and_join(agent: Agent, dial: Dial) -> None:
 
 
 async def swallow(agent: Agent, dial: Dial) -> None:
-    """Say nothing, do nothing."""
+    """Ignore the dial."""
 
 
 async def refuse(agent: Agent, dial: Dial) -> None:

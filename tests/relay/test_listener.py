@@ -175,14 +175,14 @@ async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) 
 
 
 async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
-    """docs/threats.md#J13: several protocols offered, a room's protocol that is then not spoken, control without a
-    certificate.
+    """docs/threats.md#J13: a peer offers several protocols, does not speak the selected one, or asks for control
+    without a certificate.
     """
     async with station(tmp_path, "prod") as relay:
         both = client_context.__wrapped__(ALPN_HTTP)
         both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
         assert await http_echo(relay, both) == b"HELLO"
-        # The join room takes nothing but a JOIN record.
+        # The join handler takes nothing but a JOIN record.
         with await relay.dial() as sock:
             pipe = TlsPipe(sock, client_context(ALPN_JOIN), server_hostname=RELAY)
             await pipe.handshake()
