@@ -149,7 +149,7 @@ async def test_application_data_after_the_reply(pair: tuple[socket.socket, socke
 async def test_close_notify_withheld(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, half: int
 ) -> None:
-    """docs/threats.md#J7: nothing, or half of the alert's record."""
+    """docs/threats.md#J7: the client sends nothing, or half of the alert's record."""
     monkeypatch.setattr(join, "CLOSE_DEADLINE", 0.1)
     near, far = pair
     serving = server(far)

@@ -53,7 +53,7 @@ def raw_of(tls: ssl.SSLSocket) -> socket.socket:
 
 
 def read_all(tls: ssl.SSLSocket, size: int = 65_536) -> bytes:
-    """Until close_notify; raises ssl.SSLEOFError where the connection just ends."""
+    """Read until close_notify. Raises ssl.SSLEOFError where the connection ends without one."""
     data = bytearray()
     while piece := tls.recv(size):
         data += piece
@@ -145,7 +145,7 @@ async def test_a_peer_without_any_library_sees_close_notify_then_fin() -> None:
 
 @both_sides
 async def test_the_end_comes_with_the_peers(ours: str) -> None:
-    """No lingering once the peer has ended, too."""
+    """The transport does not linger once the peer has ended, too."""
 
     def peer(tls: ssl.SSLSocket) -> bytes:
         data = read_all(tls)

@@ -98,7 +98,7 @@ class TestStrictTls:
             handshake(client, server, "localhost")
 
     def test_a_leaf_signs_nothing(self) -> None:
-        """pathlen 0 and `CA:FALSE`: an agent's key makes no certificate that anybody accepts."""
+        """With pathlen 0 and `CA:FALSE`, an agent's key makes no certificate that a peer accepts."""
         ca = Authority.create("CA")
         leaf = ca.issue_client("c")
         key = load_pem_private_key(leaf.key_pem.encode(), None)

@@ -68,14 +68,14 @@ async def agent_comes(
 
 
 async def told_away(relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = "") -> Told:
-    """What such an agent heard when its connection has ended."""
+    """Connect such an agent and return what it was told when its connection has ended."""
     session, told = await agent_comes(relay, cluster, instance, pin=pin, cluster_ca=cluster_ca)
     await asyncio.wait_for(session.wait_ended(), 5)
     return told
 
 
 async def sent_away(relay: Station, cluster: str, instance: str = "i1") -> int | None:
-    """The GOAWAY code with which such an agent's connection ends; None: without a word."""
+    """Return the GOAWAY code with which such an agent's connection ends, None without a GOAWAY."""
     told = await told_away(relay, cluster, instance)
     return None if told.goaway is None else told.goaway.code
 

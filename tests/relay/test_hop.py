@@ -160,7 +160,7 @@ async def test_never_two_hops(pair: Pair) -> None:
 
 
 async def test_an_agent_of_another_cluster(pair: Pair) -> None:
-    """docs/threats.md#J1: refused, and the join that the token belongs to goes on."""
+    """docs/threats.md#J1: the agent is refused, and the join that the token belongs to goes on."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))

@@ -122,7 +122,7 @@ async def running(config: RelayConfig) -> AsyncIterator[Running]:
 
 
 class EnrolledAgent(BaseHandler):
-    """Enrols through the API, keeps a control connection, joins what it is asked to."""
+    """An agent that enrols through the API, keeps a control connection and joins when dialled."""
 
     def __init__(self, relay: Running) -> None:
         self.relay = relay

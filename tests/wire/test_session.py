@@ -365,7 +365,7 @@ def test_m4_a_length_over_the_cap_ends_the_session_and_allocates_nothing(kind: F
 
 
 def recorded_session() -> bytes:
-    """What a client says in a whole small session."""
+    """Return the bytes that a client sends in a whole small session."""
     return b"".join(
         (
             hello(),

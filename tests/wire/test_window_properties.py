@@ -27,7 +27,7 @@ def frozen(path: SlowPath, count: int) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 10, 100])
 def test_neighbours_of_frozen_readers_go_on_at_full_speed(count: int) -> None:
-    """A hundred of them hold three times the session's window."""
+    """A hundred frozen readers hold three times the session's window."""
     path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
     ids = frozen(path, count)
     path.run(0.5 + count * FIRST_CREDIT / (30 * MBIT))

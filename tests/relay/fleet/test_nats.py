@@ -29,7 +29,7 @@ async def started(connections: Connections) -> NatsFleet:
 
 
 async def settled(*fleets: NatsFleet) -> None:
-    """Until the server knows who listens to what."""
+    """Wait until the NATS server knows all subscriptions."""
     for fleet in fleets:
         await fleet._nats.flush(10)
 
@@ -59,7 +59,7 @@ class Apart(Fleet):
         self.at = agents
 
     async def start(self) -> None:
-        """They are."""
+        """Both fleets have been started already."""
 
     async def close(self) -> None:
         await self.clients.close()
@@ -100,7 +100,7 @@ class TestNatsApart(FleetConformance):
         return Apart(await started(self.connections), await started(self.connections))
 
     async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
-        """The other relay is told; that takes a moment."""
+        """The other relay is told of the cancelled dials, which takes a moment."""
         link = Link(answer=None)
         await fleet.register(link)
         dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]

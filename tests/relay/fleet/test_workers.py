@@ -54,7 +54,7 @@ class Apart(Fleet):
         self.clients, self.at = clients, agents
 
     async def _settled(self) -> None:
-        """What one has said the other has heard: there is one channel, in order."""
+        """Wait until one worker knows the other's agents: their one channel keeps the order."""
         want = {(link.cluster, link.instance): stamp for link, stamp in self.at.fleet._own.items()}
         await until(lambda: {key[1:]: one.stamp for key, one in self.clients.fleet._remote.items()} == want)
 
@@ -114,7 +114,7 @@ class TestApart(FleetConformance):
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
-        """As in one process, but for the time that the word takes."""
+        """Cancelled dials end at the other worker, too, once its sibling's message has arrived."""
         link = Link(answer=None)
         await fleet.register(link)
         dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]

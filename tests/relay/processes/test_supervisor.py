@@ -63,7 +63,7 @@ class Running:
 
 
 def children() -> list[int]:
-    """Workers of this process."""
+    """Return the process ids of this process's workers."""
     found = []
     for one in Path("/proc").iterdir():
         try:

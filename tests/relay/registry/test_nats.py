@@ -23,7 +23,7 @@ async def opened(connections: Connections, clock: Clock, stack: AsyncExitStack, 
 
 
 async def until(condition: object, timeout: float = 30) -> None:
-    """Until the callable says yes, or what it awaits does."""
+    """Wait until the callable, or the coroutine that it returns, gives a true value."""
     async with asyncio.timeout(timeout):
         while True:
             answer = condition()  # type: ignore[operator]
@@ -75,7 +75,7 @@ class TestNatsFaults:
     async def test_dying_between_the_two_writes(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The use is spent, the cluster is not bound, and the same key finishes it elsewhere."""
+        """The use is spent and the cluster not bound: the same key finishes the enrolment at another relay."""
         first, second = [await opened(connections, clock, stack) for _ in range(2)]
         token = await first.create_join_token("prod", expires_at=clock.now + HOUR)
         write = first._write

@@ -244,7 +244,7 @@ async def test_a_worker_that_dies_at_each_step(
 
 
 async def ended(client: socket.socket, far: socket.socket) -> None:
-    """Either the two still talk, or both are over; never one alone."""
+    """Require that both connections still carry bytes, or that both have ended."""
     try:
         await send_all(client, b"x")
         data = await receive(far, 1)
@@ -265,8 +265,8 @@ def _is_over(sock: socket.socket) -> bool:
         return True
 
 
-async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped, not dead: the acceptor ends the agent's connection, though the owner may have a copy of its socket."""
+async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped owner does not reply: the acceptor ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
@@ -283,8 +283,8 @@ async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.M
         assert pair.outcomes["failed"] == 1
 
 
-async def test_a_host_without_descriptors(tmp_path: Path) -> None:
-    """The socket is lost on its way, which only the flag of the message tells."""
+async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
+    """The socket is lost on its way to the owner, which only the flag of the message tells."""
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
         assert pair.owner.siblings is not None
