@@ -386,7 +386,7 @@ async def test_s5_the_attached_session_notices_nothing_of_wrong_tries() -> None:
         await resume(held.sessions, held.client)
 
 
-async def test_s5_without_a_good_token_nobody_is_told_anything() -> None:
+async def test_s5_without_a_good_token_a_caller_is_told_nothing() -> None:
     async with holding() as held:
         held.judge.add("old", "alice", expires=900.0)
         await held.cut()

@@ -107,7 +107,7 @@ class TestDeviceCode:
         finally:
             issuer.settings(device_lifetime=600.0)
 
-    async def test_nobody_there(self, issuer: Issuer, tmp_path: Path) -> None:
+    async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
             await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
 

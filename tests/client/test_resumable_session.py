@@ -332,13 +332,13 @@ class TestTheEnd:
         before = asyncio.all_tasks()
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
-            far.deaf = True
+            far.not_serving = True
             far.cut()
             await until(lambda: session.detached_count == 1)
         assert await stream.end() is not None
         await until(lambda: not session.sessions())
         assert events(lines, WAITS, BACK, OVER) == [WAITS]
-        far.deaf = False
+        far.not_serving = False
         await until(lambda: asyncio.all_tasks() - before <= far._tasks)
 
 

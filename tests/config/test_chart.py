@@ -286,7 +286,7 @@ def check_impersonation(cluster: Cluster, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_account_impersonates_and_is_nobody_by_itself(installer: Helm, cluster: Cluster, mode: str) -> None:
+def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, cluster: Cluster, mode: str) -> None:
     """Requests with the ServiceAccount's own token show the same as the reviews, with and without impersonation."""
     with installer.installed("--set", f"impersonation.mode={mode}"):
         agent = as_agent(cluster)

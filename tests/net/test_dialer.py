@@ -33,7 +33,7 @@ async def test_connects_and_tunes() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
-async def test_nobody_listens() -> None:
+async def test_no_listener() -> None:
     with listening() as server:
         address = address_of(server)
     with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):

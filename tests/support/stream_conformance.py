@@ -1,4 +1,4 @@
-"""What every bidirectional stream must do, whatever carries it (style: one suite for every stream kind).
+"""What every bidirectional stream must do, whatever carries it: one suite for every kind of stream.
 
 `check(make_pair)` runs all checks; each gets a fresh pair from `make_pair`, an async context manager that gives two
 ends of one stream. An end has the awaitable face of `tests.support.stream_io.StreamIO`: `read`, `write`, `finish`,

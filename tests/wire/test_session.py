@@ -838,7 +838,7 @@ def test_m13_only_the_handshake_comes_before_auth(what: str) -> None:
     assert isinstance(one.machine.error, RemoteProtocolError)
 
 
-def test_accepting_what_nobody_asked_for() -> None:
+def test_accepting_without_a_request() -> None:
     for one in (acceptor_hello(), acceptor_auth(), client()):
         with pytest.raises(LocalProtocolError):
             one.machine.accept_auth(OK)

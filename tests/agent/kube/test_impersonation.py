@@ -231,7 +231,7 @@ def test_h4_extra_keys_survive_a_round_trip(key: str) -> None:
 # -- what --as asks for ---------------------------------------------------------------------------------------------
 
 
-def test_nobody_asked_for() -> None:
+def test_a_request_without_impersonation() -> None:
     assert requested_subject(raw(("Accept", "x"), ("X-Impersonate-User", "y"))) is None
 
 

@@ -57,7 +57,7 @@ class FleetConformance:
         yield made
         await made.close()
 
-    async def test_nobody_is_known_at_once(self, fleet: Fleet) -> None:
+    async def test_a_cluster_without_agents_is_known_at_once(self, fleet: Fleet) -> None:
         await fleet.register(Link("other"))
         with pytest.raises(JoinRefused) as caught:
             await asyncio.wait_for(fleet.dial("prod", DIAL, 60), 1)

@@ -232,7 +232,7 @@ async def offered(stranger: NatsConnection) -> Offer:
 class TestOddReplies:
     """docs/threats.md#F3, #F5, #F7: a message that is late, doubled, crossed or a stranger's changes nothing."""
 
-    async def test_a_late_dial_reaches_nobody(
+    async def test_a_late_dial_reaches_no_agent(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An ASK is held up: its offer is not accepted, no agent hears of it, and it lapses."""

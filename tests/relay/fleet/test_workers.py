@@ -211,7 +211,7 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     await second.close()
 
 
-async def test_a_dial_that_nobody_waits_for_any_more_is_forgotten() -> None:
+async def test_an_abandoned_dial_is_forgotten() -> None:
     first, second = await workers(2)
     silent = Link(answer=None)
     await second.fleet.register(silent)
