@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         *(parser, "scenario", args.scenarios, scenarios.SCENARIOS),
         scenarios.QUICK if quick else tuple(scenarios.SCENARIOS),
     )
-    # Who names scenarios has a question that studies do not answer.
+    # A run that names scenarios asks a question that studies do not answer.
     asked = () if args.scenarios else studies.QUICK if quick else tuple(studies.STUDIES)
     asked = _choose(parser, "study", args.studies, studies.STUDIES, asked)
     seconds = args.seconds or (0.8 if quick else 1.5)

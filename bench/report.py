@@ -197,7 +197,7 @@ def _missing(result: Mapping[str, Any]) -> list[str]:
 def _goals(found: Sequence[Goal]) -> list[str]:
     rows = []
     for goal in found:
-        # What was not measured at all for one reason is one row.
+        # A goal of which no part was measured, all for one reason, takes one row.
         whys = {part.why for part in goal.parts}
         if all(part.met is None for part in goal.parts) and len(whys) == 1:
             rows.append((f"**{goal.name}**", goal.measure, "", "", "", "", f"not measured: {whys.pop()}"))

@@ -41,7 +41,7 @@ class Transfer(Scenario):
     )
 
     rounds = 3  # each measures every size several times
-    # All that have a client and could be the best: chisel with TLS around its SSH is slower than without.
+    # All systems that have a client and could be the best: chisel with TLS around its SSH is slower than without.
     peers = (
         *("arcbridge", "openssh", "chisel", "frp", "frp-no-mux", "rathole-stunnel", "konnectivity", "stunnel-haproxy"),
         "direct",

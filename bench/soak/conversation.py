@@ -192,7 +192,7 @@ class End:
         if self.clean:
             self._writer.close()
             return
-        # Not a FIN: to the other end this must not look like an end in order.
+        # A FIN would look like an end in order to the other end.
         sock = self._writer.get_extra_info("socket")
         try:
             if sock is not None:
@@ -280,7 +280,7 @@ class End:
         except asyncio.CancelledError:
             received.end = "given up"
             raise
-        # What broke one direction is the end of both.
+        # A failure of one direction ends both.
         self.sent.end = self.sent.end or received.end
         speaking.cancel()
 

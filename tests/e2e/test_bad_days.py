@@ -319,7 +319,7 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         assert f'arcbridge: cluster "{CLUSTER}" has no connected agent' in told.stderr
         found = records(world.relay, "join failed", after=mark)
         assert {record["code"] for record in found} == {"NO_AGENT"}
-        # One line for each join that was asked for, and no other.
+        # The log has one line for each join that was asked for, and no other.
         assert len(found) == len({record["session"] for record in found})
     finally:
         agent_again(world)
@@ -484,7 +484,7 @@ def test_ctrl_c_leaves_nothing_open(
             shell.wait()
             watch.wait()
         until(lambda: under_way() == (0, 0), "the agent holds nothing")
-        # What is left to the API server is kept for reuse, and goes after 15 s; one that carried a stream goes at once.
+        # The pool drops idle connections to the API server after 15 s; one that carried a stream ends at once.
         until(lambda: door.passing <= 4, "upstream connections are closed")
     finally:
         cluster.delete_pod("left", NAMESPACE)

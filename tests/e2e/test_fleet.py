@@ -160,7 +160,7 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert exchanged(session, b"through relay 0") == b"through relay 0"
         assert of(world, 0, 'fleet_dials_total{result="remote"}') >= 1
         assert of(world, 0, "pumps_open") == 1
-        # What it means to have no NATS.
+        # NATS is gone: the relay serves its own agents and refuses what needs NATS.
         nats.stop()
         until(lambda: of(world, 0, "fleet_connected") == 0, "the relays have noticed")
         assert exchanged(session, b"still there") == b"still there"
@@ -279,7 +279,7 @@ def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoSe
         command(world, 1, "cluster", "revoke", world.cluster)
         until(lambda: connections(world) == 0, "the agent is cut off", timeout=30)
         command(world, 2, "cluster", "restore", world.cluster)
-        # One that was told that it is revoked takes its time.
+        # An agent that was told that it is revoked takes its time.
         world.agent.kill()
         world.start_agent(wait=False)
         until(lambda: connections(world) == 2, "the agent is back", timeout=60)

@@ -280,7 +280,7 @@ def test_a_killed_client_is_forgotten(whole: World, server: TalkServer) -> None:
     agent = serving(whole)
     forward.kill()
     for talk in under_way:
-        # It might have been the network: two minutes long it could come back.
+        # The agent cannot tell a dead client from a broken network: it keeps the session for two minutes.
         assert server.side(talk.number).done.wait(180)
         talk.close()
     until(lambda: not metrics(whole.agent_observes[agent])["arcbridge_agent_sessions"], "session gone")

@@ -141,7 +141,7 @@ class Everything:
         for index, process in enumerate(self._copies):
             assert process.wait(90) == 0
             assert digest(self._directory / f"copy-{index}") == wanted
-        # And back.
+        # The first copy is copied back out of the pod.
         if self._copies:
             back = self._directory / "back"
             self._kubectl.run(

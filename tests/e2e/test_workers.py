@@ -75,7 +75,7 @@ def test_client_and_agent_at_different_workers(world: World, server: TalkServer)
     assert seen['handovers_total{result="joined"}'] >= 1
     assert seen["worker_dials_total"] >= 1
     assert seen['handovers_total{result="failed"}'] == 0
-    # What two processes count is one relay's.
+    # The counts of both processes add up to the relay's.
     assert seen["pumps_open"] == number + 1
     assert seen["pumps_open"] == seen['worker_sessions{worker="0"}'] + seen['worker_sessions{worker="1"}']
     assert seen['joins_total{result="ok"}'] == seen["pumps_total"] == number + 1

@@ -143,7 +143,7 @@ async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
         assert agent.goaway.code == GoawayCode.DRAINING
         assert agent.goaway.retry_after == 1
-        # It may open its next connection before it leaves this one, but it is not dialled any more.
+        # The agent may open its next connection before it leaves this one, but the relay dials it no more.
         assert not agent.session.closed
         with pytest.raises(JoinRefused) as caught:
             await relay.fleet.dial("prod", Dial(token="t"), 1)

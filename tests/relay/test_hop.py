@@ -137,7 +137,7 @@ async def test_never_two_hops(pair: Pair) -> None:
         assert caught.value.code == JoinCode.GONE
     assert pair.hops(pair.b) == {"gone": 2}
     asked = len(pair.asked)
-    # As a relay whose list is old would say it: hops is 1 already, and the token is a third relay's.
+    # A relay with an old list would send this: hops is 1 already, and the token is a third relay's.
     certificate = authority().issue_relay()
     context = outer_client_context(
         RelayTrust(authority().certificate_pem), ALPN_HOP,
@@ -149,7 +149,7 @@ async def test_never_two_hops(pair: Pair) -> None:
         with pytest.raises(JoinRefused) as caught:
             await client_join(sock, context, HOP_NAME, request, alpn=ALPN_HOP)
         assert caught.value.code == (JoinCode.GONE if hops == 1 else JoinCode.BAD_REQUEST)
-    # And an agent that claims to have come over a hop is not passed on.
+    # An agent that claims to have come over a hop is not passed on.
     sock = await pair.b.dial()
     request = JoinRequest(role="agent", token=token_of(A, "x"), hops=1)
     with pytest.raises(JoinRefused) as caught:

@@ -211,7 +211,7 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
             fifth.connect_ex((relay.address.host, relay.address.port))
             await rejected(relay, "cap_address")
             assert await is_closed(fifth)
-        # Who is authenticated does not count: the agent is still there, and a place that is freed is used again.
+        # Authenticated peers do not count: the agent is still connected, and a freed place is used again.
         assert not agent.session.closed
         first.pop().close()
         await rejected(relay, "peek_closed")

@@ -209,7 +209,7 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
         assert said is not None, "the peer is told"
         assert said.code in (GoawayCode.PROTOCOL, GoawayCode.FLOW_CONTROL)
     assert "canary" not in repr(one.events) + repr(machine) + str(machine.error)
-    # What was closed says nothing more and wants no timer.
+    # A closed session sends nothing more and wants no timer.
     if machine.state is State.CLOSED:
         assert machine.next_deadline() is None
         assert not machine.sender.has_output

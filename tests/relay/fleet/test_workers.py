@@ -73,7 +73,7 @@ class Apart(Fleet):
         older = self.at.fleet._all.find(link.cluster, link.instance)
         await self.at.fleet.register(link)
         if older is not None:
-            # As its connection does when it was told.
+            # The agent's connection unregisters like this when it was told.
             await self.at.fleet.unregister(older)
         await self._settled()
 

@@ -128,7 +128,7 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
             await asyncio.sleep(0.02)
     assert workers[1] in children()
     assert workers[0] not in children()
-    # One that goes away alone, as an operator may have it, is replaced as well.
+    # A worker that an operator ends alone is replaced as well.
     os.kill(workers[1], signal.SIGTERM)
     async with asyncio.timeout(30):
         while await running.metric("worker_restarts_total") < 2 or await running.metric("workers_serving") < 2:

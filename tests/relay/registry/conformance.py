@@ -270,7 +270,7 @@ class RegistryConformance:
         assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
         assert (record.version, dict(record.labels), record.revoked, record.valid_since) == ("", {}, 0, 0)
         assert await other.clusters() == [record]
-        # It is a cluster as any other: the same CA may enrol with a token, another may not.
+        # The cluster is like any other: the same CA may enrol with a token, another CA may not.
         clock.now += 5
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="another cluster CA"):

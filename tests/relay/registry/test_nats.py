@@ -194,7 +194,7 @@ class TestNatsFaults:
             await jetstream.purge_stream("KV_arcbridge")
         else:
             await jetstream.delete_key_value("arcbridge")
-            # As the next connection finds out.
+            # The next connection finds that the bucket is gone.
             for one in (registry, other):
                 one._store = None
                 await one._opened()

@@ -58,7 +58,7 @@ async def test_the_end_of_one_is_told_and_may_be_repaired() -> None:
     again = Siblings()
     joined(again, other, 8)
     assert await other.synced(1, 5)
-    # One that is replaced is no loss: the supervisor has done it.
+    # A replaced sibling is no loss: the supervisor has replaced it.
     joined(again, other, 9)
     assert await other.synced(1, 5)
     assert (lost, left, len(other)) == ([(0, 7)], [7, 8], 1)

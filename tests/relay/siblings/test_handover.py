@@ -230,7 +230,7 @@ async def test_a_worker_that_dies_at_each_step(
             await until(lambda: agent.sockets)
             far = agent.sockets[0]
             if client is not None:
-                # It was through before the death: the pump has it, or both ends are cut.
+                # The join was complete before the death: the pump has it, or both ends are cut.
                 with client:
                     await ended(client, far)
             else:
