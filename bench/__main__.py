@@ -32,7 +32,7 @@ Part = TypeVar("Part")
 
 
 def main(argv: list[str]) -> int:
-    """Run; the exit code. The path of the result is the last line printed."""
+    """Run the benchmark and return the exit code. The path of the result is the last line printed."""
     if argv[:1] == ["report"]:
         return _report(argv[1:])
     if argv[:1] == ["merge"]:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         *(parser, "scenario", args.scenarios, scenarios.SCENARIOS),
         scenarios.QUICK if quick else tuple(scenarios.SCENARIOS),
     )
-    # Who names scenarios has a question that studies do not answer.
+    # A run that names scenarios asks a question that studies do not answer.
     asked = () if args.scenarios else studies.QUICK if quick else tuple(studies.STUDIES)
     asked = _choose(parser, "study", args.studies, studies.STUDIES, asked)
     seconds = args.seconds or (0.8 if quick else 1.5)
@@ -127,12 +127,12 @@ def _save(result: dict[str, Any], out: Path) -> None:
 
 
 def _without_folder(argv: list[str], out: Path) -> list[str]:
-    """The arguments as they are kept in a result, which holds no path of the machine it was made on."""
+    """Return the arguments as a result holds them, which holds no path of the machine it was made on."""
     return [argument.replace(f"{out.parent}/", "") if out.is_absolute() else argument for argument in argv]
 
 
 def _tell_what_is_missing(result: dict[str, Any]) -> None:
-    """Loudly, after everything else: who reads only the end must not take a part for the whole."""
+    """Say last and loudly what was left out: a reader of the end alone must not take a part for the whole."""
     for line in goal_lines(goals(result)):
         print(line, file=sys.stderr)
     for name, why in result["left_out"].items():

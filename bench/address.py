@@ -17,7 +17,7 @@ class Address(NamedTuple):
 
 
 def free_ports(count: int) -> list[Address]:
-    """Ports that are free now; all different, because all are held until all are found."""
+    """Return free ports. They differ, because each is held until all are found."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [Address("127.0.0.1", s.getsockname()[1]) for s in sockets]
     for s in sockets:
@@ -26,7 +26,7 @@ def free_ports(count: int) -> list[Address]:
 
 
 def listens(address: Address) -> bool:
-    """Whether a connection is accepted now."""
+    """Tell whether the address accepts a connection now."""
     try:
         with socket.create_connection(address, timeout=1):
             return True

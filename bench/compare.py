@@ -81,7 +81,7 @@ print(json.dumps(found))
 
 
 def main(argv: list[str]) -> int:
-    """Measure; the medians go to stdout."""
+    """Measure the checkouts and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Compare checkouts of arcbridge.")
     parser.add_argument("checkouts", nargs="+", metavar="NAME=PATH")
     parser.add_argument("--loads", default="up,down", help=f"of {', '.join(LOADS)} (default: up,down)")
@@ -141,7 +141,7 @@ def _measure(checkout: Path, loads: str, seconds: float) -> dict[str, float]:
 
 
 def _state(checkout: Path) -> dict[str, str]:
-    """Commit, and what was changed in it without being committed."""
+    """Return the commit and the changes that are not committed."""
     told = {}
     for key, words in (("commit", ("rev-parse", "HEAD")), ("changes", ("diff", "-U0", "--", "arcbridge"))):
         run = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=False)

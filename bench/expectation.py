@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 def minutes(seconds: float) -> str:
-    """Seconds for people."""
+    """Return seconds as text for people."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 class Expectation:
-    """Counts expected seconds as they are done. `clock`: monotonic seconds."""
+    """Estimates the time that is left. `clock` returns monotonic seconds."""
 
     def __init__(self, expected_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._expected = expected_s
@@ -21,14 +21,14 @@ class Expectation:
         self._begun = clock()
 
     def done(self, expected_s: float) -> None:
-        """Something is over that was expected to take so long."""
+        """Count a step as done that was expected to take `expected_s`."""
         self._done += expected_s
 
     def left_s(self) -> float:
-        """About how many seconds are left."""
+        """Estimate the seconds that are left."""
         pace = (self._clock() - self._begun) / self._done if self._done else 1.0
         return max(0.0, self._expected - self._done) * pace
 
     def left(self) -> str:
-        """The same for people."""
+        """Return `left_s` as text for people."""
         return f"about {minutes(self.left_s())} left"

@@ -58,13 +58,13 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """All parts are; False when one is not; None when the rest is but one was not measured."""
+        """True when all parts are met, False when one is missed, None when one was not measured and none is missed."""
         verdicts = [part.met for part in self.parts]
         return False if False in verdicts else None if None in verdicts else True
 
 
 def goals(result: Result) -> list[Goal]:
-    """All of them, in order."""
+    """Compute all goals, in order."""
     return [Goal(name, measure, tuple(parts(result))) for name, measure, parts in _GOALS]
 
 
@@ -77,7 +77,7 @@ def _measured(result: Result, scenario: str) -> Measured:
 
 
 def _missing(result: Result, scenario: str, system: str, metric: str) -> str:
-    """Why one figure of a scenario is not there."""
+    """Say why a figure of a scenario is missing."""
     if scenario not in result.get("scenarios", {}):
         return f"the scenario {scenario} was not run"
     if why := result.get("left_out", {}).get(system):
@@ -137,7 +137,7 @@ def _against(
 def _bound(
     result: Result, what: str, scenario: str, metric: str, *, most: float | None = None, least: float | None = None
 ) -> Part:
-    """A figure of ours against a constant."""
+    """Compare a figure of arcbridge's with a constant."""
     value, unit = median(_measured(result, scenario), OURS, metric), _unit(metric)
     return _constant(what, value, unit, most, least, _missing(result, scenario, OURS, metric))
 
@@ -165,7 +165,7 @@ def _study(
     least: float | None = None,
     goal: str = "",
 ) -> Part:
-    """A value of a study against a constant."""
+    """Compare a study's value with a constant."""
     found = result.get("studies", {}).get(study)
     if found is None:
         left_out = result.get("left_out", {}).get(f"study {study}")

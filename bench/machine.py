@@ -42,18 +42,18 @@ def describe() -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Of the last minute; what else the machine did, when read before a run."""
+    """Return the load average of the last minute: before a run it shows what else the machine does."""
     return round(os.getloadavg()[0], 2)
 
 
 class Steal:
-    """How much of the cores' time the machine below this one has taken since this was made."""
+    """The share of the cores' time that the hypervisor took since this object was made."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def percent(self) -> float:
-        """Of all cores' time; above a few percent, figures are not worth much."""
+        """Return the stolen percentage of all cores' time; above a few percent, figures mean little."""
         stolen, total = (now - before for now, before in zip(self._read(), self._before, strict=True))
         return round(100 * stolen / total, 2) if total else 0.0
 

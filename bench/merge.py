@@ -17,7 +17,7 @@ class Unlike(Exception):
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """One result of both. Raises Unlike."""
+    """Merge two results into one. Raises Unlike."""
     if first["commit"] != second["commit"]:
         raise Unlike(f"the commits differ: {first['commit']} and {second['commit']}")
     for key in SAME:
@@ -47,6 +47,6 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured_rounds(result: dict[str, Any], name: str) -> int:
-    """The most rounds that any system has of a scenario."""
+    """Return the most rounds that any system has of a scenario."""
     found = result["scenarios"][name].values()
     return max((len(metric["runs"]) for system in found for metric in system.values()), default=0)

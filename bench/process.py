@@ -54,7 +54,7 @@ class Role:
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
-        """Until `ready()`; raises NotReady when the process ends first, or after `timeout` seconds."""
+        """Wait until `ready()`. Raises NotReady when the process ends first, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not ready():
             if self._process.poll() is not None:
@@ -68,16 +68,16 @@ class Role:
         return text in self.log.read_text(errors="replace")
 
     def tail(self, lines: int = 20) -> str:
-        """The end of its output."""
+        """Return the end of the program's output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def signal(self, number: int) -> None:
-        """Send it, if the process has not ended."""
+        """Send the signal if the process has not ended."""
         if self._process.poll() is None:
             self._process.send_signal(number)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after 5 seconds; only this process, which its children follow."""
+        """Send SIGTERM, and SIGKILL after 5 seconds, to this process; its children end with it."""
         if self._process.poll() is None:
             self.signal(signal.SIGTERM)
             try:
@@ -117,7 +117,7 @@ class Listening:
         return self._process.pid
 
     def close(self) -> None:
-        """Close its stdin, which ends it and every connection through it."""
+        """Close the program's stdin, which ends it and every connection through it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

@@ -82,7 +82,7 @@ def report(result: Mapping[str, Any], images: Sequence[str] = ()) -> str:
 
 
 def resumption(result: Mapping[str, Any]) -> str:
-    """What resumption costs, in one line; empty when that was not measured."""
+    """Say in one line what resumption costs; empty when that was not measured."""
     costs = result.get("resumption_costs_percent", {})
     parts = [f"{NAMES[what]} {measured['median']:.1f} %" for what, measured in costs.items()]
     return f"resumption costs: {', '.join(parts)}" if parts else ""
@@ -106,7 +106,7 @@ def goal_lines(found: Sequence[Goal]) -> list[str]:
 
 
 def ratio(ours: float, theirs: float, metric: str) -> str:
-    """How ours compares: always ours divided by theirs, and which way is better."""
+    """Return arcbridge's figure divided by the other's, and which way is better."""
     if not theirs:
         return "–"
     return f"{ours / theirs:.2f} × ({_better(metric)} is better)"
@@ -197,7 +197,7 @@ def _missing(result: Mapping[str, Any]) -> list[str]:
 def _goals(found: Sequence[Goal]) -> list[str]:
     rows = []
     for goal in found:
-        # What was not measured at all for one reason is one row.
+        # A goal of which no part was measured, all for one reason, takes one row.
         whys = {part.why for part in goal.parts}
         if all(part.met is None for part in goal.parts) and len(whys) == 1:
             rows.append((f"**{goal.name}**", goal.measure, "", "", "", "", f"not measured: {whys.pop()}"))

@@ -17,7 +17,7 @@ Measured = Mapping[str, Mapping[str, Any]]
 
 
 def higher_is_better(metric: str) -> bool:
-    """Which way a metric goes; told by its unit."""
+    """Tell by a metric's unit whether more is better."""
     return metric.endswith(("per_s", "percent_of_link"))
 
 
@@ -39,7 +39,7 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 
 
 def standing(result: Mapping[str, Any], system: str) -> str:
-    """What a system counts as (bench.peers.base.Standing); results from before that was kept are told by today's."""
+    """Return a system's standing (bench.peers.base.Standing); older results lack it and get today's."""
     kept = result.get("systems", {}).get(system, {}).get("standing")
     if kept is None:
         kept = PEERS[system].standing if system in PEERS else "peer"

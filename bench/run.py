@@ -42,7 +42,7 @@ _TOLD = (LoadFailed, NotReady, ProcessFailed, Readable, Unavailable)
 
 
 class Detour(Protocol):
-    """What bench.path.link.Link is to the runner."""
+    """The part of bench.path.link.Link that the runner uses."""
 
     @property
     def address(self) -> Address: ...
@@ -134,7 +134,7 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Do it; the result as it is written to JSON. Progress goes to stderr.
+    """Carry out the plan and return the result as it is written to JSON. Progress goes to stderr.
 
     A system that cannot be had or does not work is left out and named under `left_out`; a measurement that fails
     is named under `failures` and its system goes on. Interrupted, it ends every process and returns what there is,
@@ -179,7 +179,7 @@ class _Runner:
     # -- the order of things ----------------------------------------------------------------------------------------
 
     def everything(self, scratch: Path) -> None:
-        """All groups of scenarios, then all studies."""
+        """Run all groups of scenarios, then all studies."""
         self._scratch = scratch
         if self.plan.scenarios:
             with self.load.target() as target:
@@ -209,12 +209,12 @@ class _Runner:
     # -- what went wrong --------------------------------------------------------------------------------------------
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Name what cannot be had, where it is not overlooked."""
+        """Record a system or study that the machine lacks, and say so in the progress."""
         self.left_out[name] = self._reason(error)
         say(f"LEFT OUT: {name}: {self.left_out[name]}")
 
     def fail(self, what: str, error: Exception) -> None:
-        """Name what went wrong."""
+        """Record a failure, and say so in the progress."""
         self.failures.append(f"{what}: {self._reason(error)}")
         say(f"FAILED: {self.failures[-1]}")
 
@@ -223,7 +223,7 @@ class _Runner:
         return neutral(text, self._scratch)
 
     def fails(self, scenario: Scenario, peer: Peer) -> int:
-        """Count a failure; how many there are now."""
+        """Count a failure and return the new count."""
         key = (scenario.name, peer.name)
         self._failed[key] = self._failed.get(key, 0) + 1
         return self._failed[key]
@@ -239,7 +239,7 @@ class _Runner:
         return time.monotonic() - self.begun
 
     def result(self) -> dict[str, Any]:
-        """What there is so far, as it is written to JSON."""
+        """Return the result so far, as it is written to JSON."""
         plan = self.plan
         scenarios = {
             scenario.name: {name: summary(found) for name, found in self.runs[scenario.name].items()}
@@ -274,7 +274,7 @@ class _Runner:
 
 
 class _Group:
-    """The scenarios of one path: its systems are started, measured in rounds, and stopped."""
+    """The scenarios of one path: it starts their systems, measures them in rounds, and stops them."""
 
     def __init__(
         self, runner: _Runner, path: Way | None, scenarios: list[Scenario], target: Target, scratch: Path
@@ -291,7 +291,7 @@ class _Group:
         self._running: list[Peer] = []
 
     def run(self) -> None:
-        """All of it. Whatever happens, the systems are stopped."""
+        """Start, measure and stop the systems; they are stopped after a failure, too."""
         self._scratch.mkdir(mode=0o700)
         with self._links:
             try:
@@ -329,7 +329,7 @@ class _Group:
                 say(f"-- {self._where}, round {number + 1}, {scenario.name} done; {expectation.left()}")
 
     def _measure(self, scenario: Scenario, peer: Peer, number: int) -> None:
-        """One measurement, or its failure by name."""
+        """Measure once, or record the failure."""
         runner = self._runner
         rounds = self._plan.rounds_of(scenario)
         at = runner.elapsed()
@@ -350,7 +350,7 @@ class _Group:
     # -- systems ----------------------------------------------------------------------------------------------------
 
     def _first_start(self, peer: Peer) -> None:
-        """Start one system and see that it encrypts; leave it out, by name, where that fails."""
+        """Start one system and prove that it encrypts; record it as left out where that fails."""
         runner = self._runner
         known = peer.name in runner.systems
         try:

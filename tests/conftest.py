@@ -28,7 +28,7 @@ def pytest_asyncio_loop_factories(
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what collecting made from the collector: tests that count what is left collect garbage several times."""
+    """Exempt pytest's own objects from garbage collection: tests that count what is left collect several times."""
     gc.collect()
     gc.freeze()
 
@@ -56,7 +56,7 @@ def _fresh_logging() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what this run left out, and why, where nobody can miss it."""
+    """Say what this run left out, and why, at the end of its output."""
     skipped = terminalreporter.stats.get("skipped", [])
     if not skipped:
         terminalreporter.section("nothing was left out")

@@ -118,7 +118,7 @@ def imported_by_a_start(far: FarSide, directory: Path) -> set[str]:
 
 
 async def test_what_a_starting_client_imports(tmp_path: Path) -> None:
-    """Of a user who has used it before; the first start makes keys and certificates."""
+    """The second start of a user is judged: the first one makes keys and certificates."""
     (tmp_path / "ca.pem").write_text(RELAY_CA.certificate_pem)
     login(tmp_path)
     async with FarSide() as far:

@@ -102,7 +102,7 @@ async def _token_delete(invocation: Invocation, config: RelayConfig) -> str:
     from arcbridge.relay.admin import delete_token
 
     token_id = await delete_token(config, invocation.text("id"))
-    return f"join token {token_id} is deleted: it enrols nobody any more\n"
+    return f"join token {token_id} is deleted: it enrols no more agents\n"
 
 
 async def _cluster_list(invocation: Invocation, config: RelayConfig) -> str:

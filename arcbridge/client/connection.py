@@ -126,8 +126,8 @@ async def shake_hands(
             ) from error
         if isinstance(error, ssl.SSLCertVerificationError):
             raise PinMismatch(
-                f'whoever answered for cluster "{cluster}" is not certified by its CA; '
-                "somebody may be in between: tell whoever runs the relay"
+                f'the peer that answered for cluster "{cluster}" is not certified by its CA; '
+                "another party may be in between: tell the relay's operator"
             ) from error
         if isinstance(error, OSError):
             raise ConnectionLost("it ended during the handshake with the agent") from error

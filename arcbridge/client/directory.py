@@ -76,7 +76,7 @@ async def _get(relay: RelayAccess, token: str, path: str) -> Any:
     if status == 401:
         raise Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
     if status == 403:
-        raise PermissionRefused("the relay does not let you list clusters; ask whoever runs it for access")
+        raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
     try:

@@ -277,7 +277,7 @@ def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
         case ResetCode.CONNECT_FAILED:
             return Unreachable(f'the agent of cluster "{cluster}" cannot reach its API server', retry_after=RETRY_SOON)
         case ResetCode.FORBIDDEN:
-            return PermissionRefused(f'cluster "{cluster}" does not let you in; ask whoever runs it for access')
+            return PermissionRefused(f'cluster "{cluster}" does not let you in; ask its operator for access')
         case ResetCode.EXPIRED:
             return Unauthenticated("the login has expired; log in again")
         case _:

@@ -186,7 +186,7 @@ class Login:
                 async with asyncio.timeout(BROWSER_WAIT):
                     code = await callback.code
             except TimeoutError as error:
-                raise Unauthenticated(f"nobody logged in within {BROWSER_WAIT:.0f} s; start again") from error
+                raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
         finally:
             server.close()
             await callback.finish()

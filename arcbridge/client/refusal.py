@@ -90,7 +90,7 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
         case JoinCode.FORBIDDEN:
             return PermissionRefused(
-                f"{name} does not exist or you may not reach it; ask whoever runs the relay for access"
+                f"{name} does not exist or you may not reach it; ask the relay's operator for access"
             )
         case JoinCode.NO_INSTANCE:
             return Unreachable(f"the agent of {name} that has the session is not connected", retry_after=RETRY_SOON)
@@ -125,7 +125,7 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
             case GoawayCode.EXPIRED:
                 return Unauthenticated("the login has expired; log in again")
             case GoawayCode.FORBIDDEN:
-                return PermissionRefused(f"{name} does not let you in; ask whoever runs it for access")
+                return PermissionRefused(f"{name} does not let you in; ask its operator for access")
             case GoawayCode.REVOKED:
                 return PermissionRefused(f"access to {name} was revoked")
             case GoawayCode.VERSION:

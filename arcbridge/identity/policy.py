@@ -82,7 +82,7 @@ def _rule(entry: Any, path: str) -> Rule:
     users, groups = _strings(entry, "users", path), _strings(entry, "groups", path)
     clusters = _strings(entry, "clusters", path)
     if not users and not groups:
-        raise ConfigError(f"{path}: needs users or groups, else it allows nobody")
+        raise ConfigError(f"{path}: needs users or groups, else it allows no user")
     if not clusters:
         raise ConfigError(f"{path}.clusters: needs at least one name or pattern")
     if "*" in groups:

@@ -92,7 +92,8 @@ def mismatch_message(what: str, expected: str, found: str) -> str:
     """The sentence that every pin mismatch says."""
     return (
         f"{what} is not the one that is trusted: expected {check_pin(expected)}, found {check_pin(found)}. "
-        "Somebody may be in between. Go on only when the owner confirms the new pin, then change or remove the old one"
+        "Another party may be in between. "
+        "Go on only when the owner confirms the new pin, then change or remove the old one"
     )
 
 

@@ -97,7 +97,7 @@ async def _start(
     if config.authentication is None:
         raise ConfigError("authentication: required; a YAML file that says whose access tokens count")
     if config.policy is None:
-        raise ConfigError("policy: required; without one nobody may reach anything")
+        raise ConfigError("policy: required; without one no user may reach any cluster")
     issuers = authentication.load(config.authentication)
     policy = PolicyFile(config.policy)
     for setting in ("sessions", "agents", "agents_per_second"):

@@ -130,7 +130,7 @@ class FrameHandlers:
 
     def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
         if not self._lifecycle.auth_sent:
-            raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that nobody asked for")
+            raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that answers no AUTH")
         self._receiver.spend_control_budget()
         ok = AuthOk.decode(body)
         if not self._lifecycle.authenticated:

@@ -13,7 +13,7 @@ from bench.herd.run import MAX_SECONDS, measure
 
 
 def main(argv: list[str]) -> int:
-    """Run, print the result without its timeline, and keep all of it with `--out`. 1 when a goal was missed."""
+    """Run the herd, print its result without the timeline, write all of it with `--out`; return 1 for a missed goal."""
     parser = argparse.ArgumentParser(prog="python -m bench.herd", description=__doc__)
     parser.add_argument("--agents", type=int, default=MAX_AGENTS, help=f"how many, at most {MAX_AGENTS} (the default)")
     parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help=f"at most {MAX_SECONDS:.0f} (the default)")

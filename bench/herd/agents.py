@@ -56,7 +56,7 @@ class Orders:
 
 @dataclass
 class Count:
-    """Where the herd is."""
+    """How many agents are in which state at one moment."""
 
     at: float
     """Monotonic seconds, the same clock in all processes of a machine."""
@@ -72,7 +72,7 @@ class Count:
 
 
 class Agent(BaseHandler):
-    """One agent: comes, stays, comes again."""
+    """One agent: it connects, stays, and connects again when its relay is gone."""
 
     def __init__(self, herd: Herd, number: int) -> None:
         self.herd = herd
@@ -197,7 +197,7 @@ def _word(failure: BaseException) -> str:
 
 
 def orders_of(line: str) -> Orders:
-    """The orders that a line of JSON holds."""
+    """Read the orders from a line of JSON."""
     document: dict[str, Any] = json.loads(line)
     return Orders(**document)
 

@@ -24,7 +24,7 @@ JOIN_DEADLINE = 30.0
 
 
 class Pouring(Ends):
-    """The raw sockets are kept as they are: nothing is sent here."""
+    """Sessions whose raw sockets are left to the C program: this process sends nothing on them."""
 
     sources: list[socket.socket]
     sinks: list[socket.socket]

@@ -50,13 +50,13 @@ def own_namespace() -> bool:
 
 
 class Relay:
-    """The relay's process, from one start to the next."""
+    """Starts, kills and restarts the relay's process."""
 
     def __init__(self, directory: Path, agents_per_second: int | None) -> None:
         self.directory = directory
         self.address, self.observe = free_ports(2)
         (directory / "authentication.yaml").write_text(_AUTHENTICATION)
-        (directory / "policy.toml").write_text('[[allow]]\nusers = ["nobody"]\nclusters = ["herd"]\n')
+        (directory / "policy.toml").write_text('[[allow]]\nusers = ["unused"]\nclusters = ["herd"]\n')
         limits = f"[limits]\nagents_per_second = {agents_per_second}\n" if agents_per_second else ""
         (directory / "relay.toml").write_text(
             f'listen = "{self.address}"\npublic_address = "{self.address}"\ndata_dir = "data"\n'
@@ -68,7 +68,7 @@ class Relay:
         self.role: Role
 
     def start(self) -> None:
-        """Until it listens."""
+        """Wait until the relay listens."""
         self._starts += 1
         argv = [sys.executable, "-m", "arcbridge", "--role", "relay", "--config", "relay.toml"]
         self.role = Role(f"relay-{self._starts}", argv, self.directory)
@@ -79,7 +79,7 @@ class Relay:
         self.role.stop()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name without the prefix, with its reason if it has one; empty without an answer."""
+        """Return all samples by name (without the prefix) and reason; empty when the relay does not answer."""
         try:
             with urllib.request.urlopen(f"http://{self.observe}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
@@ -90,7 +90,7 @@ class Relay:
 
 
 class Agents:
-    """The herd's process."""
+    """The process that holds the light agents."""
 
     def __init__(self, orders: Orders) -> None:
         self._process = subprocess.Popen(
@@ -105,7 +105,7 @@ class Agents:
         return self._process.pid
 
     def told(self) -> dict[str, Any]:
-        """The next count; raises RuntimeError when the process has ended."""
+        """Return the next count. Raises RuntimeError when the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -122,7 +122,7 @@ class Agents:
 
 
 def kernel_counters() -> dict[str, int]:
-    """Of this namespace, from the start on: connections that a full accept queue cost, and the like."""
+    """Return this namespace's TCP counters, such as the connections that a full accept queue cost."""
     lines = Path("/proc/net/netstat").read_text().splitlines()
     names = next(line for line in lines if line.startswith("TcpExt:")).split()
     values = [line for line in lines if line.startswith("TcpExt:")][1].split()
@@ -131,7 +131,7 @@ def kernel_counters() -> dict[str, int]:
 
 
 def measure(agents: int, seconds: float, agents_per_second: int | None, restart_after: float) -> dict[str, Any]:
-    """One run; raises RuntimeError when the herd does not even come together before the relay dies."""
+    """Run once. Raises RuntimeError when the herd does not even come together before the relay dies."""
     agents, seconds = min(agents, MAX_AGENTS), min(seconds, MAX_SECONDS)
     alone = own_namespace()
     with tempfile.TemporaryDirectory(prefix="arcbridge-herd-") as name:
@@ -182,7 +182,7 @@ def _gather(herd: Agents, relay: Relay, agents: int) -> None:
 
 
 def _idle(relay: Relay, herd: Agents, seconds: float = 5.0) -> dict[str, float]:
-    """What all of them cost while nothing happens."""
+    """Measure what idle agents cost the relay: its share of a core, and memory."""
     before, begun = cpu_seconds([relay.role.pid]), time.monotonic()
     while time.monotonic() - begun < seconds:
         herd.told()

@@ -48,7 +48,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Orders:
-    """What to join, and where; the address is on loopback."""
+    """What the process joins, and at which relay; the address is on loopback."""
 
     host: str
     port: int
@@ -70,7 +70,7 @@ class Orders:
 
 @dataclass
 class Count:
-    """Where they are."""
+    """How many sessions are in which state at one moment."""
 
     at: float
     """Monotonic seconds, the same clock in all processes of a machine."""
@@ -109,7 +109,7 @@ class Ends(BaseHandler):
     # -- the agent's side ------------------------------------------------------------------------------------------
 
     async def come(self) -> MuxSession:
-        """The control connection, once it stands."""
+        """Return the control connection once it is established."""
         orders = self.orders
         session = MuxSession(
             Side.INITIATOR,
@@ -205,7 +205,7 @@ class Ends(BaseHandler):
             sock.close()
 
     async def ping(self) -> None:
-        """Each of them sends a PING every ten seconds, spread evenly, as those of sessions that began at any time."""
+        """Send each session's PING every ten seconds, spread evenly: real sessions began at different times."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(TICK)
@@ -236,7 +236,7 @@ class Ends(BaseHandler):
 
 
 def orders_of(line: str) -> Orders:
-    """The orders that a line of JSON holds."""
+    """Read the orders from a line of JSON."""
     document: dict[str, Any] = json.loads(line)
     return Orders(**document)
 

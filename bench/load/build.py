@@ -15,17 +15,17 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread")
 
 
 class NoCompiler(Exception):
-    """There is no C compiler, or it failed; the message says what to do."""
+    """The C compiler is missing or failed; the message says what to do."""
 
 
 def cache_directory() -> Path:
-    """Where compiled programs are kept between runs."""
+    """Return the directory that keeps compiled programs between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "arcbridge-bench"
 
 
 def build(source: Path = SOURCE) -> Path:
-    """The path of the compiled program. Raises NoCompiler.
+    """Compile the program if needed and return its path. Raises NoCompiler.
 
     There is no fallback in Python on purpose: it would be the bottleneck, and every figure would be its own.
     """

@@ -27,13 +27,13 @@ class Target(Listening):
 
 
 class Generator:
-    """The client end. One call is one measurement through one system."""
+    """The client end; each call measures one system once."""
 
     def __init__(self) -> None:
         self.program = build()
 
     def target(self) -> Target:
-        """A target for this run."""
+        """Start a target for this run."""
         return Target(self.program)
 
     def run(self, command: str, to: Address, *, seconds: float, warmup: float, **more: float) -> dict[str, Any]:

@@ -227,7 +227,7 @@ static int serve_one(struct peer *p, unsigned char *buffer) {
         n = recv(p->fd, p->head + p->have, p->have ? sizeof p->head - p->have : 1, 0);
         if (n <= 0) return n < 0 && errno == EAGAIN;
         p->have += (unsigned)n;
-        if (p->head[0] == 'E') { /* echoes have a thread of their own: they wait for nobody's bulk */
+        if (p->head[0] == 'E') { /* echoes have a thread of their own: they do not wait for bulk */
             p->mode = ECHO;
             if (epoll_ctl(p->poller, EPOLL_CTL_DEL, p->fd, NULL)) die("epoll_ctl");
             p->watched = 0;
@@ -339,7 +339,7 @@ static int serve(void) {
         if (count < 0 && errno != EINTR) die("epoll_wait");
         for (int i = 0; i < count; i++) {
             struct peer *p = ready[i].data.ptr;
-            if (p == (void *)&poller) { /* whoever started this program is gone, or has had enough */
+            if (p == (void *)&poller) { /* the process that started this program is gone, or has closed the pipe */
                 if (read(0, buffer, sizeof buffer) <= 0) return 0;
                 continue;
             }

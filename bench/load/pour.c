@@ -1,4 +1,4 @@
-/* Pours bytes through sessions that somebody else has joined, at the least cost to itself.
+/* Pours bytes through sessions that its parent process has joined, at the least cost to itself.
  *
  *     pour SECONDS WARMUP SOURCES SINKS        lists of descriptor numbers, joined by commas
  *

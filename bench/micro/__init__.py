@@ -1,1 +1,1 @@
-"""ClientContext of the product under load alone, to see where time goes; not a result, but a way to find out."""
+"""Parts of the product under load alone: they show where time goes, and are no results to compare."""

@@ -76,7 +76,7 @@ def run(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, and prints or writes the result."""
+    """Measure, and print or write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0)

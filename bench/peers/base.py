@@ -12,7 +12,7 @@ from bench.usage import with_descendants
 
 
 class Unavailable(Exception):
-    """The system cannot be had on this machine; the message says what to install. It is then left out, by name."""
+    """The machine lacks the system; the message says what to install. The report names it as left out."""
 
 
 Standing = Literal["ours", "peer", "chain", "yardstick"]
@@ -72,14 +72,14 @@ class Peer(ABC):
 
     @abstractmethod
     def roots(self) -> dict[str, int]:
-        """The first process of each role: `client`, `relay`, `agent`."""
+        """Return the first process of each role: `client`, `relay`, `agent`."""
 
     def prove_encryption(self, target: Address) -> str:
-        """Show that what passes the wire cannot be read; how it was shown. Raises bench.tap.Readable."""
+        """Show that the bytes on the wire cannot be read, and return how that was shown. Raises bench.tap.Readable."""
         return "nothing to show: it encrypts nothing"
 
     def pids(self, *roles: str) -> list[int]:
-        """All processes of the roles named, or of all: they may fork as connections come."""
+        """Return all processes of the named roles, or of all roles; a role may fork as connections come."""
         return [
             pid for role, root in self.roots().items() if not roles or role in roles for pid in with_descendants(root)
         ]

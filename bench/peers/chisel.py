@@ -29,7 +29,7 @@ _FINGERPRINT = re.compile(r"Fingerprint (\S{43}=)")
 
 
 def server_arguments(relay: Address, key: Path, certificates: Certificates | None) -> list[str]:
-    """Of `chisel`, for the relay."""
+    """Return the relay's arguments of `chisel`."""
     arguments = ["server", "--host", relay.host, "--port", str(relay.port), "--keyfile", str(key), "--reverse"]
     if certificates is not None:
         files = certificates.server
@@ -38,7 +38,7 @@ def server_arguments(relay: Address, key: Path, certificates: Certificates | Non
 
 
 def client_arguments(relay: Address, fingerprint: str, remote: str, certificates: Certificates | None) -> list[str]:
-    """Of `chisel`, for client and agent: what they dial, the relay's SSH key, and what is led where."""
+    """Return the arguments of `chisel` for client and agent; `fingerprint` is of the relay's SSH key."""
     scheme, tls = "http", []
     if certificates is not None:
         scheme, tls = "https", ["--tls-ca", str(certificates.authority)]
@@ -82,7 +82,7 @@ class Chisel(OfRoles):
         client.wait_until(lambda: carries(self.endpoint), "carrying")
 
     def _start_relay(self) -> str:
-        """Start it with a new key; the key's fingerprint."""
+        """Start the server with a new key and return the key's fingerprint."""
         key = self._directory / "ssh_key"
         subprocess.run([self._chisel, "server", "--keygen", key], check=True, timeout=20)
         relay = self._run("relay", server_arguments(self._relay, key, self._certificates), self._environment)
@@ -109,7 +109,7 @@ class Chisel(OfRoles):
 
 
 class ChiselTls(Chisel):
-    """The same in TLS, as its documentation advises where others may look."""
+    """chisel over TLS, as its documentation advises where the network is not trusted."""
 
     name = "chisel-tls"
     encrypts = "client to relay, and relay to agent, twice: SSH inside TLS 1.3; the relay reads everything"

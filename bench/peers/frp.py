@@ -22,7 +22,7 @@ POOL = 10
 
 
 def relay_config(relay: Address, certificates: Certificates, token: str, *, mux: bool = True) -> dict[str, Any]:
-    """Of frps: it takes nothing but TLS from clients that have a certificate of our CA."""
+    """Return the settings of frps, which takes only TLS from clients with a certificate of our CA."""
     return {
         "bindAddr": relay.host,
         "bindPort": relay.port,
@@ -39,7 +39,7 @@ def relay_config(relay: Address, certificates: Certificates, token: str, *, mux:
 def agent_config(
     relay: Address, certificates: Certificates, token: str, secret: str, target: Address, *, mux: bool = True
 ) -> dict[str, Any]:
-    """Of the frpc that offers `target`."""
+    """Return the settings of the frpc that offers `target`."""
     proxy = {
         "name": PROXY,
         "type": "stcp",
@@ -54,7 +54,7 @@ def agent_config(
 def client_config(
     relay: Address, certificates: Certificates, token: str, secret: str, endpoint: Address, *, mux: bool = True
 ) -> dict[str, Any]:
-    """Of the frpc that leads from `endpoint` to what the agent offers."""
+    """Return the settings of the frpc that leads from `endpoint` to what the agent offers."""
     visitor = {
         "name": f"{PROXY}-visitor",
         "type": "stcp",
@@ -133,7 +133,7 @@ class Frp(OfRoles):
         return role
 
     def prove_encryption(self, target: Address) -> str:
-        """A client of its own, with a recording relay between it and frps."""
+        """Send the known text with another client, through a recording relay before frps."""
         shared = (self._certificates, self._token, self._secret)
 
         def client(relay: Address, listen: Address) -> Role:
@@ -143,7 +143,7 @@ class Frp(OfRoles):
 
 
 class FrpWithoutMux(Frp):
-    """The same, but a connection with TLS of its own for every stream on both legs: cheaper per byte, dear to open."""
+    """frp with a TLS connection of its own per stream on both legs: cheaper per byte, dear to open."""
 
     name = "frp-no-mux"
     multiplexes = False

@@ -21,7 +21,7 @@ CHANNEL = 150
 def server_arguments(
     frontend: Address, agents: Address, admin: Address, health: Address, files: Certificates
 ) -> list[str]:
-    """Of proxy-server: it takes CONNECT at `frontend` and agents at `agents`, with certificates of our CA both."""
+    """Return the flags of proxy-server: CONNECT at `frontend`, agents at `agents`, both with certificates of our CA."""
     server = (files.server.certificate, files.server.key, files.authority)
     return [
         "--mode=http-connect",
@@ -42,7 +42,7 @@ def server_arguments(
 
 
 def agent_arguments(agents: Address, admin: Address, health: Address, files: Certificates) -> list[str]:
-    """Of proxy-agent."""
+    """Return the flags of proxy-agent."""
     return [
         f"--ca-cert={files.authority}",
         f"--agent-cert={files.agent.certificate}",
@@ -59,7 +59,7 @@ def agent_arguments(agents: Address, admin: Address, health: Address, files: Cer
 
 
 def client_arguments(endpoint: Address, frontend: Address, target: Address, files: Certificates) -> list[str]:
-    """Of our client."""
+    """Return the flags of our client."""
     return [
         f"-listen={endpoint}",
         f"-proxy={frontend}",
@@ -107,7 +107,7 @@ class Konnectivity(OfRoles):
         return role
 
     def prove_encryption(self, target: Address) -> str:
-        """A client of its own, with a recording relay between it and the proxy-server."""
+        """Send the known text with another client, through a recording relay before proxy-server."""
         return self._prove(self._relay, lambda relay, listen: self._client("probe", listen, relay, target))
 
     def stop(self) -> None:

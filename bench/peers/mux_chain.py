@@ -14,7 +14,7 @@ from bench.process import Role
 
 
 class MuxChain(OfRoles):
-    """Three processes: mux and splice, pump, mux and splice."""
+    """Three processes: the ends run mux and splice, the middle runs the pump."""
 
     name = "mux-chain"
     encrypts = "end to end; the relay moves what it cannot read"

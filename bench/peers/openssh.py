@@ -99,7 +99,7 @@ Compression no
         return role
 
     def prove_encryption(self, target: Address) -> str:
-        """A client of its own, with a recording relay between it and sshd."""
+        """Send the known text with another client, through a recording relay before sshd."""
 
         def client(relay: Address, listen: Address) -> Role:
             known = self._directory / "known_hosts"

@@ -68,7 +68,7 @@ def find() -> str:
 
 
 def server_configuration(listen: Address, services: dict[str, Address], token: str, directory: Path | None) -> str:
-    """The relay's file: `services` by name, with the ports that are opened. With `directory`: TLS, with its files."""
+    """Return the relay's file: `services` by name, with their ports. With `directory`: TLS with its files."""
     tls = f'[server.transport.tls]\npkcs12 = "{directory}/identity.p12"\npkcs12_password = "{PASSWORD}"\n'
     return (
         f'[server]\nbind_addr = "{listen}"\ndefault_token = "{token}"\n'
@@ -80,7 +80,7 @@ def server_configuration(listen: Address, services: dict[str, Address], token: s
 
 
 def client_configuration(relay: Address, service: str, to: Address, token: str, directory: Path | None) -> str:
-    """The agent's file: one service, which leads to `to`."""
+    """Return the agent's file: one service, which leads to `to`."""
     tls = f'[client.transport.tls]\ntrusted_root = "{directory}/ca.pem"\nhostname = "{stunnel.NAME}"\n'
     return (
         f'[client]\nremote_addr = "{relay}"\ndefault_token = "{token}"\nretry_interval = 1\n'
@@ -138,7 +138,7 @@ class Rathole(Peer):
         return {role.name: role.pid for role in self._roles}
 
     def _start(self, to: Address, directory: Path) -> Address:
-        """Relay and agent, leading to `to`; the port that the relay opens."""
+        """Start relay and agent, leading to `to`, and return the port that the relay opens."""
         self._directory = directory
         self._token = secrets.token_hex(16)
         self._relay, service, self._probe = free_ports(3)
@@ -149,7 +149,7 @@ class Rathole(Peer):
         return service
 
     def _agent(self, name: str, relay: Address, service: str, to: Address, opened: Address) -> Role:
-        """An agent that offers a service; returns when the server has `opened` its port."""
+        """Start an agent that offers a service; return when the server has `opened` its port."""
         files = self._directory if self.tls else None
         return self._rathole(name, "--client", client_configuration(relay, service, to, self._token, files), opened)
 
@@ -184,7 +184,7 @@ class RatholeTls(Rathole):
         self.endpoint = self.through(self._start(target, directory))
 
     def prove_encryption(self, target: Address) -> str:
-        """An agent of its own for a second service, with a recording relay between it and the server."""
+        """Send the known text to a second agent's service, with a recording relay between that agent and the server."""
         with Tap(self._relay) as tap:
             probe = self._agent("probe", tap.address, PROBE, target, self._probe)
             try:

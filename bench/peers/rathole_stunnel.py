@@ -40,7 +40,7 @@ class RatholeStunnel(Rathole):
         self._client("client", self.endpoint, self.through(self._service))
 
     def prove_encryption(self, target: Address) -> str:
-        """A client of its own, with a recording relay between it and rathole's server, which passes on what it gets."""
+        """Send the known text with another client, through a recording relay before rathole's server."""
         (listen,) = free_ports(1)
         with Tap(self._service) as tap:
             probe = self._client("probe", listen, tap.address)

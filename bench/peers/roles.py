@@ -11,7 +11,7 @@ from bench.tap import Tap, send_canary
 
 
 class OfRoles(Peer):
-    """What is alike in them: subclasses append each `Role` that they start to `_roles`."""
+    """A peer of which each role is one process. Subclasses append each `Role` that they start to `_roles`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class OfRoles(Peer):
         return {role.name: role.pid for role in self._roles}
 
     def _prove(self, relay: Address, client: Callable[[Address, Address], Role]) -> str:
-        """With a client of its own and a recording relay between that and `relay`; see `prove_encryption`.
+        """Send the known text with another client, through a recording relay before `relay`; see `prove_encryption`.
 
         `client(connect, listen)` starts one that is among `_roles`.
         """

@@ -41,7 +41,7 @@ socket = r:TCP_NODELAY=1
 
 
 def find() -> tuple[str, str]:
-    """The program and its version. Raises Unavailable."""
+    """Return the program and its version. Raises Unavailable."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
     program = shutil.which("stunnel4", path=path) or shutil.which("stunnel", path=path)
     if program is None:
@@ -85,7 +85,7 @@ def server_configuration(listen: Address, connect: Address, directory: Path, *, 
 
 
 def start(name: str, program: str, configuration: str, listening: Address, directory: Path) -> Role:
-    """A stunnel that runs, and listens."""
+    """Start a stunnel and return it once it listens."""
     file = directory / f"{name}.conf"
     file.write_text(configuration)
     role = Role(name, [program, file], directory, env=ENVIRONMENT)

@@ -73,7 +73,7 @@ class StunnelHaproxy(OfRoles):
         self._client("client", self.endpoint, self.through(self._relay))
 
     def prove_encryption(self, target: Address) -> str:
-        """A client of its own, with a recording relay between it and HAProxy, which passes on what it gets."""
+        """Send the known text with another client, through a recording relay before HAProxy."""
         return self._prove(self._relay, lambda relay, listen: self._client("probe", listen, relay))
 
     def _client(self, name: str, listen: Address, connect: Address) -> Role:

@@ -63,4 +63,4 @@ class Scenario(ABC):
 
     @abstractmethod
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
-        """One run. Raises bench.load.generator.LoadFailed."""
+        """Measure one system once. Raises bench.load.generator.LoadFailed."""

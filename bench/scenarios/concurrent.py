@@ -35,7 +35,7 @@ class Concurrent(Scenario):
 
 
 class Concurrent256(Concurrent):
-    """The same with so many that a session serves more streams than one turn of a loop brings."""
+    """Echoes over so many connections that a session serves more streams than one turn of a loop brings."""
 
     name = "concurrent256"
     title = "100-byte echoes over 256 connections at once"

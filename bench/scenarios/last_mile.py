@@ -27,7 +27,7 @@ class LastMile(Scenario):
     peers = ("arcbridge", "openssh", "chisel", "frp", "konnectivity", "stunnel-haproxy", "direct")
 
     def expected_s(self, effort: Effort) -> float:
-        # What is queued at the end of a copy has to leave, too.
+        # The bytes queued at the end of a copy have to leave, too.
         return 2 * (IDLE_SECONDS + FILLED_AFTER + max(effort.seconds, LEAST_SECONDS) + 1)
 
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:

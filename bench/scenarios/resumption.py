@@ -14,7 +14,7 @@ SHARE = 0.4
 
 
 class Resumption(Bulk):
-    """Turns are short and many, because it is two nearly equal figures that are compared."""
+    """Turns are short and many, because two nearly equal figures are compared."""
 
     name = "resumption"
     title = "`bulk` with resumption and without, in short turns"

@@ -41,7 +41,7 @@ SETTLE = 0.3
 
 
 class Streams(Scenario):
-    """P12."""
+    """The scenario of goal P12."""
 
     name = "streams"
     title = "1 to 5,000 streams at once: 2,000 echoes a second over all; one under way on each; 96 MB over as many"
@@ -78,7 +78,7 @@ class Streams(Scenario):
 
 
 def _level(found: Metrics, program: Path, peer: Peer, level: int, effort: Effort) -> None:
-    """Into `found`, so that what is there when a later step fails is not lost. Raises LoadFailed."""
+    """Measure one level into `found`, whose metrics survive the failure of a later step. Raises LoadFailed."""
     roles = peer.roots()
     with Many(program, peer.endpoint, level) as many:
         found["open_per_s"] = level / many.seconds_to_open
@@ -113,7 +113,7 @@ class Many:
             raise
 
     def ask(self, line: str) -> dict[str, Any]:
-        """One phase. Raises LoadFailed with what the generator said."""
+        """Run one phase. Raises LoadFailed with the generator's words."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -140,7 +140,7 @@ class Many:
         return answer
 
     def close(self) -> None:
-        """End it, and its connections."""
+        """End the generator and its connections."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()

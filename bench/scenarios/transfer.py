@@ -31,7 +31,7 @@ USUAL = 300e6
 
 
 class Transfer(Scenario):
-    """P14."""
+    """The scenario of goal P14."""
 
     name = "transfer"
     title = "1, 10 and 100 MB on a fresh stream, up and then down; 200 MB up over 10 and over 100 streams at once"
@@ -41,7 +41,7 @@ class Transfer(Scenario):
     )
 
     rounds = 3  # each measures every size several times
-    # All that have a client and could be the best: chisel with TLS around its SSH is slower than without.
+    # All systems that have a client and could be the best: chisel with TLS around its SSH is slower than without.
     peers = (
         *("arcbridge", "openssh", "chisel", "frp", "frp-no-mux", "rathole-stunnel", "konnectivity", "stunnel-haproxy"),
         "direct",

@@ -21,7 +21,7 @@ from tests.support.processes import ProcessFailed
 
 
 def main(argv: list[str]) -> int:
-    """Run; the exit code."""
+    """Run the soak and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.soak", description="Kill relays under load; count each byte."
     )

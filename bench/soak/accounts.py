@@ -42,7 +42,7 @@ class Kill:
 
 @dataclass(slots=True)
 class Accounts:
-    """The sums."""
+    """What the streams of a soak add up to."""
 
     opened: int = 0
     completed: int = 0
@@ -63,7 +63,7 @@ class Accounts:
 
     @property
     def sound(self) -> bool:
-        """No byte lost, doubled or wrong, no failure without an explanation, and something to be judged by."""
+        """Whether no byte was lost, doubled or wrong, each failure is explained, and at least one stream completed."""
         wrong = self.bytes_lost or self.bytes_doubled or self.bytes_wrong or self.unexplained
         return self.completed > 0 and not wrong
 
@@ -122,7 +122,7 @@ def settle(
 
 
 def _settle(accounts: Accounts, load: Row, target: Row | None) -> str | None:
-    """One stream; why it failed, or None."""
+    """Judge one stream: return why it failed, or None."""
     if "refused" in load:
         return f"refused: {load['refused']}"
     accounts.bytes_down += load["received"]["bytes"]
@@ -148,7 +148,7 @@ def _settle(accounts: Accounts, load: Row, target: Row | None) -> str | None:
 
 
 def _direction(accounts: Accounts, reader: Row, writer: Row | None) -> str | None:
-    """One direction; what is wrong with its bytes, or None."""
+    """Judge one direction: return what is wrong with its bytes, or None."""
     if "mismatch" in reader:
         _mismatch(accounts, reader)
     in_order = reader["end"] == CLEAN or (reader.get("mismatch") == "lost" and not reader["count"])
@@ -177,7 +177,7 @@ def _mismatch(accounts: Accounts, row: Row) -> None:
 
 
 def stalls(near: Iterable[Row], far: Iterable[Row], kills: Sequence[Kill]) -> Mapping[int, list[float]]:
-    """Kill -> how long each stream stalled that it hit, seconds, ascending.
+    """Return for each kill how long the streams that it hit stalled, in ascending seconds.
 
     A kill hits the streams that are open at that moment in a session whose connection goes through that relay. A
     stall is the longest time that a reader of the stream, at either end, waited for a record between this kill and

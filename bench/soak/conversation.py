@@ -43,7 +43,7 @@ class Waits:
         """The last kill and when it was, and those before it since which no record has come."""
 
     def arrived(self, now: float) -> None:
-        """A record came, or the end."""
+        """Note that a record or the end arrived."""
         if not self.first:
             self.first = now - self._opened
         for number, _ in self._kills:
@@ -64,7 +64,7 @@ class Waits:
         self._kills.append((number, now))
 
     def end(self, now: float) -> None:
-        """Nothing more is waited for."""
+        """Note that the reader waits for nothing more."""
         if self._kills:
             self.arrived(now)
         self._kills.clear()
@@ -84,7 +84,7 @@ class Half:
     count: int = 0
 
     def row(self, tally: Tally) -> dict[str, Any]:
-        """For the ledger."""
+        """Return the ledger's entry for this direction."""
         row = {"bytes": tally.bytes, "records": tally.records, "sha256": tally.digest.hex(), "end": self.end}
         return row | ({"mismatch": self.mismatch, "count": self.count} if self.mismatch else {})
 
@@ -105,13 +105,13 @@ class Room:
         self._waits: set[Waits] = set()
 
     def wait(self) -> Waits:
-        """For one more reader."""
+        """Return the waits of one more reader."""
         waits = Waits(time.monotonic())
         self._waits.add(waits)
         return waits
 
     def over(self, waits: Waits) -> None:
-        """The reader is done."""
+        """Note that a reader is done."""
         waits.end(time.monotonic())
         self._waits.discard(waits)
 
@@ -122,7 +122,7 @@ class Room:
             waits.kill(number, now)
 
     def write(self, row: dict[str, Any]) -> None:
-        """One row of the ledger."""
+        """Write one row of the ledger."""
         self.rows += 1
         print(json.dumps({"side": self._side, **row}), file=self._ledger, flush=True)
 
@@ -192,7 +192,7 @@ class End:
         if self.clean:
             self._writer.close()
             return
-        # Not a FIN: to the other end this must not look like an end in order.
+        # A FIN would look like an end in order to the other end.
         sock = self._writer.get_extra_info("socket")
         try:
             if sock is not None:
@@ -280,7 +280,7 @@ class End:
         except asyncio.CancelledError:
             received.end = "given up"
             raise
-        # What broke one direction is the end of both.
+        # A failure of one direction ends both.
         self.sent.end = self.sent.end or received.end
         speaking.cancel()
 

@@ -50,11 +50,11 @@ class Load:
         self._numbers = itertools.count(1)
 
     def status(self) -> dict[str, int]:
-        """So far."""
+        """Return how many streams were opened, completed and failed so far."""
         return {"opened": self.opened, "completed": self.completed, "failed": self.failed}
 
     async def keep(self, place: int) -> None:
-        """One stream after the other, until draining."""
+        """Open one stream after the other until the load drains."""
         await asyncio.sleep(place * RAMP)
         lives = LIVES if place % BRIEF_PLACES else BRIEF_LIVES
         while not self.room.draining and self.opened < MOST_STREAMS:
@@ -62,7 +62,7 @@ class Load:
                 await asyncio.sleep(PAUSE)
 
     async def _stream(self, number: int, life: float) -> bool:
-        """One stream, from its opening to its end; whether this end found nothing wrong."""
+        """Run one stream from its opening to its end; return whether this end found nothing wrong."""
         client = number % len(self._addresses)
         kind = Kind.CHATTY if self._random.random() < CHATTY_SHARE else Kind.BULKY
         first = self._random.random() < TARGET_FIRST_SHARE
@@ -84,7 +84,7 @@ class Load:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Until told otherwise."""
+    """Keep the streams open until `drain` or the end of stdin."""
     with args.ledger.open("w") as ledger:
         load = Load([int(port) for port in args.ports.split(",")], bytes.fromhex(args.seed), ledger, args.patience)
         async with asyncio.TaskGroup() as group:
@@ -98,7 +98,7 @@ async def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The process."""
+    """Run the load's process."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak.load")
     parser.add_argument("--ports", required=True)
     parser.add_argument("--streams", required=True, type=int)

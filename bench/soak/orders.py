@@ -35,5 +35,5 @@ async def follow(room: Room, status: Callable[[], dict[str, Any]]) -> bool:
 
 
 def say(line: str) -> None:
-    """One line to the soak."""
+    """Write one line to the soak."""
     print(line, flush=True)

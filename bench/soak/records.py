@@ -69,7 +69,7 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Preamble:
-    """Who is talking."""
+    """What a stream's first bytes say: run, stream, and how it talks."""
 
     seed: bytes
     """16 bytes, one seed per run."""
@@ -79,13 +79,13 @@ class Preamble:
     """The target ends its direction after so many records, when that comes first; 0: when the other direction ends."""
 
     def encode(self) -> bytes:
-        """Its bytes on the wire."""
+        """Return the preamble's bytes on the wire."""
         head = _PREAMBLE.pack(_MAGIC, self.seed, self.stream, self.kind, self.target_records)
         return head + _CRC.pack(zlib.crc32(head))
 
     @classmethod
     def decode(cls, data: bytes) -> Preamble:
-        """The preamble in `PREAMBLE_SIZE` bytes; raises Mismatch."""
+        """Read the preamble from `PREAMBLE_SIZE` bytes. Raises Mismatch."""
         head, crc = data[: _PREAMBLE.size], data[_PREAMBLE.size :]
         magic, seed, stream, kind, target_records = _PREAMBLE.unpack(head)
         if magic != _MAGIC or crc != _CRC.pack(zlib.crc32(head)) or kind not in set(Kind):
@@ -103,7 +103,7 @@ class Script:
         self._base = hashlib.shake_128(self.key)
 
     def record(self, seq: int) -> bytes:
-        """One record, whole."""
+        """Return one whole record."""
         source = self._base.copy()
         source.update(seq.to_bytes(8, "big"))
         length = self._low + int.from_bytes(source.digest(4), "big") % self._span
@@ -117,7 +117,7 @@ class Script:
             seq += step
 
     def trailer(self, records: int, total: int, digest: bytes) -> bytes:
-        """What ends the direction. Its crc covers whose it is, so that another stream's is wrong."""
+        """Return the trailer. Its crc covers stream and direction, so that another stream's is wrong."""
         body = _TRAILER.pack(records, _LAST, total, digest)
         return body + _CRC.pack(zlib.crc32(self.key + body))
 
@@ -131,13 +131,13 @@ class Tally:
         self._sha = hashlib.sha256()
 
     def count(self, data: bytes | bytearray | memoryview) -> None:
-        """Some bytes more."""
+        """Count the bytes that arrived."""
         self.bytes += len(data)
         self._sha.update(data)
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of all of them."""
+        """Return the SHA-256 of all counted bytes."""
         return self._sha.digest()
 
 
@@ -151,19 +151,19 @@ class Sender:
         self.ended = False
 
     def opening(self) -> bytes:
-        """What comes before the first record."""
+        """Return what comes before the first record."""
         self.tally.count(self._opening)
         return self._opening
 
     def next(self) -> bytes:
-        """The next record."""
+        """Return the next record."""
         record = self._script.record(self.tally.records)
         self.tally.records += 1
         self.tally.count(record)
         return record
 
     def trailer(self) -> bytes:
-        """The end; nothing comes behind it."""
+        """Return the trailer; no record follows it."""
         trailer = self._script.trailer(self.tally.records, self.tally.bytes, self.tally.digest)
         self.tally.count(trailer)
         self.ended = True

@@ -59,7 +59,7 @@ class Plan:
 
 
 def run(plan: Plan, directory: Path) -> dict[str, Any]:
-    """Do it; the result, of which `summary` is the short form. Raises Broken, ProcessFailed.
+    """Run the soak and return the result, of which `summary` is the short form. Raises Broken, ProcessFailed.
 
     Everything that was started has ended when this returns or raises, also for SIGINT and SIGTERM (KeyboardInterrupt).
     `directory` is where logs and ledgers go; they stay.
@@ -82,7 +82,7 @@ class _Soak:
         self._observed: list[int] = []
 
     def run(self) -> dict[str, Any]:
-        """Start, load, kill, drain, settle."""
+        """Start the processes, load them, kill relays, drain, and join the accounts."""
         plan, directory = self._plan, self._directory
         started, machine, version = datetime.now(UTC), describe(), commit()
         # A TCP target needs no API server, but an agent has one: at this address there is none.
@@ -143,7 +143,7 @@ class _Soak:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def _start(self, name: str, *arguments: str) -> ManagedProcess:
-        """Load or target."""
+        """Start the load or the target."""
         ledger = self._directory / f"{name}.jsonl"
         plan = self._plan
         argv = [sys.executable, "-m", f"bench.soak.{name}", "--seed", plan.seed.hex(), "--ledger", str(ledger)]
@@ -217,7 +217,7 @@ class _Soak:
         )
 
     def _drain(self, load: ManagedProcess, target: ManagedProcess) -> dict[str, Any]:
-        """Both ends in order, the load first; the load's last status."""
+        """End both ends in order, the load first, and return the load's last status."""
         mark = load.mark()
         load.send("drain\n")
         done = load.wait_for_line(
@@ -232,7 +232,7 @@ class _Soak:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def _metrics(self) -> dict[str, Any]:
-        """Counters about sessions, of the clients (summed) and the agent."""
+        """Return the counters about sessions, of the clients (summed) and of the agent."""
         clients: dict[str, float] = {}
         for port in self._observed:
             for name, value in scrape(port).items():
@@ -285,12 +285,12 @@ def reasons_told(log: Path) -> list[str]:
 
 
 def resumed(metrics: dict[str, float]) -> int:
-    """Sessions resumed, by a role's metrics, whatever the cause."""
+    """Return how many sessions a role resumed, for any cause, by its metrics."""
     return int(sum(value for name, value in metrics.items() if "_sessions_resumed_total" in name))
 
 
 def tell(line: str) -> None:
-    """Progress."""
+    """Write a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

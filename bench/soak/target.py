@@ -32,7 +32,7 @@ class Target:
         self._seed = seed
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serve one connection."""
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -58,7 +58,7 @@ class Target:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Until told otherwise."""
+    """Accept streams until `drain` or the end of stdin."""
     with args.ledger.open("w") as ledger:
         target = Target(bytes.fromhex(args.seed), ledger, args.patience)
         server = await asyncio.start_server(target.serve, "127.0.0.1", 0, backlog=1024)
@@ -75,7 +75,7 @@ async def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The process."""
+    """Run the target's process."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak.target")
     parser.add_argument("--seed", required=True)
     parser.add_argument("--ledger", required=True, type=Path)

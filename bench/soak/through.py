@@ -10,7 +10,7 @@ _ESTABLISHED = "01"
 
 
 def connected(pids: Iterable[int], port: int) -> set[int]:
-    """Those of `pids` with an established TCP connection (IPv4) whose far end is `port`, in our network namespace."""
+    """Return those of `pids` that have an established TCP connection (IPv4) to `port`, in our network namespace."""
     sockets = set()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()  # proc_net_tcp: sl, local address, remote address, state, …, inode in column 9

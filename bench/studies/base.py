@@ -19,7 +19,7 @@ class Study(ABC):
 
     @abstractmethod
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
-        """Do it, in `directory`, which is empty and private; progress goes to stderr, processes end with it.
+        """Run in `directory`, which is empty and private; progress goes to stderr, and processes end with the study.
 
         The answer is plain JSON: `{"values": {METRIC: number}, "runs": [...], "notes": [text], ...}`. Metrics end in
         their unit (`_ms`, `_us`, `_per_s`, `_mb_per_s`, `_kib`, `_ratio`, `_percent_of_a_core`). Values are medians of

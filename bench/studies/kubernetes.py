@@ -72,12 +72,12 @@ class Way:
 
     @property
     def flags(self) -> list[str]:
-        """As vegeta takes them, and the receiver too."""
+        """The flags that vegeta and the receiver take."""
         return [f"-cert={self.certificate}", f"-key={self.key}", f"-root-certs={self.roots}"]
 
     @property
     def kubeconfig(self) -> str:
-        """As kubectl takes them."""
+        """The kubeconfig that kubectl takes."""
         cluster = {"server": self.server, "certificate-authority": str(self.roots)}
         user = {"client-certificate": str(self.certificate), "client-key": str(self.key)}
         return json.dumps(
@@ -148,7 +148,7 @@ class _Setting:
         self.pids = pids
 
     def prove_identity(self) -> list[str]:
-        """Whom the API server takes each way's requests for; they must be the same user."""
+        """Say as whom the API server sees each way's requests. Raises LoadFailed unless both are the same user."""
         users = {way.name: _whoami(way) for way in self.ways}
         if set(users.values()) != {ALICE.email}:
             raise LoadFailed(f"requests run as {users}, and not all as {ALICE.email}")
@@ -172,7 +172,7 @@ class _Bench:
         self.list_bytes = 0
 
     def round(self, number: int, seconds: float) -> dict[str, float]:
-        """Everything once on both ways, in turns."""
+        """Measure everything once on both ways, in turns."""
         ways = self._setting.ways if number % 2 == 0 else self._setting.ways[::-1]
         run: dict[str, float] = {}
 

@@ -109,7 +109,7 @@ def _report(perf: str, path: str, by: str) -> str:
 
 
 def parts_of(report: str) -> dict[str, float]:
-    """Percent by part, of `perf report --sort dso`."""
+    """Return percent by part, read from `perf report --sort dso`."""
     found: dict[str, float] = {}
     for line in report.splitlines():
         read = _LINE.match(line)

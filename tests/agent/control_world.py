@@ -36,11 +36,11 @@ class World:
 
     @property
     def connected(self) -> list[int]:
-        """Which relays serve the agent."""
+        """Return which relays serve the agent."""
         return [number for number, relay in enumerate(self.relays) if relay.agents]
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        """Until `condition()` holds; fails after ten seconds."""
+        """Wait until `condition()` holds; fail after ten seconds."""
         try:
             async with asyncio.timeout(10):
                 while not condition():

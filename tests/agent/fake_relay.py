@@ -35,7 +35,7 @@ class Link(BaseHandler):
 
     @property
     def open(self) -> bool:
-        """Whether the agent is here and has not said goodbye."""
+        """Tell whether the agent is connected and has not sent GOAWAY."""
         return self.session is not None and not self.session.closed and not self.goaways
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
@@ -107,7 +107,7 @@ class FakeRelay:
             await asyncio.sleep(0.01)
 
     def start(self) -> None:
-        """Listens; after `stop` on the same port again."""
+        """Listen; after `stop`, on the same port again."""
         listener = socket.create_server(("127.0.0.1", self.port))
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
@@ -128,7 +128,7 @@ class FakeRelay:
         return [link for link in self.links if link.open]
 
     def dial(self, **fields: Any) -> Dial:
-        """Sends a DIAL on the newest control connection."""
+        """Send a DIAL on the newest control connection."""
         base: dict[str, Any] = {
             "token": "t" * 32,
             "address": self.address,

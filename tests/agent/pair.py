@@ -37,7 +37,7 @@ class Clock:
 
 
 class FakeAuthenticator:
-    """Accepts the tokens it was given; `hold` makes it wait."""
+    """An authenticator that accepts the tokens it was given; `hold` makes it wait."""
 
     def __init__(self) -> None:
         self.known: dict[str, Authenticated | ArcbridgeError] = {}
@@ -59,7 +59,7 @@ class FakeAuthenticator:
 
 
 class FakeProxy:
-    """Remembers who was served; echoes."""
+    """A service that echoes and remembers the users it served."""
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []
@@ -123,7 +123,7 @@ async def joined(
 async def resume(
     sessions: Sessions, client: MuxSession, token: str = "t", join_id: str = "k" * 16, via: str = "", kind: str = "oidc"
 ) -> None:
-    """Another connection for the client's session; raises what `wait_attached` does."""
+    """Give the client's session another connection. Raises what `wait_attached` raises."""
     protocol = client.resume(Auth(kind=kind, token=token), join_id)
     await _join(sessions, lambda: protocol, join_id, via)
     async with asyncio.timeout(10):
@@ -133,7 +133,7 @@ async def resume(
 async def _join(
     sessions: Sessions, protocol: Callable[[], asyncio.BaseProtocol], join_id: str, via: str
 ) -> asyncio.BaseTransport:
-    """What a relay does: two sockets that are one connection."""
+    """Return two connected sockets, as a relay joins them."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
@@ -147,7 +147,7 @@ async def _join(
 
 
 async def knock(sessions: Sessions, hello: Hello, token: str = "t", kind: str = "oidc") -> Goaway | AuthOk | None:
-    """A caller who says HELLO and AUTH and reads the answer (None: cut off): nothing of him is ours."""
+    """Send HELLO and AUTH by hand and return the answer (None: cut off); none of our client's code is used."""
     reader = asyncio.StreamReader()
     transport = await _join(sessions, lambda: asyncio.StreamReaderProtocol(reader), "knock", "")
     assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")

@@ -83,7 +83,7 @@ _TEXTS = (
 def test_o2_a_line_is_json_that_says_what_the_record_says(
     texts: dict[str, str], names: tuple[str, str], numbers: tuple[int, int, int, int]
 ) -> None:
-    """Lines are put together by hand, and most texts come from callers."""
+    """The log composes its lines by hand, and most texts in them come from callers."""
     groups, status, up, down = numbers
     record = AuditRecord(
         request="s-1-1", session="s", user=names[0], as_user=names[1], groups=groups, status=status, bytes_up=up,

@@ -18,7 +18,7 @@ from .control_world import World, agent_of
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes minutes in earnest."""
+    """Shorten the waits that take minutes in production."""
     for name, seconds in {
         "HEAD_START": 0.3,
         "FAIL_OVER_SPREAD": 0.1,
@@ -55,7 +55,7 @@ def link_of(world: World, number: int = 0) -> MuxSession:
 
 
 class Moves:
-    """Takes the place of `Sessions.ask_to_move`; remembers who was connected then."""
+    """Stands for `Sessions.ask_to_move` and remembers which relays were connected at each call."""
 
     def __init__(self, world: World) -> None:
         self.asked: list[tuple[str, list[int]]] = []
@@ -123,7 +123,7 @@ async def test_the_only_relay_goes_away_and_is_kept_until_it_closes(world: World
 
 
 async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: World) -> None:
-    """One address, several relays behind it: the new connection lands on another one."""
+    """Several relays share one address: the new connection lands on another relay."""
     moves = Moves(world)
     before = link_of(world)
     before.goaway(GoawayCode.DRAINING, "going away", 0)

@@ -45,7 +45,7 @@ def test_the_next_is_the_first_that_is_free() -> None:
     assert made.next_time([A, B, C, D]) is None
 
 
-def test_one_that_failed_waits_and_holds_nobody_up() -> None:
+def test_a_failed_relay_waits_and_holds_no_other_up() -> None:
     made = choice()
     assert made.failed(A, 100.0) == 0.25
     assert made.next([], 100.0) == B

@@ -63,6 +63,6 @@ async def test_another_ca_is_told_nothing(relay: FakeRelay) -> None:
     assert relay.calls == []
 
 
-async def test_nobody_there() -> None:
+async def test_no_listener() -> None:
     with pytest.raises(Unreachable):
         await post(parse_address("127.0.0.1:1"), "/v1/x", {}, RelayTrust(Authority.create("x").certificate_pem))

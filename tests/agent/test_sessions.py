@@ -260,7 +260,7 @@ class Held:
         return found
 
     async def cut(self) -> None:
-        """The connection is lost; both ends have noticed."""
+        """Lose the connection and wait until both ends have noticed."""
         assert self.client.transport is not None
         self.client.transport.abort()
         await self.until(lambda: self.client.state is State.DETACHED and self.sessions.detached == 1)
@@ -386,7 +386,7 @@ async def test_s5_the_attached_session_notices_nothing_of_wrong_tries() -> None:
         await resume(held.sessions, held.client)
 
 
-async def test_s5_without_a_good_token_nobody_is_told_anything() -> None:
+async def test_s5_without_a_good_token_a_caller_is_told_nothing() -> None:
     async with holding() as held:
         held.judge.add("old", "alice", expires=900.0)
         await held.cut()
@@ -428,7 +428,7 @@ async def test_s3_an_epoch_far_ahead_attaches() -> None:
 
 
 async def test_s3_two_at_once() -> None:
-    """Both are judged before either attaches; the higher epoch wins, in whichever order they come."""
+    """The agent judges both connections before either attaches: the higher epoch wins in either order."""
     async with holding() as held:
         await held.cut()
         held.judge.hold = asyncio.Event()

@@ -46,7 +46,7 @@ def test_bad_settings_are_named(name: str, config: TargetConfig, message: str) -
         read_targets({name: config})
 
 
-async def test_users_and_groups_of_the_list_connect_and_nobody_else(echo: str) -> None:
+async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
     audit = RecordedAudit()
     targets = TcpTargets(
         read_targets({"db": TargetConfig(echo, users=("bob",)), "ops": TargetConfig(echo, groups=("ops",))}), audit

@@ -121,7 +121,7 @@ def test_a_broken_measurement_is_named_and_the_others_go_on() -> None:
 
 
 class Surprise(Fake):
-    """Breaks in a way that is not expected."""
+    """A scenario that raises an unexpected error."""
 
     def start(self, target: Address, directory: Path) -> None:
         super().start(target, directory)

@@ -37,7 +37,7 @@ def target(load: Generator) -> Iterator[Address]:
 
 
 class Straight(Peer):
-    """No system in between."""
+    """A peer without a system in between: the load connects to the target."""
 
     name = "straight"
 

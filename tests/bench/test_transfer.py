@@ -14,7 +14,7 @@ from tests.support.processes import require_or_skip
 
 
 class Straight(Peer):
-    """The target itself."""
+    """A peer that is the target itself."""
 
     name = "straight"
     encrypts = "nothing"

@@ -149,7 +149,7 @@ async def test_a_busy_port(shell: Shell) -> None:
     assert err.startswith(f"error: Port {port} is already in use. Please select a different port with --port option.\n")
 
 
-async def test_nobody_to_ask_for_the_pin(shell: Shell) -> None:
+async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:
     got, _, err = await shell.run()
     assert got == ExitCode.FAILURE
     assert "--trust-first-use" in err

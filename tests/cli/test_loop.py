@@ -143,7 +143,7 @@ def test_a_role_runs_with_an_allocator_that_keeps_its_memory(monkeypatch: pytest
 
 
 def test_a_role_may_open_as_many_descriptors_as_the_hard_limit_says() -> None:
-    """In a child, whose limit is lower than ours; through both ways to run a role."""
+    """A child with a lower limit than ours runs a role in both ways."""
     pytest.importorskip("resource")
     program = """
 import resource

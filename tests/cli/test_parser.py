@@ -159,7 +159,7 @@ version
 def test_the_parser_of_one_sub_command_is_as_good_as_all(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which parsers are made is a matter of time alone: what was given, help, and every message stay."""
+    """Making fewer parsers saves time alone: what was given, help and every message stay the same."""
 
     def outcome() -> object:
         try:

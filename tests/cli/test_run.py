@@ -80,7 +80,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 
 def test_each_sub_command_has_a_function_of_its_own() -> None:
-    """No sub-command is what is left when no other one fits."""
+    """No sub-command may be the fallback of the dispatch: each one stands in its role's table."""
     common = set(run_module._COMMON)
     for role, table in (("client", client._COMMANDS), ("agent", agent._COMMANDS)):
         assert {command.path[0] for command in commands_of(role)} - common == set(table)

@@ -25,7 +25,7 @@ def test_a_worker_without_a_supervisor_ends(tmp_path: Path) -> None:
                 [sys.executable, "-c", _CODE, *arguments],
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
-                # What is there must not be run instead of what the supervisor runs.
+                # Code in the working directory must not run instead of the supervisor's.
                 cwd=_with_a_trap(tmp_path),
                 stderr=subprocess.PIPE,
             )

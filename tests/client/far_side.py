@@ -73,7 +73,7 @@ class FarSide(BaseHandler):
         self.silent_resume = False
         self.dies_behind_the_join = False
         self.deaths_behind_a_resumption = 0
-        self.deaf = False
+        self.not_serving = False
         """Connections are accepted, and nothing is ever said on them."""
         self.silent_agent = False
         self.joined = asyncio.Event()
@@ -100,13 +100,13 @@ class FarSide(BaseHandler):
             task.cancel()
 
     async def stop_listening(self) -> None:
-        """From now on connections are refused."""
+        """Stop listening: connections are refused."""
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listener.close()
 
     async def start_listening(self) -> None:
-        """Again, on the same port."""
+        """Listen again, on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._listener.setblocking(False)
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
@@ -133,7 +133,7 @@ class FarSide(BaseHandler):
             sock, _ = await loop.sock_accept(self._listener)
             sock.setblocking(False)
             self._sockets.add(sock)
-            if not self.deaf:
+            if not self.not_serving:
                 self._spawn(self._serve(sock), relaying=True)
 
     async def _serve(self, sock: socket.socket) -> None:

@@ -38,7 +38,7 @@ class Way:
 
 
 async def descriptors(wanted: int) -> None:
-    """Until as many are open as there were."""
+    """Wait until `wanted` descriptors are open."""
     async with asyncio.timeout(20):
         while len(os.listdir("/proc/self/fd")) != wanted:
             await asyncio.sleep(0.005)
@@ -86,7 +86,7 @@ class TestJoin:
         joined.sock.close()
         assert (len(far.requests), len(second.requests)) == (0, 1)
 
-    @pytest.mark.parametrize("where", ["deaf", "silent_join"])
+    @pytest.mark.parametrize("where", ["not_serving", "silent_join"])
     async def test_a_silent_relay(
         self, far: FarSide, second: FarSide, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -102,7 +102,7 @@ class TestJoin:
         self, far: FarSide, second: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relays_module, "HEAD_START", 0.01)
-        far.deaf = second.deaf = True
+        far.not_serving = second.not_serving = True
         way = Way(tmp_path, far, second)
         before, tasks = len(os.listdir("/proc/self/fd")), asyncio.all_tasks()
         work = asyncio.ensure_future(way.join())
@@ -156,7 +156,7 @@ class TestTheWords:
 
 class TestAFreshSession:
     async def test_a_relay_that_dies_behind_the_join(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
-        """The same attempt goes on through the other one."""
+        """The same attempt goes on through the other relay."""
         far.dies_behind_the_join = True
         session = make(far, tmp_path, others=(second,))
         try:

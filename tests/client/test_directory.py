@@ -76,7 +76,7 @@ async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:
     assert seen == []
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_no_listener(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
     relays = Relays([RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")])
     with pytest.raises(Unreachable, match="cannot be reached"):

@@ -58,7 +58,7 @@ async def test_down(real: RealIssuer) -> None:
         real.down(False)
 
 
-async def test_nobody_listens() -> None:
+async def test_no_listener() -> None:
     async with Issuer("https://127.0.0.1:1") as issuer:
         with pytest.raises(Unreachable, match="cannot be reached"):
             await issuer.endpoints()

@@ -64,7 +64,7 @@ def test_a_foreign_address() -> None:
         listen_at("192.0.2.1", 0)
 
 
-def test_nobody_holds_a_free_port() -> None:
+def test_a_free_port_has_no_holder() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert port_holder(sock.getsockname()[1]) == ""

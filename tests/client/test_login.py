@@ -29,7 +29,7 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
 
 
 class Terminal:
-    """Reads what is shown, and acts on it."""
+    """A terminal that reads the lines it shows, and acts on them as a person does."""
 
     def __init__(self, issuer: Issuer) -> None:
         self.issuer = issuer
@@ -66,7 +66,7 @@ def make(
 
 
 async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = None) -> tuple[int, str]:
-    """What a browser does: the issuer's page, then back to loopback."""
+    """Do as a browser: post the issuer's page and follow its redirect to loopback."""
     parts = urlsplit(url)
     status, location = await asyncio.to_thread(issuer.request, "GET", f"{parts.path}?{parts.query}")
     assert status == 303, location
@@ -107,7 +107,7 @@ class TestDeviceCode:
         finally:
             issuer.settings(device_lifetime=600.0)
 
-    async def test_nobody_there(self, issuer: Issuer, tmp_path: Path) -> None:
+    async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
             await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
 
@@ -169,7 +169,7 @@ class TestAuthorizationCode:
             return False
 
         person = Terminal(issuer)
-        with pytest.raises(Unauthenticated, match="nobody logged in"):
+        with pytest.raises(Unauthenticated, match="the login took longer than"):
             await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
         assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
 

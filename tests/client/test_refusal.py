@@ -52,7 +52,7 @@ def test_retry_after() -> None:
 
 
 def test_kubectl_is_not_kept_silent_for_minutes() -> None:
-    """It repeats ten times, so a longer wait is not passed on; nor one after a wait that was long already."""
+    """kubectl repeats ten times: a long Retry-After is not passed on, nor one after a long wait."""
     assert b"Retry-After" not in response(Unreachable("x", retry_after=5))
     assert of_join(JoinRefused(JoinCode.NO_AGENT, "", retry_after=5), "prod").retry_after == 1
     assert of_join(JoinRefused(JoinCode.AGENT_TIMEOUT, "", retry_after=5), "prod").retry_after is None

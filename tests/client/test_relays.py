@@ -25,7 +25,7 @@ class Clock:
 
 
 def make(*access: RelayAccess, clock: Clock | None = None, backwards: bool = False) -> Relays:
-    """Not shuffled: in the order given, or backwards."""
+    """Return relays in the order given, or reversed, but not shuffled."""
     return Relays(
         access or (A, B, C), shuffle=(lambda found: found.reverse()) if backwards else lambda found: None,
         clock=clock or Clock(),
@@ -164,7 +164,7 @@ class TestFirstOf:
 
     @pytest.mark.parametrize("ends", [False, True])
     async def test_cancelled(self, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Also when an attempt succeeds in the same turn: what it holds is given back."""
+        """Cancelling gives back what the attempts hold, also when one succeeds in the same turn."""
         monkeypatch.setattr(relays_module, "HEAD_START", 0.01)
         gate = asyncio.Event()
         attempt, tried = answering(a=gate, b=None)

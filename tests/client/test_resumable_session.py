@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from arcbridge.client import resumable_session as resumable_session
+from arcbridge.client import resumable_session
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.resumable_session import ResumableSession
 from arcbridge.client.session_manager import SessionManager
@@ -37,7 +37,7 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that only spread load are short here."""
+    """Shorten the waits that only spread load."""
     monkeypatch.setattr(resumable_session, "STABLE_AFTER", 0.0)
     monkeypatch.setattr(resumable_session, "MOVE_SPREAD", 0.0)
     monkeypatch.setattr(resumable_session, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
@@ -50,7 +50,7 @@ def lines() -> Iterator[Lines]:
 
 
 def events(lines: Lines, *wanted: str) -> list[str]:
-    """What a person saw of these."""
+    """Return those of `wanted` that a user sees (above debug), in order."""
     return [line["event"] for line in lines if line["event"] in wanted and line["log_level"] != "debug"]
 
 
@@ -80,7 +80,7 @@ class Stream:
             await writing
 
     async def during(self, cut: Callable[[], Awaitable[None]], size: int = 1 << 20) -> None:
-        """`cut` while bytes are on their way in both directions; all of them come back."""
+        """Call `cut` while bytes are on their way in both directions; all of them must come back."""
         data = os.urandom(size)
         async with asyncio.timeout(20):
             writing = asyncio.ensure_future(self.io.write(data))
@@ -90,7 +90,7 @@ class Stream:
             await writing
 
     async def end(self) -> Exception | None:
-        """What the stream ends with."""
+        """Read to the stream's end; return the error that it ends with, or None for an end in order."""
         async with asyncio.timeout(20):
             try:
                 while await self.io.read():
@@ -165,7 +165,7 @@ class TestResuming:
         assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
 
     async def test_a_relay_that_does_not_know_the_cluster_yet(self, far: FarSide, tmp_path: Path) -> None:
-        """One without a registry in common with the others learns it from the agent's next connection."""
+        """A relay with a registry of its own learns of the cluster from the agent's next connection."""
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -332,13 +332,13 @@ class TestTheEnd:
         before = asyncio.all_tasks()
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
-            far.deaf = True
+            far.not_serving = True
             far.cut()
             await until(lambda: session.detached_count == 1)
         assert await stream.end() is not None
         await until(lambda: not session.sessions())
         assert events(lines, WAITS, BACK, OVER) == [WAITS]
-        far.deaf = False
+        far.not_serving = False
         await until(lambda: asyncio.all_tasks() - before <= far._tasks)
 
 
@@ -512,7 +512,7 @@ class TestMoving:
     async def test_the_new_one_dies_before_it_is_attached(
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By then the old one is gone: streams wait, and a caller that asks for a session gets the failure."""
+        """The old connection is gone by then: streams wait, and a caller that asks for a session gets the failure."""
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
@@ -648,7 +648,7 @@ class TestSuspicion:
 
 
 async def echo_again(session: SessionManager) -> bytes:
-    """As a caller that tries again does."""
+    """Ask for an echo until a session gives one, as a caller that tries again does."""
     async with asyncio.timeout(20):
         while True:
             with contextlib.suppress(Unreachable):

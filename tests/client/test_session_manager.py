@@ -114,14 +114,14 @@ class TestTheGoodWay:
             assert len(set(sessions)) == 1
         assert len(far.requests) == 1
 
-    async def test_a_cancelled_wait_disturbs_nobody(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_a_cancelled_wait_disturbs_no_other(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             first = asyncio.ensure_future(session.ready())
             await asyncio.sleep(0)
             first.cancel()
             assert await echo(session) == b"hello"
 
-    async def test_who_is_hasty_opens_behind_the_token(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_a_stream_opened_before_auth_follows_the_token(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             early = await session.ready(before_auth=True)
             assert session.current is None, "the agent has not said yes"
@@ -133,7 +133,7 @@ class TestTheGoodWay:
             assert await session.ready(before_auth=True) is early
         assert len(far.requests) == 1
 
-    async def test_who_is_hasty_hears_of_a_refusal_too(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_a_stream_opened_before_auth_hears_of_a_refusal_too(self, far: FarSide, tmp_path: Path) -> None:
         far.auth_answer = (GoawayCode.UNAUTHENTICATED, "no")
         async with running(make(far, tmp_path)) as session:
             io = StreamIO()
@@ -241,7 +241,7 @@ class TestTrust:
             await make(far, tmp_path).connect_once()
         assert far.auths == []
 
-    async def test_unknown_and_nobody_to_ask(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_unknown_and_no_user_to_ask(self, far: FarSide, tmp_path: Path) -> None:
         with pytest.raises(PinMismatch, match="--trust-first-use"):
             await make(far, tmp_path, trust=ClusterTrust()).connect_once()
         assert far.auths == []

@@ -54,7 +54,7 @@ class Rendered:
 
 
 def expected_rules(mode: str, secret: str) -> list[Object]:
-    """Exactly what the agent may have, and nothing else (design §6; Kubernetes, "User impersonation"; KEP-5284)."""
+    """Return the rules that the agent may have, and no more (Kubernetes, "User impersonation"; KEP-5284)."""
     own = [
         {"scope": "namespace", "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret],
          "verbs": ["get", "update", "watch"]},
@@ -95,7 +95,7 @@ def check_rules(rendered: Rendered, mode: str) -> None:
 
 
 def check_daemonset(rendered: Rendered) -> None:
-    """Nothing of the node, nothing writable, nobody's root; rolled without a gap; drained before it is killed."""
+    """Pods use nothing of the node, write no files and never run as root; a rollout leaves no gap and drains them."""
     spec = rendered.one("DaemonSet")["spec"]
     assert spec["updateStrategy"] == {
         "type": "RollingUpdate",

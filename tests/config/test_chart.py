@@ -55,7 +55,7 @@ class Helm:
 
     @contextmanager
     def installed(self, *settings: str) -> Iterator[str]:
-        """Install the chart, give its notes, and uninstall it. No node runs its pods, so nobody waits for them."""
+        """Install the chart, give its notes, uninstall it. No node runs its pods, so Helm does not wait for them."""
         release = ("arcbridge-agent", "--namespace", NAMESPACE)
         sources = (str(CHART), "-f", str(VALUES), "--wait=hookOnly", *settings)
         try:
@@ -245,7 +245,7 @@ def test_install_rights_upgrade_uninstall(installer: Helm, cluster: Cluster, mod
 
 
 def check_own_rights(cluster: Cluster) -> None:
-    """Its own Secret and the review, and nothing else of anything."""
+    """The agent may use its own Secret and access reviews, and nothing else."""
     own = ("secrets/arcbridge-agent", "-n", NAMESPACE)
     verbs = ("get", "update", "watch", "list", "patch", "delete", "create")
     assert [verb for verb in verbs if can(cluster, verb, *own)] == ["get", "update", "watch"]
@@ -286,8 +286,8 @@ def check_impersonation(cluster: Cluster, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_account_impersonates_and_is_nobody_by_itself(installer: Helm, cluster: Cluster, mode: str) -> None:
-    """Not a review but the thing itself: the ServiceAccount's own token, with impersonation headers and without."""
+def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, cluster: Cluster, mode: str) -> None:
+    """Requests with the ServiceAccount's own token show the same as the reviews, with and without impersonation."""
     with installer.installed("--set", f"impersonation.mode={mode}"):
         agent = as_agent(cluster)
         cluster.grant("view", user="oidc:anna@example.org")
@@ -321,7 +321,7 @@ def test_a_read_only_agent_is_enforced_by_the_api_server(installer: Helm, cluste
 
 
 def as_agent(cluster: Cluster) -> tuple[str, ...]:
-    """kubectl's flags for the ServiceAccount itself, past every kubeconfig."""
+    """Return kubectl's flags that act as the ServiceAccount itself, without a kubeconfig."""
     token = cluster.service_account_token(NAMESPACE, "arcbridge-agent")
     cluster.settle_rbac()
     return (f"--token={token}", "--kubeconfig=/dev/null", f"--server={cluster.api_url}",

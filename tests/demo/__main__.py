@@ -63,13 +63,13 @@ class Script:
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(f"{DIM}--{PLAIN} {text}", flush=True)
 
 
 @contextlib.contextmanager
 def backend(directory: Path) -> Iterator[Backend]:
-    """The cluster for this run; ended on the way out if it was started here."""
+    """Yield the cluster for this run; end it afterwards if it was started here."""
     directory.mkdir(parents=True, exist_ok=True)
     if os.environ.get("KUBECONFIG"):
         yield given_cluster(directory)
@@ -95,7 +95,7 @@ def backend(directory: Path) -> Iterator[Backend]:
 
 
 def agent_service_account(cluster: Cluster) -> str:
-    """The agent's ServiceAccount with the rights of the shipped manifests, and a token for it."""
+    """Create the agent's ServiceAccount with the rights of the shipped manifests, and a token for it."""
     overlay = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
     cluster.kubectl("apply", "-k", str(overlay))
     cluster.settle_rbac()
@@ -103,7 +103,7 @@ def agent_service_account(cluster: Cluster) -> str:
 
 
 def given_cluster(directory: Path) -> Backend:
-    """The cluster of KUBECONFIG, reached with the credentials of its current context."""
+    """Return the cluster of KUBECONFIG, reached with the credentials of its current context."""
     kubectl = next(iter(kubectl_versions().values()))
     done = subprocess.run(
         [str(kubectl), "config", "view", "--raw", "--minify", "--flatten", "-o", "json"],
@@ -144,7 +144,7 @@ def given_cluster(directory: Path) -> Backend:
 
 @contextlib.contextmanager
 def demonstration_api(directory: Path) -> Iterator[Backend]:
-    """The small API of tests/demo/api.py, as a process."""
+    """Start the small API of tests/demo/api.py as a process."""
     argv = [sys.executable, "-m", "tests.demo.api", "--directory", str(directory)]
     with ManagedProcess(argv, log_dir=directory / "logs", name="demonstration-api") as process:
         url = process.wait_for_line(r"listening on (https://\S+)")[1]
@@ -153,7 +153,7 @@ def demonstration_api(directory: Path) -> Iterator[Backend]:
 
 
 def commands(script: Script, world: World, kind: str) -> Client:
-    """The commands themselves. Returns the client that stays."""
+    """Run and show the commands. Returns the client that stays."""
     say("alice's client: joins through the relay, proves who she is to the agent, saves a kubeconfig")
     alice = world.start_client(ALICE)
     script.show(ALICE, alice, "version", expect=r"Server Version: v1\.")
@@ -180,7 +180,7 @@ def commands(script: Script, world: World, kind: str) -> Client:
 
 
 def show_hops(world: World) -> None:
-    """What each process wrote of one and the same session, in the order it happened."""
+    """Show what each process logged of one session, in order of time."""
     records = world.audit_records()
     if not records:
         return

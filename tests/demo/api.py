@@ -178,7 +178,7 @@ async def serve(port: int, directory: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description=serve.__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--directory", type=Path, required=True)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def scratch() -> Path:
-    """A short path: the demonstration's temporary directories are made, and must be gone, in here."""
+    """Return a short path in which the demonstration makes its temporary directories, and removes them."""
     return Path(tempfile.mkdtemp(prefix="arcbridge-"))
 
 

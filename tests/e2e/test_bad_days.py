@@ -92,7 +92,7 @@ def start(world: World, user: User = ALICE, *flags: str, **replaced: str) -> sub
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one `error: …` line."""
+    """Return the one `error: …` line."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -100,7 +100,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def only(process: ManagedProcess, event: str, *, after: int) -> dict[str, Any]:
-    """The one log record of an event; logs are written by a thread, so it is waited for."""
+    """Wait for the one log record of an event: a thread writes the logs."""
     wait_for_record(process, event, after=after)
     (record,) = records(process, event, after=after)
     return record
@@ -143,7 +143,7 @@ def test_a_cluster_that_is_unknown(world: World) -> None:
     done = start(world, cluster="no-such-cluster")
     assert done.returncode == ExitCode.LOGIN
     assert error_of(done) == (
-        'cluster "no-such-cluster" does not exist or you may not reach it; ask whoever runs the relay for access'
+        'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
     record = only(world.relay, "join failed", after=mark)
     assert record["reason"] == "the cluster is unknown"
@@ -154,9 +154,9 @@ def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
     mark = world.relay.mark()
     done = start(world, MALLORY)
     assert done.returncode == ExitCode.LOGIN
-    # The same words as for an unknown cluster: whoever may not reach it does not learn that it exists.
+    # The same words as for an unknown cluster: a user who may not reach it does not learn that it exists.
     assert error_of(done) == (
-        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask whoever runs the relay for access'
+        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
     record = only(world.relay, "join failed", after=mark)
     assert (record["reason"], record["user"]) == ("the policy does not allow it", MALLORY.email)
@@ -189,7 +189,7 @@ def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, toke
 
 
 def wrong_token(world: World, kind: str, audience: str) -> str:
-    """A token of the wrong audience, one that somebody else signed, or no token at all."""
+    """A token of the wrong audience, one that another issuer signed, or no token at all."""
     if kind == "garbage":
         return "c2VjcmV0LWdhcmJhZ2U.bm90LWEtdG9rZW4.AAAA"
     right = CLUSTER_AUDIENCE if audience == RELAY_AUDIENCE else RELAY_AUDIENCE
@@ -254,7 +254,7 @@ def tokens_judged(port: int, role: str) -> float:
 
 
 def tokens_of(page: dict[str, float], role: str) -> float:
-    """How many tokens a role has looked at."""
+    """Return how many tokens a role has judged."""
     return sum(value for name, value in page.items() if name.startswith(f"arcbridge_{role}_tokens_"))
 
 
@@ -319,7 +319,7 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         assert f'arcbridge: cluster "{CLUSTER}" has no connected agent' in told.stderr
         found = records(world.relay, "join failed", after=mark)
         assert {record["code"] for record in found} == {"NO_AGENT"}
-        # One line for each join that was asked for, and no other.
+        # The log has one line for each join that was asked for, and no other.
         assert len(found) == len({record["session"] for record in found})
     finally:
         agent_again(world)
@@ -409,7 +409,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
     policy = world.relay_config.parent / "policy.toml"
     before = policy.read_text()
     bob = world.start_client(BOB)
-    rewrite(policy, before.replace('"developers"', '"nobody"'))
+    rewrite(policy, before.replace('"developers"', '"no-such-group"'))
     try:
         mark = world.relay.mark()
         until(lambda: world.run_client(BOB, "status").returncode == ExitCode.LOGIN, "the policy is read again")
@@ -423,7 +423,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
         assert works(through(cluster, alice))
         told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
         assert told.returncode == 1
-        assert "you may not reach it; ask whoever runs the relay for access" in told.stderr
+        assert "you may not reach it; ask the relay's operator for access" in told.stderr
         assert records(alice.process, "session established", after=agent_lost)
     finally:
         rewrite(policy, before)
@@ -484,7 +484,7 @@ def test_ctrl_c_leaves_nothing_open(
             shell.wait()
             watch.wait()
         until(lambda: under_way() == (0, 0), "the agent holds nothing")
-        # What is left to the API server is kept for reuse, and goes after 15 s; one that carried a stream goes at once.
+        # The pool drops idle connections to the API server after 15 s; one that carried a stream ends at once.
         until(lambda: door.passing <= 4, "upstream connections are closed")
     finally:
         cluster.delete_pod("left", NAMESPACE)
@@ -493,7 +493,7 @@ def test_ctrl_c_leaves_nothing_open(
 def test_a_cluster_that_came_back_with_another_ca(
     world: World, alice: Client, kubectl: Kubectl, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The agent lost its state: whoever had trusted the old CA is told both pins, and no token is sent."""
+    """The agent lost its state: a client that trusted the old CA is told both pins, and sends no token."""
     before = alice.directory
     world.agent.stop()
     token = json.loads(
@@ -531,7 +531,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     assert "Go on only when the owner confirms the new pin" in text
     assert tokens_judged(world.agent_observe, "agent") == verified
     assert records(world.relay, "joined", after=mark)  # the relay cannot know; the client does
-    # Somebody who never saw the cluster trusts the new CA.
+    # A client that never saw the cluster trusts the new CA.
     new = world.start_client(ALICE)
     assert works(through(cluster, new))
     new.process.stop()

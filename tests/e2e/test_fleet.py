@@ -92,8 +92,8 @@ def fleet(
 ) -> Iterator[tuple[World, NatsServer]]:
     """NATS, three relays, an agent. `front`: all relays have one address, where that chooses. `gate`: the relay that
     gets no control connection."""
-    token = directory / "nobody"
-    token.write_text("nobody-asks-for-it")
+    token = directory / "unused-token"
+    token.write_text("an-unused-token")
     api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
     fronts: list[Front] = []
     with NatsServer(directory / "nats") as nats, World(api, directory=directory / "world", relays=3) as world:
@@ -120,7 +120,7 @@ def fleet(
 
 
 def fleet_settings(world: World, index: int) -> str:
-    """The end of a relay's configuration file."""
+    """Return the end of a relay's configuration file."""
     url = (world.directory.parent / "nats-url").read_text()
     internal = world.relay_listens[index]
     return f'[fleet]\nservers = ["{url}"]\nname = "relay-{index}"\ninternal_address = "{internal}"\n'
@@ -131,7 +131,7 @@ def of(world: World, index: int, name: str) -> float:
 
 
 def talk(port: int, words: bytes) -> bytes:
-    """One echo through a forward; empty when it was refused."""
+    """Echo once through a forward; return b"" when it was refused."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         return exchanged(sock, words)
 
@@ -160,7 +160,7 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert exchanged(session, b"through relay 0") == b"through relay 0"
         assert of(world, 0, 'fleet_dials_total{result="remote"}') >= 1
         assert of(world, 0, "pumps_open") == 1
-        # What it means to have no NATS.
+        # NATS is gone: the relay serves its own agents and refuses what needs NATS.
         nats.stop()
         until(lambda: of(world, 0, "fleet_connected") == 0, "the relays have noticed")
         assert exchanged(session, b"still there") == b"still there"
@@ -246,7 +246,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
         assert status == 0
         assert clients == [b"words"] * len(clients)
         assert len(clients) >= 2
-        # Nobody is told of a death; NATS knows it with the connection, and so it is said at once.
+        # A relay that dies tells no other; NATS learns it from the connection, so the refusal comes at once.
         world.kill_relay(2)
         refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
         assert refused.returncode == ExitCode.UNREACHABLE
@@ -258,7 +258,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
 
 
 def command(world: World, index: int, *arguments: str, status: int = 0) -> str:
-    """What an operator's command at a relay prints; it ends with `status`."""
+    """Run an operator's command at a relay, which must end with `status`; return its output."""
     argv = arcbridge("--role", "relay", *arguments, "--config", str(world.config_of("relay", index)))
     done = run(argv, check=False, timeout=60)
     assert done.returncode == status, done.stderr
@@ -271,7 +271,7 @@ def connections(world: World) -> float:
 
 
 def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoServer) -> None:
-    """A token made at one relay, a revocation at another: all of them know."""
+    """A cluster is listed, revoked and restored at different relays: all of them know."""
     with fleet(tmp_path, echo) as (world, nats):
         until(lambda: connections(world) == 2, "the agent is at two relays", timeout=60)
         assert not list(tmp_path.rglob("registry.db"))
@@ -279,7 +279,7 @@ def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoSe
         command(world, 1, "cluster", "revoke", world.cluster)
         until(lambda: connections(world) == 0, "the agent is cut off", timeout=30)
         command(world, 2, "cluster", "restore", world.cluster)
-        # One that was told that it is revoked takes its time.
+        # An agent that was told that it is revoked takes its time.
         world.agent.kill()
         world.start_agent(wait=False)
         until(lambda: connections(world) == 2, "the agent is back", timeout=60)

@@ -34,7 +34,7 @@ def test_many_connections_share_one_session(port: int, world: World) -> None:
         sock.close()
 
 
-def test_a_target_that_nobody_allowed_is_refused_with_a_reason(world: World) -> None:
+def test_a_target_that_is_not_allowed_is_refused_with_a_reason(world: World) -> None:
     process, port = world.start_forward("nothing")
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         sock.settimeout(20)

@@ -145,7 +145,7 @@ def test_many_people_at_once(world: World, cluster: Cluster) -> None:
 
 
 def test_five_clients_of_one_person_start_at_once(world: World, cluster: Cluster) -> None:
-    """One home, one kubeconfig, one moment: each gets a port, the file is whole, and none kills another."""
+    """Clients that share a home start at once: each gets a port, the kubeconfig is whole, and none kills another."""
     directory = world.directory / "crowd"
     environment = world.client_env(directory)
     arguments = world.client_arguments(ALICE, directory)

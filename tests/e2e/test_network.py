@@ -56,7 +56,7 @@ class Country:
         self.server = self._stack.enter_context(TalkServer(listening))
         directory.mkdir()
         token = directory / "token"
-        token.write_text("nobody-asks-for-it")
+        token.write_text("an-unused-token")
         api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
         self.world = world = self._stack.enter_context(World(api, directory=directory / "world", relays=2))
         world.relay_listens = [f"{network.address(f'relay{index}')}:7443" for index in range(2)]
@@ -97,13 +97,13 @@ class Country:
         return found
 
     def silence(self, *ways: tuple[str, str]) -> None:
-        """Black holes; `relay` stands for the one through which the session passes."""
+        """Drop packets silently; `relay` stands for the one through which the session passes."""
         name = f"relay{self.relay}"
         for source, destination in ways:
             self.network.blackhole(source.replace("relay", name), destination.replace("relay", name))
 
     def check(self) -> float:
-        """All talks end in order and equal; the longest standstill in seconds."""
+        """End all talks in order and equal; return the longest standstill in seconds."""
         longest = 0.0
         for talk in self.talks:
             talk.wait_moves(10_000, timeout=LONGEST + 30)
@@ -118,7 +118,7 @@ class Country:
 
 @pytest.fixture
 def countries(tmp_path: Path) -> Iterator[Callable[[int], list[Country]]]:
-    """Makes so many countries, which are gone after the test."""
+    """Make the worlds in namespaces, which are gone after the test."""
     if reason := missing():
         require_or_skip("netns", reason)
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def countries(tmp_path: Path) -> Iterator[Callable[[int], list[Country]]]:
 
 
 def wait_for(country: Country, event: str, *, timeout: float) -> None:
-    """Until the client has said it."""
+    """Wait until the client has logged the event."""
     until(lambda: records(country.forward, event), f"{event}\n{country.forward.tail()}", timeout=timeout)
 
 
@@ -205,7 +205,7 @@ def test_silence_everywhere_until_the_route_is_back(countries: Callable[[int], l
 
 @slow
 def test_links_that_are_down_for_a_while(countries: Callable[[int], list[Country]]) -> None:
-    """TCP itself gets over it."""
+    """TCP itself survives a short outage: no session is resumed."""
     (country,) = countries(1)
     for place in ("client", "agent", "relay0", "relay1"):
         country.network.unplug(place)

@@ -1,4 +1,4 @@
-"""What operators see: metrics, health, one id from end to end; and what nobody sees: a secret."""
+"""Operators see metrics, health and one id from end to end; no output shows a secret."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_counters_move_with_the_requests(ports: dict[str, int], kubectl: Kubectl
     until(lambda: moved("client", 'arcbridge_client_local_bytes_total{direction="down"}') > 1000, "bytes are counted")
     assert moved("relay", 'arcbridge_relay_pumped_bytes_total{direction="down"}') > 1000
     assert moved("relay", 'arcbridge_relay_pumped_bytes_total{direction="up"}') > 500
-    # All in the one session.
+    # All requests went through the one session.
     assert moved("relay", 'arcbridge_relay_joins_total{result="ok"}') == 0
     assert metrics(ports["relay"])["arcbridge_relay_pumps_open"] == 1
     assert metrics(ports["agent"])["arcbridge_agent_sessions"] == 1

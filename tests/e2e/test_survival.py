@@ -34,10 +34,10 @@ def server() -> Iterator[TalkServer]:
 
 
 @pytest.fixture(scope="module")
-def nobody(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
+def unused_api(tmp_path_factory: pytest.TempPathFactory) -> ApiServer:
     """The API server of an agent whose users only use TCP targets."""
-    token = tmp_path_factory.mktemp("nobody") / "token"
-    token.write_text("nobody-asks-for-it")
+    token = tmp_path_factory.mktemp("unused-api") / "token"
+    token.write_text("an-unused-token")
     return ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=token)
 
 
@@ -47,9 +47,9 @@ def started(world: World, server: TalkServer) -> World:
 
 
 @pytest.fixture(scope="module")
-def world(nobody: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(unused_api: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Two relays, two agents; each test leaves them running."""
-    with World(nobody, directory=tmp_path_factory.mktemp("survival"), relays=2, agents=2) as world:
+    with World(unused_api, directory=tmp_path_factory.mktemp("survival"), relays=2, agents=2) as world:
         yield started(world, server)
 
 
@@ -73,7 +73,7 @@ def whole(world: World) -> Iterator[World]:
 
 
 def connected(world: World, relay: int) -> int:
-    """Agents that a relay has."""
+    """Return how many agents a relay has."""
     return int(metrics(world.relay_observes[relay])["arcbridge_relay_agents"])
 
 
@@ -105,14 +105,14 @@ def refused(port: int) -> None:
 
 
 def resumed(forward: ManagedProcess, after: int, times: int = 1) -> None:
-    """The client has said that it waits, and then that it is back."""
+    """Require that the client logged the loss and then the resumption."""
     until(lambda: len(records(forward, BACK, after=after)) >= times, "the client is back", timeout=60)
     events = [record["event"] for record in records(forward, after=after)]
     assert events.index(LOST) < events.index(BACK)
 
 
 def go_on(server: TalkServer, under_way: list[Talk]) -> None:
-    """They move, end in order, and both ends have seen the same."""
+    """Require that the talks move, end in order, and that both ends have seen the same."""
     for talk in under_way:
         talk.wait_moves(50_000)
     for talk in under_way:
@@ -158,7 +158,7 @@ def test_every_relay_killed_and_back_after_a_while(whole: World, server: TalkSer
     for index in range(2):
         whole.kill_relay(index)
     wait_for_record(forward, LOST, after=mark)
-    # What is opened while nobody can be reached is told so at once; what was open waits.
+    # A connection opened while no relay can be reached is refused at once; open ones wait.
     with pytest.raises(ConnectionResetError):
         refused(port)
     assert wait_for_record(forward, "connection refused", after=mark)["reason"].startswith("cannot reach")
@@ -280,7 +280,7 @@ def test_a_killed_client_is_forgotten(whole: World, server: TalkServer) -> None:
     agent = serving(whole)
     forward.kill()
     for talk in under_way:
-        # It might have been the network: two minutes long it could come back.
+        # The agent cannot tell a dead client from a broken network: it keeps the session for two minutes.
         assert server.side(talk.number).done.wait(180)
         talk.close()
     until(lambda: not metrics(whole.agent_observes[agent])["arcbridge_agent_sessions"], "session gone")
@@ -300,7 +300,7 @@ def test_relays_that_are_away_for_too_long(whole: World, server: TalkServer) -> 
     assert wait_for_record(forward, "session could not be resumed")["after"] >= 100
     whole.start_relay(0)
     until(lambda: connected(whole, 0), "an agent is back", timeout=60)
-    pause(1.5)  # for a second whoever asks is told what the last try met
+    pause(1.5)  # for a second a caller is told what the last attempt met
     go_on(server, talks(port, 1))
 
 
@@ -309,10 +309,10 @@ def test_relays_that_are_away_for_too_long(whole: World, server: TalkServer) -> 
 
 @pytest.fixture(scope="module")
 def hops(
-    nobody: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory
+    unused_api: ApiServer, server: TalkServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[World, FaultProxy, FaultProxy]]:
     """One relay, a fault proxy before it for the client, and another for the agent."""
-    world = World(nobody, directory=tmp_path_factory.mktemp("hops"))
+    world = World(unused_api, directory=tmp_path_factory.mktemp("hops"))
     with (
         FaultProxy(("127.0.0.1", world.relay_port)) as client_side,
         FaultProxy(("127.0.0.1", world.relay_port)) as agent_side,

@@ -55,7 +55,7 @@ def kubectl(cluster: Cluster, alice: Client, world: World) -> Kubectl:
 
 
 def connected(world: World) -> int:
-    """Relays that have the agent."""
+    """Return the relays that have the agent."""
     running = [index for index, relay in enumerate(world.relays) if relay.running]
     return sum(metrics(world.relay_observes[index])["arcbridge_relay_agents"] > 0 for index in running)
 
@@ -69,13 +69,13 @@ class Ticks:
         self.process = process
 
     def wait_moves(self) -> None:
-        """Until some more came."""
+        """Wait until more numbers came."""
         mark = self.process.mark()
         self.process.wait_for_line(r"tick-\d+", after=mark, timeout=60)
         until(lambda: self.process.mark() > mark + 10, f"{self.process.name} goes on", timeout=60)
 
     def check(self) -> None:
-        """It has ended in order, and every number is there."""
+        """Require that the program ended in order, and that every number came."""
         total = int(self.process.wait_for_line(r"the-end-(\d+)", timeout=60)[1])
         # A prompt may stand before the first, where a shell began later than its terminal was typed on.
         lines = re.findall(r"^(?:[#$] )?tick-(\d+)\r?$", self.process.output("stdout"), re.MULTILINE)
@@ -126,7 +126,7 @@ class Everything:
         return process
 
     def wait_moves(self) -> None:
-        """All of it goes on, and the watch tells of what happens now."""
+        """Require that all of them go on, and that the watch reports a new event."""
         self.logs.wait_moves()
         self.shell.wait_moves()
         self.talk.wait_moves(50_000)
@@ -136,12 +136,12 @@ class Everything:
         self.watch.wait_for_line(f"configmap/{name}$", timeout=60)
 
     def check(self) -> None:
-        """It ends in order, and nothing is missing, doubled or altered."""
+        """Require that all of them end in order, with nothing missing, doubled or altered."""
         wanted = digest(self._source)
         for index, process in enumerate(self._copies):
             assert process.wait(90) == 0
             assert digest(self._directory / f"copy-{index}") == wanted
-        # And back.
+        # The first copy is copied back out of the pod.
         if self._copies:
             back = self._directory / "back"
             self._kubectl.run(
@@ -317,5 +317,5 @@ def test_a_rolling_upgrade_of_three_relays(
         loop.stop()
     assert loop.failures == []
     everything.check()
-    # Nobody was cut off: whoever was at a relay that went away had left it before.
+    # No session was cut off: the clients of a relay that went away had left it before.
     assert not records(alice.process, LOST, after=mark)

@@ -1,4 +1,4 @@
-"""Token mode: the caller's own ServiceAccount token goes to the API server unchanged, and nobody is impersonated."""
+"""Token mode: the caller's own ServiceAccount token goes to the API server unchanged, and no user is impersonated."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_wrong_token_is_401_at_once(kubectl: Kubectl, world: World, robot: Cli
     refused = Kubectl(kubectl.binary, path, robot.directory / "wrong-home").run("get", "pods", check=False, timeout=10)
     assert refused.returncode == 1
     assert "You must be logged in to the server" in refused.stderr
-    # And without any: never the agent's own.
+    # A request without a token must not borrow the agent's own.
     del user["token"]
     path.write_text(yaml.safe_dump(config))
     refused = Kubectl(kubectl.binary, path, robot.directory / "wrong-home").run(

@@ -114,7 +114,7 @@ def test_port_forward(kubectl: Kubectl, cluster: Cluster, echo: EchoServer, prot
 
 
 def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Send all, end the direction, read to the end; both at once so that neither side has to buffer it all."""
+    """Send all, end the direction and read to the end, at once, so that neither side has to buffer it all."""
     received = bytearray()
     view = memoryview(data)
     sock.settimeout(20)

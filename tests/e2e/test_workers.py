@@ -33,7 +33,7 @@ def server() -> Iterator[TalkServer]:
 @pytest.fixture(scope="module")
 def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("workers")
-    (directory / "token").write_text("nobody-asks-for-it")
+    (directory / "token").write_text("an-unused-token")
     api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
     with World(api, directory=directory / "world", agents=2) as world:
         world.relay_settings = "workers = 2"
@@ -58,7 +58,7 @@ def workers(world: World) -> dict[int, int]:
 
 
 def command(world: World, *words: str) -> None:
-    """What an operator does on the relay's machine."""
+    """Run an operator's command on the relay's machine."""
     run(arcbridge("--role", "relay", *words, "--config", str(world.relay_config)))
 
 
@@ -75,7 +75,7 @@ def test_client_and_agent_at_different_workers(world: World, server: TalkServer)
     assert seen['handovers_total{result="joined"}'] >= 1
     assert seen["worker_dials_total"] >= 1
     assert seen['handovers_total{result="failed"}'] == 0
-    # What two processes count is one relay's.
+    # The counts of both processes add up to the relay's.
     assert seen["pumps_open"] == number + 1
     assert seen["pumps_open"] == seen['worker_sessions{worker="0"}'] + seen['worker_sessions{worker="1"}']
     assert seen['joins_total{result="ok"}'] == seen["pumps_total"] == number + 1
@@ -83,7 +83,7 @@ def test_client_and_agent_at_different_workers(world: World, server: TalkServer)
 
 
 def test_a_killed_worker(world: World, server: TalkServer) -> None:
-    """Its sessions resume at the other one, and it is started again; what it had counted is not forgotten."""
+    """A killed worker's sessions resume at the other one, it is started again, and its counts are kept."""
     before = counted(world)
     talks = []
     while not talks or not all(counted(world)[f'worker_sessions{{worker="{index}"}}'] for index in range(2)):
@@ -108,7 +108,7 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
 
 
 def test_one_join_token_enrols_once(world: World) -> None:
-    """Sixteen at once, over both workers: the registry is one."""
+    """Sixteen agents use one token at once, over both workers: the registry lets one enrol."""
     token, _ = world.join_token("other-factory")
     authority = Authority.create("other-factory")
     host, _, port = world.relay_listens[0].rpartition(":")
@@ -127,13 +127,13 @@ def test_one_join_token_enrols_once(world: World) -> None:
 
 
 def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:
-    """One command, one registry, every worker."""
+    """A revocation by one command reaches every worker."""
     command(world, "cluster", "revoke", world.cluster)
     until(lambda: (counted(world)["agents"], counted(world)["pumps_open"]) == (0, 0), "all are cut", timeout=20)
 
 
 def test_the_drain(world: World) -> None:
-    """SIGTERM to the one process that an operator knows: in time, in order, and nobody is left."""
+    """SIGTERM to the supervisor, which is the one process an operator knows, ends all workers in time and in order."""
     mark = world.relay.mark()
     there = workers(world)
     status, seconds = world.stop_relay()
@@ -150,7 +150,7 @@ def test_the_drain(world: World) -> None:
 
 
 def test_workers_do_not_outlive_their_supervisor(world: World) -> None:
-    """SIGKILL: nobody could lead them any more, and the next relay needs their port and their data."""
+    """Workers end when their supervisor is killed: the next relay needs their port and their data."""
     world.start_relay()
     there = workers(world)
     assert len(there) == 2

@@ -503,7 +503,7 @@ def test_cancelled_waits_change_nothing(loop: str) -> None:
 
 @both_loops
 def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
-    """A bounded transport, a fair order: a late keystroke is not behind a megabyte of somebody's copy."""
+    """The transport is bounded, the order fair: a late keystroke is not behind a megabyte of another stream."""
 
     async def main() -> None:
         ends = make_sessions()

@@ -129,7 +129,7 @@ class Client(BaseHandler):
         self.back.set()
 
     async def start(self) -> None:
-        """Until a session is established; one whose first handshake is cut is nobody's, and another is made."""
+        """Wait until a session is established; one whose first handshake is cut is abandoned, and another is made."""
         while True:
             session = MuxSession(Side.INITIATOR, Kind.SESSION, self, limits=self._limits, label="c")
             session.authenticate(AUTH)
@@ -155,7 +155,7 @@ class Client(BaseHandler):
         await connect_tls(sock, CLIENT, protocol, "agent.test")
 
     async def attach(self) -> None:
-        """One try; raises OSError, ConnectionLost or SessionEnded."""
+        """Try once to attach. Raises OSError, ConnectionLost or SessionEnded."""
         self.tries += 1
         await self._connect(self.session.resume(AUTH, label=f"c{self.tries}"))
         await self.session.wait_attached()
@@ -304,7 +304,7 @@ async def play(plan: Callable[[int], Plan], limits: Limits = DEFAULT) -> tuple[i
 
 
 async def play_all(plans: list[Callable[[int], Plan]], at_once: int = 8) -> int:
-    """Many of them, some at a time; how many resumptions there were."""
+    """Play many plans, some at a time; return how many resumptions there were."""
     waiting = iter(plans)
     resumed = 0
 
@@ -330,7 +330,7 @@ def on_first(**fault: Any) -> Callable[[int], Plan]:
 
 
 def spread(total: int, count: int, start: int = 0) -> list[int]:
-    """Every byte in the long form, else so many of them."""
+    """Return every offset in the long form, else `count` of them."""
     return list(range(start, total, 1 if long_form() else max(1, total // count)))
 
 
@@ -348,7 +348,7 @@ def test_the_script_without_a_fault(loop: str) -> None:
 
 
 async def lengths() -> tuple[int, int]:
-    """Bytes of an undisturbed script, up and down."""
+    """Return the bytes of an undisturbed script, up and down."""
     _, passed = await play(lambda number: Plan())
     return passed[0]
 
@@ -394,7 +394,7 @@ def test_cut_again_while_resuming(loop: str) -> None:
 
 @pytest.mark.parametrize("loop", ["uvloop"])
 def test_one_bit_flipped_anywhere(loop: str) -> None:
-    """TLS notices; the connection is given up, and no altered byte is delivered."""
+    """TLS rejects the record: the connection is given up, and no altered byte is delivered."""
 
     async def main() -> None:
         up, down = await lengths()
@@ -462,7 +462,7 @@ async def send(io: StreamIO, data: bytes) -> None:
 
 @both_loops
 def test_the_old_connection_thaws_after_the_new_one_has_attached(loop: str) -> None:
-    """What was queued in it is dropped unread, and it is closed."""
+    """The session drops unread what the old connection had queued, and closes it."""
 
     async def main() -> None:
         for freeze in ("up", "down", "both"):

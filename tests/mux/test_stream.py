@@ -163,7 +163,7 @@ def test_fin_waits_for_a_paused_reader(loop: str) -> None:
 
 @both_loops
 def test_a_close_that_meets_a_paused_reader(loop: str) -> None:
-    """FIN and RESET(NO_ERROR) arrive together; the reader reads later, answers to nobody, and is told the end once."""
+    """FIN and RESET(NO_ERROR) arrive together; a reader that resumes later loses its answer and sees one end."""
 
     async def main() -> None:
         for keep_open in (True, False):

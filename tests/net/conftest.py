@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 async def faults() -> AsyncIterator[list[dict[str, Any]]]:
-    """What the loop's exception handler got, which a test has to take out. No descriptor, reader or timer is left."""
+    """Collect errors that reach the loop, which a test has to take out. No descriptor, reader or timer is left."""
     loop = asyncio.get_running_loop()
     found: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: found.append(context))

@@ -40,7 +40,7 @@ def server_contexts() -> dict[str, ssl.SSLContext]:
 
 @functools.cache
 def client_context(alpn: str = ALPN_JOIN, cluster: str = "", cluster_ca_pin: str = "") -> ssl.SSLContext:
-    """With the agent's certificate of `cluster`, or none."""
+    """Return an outer TLS context with the agent's certificate of `cluster`, or without one."""
     certificate = agent_certificate(cluster, cluster_ca_pin) if cluster else None
     return outer_client_context(RelayTrust(authority().certificate_pem), alpn, client_certificate=certificate)
 

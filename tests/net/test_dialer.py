@@ -33,7 +33,7 @@ async def test_connects_and_tunes() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
-async def test_nobody_listens() -> None:
+async def test_no_listener() -> None:
     with listening() as server:
         address = address_of(server)
     with pytest.raises(Unreachable, match=f"cannot reach {address}: connection refused"):
@@ -56,7 +56,7 @@ def test_a_peer_on_this_host_answers_within_the_call() -> None:
 
 
 async def test_a_peer_that_does_not_answer_at_once() -> None:
-    """A full accept queue: the kernel drops the SYN, so that connecting is under way until somebody accepts."""
+    """With a full accept queue the kernel drops the SYN: connecting stays under way until the server accepts."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
         address = address_of(server)
         before = descriptors()
@@ -65,7 +65,7 @@ async def test_a_peer_that_does_not_answer_at_once() -> None:
         assert not begun[1]
         with pytest.raises(Unreachable, match=f"cannot reach {address}: no answer within 0 s"):
             await finish(begun[0], address, deadline=0.01)
-        assert descriptors() == before, "whoever gave up leaves no socket"
+        assert descriptors() == before, "an attempt that gave up leaves no socket"
         begun = begin(address)
         assert begun is not None
         waiting = asyncio.create_task(finish(begun[0], address, deadline=30))

@@ -149,7 +149,7 @@ async def test_application_data_after_the_reply(pair: tuple[socket.socket, socke
 async def test_close_notify_withheld(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, half: int
 ) -> None:
-    """docs/threats.md#J7: nothing, or half of the alert's record."""
+    """docs/threats.md#J7: the client sends nothing, or half of the alert's record."""
     monkeypatch.setattr(join, "CLOSE_DEADLINE", 0.1)
     near, far = pair
     serving = server(far)
@@ -251,7 +251,7 @@ async def test_deadlines_of_handshake_and_request(
         await serving.handshake()
     serving.abort()
     assert far.fileno() == -1
-    # Nobody answers: the client's own deadlines.
+    # The relay does not answer: the client's own deadlines end the join.
     near, far = await tcp_pair()
     with far, pytest.raises(Unreachable, match="TLS handshake in time"):
         await client_join(near, client_context(), RELAY, REQUEST)
@@ -286,7 +286,7 @@ async def test_another_protocol_is_refused_on_both_sides() -> None:
 
 async def test_an_untrusted_relay_hears_nothing() -> None:
     near, far = await tcp_pair()
-    stranger = Authority.create("somebody else").certificate_pem
+    stranger = Authority.create("another authority").certificate_pem
     context = outer_client_context(RelayTrust(stranger), ALPN_JOIN)
     serving = server(far)
     with far:
@@ -307,7 +307,7 @@ async def test_an_untrusted_relay_hears_nothing() -> None:
 
 async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
     near, far = await tcp_pair()
-    stranger = Authority.create("somebody else").issue_client("agent")
+    stranger = Authority.create("another authority").issue_client("agent")
     context = outer_client_context(
         RelayTrust(authority().certificate_pem),
         ALPN_JOIN,

@@ -318,7 +318,7 @@ def test_a_session_aborted_within_a_delivery_gets_nothing_more(engine: str, loop
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_view_that_was_written_may_be_reused_at_once(engine: str, loop: str) -> None:
-    """Also when the socket takes nothing: what is kept is a copy, or owned by the session."""
+    """A view may be reused also when the socket takes nothing: the session keeps a copy, or owns the bytes."""
     data = random.Random(4).randbytes(4_000_000)
 
     async def main() -> None:

@@ -348,7 +348,7 @@ async def test_what_is_written_may_be_reused_at_once() -> None:
 
 @both_protocols
 async def test_a_protocol_changes_in_the_middle(kind: Callable[[], Recorder]) -> None:
-    """As at a 101: the first reads a piece and hands over, what OpenSSL has already goes to the next."""
+    """As at a 101, the first protocol reads a piece and hands over; bytes inside OpenSSL go to the next."""
     second = kind()
 
     class First(Recorder):

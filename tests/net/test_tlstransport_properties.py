@@ -1,4 +1,4 @@
-"""What TlsTransport promises about the end: nothing is lost, a cut is no end, and nobody waits longer than needed."""
+"""What TlsTransport promises about the end: no byte is lost, a cut is no end, and neither side waits in vain."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def raw_of(tls: ssl.SSLSocket) -> socket.socket:
 
 
 def read_all(tls: ssl.SSLSocket, size: int = 65_536) -> bytes:
-    """Until close_notify; raises ssl.SSLEOFError where the connection just ends."""
+    """Read until close_notify. Raises ssl.SSLEOFError where the connection ends without one."""
     data = bytearray()
     while piece := tls.recv(size):
         data += piece
@@ -145,7 +145,7 @@ async def test_a_peer_without_any_library_sees_close_notify_then_fin() -> None:
 
 @both_sides
 async def test_the_end_comes_with_the_peers(ours: str) -> None:
-    """No lingering once the peer has ended, too."""
+    """The transport does not linger once the peer has ended, too."""
 
     def peer(tls: ssl.SSLSocket) -> bytes:
         data = read_all(tls)
@@ -389,9 +389,9 @@ async def test_a_reset_of_the_peer_is_an_error(ours: str, size: int) -> None:
 @both_protocols
 @pytest.mark.parametrize("in_order", [True, False])
 async def test_what_the_peer_said_before_it_left_is_delivered(kind: Callable[..., Recorder], in_order: bool) -> None:
-    """It ends and closes; we, paused, still write, and are told that nobody is there. What it had said counts.
+    """The peer sends, ends and closes while our side is paused and writes: all is delivered, and then the loss is told.
 
-    All of that fits into our kernel's buffer: what a reset finds in the peer's is lost, whoever reads.
+    All of that fits into our kernel's buffer: what a reset finds in the peer's buffer is lost for any reader.
     """
     said = MUCH[:40_000]
 

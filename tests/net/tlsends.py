@@ -123,14 +123,14 @@ class Recorder(asyncio.Protocol):
         self.arrived.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Until a condition on what was told holds."""
+        """Wait until a condition on the recorded calls holds."""
         async with asyncio.timeout(PATIENCE):
             while not condition():
                 self.arrived.clear()
                 await self.arrived.wait()
 
     async def end(self) -> BaseException | None:
-        """What `connection_lost` was called with."""
+        """Wait for `connection_lost` and return its argument."""
         async with asyncio.timeout(PATIENCE):
             return await asyncio.shield(self.lost)
 

@@ -49,7 +49,7 @@ class TestStrictTls:
         ca = Authority.create("cluster CA")
         name = cluster_server_name(cluster)
         server = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, ca.issue_server([name]))
-        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("somebody"))
+        client = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, ca.issue_client("client"))
         assert agent_refused(handshake(client, server, name)[1])
         with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
             handshake(client, server, cluster_server_name("other"))
@@ -98,7 +98,7 @@ class TestStrictTls:
             handshake(client, server, "localhost")
 
     def test_a_leaf_signs_nothing(self) -> None:
-        """pathlen 0 and `CA:FALSE`: an agent's key makes no certificate that anybody accepts."""
+        """With pathlen 0 and `CA:FALSE`, an agent's key makes no certificate that a peer accepts."""
         ca = Authority.create("CA")
         leaf = ca.issue_client("c")
         key = load_pem_private_key(leaf.key_pem.encode(), None)

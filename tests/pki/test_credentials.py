@@ -84,7 +84,7 @@ async def test_create_update_and_compare(open_store: Callable[[], CredentialStor
 async def test_of_many_that_start_on_an_empty_store_one_creates_and_the_others_adopt(
     open_store: Callable[[], CredentialStore],
 ) -> None:
-    """docs/threats.md#E3: one cluster CA, whatever the order."""
+    """docs/threats.md#E3: the store ends with one cluster CA, whatever the order."""
 
     async def start(pod: int) -> bytes:
         store = open_store()

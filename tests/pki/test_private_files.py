@@ -60,7 +60,7 @@ def test_root_works_for_the_owner_of_the_directory(tmp_path: Path) -> None:
     with locked(tmp_path / "lock"):
         pass
     assert {(file.stat().st_uid, file.stat().st_gid) for file in tmp_path.iterdir()} == {(12345, 23456)}
-    # What was there already is not given away: it may be a link to something else.
+    # An existing file keeps its owner: it may be a link to something else.
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"")
     make_private(foreign)

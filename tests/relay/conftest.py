@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Shared: tests that stop it start one of their own."""
+    """The server that tests share; a test that stops its server takes `own_server`."""
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""A relay's rooms in this process, on a real port with real TLS and a real registry, and the ends that talk to it.
+"""A relay's connection handlers in this process, on a real port with real TLS and registry, and the ends that meet it.
 
 `Agent` is a scripted one: it keeps a control connection and does with a dial request what the test says.
 """
@@ -58,7 +58,7 @@ class StubPolicy:
 
 
 class EchoUpper(asyncio.Protocol):
-    """What stands behind the http room in these tests."""
+    """The protocol behind the HTTP handler in these tests: it echoes in upper case."""
 
     transport: asyncio.Transport
 
@@ -146,13 +146,13 @@ class Station:
     async def join(
         self, user: str = "alice", cluster: str = "prod", instance: str = ""
     ) -> tuple[socket.socket, JoinReply]:
-        """A client's join; the raw socket and the reply."""
+        """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
         request = JoinRequest(role="client", cluster=cluster, token=user, instance=instance)
         return sock, await client_join(sock, client_context(), RELAY, request)
 
     async def settled(self) -> None:
-        """Until nobody is half-way: no pending join, no ticket."""
+        """Wait until no join is pending and no connection waits for admission."""
         async with asyncio.timeout(5):
             while self.rendezvous.pending or self.admission.waiting:
                 await asyncio.sleep(0.005)
@@ -237,7 +237,7 @@ class Agent(BaseHandler):
         self.ended = error
 
     async def join(self, token: str, cluster: str = "") -> socket.socket:
-        """The agent's join under a token, with the certificate of `cluster` (default: its own)."""
+        """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
         request = JoinRequest(role="agent", token=token, instance=self.instance)
         await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
@@ -251,7 +251,7 @@ async def consent_and_join(agent: Agent, dial: Dial) -> None:
 
 
 async def swallow(agent: Agent, dial: Dial) -> None:
-    """Say nothing, do nothing."""
+    """Ignore the dial."""
 
 
 async def refuse(agent: Agent, dial: Dial) -> None:

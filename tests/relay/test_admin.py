@@ -56,7 +56,7 @@ def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
 
 class TestTokens:
     def test_the_printed_lines_are_all_that_an_agent_needs(self, config: RelayConfig, tmp_path: Path) -> None:
-        """Before the relay's first start, so the CA is made here; pasted into a real shell."""
+        """Before the relay's first start the command makes the CA; a real shell runs the lines that it prints."""
         text = run(config, "token", "create", cluster="prod")
         pin = open_authority(config.data_dir).pin
         lines = [line.strip() for line in text.splitlines()]
@@ -155,7 +155,7 @@ class TestTokens:
 
 class TestClusters:
     async def test_while_the_relay_runs(self, config: RelayConfig) -> None:
-        """Through the command's own process boundary: another connection to the same file."""
+        """The commands use another connection to the registry's file than the relay that runs."""
         relay = await open_registry(config.data_dir)
         try:
             made = await create_token(config, cluster="prod")

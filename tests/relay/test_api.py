@@ -143,7 +143,7 @@ def error(answer: object) -> tuple[str, str]:
 
 @pytest.fixture
 def everything_logged() -> Iterator[list[str]]:
-    """All that structlog and logging are given, as text, down to debug."""
+    """Collect all events of structlog and logging as text, down to debug."""
     lines: list[str] = []
 
     def keep(logger: object, name: str, event: structlog.typing.EventDict) -> str:

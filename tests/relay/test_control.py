@@ -68,14 +68,14 @@ async def agent_comes(
 
 
 async def told_away(relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = "") -> Told:
-    """What such an agent heard when its connection has ended."""
+    """Connect such an agent and return what it was told when its connection has ended."""
     session, told = await agent_comes(relay, cluster, instance, pin=pin, cluster_ca=cluster_ca)
     await asyncio.wait_for(session.wait_ended(), 5)
     return told
 
 
 async def sent_away(relay: Station, cluster: str, instance: str = "i1") -> int | None:
-    """The GOAWAY code with which such an agent's connection ends; None: without a word."""
+    """Return the GOAWAY code with which such an agent's connection ends, None without a GOAWAY."""
     told = await told_away(relay, cluster, instance)
     return None if told.goaway is None else told.goaway.code
 
@@ -143,7 +143,7 @@ async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
         assert agent.goaway.code == GoawayCode.DRAINING
         assert agent.goaway.retry_after == 1
-        # It may open its next connection before it leaves this one, but it is not dialled any more.
+        # The agent may open its next connection before it leaves this one, but the relay dials it no more.
         assert not agent.session.closed
         with pytest.raises(JoinRefused) as caught:
             await relay.fleet.dial("prod", Dial(token="t"), 1)
@@ -312,7 +312,7 @@ async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path)
         assert 0 < told.goaway.retry_after <= SETTLE + 1
         assert relay.counters.agents_flapping == 1
         assert not two.session.closed
-    # Once the connection is gone there is nobody to replace, however soon.
+    # Once the connection is gone there is no agent to replace, however soon the next one comes.
     async with station(tmp_path / "again", "prod") as relay:
         async with Agent(relay), Agent(relay) as two:
             await two.registered()
@@ -382,7 +382,7 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
         assert heard.goaway.code == GoawayCode.LIMIT
         assert heard.goaway.retry_after == FULL_RETRY
         assert relay.counters.agents_refused == 1
-        # One that comes again, because its connection is dead and nobody here knows yet, takes its own place.
+        # An agent that comes again while the relay does not know yet that its connection is dead takes its own place.
         again, _ = await agent_comes(relay, "prod", "i2")
         async with asyncio.timeout(5):
             await again.wait_established()

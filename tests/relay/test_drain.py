@@ -229,7 +229,7 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
 
 
 async def test_one_of_several_keeps_the_port_until_all_are_ready(tmp_path: Path) -> None:
-    """And tells those that come meanwhile, also those that the kernel had queued when it was closed."""
+    """A relay process that drains refuses new peers in words, also those that the kernel had queued."""
     all_ready = asyncio.Event()
 
     async def together(hurry: asyncio.Event) -> None:

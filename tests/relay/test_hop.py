@@ -129,7 +129,7 @@ async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
 
 
 async def test_never_two_hops(pair: Pair) -> None:
-    """docs/threats.md#F6: a token that names nobody, a relay that is gone, one that names a third: void, at once."""
+    """docs/threats.md#F6: a token that names no client, a relay that is gone or a third relay is void, at once."""
     agent = Agent(pair.b)
     for relay_id in ("c" * 16, A):
         with pytest.raises(JoinRefused) as caught:
@@ -137,7 +137,7 @@ async def test_never_two_hops(pair: Pair) -> None:
         assert caught.value.code == JoinCode.GONE
     assert pair.hops(pair.b) == {"gone": 2}
     asked = len(pair.asked)
-    # As a relay whose list is old would say it: hops is 1 already, and the token is a third relay's.
+    # A relay with an old list would send this: hops is 1 already, and the token is a third relay's.
     certificate = authority().issue_relay()
     context = outer_client_context(
         RelayTrust(authority().certificate_pem), ALPN_HOP,
@@ -149,7 +149,7 @@ async def test_never_two_hops(pair: Pair) -> None:
         with pytest.raises(JoinRefused) as caught:
             await client_join(sock, context, HOP_NAME, request, alpn=ALPN_HOP)
         assert caught.value.code == (JoinCode.GONE if hops == 1 else JoinCode.BAD_REQUEST)
-    # And an agent that claims to have come over a hop is not passed on.
+    # An agent that claims to have come over a hop is not passed on.
     sock = await pair.b.dial()
     request = JoinRequest(role="agent", token=token_of(A, "x"), hops=1)
     with pytest.raises(JoinRefused) as caught:
@@ -160,7 +160,7 @@ async def test_never_two_hops(pair: Pair) -> None:
 
 
 async def test_an_agent_of_another_cluster(pair: Pair) -> None:
-    """docs/threats.md#J1: refused, and the join that the token belongs to goes on."""
+    """docs/threats.md#J1: the agent is refused, and the join that the token belongs to goes on."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
@@ -199,13 +199,13 @@ async def test_only_relays_are_let_in(pair: Pair, how: str) -> None:
     assert not isinstance(caught.value, JoinRefused) or caught.value.code == JoinCode.FORBIDDEN
 
 
-@pytest.mark.parametrize("how", ["nobody there", "somebody else there", "at its limit"])
+@pytest.mark.parametrize("how", ["no listener", "another service", "draining"])
 async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
     """docs/threats.md#N8: the relays cannot reach each other; the client hears of it long before its deadline."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        if how == "nobody there":
+        if how == "no listener":
             pair.addresses[A] = "127.0.0.1:9"
-        elif how == "somebody else there":
+        elif how == "another service":
             pair.addresses[A] = "127.0.0.1:" + str(server.getsockname()[1])
             server.settimeout(10)
             asyncio.get_running_loop().run_in_executor(None, lambda: server.accept()[0].close())

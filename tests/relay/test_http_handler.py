@@ -35,11 +35,11 @@ async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
         return made[-1]
 
     near, far = await tcp_pair()
-    room = HttpHandler(lambda: server_contexts()[ALPN_JOIN], protocol, Counters())
+    handler = HttpHandler(lambda: server_contexts()[ALPN_JOIN], protocol, Counters())
     ticket = Admission(1, 1).enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     with near:
-        serving = asyncio.create_task(room.serve(far, ticket))
+        serving = asyncio.create_task(handler.serve(far, ticket))
         pipe = TlsPipe(near, client_context(ALPN_JOIN), server_hostname=RELAY)
         await pipe.handshake()
         await pipe.flush()

@@ -147,7 +147,7 @@ async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
         socks = [await relay.dial() for _ in range(40)]
         for sock in socks:
             await send_all(sock, hello[:size])
-        # A drip that does not reach what the parser needs wakes nobody.
+        # A drip that does not reach what the parser needs does not wake the listener.
         for n in range(10):
             await asyncio.sleep(0.02)
             if size == 300:
@@ -175,14 +175,14 @@ async def test_a_peer_that_leaves_is_noticed_at_once(tmp_path: Path, size: int) 
 
 
 async def test_role_and_identity_come_from_the_handshake(tmp_path: Path) -> None:
-    """docs/threats.md#J13: several protocols offered, a room's protocol that is then not spoken, control without a
-    certificate.
+    """docs/threats.md#J13: a peer offers several protocols, does not speak the selected one, or asks for control
+    without a certificate.
     """
     async with station(tmp_path, "prod") as relay:
         both = client_context.__wrapped__(ALPN_HTTP)
         both.set_alpn_protocols(["nonsense", ALPN_HTTP, ALPN_CONTROL])
         assert await http_echo(relay, both) == b"HELLO"
-        # The join room takes nothing but a JOIN record.
+        # The join handler takes nothing but a JOIN record.
         with await relay.dial() as sock:
             pipe = TlsPipe(sock, client_context(ALPN_JOIN), server_hostname=RELAY)
             await pipe.handshake()
@@ -211,7 +211,7 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
             fifth.connect_ex((relay.address.host, relay.address.port))
             await rejected(relay, "cap_address")
             assert await is_closed(fifth)
-        # Who is authenticated does not count: the agent is still there, and a place that is freed is used again.
+        # Authenticated peers do not count: the agent is still connected, and a freed place is used again.
         assert not agent.session.closed
         first.pop().close()
         await rejected(relay, "peek_closed")
@@ -295,7 +295,7 @@ async def test_a_failing_room_ends_one_connection(tmp_path: Path) -> None:
 async def test_who_is_queued_when_the_port_is_left_is_served(tmp_path: Path) -> None:
     """docs/threats.md#R7: what stays in the queue of a socket that is closed would be reset."""
     async with station(tmp_path) as relay:
-        # The kernel takes them in while nobody here runs.
+        # The kernel accepts them while the listener does not run.
         queued = [socket.create_connection((relay.address.host, relay.address.port)) for _ in range(100)]
         relay.listener.leave()
         with pytest.raises(ConnectionRefusedError):

@@ -16,7 +16,7 @@ from tests.support.nats_server import NatsServer, silent_port
 
 
 class Echo:
-    """Answers what it is asked, in `tasks` of its own."""
+    """A handler that echoes each request, in `tasks` of its own."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self.connection = connection
@@ -80,7 +80,7 @@ class TestMessages:
         assert sum(len(echo.heard) for echo in echoes) == 30
 
     async def test_a_slow_subscription_is_made_anew(self, connections: Connections) -> None:
-        """docs/threats.md#Q2: what was dropped is gone; the subscription is not."""
+        """docs/threats.md#Q2: dropped messages are lost; the subscription is not."""
         slow, fast = await connections.make(), await connections.make()
         heard: list[bytes] = []
 
@@ -138,7 +138,7 @@ class TestConnection:
     async def test_frozen_for_long(
         self, own_server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The connection is given up; with much waiting to be sent, too. Nothing of it is left (docs/threats.md#Q1)."""
+        """The connection is given up, also with much to send, and leaves no task behind (docs/threats.md#Q1)."""
         monkeypatch.setattr("arcbridge.relay.nats.PING", 0.2)
         connection = await connect(own_server).make()
         for n in range(20):

@@ -22,7 +22,7 @@ def test_a_pipe_with_bytes_in_it_never_serves_another_pair() -> None:
     pool = PipePool(1)
     pipe = pool.take()
     assert pipe is not None
-    os.write(pipe.writer, b"somebody's")
+    os.write(pipe.writer, b"left over")
     pool.discard(pipe)
     again = pool.take()
     assert again is not None

@@ -226,7 +226,7 @@ async def test_a_stalled_reader_bounds_what_is_held_and_frees_its_pipe(bench: Be
     data = random.Random(6).randbytes(2 * MIB)
     sent = []
     for client, _, pump in pairs:
-        # Until neither the kernel nor the pump takes more: 50 ms without progress.
+        # 50 ms without progress: neither the kernel nor the pump takes more.
         count, idle = 0, 0
         while idle < 5:
             try:

@@ -349,7 +349,7 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
                 with pytest.raises(ConnectionResetError):
                     await receive(near, 10)
         far = await first_socket(agent)
-        # What the relay had said is read first, then the reset is seen.
+        # The client reads what the relay had sent, and then sees the reset.
         with pytest.raises(ConnectionResetError):
             await exactly(far, 1 << 20)
         assert len(relay.pumps) == 0

@@ -122,7 +122,7 @@ async def running(config: RelayConfig) -> AsyncIterator[Running]:
 
 
 class EnrolledAgent(BaseHandler):
-    """Enrols through the API, keeps a control connection, joins what it is asked to."""
+    """An agent that enrols through the API, keeps a control connection and joins when dialled."""
 
     def __init__(self, relay: Running) -> None:
         self.relay = relay
@@ -255,7 +255,7 @@ async def test_a_changed_policy_counts_and_a_broken_one_does_not(
         config.policy.write_text("[[allow]]\nnonsense = 1\n")
         near, _ = await relay.join()
         near.close()
-        config.policy.write_text(POLICY.replace("alice", "somebody-else"))
+        config.policy.write_text(POLICY.replace("alice", "another-user"))
         with pytest.raises(JoinRefused) as caught:
             await relay.join()
         assert caught.value.code == JoinCode.FORBIDDEN
@@ -270,7 +270,7 @@ async def test_draining_lets_sessions_leave(config: RelayConfig) -> None:
             while agent.goaway is None:
                 await asyncio.sleep(0.005)
         assert agent.goaway.code == GoawayCode.DRAINING
-        # Nobody new, in words; but what runs goes on, and the relay ends when it has ended.
+        # New joins are refused with a reason; open sessions go on, and the relay ends when they have ended.
         with pytest.raises(JoinRefused) as caught:
             await relay.join()
         assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
@@ -305,7 +305,7 @@ async def test_a_second_signal_leaves_one_second(config: RelayConfig) -> None:
 
 
 async def test_a_successor_takes_the_port_over_at_once(config: RelayConfig) -> None:
-    """Without sessions nobody waits; the port is free although connections to it were open."""
+    """Without sessions the relay stops at once; the port is free although connections to it were open."""
     loop = asyncio.get_running_loop()
     async with running(config) as relay, agent_of(relay) as agent:
         begun = loop.time()

@@ -306,7 +306,7 @@ class Cluster:
             self.stop()
             raise
 
-    # Attributes for whoever connects.
+    # Attributes for the tests that connect.
 
     @property
     def api_url(self) -> str:
@@ -645,7 +645,7 @@ class Cluster:
                 f"--data-dir={where}/etcd",
                 "--unsafe-no-fsync",
                 f"--listen-client-urls={etcd_socket}",
-                "--advertise-client-urls=http://127.0.0.1:0",  # must have a port; a single member tells nobody
+                "--advertise-client-urls=http://127.0.0.1:0",  # must have a port; a single member tells no other
                 "--listen-peer-urls=http://127.0.0.1:0",
                 "--initial-advertise-peer-urls=http://127.0.0.1:0",
                 "--initial-cluster=default=http://127.0.0.1:0",
@@ -676,7 +676,7 @@ class Cluster:
                 apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=30)
                 break
             except ProcessFailed as error:
-                # Somebody else may have taken the port between our look and the server's.
+                # Another process may have taken the port between our look and the server's.
                 if "address already in use" in apiserver.output() and attempt < 2:
                     continue
                 raise ProcessFailed(f"{error}\n{etcd.tail()}") from None
@@ -714,7 +714,7 @@ class Cluster:
             f"--etcd-servers={etcd_socket}",
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",  # nobody looks for it through the Service `kubernetes`
+            "--endpoint-reconciler-type=none",  # no pod looks for it through the Service `kubernetes`
             f"--secure-port={self.port}",
             f"--cert-dir={where}",
             f"--tls-cert-file={where}/apiserver.crt",

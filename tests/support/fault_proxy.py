@@ -4,7 +4,7 @@
         ...                       # connect to proxy.address instead
         proxy.freeze("down")      # and later: thaw, cut, swallow
 
-*Up* is from whoever dialled towards the target, *down* the other way. A plan is made for each connection when it is
+*Up* is from the dialling end towards the target, *down* the other way. A plan is made for each connection when it is
 accepted (they are numbered from 0); commands act on the connections that are open, or on one of them. One thread does
 all of it, so a test may use the proxy from anywhere, with an event loop or without.
 """
@@ -29,14 +29,14 @@ How = Literal["fin", "rst"]
 
 READ = 64 * 1024
 HELD = 256 * 1024
-"""Bytes taken from a source and not passed on; beyond it the source feels that nobody reads."""
+"""Bytes taken from a source and not passed on; beyond it the proxy stops reading the source."""
 LINGER = 5.0
 """Seconds that the rest of a connection ended by FIN is read and dropped; what is left unread would make it a RST."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What happens to one connection. Offsets count the bytes of that direction that came before."""
+    """The faults of one connection. An offset counts the bytes of its direction that pass before the fault."""
 
     cut_up: int | None = None
     cut_down: int | None = None
@@ -61,13 +61,13 @@ class Plan:
     """Accept, and reset at once."""
 
     def offset(self, name: Literal["cut", "freeze", "flip"], direction: Direction) -> int | None:
-        """One of the offsets."""
+        """Return the offset of a fault in one direction."""
         found: int | None = getattr(self, f"{name}_{direction}")
         return found
 
     @staticmethod
     def random_cut(rng: random.Random, up: int, down: int) -> Plan:
-        """A cut somewhere in the first `up` or `down` bytes, in either way."""
+        """Plan a cut, by FIN or RST, somewhere in the first `up` or `down` bytes."""
         how: How = rng.choice(("fin", "rst"))
         at = rng.randrange(up + down)
         return Plan(cut_up=at, how=how) if at < up else Plan(cut_down=at - up, how=how)
@@ -75,7 +75,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Passage:
-    """What is known of one connection."""
+    """What the proxy has seen of one connection."""
 
     number: int
     up: int = 0
@@ -108,7 +108,7 @@ class _Half:
         """So was the sink."""
 
     def take(self, data: bytes, now: float) -> None:
-        """Bytes of the source."""
+        """Take bytes of the source."""
         if self.swallowing:
             return
         chunk = bytearray(data)
@@ -119,7 +119,7 @@ class _Half:
         self.queue.append((now + self.delay, chunk))
 
     def allowed(self) -> int:
-        """How many bytes may be passed on before something is to happen."""
+        """Return how many bytes may pass before the next fault."""
         bounds = [at - self.passed for at in (self.cut, self.stop_at) if at is not None]
         return min([HELD, *bounds])
 
@@ -144,7 +144,7 @@ class _Connection:
         return self.up, self.down
 
     def ends_of(self, half: _Half) -> tuple[socket.socket, socket.socket]:
-        """Source and sink."""
+        """Return the direction's source and sink."""
         assert self.far is not None
         return (self.near, self.far) if half is self.up else (self.far, self.near)
 
@@ -207,7 +207,7 @@ class FaultProxy:
             return sum(passage.open for passage in self._passages)
 
     def wait(self, look: Callable[[], object], timeout: float = 15) -> None:
-        """Until `look` is true; asked again whenever something has passed. AssertionError at the deadline."""
+        """Wait until `look` is true; it is asked whenever bytes have passed. Raises AssertionError at the deadline."""
         deadline = time.monotonic() + timeout
         with self._changed:
             while not look():
@@ -222,7 +222,7 @@ class FaultProxy:
         self._on_halves(directions, number, lambda half: setattr(half, "frozen", True))
 
     def thaw(self, *directions: Direction, number: int | None = None) -> None:
-        """Pass on what waits, and what comes; also where a plan has frozen."""
+        """Pass on held and new bytes again, also where a plan has frozen the direction."""
 
         def thaw(half: _Half) -> None:
             half.frozen = False
@@ -231,15 +231,15 @@ class FaultProxy:
         self._on_halves(directions, number, thaw)
 
     def swallow(self, *directions: Direction, number: int | None = None) -> None:
-        """Take what comes from now on and drop it: the source believes that it arrives."""
+        """Read and drop new bytes: the source believes that they arrive."""
         self._on_halves(directions, number, lambda half: setattr(half, "swallowing", True))
 
     def delay(self, seconds: float, *directions: Direction, number: int | None = None) -> None:
-        """Let what comes from now on be late."""
+        """Delay new bytes."""
         self._on_halves(directions, number, lambda half: setattr(half, "delay", seconds))
 
     def cut(self, how: How = "rst", *, number: int | None = None) -> int:
-        """End the open connections now; how many there were. What is held here is lost."""
+        """End the open connections now and return how many there were. Held bytes are lost."""
         count = 0
 
         def cut() -> None:
@@ -252,7 +252,7 @@ class FaultProxy:
         return count
 
     def stop(self) -> None:
-        """Stop listening, close everything (by RST) and end the thread; raises what went wrong in it."""
+        """Stop listening, close all connections (by RST) and end the thread; raise its error, if any."""
         if not self._stopping:
             self._stopping = True
             self._wake_up.send(b"x")
@@ -274,7 +274,7 @@ class FaultProxy:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _call(self, command: Callable[[], None]) -> None:
-        """Have the thread do it; returns when it is done."""
+        """Run `command` in the thread; return when it is done."""
         done = threading.Event()
 
         def run() -> None:
@@ -316,7 +316,7 @@ class FaultProxy:
                 self._changed.notify_all()
 
     def _turn(self) -> None:
-        """Wait for what each socket is wanted for, then do all that is possible."""
+        """Wait for the sockets' events, then serve all connections."""
         now = time.monotonic()
         wanted: dict[socket.socket, int] = {
             self._woken: selectors.EVENT_READ,
@@ -375,7 +375,7 @@ class FaultProxy:
 
     @staticmethod
     def _passable(half: _Half) -> bool:
-        """Whether the next byte may go, or its turn is the one at which the connection is cut."""
+        """Tell whether the next byte may pass, or whether the connection is cut at it."""
         return half.allowed() > 0 or half.cut == half.passed
 
     def _accept(self) -> None:
@@ -442,7 +442,7 @@ class FaultProxy:
             half.take(data, now)
 
     def _write(self, connection: _Connection, half: _Half, sink: socket.socket, now: float) -> bool:
-        """Pass on what may go now; false when the connection was ended by that."""
+        """Pass on what may pass now; return false when that ended the connection."""
         while half.queue and not half.frozen and half.queue[0][0] <= now:
             if half.cut == half.passed:
                 self._end(connection, connection.plan.how, "planned")
@@ -469,7 +469,7 @@ class FaultProxy:
         return True
 
     def _end(self, connection: _Connection, how: How, why: str) -> None:
-        """End both sides; by FIN: what they still send is read and dropped, for a while."""
+        """End both sides; after a FIN, read and drop for a while what they still send."""
         if how == "rst" or connection.far is None or connection.connecting:
             self._close(connection, how, why)
             return

@@ -7,7 +7,7 @@
 As a process of its own, `python -m tests.support.issuer --state DIR` writes its CA to `DIR/ca.pem` and prints
 `issuer ready URL`. What is in DIR is kept: started again there, it has the same CA and the same keys.
 
-Any user name and any public client are taken; nobody has a password. Paths under `/_test/` are for the tests:
+Any user name and any public client are taken; there are no passwords. Paths under `/_test/` are for the tests:
 
     POST /_test/mint      claims, headers, alg, key, lifetime      -> {"token": ...}
     POST /_test/rotate    keep_old                                 -> {"kid": ...}
@@ -220,7 +220,7 @@ class IssuerServer:
         self.keys.append(Key(kid, "RS256" if isinstance(private, rsa.RSAPrivateKey) else "ES256", private))
 
     def find_key(self, alg: str, which: str) -> Key:
-        """Return the `current` key of an algorithm, the one before (`old`), one nobody knows (`foreign`), or by id."""
+        """Return a key by id, or an algorithm's `current`, `old` (the one before) or `foreign` (never published)."""
         family = "ES256" if alg.startswith("ES") else "RS256"
         keys = [key for key in self.keys if key.alg == family]
         if which == "current":
@@ -466,7 +466,7 @@ class IssuerServer:
         redirect_uri = query.get("redirect_uri", "")
         parsed = urllib.parse.urlsplit(redirect_uri)
         if parsed.scheme != "http" or parsed.hostname not in ("127.0.0.1", "::1", "localhost"):
-            # Not an error to redirect with: nobody may learn anything at an address that was not registered.
+            # No redirect with an error: an address that was not registered must learn nothing.
             raise Refused("invalid_request", "redirect_uri must be http on loopback")
         answer: dict[str, str] = {"state": query["state"]} if "state" in query else {}
         form = _form(await request.post())
@@ -528,7 +528,7 @@ class IssuerServer:
         """Sign any claims, with any header and any key; a claim or header of null is left out."""
         asked = await request.json()
         given: dict[str, object] = asked.get("claims", {})
-        claims = self.claims(str(given.get("sub", "nobody")), "arcbridge-relay", asked.get("lifetime")) | given
+        claims = self.claims(str(given.get("sub", "unnamed")), "arcbridge-relay", asked.get("lifetime")) | given
         claims = {name: value for name, value in claims.items() if value is not None}
         try:
             token = self.sign(

@@ -6,5 +6,5 @@ import os
 
 
 def long_form() -> bool:
-    """Whether what takes minutes is to be run."""
+    """Tell whether tests that take minutes are to run."""
     return os.environ.get("ARCBRIDGE_LONG", "") not in ("", "0")

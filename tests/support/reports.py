@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def until(look: Callable[[], T], what: str, *, timeout: float = 15) -> T:
-    """The first true value of `look`; raises `ProcessFailed` at the deadline."""
+    """Wait for a true value of `look` and return it. Raises `ProcessFailed` at the deadline."""
     deadline = time.monotonic() + timeout
     while not (found := look()):
         if time.monotonic() > deadline:
@@ -46,7 +46,7 @@ def records(process: ManagedProcess, event: str = "", *, after: int = 0, **field
 def wait_for_record(
     process: ManagedProcess, event: str, *, after: int = 0, timeout: float = 15, **fields: object
 ) -> dict[str, Any]:
-    """The first such record, as soon as it is there."""
+    """Wait for the first such record and return it."""
 
     def look() -> list[dict[str, Any]]:
         if not process.running and not records(process, event, after=after, **fields):
@@ -57,7 +57,7 @@ def wait_for_record(
 
 
 def page(port: int, path: str = "/metrics") -> str:
-    """A page of a role's own listener."""
+    """Return a page of a role's observe listener."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return str(answer.read().decode())
@@ -82,7 +82,7 @@ def agent_again(world: World, *, wait: bool = True) -> ManagedProcess:
 
 
 def rewrite(path: Path, text: str) -> None:
-    """Replace a file at once, as whoever refreshes tokens does."""
+    """Replace a file atomically, as a program that refreshes tokens does."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

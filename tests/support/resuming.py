@@ -32,7 +32,7 @@ class ResumingPair(Pair):
         self.cuts = 0
 
     def cut(self) -> None:
-        """Both ends learn of the loss; what is on its way is gone."""
+        """Kill the connection: both ends learn of the loss, and bytes on their way are lost."""
         self.lost = True
         self.cuts += 1
         self.cut_after.clear()
@@ -44,7 +44,7 @@ class ResumingPair(Pair):
         self._drop_newcomer()
 
     def resume(self) -> None:
-        """A new connection: the client says which session it is for."""
+        """Make a new connection on which the client names its session."""
         self.lost = False
         for end in self.ends:
             end.arrivals.clear()
@@ -104,7 +104,7 @@ class ResumingPair(Pair):
             self.newcomer = None
 
     def attached(self) -> bool:
-        """Whether both ends are on one connection."""
+        """Tell whether both ends are on the same connection."""
         return all(end.machine.state in (State.OPEN, State.DRAINING) for end in self.ends)
 
     def drive_resuming(self, steps: int = 20_000) -> None:

@@ -27,7 +27,7 @@ PIECE = 0.001
 
 
 class Way:
-    """One direction."""
+    """One direction of the path."""
 
     def __init__(self, rate: float, delay: float) -> None:
         self.rate = rate
@@ -39,12 +39,12 @@ class Way:
         """Arrivals come together at multiples of this many seconds (0: as they come)."""
 
     def queue(self, now: float) -> float:
-        """Seconds that a byte put in now would wait."""
+        """Return the seconds that a byte put in now would wait."""
         return max(0.0, self.free_at - now)
 
 
 class Node:
-    """One machine and what runs above it."""
+    """One session machine and the application above it."""
 
     def __init__(self, path: SlowPath, side: Side, limits: Limits) -> None:
         self.path = path
@@ -83,7 +83,7 @@ class Node:
                 self.opened.append(self.adopt(event.stream))
 
     def fill(self) -> None:
-        """Bulk writes as a local socket would: a read at a time, while little waits."""
+        """Write bulk as a local socket would: a read at a time, while little waits."""
         for stream in self.bulk.values():
             while stream.queued < 256 * 1024:
                 if not self.machine.sender.send(stream, bytes(256 * 1024)) and not self.machine.sender.writable:
@@ -118,7 +118,7 @@ class SlowPath:
         self.run(1 + 3 * round_trip)
 
     def at(self, when: float, do: Callable[[], None]) -> None:
-        """Do something at a moment."""
+        """Call a function at a moment of the virtual clock."""
         heapq.heappush(self._events, (when, next(self._order), do))
 
     def flush(self) -> None:
@@ -146,7 +146,7 @@ class SlowPath:
             self.at(arrives, lambda piece=piece: other.machine.receive_data(memoryview(piece), self.now))  # type: ignore[misc]
 
     def run(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let virtual time pass."""
         end = self.now + seconds
         while self._events and self._events[0][0] <= end:
             self.now, _, do = heapq.heappop(self._events)
@@ -161,7 +161,7 @@ class SlowPath:
             node.machine.assert_invariants()
 
     def start_bulk(self, *, up: bool) -> int:
-        """A stream that is always full in one direction; its id."""
+        """Open a stream that is always full in one direction; return its id."""
         stream = self.client.adopt(self.client.machine.open_stream("tcp:bulk"))
         if up:
             self.client.bulk[stream.id] = stream
@@ -175,7 +175,7 @@ class SlowPath:
         return stream.id
 
     def start_ticks(self, every: float, until: float, size: int = 100) -> list[float]:
-        """A keystroke each `every` seconds, echoed by the other end; the list fills with the times it took."""
+        """Send a keystroke each `every` seconds, which the other end echoes; the list fills with the times it took."""
         stream = self.client.adopt(self.client.machine.open_stream("tcp:ticks"))
         took: list[float] = []
         sent: deque[float] = deque()

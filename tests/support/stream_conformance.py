@@ -1,4 +1,4 @@
-"""What every bidirectional stream must do, whatever carries it (style: one suite for every stream kind).
+"""What every bidirectional stream must do, whatever carries it: one suite for every kind of stream.
 
 `check(make_pair)` runs all checks; each gets a fresh pair from `make_pair`, an async context manager that gives two
 ends of one stream. An end has the awaitable face of `tests.support.stream_io.StreamIO`: `read`, `write`, `finish`,
@@ -55,7 +55,7 @@ async def both_ways_at_once(a: StreamIO, b: StreamIO) -> None:
 
 
 async def empty_writes(a: StreamIO, b: StreamIO) -> None:
-    """An empty write is nothing, and above all not the end."""
+    """An empty write sends nothing, and above all does not end the stream."""
     await a.write(b"")
     await a.write(b"x")
     await a.write(b"")
@@ -88,7 +88,7 @@ async def half_close(a: StreamIO, b: StreamIO) -> None:
 
 
 async def half_close_at_once(a: StreamIO, b: StreamIO) -> None:
-    """Both FINs cross."""
+    """The FINs of both ends cross on the wire."""
     await asyncio.gather(a.write(b"1"), b.write(b"2"))
     a.finish()
     b.finish()
@@ -157,7 +157,7 @@ async def close_while_the_other_waits(a: StreamIO, b: StreamIO) -> None:
 
 
 async def close_against_a_stuck_writer(a: StreamIO, b: StreamIO) -> None:
-    """The writer learns that nobody reads any more; its own reading side ended in order."""
+    """The writer learns that its peer reads no more; its own reading side ended in order."""
     writing = await _stuck_writer(b)
     assert a.transport is not None
     a.transport.close()
@@ -177,7 +177,7 @@ async def close_behind_much(a: StreamIO, b: StreamIO) -> None:
 
 
 async def both_close(a: StreamIO, b: StreamIO) -> None:
-    """Both close at once; twice; then abort: one end each."""
+    """Both ends close at once, close again and abort: each sees one end."""
     for end in (a, b, a, b):
         assert end.transport is not None
         end.transport.close()
@@ -244,7 +244,7 @@ async def a_cancelled_write_sent_nothing(a: StreamIO, b: StreamIO) -> None:
 
 
 async def small_ping_pong(a: StreamIO, b: StreamIO) -> None:
-    """Nothing is held back for company."""
+    """A small write leaves at once, without waiting for more."""
     for n in range(100):
         await a.write(bytes((n,)))
         assert await b.read() == bytes((n,))
@@ -294,7 +294,7 @@ async def check(make_pair: MakePair, name: str) -> None:
 
 
 async def _gone(end: StreamIO) -> None:
-    """Until the end's `connection_lost` came."""
+    """Wait until the end's `connection_lost` came."""
     async with asyncio.timeout(5):
         while not end._over:
             await asyncio.sleep(0.001)
@@ -325,7 +325,7 @@ async def _stuck_writer(end: StreamIO) -> asyncio.Task[None]:
 
 
 async def _until_still(value: Callable[[], int]) -> None:
-    """Until a number has stopped to change: what is being waited for is that nothing happens."""
+    """Wait until a number no longer changes."""
     last, same = -1, 0
     while same < 10:
         await asyncio.sleep(0.005)

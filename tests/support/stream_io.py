@@ -58,7 +58,7 @@ class StreamIO(asyncio.Protocol):
             self._writer.set_result(None)
 
     async def read(self, most: int = 65536) -> bytes:
-        """Up to `most` bytes; `b""` only after FIN and everything before it.
+        """Read up to `most` bytes; `b""` only after FIN and everything before it.
 
         Raises StreamReset, SessionEnded or ConnectionLost. A cancelled read has taken no byte.
         """
@@ -81,7 +81,7 @@ class StreamIO(asyncio.Protocol):
         return chunk
 
     async def read_exactly(self, count: int) -> bytes:
-        """Exactly `count` bytes; raises EOFError when the direction ends before."""
+        """Read exactly `count` bytes. Raises EOFError when the direction ends before."""
         parts = []
         while count:
             part = await self.read(count)
@@ -92,7 +92,7 @@ class StreamIO(asyncio.Protocol):
         return b"".join(parts)
 
     async def read_all(self) -> bytes:
-        """Everything until FIN."""
+        """Read everything until FIN."""
         parts = []
         while part := await self.read():
             parts.append(part)

@@ -41,11 +41,11 @@ class Source:
 
 
 class Wrong(AssertionError):
-    """A byte that should not have come there."""
+    """A received byte differs from the one that belongs at its position."""
 
 
 class Checker:
-    """Compares what comes with what must come; a record may arrive in any pieces."""
+    """Compares received bytes with the expected ones; a record may arrive in any pieces."""
 
     def __init__(self, source: Source, name: str) -> None:
         self._source = source
@@ -69,13 +69,13 @@ class Checker:
 
     @property
     def whole(self) -> bool:
-        """Whether what came ends with a record's end."""
+        """Tell whether the received bytes end with a record's end."""
         return not self._expected
 
 
 @dataclass
 class Side:
-    """What one end has seen."""
+    """What one end of a talk has sent and received."""
 
     sent: int = 0
     received: int = 0
@@ -189,11 +189,11 @@ class Talk:
 
     @property
     def side(self) -> Side:
-        """What this end has seen."""
+        """Return what this end has sent and received."""
         return self._speaker.side
 
     def wait_moves(self, more: int = 100_000, timeout: float = 45) -> None:
-        """Until `more` bytes came after now; AssertionError at the deadline or when it ended before."""
+        """Wait for `more` bytes from now on. Raises AssertionError at the deadline or when the talk ended before."""
         side, moved = self.side, self._speaker.moved
         start, deadline = side.received, time.monotonic() + timeout
         with moved:
@@ -204,19 +204,19 @@ class Talk:
                 moved.wait(left)
 
     def wait_end(self, timeout: float = 45) -> str:
-        """Until the other direction has ended by itself; how. AssertionError at the deadline."""
+        """Wait until the other direction has ended by itself; return how. Raises AssertionError at the deadline."""
         assert self.side.done.wait(timeout), f"talk {self.number} has no end: {self.side}"
         return self.side.end
 
     def finish(self, timeout: float = 45) -> Side:
-        """End this direction, wait for the other's end. AssertionError at the deadline."""
+        """End this direction and wait for the other's end. Raises AssertionError at the deadline."""
         self._speaker.finishing.set()
         assert self._speaker.join(timeout), f"talk {self.number} does not end: {self.side}"
         self._sock.close()
         return self.side
 
     def close(self) -> None:
-        """Give up; harmless when it has ended."""
+        """Close the socket; harmless when the talk has ended."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -243,14 +243,14 @@ class TalkServer:
         return f"{host}:{port}"
 
     def side(self, number: int, timeout: float = 15) -> Side:
-        """What the far end of a talk has seen; waits until it is there."""
+        """Wait for the far end of a talk and return what it has seen."""
         with self._changed:
             assert self._changed.wait_for(lambda: number in self._speakers, timeout), f"talk {number} never came"
             assert number not in self._doubles, f"talk {number} came twice"
             return self._speakers[number].side
 
     def check(self, talk: Talk) -> Side:
-        """Finish a talk, and require that both ends have seen the same, whole; the near end's account."""
+        """Finish a talk, require that both ends have seen the same, whole, and return the near end's account."""
         near = talk.finish()
         far = self.side(talk.number)
         assert far.done.wait(15), f"talk {talk.number}: the far end is still open: {far}"
@@ -275,7 +275,7 @@ class TalkServer:
     def _greet(self, sock: socket.socket) -> None:
         hello = sock.recv(_HELLO.size + 12, socket.MSG_WAITALL)
         if len(hello) < _HELLO.size + 12:
-            sock.close()  # somebody left before the first word
+            sock.close()  # the client left before its first byte
             return
         magic, number = _HELLO.unpack(hello[: _HELLO.size])
         most, pause = struct.unpack("!Id", hello[_HELLO.size :])
@@ -291,7 +291,7 @@ class TalkServer:
         speaker.start()
 
     def stop(self) -> None:
-        """Stop listening, cut what still talks."""
+        """Stop listening and cut the open talks."""
         try:
             self._listening.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -111,7 +111,7 @@ def test_exec_on_a_terminal(kubectl: Kubectl) -> None:
 def test_a_process_ends_with_its_stream(kubectl: Kubectl, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    # No input and no output: only the connection says that nobody is there any more.
+    # No input and no output: only the connection's end says that kubectl is gone.
     exec_ = kubectl.start("exec", "web", "--", "sh", "-c", f"exec sleep infinity > {fifo}")
     with fifo.open("rb") as reader:  # returns once the process has opened the other end
         exec_.kill()

@@ -17,7 +17,7 @@ from tests.support.targets import EchoServer
 
 
 class Ends:
-    """A listening target, so that a test holds both ends of what goes through the proxy."""
+    """A listening target: a test holds both ends of a connection through the proxy."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -25,7 +25,7 @@ class Ends:
         self._socks: list[socket.socket] = []
 
     def connect(self, proxy: FaultProxy) -> tuple[socket.socket, socket.socket]:
-        """A connection through the proxy: who dialled, and the target's end."""
+        """Connect through the proxy; return the dialling end and the target's end."""
         near = socket.create_connection((proxy.host, proxy.port), timeout=10)
         self._listening.settimeout(10)
         far, _ = self._listening.accept()
@@ -52,7 +52,7 @@ def sides(pair: tuple[socket.socket, socket.socket], direction: Direction) -> tu
 
 
 def read_all(sock: socket.socket) -> tuple[bytes, str]:
-    """What comes until the end, and whether that was a FIN or a RST."""
+    """Read until the end; return the bytes and whether a FIN or a RST ended them."""
     received = bytearray()
     try:
         while data := sock.recv(65536):
@@ -63,7 +63,7 @@ def read_all(sock: socket.socket) -> tuple[bytes, str]:
 
 
 def reset_at_once(proxy: FaultProxy) -> bool:
-    """Whether a connection is reset, be it while it is made."""
+    """Tell whether a connection is reset, also while it is made."""
     try:
         with socket.create_connection((proxy.host, proxy.port), timeout=10) as sock:
             return read_all(sock) == (b"", "rst")
@@ -163,7 +163,7 @@ def test_a_planned_freeze_stops_at_its_byte_and_a_frozen_source_feels_it(ends: E
         near, far = ends.connect(proxy)
         near.settimeout(0.2)
         sent = 0
-        with contextlib.suppress(TimeoutError):  # nobody takes it: the buffers of the system fill up
+        with contextlib.suppress(TimeoutError):  # the proxy does not read: the kernel's buffers fill up
             while sent < 100_000_000:
                 sent += near.send(bytes(65536))
         assert sent < 100_000_000

@@ -45,7 +45,7 @@ def issuer(shared: Issuer) -> Iterator[Issuer]:
 
 
 def verify(issuer: Issuer, token: str, audience: str) -> dict[str, Any]:
-    """Verify a token as anybody would: by the published keys."""
+    """Verify a token by the published keys, as any relying party does."""
     _, jwks = issuer.request("GET", "/jwks")
     header = jwt.get_unverified_header(token)
     key = next(key for key in jwt.PyJWKSet.from_dict(jwks).keys if key.key_id == header["kid"])

@@ -14,7 +14,7 @@ def without_lines() -> None:
 
 
 def test_a_frame_without_a_line_gets_that_of_its_function() -> None:
-    """With `None` for a line, pytest ended with an internal error in place of one failed test."""
+    """A frame whose line is `None` fails one test; pytest used to end with an internal error."""
     blank = types.FunctionType(without_lines.__code__.replace(co_linetable=b""), {"TimeoutError": TimeoutError})
     with pytest.raises(TimeoutError) as caught:
         blank()

@@ -232,7 +232,7 @@ class World:
     # -- starting ---------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Issuer, relays, agents, in this order; each is ready when the next starts."""
+        """Start issuer, relays and agents in this order; each is ready when the next starts."""
         self.start_issuer()
         for index in range(len(self.relay_listens)):
             self.start_relay(index)
@@ -277,7 +277,7 @@ class World:
         return self._relays[index]
 
     def wait_for_relay(self, index: int = 0, timeout: float = 30) -> None:
-        """Until a relay says that it is ready."""
+        """Wait until a relay says that it is ready."""
         self._relays[index].wait_for_url(f"http://127.0.0.1:{self.relay_observes[index]}/readyz", timeout=timeout)
 
     def _share_relay_ca(self, data: Path) -> None:
@@ -287,18 +287,18 @@ class World:
             shutil.copy2(self.relay_config.parent / "data" / name, data / name)
 
     def kill_relay(self, index: int = 0) -> None:
-        """SIGKILL: nobody is told."""
+        """Kill a relay (SIGKILL): it tells neither clients nor agents."""
         self._relays[index].kill()
 
     def stop_relay(self, index: int = 0, timeout: float = 60) -> tuple[int, float]:
-        """SIGTERM, and no other signal; its exit status and the seconds it took. Raises `ProcessFailed`."""
+        """Stop a relay by SIGTERM alone; return its exit status and the seconds it took. Raises `ProcessFailed`."""
         began = time.monotonic()
         self._relays[index].signal(signal.SIGTERM)
         status = self._relays[index].wait(timeout)
         return status, time.monotonic() - began
 
     def join_token(self, cluster: str | None = None) -> tuple[str, str]:
-        """A join token for the cluster and the relay CA's pin, from the first relay's own command."""
+        """Make a join token with the first relay's command; return it and the relay CA's pin."""
         done = run(
             arcbridge(
                 *("--role", "relay", "token", "create", "--cluster", cluster or self.cluster),
@@ -360,13 +360,13 @@ class World:
         return self._agents[index]
 
     def wait_for_agent(self, index: int = 0, timeout: float = 30) -> None:
-        """Until an agent says that it is ready."""
+        """Wait until an agent says that it is ready."""
         self._agents[index].wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=timeout)
 
     # -- people -----------------------------------------------------------------------------------------------------
 
     def token(self, user: User, audience: str, *, lifetime: int = 3600) -> str:
-        """A token of the issuer for a person."""
+        """Return a token of the issuer for a person."""
         return self.issuer.mint(
             sub=user.name,
             aud=audience,
@@ -377,7 +377,7 @@ class World:
         )
 
     def login_files(self, user: User, directory: Path, *, lifetime: int = 3600) -> tuple[Path, Path]:
-        """Files with a person's access token (for the relay) and id token (for the cluster)."""
+        """Write files with a person's access token (for the relay) and id token (for the cluster)."""
         directory.mkdir(parents=True, exist_ok=True)
         access, identity = directory / "access-token", directory / "id-token"
         for path, audience in ((access, RELAY_AUDIENCE), (identity, CLUSTER_AUDIENCE)):
@@ -399,7 +399,7 @@ class World:
     def start_client(
         self, user: User = ALICE, *extra: str, ready: bool = True, env: Mapping[str, str] | None = None
     ) -> Client:
-        """A person's client with a home of its own; ready when the line that tools parse was printed."""
+        """Start a person's client with a home of its own; it is ready when it printed the line that tools parse."""
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
         environment = self.client_env(directory, env)
@@ -426,7 +426,7 @@ class World:
         }
 
     def start_forward(self, name: str, user: User = ALICE, *extra: str) -> tuple[ManagedProcess, int]:
-        """A person's `forward` of a TCP target; the process and the local port."""
+        """Start a person's `forward` of a TCP target; return the process and the local port."""
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
         port = fixed_port()
@@ -439,7 +439,7 @@ class World:
     def run_client(
         self, user: User, *arguments: str, check: bool = False, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
-        """One client command to its end."""
+        """Run one client command to its end."""
         self._clients += 1
         directory = self.directory / f"client-{self._clients}-{user.name}"
         done = run(

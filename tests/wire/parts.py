@@ -109,9 +109,9 @@ class Parts:
         return stream
 
     def written(self, limit: int = 1 << 20, now: float = 0.0) -> bytes:
-        """What leaves now."""
+        """Return the bytes that leave now."""
         return b"".join(self.sender.data_to_send(limit, now))
 
     def feed(self, *frames: bytes) -> None:
-        """The peer says this."""
+        """Receive these frames from the peer."""
         self.decoder.feed(memoryview(b"".join(frames)), self.receiver)

@@ -54,7 +54,7 @@ def ack(received: int) -> bytes:
 
 
 class Scripted:
-    """A machine, what it said, and what it told its shell."""
+    """A machine, the frames that it sent, and its events."""
 
     def __init__(self, side: Side, kind: Kind = Kind.SESSION, limits: Limits = DEFAULT, now: float = 500.0) -> None:
         self.now = now
@@ -81,7 +81,7 @@ class Scripted:
         self.said.append((kind, stream_id, body))
 
     def collect(self) -> None:
-        """Take events and output."""
+        """Take the machine's events and output."""
         self.events += self.machine.events_received()
         while parts := self.machine.sender.data_to_send(1 << 20):
             self._decoder.feed(memoryview(b"".join(parts)), self)
@@ -91,26 +91,26 @@ class Scripted:
             self.machine.assert_invariants()
 
     def feed(self, *frames: bytes) -> Scripted:
-        """The peer says this, in one flight."""
+        """Receive these frames from the peer, in one piece."""
         self.machine.receive_data(memoryview(b"".join(frames)), self.now)
         self.collect()
         return self
 
     def kinds(self) -> list[int]:
-        """Types of what was said."""
+        """Return the types of the frames that the machine sent."""
         return [kind for kind, _, _ in self.said]
 
     def resets(self) -> dict[int, int]:
-        """Stream id -> code of each RESET that was said."""
+        """Return the code of each RESET that the machine sent, by stream id."""
         return {stream: U32.unpack(body)[0] for kind, stream, body in self.said if kind == FrameType.RESET}
 
     def goaway(self) -> Goaway | None:
-        """The GOAWAY that was said, if any."""
+        """Return the last GOAWAY that the machine sent, if any."""
         bodies = [body for kind, _, body in self.said if kind == FrameType.GOAWAY]
         return Goaway.decode(bodies[-1]) if bodies else None
 
     def granted(self, stream_id: int) -> int:
-        """Sum of the WINDOW increments said for a stream."""
+        """Return the sum of the WINDOW increments sent for a stream."""
         return sum(
             U32.unpack(b)[0] for kind, stream, b in self.said if kind == FrameType.WINDOW and stream == stream_id
         )

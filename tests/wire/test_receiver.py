@@ -132,7 +132,7 @@ def test_consumed_bytes_are_granted_again_when_enough_came_together() -> None:
     assert parts.notes.pings == 0
     parts.context.now += 60
     parts.receiver.consumed(stream, FIRST_CREDIT // 4)
-    assert parts.notes.pings == 1, "the window grows by the round trip, and nobody asked for it of late"
+    assert parts.notes.pings == 1, "the window grows by the round trip, which was not measured of late"
 
 
 def test_an_end_that_reads_on_after_the_streams_end_returns_its_growth() -> None:

@@ -50,7 +50,7 @@ def answer(pair: ResumingPair) -> None:
 
 
 def play(pair: ResumingPair) -> None:
-    """The whole exchange to its end, resuming whenever it has to."""
+    """Run the exchange to its end, resuming whenever the connection is gone."""
     first, second = script(pair)
     done = False
     for _ in range(200):

@@ -20,7 +20,7 @@ def put(stream: Stream, count: int) -> None:
 
 
 def turn(ring: Scheduler, most: int = 1_000_000) -> tuple[Stream, int]:
-    """The next turn: whose it is, and how much it came to."""
+    """Return the stream of the next turn, and the bytes that it sent."""
     found = ring.next()
     assert found is not None
     stream, count = found

@@ -209,7 +209,7 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
         assert said is not None, "the peer is told"
         assert said.code in (GoawayCode.PROTOCOL, GoawayCode.FLOW_CONTROL)
     assert "canary" not in repr(one.events) + repr(machine) + str(machine.error)
-    # What was closed says nothing more and wants no timer.
+    # A closed session sends nothing more and wants no timer.
     if machine.state is State.CLOSED:
         assert machine.next_deadline() is None
         assert not machine.sender.has_output
@@ -365,7 +365,7 @@ def test_m4_a_length_over_the_cap_ends_the_session_and_allocates_nothing(kind: F
 
 
 def recorded_session() -> bytes:
-    """What a client says in a whole small session."""
+    """Return the bytes that a client sends in a whole small session."""
     return b"".join(
         (
             hello(),
@@ -838,7 +838,7 @@ def test_m13_only_the_handshake_comes_before_auth(what: str) -> None:
     assert isinstance(one.machine.error, RemoteProtocolError)
 
 
-def test_accepting_what_nobody_asked_for() -> None:
+def test_accepting_without_a_request() -> None:
     for one in (acceptor_hello(), acceptor_auth(), client()):
         with pytest.raises(LocalProtocolError):
             one.machine.accept_auth(OK)

@@ -1,4 +1,4 @@
-"""What must hold for any sequence of operations, any cutting of the input, and any bytes (design, section 9)."""
+"""What must hold for any sequence of operations, any cutting of the input, and any bytes (docs/protocol.md, §3)."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ class TwoEnds(RuleBasedStateMachine):
             assert SECRET.hex() not in text
 
     def teardown(self) -> None:
-        """Everybody reads and finishes: then everything arrives, ends once, and every credit is back."""
+        """Both ends read and finish: then every byte arrives, every stream ends once, and every credit is back."""
         pair = self.pair
         for end in pair.ends:
             end.machine.sender.set_writable(True)

@@ -27,7 +27,7 @@ def frozen(path: SlowPath, count: int) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 10, 100])
 def test_neighbours_of_frozen_readers_go_on_at_full_speed(count: int) -> None:
-    """A hundred of them hold three times the session's window."""
+    """A hundred frozen readers hold three times the session's window."""
     path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
     ids = frozen(path, count)
     path.run(0.5 + count * FIRST_CREDIT / (30 * MBIT))
@@ -141,7 +141,7 @@ def test_windows_stop_growing_when_the_budget_is_nearly_spent() -> None:
     assert path.agent.machine.streams[bulk].window.grown <= 100 * KIB
     assert not budget.full
     budget.held += 64 * MIB
-    assert budget.full, "and nobody new is let in"
+    assert budget.full, "no new session is let in"
 
 
 def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:

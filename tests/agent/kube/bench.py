@@ -44,7 +44,7 @@ class RecordedAudit(AuditLog):
         self.kept.append(record)
 
     async def wait(self, count: int) -> list[AuditRecord]:
-        """Until there are `count` records."""
+        """Wait until there are `count` records."""
         async with asyncio.timeout(5):
             while len(self.kept) < count:
                 await asyncio.sleep(0.005)
@@ -100,7 +100,7 @@ class Wire:
         return found
 
     async def rest(self) -> bytes:
-        """Everything up to the stream's end in order."""
+        """Read everything up to the stream's end in order."""
         while data := await self.io.read():
             self.buffer += data
         found, self.buffer = self.buffer, b""
@@ -159,7 +159,7 @@ class Bench:
         return Wire(io)
 
     async def ask(self, head: str, body: bytes = b"", *, method: str = "GET") -> Response:
-        """One request on a fresh stream."""
+        """Send one request on a fresh stream."""
         wire = self.stream()
         await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         return await wire.answer(method)

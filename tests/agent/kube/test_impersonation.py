@@ -202,7 +202,7 @@ def test_a_plain_subject_passes_its_check() -> None:
 def test_any_headers_any_identity(
     inbound: list[tuple[bytes, bytes]], user: str, groups: list[str], extra: list[tuple[str, str]]
 ) -> None:
-    """Invariant 11: exactly one Impersonate-User, exactly the groups, or nothing leaves."""
+    """docs/security.md: a request leaves with exactly one Impersonate-User and exactly the groups, or not at all."""
     identity = Identity(user, "", tuple(groups), "s", "i", 0.0, {key: (value,) for key, value in extra})
     subject = Subject.of(identity)
     try:
@@ -231,7 +231,7 @@ def test_h4_extra_keys_survive_a_round_trip(key: str) -> None:
 # -- what --as asks for ---------------------------------------------------------------------------------------------
 
 
-def test_nobody_asked_for() -> None:
+def test_a_request_without_impersonation() -> None:
     assert requested_subject(raw(("Accept", "x"), ("X-Impersonate-User", "y"))) is None
 
 

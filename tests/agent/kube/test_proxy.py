@@ -570,7 +570,7 @@ async def test_token_mode_never_shows_the_agents_certificate(tmp_path: Path) -> 
 
 @asynccontextmanager
 async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Callable[[], Awaitable[None]]]]:
-    """A client's session with the proxy, and what takes its connection away and gives it another one."""
+    """A client's session with the proxy, whose connection a test can cut and replace."""
     judge = FakeAuthenticator()
     judge.add("t", "alice")
     sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)  # type: ignore[arg-type]

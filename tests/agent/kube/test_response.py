@@ -145,7 +145,7 @@ BODY = b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"
 
 
 def _fed(data: bytes, *cuts: int) -> tuple[bytes, ChunkedBody, int]:
-    """What is passed on of `data` when it comes in pieces; the reader; and where the body's end was seen."""
+    """Feed `data` in pieces; return the bytes passed on, the reader, and where it saw the body's end."""
     body = ChunkedBody()
     out = b""
     places = [0, *cuts, len(data)]

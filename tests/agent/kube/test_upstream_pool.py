@@ -119,7 +119,7 @@ async def test_a_connection_that_is_not_clean_is_not_kept(tmp_path: Path, route:
         assert api.upstream.take(own=True) is None
 
 
-async def test_bytes_that_nobody_asked_for_end_the_connection(tmp_path: Path) -> None:
+async def test_unsolicited_bytes_end_the_connection(tmp_path: Path) -> None:
     async def more(exchange: Exchange) -> None:
         await exchange.send(reply(200, b"ok"))
         await asyncio.sleep(0.05)

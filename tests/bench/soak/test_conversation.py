@@ -107,7 +107,7 @@ class Scene:
         self._ledgers = ledgers
 
     async def run(self, streams: int, until: Callable[[], bool]) -> Accounts:
-        """So many streams until something has happened, then all end in order; what the accounts say."""
+        """Run streams until `until` is true, end them in order, and return their accounts."""
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             places = [group.create_task(self.load.keep(place)) for place in range(streams)]
             while not until():

@@ -14,14 +14,14 @@ SEED = bytes(range(16))
 
 
 def spoken(preamble: Preamble, direction: Direction, records: int) -> tuple[bytes, Sender]:
-    """Everything that a direction says behind the preamble."""
+    """Return all bytes of a direction behind the preamble."""
     sender = Sender(preamble, direction)
     sender.opening()
     return b"".join(sender.next() for _ in range(records)) + sender.trailer(), sender
 
 
 def heard(preamble: Preamble, direction: Direction, data: bytes, step: int = 1000) -> Receiver:
-    """A receiver that got it in pieces, and then the end."""
+    """Return a receiver that was given `data` in pieces, and then the end."""
     receiver = Receiver(preamble, direction)
     for at in range(0, len(data), step):
         receiver.feed(data[at : at + step])

@@ -57,7 +57,7 @@ class FleetConformance:
         yield made
         await made.close()
 
-    async def test_nobody_is_known_at_once(self, fleet: Fleet) -> None:
+    async def test_a_cluster_without_agents_is_known_at_once(self, fleet: Fleet) -> None:
         await fleet.register(Link("other"))
         with pytest.raises(JoinRefused) as caught:
             await asyncio.wait_for(fleet.dial("prod", DIAL, 60), 1)
@@ -83,7 +83,7 @@ class FleetConformance:
         with pytest.raises(JoinRefused) as caught:
             await fleet.dial("prod", Dial(token="t", instance="i3"), 5)
         assert caught.value.code == JoinCode.AGENT_REFUSED
-        assert not any(link.asked for link in links if link is not links[3]), "nobody else was asked"
+        assert not any(link.asked for link in links if link is not links[3]), "no other agent was asked"
 
     async def test_in_turn(self, fleet: Fleet) -> None:
         links = [Link(instance=f"i{n}") for n in range(3)]

@@ -30,7 +30,7 @@ async def started(connections: Connections) -> NatsFleet:
 
 
 async def settled(*fleets: NatsFleet) -> None:
-    """Until the server knows who listens to what."""
+    """Wait until the NATS server knows all subscriptions."""
     for fleet in fleets:
         await fleet._nats.flush(10)
 
@@ -63,7 +63,7 @@ class Apart(Fleet):
         self.clients.add_metrics(metrics)
 
     async def start(self) -> None:
-        """They are."""
+        """Both fleets have been started already."""
 
     async def close(self) -> None:
         await self.clients.close()
@@ -104,7 +104,7 @@ class TestNatsApart(FleetConformance):
         return Apart(await started(self.connections), await started(self.connections))
 
     async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
-        """The other relay is told; that takes a moment."""
+        """The other relay is told of the cancelled dials, which takes a moment."""
         link = Link(answer=None)
         await fleet.register(link)
         dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]
@@ -188,7 +188,7 @@ class TestTwoRelays:
         assert (await pair[0].dial("prod", DIAL, 1.5)).token == "t"
 
     async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
-        """docs/threats.md#F8: nobody is sent to a relay that goes away, and its own clients still find an agent."""
+        """docs/threats.md#F8: no client is sent to a relay that goes away, and its own clients still find an agent."""
         link, late = Link(instance="a"), Link(instance="b")
         await pair[1].register(link)
         await settled(*pair)
@@ -234,12 +234,12 @@ async def offered(stranger: NatsConnection) -> Offer:
 
 
 class TestOddReplies:
-    """docs/threats.md#F3, #F5, #F7: what is late, doubled, crossed or somebody else's changes nothing."""
+    """docs/threats.md#F3, #F5, #F7: a message that is late, doubled, crossed or a stranger's changes nothing."""
 
-    async def test_a_late_dial_reaches_nobody(
+    async def test_a_late_dial_reaches_no_agent(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An ASK held up: there is an offer, nobody accepts it, no agent hears of it, and it lapses."""
+        """An ASK is held up: its offer is not accepted, no agent hears of it, and it lapses."""
         monkeypatch.setattr("arcbridge.relay.fleet.nats.OFFER_LIFE", 0.1)
         link = Link()
         await pair[1].register(link)
@@ -348,7 +348,7 @@ class TestOddReplies:
         ]
         for subject in subjects:
             for noise in (b"", b"\xff\xff\xff\xff\xff", b"[1,2", b'{"a":3}', b"[[]]", b"null", b"x" * 100_000):
-                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.nobody")
+                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.unused")
         await stranger.flush(10)
         assert (await pair[0].dial("prod", replace(DIAL, cluster="prod"), 10)).token == "t"
         assert dict(await pair[0].count(["prod"])) == {"prod": 1}
@@ -376,7 +376,7 @@ class TestNatsDown:
         for _ in range(2):
             began = time.monotonic()
             assert (await two[0].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
-            # Nobody was asked.
+            # No other relay was asked.
             assert time.monotonic() - began < 1
             wanting = replace(DIAL, cluster="here", instance="h")
             assert (await two[0].dial("here", wanting, 10)).instance == "h"

@@ -54,7 +54,7 @@ class Apart(Fleet):
         self.clients, self.at = clients, agents
 
     async def _settled(self) -> None:
-        """What one has said the other has heard: there is one channel, in order."""
+        """Wait until one worker knows the other's agents: their one channel keeps the order."""
         want = {(link.cluster, link.instance): stamp for link, stamp in self.at.fleet._own.items()}
         await until(lambda: {key[1:]: one.stamp for key, one in self.clients.fleet._remote.items()} == want)
 
@@ -73,7 +73,7 @@ class Apart(Fleet):
         older = self.at.fleet._all.find(link.cluster, link.instance)
         await self.at.fleet.register(link)
         if older is not None:
-            # As its connection does when it was told.
+            # The agent's connection unregisters like this when it was told.
             await self.at.fleet.unregister(older)
         await self._settled()
 
@@ -114,7 +114,7 @@ class TestApart(FleetConformance):
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def test_cancelled_dials_leave_nothing(self, fleet: Fleet) -> None:
-        """As in one process, but for the time that the word takes."""
+        """Cancelled dials end at the other worker, too, once its sibling's message has arrived."""
         link = Link(answer=None)
         await fleet.register(link)
         dials = [asyncio.create_task(fleet.dial("prod", DIAL, 60)) for _ in range(50)]
@@ -204,14 +204,14 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     assert await first.fleet.agents("prod") == []
     assert first.fleet._remote == {}
     assert first.fleet._asked == {}
-    # And who asked is forgotten, so that no agent works for nobody.
+    # The worker that asked is forgotten, so that no agent works for a dial that was given up.
     await until(lambda: not second.fleet._serving)
     assert silent.pending == 0
     await first.close()
     await second.close()
 
 
-async def test_a_dial_that_nobody_waits_for_any_more_is_forgotten() -> None:
+async def test_an_abandoned_dial_is_forgotten() -> None:
     first, second = await workers(2)
     silent = Link(answer=None)
     await second.fleet.register(silent)

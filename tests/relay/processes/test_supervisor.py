@@ -63,7 +63,7 @@ class Running:
 
 
 def children() -> list[int]:
-    """Workers of this process."""
+    """Return the process ids of this process's workers."""
     found = []
     for one in Path("/proc").iterdir():
         try:
@@ -112,7 +112,7 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
     assert await running.page("/readyz") == (200, "ok\n")
     workers = children()
     assert len(workers) == 2
-    # Somebody comes to each: the counts add up, and stay when a worker dies.
+    # Connections reach each worker: the counts add up, and stay when a worker dies.
     before = await running.metric("connections_total")
     address = parse_address(info.address)
     for _ in range(20):
@@ -128,7 +128,7 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
             await asyncio.sleep(0.02)
     assert workers[1] in children()
     assert workers[0] not in children()
-    # One that goes away alone, as an operator may have it, is replaced as well.
+    # A worker that an operator ends alone is replaced as well.
     os.kill(workers[1], signal.SIGTERM)
     async with asyncio.timeout(30):
         while await running.metric("worker_restarts_total") < 2 or await running.metric("workers_serving") < 2:

@@ -270,7 +270,7 @@ class RegistryConformance:
         assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
         assert (record.version, dict(record.labels), record.revoked, record.valid_since) == ("", {}, 0, 0)
         assert await other.clusters() == [record]
-        # It is a cluster as any other: the same CA may enrol with a token, another may not.
+        # The cluster is like any other: the same CA may enrol with a token, another CA may not.
         clock.now += 5
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="another cluster CA"):
@@ -344,10 +344,10 @@ class RegistryConformance:
         assert (record.last_seen, record.version, dict(record.labels)) == (clock.now + 9, "0.2.0", {})
 
     async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
-        await registry.seen("nobody", clock.now, version="1")
-        await registry.certificate_issued("nobody", clock.now)
-        assert not await registry.revoke_cluster("nobody")
-        assert not await registry.unrevoke_cluster("nobody")
+        await registry.seen("unknown", clock.now, version="1")
+        await registry.certificate_issued("unknown", clock.now)
+        assert not await registry.revoke_cluster("unknown")
+        assert not await registry.unrevoke_cluster("unknown")
         assert await registry.clusters() == []
         assert await registry.revocations() == frozenset()
 

@@ -23,7 +23,7 @@ async def opened(connections: Connections, clock: Clock, stack: AsyncExitStack, 
 
 
 async def until(condition: object, timeout: float = 30) -> None:
-    """Until the callable says yes, or what it awaits does."""
+    """Wait until the callable, or the coroutine that it returns, gives a true value."""
     async with asyncio.timeout(timeout):
         while True:
             answer = condition()  # type: ignore[operator]
@@ -67,7 +67,7 @@ class TestNatsFaults:
         won = [n for n, result in enumerate(results) if not isinstance(result, BaseException)]
         assert len(won) == uses
         assert all("used up" in str(one) for one in results if isinstance(one, BaseException))
-        # Those that won may come again, through any relay; nobody else may.
+        # The keys that won may come again, through any relay; no other key may.
         for n in won:
             await relays[(n + 1) % 3].redeem_join_token(token, f"{n:064x}", pem)
         assert (await relays[2].list_join_tokens())[0].used == uses
@@ -75,7 +75,7 @@ class TestNatsFaults:
     async def test_dying_between_the_two_writes(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The use is spent, the cluster is not bound, and the same key finishes it elsewhere."""
+        """The use is spent and the cluster not bound: the same key finishes the enrolment at another relay."""
         first, second = [await opened(connections, clock, stack) for _ in range(2)]
         token = await first.create_join_token("prod", expires_at=clock.now + HOUR)
         write = first._write
@@ -111,7 +111,7 @@ class TestNatsFaults:
         assert record is not None
         assert bad is not None
         assert (record.ca_pin, record.revoked, bad.revoked) == (cluster_ca().pin, 0, clock.now)
-        assert await registry.cluster("nobody") is None
+        assert await registry.cluster("unknown") is None
         assert await registry.revocations() == {"bad"}
         for change in (
             registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),
@@ -194,7 +194,7 @@ class TestNatsFaults:
             await jetstream.purge_stream("KV_arcbridge")
         else:
             await jetstream.delete_key_value("arcbridge")
-            # As the next connection finds out.
+            # The next connection finds that the bucket is gone.
             for one in (registry, other):
                 one._store = None
                 await one._opened()

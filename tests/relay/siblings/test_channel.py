@@ -105,7 +105,7 @@ async def test_a_full_socket_makes_messages_wait_and_none_is_lost(ends: tuple[En
 
 
 async def test_a_socket_that_was_closed_while_it_waited_is_left_out(ends: tuple[End, End]) -> None:
-    """Its number may be another socket's by then (docs/threats.md#R4)."""
+    """The closed socket's number may belong to another socket by then (docs/threats.md#R4)."""
     one, other = ends
     asyncio.get_running_loop().remove_reader(other.channel._sock.fileno())
     near, far = socket.socketpair()

@@ -38,7 +38,7 @@ async def test_hello_then_what_there_is_then_synced() -> None:
     other.close()
 
 
-async def test_nobody_comes() -> None:
+async def test_no_sibling_comes() -> None:
     assert not await Siblings().synced(1, 0.01)
     assert await Siblings().synced(0, 0.01)
 
@@ -58,7 +58,7 @@ async def test_the_end_of_one_is_told_and_may_be_repaired() -> None:
     again = Siblings()
     joined(again, other, 8)
     assert await other.synced(1, 5)
-    # One that is replaced is no loss: the supervisor has done it.
+    # A replaced sibling is no loss: the supervisor has replaced it.
     joined(again, other, 9)
     assert await other.synced(1, 5)
     assert (lost, left, len(other)) == ([(0, 7)], [7, 8], 1)
@@ -67,7 +67,7 @@ async def test_the_end_of_one_is_told_and_may_be_repaired() -> None:
     assert lost == [(0, 7)]
 
 
-async def test_a_socket_that_nobody_handles_is_closed() -> None:
+async def test_a_socket_without_a_handler_is_closed() -> None:
     one, other = Siblings(), Siblings()
     joined(one, other)
     await other.synced(1, 5)

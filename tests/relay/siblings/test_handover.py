@@ -164,7 +164,7 @@ async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
-    """docs/threats.md#J3: nothing is handed to nobody, and the agent is told."""
+    """docs/threats.md#J3: no connection is handed to a client that has left, and the agent is told."""
     async with two(tmp_path) as pair:
         told: list[BaseException] = []
 
@@ -230,7 +230,7 @@ async def test_a_worker_that_dies_at_each_step(
             await until(lambda: agent.sockets)
             far = agent.sockets[0]
             if client is not None:
-                # It was through before the death: the pump has it, or both ends are cut.
+                # The join was complete before the death: the pump has it, or both ends are cut.
                 with client:
                     await ended(client, far)
             else:
@@ -244,7 +244,7 @@ async def test_a_worker_that_dies_at_each_step(
 
 
 async def ended(client: socket.socket, far: socket.socket) -> None:
-    """Either the two still talk, or both are over; never one alone."""
+    """Require that both connections still carry bytes, or that both have ended."""
     try:
         await send_all(client, b"x")
         data = await receive(far, 1)
@@ -265,8 +265,8 @@ def _is_over(sock: socket.socket) -> bool:
         return True
 
 
-async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped, not dead: the acceptor ends the agent's connection, though the owner may have a copy of its socket."""
+async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped owner does not reply: the acceptor ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
@@ -283,8 +283,8 @@ async def test_a_host_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.M
         assert pair.outcomes["failed"] == 1
 
 
-async def test_a_host_without_descriptors(tmp_path: Path) -> None:
-    """The socket is lost on its way, which only the flag of the message tells."""
+async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
+    """The socket is lost on its way to the owner, which only the flag of the message tells."""
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
         assert pair.owner.siblings is not None

@@ -41,7 +41,7 @@ async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.Monkey
     await asyncio.wait_for(waiting, 1)
     one.siblings.close()
     other.siblings.close()
-    # One that does not answer must not keep this one from serving.
+    # A worker that does not answer must not keep this one from serving.
     monkeypatch.setattr(module, "ACQUAINTED", 0.01)
     await asyncio.wait_for(one.acquainted(), 1)
 
