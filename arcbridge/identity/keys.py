@@ -85,7 +85,6 @@ class KeySet:
         self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
-        self.fetches = 0
         self.failures = 0
 
     @property
@@ -150,7 +149,6 @@ class KeySet:
         return self._refreshing
 
     async def _refresh(self) -> None:
-        self.fetches += 1
         try:
             keys, max_age = await self._load()
         except ArcbridgeError:

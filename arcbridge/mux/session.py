@@ -74,10 +74,6 @@ class BaseHandler:
         """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
 
 
-SessionHandler = BaseHandler
-"""The interface and its default are one class."""
-
-
 class MuxSession:
     """One session or control connection over one TLS connection at a time."""
 
@@ -562,4 +558,4 @@ def _gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
     return found
 
 
-__all__ = ["BaseHandler", "MuxSession", "SessionEnded", "SessionHandler"]
+__all__ = ["BaseHandler", "MuxSession", "SessionEnded"]
