@@ -67,8 +67,6 @@ class KeySet:
         "_refreshing",
         "_retry_delay",
         "_unknown_kid_at",
-        "failures",
-        "fetches",
         "generation",
     )
 
@@ -85,7 +83,6 @@ class KeySet:
         self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
-        self.failures = 0
 
     @property
     def age(self) -> float | None:
@@ -152,7 +149,6 @@ class KeySet:
         try:
             keys, max_age = await self._load()
         except ArcbridgeError:
-            self.failures += 1
             now = self._clock()
             self._retry_delay = RETRY_FIRST if self._failed_at is None else min(self._retry_delay * 2, RETRY_MAX)
             self._failed_at = now
