@@ -65,7 +65,8 @@ STEP_SECONDS = 0.001
 """No more than one PING in as many seconds."""
 
 ASKING = 1.5
-"""The same, in one of `ROUNDS` rounds: whoever never asks for more than it gets, gets less each time."""
+"""The same, in one of `ROUNDS` rounds: a sender that never probes above its estimate measures its own limit and
+shrinks."""
 
 SHORT_FIRST = 256 * KIB
 """The first cap on a path whose handshake took no longer than `LEAST_ROUND_TRIP`: a stream's first credit."""
@@ -163,7 +164,7 @@ class CongestionWindow:
         self.probing = False
         """The cap is halved for the sake of the round trip."""
         self._pings: deque[tuple[int, float, tuple[int, float, float], bool]] = deque()
-        """Unanswered: count before it, when it left, `_base` then, whether the sender was hungry."""
+        """Unanswered: count before it, when it left, `_base` then, whether the sender was app-limited."""
         self._base = (sent, now, now)
         """Of the latest PING whose answer gave a rate: count, when the answer came, when it had left."""
         self._got = sent
@@ -212,11 +213,11 @@ class CongestionWindow:
             return 0.0
         trip = 0.0
         while pings and received > pings[0][0]:
-            at, left_at, (base, base_at, base_left_at), hungry = pings.popleft()
+            at, left_at, (base, base_at, base_left_at), app_limited = pings.popleft()
             trip = max(now - left_at, 1e-6)
             span = max(now - base_at, left_at - base_left_at)
             if span >= SPAN:
-                self._take_rate((at - base) / span, hungry=hungry)
+                self._take_rate((at - base) / span, app_limited=app_limited)
                 self._base = (at, now, left_at)
             if not self._round_trip or trip < self._round_trip:
                 self._round_trip = trip
@@ -272,8 +273,8 @@ class CongestionWindow:
             self._grown = max(self._grown, min(self._earlier[0], self._most))
             self._earlier = None
 
-    def _take_rate(self, rate: float, *, hungry: bool) -> None:
-        if not hungry:
+    def _take_rate(self, rate: float, *, app_limited: bool) -> None:
+        if not app_limited:
             self._round_rate = max(self._round_rate, rate)
         if rate > self._best and not self.probing:
             self._best = rate
@@ -348,7 +349,7 @@ class CongestionWindow:
             if not (self.interactive and self.rate):
                 cap = max(cap, self._grown)
         else:
-            # Counts that come in lumps let bytes leave in lumps: meanwhile as much more must be under way.
+            # Counts that come in bursts let bytes leave in bursts: meanwhile as much more must be under way.
             ack_burst = min(max(self._ack_burst, self._ack_burst_before), int(product / 4))
             gain = STEADY if self._rounds else ASKING
             cap = max(FLOOR, int(gain * product) + ack_burst + EXTRA)
