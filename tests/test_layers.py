@@ -1,4 +1,4 @@
-"""Imports go one way (design, section 8), read from the source itself, so that a promise is a failing test.
+"""Imports go one way, as docs/architecture.md says under "The house"; read from the source, so that a violation fails.
 
     cli -> client | relay | agent -> identity | pki | net -> mux -> wire
 

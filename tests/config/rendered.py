@@ -54,7 +54,7 @@ class Rendered:
 
 
 def expected_rules(mode: str, secret: str) -> list[Object]:
-    """Exactly what the agent may have, and nothing else (design §6; Kubernetes, "User impersonation"; KEP-5284)."""
+    """Exactly what the agent may have, and nothing else (Kubernetes, "User impersonation"; KEP-5284)."""
     own = [
         {"scope": "namespace", "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret],
          "verbs": ["get", "update", "watch"]},

@@ -1,4 +1,4 @@
-"""What must hold for any sequence of operations, any cutting of the input, and any bytes (design, section 9)."""
+"""What must hold for any sequence of operations, any cutting of the input, and any bytes."""
 
 from __future__ import annotations
 
