@@ -286,7 +286,7 @@ def _p10(result: Result) -> list[Part]:
 def _p11(result: Result) -> list[Part]:
     return [
         _study(result, "start", "arcbridge --version", "version_ms", most=60),
-        _study(result, "start", "client ready", "client_ready_ms", most=500),
+        _study(result, "start", "client ready", "client_ready_ms", most=400),
         _study(result, "start", "session to first byte, loopback", "first_byte_ms", most=15),
         _study(
             result,

@@ -38,7 +38,7 @@ QUICK = 2 * GRANT
 
 LEAST_ROUND_TRIP = 0.004
 """Seconds. Below it scheduling, not the path, is what delays a grant: as long as the sender keeps bulk under way
-(`congestion.BULK_ROUND_TRIP`)."""
+(`round_trip.BULK_ROUND_TRIP`)."""
 
 
 class Growth:

@@ -102,7 +102,7 @@ SCENARIOS: dict[str, dict[str, dict[str, float]]] = {
 }
 
 STUDIES: dict[str, dict[str, float]] = {
-    "start": {"version_ms": 31, "client_ready_ms": 420, "first_byte_ms": 9, "first_byte_beyond_5_round_trips_ms": 12},
+    "start": {"version_ms": 31, "client_ready_ms": 320, "first_byte_ms": 9, "first_byte_beyond_5_round_trips_ms": 12},
     "scale": {"sessions": 10_000, "agents": 5_000, "session_rss_kib": 14, "agent_rss_kib": 41}
     | {"idle_percent_of_a_core": 6},
     "kubernetes": {"get_p50_overhead_ms": 0.8, "get_ratio": 0.55, "list_mb_per_s": 340, "watches": 500}

@@ -9,22 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import (
-    BULK_ROUND_TRIP,
-    CONSERVATIVE_ROUNDS,
-    EXTRA,
-    FIRST,
-    FLOOR,
-    LEAST_ROUND_TRIP,
-    MEMORY,
-    PLATEAU,
-    SHORT_FIRST,
-    STEP_SECONDS,
-    CongestionWindow,
-)
+from arcbridge.wire.congestion import EXTRA, FIRST, FLOOR, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
 from arcbridge.wire.sender import Blocked
+from arcbridge.wire.slow_start import CONSERVATIVE_ROUNDS, PLATEAU, SHORT_FIRST
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -155,13 +145,13 @@ def test_a_path_that_gets_longer_is_believed() -> None:
     assert path.client.machine.sender.congestion is not None
     assert path.client.machine.sender.congestion.round_trip >= 0.2
     path.up.delay = path.down.delay = 0.01
-    path.run(MEMORY + 2)
+    path.run(ROUND_TRIP_MEMORY + 2)
     assert path.client.machine.sender.congestion.round_trip <= 0.04, (
         "a shorter one as soon as the queue was let run empty"
     )
 
 
-def test_counts_that_come_in_lumps_neither_starve_nor_flood() -> None:
+def test_counts_that_come_in_bursts_neither_starve_nor_flood() -> None:
     path = SlowPath(rate=20 * MBIT, round_trip=0.04)
     path.down.hold = 0.02
     bulk = path.start_bulk(up=True)
@@ -175,15 +165,15 @@ def test_an_application_that_sends_little_says_little_of_the_path() -> None:
     path = SlowPath(rate=20 * MBIT, round_trip=0.04)
     bulk = path.start_bulk(up=True)
     path.run(3)
-    flight = path.client.machine.sender.congestion
-    assert flight is not None
-    cap, rate = flight.cap, flight.rate
+    window = path.client.machine.sender.congestion
+    assert window is not None
+    cap, rate = window.cap, window.rate
     path.client.bulk.clear()
     path.start_ticks(0.02, path.now + 20, size=1000)
     path.run(20)
-    assert flight.rate >= 0.9 * rate, "it did not collapse"
-    assert flight.rate <= 1.1 * rate
-    assert flight.cap >= 0.7 * cap
+    assert window.rate >= 0.9 * rate, "it did not collapse"
+    assert window.rate <= 1.1 * rate
+    assert window.cap >= 0.7 * cap
     path.client.bulk[bulk] = path.client.machine.streams[bulk]
     path.flush()
     assert carried(path, bulk, 2) >= 0.8 * 20 * MBIT
@@ -222,7 +212,7 @@ def test_whatever_the_path_all_arrives(
     assert [path.agent.read.get(stream.id) for stream in streams] == sizes
 
 
-def test_whoever_is_at_the_cap_has_asked() -> None:
+def test_a_sender_at_its_cap_has_a_ping_under_way() -> None:
     path = SlowPath(rate=20 * MBIT, round_trip=0.04)
     path.start_bulk(up=True)
     machine = path.client.machine
@@ -236,53 +226,53 @@ def test_whoever_is_at_the_cap_has_asked() -> None:
 
 
 def test_the_first_cap_and_its_bounds() -> None:
-    flight = CongestionWindow(1024 * KIB)
-    assert flight.cap == FIRST
-    assert flight.least <= flight.step <= flight.cap // 2
+    window = CongestionWindow(1024 * KIB)
+    assert window.cap == FIRST
+    assert window.least <= window.step <= window.cap // 2
     small = CongestionWindow(FIRST_CREDIT)
     assert small.cap == FIRST_CREDIT
 
 
 def feed(
-    flight: CongestionWindow, rate: float, trip: float, rounds: int, start: float = 0.0, sent: int = 0
+    window: CongestionWindow, rate: float, trip: float, rounds: int, start: float = 0.0, sent: int = 0
 ) -> tuple[float, int]:
     """Rounds in which always as much is sent as the cap lets out and the path carries."""
     now = start
     for _ in range(rounds):
-        count = int(min(flight.cap, rate * trip))
+        count = int(min(window.cap, rate * trip))
         sent += count
-        flight.pinged(sent, now)
+        window.pinged(sent, now)
         now += trip
-        flight.confirmed(sent + 24, sent + 24, now)
+        window.confirmed(sent + 24, sent + 24, now)
         sent += 24
     return now, sent
 
 
 def test_it_doubles_each_round_trip_and_stops_at_the_path() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
+    window = CongestionWindow(16 * 1024 * KIB)
     caps = []
     now, sent = 0.0, 0
     for _ in range(6):
-        now, sent = feed(flight, 50e6, 0.1, 1, now, sent)
-        caps.append(flight.cap)
+        now, sent = feed(window, 50e6, 0.1, 1, now, sent)
+        caps.append(window.cap)
     assert all(after >= 1.7 * before for before, after in pairwise(caps[1:5])), caps
-    feed(flight, 50e6, 0.1, 3 * PLATEAU + 6, now, sent)
-    assert not flight.growing
-    assert 1.25 * 5e6 <= flight.cap <= 2.5 * 5e6 + 100 * KIB, "with a lump of a whole round trip"
-    assert flight.rate == pytest.approx(50e6, rel=0.05)
+    feed(window, 50e6, 0.1, 3 * PLATEAU + 6, now, sent)
+    assert not window.growing
+    assert 1.25 * 5e6 <= window.cap <= 2.5 * 5e6 + 100 * KIB, "with an ack burst of a whole round trip"
+    assert window.rate == pytest.approx(50e6, rel=0.05)
 
 
 def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
-    feed(flight, 1e9, 0.0001, 400)
-    assert flight.cap >= 1e9 * LEAST_ROUND_TRIP
+    window = CongestionWindow(16 * 1024 * KIB)
+    feed(window, 1e9, 0.0001, 400)
+    assert window.cap >= 1e9 * LEAST_ROUND_TRIP
 
 
 def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     bulk, shared = CongestionWindow(16 * 1024 * KIB), CongestionWindow(16 * 1024 * KIB)
     shared.interactive = True
-    for flight in (bulk, shared):
-        feed(flight, 500e6, 0.0002, 400)
+    for window in (bulk, shared):
+        feed(window, 500e6, 0.0002, 400)
     assert bulk.cap >= 500e6 * BULK_ROUND_TRIP
     assert shared.cap < bulk.cap / 2
     far = CongestionWindow(16 * 1024 * KIB)
@@ -290,75 +280,75 @@ def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     cap = far.cap
     far.interactive = True
     feed(far, 50e6, 0.1, 6, now, sent)
-    assert far.cap == pytest.approx(cap, rel=0.3), "a long path is the path's own, whoever waits"
+    assert far.cap == pytest.approx(cap, rel=0.3), "the round trip of a long path decides alone"
 
 
 def test_the_cap_grows_within_a_round_trip() -> None:
     """Each count adds what it confirmed: by the time that the first cap is confirmed, twice as much is under way."""
-    flight = CongestionWindow(16 * 1024 * KIB)
+    window = CongestionWindow(16 * 1024 * KIB)
     part = FIRST // 8
     for number in range(8):
-        flight.pinged((number + 1) * part, 0.0001 * number)
+        window.pinged((number + 1) * part, 0.0001 * number)
     for number in range(8):
-        flight.confirmed(number * part + part + 24, 2 * FIRST, 0.1 + 0.0001 * number)
-        assert flight.cap == pytest.approx(FIRST + (number + 1) * part, abs=EXTRA)
+        window.confirmed(number * part + part + 24, 2 * FIRST, 0.1 + 0.0001 * number)
+        assert window.cap == pytest.approx(FIRST + (number + 1) * part, abs=EXTRA)
 
 
 def test_a_sender_that_did_not_use_its_cap_learns_nothing_of_it() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
+    window = CongestionWindow(16 * 1024 * KIB)
     now, sent = 0.0, 0
     for _ in range(100):
         sent += 1000
-        flight.app_limited_until = sent
-        flight.pinged(sent, now)
+        window.app_limited_until = sent
+        window.pinged(sent, now)
         now += 0.02
-        flight.confirmed(sent, sent, now)
-    assert flight.cap == FIRST
+        window.confirmed(sent, sent, now)
+    assert window.cap == FIRST
 
 
 def test_a_queue_slows_the_growth_before_the_plateau_is_found() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
-    flight.pinged(24, 0.0)
-    flight.confirmed(48, 48, 0.04)
+    window = CongestionWindow(16 * 1024 * KIB)
+    window.pinged(24, 0.0)
+    window.confirmed(48, 48, 0.04)
     sent, part = 48, FIRST // 16
     for number in range(16):  # 2.5 MB/s: each answer is 3 ms later than the one before
         sent += part
-        flight.pinged(sent, 0.04)
-        flight.confirmed(sent + 1, 48 + 2 * FIRST, 0.08 + 0.003 * (number + 1))
-        assert flight.conservative is (number >= 3), "above 45 ms for 5 ms"
-    assert flight.growing
-    assert flight.cap <= 1.5 * FIRST
+        window.pinged(sent, 0.04)
+        window.confirmed(sent + 1, 48 + 2 * FIRST, 0.08 + 0.003 * (number + 1))
+        assert window.conservative is (number >= 3), "above 45 ms for 5 ms"
+    assert window.growing
+    assert window.cap <= 1.5 * FIRST
 
 
 def test_answers_that_come_late_at_once_are_a_schedulers() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
+    window = CongestionWindow(16 * 1024 * KIB)
     sent, now = 0, 1.0
     for _ in range(30):
         for _ in range(10):
             sent += 1000
-            flight.pinged(sent, now)
+            window.pinged(sent, now)
         for late in range(10):
-            flight.confirmed(sent - 9000 + 1000 * late + 1, sent + 1, now + 0.03 + late / 10_000)
-            assert not flight.conservative
-        flight.pinged(sent + 1, now + 0.04)
-        flight.confirmed(sent + 2, sent + 2, now + 0.041)
+            window.confirmed(sent - 9000 + 1000 * late + 1, sent + 1, now + 0.03 + late / 10_000)
+            assert not window.conservative
+        window.pinged(sent + 1, now + 0.04)
+        window.confirmed(sent + 2, sent + 2, now + 0.041)
         now += 0.05
 
 
 def test_rounds_with_a_queue_end_the_growth() -> None:
-    flight = CongestionWindow(16 * 1024 * KIB)
-    now, sent = feed(flight, 2.5e6, 0.04, 2)
+    window = CongestionWindow(16 * 1024 * KIB)
+    now, sent = feed(window, 2.5e6, 0.04, 2)
     for _ in range(CONSERVATIVE_ROUNDS + 2):
-        now, sent = feed(flight, 2.5e6, 0.048, 1, now, sent)
-    assert not flight.growing
+        now, sent = feed(window, 2.5e6, 0.048, 1, now, sent)
+    assert not window.growing
 
 
 def test_a_short_path_begins_with_a_streams_first_credit() -> None:
     for trip, cap in ((LEAST_ROUND_TRIP, SHORT_FIRST), (0.01, FIRST)):
-        flight = CongestionWindow(16 * 1024 * KIB)
-        flight.pinged(24, 1.0)
-        flight.confirmed(48, 48, 1.0 + trip * 0.99)
-        assert flight.cap == cap
+        window = CongestionWindow(16 * 1024 * KIB)
+        window.pinged(24, 1.0)
+        window.confirmed(48, 48, 1.0 + trip * 0.99)
+        assert window.cap == cap
 
 
 @pytest.mark.parametrize(("trip", "counts"), [(0.1, True), (0.11, True), (0.2, False)])
@@ -375,18 +365,18 @@ def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts:
 
 
 def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:
-    flight = CongestionWindow(1024 * KIB)
-    now, sent = feed(flight, 1e6, 0.05, 20)
-    assert not flight.wants_probe(now)
-    now, sent = feed(flight, 1e6, 0.08, int(MEMORY / 0.08) + 2, now, sent)
-    assert flight.wants_probe(now)
-    cap = flight.cap
-    assert flight.begin_probe(now)
-    assert not flight.begin_probe(now)
-    assert FLOOR <= flight.cap < cap
-    feed(flight, 1e6, 0.08, 6, now, sent)
-    assert not flight.probing
-    assert flight.round_trip == pytest.approx(0.08)
+    window = CongestionWindow(1024 * KIB)
+    now, sent = feed(window, 1e6, 0.05, 20)
+    assert not window.wants_probe(now)
+    now, sent = feed(window, 1e6, 0.08, int(ROUND_TRIP_MEMORY / 0.08) + 2, now, sent)
+    assert window.wants_probe(now)
+    cap = window.cap
+    assert window.begin_probe(now)
+    assert not window.begin_probe(now)
+    assert FLOOR <= window.cap < cap
+    feed(window, 1e6, 0.08, 6, now, sent)
+    assert not window.probing
+    assert window.round_trip == pytest.approx(0.08)
 
 
 def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:

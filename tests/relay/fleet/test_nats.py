@@ -10,6 +10,7 @@ import pytest
 from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
 from arcbridge.relay.fleet.nats import Accept, Answer, Ask, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection
@@ -57,6 +58,9 @@ class Apart(Fleet):
     def __init__(self, clients: NatsFleet, agents: NatsFleet) -> None:
         self.clients = clients
         self.at = agents
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        self.clients.add_metrics(metrics)
 
     async def start(self) -> None:
         """They are."""
