@@ -70,7 +70,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 def _run(invocation: Invocation) -> int:
     """Hand over to the command of every role, or to the role's own; what it imports is paid for only here."""
-    return _COMMON.get(invocation.command[0], _ROLES[invocation.role])(invocation)
+    return _OF_EVERY_ROLE.get(invocation.command[0], _ROLES[invocation.role])(invocation)
 
 
 def _version(invocation: Invocation) -> int:
@@ -109,7 +109,7 @@ def _relay(invocation: Invocation) -> int:
     return run_relay(invocation)
 
 
-_COMMON = {"version": _version, "completion": _completion, "config": _config}
+_OF_EVERY_ROLE = {"version": _version, "completion": _completion, "config": _config}
 """Sub-commands that every role has."""
 _ROLES = {CLIENT: _client, AGENT: _agent, RELAY: _relay}
 

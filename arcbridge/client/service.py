@@ -259,7 +259,6 @@ class _Proxy:
         self.port = 0
         self._context = context
         self._certificates: LocalCertificates | None = None
-        self._served = False
 
     def bind(self) -> None:
         """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""

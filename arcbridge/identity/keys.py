@@ -67,8 +67,6 @@ class KeySet:
         "_refreshing",
         "_retry_delay",
         "_unknown_kid_at",
-        "failures",
-        "fetches",
         "generation",
     )
 
@@ -85,8 +83,6 @@ class KeySet:
         self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
-        self.fetches = 0
-        self.failures = 0
 
     @property
     def age(self) -> float | None:
@@ -150,11 +146,9 @@ class KeySet:
         return self._refreshing
 
     async def _refresh(self) -> None:
-        self.fetches += 1
         try:
             keys, max_age = await self._load()
         except ArcbridgeError:
-            self.failures += 1
             now = self._clock()
             self._retry_delay = RETRY_FIRST if self._failed_at is None else min(self._retry_delay * 2, RETRY_MAX)
             self._failed_at = now

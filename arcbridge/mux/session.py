@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import cast
+from typing import assert_never, cast
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.mux import memory
@@ -72,10 +72,6 @@ class BaseHandler:
 
     def move_requested(self, session: MuxSession) -> None:
         """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
-
-
-SessionHandler = BaseHandler
-"""The interface and its default are one class."""
 
 
 class MuxSession:
@@ -431,9 +427,12 @@ class MuxSession:
                 self._call(handler.move_requested, self)
         elif isinstance(event, ev.StatusReceived):
             self._call(handler.status_received, self, event.status)
-        elif self._machine.kind is Kind.CONTROL and not self._established.done():  # HelloReceived
-            self._established.set_result(None)
-            self._call(handler.established, self)
+        elif isinstance(event, ev.HelloReceived):
+            if self._machine.kind is Kind.CONTROL and not self._established.done():
+                self._established.set_result(None)
+                self._call(handler.established, self)
+        else:
+            assert_never(event)
 
     def _call(self, method: Callable[..., None], *args: object) -> None:
         try:
@@ -562,4 +561,4 @@ def _gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
     return found
 
 
-__all__ = ["BaseHandler", "MuxSession", "SessionEnded", "SessionHandler"]
+__all__ = ["BaseHandler", "MuxSession", "SessionEnded"]

@@ -28,10 +28,6 @@ class Address:
     def url(self) -> str:
         return f"https://{self}"
 
-    @property
-    def is_ip(self) -> bool:
-        return _ip(self.host) is not None
-
 
 def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     """Return the address of a peer to connect to; raises `ConfigError` which quotes `text`.

@@ -1,11 +1,11 @@
 """What a ClientHello asks for, read before any TLS code sees it.
 
-The relay has one port and several rooms behind it; which room a connection wants is in the ALPN extension of its
-first message (RFC 7301 §3.1). `peek` is a pure function of the bytes that have arrived so far, to be called again
-with *more of the same bytes*; it keeps nothing. Nothing here is trusted: the result picks the room, while role and
-identity come from the finished handshake.
+The relay has one port and several handlers behind it. The ALPN extension of a connection's first message says which of
+them it is for. `peek` is a pure function of the bytes that have arrived so far, to be called again with *more of the
+same bytes*; it keeps nothing. Nothing here is trusted: the result picks the handler, while role and identity come from
+the finished handshake.
 
-Layouts: record header RFC 8446 §5.1, handshake header §4, ClientHello §4.1.2, extensions §4.2, server_name RFC 6066 §3.
+Layouts: record header RFC 8446 §5.1, handshake header §4, ClientHello §4.1.2, extensions §4.2, ALPN RFC 7301 §3.1.
 A ClientHello may be cut into several records (RFC 8446 §5.1), and with a post-quantum key share it is larger than
 one TCP segment, so "not yet" is an ordinary answer.
 """
@@ -22,12 +22,10 @@ MAX_HELLO: Final = 16 * 1024
 CONTROL: Final = b"arcbridge-control/1"
 JOIN: Final = b"arcbridge-join/1"
 HOP: Final = b"arcbridge-hop/1"
-SESSION: Final = b"arcbridge-session/1"
 HTTP: Final = b"http/1.1"
 
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
-_SERVER_NAME: Final = 0
 _ALPN: Final = 16
 _MAX_RECORD: Final = 1 << 14
 _METHODS: Final = tuple(
@@ -48,10 +46,9 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """A complete ClientHello: protocols in the client's order (empty: none offered) and the server name, if any."""
+    """A complete ClientHello: protocols in the client's order; empty when none are offered."""
 
     alpn: tuple[bytes, ...]
-    sni: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +171,8 @@ def _client_hello(body: bytes) -> ClientHello:
     if not reader.vector(1):
         raise _Malformed
     alpn: tuple[bytes, ...] = ()
-    sni: str | None = None
     if not reader.more():
-        return ClientHello(alpn, sni)
+        return ClientHello(alpn)
     extensions = _Reader(reader.vector(2))
     if reader.more():
         raise _Malformed
@@ -190,9 +186,7 @@ def _client_hello(body: bytes) -> ClientHello:
         seen.add(kind)
         if kind == _ALPN:
             alpn = _protocols(content)
-        elif kind == _SERVER_NAME:
-            sni = _server_name(content)
-    return ClientHello(alpn, sni)
+    return ClientHello(alpn)
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
@@ -207,20 +201,3 @@ def _protocols(content: bytes) -> tuple[bytes, ...]:
             raise _Malformed
         found.append(name)
     return tuple(found)
-
-
-def _server_name(content: bytes) -> str | None:
-    outer = _Reader(content)
-    names = _Reader(outer.vector(2))
-    if outer.more():
-        raise _Malformed
-    found: str | None = None
-    while names.more():
-        kind = names.number(1)
-        name = names.vector(2)
-        if kind == 0 and found is None:
-            try:
-                found = name.decode("ascii")
-            except UnicodeDecodeError as error:
-                raise _Malformed from error
-    return found

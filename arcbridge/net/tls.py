@@ -2,7 +2,7 @@
 
 No session tickets and no early data: resuming is how a client certificate is skipped (nginx CVE-2025-23419), and a
 full handshake costs less than a millisecond. Each context offers exactly one ALPN protocol, so what a handshake
-selected says which room it was made for. Certificates never come from the network into the system's trust: each
+selected says which handler it was made for. Certificates never come from the network into the system's trust: each
 context trusts one thing.
 
 Python's `ssl` reads certificates and keys from files only; the PEM texts go through a file in memory (or one with

@@ -49,11 +49,6 @@ class Decoder:
         self._left = 0
         self._into: Callable[[memoryview], None] | None = None
 
-    @property
-    def between_frames(self) -> bool:
-        """Whether the input so far ends at the end of a frame."""
-        return not self._head and self._left == 0 and self._body is None
-
     def abandon(self, stream_id: int) -> None:
         """Drop what is still to come of a DATA frame that has begun: its stream was reset, its sink is done with."""
         if self._stream_id == stream_id:

@@ -50,11 +50,10 @@ class StreamFinished:
 
 @dataclass(frozen=True, slots=True)
 class StreamWasReset:
-    """The stream is over: the peer reset it, or broke the protocol within it (`local` is then true)."""
+    """The stream is over: the peer reset it or broke the protocol within it, or a drain's deadline passed."""
 
     stream: Stream
     code: int
-    local: bool
 
 
 @dataclass(frozen=True, slots=True)

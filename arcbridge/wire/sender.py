@@ -151,11 +151,6 @@ class Sender:
         return Blocked(self.blocked)
 
     @property
-    def writable(self) -> bool:
-        """Whether payload may leave now (credit apart)."""
-        return not self.blocked
-
-    @property
     def socket_writable(self) -> bool:
         """Whether the socket takes more."""
         return not self.blocked & _SOCKET
@@ -359,7 +354,6 @@ class Sender:
                 parts.append(frame(FrameType.FIN, stream.id))
                 self._context.owner.stream_sent(stream)
             elif stream.sending is SendState.CUTTING:
-                self._context.stats.resets_sent += 1
                 parts.append(frame(FrameType.RESET, stream.id, U32.pack(ResetCode.TRUNCATED)))
                 self._context.owner.stream_cut(stream)
             if stream.blocked and stream.queued <= stream.low_water:

@@ -43,11 +43,7 @@ class Stats:
         "dropped_bytes",
         "ignored_frames",
         "replayed_bytes",
-        "resets_received",
-        "resets_sent",
         "resumed",
-        "streams_opened",
-        "streams_refused",
     )
 
     def __init__(self) -> None:
@@ -60,8 +56,4 @@ class Stats:
     dropped_bytes: int
     ignored_frames: int
     replayed_bytes: int
-    resets_received: int
-    resets_sent: int
     resumed: int
-    streams_opened: int
-    streams_refused: int

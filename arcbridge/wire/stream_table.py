@@ -106,7 +106,6 @@ class StreamTable:
         most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
         if self._lifecycle.goaway_sent or self.peer_streams >= most:
             self.count_reset()
-            self._context.stats.streams_refused += 1
             self._sender.queue(frame(FrameType.RESET, stream_id, U32.pack(ResetCode.REFUSED)))
             return
         stream = self.add(stream_id, target)
@@ -120,7 +119,6 @@ class StreamTable:
         )
         stream = Stream(stream_id, target, self.first_credit, window)
         self.streams[stream_id] = stream
-        self._context.stats.streams_opened += 1
         return stream
 
     def set_first_credit(self, credit: int) -> None:
@@ -172,7 +170,6 @@ class StreamTable:
         """End both directions now; queued bytes are dropped. A stream that is over stays so."""
         if stream.id not in self.streams:
             return
-        self._context.stats.resets_sent += 1
         self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
         self._sender.queue(frame(FrameType.RESET, stream.id, U32.pack(code)))
         self._context.owner.finish_drain_if_idle()
@@ -180,7 +177,7 @@ class StreamTable:
     def refuse(self, stream: Stream, code: ResetCode) -> None:
         """The peer broke the protocol within one stream: reset that."""
         self.count_reset()
-        self.tell_reset(stream, code, local=True)  # before the end of the session, which may follow from it
+        self.tell_reset(stream, code)  # before the end of the session, which may follow from it
         self.reset(stream, code)
 
     def peer_finished(self, stream: Stream) -> None:
@@ -194,12 +191,11 @@ class StreamTable:
 
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """RESET came; `in_order`: as part of an ordinary close, so that what was received stays."""
-        self._context.stats.resets_received += 1
         if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
             stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
             in_order = True
         self.settle(stream, keep_received=in_order)
-        self.tell_reset(stream, code, local=False)
+        self.tell_reset(stream, code)
         self._context.owner.finish_drain_if_idle()
 
     def refused_above(self, last: int) -> None:
@@ -207,12 +203,12 @@ class StreamTable:
         for stream in list(self.streams.values()):
             if stream.id & 1 == self._context.side.value and stream.id > last:
                 self.settle(stream, keep_received=False)
-                self.tell_reset(stream, ResetCode.REFUSED, local=False)
+                self.tell_reset(stream, ResetCode.REFUSED)
 
     def cancel_all(self) -> None:
         """The drain deadline has passed: reset what still runs."""
         for stream in list(self.streams.values()):
-            self.tell_reset(stream, ResetCode.CANCELLED, local=True)
+            self.tell_reset(stream, ResetCode.CANCELLED)
             self.reset(stream, ResetCode.CANCELLED)
 
     def close(self) -> None:
@@ -245,12 +241,12 @@ class StreamTable:
             self._drop(stream)
             self._context.owner.finish_drain_if_idle()
 
-    def tell_reset(self, stream: Stream, code: int, *, local: bool) -> None:
+    def tell_reset(self, stream: Stream, code: int) -> None:
         """Tell the shell that a stream was reset, unless it does not know of it yet."""
         if not self._lifecycle.authenticated and stream.id & 1 != self._context.side.value:
             self.early = [event for event in self.early if event.stream is not stream]
         else:
-            self._context.events.append(ev.StreamWasReset(stream, code, local))
+            self._context.events.append(ev.StreamWasReset(stream, code))
 
     def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
         if self._lifecycle.authenticated:

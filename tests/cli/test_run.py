@@ -80,11 +80,13 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 
 def test_each_sub_command_has_a_function_of_its_own() -> None:
-    """No sub-command may be the fallback of the dispatch: each one stands in its role's table."""
-    common = set(run_module._COMMON)
+    """No sub-command is what is left when no other one fits."""
+    of_every_role = set(run_module._OF_EVERY_ROLE)
     for role, table in (("client", client._COMMANDS), ("agent", agent._COMMANDS)):
-        assert {command.path[0] for command in commands_of(role)} - common == set(table)
-    assert {command.path for command in commands_of("relay") if command.path[0] not in common} == set(relay._COMMANDS)
+        assert {command.path[0] for command in commands_of(role)} - of_every_role == set(table)
+    assert {command.path for command in commands_of("relay") if command.path[0] not in of_every_role} == set(
+        relay._COMMANDS
+    )
     assert set(run_module._ROLES) == set(ROLES)
 
 

@@ -86,7 +86,7 @@ class Node:
         """Write bulk as a local socket would: a read at a time, while little waits."""
         for stream in self.bulk.values():
             while stream.queued < 256 * 1024:
-                if not self.machine.sender.send(stream, bytes(256 * 1024)) and not self.machine.sender.writable:
+                if not self.machine.sender.send(stream, bytes(256 * 1024)) and self.machine.sender.blocked:
                     break
                 if self.machine.sender.out_bytes > PORTION // 2:
                     break

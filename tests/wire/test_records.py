@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,9 +12,23 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire import records
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, JoinReply, JoinRequest, Open, Record, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, JoinRequest, Open, Record, Status
 
-ALL: list[type[Record]] = [Hello, Auth, AuthOk, Open, Goaway, Dial, Status, JoinRequest, JoinReply]
+ALL: list[type[Record]] = [
+    kind
+    for kind in vars(records).values()
+    if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record
+]
+PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+
+
+def test_the_page_has_the_same_records() -> None:
+    """docs/protocol.md names every record with all of its tags, in the order of the module."""
+    table = PROTOCOL.read_text(encoding="utf-8").partition("| record | fields, by tag |\n|---|---|\n")[2]
+    page = dict(line.strip("| ").split(" | ", 1) for line in table.partition("\n\n")[0].splitlines())
+    assert list(page) == [record.__name__ for record in ALL]
+    for record in ALL:
+        assert [int(tag) for tag in re.findall(r"(?:^|, )(\d+) [a-z]", page[record.__name__])] == list(record.TAGS)
 
 
 def field(tag: int, value: bytes) -> bytes:

@@ -31,7 +31,6 @@ def test_the_beginning() -> None:
     sender = Parts().sender
     assert sender.credit == FIRST_CREDIT
     assert sender.blocked_by is Blocked(0)
-    assert sender.writable
     assert not sender.has_output
     assert sender.data_to_send(1 << 20) == []
 
@@ -109,7 +108,6 @@ def test_each_reason_alone_holds_payload_back_and_nothing_else(why: Blocked) -> 
     sender, stream = parts.sender, parts.stream()
     sender.blocked = int(why)
     assert sender.blocked_by is why
-    assert not sender.writable
     assert sender.send(stream, b"payload") == 7
     sender.queue_control(b"control")
     assert parts.written() == b"control"
@@ -184,7 +182,6 @@ def test_a_cut_stream_is_reset_behind_its_last_byte() -> None:
     parts.sender.set_writable(True)
     assert parts.written() == data(1, b"last") + frame(FrameType.RESET, 1, U32.pack(ResetCode.TRUNCATED))
     assert parts.notes.cut == [stream]
-    assert parts.context.stats.resets_sent == 1
 
 
 def test_a_writer_goes_on_at_its_low_water_mark() -> None:

@@ -14,7 +14,9 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     FRAMES,
+    IGNORABLE_FROM,
     MAX_DATA,
+    MAY_SEND,
     PING_BODY,
     FrameType,
     GoawayCode,
@@ -23,7 +25,7 @@ from arcbridge.wire.frames import (
     pack_header,
 )
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Open, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Move, Open, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from arcbridge.wire.window import MAX_CREDIT
 from tests.support.pair import End, Pair
@@ -34,6 +36,8 @@ AUTH_OK = frame(FrameType.AUTH_OK, 0, OK.encode())
 PING = frame(FrameType.PING, 0, PING_BODY.pack(7, 0))
 UNCAPPED = Limits(under_way=0)
 """For a peer that confirms nothing."""
+UNKNOWN = sorted(set(range(IGNORABLE_FROM, 256)) - set(FrameType))
+"""Types of the ignorable range that this version does not know."""
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
@@ -102,14 +106,17 @@ def control(side: Side, state: State) -> Scripted:
 
 
 HANDSHAKING = {"GOAWAY", "GOAWAY fatal", "eof"}
-STREAMS = {"OPEN", "DATA", "FIN", "RESET", "WINDOW", "WINDOW 0", "ACK", "PING", "PONG", "ignorable"} | HANDSHAKING
+STREAMS = {
+    *("OPEN", "DATA", "FIN", "RESET", "WINDOW", "WINDOW 0", "ACK", "PING", "PONG", "QUIET", "ignorable"),
+    *HANDSHAKING,
+}
 BASIC = {"ACK", "PING", "PONG", "ignorable"} | HANDSHAKING
 
 STATES: dict[str, tuple[Callable[[], Scripted], State, set[str]]] = {
     "initiator HELLO": (initiator_hello, State.HELLO, {"HELLO"} | HANDSHAKING),
     "initiator AUTH": (initiator_auth, State.AUTH, {"AUTH_OK", "ignorable"} | HANDSHAKING),
-    "initiator OPEN": (initiator_open, State.OPEN, {"AUTH_OK"} | STREAMS),
-    "initiator DRAINING": (initiator_draining, State.DRAINING, {"AUTH_OK"} | STREAMS),
+    "initiator OPEN": (initiator_open, State.OPEN, {"AUTH_OK", "MOVE"} | STREAMS),
+    "initiator DRAINING": (initiator_draining, State.DRAINING, {"AUTH_OK", "MOVE"} | STREAMS),
     "acceptor HELLO": (acceptor_hello, State.HELLO, {"HELLO"} | HANDSHAKING),
     "acceptor AUTH": (acceptor_auth, State.AUTH, {"AUTH", "ignorable"} | HANDSHAKING),
     "acceptor AUTH, verifying": (acceptor_verifying, State.AUTH, STREAMS),
@@ -141,7 +148,9 @@ INPUTS: dict[str, Callable[[int], bytes]] = {
     "GOAWAY fatal": lambda _: goaway(GoawayCode.REVOKED),
     "DIAL": lambda _: frame(FrameType.DIAL, 0, Dial("canary").encode()),
     "STATUS": lambda _: frame(FrameType.STATUS, 0, Status("canary").encode()),
-    "ignorable": lambda _: frame(200, 9, b"later"),
+    "MOVE": lambda _: frame(FrameType.MOVE, 0, Move("join").encode()),
+    "QUIET": lambda _: frame(FrameType.QUIET, 0),
+    "ignorable": lambda _: frame(UNKNOWN[0], 9, b"later"),
     # Never lawful.
     "unknown type": lambda _: frame(99, 0),
     "OPEN of the other parity": lambda parity: opening(101 - parity),
@@ -156,6 +165,10 @@ INPUTS: dict[str, Callable[[int], bytes]] = {
     "ACK of bytes never sent": lambda _: ack(2**63),
     "broken record": lambda _: frame(FrameType.GOAWAY, 0, b"\x01"),
 }
+
+
+def test_every_type_is_an_input() -> None:
+    assert {kind.name for kind in FrameType} - set(INPUTS) == set()
 
 
 @pytest.mark.parametrize("what", [*INPUTS, "eof", "loss"])
@@ -379,7 +392,7 @@ def recorded_session() -> bytes:
             data(3, 5),
             reset(3, ResetCode.CANCELLED),
             ack(0),
-            frame(130, 0, b"later"),
+            frame(UNKNOWN[0], 0, b"later"),
             goaway(GoawayCode.DONE),
         )
     )
@@ -431,9 +444,9 @@ def test_m6_impossible_first_windows(credit: int) -> None:
 
 def test_m6_ignorable_frames_are_counted() -> None:
     one = acceptor_open()
-    for kind in range(130, 256):
+    for kind in UNKNOWN:
         one.feed(frame(kind, kind, b"x" * kind))
-    assert one.machine.stats.ignored_frames == 126
+    assert one.machine.stats.ignored_frames == len(UNKNOWN)
     assert one.machine.error is None
 
 
@@ -502,7 +515,8 @@ FLOODS = {
     "ACK": ack(0),
     "AUTH": AUTH,
     "PONG": frame(FrameType.PONG, 0, PING_BODY.pack(1, 0)),
-    "ignorable": frame(129, 0),
+    "QUIET": frame(FrameType.QUIET, 0),
+    "ignorable": frame(UNKNOWN[0], 0),
     "GOAWAY": goaway(GoawayCode.DRAINING, 9),
 }
 
@@ -527,6 +541,23 @@ def test_m8_control_floods_from_a_peer_that_does_not_read(name: str) -> None:
     assert peak < 1024 * 1024
     assert frames >= 15_000, "an honest burst fits"
     assert isinstance(one.machine.error, RemoteProtocolError)
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(set(FrameType) - {FrameType.HELLO, FrameType.OPEN, FrameType.DATA, FrameType.FIN, FrameType.RESET})
+)
+def test_m8_every_type_without_a_bound_of_its_own_counts_as_part_of_a_flood(kind: FrameType) -> None:
+    """HELLO comes once, payload has credit, and what opens and ends streams has the streams' own bounds."""
+    for connection, peer in MAY_SEND[FRAMES[kind].sender]:
+        if connection is Kind.CONTROL:
+            one = control(Side.ACCEPTOR if peer is Side.INITIATOR else Side.INITIATOR, State.OPEN)
+        else:
+            one = agent() if peer is Side.INITIATOR else client()
+        one.machine.receiver.control_budget.take(one.now, 1e9)
+        one.feed(frame(kind, 0, bytes(FRAMES[kind].smallest)))
+        said = one.goaway()
+        assert said is not None
+        assert said.code == GoawayCode.LIMIT
 
 
 def test_m8_only_the_last_ping_is_answered() -> None:

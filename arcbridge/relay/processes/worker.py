@@ -18,8 +18,6 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
-
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
@@ -30,8 +28,6 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
-
-log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(frozen=True, slots=True)
