@@ -204,6 +204,7 @@ async def test_an_answer_whose_connection_is_closed_behind_it_is_whole(bench: Be
     async def closes(exchange: Exchange) -> None:
         await exchange.send(chunked(200, *parts))
         exchange.writer.close()
+        await exchange.writer.wait_closed()  # the fake would cut what its own transport still holds
 
     bench.api.routes[PATH] = closes
     wire = bench.stream()
