@@ -198,7 +198,10 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
             yield bench
         finally:
             client.close()
-            for session in (client, *agents):
+            await client.wait_ended()
+            for session in agents:
+                # A reset can overtake the client's GOAWAY; the session would then wait for another connection.
+                session.close()
                 await session.wait_ended()
             server.close()
             await proxy.close()
