@@ -37,7 +37,7 @@ def test_many_connections_share_one_session(port: int, world: World) -> None:
 def test_a_target_that_is_not_allowed_is_refused_with_a_reason(world: World) -> None:
     process, port = world.start_forward("nothing")
     # The reset may come at any step, even while `connect` still waits for the handshake's end.
-    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012, SIM117
         with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
             sock.sendall(b"x")
             sock.recv(1)
@@ -47,7 +47,7 @@ def test_a_target_that_is_not_allowed_is_refused_with_a_reason(world: World) -> 
 def test_a_person_outside_the_targets_groups_is_refused(world: World) -> None:
     process, port = world.start_forward("echo", BOB)
     # The reset may come at any step, even while `connect` still waits for the handshake's end.
-    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012, SIM117
         with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
             sock.sendall(b"x")
             sock.recv(1)
