@@ -23,7 +23,7 @@ import yaml
 
 from arcbridge.errors import ExitCode
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
-from tests.support.processes import ManagedProcess, run
+from tests.support.processes import ManagedProcess, Mark, run
 from tests.support.reports import Door, agent_again, metrics, records, rewrite, until, wait_for_record
 from tests.support.world import (
     ALICE,
@@ -99,7 +99,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def only(process: ManagedProcess, event: str, *, after: int) -> dict[str, Any]:
+def only(process: ManagedProcess, event: str, *, after: Mark) -> dict[str, Any]:
     """Wait for the one log record of an event: a thread writes the logs."""
     wait_for_record(process, event, after=after)
     (record,) = records(process, event, after=after)

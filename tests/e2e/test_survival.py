@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.fault_proxy import FaultProxy, How, Plan
 from tests.support.long import long_form
-from tests.support.processes import ManagedProcess
+from tests.support.processes import ManagedProcess, Mark
 from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, ApiServer, World, fixed_port
@@ -104,7 +104,7 @@ def refused(port: int) -> None:
         assert sock.recv(1) == b""
 
 
-def resumed(forward: ManagedProcess, after: int, times: int = 1) -> None:
+def resumed(forward: ManagedProcess, after: Mark, times: int = 1) -> None:
     """Require that the client logged the loss and then the resumption."""
     until(lambda: len(records(forward, BACK, after=after)) >= times, "the client is back", timeout=60)
     events = [record["event"] for record in records(forward, after=after)]

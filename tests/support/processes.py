@@ -28,11 +28,22 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Literal, NamedTuple, NoReturn, Self
 
 import pytest
 
 Stream = Literal["stdout", "stderr", "any"]
+
+
+class Mark(NamedTuple):
+    """A place in the output of a process: whole lines before it, and characters of the line of each stream it cuts."""
+
+    lines: int = 0
+    stdout: int = 0
+    stderr: int = 0
+
+
+START = Mark()
 
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec nothing may be imported.
@@ -167,10 +178,20 @@ class ManagedProcess:
             text = "".join(line + "\n" for source, line in self._lines if stream in ("any", source))
             return text + "".join(part for source, part in self._partial.items() if stream in ("any", source))
 
-    def mark(self) -> int:
-        """Return the present end of the output, for `after=`."""
+    def mark(self) -> Mark:
+        """Return the present end of the output, to the character, for `after=`."""
         with self._changed:
-            return len(self._lines)
+            return Mark(len(self._lines), len(self._partial["stdout"]), len(self._partial["stderr"]))
+
+    def lines(self, *, after: Mark = START) -> list[str]:
+        """Return the whole lines of both streams, in the order in which they came, since `after`."""
+        before = {"stdout": after.stdout, "stderr": after.stderr}
+        found = []
+        with self._changed:
+            for source, line in self._lines[after.lines :]:
+                found.append(line[before[source] :])
+                before[source] = 0
+        return found
 
     def tail(self, lines: int = 25) -> str:
         """Return what a failure message should show: command, state, and the last lines of output."""
@@ -186,16 +207,18 @@ class ManagedProcess:
     # Waiting.
 
     def wait_for_line(
-        self, pattern: str | re.Pattern[str], *, stream: Stream = "any", timeout: float = 15, after: int = 0
+        self, pattern: str | re.Pattern[str], *, stream: Stream = "any", timeout: float = 15, after: Mark = START
     ) -> re.Match[str]:
         """Return the first match in a line of the output, also in one that has no newline yet (a prompt).
 
-        Looks at everything since the start, or since `after`, a value of `mark()`. Raises `ProcessFailed` at the
-        deadline, and as soon as the process has ended without it.
+        Looks at everything since the start, or since `after`, a value of `mark()`: of a line that had begun by then,
+        only at what came later. Raises `ProcessFailed` at the deadline, and as soon as the process has ended without
+        it.
         """
         expression = re.compile(pattern)
         deadline = time.monotonic() + timeout
-        position = after
+        position = after.lines
+        before = {"stdout": after.stdout, "stderr": after.stderr}  # characters of the line that the mark stands in
         while True:
             with self._changed:
                 # Read before looking: if output was over by then, what we see is all there will be.
@@ -203,9 +226,11 @@ class ManagedProcess:
                 while position < len(self._lines):
                     source, line = self._lines[position]
                     position += 1
+                    line, before[source] = line[before[source] :], 0
                     if stream in ("any", source) and (match := expression.search(line)):
                         return match
                 for source, line in self._partial.items():
+                    line = line[before[source] :]
                     if line and stream in ("any", source) and (match := expression.search(line)):
                         return match
                 if over:
@@ -216,7 +241,7 @@ class ManagedProcess:
                 self._changed.wait(left)
 
     async def line(
-        self, pattern: str | re.Pattern[str], *, stream: Stream = "any", timeout: float = 15, after: int = 0
+        self, pattern: str | re.Pattern[str], *, stream: Stream = "any", timeout: float = 15, after: Mark = START
     ) -> re.Match[str]:
         """Do as `wait_for_line` does, without holding up the event loop."""
         return await asyncio.to_thread(self.wait_for_line, pattern, stream=stream, timeout=timeout, after=after)

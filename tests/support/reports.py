@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.processes import START, ManagedProcess, Mark, ProcessFailed
 from tests.support.world import World, arcbridge
 
 T = TypeVar("T")
@@ -31,10 +31,10 @@ def until(look: Callable[[], T], what: str, *, timeout: float = 15) -> T:
     return found
 
 
-def records(process: ManagedProcess, event: str = "", *, after: int = 0, **fields: object) -> list[dict[str, Any]]:
+def records(process: ManagedProcess, event: str = "", *, after: Mark = START, **fields: object) -> list[dict[str, Any]]:
     """The JSON log records of a role since `after` (a `mark`): those of one event, with these fields."""
     found = []
-    for line in process.output().splitlines()[after:]:
+    for line in process.lines(after=after):
         if not line.startswith("{"):
             continue
         record = json.loads(line)
@@ -44,7 +44,7 @@ def records(process: ManagedProcess, event: str = "", *, after: int = 0, **field
 
 
 def wait_for_record(
-    process: ManagedProcess, event: str, *, after: int = 0, timeout: float = 15, **fields: object
+    process: ManagedProcess, event: str, *, after: Mark = START, timeout: float = 15, **fields: object
 ) -> dict[str, Any]:
     """Wait for the first such record and return it."""
 

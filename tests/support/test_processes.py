@@ -34,6 +34,16 @@ def test_lines_of_both_streams(tmp_path: Path) -> None:
     assert process.stderr_path == tmp_path / "p.stderr.log"
 
 
+def test_a_mark_within_a_line(tmp_path: Path) -> None:
+    """A line may be read before its newline is: what stood before the mark is not found again after it."""
+    code = "import sys; sys.stdout.write('one 1'); input(); print(); print('one 2')"
+    with python(code, tmp_path, stdin=True) as process:
+        assert process.wait_for_line(r"^one (\d)$")[1] == "1"
+        mark = process.mark()
+        process.send("\n")
+        assert process.wait_for_line(r"^one (\d)$", after=mark)[1] == "2"
+
+
 def test_an_early_end_is_an_error_that_explains_itself(tmp_path: Path) -> None:
     with python("raise SystemExit('the reason')", tmp_path) as process:
         with pytest.raises(ProcessFailed, match=r"(?s)ended without writing 'ready'.*ended with 1.*the reason"):
