@@ -122,6 +122,15 @@ def test_required_claims_that_are_there() -> None:
     assert mapped(RULES, tenant="7", hd="x").username == "oidc:alice"
 
 
+def test_the_names_by_which_a_user_is_revoked() -> None:
+    assert mapped(CONFIG).names == ("oidc:alice", URL + "#alice")
+
+
+def test_the_time_of_issue_is_kept() -> None:
+    assert mapped(iat=1000).issued_at == 1000.0
+    assert mapped(iat=None).issued_at == 0.0  # counts as old
+
+
 def test_uid() -> None:
     config = CONFIG + "    uid: {claim: oid}\n"
     assert mapped(config, oid="u-1").uid == "u-1"
