@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import structlog
 
+from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.kube.authorize import Caller
@@ -66,6 +67,7 @@ class Sessions:
         software: str = "",
         limits: Limits = DEFAULT,
         audit: AuditLog | None = None,
+        accounts: Accounts | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,6 +75,7 @@ class Sessions:
         self.proxy = proxy
         self.targets = targets
         self.audit = audit
+        self.accounts = accounts if accounts is not None else Accounts()
         self.clock = clock
         self.monotonic = monotonic
         self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
@@ -314,6 +317,7 @@ class AgentSession(BaseHandler):
         self._end_detachment()
         self._sessions.ended(self, error)
         if self._caller is not None:
+            self._caller.account.leave(self)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
 
     def send_goaway(self) -> None:
@@ -388,7 +392,8 @@ class AgentSession(BaseHandler):
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
             session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
             return False
-        self._caller = Caller(self._join_id, identity, found.token_mode)
+        account = self._sessions.accounts.enter(identity, self)
+        self._caller = Caller(self._join_id, identity, account, found.token_mode)
         mode = "bearer" if found.token_mode else "oidc"
         self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         session_id, secret = os.urandom(16), os.urandom(16)
@@ -417,6 +422,7 @@ class AgentSession(BaseHandler):
         (docs/threats.md#S10)."""
         if found.identity.expires_at >= caller.identity.expires_at:
             caller.identity = found.identity
+            caller.account.adopt(found.identity)
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
