@@ -55,8 +55,10 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
     if not name and verb in ("get", "delete"):
         if verb == "delete":
             verb = "deletecollection"
+        elif _watches(query):
+            verb = "watch"
         else:
-            verb = "watch" if _watches(query) else "list"
+            verb = "list"
     if upgrade and verb == "get":
         verb = "create"
     return RequestInfo(verb, group, version, resource, subresource, namespace, name)
