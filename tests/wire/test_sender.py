@@ -17,7 +17,7 @@ from arcbridge.wire.frames import (
     frame,
 )
 from arcbridge.wire.limits import KIB, Limits
-from arcbridge.wire.sender import QUEUE_AHEAD, Blocked
+from arcbridge.wire.sender import QUEUE_AHEAD, Blocked, gathered
 from arcbridge.wire.stream import SendState
 from arcbridge.wire.window import MAX_CREDIT
 from tests.wire.parts import Parts
@@ -335,3 +335,25 @@ def test_what_is_left_when_the_session_is_over(keep: bool) -> None:
     assert parts.written() == b"goaway" + (b"finished" if keep else b"")
     assert not sender.has_output
     assert parts.notes.failures == []
+
+
+def test_small_parts_of_a_flush_aregathered_and_large_ones_are_not_copied() -> None:
+    large = memoryview(bytes(range(256)) * 128)
+    parts: list[bytes | memoryview] = [b"head", large, b"a", memoryview(b"b"), b"c", bytes(large), b"end"]
+    found = gathered(parts)
+    assert b"".join(found) == b"".join(parts)
+    assert [len(part) for part in found] == [4, len(large), 3, len(large), 3]
+    assert found[1] is large
+    assert found[3] is parts[5]
+    assert gathered([]) == []
+
+
+def test_a_small_flush_is_one_part_and_that_part_is_what_is_kept() -> None:
+    parts = Parts(history=True)
+    sender, history = parts.sender, parts.sender.history
+    assert history is not None
+    for _ in range(3):
+        sender.queue(b"x" * 12)
+    written = sender.data_to_send(1 << 20, 1.0)
+    assert [len(part) for part in written] == [36]
+    assert history.since(history.start)[0] is written[0]
