@@ -28,7 +28,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.replay import Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
-from arcbridge.wire.stream import SendState, Stream
+from arcbridge.wire.stream import PROGRESS, SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
 _DATA = int(FrameType.DATA)
@@ -199,8 +199,10 @@ class Sender:
         if stream.sending is not SendState.OPEN:
             raise LocalProtocolError("bytes after the end of the stream")
         if size:
-            stream.outbox.append(bytes(data))
-            stream.queued += size
+            if not stream.queued:
+                stream.stalled_since, stream.progress = self._context.now, stream.bytes_sent
+            stream.put(data)
+            self._context.backlog.add(size)
             if stream.credit > 0:
                 self.scheduler.add(stream)
         return stream.queued
@@ -336,10 +338,14 @@ class Sender:
             if most <= 0:
                 scheduler.sent(stream, 0)
                 continue
+            held = stream.held
             pieces = stream.take(most)
+            self._context.backlog.remove(held - stream.held)
             stream.credit -= most
             self.credit -= most
             stream.bytes_sent += most
+            if stream.bytes_sent - stream.progress >= PROGRESS:
+                stream.stalled_since, stream.progress = self._context.now, stream.bytes_sent
             if stream is not scheduler.last_sender:
                 scheduler.sender_changed(stream, self._context.now)
             header = pack_header(most << 8 | _DATA, stream.id)
