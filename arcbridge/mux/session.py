@@ -15,17 +15,12 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import Kind, Session, Side, State, Stats
 from arcbridge.wire.stream import Stream
 
 FLUSH_LIMIT = 512 * 1024
 """Bytes asked of the machine at a time; between two portions the socket says whether it takes more."""
-
-JOIN_WRITES = 32 * 1024
-"""Up to this many bytes of one flush are joined into one write: few TLS records, one system call."""
-
-JOIN_PARTS = 4 * 1024
-"""In a larger flush, parts below this size are joined to their neighbours; larger ones are not copied again."""
 
 CLOSE_TIMEOUT = 3.0
 """Seconds for the last bytes and TLS's close_notify; then the socket is closed without them."""
@@ -512,10 +507,8 @@ class MuxSession:
         while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
-            elif sum(map(len, parts)) <= JOIN_WRITES:
-                transport.write(b"".join(parts))
             else:
-                transport.writelines(_gathered(parts))
+                transport.writelines(gathered(parts))
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
             if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
@@ -552,23 +545,6 @@ class MuxSession:
     def stream_dropped(self, stream: Stream) -> None:
         """A stream's transport is done with it."""
         stream.owner = None
-
-
-def _gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """The same bytes in fewer parts: each is at least one TLS record."""
-    found: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
-    for part in parts:
-        if len(part) < JOIN_PARTS:
-            small.append(part)
-            continue
-        if small:
-            found.append(b"".join(small) if len(small) > 1 else small[0])
-            small = []
-        found.append(part)
-    if small:
-        found.append(b"".join(small))
-    return found
 
 
 __all__ = ["BaseHandler", "MuxSession", "SessionEnded"]

@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
 from arcbridge.mux import session as shell
-from arcbridge.mux.session import MuxSession, _gathered
+from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
@@ -535,14 +535,3 @@ def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
         await ends.stop()
 
     run(loop, main)
-
-
-def test_small_parts_of_a_flush_are_gathered_and_large_ones_are_not_copied() -> None:
-    large = memoryview(bytes(range(256)) * 64)
-    parts: list[bytes | memoryview] = [b"head", large, b"a", memoryview(b"b"), b"c", bytes(large), b"end"]
-    found = _gathered(parts)
-    assert b"".join(found) == b"".join(parts)
-    assert [len(part) for part in found] == [4, len(large), 3, len(large), 3]
-    assert found[1] is large
-    assert found[3] is parts[5]
-    assert _gathered([]) == []
