@@ -118,6 +118,8 @@ class KubernetesConfig:
     """The agent's own ServiceAccount token, re-read as it rotates."""
     client_certificate_file: Path | None = None
     client_key_file: Path | None = None
+    impersonate_groups: tuple[str, ...] = ("*",)
+    """Groups that the agent's identity may impersonate: a user's other groups are left out. `*` alone: all."""
 
 
 @dataclass(frozen=True, slots=True)
