@@ -15,7 +15,7 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
 from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import Kind, Session, Side, State, Stats
 from arcbridge.wire.stream import Stream
@@ -50,6 +50,9 @@ class BaseHandler:
 
     def status_received(self, session: MuxSession, status: Status) -> None:
         """Relay: an agent's status came on a control connection."""
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        """Agent: a relay's revocation of one user came on a control connection."""
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The peer accepts nothing new. `session_ended` follows when the session is over."""
@@ -312,6 +315,11 @@ class MuxSession:
         self._machine.send_status(status)
         self.wake()
 
+    def send_revoke(self, revoke: Revoke) -> None:
+        """Relay: send one user's revocation."""
+        self._machine.send_revoke(revoke)
+        self.wake()
+
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new; what runs may finish within the drain deadline, then the connection closes."""
         self._machine.goaway(code, message, retry_after)
@@ -445,6 +453,8 @@ class MuxSession:
                 self._call(handler.move_requested, self)
         elif isinstance(event, ev.StatusReceived):
             self._call(handler.status_received, self, event.status)
+        elif isinstance(event, ev.RevokeReceived):
+            self._call(handler.revoke_received, self, event.revoke)
         elif isinstance(event, ev.HelloReceived):
             if self._machine.kind is Kind.CONTROL and not self._established.done():
                 self._established.set_result(None)

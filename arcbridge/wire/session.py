@@ -28,7 +28,7 @@ from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, frame, record_
 from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
 from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
@@ -257,6 +257,15 @@ class Session:
         """Agent, control connection: answer a dial request, or tell of itself."""
         self._require(self.kind is Kind.CONTROL and self.side is Side.INITIATOR, "only an agent sends STATUS")
         self.sender.queue_control(record_frame(FrameType.STATUS, status))
+
+    def send_revoke(self, revoke: Revoke) -> None:
+        """Relay, control connection: tell the agent of one user's revocation.
+
+        It waits behind the frames that are finished and not among the bounded control frames: a relay's whole list
+        leaves at once, and the list bounds it.
+        """
+        self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends REVOKE")
+        self.sender.queue(record_frame(FrameType.REVOKE, revoke))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""

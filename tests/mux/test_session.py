@@ -14,7 +14,7 @@ from arcbridge.mux import session as shell
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
 from arcbridge.wire.session import Kind, State
 from tests.mux.ends import LOOPS, Recorder, connect_in_memory, connect_over_tls, connected, make_sessions, run
 from tests.support.stream_io import StreamIO
@@ -467,6 +467,9 @@ def test_control_connections(loop: str) -> None:
             self.calls.append(f"dial {dial.join_id}")
             session.send_status(Status(dial.token, 4, "no", "i", True))
 
+        def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+            self.calls.append(f"revoke {revoke.user} {revoke.before}")
+
     async def main() -> None:
         agent_handler, relay_handler = Agent(), Relay()
         async with connected(
@@ -475,6 +478,8 @@ def test_control_connections(loop: str) -> None:
             ends.agent.send_dial(Dial("canary", "relay:443", "c", "join-1"))
             await soon(lambda: "status 4" in relay_handler.calls)
             assert agent_handler.calls == ["established", "dial join-1"]
+            ends.agent.send_revoke(Revoke("jane", 1_700_000_000, True))
+            await soon(lambda: "revoke jane 1700000000" in agent_handler.calls)
             ends.agent.goaway(GoawayCode.DRAINING, "restart", 5)
             await soon(lambda: "goaway_received" in agent_handler.calls)
             assert not ends.client.closed
