@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
+from arcbridge.mux import memory
 from arcbridge.mux import session as shell
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
@@ -532,6 +533,36 @@ def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
         assert left.written - before < 1024 * 1024
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
+        await ends.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(limits=Limits(replay=0, under_way=0, stream_window=1 << 20))
+        _, right = connect_in_memory(ends)
+        await ends.agent.wait_established()
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        transport, stream = theirs.transport, theirs.transport._stream
+        assert ends.agent.backlog.held == right.get_write_buffer_size() + stream.held > 256 * 1024
+        right.freeze(False)
+        await soon(lambda: not right.paused and not stream.queued)
+        assert ends.agent.backlog.held == 0
+        await writing
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        right.abort()
+        await ends.agent.wait_ended()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert memory.backlog.held == 0
+        assert transport.is_closing()
         await ends.stop()
 
     run(loop, main)
