@@ -68,7 +68,7 @@ class Place:
 
     def __post_init__(self) -> None:
         if not ipaddress.ip_address(self.host).is_loopback:
-            raise SystemExit("hostile callers go to loopback only")
+            raise SystemExit("hostile callers go to loopback alone")
 
     def line(self) -> str:
         """The place as a line of JSON."""
