@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bench import machine
@@ -32,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--short", action="store_true", help="some seconds each: whether it works, not how much")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="logs and audit, which stay there")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # what was started is ended
     result = _begun(args.json)
     result["machine"], result["command"] = machine.describe(), shlex.join(["python", "-m", "bench.hostile", *argv])
     try:
@@ -53,6 +56,10 @@ def main(argv: list[str]) -> int:
         return 130
     print(json.dumps({name: found for name, found in result["goals"].items() if name in (args.only or ATTACKS)}))
     return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _begun(file: Path | None) -> dict[str, Any]:
