@@ -28,6 +28,7 @@ RAMP = 4.0
 """Seconds over which strangers come for the first time."""
 STALLED = 671
 """Answers that a caller asks for and does not take."""
+TRICKLE_SESSIONS, TRICKLE_STREAMS = 10, 60
 LARGE = "/openapi/v2"
 """An answer of some megabytes that every user may read."""
 LISTED = "/api/v1/namespaces"
@@ -286,6 +287,30 @@ async def stalled(attacker: Attacker, count: int = STALLED) -> None:
         await asyncio.sleep(AGAIN)
 
 
+async def trickle(attacker: Attacker) -> None:
+    """Two users with some sessions each: every answer is read, but by a few bytes each second; half of the requests
+    take the agent's general path."""
+
+    async def sip(answer: Answer) -> None:
+        while not answer.word.done():
+            await asyncio.sleep(1.0)
+            if answer.stream is not None and not answer.word.done():
+                answer.stream.resume_reading()  # one delivery, then none again
+
+    async def one(number: int) -> None:
+        session = await attacker.session(attacker.person(), limits=_limits(FIRST_CREDIT))
+        async with asyncio.TaskGroup() as group:
+            for stream in range(TRICKLE_STREAMS):
+                fields = ("TE: trailers",) if stream % 2 else ()
+                answer = Answer(request(LARGE, *fields), stalled=True, sips=True, told=attacker.told)
+                if attacker.opens(session, TARGET, answer):
+                    group.create_task(sip(answer))
+                await asyncio.sleep(0.02)
+        session.close()
+
+    await attacker.each(TRICKLE_SESSIONS, one)
+
+
 async def targets(attacker: Attacker) -> None:
     """One user opens streams to targets that do not exist, as fast as a session takes them."""
     opened = 0
@@ -372,6 +397,9 @@ class Attack:
 ATTACKS: dict[str, Attack] = {
     "https": Attack(https, f"{ADDRESSES * PER_ADDRESS} HTTPS connections of {ADDRESSES} addresses at the relay"),
     "stalled": Attack(stalled, f"{STALLED} answers of {LARGE} on one session that grants no credit"),
+    "trickle": Attack(
+        trickle, f"{TRICKLE_SESSIONS * TRICKLE_STREAMS} answers of {LARGE} on {TRICKLE_SESSIONS} sessions, read slowly"
+    ),
     "targets": Attack(targets, f"OPENs of unknown targets, {TARGETS_PER_S} each second"),
     "churn": Attack(churn, f"OPEN, GET, FIN, {CHURN_PER_S} each second"),
     "joins": Attack(joins, f"{JOINS_PER_S} joins of one user each second, without a token of the cluster"),

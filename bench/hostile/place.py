@@ -168,7 +168,11 @@ def request(path: str, *fields: str) -> bytes:
 
 
 class Answer(asyncio.Protocol):
-    """One GET on a stream of its own; `word` is done with how it ended: an HTTP code, or the RESET's name."""
+    """One GET on a stream of its own; `word` is done with how it ended: an HTTP code, or the RESET's name.
+
+    `finish`: FIN follows the request at once. `stalled`: nothing is read, until the owner resumes reading. `sips`: each
+    delivery is the last until then.
+    """
 
     def __init__(
         self,
@@ -176,11 +180,13 @@ class Answer(asyncio.Protocol):
         *,
         finish: bool = False,
         stalled: bool = False,
+        sips: bool = False,
         told: Callable[[str], None] | None = None,
     ) -> None:
         self._payload = payload
         self._finish = finish
         self._stalled = stalled
+        self._sips = sips
         self._told = told
         self._received = bytearray()
         self._code = ""
@@ -199,6 +205,8 @@ class Answer(asyncio.Protocol):
             transport.write_eof()
 
     def data_received(self, data: bytes) -> None:
+        if self._sips and self.stream is not None:
+            self.stream.pause_reading()
         if self.word.done():
             return
         self._received += data
