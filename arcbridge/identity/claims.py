@@ -69,6 +69,19 @@ class Identity:
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     issued_at: float = 0.0
 
+    def supersedes(self, other: Identity) -> bool:
+        """Tell whether this identity, of a renewal, takes the place of `other`, of the same subject.
+
+        The later time of issue wins, whichever token lasts longer: it is the issuer's newer word. Of two tokens that
+        were issued in one second, or that do not say, the one with fewer groups wins, so that neither their order nor
+        a repetition gives back a right; with the same groups, the one that lasts longer.
+        """
+        if self.issued_at != other.issued_at:
+            return self.issued_at > other.issued_at
+        if len(self.groups) != len(other.groups):
+            return len(self.groups) < len(other.groups)
+        return set(self.groups) == set(other.groups) and self.expires_at >= other.expires_at
+
     @property
     def names(self) -> tuple[str, str]:
         """The names by which a user is revoked."""

@@ -83,7 +83,7 @@ async def test_a_token_that_lapses_in_ages_is_reviewed_again_within_a_day(made: 
     [(900, 900.0), (NOW + LEEWAY, NOW + LEEWAY), (NOW + LEEWAY + 1, 0.0), (2**53, 0.0), (True, 0.0), ("900", 0.0)],
 )
 async def test_when_a_token_was_issued(made: Made, iat: object, expected: float) -> None:
-    """A time that cannot be true says nothing; such a token counts as old (docs/threats.md#V3)."""
+    """A time that cannot be true says nothing; such a token counts as old (docs/threats.md#V12)."""
     made[0].routes[REVIEW] = who(username="x")
     found = await made[1].authenticate(Auth(kind="bearer", token=service_token(1500, iat=iat)))
     assert found.identity.issued_at == expected
