@@ -260,6 +260,7 @@ class _Maintenance:
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._registry.revocations()
+            self._access.learn_users(await self._registry.user_revocations())
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
@@ -272,6 +273,7 @@ class _Maintenance:
         else:
             self.registry_error = None
         # Also when the registry did not answer: the policy counts, and what is known to be revoked.
+        self._control.tell_users(self._access.users)
         await self._enforcement.enforce()
 
     def _look_at_policy(self) -> None:

@@ -25,9 +25,11 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, fe
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay import admin, service
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
+from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 from tests.identity.issuer import CONFIG, Issuer, claims, token
 
@@ -127,6 +129,7 @@ class EnrolledAgent(BaseHandler):
     def __init__(self, relay: Running) -> None:
         self.relay = relay
         self.sockets: list[socket.socket] = []
+        self.told: asyncio.Queue[Revoke] = asyncio.Queue()
         self.goaway: Goaway | None = None
         self.cluster_ca = Authority.create("prod").certificate_pem
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,6 +168,13 @@ class EnrolledAgent(BaseHandler):
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         pass
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        self.told.put_nowait(revoke)
+
+    async def hears(self) -> Revoke:
+        """Return the next that the relay says of a user."""
+        return await asyncio.wait_for(self.told.get(), 5)
 
     async def close(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -287,6 +297,46 @@ async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
         await send_all(kept, b"still here")
         assert await receive(kept_far, 20) == b"still here"
         assert 'sessions_cut_total{reason="policy"} 1.0' in await relay.metrics()
+        near.close()
+        kept.close()
+
+
+async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#V2: also while the registry does not answer."""
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    assert config.policy is not None
+    config.policy.write_text(POLICY.replace('"oidc:alice"', '"oidc:alice", "oidc:bob"'))
+    async with running(config) as relay, agent_of(relay) as agent:
+        assert await agent.hears() == Revoke(first=True)
+        near, _ = await relay.join()
+        far = await exchange(near, agent)
+        kept, _ = await relay.join("bob")
+        kept_far = await exchange(kept, agent)
+        made = await admin.revoke_user(config, "oidc:alice", reason="left the company")
+        assert await agent.hears() == Revoke("oidc:alice", made.before, reason="left the company")
+        for end in (near, far):
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(receive(end, 10), 5)
+
+        async def fails(self: SqliteRegistry) -> frozenset[str]:
+            raise RegistryUnavailable("its disk is full")
+
+        with monkeypatch.context() as down:
+            down.setattr(SqliteRegistry, "revocations", fails)
+            async with asyncio.timeout(5):
+                while "arcbridge_relay_ready 0.0" not in await relay.metrics():
+                    await asyncio.sleep(0.02)
+            with pytest.raises(JoinRefused, match="left the company") as caught:
+                await relay.join()
+            assert caught.value.code == JoinCode.FORBIDDEN
+        await send_all(kept, b"still here")
+        assert await receive(kept_far, 20) == b"still here"
+        await admin.restore_user(config, "oidc:alice")
+        assert await agent.hears() == Revoke("oidc:alice")
+        (await relay.join())[0].close()
+        assert 'sessions_cut_total{reason="user"} 1.0' in await relay.metrics()
         near.close()
         kept.close()
 
