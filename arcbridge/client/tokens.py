@@ -19,7 +19,7 @@ import structlog
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
 
 COMMAND_DEADLINE = 120.0
 """Seconds: a command may itself ask the user."""
@@ -102,6 +102,19 @@ class Tokens:
             return _cluster_token("oidc", tokens.id_token or tokens.access_token)
         self._warn_of_one_token()
         return _cluster_token("oidc", await self.access())
+
+    def cluster_at_hand(self) -> str:
+        """The token that `cluster` would give if a file or flag has it; empty where a login or command would be asked.
+
+        It has no effect and raises nothing.
+        """
+        file = self._token_file or (None if self._token else self._login.id_token_file)
+        if file is None:
+            return self._token
+        try:
+            return read_token(file)
+        except ArcbridgeError:
+            return ""
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
