@@ -41,6 +41,8 @@ class Loss:
     """A sentence for the user."""
     cause: str
     """The same for the relay's log."""
+    revocation: UserRevocation | None = None
+    """What refuses the user's token, where that is the reason."""
 
 
 class Access:
@@ -83,7 +85,7 @@ class Access:
         before = datetime.fromtimestamp(found.before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         reason = f" ({found.reason})" if found.reason else ""
         message = f"your logins from before {before} were revoked{reason}: log in again, or ask the relay's operator"
-        return Loss("user", message, "the user's login was revoked")
+        return Loss("user", message, "the user's login was revoked", found)
 
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
         """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""

@@ -42,7 +42,7 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.fleet.base import AgentInfo, Fleet
+from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -274,6 +274,23 @@ class ControlServer:
         self._users = users
         for link in self._open:
             link.tell(changes)
+
+    def end_sessions(self, lost: Lost) -> None:
+        """Have the agents of a cluster end the sessions of a user who has lost the right to it.
+
+        What they are told of the user is taken back in the same breath, down to what is revoked besides: it ends what
+        runs, leaves nothing behind, and does not stand in the way of a right that the policy gives again.
+        """
+        if self._users is None:
+            return
+        told = []
+        for name in dict.fromkeys(filter(None, (lost.username, lost.subject))):
+            held = self._users.get(name)
+            told.append(Revoke(name, lost.before, reason=lost.reason))
+            told.append(Revoke(name) if held is None else Revoke(name, held.before, reason=held.reason))
+        for link in self._open:
+            if link.cluster == lost.cluster:
+                link.tell(told)
 
     def expire(self, now: float) -> None:
         """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""

@@ -40,7 +40,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
 from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
-from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
@@ -138,7 +138,12 @@ async def _start(
     )
     await api.start()
     stack.push_async_callback(api.close, _API_CLOSE)
-    pumps = Pumps(_pump_ended)
+
+    def pump_ended(pump: Pump) -> None:
+        _log_end(pump)
+        enforcement.ended(pump)
+
+    pumps = Pumps(pump_ended)
     stack.callback(pumps.close)
     control = ControlServer(
         lambda: certificate.contexts[ALPN_CONTROL],
@@ -184,7 +189,13 @@ async def _start(
         register_hops(metrics, hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
-    enforcement = Enforcement(access, pumps, rendezvous, counters)
+
+    def tell(lost: Lost) -> None:
+        control.end_sessions(lost)
+        fleet.tell_lost(lost)
+
+    fleet.on_lost = control.end_sessions
+    enforcement = Enforcement(access, pumps, rendezvous, counters, tell)
     maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
@@ -294,7 +305,7 @@ class _Maintenance:
             log.warning("clusters not noted as seen", reason=error.message)
 
 
-def _pump_ended(pump: Pump) -> None:
+def _log_end(pump: Pump) -> None:
     loop = asyncio.get_running_loop()
     log.info(
         "session ended",

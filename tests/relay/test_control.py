@@ -17,6 +17,7 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
+from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
@@ -176,6 +177,31 @@ async def test_a_relay_that_does_not_know_yet_says_nothing_to_an_agent_that_conn
         assert agent.told == []
         relay.control.tell_users({})
         await agent.hears(Revoke(first=True))
+
+
+async def test_agents_of_a_cluster_are_to_end_a_user_s_sessions_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    """What they are told is taken back in the same breath, down to what is revoked besides."""
+    lost = Lost("prod", "alice", "https://i#7", 99, "the policy")
+    async with (
+        station(tmp_path, "prod", "other") as relay,
+        Listening(relay) as agent,
+        Listening(relay, "other", "i2") as another,
+    ):
+        await agent.registered()
+        await another.registered()
+        # Before the list is known, taking back would say too much.
+        relay.control.end_sessions(lost)
+        relay.control.tell_users(users(alice=7))
+        await agent.hears(Revoke("alice", 7, True, "alice left"))
+        relay.control.end_sessions(lost)
+        await agent.hears(
+            Revoke("alice", 99, reason="the policy"),
+            Revoke("alice", 7, reason="alice left"),
+            Revoke("https://i#7", 99, reason="the policy"),
+            Revoke("https://i#7"),
+        )
+        relay.control.tell_users({})
+        await another.hears(Revoke("alice", 7, True, "alice left"), Revoke("alice"))
 
 
 async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
