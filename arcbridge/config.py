@@ -147,6 +147,14 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How long an agent serves a session."""
+
+    max_age: float = 43200.0
+    """Seconds that a session lasts at most, however often its token is renewed; it never outlives its token."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -159,6 +167,8 @@ class AgentConfig:
     """Holds `id.secret`; needed for the first start and after the certificate has lapsed."""
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
+    denylist_file: Path | None = None
+    """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     token_mode: bool = True
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
     control_connections: int = 2
@@ -168,6 +178,7 @@ class AgentConfig:
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)
+    session: SessionConfig = field(default_factory=SessionConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 

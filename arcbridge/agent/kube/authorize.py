@@ -18,6 +18,7 @@ import structlog
 from aiohttp import HttpVersion11
 from aiohttp.http import HttpVersion
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.framing import check_framing, check_target, content_length, has_body
@@ -105,6 +106,8 @@ class Caller:
     """The join id."""
     identity: Identity
     """Replaced at each renewal of the token; read anew for each request."""
+    account: Account
+    """What the user holds over all sessions."""
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     connected_since: float = 0.0

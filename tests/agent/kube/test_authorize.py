@@ -28,7 +28,7 @@ from arcbridge.config import KubernetesConfig
 from arcbridge.identity.claims import Identity
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
-from .bench import ALICE, RecordedAudit
+from .bench import ALICE, RecordedAudit, caller_of
 
 PLAIN = b"Accept: a\r\n"
 LINES = (
@@ -44,7 +44,7 @@ class Desk:
         self.fake = fake
         self.audit = RecordedAudit()
         self.authorizer = Authorizer(api, self.audit, Reviewer(api))
-        self.stream = StreamContext(Caller("0123456789abcdef", ALICE), 1)
+        self.stream = StreamContext(caller_of(ALICE), 1)
 
     @property
     def caller(self) -> Caller:
