@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections.abc import Callable
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
@@ -35,6 +36,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_account",
         "_body",
         "_close_line",
         "_connection",
@@ -48,7 +50,6 @@ class Exchange:
         "_request",
         "_sending",
         "_stream",
-        "_user",
         "begun",
         "broken",
         "over",
@@ -63,15 +64,15 @@ class Exchange:
         record: AuditRecord,
         ended: Ended,
         *,
-        user: str = "",
+        account: Account | None = None,
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
         paused: bool = False,
     ) -> None:
-        """`user`: the subject whose connections are counted."""
+        """`account`: of the user whose connections are counted."""
         self._pool = pool
-        self._user = user
+        self._account = account
         self._stream = stream
         self._plan = plan
         self._record = record
@@ -100,7 +101,7 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
-        connection = self._pool.take(own=plan.own, user=self._user) if plan.repeatable else None
+        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
         if connection is not None:
             self._send(connection)
         else:
@@ -152,7 +153,7 @@ class Exchange:
 
     async def _dial_and_send(self) -> None:
         try:
-            connection = await self._pool.dial(own=self._plan.own, user=self._user)
+            connection = await self._pool.dial(own=self._plan.own, account=self._account)
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)

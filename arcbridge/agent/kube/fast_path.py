@@ -123,7 +123,7 @@ class FastPath(asyncio.Protocol):
                 plan,
                 record,
                 self._ended,
-                user=caller.identity.subject,
+                account=caller.account,
                 paused=self._writing_paused,
             )
             self._exchange = exchange

@@ -131,7 +131,7 @@ class KubeProxy:
             plan,
             record,
             ended,
-            user=protocol.context.caller.identity.subject,
+            account=protocol.context.caller.account,
             body=body,
             close_line=close_line,
             framed=request.version > HttpVersion10,
