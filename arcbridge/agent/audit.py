@@ -51,6 +51,10 @@ class AuditRecord:
     reason: str = ""
     upgrade: str = ""
     target: str = ""
+    limit: str = ""
+    """The limit that the request was over, where that is why it was refused."""
+    omitted: int = 0
+    """Refusals by that limit which came in one burst before this record and have none of their own."""
     bytes_up: int = 0
     bytes_down: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -75,10 +79,13 @@ class AuditRecord:
             ("path", self.path),
             ("target", self.target),
             ("upgrade", self.upgrade),
+            ("limit", self.limit),
             ("reason", self.reason),
         ):
             if value:
                 parts.append(f',"{key}":{_quoted(value)}')
+        if self.omitted:
+            parts.append(f',"omitted":{self.omitted}')
         if self.status:
             parts.append(f',"status":{self.status}')
         parts.append(
