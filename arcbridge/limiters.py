@@ -141,6 +141,10 @@ class KeyedConcurrency(Generic[Key]):
         self._held[key] = held + 1
         return True
 
+    def held(self, key: Key) -> int:
+        """Return how many `key` holds."""
+        return self._held.get(key, 0)
+
     def release(self, key: Key) -> None:
         """Hold one less; each `acquire` that returned true has one `release`."""
         held = self._held[key] - 1

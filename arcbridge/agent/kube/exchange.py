@@ -48,6 +48,7 @@ class Exchange:
         "_request",
         "_sending",
         "_stream",
+        "_user",
         "begun",
         "broken",
         "over",
@@ -62,12 +63,15 @@ class Exchange:
         record: AuditRecord,
         ended: Ended,
         *,
+        user: str = "",
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
         paused: bool = False,
     ) -> None:
+        """`user`: the subject whose connections are counted."""
         self._pool = pool
+        self._user = user
         self._stream = stream
         self._plan = plan
         self._record = record
@@ -96,7 +100,7 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
-        connection = self._pool.take(own=plan.own) if plan.repeatable else None
+        connection = self._pool.take(own=plan.own, user=self._user) if plan.repeatable else None
         if connection is not None:
             self._send(connection)
         else:
@@ -148,7 +152,7 @@ class Exchange:
 
     async def _dial_and_send(self) -> None:
         try:
-            connection = await self._pool.dial(own=self._plan.own, lossless=not self._plan.repeatable)
+            connection = await self._pool.dial(own=self._plan.own, user=self._user)
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)
@@ -172,6 +176,7 @@ class Exchange:
             upgrade=plan.upgrade,
             reusable=plan.repeatable,
             framed=self._framed,
+            backlog=self._stream.backlog,
         )
         if self._paused:
             connection.pause_reading()

@@ -11,10 +11,14 @@ import pytest
 import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.connect_limit import ConnectLimit, ConnectLimits
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
+from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamPool
 from arcbridge.config import KubernetesConfig
+from arcbridge.mux import buffer
+from arcbridge.net.tlstransport import TlsTransport
+from arcbridge.wire.backlog import Backlog
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
@@ -206,3 +210,110 @@ async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int)
         async with asyncio.timeout(5):
             while fake._writers:
                 await asyncio.sleep(0.01)
+
+
+def small(connections_per_user: int = 2) -> ConnectLimit:
+    return ConnectLimit(ConnectLimits(connections_per_user=connections_per_user))
+
+
+async def test_l32_connections_are_counted_for_who_uses_them(tmp_path: Path) -> None:
+    """Dialled or idle, a connection counts for its user until the answer is complete or the connection gone."""
+    async with serving(tmp_path, Clock()) as (fake, api):
+        pool = api.upstream
+        pool.limit = small()
+        one, two = await pool.dial(own=True, user="a"), await pool.dial(own=True, user="a")
+        with pytest.raises(RequestRefusal, match="may have no more"):
+            await pool.dial(own=True, user="a")
+        handler = Collected()
+        one.send(handler, GET)
+        await asyncio.wait_for(handler.done.wait(), 5)
+        assert pool.limit.held == 1
+        assert pool.take(own=True, user="a") is one
+        assert pool.limit.held == 2
+        with pytest.raises(RequestRefusal, match="may have no more"):
+            await pool.dial(own=True, user="a")
+        two.drop()
+        one.drop()
+        assert pool.limit.held == 0
+        fake.stop()
+        with pytest.raises(RequestRefusal):
+            await pool.dial(own=True, user="a")
+        assert pool.limit.held == 0
+
+
+async def test_l32_a_refused_request_leaves_the_idle_connection_to_others(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        pool = api.upstream
+        pool.limit = small(1)
+        _, connection = await ask(pool)
+        held = await pool.dial(own=True, user="a")
+        with pytest.raises(RequestRefusal, match="may have no more"):
+            pool.take(own=True, user="a")
+        assert pool.take(own=True, user="b") is connection
+        connection.drop()
+        held.drop()
+
+
+async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        api.upstream.limit = limit = ConnectLimit(ConnectLimits(connections=1, connects_per_second=1))
+        held = await api.upstream.dial(own=True, user="a")
+        status, _ = await api.call("GET", "/x", [], own=True)
+        assert (status, limit.held) == (200, 1)
+        held.drop()
+
+
+async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        api.upstream.limit = limit = ConnectLimit(ConnectLimits(connects_per_second_per_user=0.25))
+        (await api.upstream.dial(own=True, user="a")).drop()
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, user="a"))
+        async with asyncio.timeout(5):
+            while not limit.delayed:
+                await asyncio.sleep(0.01)
+        assert limit.held == 1
+        task.cancel()
+        await asyncio.wait([task])
+        assert (limit.held, fake.connections) == (0, 1)
+
+
+async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.MAX_IDLE", 3)
+    async with serving(tmp_path, Clock()) as (_, api):
+        connections = [await api.upstream.dial(own=True) for _ in range(5)]
+        for connection in connections:
+            connection.send(handler := Collected(), GET)
+            await asyncio.wait_for(handler.done.wait(), 5)
+        assert [one.usable for one in connections] == [False, False, True, True, True]
+
+
+async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: Path) -> None:
+    """Of an answer that is not taken nothing is read but what was under way, and its memory counts."""
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = reply(200, bytes(8 << 20))
+        backlog = Backlog(64 * 1024)
+
+        class Stops(Collected):
+            def response_data(self, data: bytes | memoryview, payload: int) -> None:
+                super().response_data(data, payload)
+                connection.pause_reading()
+
+        connection = await api.upstream.dial(own=True)
+        connection.send(handler := Stops(), GET, backlog=backlog)
+        transport = connection.transport
+        assert isinstance(transport, TlsTransport)
+        async with asyncio.timeout(10):
+            for turn in range(40):
+                seen = handler.payload
+                assert CONNECTION_MEMORY + FIRST_READ <= backlog.held <= CONNECTION_MEMORY + 4 * buffer.SIZE // 3
+                if turn == 20:
+                    backlog.add(64 * 1024)  # full from now on
+                connection.resume_reading()
+                while handler.payload == seen:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.002)
+                assert handler.payload - seen <= (buffer.PORTION if turn >= 20 else buffer.SIZE)
+                assert transport._incoming.pending <= 17 * 1024, "a part of one record"
+        backlog.remove(64 * 1024)
+        connection.drop()
+        assert backlog.held == 0
