@@ -5,6 +5,7 @@ Invariant: no label is a user or a path.
 
 from __future__ import annotations
 
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
@@ -19,6 +20,7 @@ from arcbridge.observe.metrics import Metrics
 
 CODES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 RESULTS = ("ok", "failed", "refused")
+DIRECTIONS = ("to_cluster", "to_user")
 
 
 def register(
@@ -114,6 +116,20 @@ def register(
     metrics.counter("requests_cut_total", "Requests that broke off on either side.", None, lambda: stats.cut)
     metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
+    accounts = sessions.accounts
+    metrics.gauge("users", "Users with at least one session.", None, lambda: len(accounts))
+    metrics.counter(
+        "limit_refusals_total",
+        "Requests, streams and sessions refused because a user was over a limit.",
+        {"limit": tuple(limit.value for limit in Limit)},
+        lambda: accounts.refusals,
+    )
+    metrics.counter(
+        "paced_seconds_total",
+        "Seconds that connections waited because their users reached their bytes a second.",
+        {"direction": DIRECTIONS},
+        lambda: accounts.paced_seconds,
+    )
     metrics.counter(
         "apiserver_unreachable_total",
         "Connections to the API server that failed.",

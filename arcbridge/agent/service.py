@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from arcbridge import __version__
+from arcbridge.agent.accounts import Accounts, check_limits
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.control import ControlConnections
@@ -85,6 +86,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             software=__version__,
             limits=Limits() if config.resumption else Limits(replay=0),
             audit=audit,
+            accounts=Accounts(config.limits),
             revocations=revocations,
             max_age=config.session.max_age,
         )
@@ -177,6 +179,7 @@ def check(config: AgentConfig) -> list[Address]:
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
     read_targets(config.targets)
+    check_limits(config.limits)
     return relays
 
 

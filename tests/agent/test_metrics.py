@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.kube.authorize import ProxyStats
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
@@ -33,7 +34,9 @@ def test_every_metric_can_be_read() -> None:
     metrics = Metrics("agent")
     parts: dict[str, Any] = {name: Counters() for name in ("targets", "keeper", "audit")}
     control = Counters(up=1, dials=Counters(joins=2))
-    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5)
+    accounts = Accounts()
+    accounts.refusals[Limit.STREAMS] = 6
+    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5, accounts=accounts)
     parts["sessions"].resumes.refuse("secret")
     parts["sessions"].revoked = 4
     revocations = parts["sessions"].revocations = Revocations()
@@ -52,6 +55,9 @@ def test_every_metric_can_be_read() -> None:
     assert "arcbridge_agent_detached_seconds_total 1.5" in text
     assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
     assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
+    assert 'arcbridge_agent_limit_refusals_total{limit="streams"} 6.0' in text
+    assert 'arcbridge_agent_paced_seconds_total{direction="to_user"} 0.0' in text
+    assert "arcbridge_agent_users 0.0" in text
     assert "arcbridge_agent_sessions_revoked_total 4.0" in text
     assert "arcbridge_agent_revocations 1.0" in text
     assert "arcbridge_agent_denylist_error 1.0" in text

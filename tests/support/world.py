@@ -30,6 +30,15 @@ CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-cluster"
 
+HEAVY_USERS = """\
+limits.requests_per_second = 1_000_000
+limits.request_burst = 1_000_000
+limits.bytes_per_second_to_cluster = 1_000_000_000_000
+limits.bytes_per_second_to_user = 1_000_000_000_000
+limits.bytes_per_day = 1_000_000_000_000_000_000
+"""
+"""Settings of an agent at which one user makes the load of many: each limit counts, and none is reached."""
+
 
 @dataclass(frozen=True, slots=True)
 class User:

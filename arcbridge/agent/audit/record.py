@@ -56,6 +56,10 @@ class AuditRecord:
     reason: str = ""
     upgrade: str = ""
     target: str = ""
+    limit: str = ""
+    """The limit that the request was over, where that is why it was refused."""
+    omitted: int = 0
+    """Refusals by that limit which came in one burst before this record and have none of their own."""
     details: Mapping[str, Value] | None = None
     """What the request asks for beyond its path: a command, a container, ports, privileges."""
     begun: bool = False
@@ -68,6 +72,8 @@ class AuditRecord:
         """The record of a request that is over; `now` is monotonic seconds."""
         status = f',"status":{self.status}' if self.status else ""
         reason = f',"reason":{_quoted(self.reason)}' if self.reason else ""
+        if self.limit:
+            reason = f',"limit":{_quoted(self.limit)}{reason}' + f',"omitted":{self.omitted}' * bool(self.omitted)
         return (
             f"{self._start('ended' if self.begun else 'complete')}{reason}{status}"
             f',"outcome":"{self.outcome}","bytes_up":{self.bytes_up},"bytes_down":{self.bytes_down}'

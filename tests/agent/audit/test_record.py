@@ -35,6 +35,7 @@ _TEXTS = (
     "path",
     "target",
     "upgrade",
+    "limit",
     "reason",
 )
 
@@ -63,12 +64,12 @@ def test_o2_a_line_is_json_that_says_what_the_record_says(
     asked = {
         "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups,
         **({"as": escape(names[1])} if names[1] else {}),
-        **{key: clean(text) for key, text in texts.items() if text and key != "reason"},
+        **{key: clean(text) for key, text in texts.items() if text and key not in ("reason", "limit")},
         **({"command": [clean(word) for word in command], "tty": True} if command else {}),
     }  # fmt: skip
     assert found == {
         "event": "audit", "stage": "complete", **asked,
-        **({"reason": clean(texts["reason"])} if texts["reason"] else {}),
+        **{key: clean(texts[key]) for key in ("limit", "reason") if texts[key]},
         **({"status": status} if status else {}),
         "outcome": "answered", "bytes_up": up, "bytes_down": down, "duration": 2.5,
     }  # fmt: skip
@@ -87,6 +88,12 @@ def test_what_is_asked_for_may_be_given_as_it_is_written() -> None:
     fields = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
     spelt, given_text = AuditRecord("r", "s", **fields), AuditRecord("r", "s", asked=asked_text(**fields))
     assert spelt.line(1.0).split(",")[1:-1] == given_text.line(1.0).split(",")[1:-1]
+
+
+def test_a_burst_of_refusals_is_one_record() -> None:
+    found = json.loads(AuditRecord("r", "s", limit="requests", omitted=7, outcome="refused").line(1.0))
+    assert (found["limit"], found["omitted"]) == ("requests", 7)
+    assert "omitted" not in json.loads(AuditRecord("r", "s", limit="requests").line(1.0))
 
 
 def test_groups_of_as_are_names_and_bounded() -> None:

@@ -174,6 +174,11 @@ class Member:
 
     def __init__(self, streams: int = 0) -> None:
         self.streams = streams
+        self.ended = 0
+        """How often its streams were ended."""
+
+    def end_streams(self) -> None:
+        self.ended += 1
 
 
 def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
@@ -184,7 +189,8 @@ def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
 
 @asynccontextmanager
 async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
-    """A bench; `config` overrides the agent's kubernetes settings."""
+    """A bench; `config` overrides the agent's kubernetes settings, and `limits` those of users."""
+    accounts = Accounts(config.pop("limits", None))
     async with FakeApiServer.serving(directory, client_ca=config.pop("client_ca", None)) as fake:
         settings: dict[str, Any] = {
             "server": fake.url,
@@ -196,7 +202,7 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
         audit = RecordedAudit()
         proxy = KubeProxy(api, audit)
         client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
-        bench = Bench(fake, proxy, audit, caller_of(ALICE), client)
+        bench = Bench(fake, proxy, audit, caller_of(ALICE, accounts), client)
         loop = asyncio.get_running_loop()
         agents: list[MuxSession] = []
 

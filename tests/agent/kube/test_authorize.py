@@ -53,9 +53,9 @@ class Desk:
     def plan(self, head: RequestHead, approval: Approval | None = None) -> Plan:
         record = self.authorizer.begin(self.stream, head.method)
         try:
-            return self.authorizer.authorize(self.caller, head, record, approval)
+            return self.authorizer.authorize(self.stream, head, record, approval)
         finally:
-            self.authorizer.finish(record)
+            self.authorizer.finish(self.stream, record)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ async def test_an_identity_that_is_renewed_during_the_review_is_reviewed_again(d
 
     desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = review
     record = desk.authorizer.begin(desk.stream, "GET")
-    await desk.authorizer.authorize_reviewed(desk.caller, AS_BOB, record)
+    await desk.authorizer.authorize_reviewed(desk.stream, AS_BOB, record)
     groups = [json.loads(request.body)["spec"]["groups"] for request in desk.fake.requests]
     assert groups == [["dev", "ops", "system:authenticated"], ["other", "system:authenticated"]]
 
@@ -261,13 +261,19 @@ def test_extras_are_escaped_as_for_any_request() -> None:
 
 async def test_each_end_is_counted_once(desk: Desk) -> None:
     authorizer, stats = desk.authorizer, desk.authorizer.stats
-    answered, refused, cut = (authorizer.begin(desk.stream, "GET") for _ in range(3))
-    assert (stats.requests, stats.in_flight) == (3, 3)
+    streams = [StreamContext(desk.caller, number) for number in (1, 3, 5)]
+    records = [authorizer.begin(stream, "GET") for stream in streams]
+    for stream, record in zip(streams, records, strict=True):
+        authorizer.authorize(stream, plain(), record)
+    assert (stats.requests, stats.in_flight, desk.caller.account.in_flight) == (3, 3, 3)
+    answered, refused, cut = records
     answered.status = 200
-    authorizer.refuse(refused, RequestRefusal(403, "no"))
+    authorizer.refuse(streams[1], refused, RequestRefusal(403, "no"))
+    assert (stats.in_flight, desk.caller.account.in_flight) == (2, 2)
     cut.outcome = "cut"
-    for record in (answered, refused, cut):
-        authorizer.finish(record)
+    for stream, record in zip(streams, records, strict=True):
+        authorizer.finish(stream, record)
+    assert desk.caller.account.in_flight == 0
     assert (stats.in_flight, stats.code_2xx, stats.code_4xx, stats.refused, stats.cut) == (0, 1, 1, 1, 1)
     assert [record.outcome for record in desk.audit.kept] == ["answered", "refused", "cut"]
     await asyncio.sleep(0)
