@@ -132,7 +132,7 @@ async def _start(
             registry=registry,
             count_agents=fleet.count,
             verifier=verifier,
-            policy=access,
+            access=access,
             certificate_life=config.agent_certificate_life,
         )
     )
