@@ -196,7 +196,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"]}},
         "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
                           "users": ["a"], "groups": ["b"]},
-        "workload": {"kind": "Deployment", "replicas": 3},
+        "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
+        "denylist": {"existingConfigMap": "denied"},
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -208,6 +209,11 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     settings = check_settings(rendered, tmp_path)
     assert settings.targets["git"].users == ('oidc:anna\\"quoted',)
     assert (settings.token_mode, settings.audit.file, settings.observe.log_level) == (False, "", "debug")
+    assert settings.session.max_age == 90 * 60
+    assert settings.denylist_file == Path("/etc/arcbridge-denylist/denylist.toml")
+    assert {"name": "denylist", "configMap": {"name": "denied"}} in rendered.workload()["spec"]["template"]["spec"][
+        "volumes"
+    ]
     assert settings.relay_ca_file == tmp_path / "relay-ca.pem"
     assert (tmp_path / "relay-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----\nMIIB\n")
     verbs = {verb for rule in rendered.rules() if rule.get("resources") == ["*"] for verb in rule["verbs"]}
@@ -254,6 +260,7 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("impersonation.users={system:kube-controller-manager}", "users"), ("impersonation.users={a,*}", "users"),
         ("impersonation.groups={system:masters}", "groups"), ("impersonation.groups={oidc:*}", "groups"),
         ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),
+        ("session.maxAge=forever", "maxAge"), ("denylist.users={anna}", "users"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> None:
