@@ -274,11 +274,15 @@ class Account:
         """Whether more sessions have entered than may."""
         return bool(self.limits.sessions) and len(self.members) > self.limits.sessions
 
-    # -- bytes (`mux.session.Pacer`) --------------------------------------------------------------------------------
+    # -- bytes (`mux.session.Pacer`), for each read and each flush: hence the same lines twice, without a call --------
 
     def bytes_sent(self, count: int, now: float) -> float:
         """Count bytes that left for the user; return the seconds to wait before the next ones."""
-        self._count_moved(count, now)
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
         bucket = self._to_user
         if bucket is None or bucket.take(now, count):
             return 0.0
@@ -286,7 +290,11 @@ class Account:
 
     def bytes_received(self, count: int, now: float) -> float:
         """Count bytes that came from the user; return the seconds to wait before more are read."""
-        self._count_moved(count, now)
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
         bucket = self._to_cluster
         if bucket is None or bucket.take(now, count):
             return 0.0
@@ -376,14 +384,11 @@ class Account:
         self._day_most = limits.bytes_per_day or math.inf
         self._day_spent = self.moved_today >= self._day_most
 
-    def _count_moved(self, count: int, now: float) -> None:
-        if now >= self._day_ends:
-            self._begin_day(now)
-        self.moved_today += count
-        if self.moved_today >= self._day_most and not self._day_spent:
-            self._day_spent = True
-            for member in self.members:
-                member.end_streams()
+    def _spend_day(self) -> None:
+        """The user has moved as many bytes as a day allows: what runs ends."""
+        self._day_spent = True
+        for member in self.members:
+            member.end_streams()
 
     def _has_spent_day(self, now: float) -> bool:
         """Whether the user may move no more bytes today."""
