@@ -174,6 +174,7 @@ class FastPath(asyncio.Protocol):
         assert stream is not None
         # 400 ends the connection, as on the general path.
         close = refusal.status_code == 400
+        stream.owed = False
         stream.write(status_answer(refusal, request_id=record.request, close=close))
         self._finish()
         if close:

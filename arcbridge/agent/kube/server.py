@@ -150,6 +150,7 @@ class KubeProtocol(RequestHandler):
         self, refusal: RequestRefusal, *, request_id: str = "", close: bool = False, method: str = "GET"
     ) -> AnsweredResponse:
         """Write a Status to the caller; with `close` the stream ends behind it."""
+        self.stream.owed = False
         self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
         return AnsweredResponse(keep_alive=not close)
 
