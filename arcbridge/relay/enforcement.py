@@ -30,8 +30,9 @@ from arcbridge.relay.rendezvous import Rendezvous
 GRACE: Final = 1.0
 """Seconds between the loss and the cut: an agent that was told meanwhile ends the session itself, with a reason that
 the user reads."""
-SLICE: Final = 256
-"""Sessions that are looked at in one turn of the loop: at some microseconds each, no turn takes a millisecond more."""
+SLICE: Final = 32
+"""Sessions that are looked at in one turn of the loop: at 20 microseconds each (measured: a policy of eleven rules,
+users of fifty groups) a turn takes less than a millisecond more, and 20 000 sessions half a second."""
 REMEMBERED: Final = 150.0
 """Seconds for which it is remembered whose a session was that ended here: an agent holds one that has lost its
 connection for two minutes (docs/protocol.md, "Resumption"), and what runs in it runs on."""

@@ -175,6 +175,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     agents: dict[str, int] = {}
     (tmp_path / "policy.toml").write_text(POLICY)
     access = Access(PolicyFile(tmp_path / "policy.toml"))
+    access.learn_users({})
 
     async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
         return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
