@@ -360,7 +360,7 @@ class AgentSession(BaseHandler):
         if found is not None:
             sentence = found.sentence(self._sessions.clock())
             self._sessions.revoked += 1
-            self._write_audit(self._caller.identity, "session", "cut", f"revoked: {sentence}")
+            self._write_audit(self._caller.identity, "session", "cut", sentence)
             self.session.close(GoawayCode.REVOKED, sentence)
 
     def send_goaway(self) -> None:
@@ -399,7 +399,7 @@ class AgentSession(BaseHandler):
             except AccessRevoked as error:
                 self._sessions.revoked += 1
                 verb = "authenticate" if session.resuming is None else "resume"
-                self._write_audit(found.identity, verb, "refused", f"revoked: {error.message}")
+                self._write_audit(found.identity, verb, "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue

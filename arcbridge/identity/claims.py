@@ -95,7 +95,7 @@ def is_reserved(name: str) -> bool:
 
 
 def is_plain(name: str, limit: int = MAX_NAME) -> bool:
-    """Tell whether `name` reads the same everywhere: up to `limit` bytes of UTF-8, nothing invisible, no outer blanks."""
+    """Tell whether `name` reads the same everywhere: 1 to `limit` bytes of UTF-8, none invisible, no outer blanks."""
     if not name or name != name.strip():
         return False
     try:
