@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "roles")
+    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Command:
         roles: tuple[str, ...] = ROLES,
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
+        repeated: bool = False,
     ) -> None:
         self.path = path
         self.help = help
@@ -82,6 +83,8 @@ class Command:
         self.flags = flags
         self.arguments = arguments
         """Positionals: (name, help, choices); all required."""
+        self.repeated = repeated
+        """Whether the last positional may be given several times."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -374,6 +377,29 @@ COMMANDS = (
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),
     Command(
+        "audit",
+        "verify",
+        help="check audit logs for records that are missing or were changed",
+        roles=(AGENT,),
+        flags=(
+            Flag(
+                "--anchors",
+                help="an agent's log (JSON) with the heads of the chains; may be repeated",
+                kind=LIST,
+                metavar="FILE",
+            ),
+            Flag(
+                "-o",
+                "--output",
+                help="how to print (default: text)",
+                metavar="FORMAT",
+                choices=("text", "json", "yaml"),
+            ),
+        ),
+        arguments=(("file", "an audit log, as it was written; .gz too", ()),),
+        repeated=True,
+    ),
+    Command(
         "token",
         "create",
         help="make a join token for a cluster's agents",
@@ -442,6 +468,7 @@ COMMANDS = (
 DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 
 GROUP_HELP = {
+    "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",
     "user": "users whose logins are revoked",

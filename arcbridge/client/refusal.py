@@ -13,6 +13,7 @@ from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
     JoinRefused,
+    OverLimit,
     PermissionRefused,
     RemoteProtocolError,
     SessionEnded,
@@ -146,7 +147,13 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 return Unreachable(
                     f"client and agent of {name} speak different protocol versions; update the older one"
                 )
-            case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.LIMIT | GoawayCode.UNAVAILABLE:
+            case GoawayCode.LIMIT:
+                return OverLimit(
+                    f"the agent of {name} refused or ended your session at one of its limits; "
+                    "end sessions and commands that you do not need, or ask the cluster's operator for a higher limit",
+                    retry_after=RETRY_SOON,
+                )
+            case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
             case GoawayCode.GONE:
                 return Unreachable(
