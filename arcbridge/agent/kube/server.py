@@ -154,6 +154,10 @@ class KubeProtocol(RequestHandler):
         self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
         return AnsweredResponse(keep_alive=not close)
 
+    async def drained(self) -> None:
+        """Wait until the caller takes bytes. Raises ConnectionError once the stream is lost."""
+        await self._drain_helper()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.exchange is not None:

@@ -12,8 +12,10 @@ import pytest
 
 from arcbridge.agent.kube.authorize import StreamContext
 from arcbridge.agent.kube.server import KubeProtocol
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux.stream import WRITE_HIGH
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from tests.support.fake_apiserver import Exchange, Route, chunked, reply
@@ -344,3 +346,31 @@ async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Benc
     (agent,) = bench.agents
     churn = agent._machine.stream_table._churn
     assert churn._left == churn.burst
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_l34_answers_of_the_agents_own_do_not_pile_up(
+    bench: Bench, headers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that sends one request behind the other and takes no answer gets no further than a stream's buffer."""
+
+    def refuse(*_: object) -> None:
+        raise RequestRefusal(403, "no" * 500)
+
+    monkeypatch.setattr(bench.proxy.authorizer, "authorize", refuse)
+    request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
+    wire = bench.stream()
+    assert wire.io.transport is not None
+    wire.io.transport.pause_reading()
+    count, most = 1500, 0
+    for _ in range(count):
+        wire.io.transport.write(request)
+        await asyncio.sleep(0)
+        most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    await asyncio.sleep(0.2)
+    assert 0 < len(bench.audit.kept) < count
+    most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    assert most <= WRITE_HIGH + 4096
+    wire.io.transport.resume_reading()
+    for _ in range(count):  # none is lost
+        assert (await wire.answer()).status == 403
