@@ -118,6 +118,8 @@ class KubernetesConfig:
     """The agent's own ServiceAccount token, re-read as it rotates."""
     client_certificate_file: Path | None = None
     client_key_file: Path | None = None
+    impersonate_groups: tuple[str, ...] = ("*",)
+    """Groups that the agent's identity may impersonate: a user's other groups are left out. `*` alone: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,9 @@ class LoginConfig:
     access_token_file: Path | None = None
     """Token for the relay, re-read on every use."""
     id_token_file: Path | None = None
-    """Token for the cluster; none: the access token file's (needs one audience for both, a weaker setting)."""
+    """Token for the cluster."""
+    one_token: bool = False
+    """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()
     """Prints JSON `{"access_token": …, "id_token": …, "expires_at": unix seconds}` on stdout."""
     issuer: str = ""

@@ -12,6 +12,7 @@ from arcbridge.mux import memory
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
@@ -107,6 +108,7 @@ class MuxSession:
             software=software,
             cluster_ca=cluster_ca,
             budget=memory.budget,
+            backlog=memory.backlog,
         )
         self._sender = self._machine.sender
         self._handler = handler
@@ -123,6 +125,8 @@ class MuxSession:
         """Runs while payload waits for the pacer."""
         self._reading_held: asyncio.TimerHandle | None = None
         """Runs while nothing is read for the pacer."""
+        self._unwritten = 0
+        """Bytes that count in the backlog because the transport could not write them."""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
         self._attached: asyncio.Future[None] | None = None
@@ -176,6 +180,11 @@ class MuxSession:
         return self._transport
 
     @property
+    def backlog(self) -> Backlog:
+        """Bytes that wait towards the peer; `move` makes them a part of another backlog than the process's."""
+        return self._machine.backlog
+
+    @property
     def resumable(self) -> bool:
         """Whether the session outlives its connection."""
         return self._machine.resumable
@@ -208,7 +217,19 @@ class MuxSession:
         """Until the session is over; the reason. Cancelling changes nothing."""
         return await asyncio.shield(self._ended)
 
+    def stalled(self, before: float) -> list[Stream]:
+        """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""
+        return self._machine.stalled(before)
+
     # -- command --------------------------------------------------------------------------------------------------
+
+    def reset(self, stream: Stream, code: ResetCode) -> None:
+        """Reset a stream, be it one whose application is done with it while bytes of it wait."""
+        if stream.owner is not None:
+            cast(StreamTransport, stream.owner).abort(code)
+        else:
+            self._machine.stream_table.reset(stream, code)
+            self.act()
 
     def resume(self, auth: Auth, label: str = "") -> MuxConnection:
         """Initiator: a protocol for `create_connection`; once its TLS stands it takes the session over.
@@ -371,6 +392,7 @@ class MuxSession:
     def set_writable(self, writable: bool) -> None:
         """The transport's buffer filled up or drained."""
         self._sender.set_writable(writable)
+        self._count_unwritten(0 if writable or self._transport is None else self._transport.get_write_buffer_size())
         if writable:
             self._flush()
 
@@ -378,6 +400,7 @@ class MuxSession:
         """The socket is gone."""
         if connection is not self._connection:
             return
+        self._count_unwritten(0)
         self._connection = None
         if self._close_timer is not None:
             self._close_timer.cancel()
@@ -496,7 +519,13 @@ class MuxSession:
         self._tell_attached(error)
         self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
 
+    def _count_unwritten(self, count: int) -> None:
+        """Count `count` bytes of the transport's buffer in the backlog: all of one that is full, none of another."""
+        more, self._unwritten = count - self._unwritten, count
+        self._machine.backlog.add(more)
+
     def _drop_connection(self) -> None:
+        self._count_unwritten(0)
         connection, self._connection, self._transport = self._connection, None, None
         if connection is not None:
             connection.drop()

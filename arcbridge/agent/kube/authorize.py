@@ -85,11 +85,15 @@ class SubjectLines:
         self._authorization = ""
         self._lines = b""
 
-    def of(self, identity: Identity, authorization: str) -> bytes:
-        """Answer the lines for an identity and the agent's own Authorization. Raises RequestRefusal."""
+    def of(self, identity: Identity, authorization: str, impersonable: frozenset[str] | None = None) -> bytes:
+        """Answer the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
+
+        Raises RequestRefusal.
+        """
         if identity is not self._identity or authorization != self._authorization:
             self._identity = None
-            self._lines = _serialised(impersonated_headers([], Subject.of(identity), authorization=authorization))
+            subject = Subject.of(identity, impersonable)
+            self._lines = _serialised(impersonated_headers([], subject, authorization=authorization))
             self._identity, self._authorization = identity, authorization
         return self._lines
 
@@ -276,7 +280,8 @@ class Authorizer:
         if caller.token_mode:
             own, lines = False, _serialised(own_token_headers(head.fields))
         elif head.plain is not None:
-            own, lines = True, head.plain + caller.subject_lines.of(identity, self._api.authorization())
+            subject_lines = caller.subject_lines.of(identity, self._api.authorization(), self._api.impersonable)
+            own, lines = True, head.plain + subject_lines
         else:
             subject = self._subject(identity, head, record, approval)
             authorization = self._api.authorization()
@@ -343,12 +348,13 @@ class Authorizer:
                 stream.upgrading = False
                 stream.caller.account.end_upgrade()
 
-    @staticmethod
-    def _subject(identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None) -> Subject:
+    def _subject(
+        self, identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None
+    ) -> Subject:
         """Whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
         asked = requested_subject(head.fields)
         if asked is None:
-            return Subject.of(identity)
+            return Subject.of(identity, self._api.impersonable)
         record.as_user = asked.user
         if approval is None or approval.identity is not identity or approval.subject != asked:
             raise ReviewNeeded(identity, asked)

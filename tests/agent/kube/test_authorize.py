@@ -100,6 +100,18 @@ async def test_another_identity_counts_at_once(desk: Desk) -> None:
     assert b"ops" not in desk.plan(plain()).lines
 
 
+@pytest.mark.parametrize(("impersonable", "sent"), [(None, ["dev", "ops"]), ({"ops", "x"}, ["ops"]), (set(), [])])
+async def test_groups_that_the_agent_may_not_impersonate_are_left_out(
+    desk: Desk, impersonable: set[str] | None, sent: list[str]
+) -> None:
+    """Both entrances: the API server would refuse the whole request for one group that no rule names."""
+    desk.authorizer._api.impersonable = None if impersonable is None else frozenset(impersonable)
+    for head in (plain(), parsed()):
+        lines = desk.plan(head).lines.decode().splitlines()
+        assert [line.split(": ")[1] for line in lines if line.startswith("Impersonate-Group")] == sent
+        assert sum(line == "Impersonate-User: alice" for line in lines) == 1
+
+
 async def test_an_identity_that_cannot_be_sent_leaves_nothing_of_the_one_before(desk: Desk) -> None:
     desk.plan(plain())
     for bad in ("", "a\r\nImpersonate-Group: system:masters", " alice"):
