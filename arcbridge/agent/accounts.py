@@ -10,6 +10,7 @@ newest identity of that subject, and its counters never mix with another's.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -21,12 +22,18 @@ from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux import memory
+from arcbridge.wire.backlog import Backlog
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
 DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
+LEAST_WAITING_BYTES = 1024 * 1024
+"""Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
+LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
+"""The same of the setting for all users together."""
 MAX_PACE = 5.0
 """Seconds that a connection is paused at a time: far below the 25 s after which its other end takes it for dead."""
 BURST_GAP = 10.0
@@ -49,6 +56,9 @@ class Limit(StrEnum):
     UPGRADED_STREAMS = "upgraded_streams"
     BYTES_PER_DAY = "bytes_per_day"
     SESSIONS = "sessions"
+    CONNECTS_PER_SECOND = "connects_per_second"
+    AGENT_CONNECTS_PER_SECOND = "agent_connects_per_second"
+    """Connections to the API server that the requests of all users together ask for."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -78,6 +88,8 @@ class UserLimits:
     bytes_per_second_to_user: int
     bytes_per_day: int
     sessions: int
+    connects_per_second: int
+    waiting_bytes: int
 
 
 _NAMES = tuple(field.name for field in fields(UserLimits))
@@ -89,6 +101,10 @@ def check_limits(config: AgentLimitsConfig) -> None:
     for kind, tables in (("groups", config.groups), ("users", config.users)):
         for name, table in tables.items():
             _check_table(f'limits.{kind}."{name}"', table)
+    if config.agent_connects_per_second < 0:
+        raise ConfigError("limits.agent_connects_per_second: must be 0, for no limit, or above")
+    if config.agent_waiting_bytes < LEAST_AGENT_WAITING_BYTES:
+        raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
 
 
 def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
@@ -115,6 +131,7 @@ class Account:
     __slots__ = (
         "_accounts",
         "_bursts",
+        "_connects",
         "_day_ends",
         "_day_most",
         "_day_spent",
@@ -122,6 +139,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "connections",
         "identity",
         "in_flight",
         "limits",
@@ -137,8 +155,10 @@ class Account:
         """The identity of the user's newest token."""
         self.members: set[Member] = set()
         """The user's sessions, those without a connection included."""
-        self.waiting = 0
-        """Bytes that wait at this agent towards the user's callers."""
+        self.waiting = Backlog(sys.maxsize, memory.backlog)
+        """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.connections = 0
+        """Connections to the API server that the user's requests hold."""
         self.in_flight = 0
         """Requests under way, upgraded ones included."""
         self.upgrades = 0
@@ -152,6 +172,7 @@ class Account:
         self._day_spent = False
         """Whether the day's bytes are used up, unless the day has ended meanwhile."""
         self._requests: TokenBucket | None = None
+        self._connects: TokenBucket | None = None
         self._to_cluster: TokenBucket | None = None
         self._to_user: TokenBucket | None = None
         self._prompt: TokenBucket | None = None
@@ -211,6 +232,10 @@ class Account:
     def end_request(self) -> None:
         """A request that was counted is over."""
         self.in_flight -= 1
+
+    def reserve_connect(self, now: float, longest: float) -> float | None:
+        """Return the seconds until the user may connect to the API server; None, taking no turn, above `longest`."""
+        return 0.0 if self._connects is None else self._connects.reserve(now, longest)
 
     def admit_upgrade(self) -> Limit | None:
         """Count a request that asks for an upgrade, or return the limit; `end_upgrade` ends one that was counted."""
@@ -314,6 +339,13 @@ class Account:
                 fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
                 text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
                 return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
+            case Limit.CONNECTS_PER_SECOND:
+                most = f"{limits.connects_per_second} connections a second to the API server"
+                fact = f"your requests need more than the {most} that one user may make"
+                remedy = "run fewer commands at once"
+            case Limit.AGENT_CONNECTS_PER_SECOND:
+                text = "the agent makes as many connections to the API server as it may; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"
                 return LimitReached(limit, text, retry_after=1)
@@ -327,6 +359,8 @@ class Account:
         now = self._accounts.monotonic()
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
         self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
+        self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
+        self.waiting.most = limits.waiting_bytes or sys.maxsize
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
         self._to_user = _bucket(self._to_user, now, to_user, to_user)
         self._day_most = limits.bytes_per_day or math.inf
@@ -440,6 +474,8 @@ def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> 
             continue
         if value < 0:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or above")
+        if name == "waiting_bytes" and 0 < value < LEAST_WAITING_BYTES:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_WAITING_BYTES} (1 MiB)")
         if name.startswith("bytes_per_second") and 0 < value < LEAST_BYTE_RATE:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_BYTE_RATE} (64 KiB/s)")
     if table.request_burst == 0:

@@ -119,14 +119,14 @@ class MuxSession:
         self._timer_at = 0.0
         self._acting = False
         self._close_timer: asyncio.TimerHandle | None = None
+        self._unwritten = 0
+        """Bytes that count in the backlog because the transport could not write them."""
         self.pacer: Pacer | None = None
         """What bounds the bytes a second; None: nothing does."""
         self._sending_held: asyncio.TimerHandle | None = None
         """Runs while payload waits for the pacer."""
         self._reading_held: asyncio.TimerHandle | None = None
         """Runs while nothing is read for the pacer."""
-        self._unwritten = 0
-        """Bytes that count in the backlog because the transport could not write them."""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
         self._attached: asyncio.Future[None] | None = None

@@ -411,7 +411,7 @@ async def test_s6_a_stolen_secret_is_in_the_audit_log(tmp_path: Path) -> None:
     async with holding(audit=audit) as held:
         await knock(held.sessions, asks_for(held.client), "m")
     await asyncio.to_thread(audit.close)
-    record = json.loads((tmp_path / "audit").read_text().splitlines()[0])
+    _, record, _ = map(json.loads, (tmp_path / "audit").read_text().splitlines())  # within the chain's own two
     assert (record["user"], record["verb"], record["outcome"]) == ("mallory", "resume", "refused")
 
 
@@ -583,7 +583,8 @@ async def test_a_token_without_a_time_of_issue_renews_itself() -> None:
 NOW = Revoke("alice", 1005, reason="left the company")
 """Revokes the token `t` of alice, which was issued at 1000, at 1005."""
 SAID = (
-    'the relay\'s operator says "left the company"; logins from before 1970-01-01T00:16:45Z count no more: log in again'
+    'access was revoked: the relay\'s operator says "left the company"; '
+    "logins from before 1970-01-01T00:16:45Z count no more: log in again"
 )
 
 
@@ -609,7 +610,7 @@ async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path:
     await asyncio.to_thread(audit.close)
     (record,) = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
     assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
-    assert record["reason"] == f"revoked: {SAID}"
+    assert record["reason"] == SAID
 
 
 async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path) -> None:

@@ -538,6 +538,34 @@ def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
     run(loop, main)
 
 
+@both_loops
+def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(limits=Limits(replay=0, under_way=0, stream_window=1 << 20))
+        _, right = connect_in_memory(ends)
+        await ends.agent.wait_established()
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        transport, stream = theirs.transport, theirs.transport._stream
+        assert ends.agent.backlog.held == right.get_write_buffer_size() + stream.held > 256 * 1024
+        right.freeze(False)
+        await soon(lambda: not right.paused and not stream.queued)
+        assert ends.agent.backlog.held == 0
+        await writing
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        right.abort()
+        await ends.agent.wait_ended()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert memory.backlog.held == 0
+        assert transport.is_closing()
+        await ends.stop()
+
+
 class Pacer:
     """Makes a session wait for as long as a test says, in pieces of 5 ms."""
 
@@ -648,35 +676,5 @@ def test_all_streams_can_be_reset_and_the_session_goes_on(loop: str) -> None:
             mine, theirs = await ends.stream()
             await mine.write(b"on")
             assert await theirs.read() == b"on"
-
-    run(loop, main)
-
-
-@both_loops
-def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) -> None:
-    async def main() -> None:
-        ends = make_sessions(limits=Limits(replay=0, under_way=0, stream_window=1 << 20))
-        _, right = connect_in_memory(ends)
-        await ends.agent.wait_established()
-        _, theirs = await ends.stream()
-        right.freeze(True)
-        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
-        await soon(lambda: right.paused)
-        transport, stream = theirs.transport, theirs.transport._stream
-        assert ends.agent.backlog.held == right.get_write_buffer_size() + stream.held > 256 * 1024
-        right.freeze(False)
-        await soon(lambda: not right.paused and not stream.queued)
-        assert ends.agent.backlog.held == 0
-        await writing
-        _, theirs = await ends.stream()
-        right.freeze(True)
-        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
-        await soon(lambda: right.paused)
-        right.abort()
-        await ends.agent.wait_ended()
-        await asyncio.gather(writing, return_exceptions=True)
-        assert memory.backlog.held == 0
-        assert transport.is_closing()
-        await ends.stop()
 
     run(loop, main)

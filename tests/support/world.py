@@ -485,7 +485,11 @@ class World:
         )
 
     def audit_records(self) -> list[dict[str, object]]:
-        """The agents' audit records so far."""
+        """The agents' audit records so far of requests that are over."""
+        return [record for record in self.audit_lines() if "outcome" in record]
+
+    def audit_lines(self) -> list[dict[str, object]]:
+        """All lines of the agents' audit logs so far, those of the chains included."""
         found: list[dict[str, object]] = []
         for index in range(len(self.agent_observes)):
             log = self.config_of("agent", index).parent / "audit.jsonl"

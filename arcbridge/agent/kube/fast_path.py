@@ -117,7 +117,15 @@ class FastPath(asyncio.Protocol):
         stream = cast(StreamTransport, self._stream)
         try:
             plan = self._authorizer.authorize(self._context, head, record)
-            exchange = Exchange(self._api.upstream, stream, plan, record, self._ended, paused=self._writing_paused)
+            exchange = Exchange(
+                self._api.upstream,
+                stream,
+                plan,
+                record,
+                self._ended,
+                account=caller.account,
+                paused=self._writing_paused,
+            )
             self._exchange = exchange
             exchange.start(self._api.authority)
         except RequestRefusal as refusal:

@@ -32,7 +32,7 @@ from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.agent.kube.upstream_pool import SWITCHED_READ, UpstreamConnection
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
@@ -131,6 +131,7 @@ class KubeProxy:
             plan,
             record,
             ended,
+            account=protocol.context.caller.account,
             body=body,
             close_line=close_line,
             framed=request.version > HttpVersion10,
@@ -200,7 +201,9 @@ class KubeProxy:
         if upstream is None:
             raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
         done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
-        splice = TransportSplice(upstream, lambda result: None if done.done() else done.set_result(result))
+        splice = TransportSplice(
+            upstream, lambda result: None if done.done() else done.set_result(result), read_size=SWITCHED_READ
+        )
         stream = protocol.stream
         stream.write(head.lines + b"\r\n")
         splice.stream_side.connection_made(stream)
@@ -221,6 +224,7 @@ class KubeProxy:
             raise
         finally:
             self.stats.upgrades_open -= 1
+            connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.
             asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
 
