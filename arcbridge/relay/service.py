@@ -134,6 +134,7 @@ async def _start(
             verifier=verifier,
             access=access,
             certificate_life=config.agent_certificate_life,
+            renewed_twice=counters.count_renewed_twice,
         )
     )
     await api.start()
@@ -183,7 +184,7 @@ async def _start(
         listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
     )
     metrics, checks = Metrics("relay"), Checks()
-    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
+    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate, access)
     fleet.add_metrics(metrics)
     if hops is not None:
         register_hops(metrics, hops)
@@ -271,7 +272,8 @@ class _Maintenance:
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._registry.revocations()
-            self._access.learn_users(await self._registry.user_revocations())
+            if self._access.learn_users(await self._registry.user_revocations()):
+                log.info("revoked users taken over", users=len(self._access.users or ()))
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()

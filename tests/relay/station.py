@@ -88,6 +88,7 @@ class Station:
         self.handovers: Handovers | None = None
         self.policy = StubPolicy()
         self.access = Access(self.policy)
+        self.access.learn_users({})
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.ended: list[Pump] = []
         self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
