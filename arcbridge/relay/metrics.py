@@ -59,6 +59,8 @@ def register(
             lambda: counters.agents_paced)  # fmt: skip
     gauge("agents_waiting", "Control connections that wait for their turn to shake hands.", None,
           lambda: control.waiting)  # fmt: skip
+    counter("certificates_renewed_twice_total", "Agents' certificates renewed twice: there is a copy of a credential.",
+            None, lambda: counters.certificates_renewed_twice)  # fmt: skip
     counter("clusters_adopted_total", "Clusters taken over from another relay of the same CA.", None,
             lambda: counters.clusters_adopted)  # fmt: skip
 

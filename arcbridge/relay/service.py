@@ -134,6 +134,7 @@ async def _start(
             verifier=verifier,
             access=access,
             certificate_life=config.agent_certificate_life,
+            renewed_twice=counters.count_renewed_twice,
         )
     )
     await api.start()

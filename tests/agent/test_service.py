@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.service import check, credential_store, enroll, own_namespace, serve
-from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig, SessionConfig, TargetConfig
+from arcbridge.config import (
+    AgentConfig,
+    AgentLimitsConfig,
+    AgentStateConfig,
+    AuditConfig,
+    KubernetesConfig,
+    SessionConfig,
+    TargetConfig,
+)
 from arcbridge.errors import ConfigError
 from tests.support.fake_apiserver import FakeApiServer
 
@@ -29,6 +37,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"token_mode": False}, "authentication: missing"),
     ({"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
     ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
+    ({"limits": AgentLimitsConfig(streams=-1)}, r"limits\.streams: must be 0"),
 ]
 
 
