@@ -37,7 +37,7 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.relay.admission import Ticket
+from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
@@ -288,6 +288,11 @@ class ControlServer:
             finally:
                 self.waiting -= 1
             if has_ended(sock):
+                reset(sock)
+                return None
+            # From here on it waits for its peer, as any other: handshakes that stall are bounded by the places.
+            if ticket.becomes(Purpose.CONTROL):
+                self._counters.agents_paced += 1
                 reset(sock)
                 return None
         return True

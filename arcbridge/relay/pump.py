@@ -68,6 +68,7 @@ class Pump:
         "error",
         "join_id",
         "not_reading",
+        "on_ended",
         "pipes",
         "started_at",
     )
@@ -89,6 +90,8 @@ class Pump:
         self.cluster = cluster
         self.pipes = pipes
         self.not_reading = not_reading
+        self.on_ended: Callable[[], None] | None = None
+        """Called once, after both sockets are closed, besides what `Pumps` was given for all."""
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
@@ -443,9 +446,11 @@ class Pumps:
         to_client: bytes = b"",
         join_id: str = "",
         cluster: str = "",
+        on_ended: Callable[[], None] | None = None,
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on."""
         pump = Pump(client, agent, self.pipes, self._not_reading, self._ended, join_id=join_id, cluster=cluster)
+        pump.on_ended = on_ended
         self._open.add(pump)
         self.total += 1
         if self._timer is None:
@@ -489,4 +494,6 @@ class Pumps:
         self._not_reading.discard(pump)
         self.bytes_to_agent += pump.bytes_to_agent
         self.bytes_to_client += pump.bytes_to_client
+        if pump.on_ended is not None:
+            pump.on_ended()
         self._on_done(pump)
