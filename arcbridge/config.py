@@ -137,6 +137,8 @@ class KubernetesConfig:
     """The agent's own ServiceAccount token, re-read as it rotates."""
     client_certificate_file: Path | None = None
     client_key_file: Path | None = None
+    impersonate_groups: tuple[str, ...] = ("*",)
+    """Groups that the agent's identity may impersonate: a user's other groups are left out. `*` alone: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,14 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How long an agent serves a session."""
+
+    max_age: float = 43200.0
+    """Seconds that a session lasts at most, however often its token is renewed; it never outlives its token."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """`config/agent.toml`."""
 
@@ -176,6 +186,8 @@ class AgentConfig:
     """Holds `id.secret`; needed for the first start and after the certificate has lapsed."""
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
+    denylist_file: Path | None = None
+    """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     token_mode: bool = True
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
     control_connections: int = 2
@@ -185,6 +197,7 @@ class AgentConfig:
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)
+    session: SessionConfig = field(default_factory=SessionConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
@@ -196,7 +209,9 @@ class LoginConfig:
     access_token_file: Path | None = None
     """Token for the relay, re-read on every use."""
     id_token_file: Path | None = None
-    """Token for the cluster; none: the access token file's (needs one audience for both, a weaker setting)."""
+    """Token for the cluster."""
+    one_token: bool = False
+    """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()
     """Prints JSON `{"access_token": …, "id_token": …, "expires_at": unix seconds}` on stdout."""
     issuer: str = ""

@@ -2,8 +2,8 @@
 reviews.
 
 In token mode (`bearer`) the caller's own token is shown to the API server in a SelfSubjectReview, over a connection
-without any credential of the agent's; the answer is who the caller is. Invariant: the token's own `exp` is believed
-only after that, and only to end the session in time.
+without any credential of the agent's; the answer is who the caller is. Invariant: the token's own `exp` and `iat` are
+believed only after that, and only to end the session in time and to tell tokens from before a revocation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -101,18 +101,33 @@ class Authenticator:
         groups = tuple(str(group) for group in info.get("groups") or ())
         uid = str(info.get("uid") or "")
         now = self._clock()
-        expires = min(_expiry(token, now + UNKNOWN_LIFE), now + MAX_LIFE)
-        return Identity(name, uid, groups, f"bearer#{name}#{uid}", "cluster", expires)
+        claims = _claims(token)
+        expires = min(_time(claims.get("exp")) or now + UNKNOWN_LIFE, now + MAX_LIFE)
+        issued = _time(claims.get("iat"))
+        return Identity(
+            name,
+            uid,
+            groups,
+            f"bearer#{name}#{uid}",
+            "cluster",
+            expires,
+            issued_at=issued if issued <= now + LEEWAY else 0.0,
+        )
 
 
-def _expiry(token: str, otherwise: float) -> float:
-    """The token's `exp` if it is a JWT that has one; not verified here, because the API server has just accepted it."""
+def _claims(token: str) -> dict[str, Any]:
+    """The token's claims if it is a JWT; not verified here, because the API server has just accepted it."""
     parts = token.split(".")
     if len(parts) != 3:
-        return otherwise
+        return {}
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        expires = claims["exp"]
-    except (ValueError, KeyError, TypeError):
-        return otherwise
-    return float(expires) if isinstance(expires, (int, float)) and 0 < expires < 2**53 else otherwise
+    except (ValueError, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def _time(value: object) -> float:
+    """Unix seconds of a claim; 0 for a token that does not say."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53
+    return float(value) if good else 0.0  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Status
+from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 CONTROL_CONNECTIONS = 2
@@ -393,6 +393,17 @@ class ControlConnections:
         if not self.draining:
             log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1), up=self.up)
 
+    def revoked(self, link: ControlLink, revoke: Revoke) -> None:
+        """The relay has revoked a user, or taken a revocation back. Its list outlives the connection."""
+        _log.debug("revocation", connection=str(link.relay), user=revoke.user, before=revoke.before, first=revoke.first)
+        if not self._sessions.revocations.hear(str(link.relay), revoke):
+            _log.error(
+                "a relay's list of revocations is too long",
+                connection=str(link.relay),
+                advice="the user's sessions were ended and the relay refuses new ones; at this agent alone the user "
+                "is not revoked: take back revocations that are no longer needed",
+            )
+
     # -- dials ------------------------------------------------------------------------------------------------
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
@@ -450,6 +461,9 @@ class ControlLink(BaseHandler):
 
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
         self._control.dial(self, dial)
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        self._control.revoked(self, revoke)
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self._control.relay_sent_goaway(self, goaway)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlConnections
+from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import REFUSALS
@@ -30,6 +31,7 @@ def register(
     keeper: CredentialKeeper,
     audit: AuditLog,
     verifier: TokenVerifier | None,
+    denylist: Denylist | None = None,
 ) -> None:
     """Register every metric of the agent."""
     stats, upstream = proxy.stats, proxy.api.upstream
@@ -50,7 +52,28 @@ def register(
     metrics.gauge("sessions", "Sessions that are open, detached ones included.", None, lambda: len(sessions))
     metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.opened)
     metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.refused)
-    metrics.counter("sessions_expired_total", "Sessions that ended with their token.", None, lambda: sessions.expired)
+    metrics.counter(
+        "sessions_expired_total", "Sessions that ended with their token, or at their greatest age.", None,
+        lambda: sessions.expired,
+    )  # fmt: skip
+    metrics.counter(
+        "sessions_revoked_total",
+        "Sessions that ended, and AUTHs that were refused, because the user is revoked.",
+        None,
+        lambda: sessions.revoked,
+    )
+    revocations = sessions.revocations
+    metrics.gauge("revocations", "Users on the lists of relays and denylist.", None, lambda: len(revocations))
+    metrics.counter(
+        "revocations_left_out_total", "Revocations of relays whose lists are too long.", None,
+        lambda: revocations.left_out,
+    )  # fmt: skip
+    if denylist is not None:
+        file = denylist
+        metrics.gauge(
+            "denylist_error", "1 while the denylist's file has no effect and the last good one has.", None,
+            lambda: bool(file.error),
+        )  # fmt: skip
 
     metrics.gauge("sessions_detached", "Sessions that wait for a connection.", None, lambda: sessions.detached)
     metrics.counter("sessions_resumed_total", "Times that a session came back.", None, lambda: sessions.resumed)

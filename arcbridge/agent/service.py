@@ -19,10 +19,12 @@ from arcbridge import __version__
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.control import ControlConnections
+from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_of
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
+from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets, read_targets
@@ -41,6 +43,8 @@ from arcbridge.wire.limits import Limits
 
 DRAIN = 30.0
 """Seconds that open streams may take after the first signal."""
+MIN_AGE = 10.0
+"""Seconds: the shortest `session.max_age`."""
 HURRY = 0.5
 """Seconds for the last bytes after the second signal, or after the drain."""
 
@@ -72,6 +76,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         stack.push_async_callback(proxy.close, HURRY)
         keeper = _keeper(config, api, relays)
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
+        revocations = Revocations()
         sessions = Sessions(
             authenticator,
             proxy,
@@ -80,8 +85,15 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             software=__version__,
             limits=Limits() if config.resumption else Limits(replay=0),
             audit=audit,
+            revocations=revocations,
+            max_age=config.session.max_age,
         )
         stack.push_async_callback(sessions.close)
+        denylist = None
+        if config.denylist_file is not None:
+            denylist = Denylist(config.denylist_file, revocations.deny)
+            reading = asyncio.get_running_loop().create_task(denylist.run(), name="denylist")
+            stack.push_async_callback(_cancel, reading)
         control = ControlConnections(
             relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
         )
@@ -97,6 +109,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             keeper=keeper,
             audit=audit,
             verifier=verifier,
+            denylist=denylist,
         )
         checks.add("control", control.unready)
         observe = ObserveServer(config.observe.listen, metrics, checks)
@@ -159,6 +172,8 @@ def check(config: AgentConfig) -> list[Address]:
             raise ConfigError(f"relay_ca_pin: {error.message}") from error
     if bool(config.state.secret) == (config.state.directory is not None):
         raise ConfigError("state: exactly one of state.directory and state.secret is needed")
+    if config.session.max_age < MIN_AGE:
+        raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
     read_targets(config.targets)

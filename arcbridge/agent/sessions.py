@@ -2,7 +2,9 @@
 
 Nothing reaches the API server before AUTH is accepted: the session's state machine holds streams back until then. A
 session ends at its token's expiry by the wall clock, unless AUTH was renewed with a token of the same subject; a token
-of another subject ends it at once. The groups of a renewed token count from the next request.
+of another subject ends it at once. The groups of a renewed token count from the next request, and of two tokens the one
+that was issued later counts. However often it is renewed, a session ends at its greatest age, and at once when its user
+is revoked (`revocations`).
 
 A session outlives its connection: it is held for two minutes, and resumes over a connection whose caller shows the
 session's secret and a token of the same subject (`resume` decides that). Such a connection is unauthenticated first,
@@ -18,17 +20,20 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
+from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
+from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, covering
 from arcbridge.agent.targets import PREFIX, TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
+from arcbridge.identity.claims import Identity
 from arcbridge.mux import memory
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
@@ -49,6 +54,8 @@ MAX_UNAUTHENTICATED = 256
 STALLED = 2.0
 """Seconds after which such a connection gives its place to a newcomer when all are taken, unless its token is being
 verified: a login takes some round trips, and who has no token for the cluster must not keep out those who have."""
+MAX_AGE = 12 * 3600.0
+"""Seconds that a session lasts at most, by default: a working day, so that what was granted is asked for once a day."""
 RESENT_AUTH_GRACE = 30.0
 """Seconds after a resumption in which an AUTH may be one from before the connection was lost: its token may have
 expired since then."""
@@ -69,6 +76,9 @@ class Sessions:
         software: str = "",
         limits: Limits = DEFAULT,
         audit: AuditLog | None = None,
+        accounts: Accounts | None = None,
+        revocations: Revocations | None = None,
+        max_age: float = MAX_AGE,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +86,10 @@ class Sessions:
         self.proxy = proxy
         self.targets = targets
         self.audit = audit
+        self.accounts = accounts if accounts is not None else Accounts()
+        self.revocations = revocations if revocations is not None else Revocations(clock=clock)
+        self.revocations.on_news = self._revocations_changed
+        self.max_age = max_age
         self.clock = clock
         self.monotonic = monotonic
         self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
@@ -90,12 +104,16 @@ class Sessions:
         self.opened = 0
         self.refused = 0
         self.expired = 0
+        """Sessions that ended with their token, or at their greatest age."""
+        self.revoked = 0
+        """Sessions that ended, and AUTHs that were refused, because the user is revoked."""
         self.resumed = 0
         self.detached_seconds = 0.0
         """Seconds that sessions were detached, of all that were resumed or ended detached."""
         self.moves_asked = 0
         self.draining = False
         self._replayed = 0
+        self._ending_revoked: asyncio.Handle | None = None
 
     def __len__(self) -> int:
         """Authenticated sessions, with or without a connection."""
@@ -172,6 +190,12 @@ class Sessions:
         self.moves_asked += asked
         return asked
 
+    def end_revoked(self) -> None:
+        """End the sessions of the users whom the news of the revocations name, attached or not."""
+        news = self.revocations.take_news()
+        for handler in list(self._open):
+            handler.end_if_revoked(news)
+
     def revoke(self, via: str, message: str) -> None:
         """End the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
         for handler in [one for one in self._all() if one.via == via]:
@@ -212,6 +236,15 @@ class Sessions:
             self._empty.set()
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    def _revocations_changed(self) -> None:
+        """End sessions in this turn of the loop, once for all that comes with it: a relay's list may be long."""
+        if self._ending_revoked is None:
+            self._ending_revoked = asyncio.get_running_loop().call_soon(self._end_revoked)
+
+    def _end_revoked(self) -> None:
+        self._ending_revoked = None
+        self.end_revoked()
 
     def _all(self) -> list[AgentSession]:
         return [*self._open, *self._unauthenticated]
@@ -256,6 +289,8 @@ class AgentSession(BaseHandler):
         """When it was last resumed, monotonic seconds."""
         self._replayed = 0
         """Bytes that were sent again, as of the last resumption."""
+        self._began_at = sessions.clock(), sessions.monotonic()
+        """When the session was authenticated first: unix and monotonic seconds."""
         self._caller: Caller | None = None
         self._pending_auth: Auth | None = None
         """The newest AUTH that was not decided about yet."""
@@ -347,7 +382,19 @@ class AgentSession(BaseHandler):
         self._end_detachment()
         self._sessions.ended(self, error)
         if self._caller is not None:
+            self._caller.account.leave(self)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+
+    def end_if_revoked(self, users: Mapping[str, Revocation]) -> None:
+        """End the session, with or without a connection, where its user's token counts no more."""
+        if self.session is None or self._caller is None:
+            return
+        found = covering(users, self._caller.identity)
+        if found is not None:
+            sentence = found.sentence(self._sessions.clock())
+            self._sessions.revoked += 1
+            self._write_audit(self._caller.identity, "session", "cut", f"revoked: {sentence}")
+            self.session.close(GoawayCode.REVOKED, sentence)
 
     def send_goaway(self) -> None:
         """Tell the client that the agent drains; open streams may finish."""
@@ -379,6 +426,16 @@ class AgentSession(BaseHandler):
                 found = await self._sessions.authenticator.authenticate(auth)
                 if found.identity.expires_at <= self._sessions.clock():
                     raise Unauthenticated("the token has expired; log in again")
+                if self._caller is None or found.identity.supersedes(self._caller.identity):
+                    # A token from before a loss that is sent again changes nothing, revoked or not.
+                    self._sessions.revocations.check(found.identity)
+            except AccessRevoked as error:
+                self._sessions.revoked += 1
+                verb = "authenticate" if session.resuming is None else "resume"
+                self._write_audit(found.identity, verb, "refused", f"revoked: {error.message}")
+                if session.closed or self._refuse(session, error):
+                    return
+                continue
             except ArcbridgeError as error:
                 if session.closed or self._refuse(session, error):
                     return
@@ -399,6 +456,8 @@ class AgentSession(BaseHandler):
         code = GoawayCode.UNAVAILABLE
         if isinstance(error, Unauthenticated):
             code = GoawayCode.UNAUTHENTICATED
+        elif isinstance(error, AccessRevoked):
+            code = GoawayCode.REVOKED
         elif isinstance(error, PermissionRefused):
             code = GoawayCode.FORBIDDEN
         if self._caller is not None:
@@ -421,7 +480,9 @@ class AgentSession(BaseHandler):
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
             session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
             return False
-        self._caller = Caller(self._join_id, identity, found.token_mode)
+        account = self._sessions.accounts.enter(identity, self)
+        self._caller = Caller(self._join_id, identity, account, found.token_mode)
+        self._began_at = self._sessions.clock(), self._sessions.monotonic()
         mode = "bearer" if found.token_mode else "oidc"
         self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         session_id, secret = os.urandom(16), os.urandom(16)
@@ -446,10 +507,11 @@ class AgentSession(BaseHandler):
 
     @staticmethod
     def _adopt_newer(caller: Caller, found: Authenticated) -> None:
-        """Adopt the identity whose token expires later: one from before a loss may be replayed behind a newer one
-        (docs/threats.md#S10)."""
-        if found.identity.expires_at >= caller.identity.expires_at:
+        """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
+        one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal."""
+        if found.identity.supersedes(caller.identity):
             caller.identity = found.identity
+            caller.account.adopt(found.identity)
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
@@ -470,8 +532,8 @@ class AgentSession(BaseHandler):
                 return False
         if not held.quiet:
             self._log.warning("resumption refused", reason=held.reason, user=found.identity.username)
-        if held.reason in ("secret", "subject"):
-            self._write_audit(found, held.reason)
+        if held.reason in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
+            self._write_audit(found.identity, "resume", "refused", f"wrong {held.reason}")
         if not session.closed:
             session.refuse_auth(held.code, held.message)
         return False
@@ -490,23 +552,30 @@ class AgentSession(BaseHandler):
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
         self._check_expiry()
 
-    def _write_audit(self, found: Authenticated, reason: str) -> None:
-        """Record that a caller with a valid token tried to resume a session of another."""
+    def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
+        """Record what happened to the session as a whole."""
         if self._sessions.audit is not None:
             self._sessions.audit.write(
                 AuditRecord(
                     request=f"{self._join_id}-0-0",
                     session=self._join_id,
-                    user=found.identity.username,
-                    groups=len(found.identity.groups),
-                    verb="resume",
-                    outcome="refused",
-                    reason=f"wrong {reason}",
+                    user=identity.username,
+                    groups=len(identity.groups),
+                    verb=verb,
+                    outcome=outcome,
+                    reason=reason,
                 )
             )
 
+    def _age(self) -> float:
+        """Seconds since the session began, by the clock that says more: one stands still while the machine sleeps, the
+        other may be set back."""
+        began, began_monotonic = self._began_at
+        return max(self._sessions.clock() - began, self._sessions.monotonic() - began_monotonic)
+
     def _check_expiry(self) -> None:
-        """End the session at its token's expiry; checked every CLOCK_CHECK, because the wall clock may be set."""
+        """End the session at its token's expiry, or at its greatest age; checked every CLOCK_CHECK, because the wall
+        clock may be set."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -518,4 +587,21 @@ class AgentSession(BaseHandler):
             self._sessions.expired += 1
             session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
+        left = min(left, self._sessions.max_age - self._age())
+        if left <= 0:
+            self._sessions.expired += 1
+            session.close(
+                GoawayCode.EXPIRED,
+                f"a session lasts {_duration(self._sessions.max_age)} here at most; start again what ran in it, "
+                "and log in again if that is asked for",
+            )
+            return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people write them: `12 h`."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -197,7 +197,7 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
     try:
         await context.tokens.access()
         token = await context.tokens.cluster()
-        same = "" if token.kind == "bearer" or await context.tokens.access() != token.text else "; one token for both"
+        same = "; one token for both" if await context.tokens.access() == token.text else ""
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
         steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
         found = await list_clusters(context.relays, context.tokens)

@@ -5,6 +5,9 @@ spliced. TLS offers `http/1.1` alone and accepts clients without ALPN (kubectl's
 certificate is optional in TLS, so that a caller without it gets a 401 that explains instead of ten silent seconds; only
 the kubeconfig (mode 0600) holds the right one, and without it no stream is opened.
 
+Any process of the machine can connect, so connections that have not shown that certificate are bounded in number, and
+the newest takes the place of the oldest: one that says nothing keeps no place from kubectl (docs/threats.md#W1).
+
 Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut
 resets the local socket: an end in order would make a half answer look whole.
 """
@@ -35,6 +38,9 @@ HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head that is answered by us; kubectl's is 1 to 4 KiB, tokens make it longer."""
 HEAD_DEADLINE = 10.0
 """Seconds for that head."""
+MAX_UNPROVEN = 512
+"""Connections without the certificate at a time: in the TLS handshake, or refused and not closed yet. Far more than the
+handshakes that one user's tools have under way at once; each costs about 60 KiB."""
 FIRST_BYTES_DEADLINE = 3600.0
 """Seconds a connection may say nothing at all: keep-alive pools of client libraries open some in advance."""
 
@@ -44,7 +50,7 @@ log = structlog.get_logger("arcbridge.client")
 class EndpointStats:
     """Counters of one endpoint."""
 
-    __slots__ = ("accepted", "bytes_down", "bytes_up", "open", "refused", "resets", "spliced", "strangers")
+    __slots__ = ("accepted", "bytes_down", "bytes_up", "displaced", "open", "refused", "resets", "spliced", "strangers")
 
     def __init__(self) -> None:
         self.accepted = 0
@@ -52,6 +58,8 @@ class EndpointStats:
         self.spliced = 0
         self.strangers = 0
         """Connections without the kubeconfig's client certificate."""
+        self.displaced = 0
+        """Connections that were closed for a newer one before they had shown a certificate."""
         self.refused = 0
         """Connections answered with a Status of ours."""
         self.resets = 0
@@ -71,6 +79,7 @@ class LocalEndpoint:
         self.stats = EndpointStats()
         self._context = server_context(certificates)
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
+        self.unproven = UnprovenConnections(MAX_UNPROVEN)
         self.connections: set[LocalConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.splices: set[TransportSplice] = set()
@@ -81,7 +90,16 @@ class LocalEndpoint:
 
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        accept_tls(sock, self._context, LocalConnection(self))
+        connection = LocalConnection(self)
+
+        def handshake_over(error: BaseException | None) -> None:
+            if error is not None:
+                self.unproven.discard(connection)
+
+        transport = accept_tls(sock, self._context, connection, on_handshake=handshake_over)
+        if self.unproven.add(connection, transport):
+            self.stats.displaced += 1
+            self.log.warning("local connection without a certificate displaced", reason=f"more than {MAX_UNPROVEN}")
 
     def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
         if not again:  # once, not at each try for as long as it lasts
@@ -94,6 +112,7 @@ class LocalEndpoint:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
+        self.unproven.abort()
         for connection in list(self.connections):
             connection.reset()
         for splice in list(self.splices):
@@ -109,6 +128,47 @@ class LocalEndpoint:
         if result.error is not None:
             self.stats.resets += 1
             self.log.debug("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
+
+
+class UnprovenConnections:
+    """The connections that have not shown the kubeconfig's certificate; never more than `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # In the order of their arrival.
+        self._handshakes: dict[LocalConnection, asyncio.Transport] = {}
+        self._strangers: dict[LocalConnection, asyncio.Transport] = {}
+
+    def __len__(self) -> int:
+        return len(self._handshakes) + len(self._strangers)
+
+    def add(self, connection: LocalConnection, transport: asyncio.Transport) -> bool:
+        """Take a connection whose handshake begins; say whether another one was closed for it.
+
+        A caller that has come without the certificate goes first, then the oldest handshake.
+        """
+        displaced = len(self) >= self._limit
+        if displaced:
+            first = self._strangers or self._handshakes
+            oldest = next(iter(first))
+            first.pop(oldest).abort()
+        self._handshakes[connection] = transport
+        return displaced
+
+    def refused(self, connection: LocalConnection) -> None:
+        """The handshake is done, and there was no certificate, or a wrong one."""
+        if (transport := self._handshakes.pop(connection, None)) is not None:
+            self._strangers[connection] = transport
+
+    def abort(self) -> None:
+        """Close all of them."""
+        while len(self):
+            (self._strangers or self._handshakes).popitem()[1].abort()
+
+    def discard(self, connection: LocalConnection) -> None:
+        """It has shown the certificate, or is gone."""
+        self._handshakes.pop(connection, None)
+        self._strangers.pop(connection, None)
 
 
 class LocalConnection(asyncio.Protocol):
@@ -134,7 +194,10 @@ class LocalConnection(asyncio.Protocol):
         endpoint.stats.open += 1
         self._arm(FIRST_BYTES_DEADLINE)
         self._refusal = _certificate_refusal(self._transport.get_extra_info("peercert"), endpoint.cluster)
-        if self._refusal is not None:
+        if self._refusal is None:
+            endpoint.unproven.discard(self)
+        else:
+            endpoint.unproven.refused(self)
             endpoint.stats.strangers += 1
             endpoint.log.warning("connection without the kubeconfig's certificate", reason=self._refusal.message)
             self._arm(HEAD_DEADLINE)
@@ -155,6 +218,7 @@ class LocalConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._endpoint.connections.discard(self)
+        self._endpoint.unproven.discard(self)
         self._endpoint.stats.open -= 1
         self._disarm()
         self._transport = None

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from arcbridge.errors import ConfigError
 
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections that the kernel queues (net.core.somaxconn may be less): a local flood fills a short queue at once, and
+the SYN of a caller that finds it full waits a second for its repetition."""
 
 
 class PortInUse(ConfigError):

@@ -42,11 +42,12 @@ def register(
                       lambda: sum((s.stats.detached_seconds for s in sessions), Buckets(DETACHED_BOUNDS)),
                       )  # fmt: skip
     metrics.counter("local_connections_total", "Local connections by how they went.",
-                    {"result": ("spliced", "refused", "stranger", "forwarded")},
+                    {"result": ("spliced", "refused", "stranger", "displaced", "forwarded")},
                     lambda: {
                         "spliced": sum(e.spliced for e in endpoints()),
                         "refused": sum(e.refused for e in endpoints()),
                         "stranger": sum(e.strangers for e in endpoints()),
+                        "displaced": sum(e.displaced for e in endpoints()),
                         "forwarded": sum(f.accepted for f in forwards()),
                     })  # fmt: skip
     metrics.counter("local_resets_total", "Local connections that were cut.", None,

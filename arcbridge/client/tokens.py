@@ -1,7 +1,8 @@
 """Which token goes where: an access token to the relay, an id token (or a ServiceAccount's) to the cluster.
 
-The relay sees the first and must not be able to use it at the cluster, so the two differ unless the user gave only
-one; then a warning says what that means. Files are read at every use, because other programs refresh them.
+The relay sees the first and must not be able to use it at the cluster. Invariant: neither is handed out while both are
+the same text, wherever they come from, unless `login.one_token` says so; then a warning says what that means
+(docs/threats.md#T10). Audiences are not compared. Files are read at every use, because other programs refresh them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import structlog
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 
 COMMAND_DEADLINE = 120.0
 """Seconds: a command may itself ask the user."""
@@ -38,6 +39,20 @@ class ClusterToken:
     expires_at: float = 0.0
 
 
+class OneToken(ConfigError):
+    """Relay and cluster would be given the same token, and the settings do not allow that."""
+
+    status_code = 403
+    reason = "Forbidden"
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"relay and cluster would get the same token ({source}), with which the relay could act as you in the "
+            "cluster; give a token of its own for each (--access-token-file and --id-token-file, or both from "
+            "login.command), or set one_token = true under [login] if you accept that"
+        )
+
+
 class TokenPair(Protocol):
     """Something that gives both tokens together."""
 
@@ -45,7 +60,7 @@ class TokenPair(Protocol):
 
 
 class Tokens:
-    """The tokens of one client. Each method raises Unauthenticated, which says what the user can do."""
+    """The tokens of one client. `access` and `cluster` raise Unauthenticated or OneToken, which say what to do."""
 
     def __init__(
         self,
@@ -62,6 +77,7 @@ class Tokens:
         self._token_file = token_file
         self._clock = clock
         self._refused = False
+        self._shown = ""  # what the relay was given last
         self._warned = False
         self.interactive = False
         """Whether the user may be asked to log in now; set by the command, which knows whether there is a terminal."""
@@ -73,39 +89,71 @@ class Tokens:
 
     async def access(self) -> str:
         """For the relay."""
-        if self._login.access_token_file is not None:
-            return self._current(read_token(self._login.access_token_file), f"{self._login.access_token_file}")
+        token, source = await self._relay_token()
+        try:
+            other = (await self._cluster_token()).text
+        except ArcbridgeError:
+            other = ""  # `cluster` says why, and compares then
+        self._keep_apart(token, other, source)
+        self._shown = token
+        return token
+
+    async def cluster(self) -> ClusterToken:
+        """For the cluster."""
+        token = await self._cluster_token()
+        if self._shown:
+            self._keep_apart(token.text, self._shown, "the relay has it already")
+        return token
+
+    def refused(self) -> None:
+        """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
+        self._refused = True
+
+    async def _relay_token(self) -> tuple[str, str]:
+        """The relay's token, and where it comes from."""
+        login = self._login
+        if login.access_token_file is not None:
+            return self._read(login.access_token_file)
         if self._pair is not None:
             tokens = await self._tokens(self._pair)
-            return tokens.access_token or tokens.id_token
-        if self._login.id_token_file is not None:
-            self._warn_of_one_token()
-            return self._current(read_token(self._login.id_token_file), f"{self._login.id_token_file}")
+            if tokens.access_token:
+                return tokens.access_token, "the login gives it for both"
+            return tokens.id_token, "the login gives no access token"
+        if login.id_token_file is not None:
+            return self._read(login.id_token_file)
         raise Unauthenticated(
             "no login is configured; give --access-token-file and --id-token-file, or --oidc-issuer-url and "
             "--oidc-client-id, or a [login] table in the settings file"
         )
 
-    async def cluster(self) -> ClusterToken:
-        """For the cluster."""
+    async def _cluster_token(self) -> ClusterToken:
         if self._token_file is not None:
-            return _cluster_token("bearer", self._current(read_token(self._token_file), f"{self._token_file}"))
+            return _cluster_token("bearer", self._read(self._token_file)[0])
         if self._token:
             return _cluster_token("bearer", self._current(self._token, "--token"))
         if self._login.id_token_file is not None:
-            token = read_token(self._login.id_token_file)
-            return _cluster_token("oidc", self._current(token, f"{self._login.id_token_file}"))
+            return _cluster_token("oidc", self._read(self._login.id_token_file)[0])
         if self._pair is not None:
             tokens = await self._tokens(self._pair)
-            if not tokens.id_token:
-                self._warn_of_one_token()
             return _cluster_token("oidc", tokens.id_token or tokens.access_token)
-        self._warn_of_one_token()
-        return _cluster_token("oidc", await self.access())
+        return _cluster_token("oidc", (await self._relay_token())[0])
 
-    def refused(self) -> None:
-        """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
-        self._refused = True
+    def _keep_apart(self, token: str, other: str, source: str) -> None:
+        """Refuse, or warn of, a token that the other end gets too."""
+        if token != other:
+            return
+        if not self._login.one_token:
+            raise OneToken(source)
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "one token serves relay and cluster",
+                meaning="the relay could act as you in the cluster",
+                instead="give a token of its own for each: --access-token-file and --id-token-file",
+            )
+
+    def _read(self, path: Path) -> tuple[str, str]:
+        return self._current(read_token(path), str(path)), str(path)
 
     async def _tokens(self, pair: TokenPair) -> TokenSet:
         tokens = await pair.tokens(interactive=self.interactive, force=self._refused)
@@ -117,15 +165,6 @@ class Tokens:
         if expires_at and expires_at <= self._clock():
             raise Unauthenticated(f"the token of {source} has expired; put a new one there")
         return token
-
-    def _warn_of_one_token(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "one token serves relay and cluster",
-                meaning="the relay could act as you in the cluster",
-                instead="give a token of its own for each: --access-token-file and --id-token-file",
-            )
 
 
 class TokenCommand:

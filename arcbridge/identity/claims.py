@@ -57,7 +57,8 @@ _LOOK_ALIKE = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a verified token speaks for. `subject`: its owner, the same across renewals; `expires_at`: unix seconds."""
+    """Who a verified token speaks for. `subject`: its owner, the same across renewals (`ISSUER#SUB` of an ID token);
+    `expires_at`, `issued_at`: unix seconds. `issued_at` is 0 for a token that does not say, which counts as old."""
 
     username: str
     uid: str
@@ -66,6 +67,25 @@ class Identity:
     issuer: str
     expires_at: float
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    issued_at: float = 0.0
+
+    def supersedes(self, other: Identity) -> bool:
+        """Tell whether this identity, of a renewal, takes the place of `other`, of the same subject.
+
+        The later time of issue wins, whichever token lasts longer: it is the issuer's newer word. Of two tokens that
+        were issued in one second, or that do not say, the one with fewer groups wins, so that neither their order nor
+        a repetition gives back a right; with the same groups, the one that lasts longer.
+        """
+        if self.issued_at != other.issued_at:
+            return self.issued_at > other.issued_at
+        if len(self.groups) != len(other.groups):
+            return len(self.groups) < len(other.groups)
+        return set(self.groups) == set(other.groups) and self.expires_at >= other.expires_at
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names by which a user is revoked."""
+        return self.username, self.subject
 
 
 def is_reserved(name: str) -> bool:
@@ -123,6 +143,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any]) -> Identity:
         subject=f"{issuer.url}#{subject}",
         issuer=issuer.url,
         expires_at=float(claims["exp"]),
+        issued_at=float(claims.get("iat", 0.0)),
     )
 
 

@@ -33,6 +33,10 @@ MAX_TOKEN = 64 * 1024
 MAX_HEADER = 8 * 1024
 LEEWAY = 10.0
 """Seconds of clock skew forgiven between the issuer and us, for `exp`, `nbf` and `iat` alike."""
+MAX_LIFETIME = 400 * 86400.0
+"""Seconds from `iat` to `exp`: a year, which some issuers give to machines, and some days. An `exp` further away (2^53
+means 285 million years) is a mistake of the issuer, and such a token would never end what it opened. It is refused and
+not shortened: at the first login the refusal is seen by those who can mend it, and a shortened one by none."""
 CACHE_TIME = 60.0
 CACHE_SIZE = 4096
 MAX_CANDIDATES = 10
@@ -162,6 +166,11 @@ class TokenVerifier:
             raise TokenRefused("token.exp", "the token has expired; log in again")
         if now < max(issued, not_before) - LEEWAY:
             raise TokenRefused("token.nbf", "the token is not valid yet; compare the clocks")
+        if expires - issued > MAX_LIFETIME:
+            days = MAX_LIFETIME / 86400
+            raise TokenRefused(
+                "token.life", f"the token is valid for more than {days:.0f} days; have a shorter one issued"
+            )
 
 
 # PyJWT's own clock cannot be replaced, so times, audience and issuer are checked here.

@@ -11,6 +11,9 @@ from __future__ import annotations
 SIZE = 256 * 1024
 """One read: larger reads fall out of the second-level cache, smaller ones cost frames (docs/decisions)."""
 
+PORTION = 16 * 1024
+"""Bytes that are read at a time for a stream whose backlog is full (`wire.backlog`): one TLS record."""
+
 BUFFER = bytearray(SIZE)
 VIEW = memoryview(BUFFER)
 

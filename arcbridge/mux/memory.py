@@ -1,4 +1,4 @@
-"""Memory of a whole process: glibc's allocator, and how much history all sessions may keep.
+"""Memory of a whole process: glibc's allocator, how much history all sessions may keep, and how much may wait.
 
 glibc is told once at start to keep the memory that bulk transfer uses again and again.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.replay import Budget
 
 M_TRIM_THRESHOLD = -1
@@ -21,6 +22,11 @@ budget: Final = Budget(512 * 1024 * 1024)
 """What all sessions of this process keep of what they sent and the other ends have not confirmed, and what they
 promised to receive beyond first credit. Sixteen sessions that each fill their own limit. From three quarters of it on
 windows grow no more; while it is spent, sessions pause early and new ones are refused."""
+
+
+backlog: Final = Backlog(256 * 1024 * 1024)
+"""Bytes that wait towards the peers of all sessions of this process: half of what a small pod has. Above it streams are
+fed in small portions, and an agent resets those that have been stalled longest (`agent.backlog_relief`)."""
 
 
 def tune_allocator() -> bool:

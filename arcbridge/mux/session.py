@@ -12,20 +12,16 @@ from arcbridge.mux import memory
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
-from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.backlog import Backlog
+from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import Kind, Session, Side, State, Stats
 from arcbridge.wire.stream import Stream
 
 FLUSH_LIMIT = 512 * 1024
 """Bytes asked of the machine at a time; between two portions the socket says whether it takes more."""
-
-JOIN_WRITES = 32 * 1024
-"""Up to this many bytes of one flush are joined into one write: few TLS records, one system call."""
-
-JOIN_PARTS = 4 * 1024
-"""In a larger flush, parts below this size are joined to their neighbours; larger ones are not copied again."""
 
 CLOSE_TIMEOUT = 3.0
 """Seconds for the last bytes and TLS's close_notify; then the socket is closed without them."""
@@ -54,6 +50,9 @@ class BaseHandler:
 
     def status_received(self, session: MuxSession, status: Status) -> None:
         """Relay: an agent's status came on a control connection."""
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        """Agent: a relay's revocation of one user came on a control connection."""
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The peer accepts nothing new. `session_ended` follows when the session is over."""
@@ -99,6 +98,7 @@ class MuxSession:
             software=software,
             cluster_ca=cluster_ca,
             budget=memory.budget,
+            backlog=memory.backlog,
         )
         self._sender = self._machine.sender
         self._handler = handler
@@ -109,6 +109,8 @@ class MuxSession:
         self._timer_at = 0.0
         self._acting = False
         self._close_timer: asyncio.TimerHandle | None = None
+        self._unwritten = 0
+        """Bytes that count in the backlog because the transport could not write them."""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
         self._attached: asyncio.Future[None] | None = None
@@ -162,6 +164,11 @@ class MuxSession:
         return self._transport
 
     @property
+    def backlog(self) -> Backlog:
+        """Bytes that wait towards the peer; `move` makes them a part of another backlog than the process's."""
+        return self._machine.backlog
+
+    @property
     def resumable(self) -> bool:
         """Whether the session outlives its connection."""
         return self._machine.resumable
@@ -194,7 +201,19 @@ class MuxSession:
         """Until the session is over; the reason. Cancelling changes nothing."""
         return await asyncio.shield(self._ended)
 
+    def stalled(self, before: float) -> list[Stream]:
+        """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""
+        return self._machine.stalled(before)
+
     # -- command --------------------------------------------------------------------------------------------------
+
+    def reset(self, stream: Stream, code: ResetCode) -> None:
+        """Reset a stream, be it one whose application is done with it while bytes of it wait."""
+        if stream.owner is not None:
+            cast(StreamTransport, stream.owner).abort(code)
+        else:
+            self._machine.stream_table.reset(stream, code)
+            self.act()
 
     def resume(self, auth: Auth, label: str = "") -> MuxConnection:
         """Initiator: a protocol for `create_connection`; once its TLS stands it takes the session over.
@@ -296,6 +315,11 @@ class MuxSession:
         self._machine.send_status(status)
         self.wake()
 
+    def send_revoke(self, revoke: Revoke) -> None:
+        """Relay: send one user's revocation."""
+        self._machine.send_revoke(revoke)
+        self.wake()
+
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new; what runs may finish within the drain deadline, then the connection closes."""
         self._machine.goaway(code, message, retry_after)
@@ -344,6 +368,7 @@ class MuxSession:
     def set_writable(self, writable: bool) -> None:
         """The transport's buffer filled up or drained."""
         self._sender.set_writable(writable)
+        self._count_unwritten(0 if writable or self._transport is None else self._transport.get_write_buffer_size())
         if writable:
             self._flush()
 
@@ -351,6 +376,7 @@ class MuxSession:
         """The socket is gone."""
         if connection is not self._connection:
             return
+        self._count_unwritten(0)
         self._connection = None
         if self._close_timer is not None:
             self._close_timer.cancel()
@@ -427,6 +453,8 @@ class MuxSession:
                 self._call(handler.move_requested, self)
         elif isinstance(event, ev.StatusReceived):
             self._call(handler.status_received, self, event.status)
+        elif isinstance(event, ev.RevokeReceived):
+            self._call(handler.revoke_received, self, event.revoke)
         elif isinstance(event, ev.HelloReceived):
             if self._machine.kind is Kind.CONTROL and not self._established.done():
                 self._established.set_result(None)
@@ -463,7 +491,13 @@ class MuxSession:
         self._tell_attached(error)
         self._loop.call_soon(self._tell_end, error)  # behind every `connection_lost` of its streams
 
+    def _count_unwritten(self, count: int) -> None:
+        """Count `count` bytes of the transport's buffer in the backlog: all of one that is full, none of another."""
+        more, self._unwritten = count - self._unwritten, count
+        self._machine.backlog.add(more)
+
     def _drop_connection(self) -> None:
+        self._count_unwritten(0)
         connection, self._connection, self._transport = self._connection, None, None
         if connection is not None:
             connection.drop()
@@ -502,10 +536,8 @@ class MuxSession:
         while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
-            elif sum(map(len, parts)) <= JOIN_WRITES:
-                transport.write(b"".join(parts))
             else:
-                transport.writelines(_gathered(parts))
+                transport.writelines(gathered(parts))
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
             if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
@@ -542,23 +574,6 @@ class MuxSession:
     def stream_dropped(self, stream: Stream) -> None:
         """A stream's transport is done with it."""
         stream.owner = None
-
-
-def _gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
-    """The same bytes in fewer parts: each is at least one TLS record."""
-    found: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
-    for part in parts:
-        if len(part) < JOIN_PARTS:
-            small.append(part)
-            continue
-        if small:
-            found.append(b"".join(small) if len(small) > 1 else small[0])
-            small = []
-        found.append(part)
-    if small:
-        found.append(b"".join(small))
-    return found
 
 
 __all__ = ["BaseHandler", "MuxSession", "SessionEnded"]

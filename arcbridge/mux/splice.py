@@ -54,6 +54,7 @@ class SocketSplice(asyncio.Protocol):
         "_read_over",
         "_reading",
         "_recv_into",
+        "_reset",
         "_send",
         "_shut_when_sent",
         "_sock",
@@ -76,6 +77,8 @@ class SocketSplice(asyncio.Protocol):
         self._on_done = on_done
         self._stream: StreamTransport | None = None
         self._reading = False
+        self._reset: OSError | None = None
+        """The error of a socket that was reset, while bytes of it are still to be read."""
         self._pending = b""
         self._shut_when_sent = False
         self._read_over = False
@@ -140,14 +143,14 @@ class SocketSplice(asyncio.Protocol):
 
     def _readable(self) -> None:
         try:
-            count = self._recv_into(buffer.BUFFER)
+            stream = self._stream
+            assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
+            count = self._recv_into(buffer.BUFFER, stream.portion)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._fail(error)
             return
-        stream = self._stream
-        assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
         if count:
             self._to_stream += count
             stream.write(buffer.VIEW[:count])
@@ -156,6 +159,9 @@ class SocketSplice(asyncio.Protocol):
             if not self._polled:
                 self._polled = True
                 self._error_poll.add(self)
+            return
+        if self._reset is not None:
+            self._fail(self._reset)
             return
         self.pause_writing()
         self._read_over = True
@@ -172,18 +178,19 @@ class SocketSplice(asyncio.Protocol):
             self._read_the_rest(OSError(code, os.strerror(code)))
 
     def _read_the_rest(self, error: OSError) -> None:
-        """The socket was reset: what its kernel still holds (no more than its receive buffer) comes before the cut."""
+        """The socket was reset: what its kernel still holds comes before the cut, as fast as the stream takes it."""
+        self._reset = error
         stream = cast(StreamTransport, self._stream)
-        while True:
+        while self._reading:
             try:
-                count = self._recv_into(buffer.BUFFER)
+                count = self._recv_into(buffer.BUFFER, stream.portion)
             except OSError:
-                break
+                count = 0
             if not count:
-                break
+                self._fail(error)
+                return
             self._to_stream += count
             stream.write(buffer.VIEW[:count])
-        self._fail(error)
 
     def _writable(self) -> None:
         try:
@@ -309,7 +316,8 @@ class TransportSplice(asyncio.BufferedProtocol):
     # -- the outer transport's protocol -----------------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
+        # Not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy.
+        return buffer.VIEW if self._stream is None else buffer.VIEW[: self._stream.portion]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._to_stream += nbytes

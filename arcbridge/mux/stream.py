@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.errors import ArcbridgeError, StreamReset
+from arcbridge.mux import buffer
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
@@ -35,6 +36,7 @@ class StreamTransport(asyncio.Transport):
     """
 
     __slots__ = (
+        "_backlog",
         "_closing",
         "_cut_due",
         "_data_received",
@@ -44,6 +46,7 @@ class StreamTransport(asyncio.Transport):
         "_held",
         "_high",
         "_lost",
+        "_low",
         "_paused",
         "_protocol",
         "_reader_scheduled",
@@ -63,9 +66,10 @@ class StreamTransport(asyncio.Transport):
         self._receiver = machine.receiver
         self._table = machine.stream_table
         self._stream = stream
+        self._backlog = machine.backlog
         stream.owner = self
         stream.low_water = WRITE_LOW
-        self._high = WRITE_HIGH
+        self._low, self._high = WRITE_LOW, WRITE_HIGH
         self._protocol: asyncio.BaseProtocol | None = None
         self._view_received: Callable[[memoryview], None] | None = None
         self._data_received: Callable[[bytes], None] | None = None
@@ -224,8 +228,16 @@ class StreamTransport(asyncio.Transport):
         session = self._session
         if session._flush_handle is None:
             session.wake()
-        if queued > self._high and not self._writer_paused:
-            self._pause_writer()
+        if queued and not self._writer_paused:
+            if queued > self._high:
+                self._pause_writer(self._low)
+            elif self._backlog.full:
+                self._pause_writer(0)
+
+    @property
+    def portion(self) -> int:
+        """Bytes that may be read at a time for this stream: few while its backlog is full."""
+        return buffer.PORTION if self._backlog.full else buffer.SIZE
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send all, as one write."""
@@ -249,7 +261,7 @@ class StreamTransport(asyncio.Transport):
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """(low, high) in bytes."""
-        return self._stream.low_water, self._high
+        return self._low, self._high
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """As asyncio's: `low` defaults to a quarter of `high`."""
@@ -259,7 +271,7 @@ class StreamTransport(asyncio.Transport):
             low = high // 4
         if not high >= low >= 0:
             raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
-        self._high = high
+        self._low, self._high = low, high
         self._stream.low_water = low
 
     # -- called by the session ------------------------------------------------------------------------------------
@@ -424,9 +436,11 @@ class StreamTransport(asyncio.Transport):
         )
         self.abort(ResetCode.INTERNAL)
 
-    def _pause_writer(self) -> None:
+    def _pause_writer(self, low_water: int) -> None:
+        """Pause the protocol until `low_water` bytes wait."""
         self._writer_paused = True
         self._stream.blocked = True
+        self._stream.low_water = low_water
         if self._protocol is not None:
             try:
                 self._protocol.pause_writing()

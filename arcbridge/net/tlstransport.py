@@ -597,9 +597,18 @@ class TlsTransport(asyncio.Transport):
         self._lose(error)
 
 
-def accept_tls(sock: socket.socket, context: ssl.SSLContext, protocol: asyncio.BaseProtocol) -> TlsTransport:
-    """Serve TLS on an accepted socket; `protocol` hears of the connection when the handshake is done, else never."""
-    return TlsTransport(sock, context, protocol)
+def accept_tls(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.BaseProtocol,
+    *,
+    on_handshake: Callable[[BaseException | None], None] | None = None,
+) -> TlsTransport:
+    """Serve TLS on an accepted socket; `protocol` hears of the connection when the handshake is done, else never.
+
+    `on_handshake` is called once, later: with None behind `connection_made`, or with what ended the handshake.
+    """
+    return TlsTransport(sock, context, protocol, on_handshake=on_handshake)
 
 
 async def connect_tls(

@@ -24,6 +24,8 @@ REJECTIONS = (
     *(reason.value for reason in ProxyRefusal),
 )
 """Why a connection was closed before it said who it is."""
+LOSSES = ("policy", "user", "cluster")
+"""Why a right was lost: the policy gives it no more, the user's login was revoked, or the cluster was."""
 
 
 class Counters:
@@ -43,6 +45,7 @@ class Counters:
         "joins",
         "pumps_cut",
         "rejected",
+        "sessions_cut",
         "tokens_refused",
     )
 
@@ -66,6 +69,8 @@ class Counters:
         """Joins of clients, by how they ended."""
         self.pumps_cut = 0
         """Sessions that had not left by themselves when the relay went away."""
+        self.sessions_cut = dict.fromkeys(LOSSES, 0)
+        """Sessions that ran when their right was lost, by why."""
         self.agent_joins_refused = 0
         self.tokens_refused = 0
         """Dial tokens that were void, foreign or guessed."""

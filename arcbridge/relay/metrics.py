@@ -9,7 +9,7 @@ from arcbridge.relay.admission import Admission, Purpose
 from arcbridge.relay.api import ApiServer, Limited
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
-from arcbridge.relay.counters import REJECTIONS, Counters
+from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
 from arcbridge.relay.hop import OUTCOMES as HOP_OUTCOMES
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.pump import Pumps
@@ -87,6 +87,8 @@ def register(
     counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
     counter("pumps_cut_total", "Sessions that had not left by themselves when the relay went away.", None,
             lambda: counters.pumps_cut)  # fmt: skip
+    counter("sessions_cut_total", "Sessions that ran when their right was lost, by why it was.",
+            {"reason": LOSSES}, lambda: counters.sessions_cut)  # fmt: skip
     counter(
         "pumped_bytes_total",
         "Bytes moved, by direction: up is from client to agent.",

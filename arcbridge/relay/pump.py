@@ -26,6 +26,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from arcbridge.identity.claims import Identity
 from arcbridge.net.sockets import reset, tune
 from arcbridge.relay.pipes import Pipe, PipePool
 from arcbridge.socket_options import set_keepalive
@@ -66,6 +67,7 @@ class Pump:
         "closed",
         "cluster",
         "error",
+        "identity",
         "join_id",
         "not_reading",
         "on_ended",
@@ -83,11 +85,15 @@ class Pump:
         *,
         join_id: str = "",
         cluster: str = "",
+        identity: Identity | None = None,
     ) -> None:
         """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
+        self.identity = identity
+        """Whose session it is, as the access token said at the join. None where another relay of the fleet knows: it
+        holds the client's end, and a cut there ends this pair, too."""
         self.pipes = pipes
         self.not_reading = not_reading
         self.on_ended: Callable[[], None] | None = None
@@ -402,7 +408,7 @@ class _Direction:
 
 
 class Pumps:
-    """All pairs of a process: the one sweep, the counters, and the ways to end many."""
+    """All pairs of a process: the one sweep, and the counters."""
 
     __slots__ = (
         "_loop",
@@ -446,10 +452,20 @@ class Pumps:
         to_client: bytes = b"",
         join_id: str = "",
         cluster: str = "",
+        identity: Identity | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> Pump:
-        """Pair two raw sockets, which belong to the pump from here on."""
-        pump = Pump(client, agent, self.pipes, self._not_reading, self._ended, join_id=join_id, cluster=cluster)
+        """Pair two raw sockets, which belong to the pump from here on; `identity`: whose session it is."""
+        pump = Pump(
+            client,
+            agent,
+            self.pipes,
+            self._not_reading,
+            self._ended,
+            join_id=join_id,
+            cluster=cluster,
+            identity=identity,
+        )
         pump.on_ended = on_ended
         self._open.add(pump)
         self.total += 1
@@ -465,15 +481,10 @@ class Pumps:
             self.bytes_to_client + sum(pump.bytes_to_client for pump in self._open),
         )
 
-    def abort(self, cluster: str | None = None, reason: str = "cut by the relay") -> int:
-        """Cut all pairs, or those of one cluster; return how many."""
-        doomed = [pump for pump in self._open if cluster is None or pump.cluster == cluster]
-        for pump in doomed:
-            pump.abort(reason)
-        return len(doomed)
-
     def close(self) -> None:
-        self.abort()
+        """Cut all pairs."""
+        for pump in list(self._open):
+            pump.abort()
         self.pipes.close()
         if self._timer is not None:
             self._timer.cancel()

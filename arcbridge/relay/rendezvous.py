@@ -18,6 +18,8 @@ Rules:
    another one is handed over (`relay.siblings.handover`); all of the above is judged where the client waits.
 7. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that
    relay, once (`relay.hop`); all of the above is then judged there, but for the certificate.
+8. The right is asked for at the beginning, whenever it may have changed while the client waits (`recheck`), and once
+   more in the loop's turn in which the pump begins: from then on `relay.enforcement` watches it.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.access import FORBIDDEN, Access, Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
@@ -72,7 +75,6 @@ GUESSES_RATE: Final = 1.0
 """Void dial tokens per second that grow back."""
 CLUSTERS: Final = 4096
 """Clusters whose void tokens are counted."""
-_FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 _VOID: Final = "this dial token is void: the client has left, another agent was faster, or it came too late"
 _RETRY_AFTER: Final = 5
 
@@ -85,17 +87,12 @@ class Verifier(Protocol):
     async def verify(self, token: str) -> Identity: ...
 
 
-class AccessPolicy(Protocol):
-    """`identity.policy.PolicyFile`."""
-
-    def allows(self, identity: Identity, cluster: str) -> bool: ...
-
-
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """A client whose agent has been asked to come."""
 
     join_id: str
+    identity: Identity
     cluster: str
     token: str
     met: asyncio.Future[_Agent]
@@ -120,7 +117,7 @@ class Rendezvous:
         fleet: Fleet,
         registry: Registry,
         verifier: Verifier,
-        policy: AccessPolicy,
+        access: Access,
         pumps: Pumps,
         counters: Counters,
         address: str,
@@ -135,7 +132,7 @@ class Rendezvous:
         self._fleet = fleet
         self._registry = registry
         self._verifier = verifier
-        self._policy = policy
+        self._access = access
         self._pumps = pumps
         self._counters = counters
         self._address = address
@@ -164,6 +161,13 @@ class Rendezvous:
         for waiting in self._waiting.values():
             if not waiting.met.done():
                 waiting.met.set_exception(_going_away())
+
+    def recheck(self) -> None:
+        """Refuse the clients that wait for their agent and have lost their right meanwhile."""
+        for waiting in self._waiting.values():
+            loss = self._access.loss(waiting.identity, waiting.cluster)
+            if loss is not None and not waiting.met.done():
+                waiting.met.set_exception(_refused(loss))
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one join connection, from its handshake to the pump or to its end."""
@@ -280,7 +284,7 @@ class Rendezvous:
             token = token_of(self._hops.relay_id, token)
         elif self._handovers is not None:
             token = token_of(self._handovers.worker_id, token)
-        waiting = _Waiting(join_id, cluster, token, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(join_id, identity, cluster, token, asyncio.get_running_loop().create_future())
         key = _key(waiting.token)
         self._waiting[key] = waiting
         agent: _Agent | None = None
@@ -296,12 +300,15 @@ class Rendezvous:
                 met.cancel()
             fields["agent"] = agent.instance
             to_client = await self._end_agents_tls(agent, join_id)
+            self._require_right(identity, cluster)
             reply = JoinReply(join_id=join_id, cluster_ca=cluster_ca, subject=identity.username)
             try:
                 await join.reply(reply)
                 to_agent = await join.finish()
             except (RemoteProtocolError, ConnectionLost) as error:
                 raise JoinRefused(JoinCode.GONE, "the client did not finish the join") from error
+            # Too late to say why, and in time to let no byte pass.
+            self._require_right(identity, cluster)
         except BaseException:
             if agent is not None:
                 await self._let_go(agent)
@@ -314,6 +321,7 @@ class Rendezvous:
             to_client=to_client,
             join_id=join_id,
             cluster=cluster,
+            identity=identity,
             on_ended=place.leave,
         )
 
@@ -332,12 +340,14 @@ class Rendezvous:
             ) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
-        """Return the PEM of the cluster's CA. There is one refusal for every reason, and every question is asked each
-        time (docs/threats.md#J22)."""
+        """Return the PEM of the cluster's CA. A user whose login was revoked hears that, whatever the cluster. For the
+        rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
+        if (refused := self._access.refusal(identity)) is not None:
+            raise _refused(refused)
         try:
             name = check_cluster_name(request.cluster)
         except ConfigError as error:
-            raise JoinRefused(JoinCode.FORBIDDEN, _FORBIDDEN) from error
+            raise JoinRefused(JoinCode.FORBIDDEN, FORBIDDEN) from error
         try:
             record = await self._registry.cluster(name)
         except RegistryUnavailable as error:
@@ -346,16 +356,19 @@ class Rendezvous:
                 "the relay's registry does not answer; try again",
                 retry_after=error.retry_after or _RETRY_AFTER,
             ) from error
-        allowed = self._policy.allows(identity, name)
-        if record is None or record.revoked or not allowed:
-            refusal = JoinRefused(JoinCode.FORBIDDEN, _FORBIDDEN)
-            refusal.__cause__ = ConfigError(
-                "the cluster is unknown" if record is None
-                else "the policy does not allow it" if not allowed
-                else "the cluster is revoked"
-            )  # fmt: skip
-            raise refusal
+        loss = self._access.loss(identity, name)
+        if record is None:
+            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"))
+        if loss is not None:
+            raise _refused(loss)
+        if record.revoked:
+            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is revoked"))
         return record.ca_pem
+
+    def _require_right(self, identity: Identity, cluster: str) -> None:
+        """Raise `JoinRefused` where the right was lost since it was asked for."""
+        if (loss := self._access.loss(identity, cluster)) is not None:
+            raise _refused(loss)
 
     def _require_room(self) -> None:
         """Raise `JoinRefused` where no agent can be passed on: its session has a place at the relay that waits."""
@@ -570,6 +583,12 @@ class Rendezvous:
                     retry_after=1,
                 )
             )
+
+
+def _refused(loss: Loss) -> JoinRefused:
+    refusal = JoinRefused(JoinCode.FORBIDDEN, loss.message)
+    refusal.__cause__ = ConfigError(loss.cause)
+    return refusal
 
 
 def _going_away() -> JoinRefused:

@@ -29,6 +29,7 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer, Limited, build_app
 from arcbridge.relay.backend import open_backend
@@ -38,6 +39,7 @@ from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
 from arcbridge.relay.drain import Drain
+from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
@@ -50,7 +52,9 @@ from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 MAINTENANCE_INTERVAL: Final = 5.0
-"""Seconds between two looks at revocations: a revoked cluster is cut within 10 s."""
+"""Seconds between two looks at revocations: a user or a cluster that was revoked is cut within 10 s."""
+POLICY_INTERVAL: Final = 1.0
+"""Seconds between two looks at the policy: it is a file, and asking for its date costs microseconds."""
 _SEEN: Final = 60.0
 _API_CLOSE: Final = 0.5
 
@@ -101,6 +105,7 @@ async def _start(
         raise ConfigError("policy: required; without one no user may reach any cluster")
     issuers = authentication.load(config.authentication)
     policy = PolicyFile(config.policy)
+    access = Access(policy)
     for setting in (
         "sessions",
         "agents",
@@ -137,7 +142,7 @@ async def _start(
             registry=registry,
             count_agents=fleet.count,
             verifier=verifier,
-            policy=policy,
+            policy=access,
             certificate_life=config.agent_certificate_life,
             user_requests_per_minute=limits.requests_per_minute_per_user,
             limited=api_refusals,
@@ -161,7 +166,7 @@ async def _start(
         fleet=fleet,
         registry=registry,
         verifier=verifier,
-        policy=policy,
+        access=access,
         pumps=pumps,
         counters=counters,
         address=str(public),
@@ -195,7 +200,8 @@ async def _start(
         register_hops(metrics, hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
-    maintenance = _Maintenance(registry, fleet, control, pumps, policy, certificate)
+    enforcement = Enforcement(access, pumps, rendezvous, counters)
+    maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
     if membership is not None:
@@ -228,22 +234,24 @@ async def _start(
 
 
 class _Maintenance:
-    """The relay's periodic work: cut revoked clusters, note connected agents, renew. Each error is logged once."""
+    """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
     def __init__(
         self,
         registry: Registry,
         fleet: Fleet,
         control: ControlServer,
-        pumps: Pumps,
         policy: PolicyFile,
+        access: Access,
+        enforcement: Enforcement,
         certificate: ServerCertificate,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._control = control
-        self._pumps = pumps
         self._policy = policy
+        self._access = access
+        self._enforcement = enforcement
         self._certificate = certificate
         self._policy_error = ""
         self._noted = time.monotonic()
@@ -251,25 +259,24 @@ class _Maintenance:
         """Why the registry did not answer the last time; None: it did."""
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + MAINTENANCE_INTERVAL
         while True:
-            await asyncio.sleep(MAINTENANCE_INTERVAL)
-            await self.look()
+            await asyncio.sleep(min(POLICY_INTERVAL, max(due - loop.time(), 0.0)))
+            if loop.time() < due:
+                self._look_at_policy()
+                await self._enforcement.enforce()
+            else:
+                # Before the look: one that takes long, or cuts sessions, must not put the next one off.
+                due = loop.time() + MAINTENANCE_INTERVAL
+                await self.look()
 
     async def look(self) -> None:
-        self._policy.current()
-        if self._policy.error != self._policy_error:
-            self._policy_error = self._policy.error
-            if self._policy_error:
-                log.error("policy not taken over, the last good one stays", reason=self._policy_error)
-            else:
-                log.info("policy taken over")
+        self._look_at_policy()
         self._control.expire(time.time())
         try:
-            revoked = await self._registry.revocations()
-            self._control.revoke(revoked)
-            for cluster in revoked:
-                if cut := self._pumps.abort(cluster, "the cluster was revoked"):
-                    log.warning("sessions cut off", cluster=cluster, sessions=cut, reason="revoked")
+            self._access.clusters = await self._registry.revocations()
+            self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
                 self._certificate.refresh()
@@ -280,6 +287,17 @@ class _Maintenance:
             self.registry_error = error.message
         else:
             self.registry_error = None
+        # Also when the registry did not answer: the policy counts, and what is known to be revoked.
+        await self._enforcement.enforce()
+
+    def _look_at_policy(self) -> None:
+        self._policy.current()
+        if self._policy.error != self._policy_error:
+            self._policy_error = self._policy.error
+            if self._policy_error:
+                log.error("policy not taken over, the last good one stays", reason=self._policy_error)
+            else:
+                log.info("policy taken over")
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
@@ -296,6 +314,7 @@ def _pump_ended(pump: Pump) -> None:
         "session ended",
         session=pump.join_id,
         cluster=pump.cluster,
+        user="" if pump.identity is None else pump.identity.username,
         seconds=round(loop.time() - pump.started_at, 1),
         bytes_to_agent=pump.bytes_to_agent,
         bytes_to_client=pump.bytes_to_client,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from arcbridge.errors import ArcbridgeError
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.events import Event
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import Limits
@@ -50,15 +51,20 @@ class Owner(Protocol):
 class SessionContext:
     """What the parts of one session share."""
 
-    __slots__ = ("events", "kind", "limits", "now", "owner", "side", "stats", "streams")
+    __slots__ = ("backlog", "events", "kind", "limits", "now", "owner", "side", "stats", "streams")
 
-    def __init__(self, owner: Owner, side: Side, kind: Kind, limits: Limits, now: float) -> None:
+    def __init__(
+        self, owner: Owner, side: Side, kind: Kind, limits: Limits, now: float, backlog: Backlog | None = None
+    ) -> None:
+        """`backlog`: of which the session's is a part."""
         self.owner = owner
         self.side = side
         self.kind = kind
         self.limits = limits
         self.now = now
         """The latest `now` that the session was given, monotonic seconds."""
+        self.backlog = Backlog(limits.backlog, backlog)
+        """Bytes that wait towards the peer."""
         self.stats = Stats()
         self.events: list[Event] = []
         """What happened since the shell asked last, in order."""

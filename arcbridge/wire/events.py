@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from arcbridge.errors import ArcbridgeError
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
 
 if TYPE_CHECKING:
     from arcbridge.wire.stream import Stream
@@ -78,6 +78,13 @@ class StatusReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokeReceived:
+    """A relay's revocation of one user (control connections)."""
+
+    revoke: Revoke
+
+
+@dataclass(frozen=True, slots=True)
 class Detached:
     """The connection is gone; the session waits to be resumed."""
 
@@ -120,6 +127,7 @@ Event = (
     | GoawayReceived
     | DialReceived
     | StatusReceived
+    | RevokeReceived
     | Detached
     | ResumeFailed
     | Resumed

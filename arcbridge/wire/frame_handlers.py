@@ -24,7 +24,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Lifecycle, Violation, ended_by
 from arcbridge.wire.receiver import FrameHandler, Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Open, Revoke, Status
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side
@@ -80,6 +80,7 @@ class FrameHandlers:
             FrameType.STATUS: self._on_status,
             FrameType.MOVE: self._on_move,
             FrameType.QUIET: self._on_quiet,
+            FrameType.REVOKE: self._on_revoke,
         }
         peer = context.kind, Side.ACCEPTOR if context.side is Side.INITIATOR else Side.INITIATOR
         self.table: dict[int, FrameHandler] = {
@@ -230,6 +231,10 @@ class FrameHandlers:
     def _on_status(self, _stream_id: int, body: bytes) -> None:
         self._receiver.spend_control_budget()
         self._context.events.append(ev.StatusReceived(Status.decode(body)))
+
+    def _on_revoke(self, _stream_id: int, body: bytes) -> None:
+        self._receiver.spend_control_budget()
+        self._context.events.append(ev.RevokeReceived(Revoke.decode(body)))
 
     def _on_move(self, _stream_id: int, body: bytes) -> None:
         self._receiver.spend_control_budget()

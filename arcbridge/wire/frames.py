@@ -8,7 +8,7 @@ RESET, and confirm with ACK (and with every PING and PONG) how much of the other
 GOAWAY says that nothing new is accepted, and why. MOVE asks for another connection under the same session, before the
 present one goes away. QUIET asks to let the queues run empty for a moment, so that both ends see the round trip. A
 control connection has no AUTH (its TLS is mutual) and no
-streams: it carries DIAL from the relay and STATUS from the agent.
+streams: it carries DIAL and REVOKE from the relay and STATUS from the agent.
 
 Header, 8 bytes, big endian::
 
@@ -64,6 +64,7 @@ class FrameType(IntEnum):
     STATUS = 14
     MOVE = 128
     QUIET = 129
+    REVOKE = 130
 
 
 class ResetCode(IntEnum):
@@ -171,6 +172,7 @@ FRAMES: dict[int, Layout] = {
     FrameType.STATUS: Layout("record Status", 0, 4096, StreamId.ZERO, From.CONTROL_INITIATOR),
     FrameType.MOVE: Layout("record Move", 0, 4096, StreamId.ZERO, From.SESSION_ACCEPTOR),
     FrameType.QUIET: Layout("empty", 0, 0, StreamId.ZERO, From.SESSION_BOTH),
+    FrameType.REVOKE: Layout("record Revoke", 0, 4096, StreamId.ZERO, From.CONTROL_ACCEPTOR),
 }
 """Every type that this end knows."""
 

@@ -69,6 +69,11 @@ class Limits:
     than may be under way, so that it never is the limit of a path that works. 0: nothing is kept, and a session ends
     with its connection."""
 
+    backlog: int = 32 * MIB
+    """Bytes that may wait towards the peer, in its streams and sent but not confirmed, before its streams are fed in
+    small portions (`wire.backlog`): as much as `replay`. Smaller slows many copies at once over a long path, larger is
+    memory that one peer may hold."""
+
     under_way: int = 24 * MIB
     """Most bytes that are sent and not confirmed, however long and fast the path (`wire.congestion` chooses how many it
     takes): the largest window and a half, for a second stream. 0: only credit limits what is sent."""

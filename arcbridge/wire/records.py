@@ -227,6 +227,22 @@ class Status(Record):
         return f"Status(code={self.code}, message={self.message!r}, instance={self.instance!r}, ready={self.ready})"
 
 
+@dataclass(frozen=True, slots=True)
+class Revoke(Record):
+    """The relay's revocation of one user.
+
+    `user` is a username or a subject. The user's tokens that were issued before `before` (unix seconds) count no more;
+    0: the revocation is taken back. `first` marks the first frame of a connection: what the relay said on the
+    connection before is void, and with an empty `user` its list is empty. `reason` is shown to the user.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    user: str = ""
+    before: int = 0
+    first: bool = False
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's)."""

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from arcbridge.wire.backlog import Backlog
+
 Piece = bytes | memoryview
+
+FLUSH_OVERHEAD = 256
+"""Bytes that the objects of a kept flush take beside its pieces, which may be nine bytes long."""
 
 
 class Budget:
@@ -45,12 +50,13 @@ class Replay:
     bytes, and a part of a large flush that it did confirm must not keep the history full until the next PING.
     """
 
-    __slots__ = ("_budget", "_first", "_flushes", "most", "size", "start")
+    __slots__ = ("_backlog", "_budget", "_first", "_flushes", "most", "size", "start")
 
     FLOOR = 1024 * 1024
     """Bytes that a session may always keep, however short the process is: four times what the peer confirms at once."""
 
-    def __init__(self, most: int, budget: Budget) -> None:
+    def __init__(self, most: int, budget: Budget, backlog: Backlog) -> None:
+        """`backlog` is the session's, in which what is kept counts too."""
         self.most = most
         self.start = 0
         """Offset of the first byte that is not confirmed."""
@@ -60,6 +66,7 @@ class Replay:
         """Offset of the oldest flush, in which `start` lies."""
         self._flushes: deque[tuple[int, Sequence[Piece]]] = deque()
         self._budget = budget
+        self._backlog = backlog
 
     @property
     def end(self) -> int:
@@ -67,20 +74,31 @@ class Replay:
         return self.start + self.size
 
     @property
+    def held(self) -> int:
+        """Bytes that it counts for in the session's backlog."""
+        return self.size + FLUSH_OVERHEAD * len(self._flushes)
+
+    @property
     def full(self) -> bool:
         """Whether writing has to pause until the peer confirms more."""
-        return self.size >= self.most or (self._budget.held >= self._budget.most and self.size >= self.FLOOR)
+        return self.size >= self.most or (self.size >= self.FLOOR and self._short)
 
     @property
     def roomy(self) -> bool:
         """Whether writing that paused may go on."""
-        return self.size <= self.most // 2 and (self._budget.held < self._budget.most or self.size < self.FLOOR // 2)
+        return self.size <= self.most // 2 and (self.size < self.FLOOR // 2 or not self._short)
+
+    @property
+    def _short(self) -> bool:
+        """Whether the process, or the user, keeps as much as may be."""
+        return self._budget.full or self._backlog.spent
 
     def append(self, pieces: Sequence[Piece], count: int) -> None:
         """Keep `count` bytes that are being sent; the pieces must not change any more."""
         self._flushes.append((count, pieces))
         self.size += count
         self._budget.held += count
+        self._backlog.add(count + FLUSH_OVERHEAD)
 
     def acknowledge(self, offset: int) -> None:
         """The peer has everything before `offset`, which must not be above `end`."""
@@ -93,6 +111,8 @@ class Replay:
         flushes = self._flushes
         while flushes and self._first + flushes[0][0] <= offset:
             self._first += flushes.popleft()[0]
+            count += FLUSH_OVERHEAD
+        self._backlog.remove(count)
 
     def holds(self, offset: int) -> bool:
         """Whether everything from `offset` on can be sent again."""
@@ -120,6 +140,7 @@ class Replay:
     def clear(self) -> None:
         """Let go of everything: the session is over."""
         self._budget.held -= self.size
+        self._backlog.remove(self.held)
         self.start += self.size
         self.size = 0
         self._first = self.start

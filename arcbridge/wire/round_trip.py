@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from arcbridge.wire.rate_estimate import SPAN
 
-LEAST_ROUND_TRIP = 0.0015
+LEAST_ROUND_TRIP = 0.001
 """Seconds, while a sparse stream sends beside bulk. Below it, schedulers and not the path are what delays an answer: a
-smaller cap leaves processes idle that share two cores."""
+smaller cap leaves processes idle that share two cores. With 1.5 ms a keystroke took 4.8 ms beside bulk both ways, with
+1 ms 3.5, and bulk moved no less (bench/results/2026-11-25-least-round-trip.json)."""
 
 BULK_ROUND_TRIP = 0.004
 """The same while only bulk is sent: no keystroke waits behind it, and five busy processes on two cores answer after

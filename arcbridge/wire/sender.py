@@ -28,7 +28,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.replay import Piece, Replay
 from arcbridge.wire.scheduler import Scheduler
-from arcbridge.wire.stream import SendState, Stream
+from arcbridge.wire.stream import PROGRESS, SendState, Stream
 from arcbridge.wire.window import MAX_CREDIT
 
 _DATA = int(FrameType.DATA)
@@ -37,6 +37,10 @@ _JOIN_BELOW = 32 * 1024
 is cheaper than a TLS record for eight bytes."""
 _AHEAD_LEAST = 64 * 1024
 """Bytes of finished frames that may wait for one flush however short the step between two PINGs is."""
+JOIN_WRITES = 32 * 1024
+"""Up to this many bytes of one flush are joined into one write: few TLS records, one system call, one piece to keep."""
+JOIN_PARTS = 4 * 1024
+"""In a larger flush, parts below this size are joined to their neighbours; larger ones are not copied again."""
 QUEUE_AHEAD = 512 * 1024
 """Bytes of finished frames that may wait for one flush; beyond it payload waits in its stream, where it is fair."""
 
@@ -195,8 +199,10 @@ class Sender:
         if stream.sending is not SendState.OPEN:
             raise LocalProtocolError("bytes after the end of the stream")
         if size:
-            stream.outbox.append(bytes(data))
-            stream.queued += size
+            if not stream.queued:
+                stream.stalled_since, stream.progress = self._context.now, stream.bytes_sent
+            stream.put(data)
+            self._context.backlog.add(size)
             if stream.credit > 0:
                 self.scheduler.add(stream)
         return stream.queued
@@ -270,32 +276,32 @@ class Sender:
         context = self._context
         if now > context.now:
             context.now = now
-        parts: list[bytes | memoryview] = []
+        prelude: list[bytes | memoryview] = []
         if self.prelude:
-            parts.extend(self.prelude)
+            prelude.extend(self.prelude)
             context.stats.bytes_sent += sum(map(len, self.prelude))
             self.prelude.clear()
         if not self.handshake_done:
-            return parts
+            return prelude
         if self.resend:
             if self.closed:
                 limit = self.sent  # the last call: nothing may be left behind
             elif self.blocked & _SOCKET:
-                return parts
+                return prelude
             again = self._take_resend(limit)
             context.stats.bytes_sent += sum(map(len, again))
-            parts.extend(again)
-            return parts
-        if not (parts or self.control or self.pong is not None or self.scheduler.ready):
+            return [*prelude, *again]
+        kept: list[bytes | memoryview] = []
+        if not (self.control or self.pong is not None or self.scheduler.ready):
             # Almost every flush: only finished frames wait, and their size is known.
-            parts, self.out = self.out, parts
+            kept, self.out = self.out, kept
             count, self.out_bytes = self.out_bytes, 0
-            kept = parts
         else:
-            kept = []
             self._gather(kept, limit)
             count = sum(map(len, kept))
-            parts = [*parts, *kept] if parts else kept
+        if len(kept) > 1:
+            kept = gathered(kept)  # before they are kept: pieces of nine bytes would take six times their size
+        parts = [*prelude, *kept] if prelude else kept
         self.sent += count
         context.stats.bytes_sent += count
         if count:
@@ -332,10 +338,14 @@ class Sender:
             if most <= 0:
                 scheduler.sent(stream, 0)
                 continue
+            held = stream.held
             pieces = stream.take(most)
+            self._context.backlog.remove(held - stream.held)
             stream.credit -= most
             self.credit -= most
             stream.bytes_sent += most
+            if stream.bytes_sent - stream.progress >= PROGRESS:
+                stream.stalled_since, stream.progress = self._context.now, stream.bytes_sent
             if stream is not scheduler.last_sender:
                 scheduler.sender_changed(stream, self._context.now)
             header = pack_header(most << 8 | _DATA, stream.id)
@@ -480,3 +490,22 @@ class Sender:
                 self.control.clear()
         if self.history is not None:
             self.history.clear()
+
+
+def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Return the same bytes in fewer parts: each is at least one TLS record."""
+    if sum(map(len, parts)) <= JOIN_WRITES:
+        return [b"".join(parts)] if parts else []
+    found: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    for part in parts:
+        if len(part) < JOIN_PARTS:
+            small.append(part)
+            continue
+        if small:
+            found.append(b"".join(small) if len(small) > 1 else small[0])
+            small = []
+        found.append(part)
+    if small:
+        found.append(b"".join(small) if len(small) > 1 else small[0])
+    return found

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
@@ -27,7 +28,7 @@ from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, frame, record_
 from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
 from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
@@ -73,14 +74,18 @@ class Session:
         software: str = "",
         cluster_ca: str = "",
         budget: Budget | None = None,
+        backlog: Backlog | None = None,
     ) -> None:
-        """`budget` is what all sessions of the process may keep of what they sent; none: only this one's own limit."""
+        """`budget` is what all sessions of the process may keep of what they sent; none: only this one's own limit.
+
+        `backlog` is that of the process, in which what waits towards the peer counts.
+        """
         budget = budget or Budget(2 * (limits.replay + limits.session_window))
         resumable = kind is Kind.SESSION and bool(limits.replay)
         self.side = side
         self.kind = kind
         self.limits = limits
-        self._context = context = SessionContext(self, side, kind, limits, now)
+        self._context = context = SessionContext(self, side, kind, limits, now, backlog)
         self.stats = context.stats
         self.events = context.events
         """What happened since the shell asked last."""
@@ -89,7 +94,7 @@ class Session:
         self.lifecycle = Lifecycle(kind, limits, now)
         self.sender = Sender(
             context,
-            history=Replay(limits.replay, budget) if resumable else None,
+            history=Replay(limits.replay, budget, context.backlog) if resumable else None,
             congestion=(
                 CongestionWindow(limits.under_way, now=now) if kind is Kind.SESSION and limits.under_way else None
             ),
@@ -253,6 +258,15 @@ class Session:
         self._require(self.kind is Kind.CONTROL and self.side is Side.INITIATOR, "only an agent sends STATUS")
         self.sender.queue_control(record_frame(FrameType.STATUS, status))
 
+    def send_revoke(self, revoke: Revoke) -> None:
+        """Relay, control connection: tell the agent of one user's revocation.
+
+        It waits behind the frames that are finished and not among the bounded control frames: a relay's whole list
+        leaves at once, and the list bounds it.
+        """
+        self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends REVOKE")
+        self.sender.queue(record_frame(FrameType.REVOKE, revoke))
+
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""
         if self.state is State.CLOSED or self.lifecycle.goaway_sent:
@@ -326,6 +340,15 @@ class Session:
         return self.lifecycle.keepalive.round_trip if self.lifecycle.keepalive is not None else 0.0
 
     @property
+    def backlog(self) -> Backlog:
+        """Bytes that wait towards the peer: in its streams, and sent but not confirmed."""
+        return self._context.backlog
+
+    def stalled(self, before: float) -> list[Stream]:
+        """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""
+        return [stream for stream in self.streams.values() if stream.queued and stream.stalled_since < before]
+
+    @property
     def unconsumed(self) -> int:
         """Bytes received on all streams that their consumers do not have yet."""
         return self.session_window.account.unconsumed
@@ -335,15 +358,18 @@ class Session:
         whole = self.session_window.account
         whole.assert_invariants()
         assert 0 <= self.sender.credit <= MAX_CREDIT, "session credit out of range"
-        held = 0
+        held, waiting = 0, self.sender.history.held if self.sender.history is not None else 0
         for stream in self.streams.values():
+            waiting += stream.held
             stream.window.assert_invariants()
             assert 0 <= stream.credit <= MAX_CREDIT, "stream credit out of range"
             assert stream.queued == sum(map(len, stream.outbox)), "queued bytes miscounted"
+            assert stream.queued <= stream.held, "a stream holds less than waits in it"
             assert not stream.over, "a stream that is over was kept"
             if stream.receiving is ReceiveState.OPEN:
                 held += stream.window.unconsumed
         assert held <= whole.unconsumed, "a stream holds bytes that the session does not know of"
+        assert self.backlog.held >= waiting, "bytes wait that are not counted"
 
     # -- called by the parts (`wire.context.Owner`) -------------------------------------------------------------------
 
@@ -425,6 +451,10 @@ class Session:
         self.sender.close(keep_frames=isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING)
         self.stream_table.close()
         self.session_window.extension.clear()
+        for stream in self.streams.values():
+            self._context.backlog.remove(stream.held)
+            stream.held = 0
+        self._context.backlog.move(None)
         self.events.append(ev.Ended(error))
 
     # -- inside -----------------------------------------------------------------------------------------------------

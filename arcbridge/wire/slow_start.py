@@ -8,10 +8,12 @@ HyStart++), and ends when the queue lasts or when the rate stops rising. It does
 from __future__ import annotations
 
 from arcbridge.wire.rate_estimate import SPAN
-from arcbridge.wire.round_trip import LEAST_ROUND_TRIP
+
+SHORT_ROUND_TRIP = 0.0015
+"""Seconds: a path whose handshake took no longer is one machine or one network."""
 
 SHORT_FIRST = 256 * 1024
-"""The first cap, bytes, on a path whose handshake took no longer than `LEAST_ROUND_TRIP`: a stream's first credit."""
+"""The first cap, bytes, on such a path: a stream's first credit."""
 
 DELAY_LEAST, DELAY_MOST = 0.004, 0.016
 """Bounds, in seconds, of the delay beyond the usual round trip that shows a queue; between them it is an eighth of
@@ -74,7 +76,7 @@ class SlowStart:
         elif not self._delayed_from:
             self._delayed_from = now
         self.conservative = 0.0 < self._delayed_from <= now - SPAN
-        if trip <= LEAST_ROUND_TRIP:
+        if trip <= SHORT_ROUND_TRIP:
             self.cap = max(self.cap, min(SHORT_FIRST, self._most))
         if self._earlier is not None and trip <= 1.25 * self._earlier[1] + 0.001:
             self.cap = max(self.cap, min(self._earlier[0], self._most))

@@ -39,6 +39,12 @@ from enum import Enum
 
 from arcbridge.wire.window import ReceiveWindow
 
+SMALL = 2048
+"""Bytes below which a piece that waits is joined to its neighbour: an object of one byte takes fifty."""
+
+PROGRESS = 16 * 1024
+"""Bytes of those that wait that must leave, unless all do, for a stream not to count as stalled."""
+
 
 class SendState(Enum):
     """The direction from us."""
@@ -68,6 +74,7 @@ class Stream:
         "bytes_received",
         "bytes_sent",
         "credit",
+        "held",
         "id",
         "inbox",
         "low_water",
@@ -75,12 +82,14 @@ class Stream:
         "measured_bytes",
         "outbox",
         "owner",
+        "progress",
         "queued",
         "receiving",
         "renewed_at",
         "scheduled",
         "sending",
         "sink",
+        "stalled_since",
         "target",
         "window",
     )
@@ -96,6 +105,13 @@ class Stream:
         self.outbox: deque[bytes | memoryview] = deque()
         self.queued = 0
         """Bytes in `outbox`."""
+        self.held = 0
+        """Bytes of memory that `outbox` holds: a piece of which a part was sent is held as a whole."""
+        self.stalled_since = 0.0
+        """Monotonic seconds since which less than `PROGRESS` bytes were taken of those that wait; of no meaning while
+        none does."""
+        self.progress = 0
+        """`bytes_sent` then."""
         self.low_water = 0
         """Bytes in `outbox` at which a writer that stopped may go on."""
         self.blocked = False
@@ -147,6 +163,18 @@ class Stream:
         else:
             self.inbox.append(bytes(view))
 
+    def put(self, data: bytes | memoryview | bytearray) -> None:
+        """Let a copy of `data` wait. Small pieces are joined: what is held is little less than the memory it takes."""
+        size = len(data)
+        outbox = self.outbox
+        last = outbox[-1] if size < SMALL and outbox else None
+        if last is not None and len(last) < SMALL and type(last) is bytes:
+            outbox[-1] = b"".join((last, data))
+        else:
+            outbox.append(bytes(data))
+        self.queued += size
+        self.held += size
+
     def take(self, most: int) -> list[bytes | memoryview]:
         """Take up to `most` queued bytes; nothing else holds the pieces."""
         pieces: list[bytes | memoryview] = []
@@ -155,6 +183,7 @@ class Stream:
             size = len(chunk)
             if size <= most:
                 self.outbox.popleft()
+                self.held -= len(chunk.obj) if type(chunk) is memoryview else size  # type: ignore[arg-type]
                 pieces.append(chunk)
                 most -= size
                 self.queued -= size

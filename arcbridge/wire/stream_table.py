@@ -224,7 +224,8 @@ class StreamTable:
     def settle(self, stream: Stream, *, keep_received: bool) -> None:
         """Both directions are over: return the credit and forget the stream."""
         stream.outbox.clear()
-        stream.queued = 0
+        self._context.backlog.remove(stream.held)
+        stream.queued = stream.held = 0
         stream.sending = SendState.RESET
         self._sender.scheduler.remove(stream)
         if not keep_received:

@@ -44,8 +44,18 @@ class FakeAuthenticator:
         self.hold: asyncio.Event | None = None
         self.asked: list[str] = []
 
-    def add(self, token: str, name: str, *groups: str, expires: float = 2000.0, token_mode: bool = False) -> None:
-        identity = Identity(name, "", groups, f"i#{name}", "i", expires)
+    def add(
+        self,
+        token: str,
+        name: str,
+        *groups: str,
+        expires: float = 2000.0,
+        issued: float | None = None,
+        token_mode: bool = False,
+    ) -> None:
+        """Accept `token`; unless `issued` says more it was issued 1000 s before it expires."""
+        at = max(expires - 1000.0, 0.0) if issued is None else issued
+        identity = Identity(name, "", groups, f"i#{name}", "i", expires, issued_at=at)
         self.known[token] = Authenticated(identity, token_mode)
 
     async def authenticate(self, auth: Auth) -> Authenticated:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.authenticator import REVIEW, UNKNOWN_LIFE, Authenticator
+from arcbridge.agent.authenticator import MAX_LIFE, REVIEW, UNKNOWN_LIFE, Authenticator
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 from tests.identity.issuer import CONFIG, Clock, Issuer, claims, token
 from tests.support.fake_apiserver import FakeApiServer, impersonation_of, reply
@@ -38,8 +38,8 @@ def who(**info: object) -> bytes:
     return reply(201, json.dumps({"status": {"userInfo": info}}).encode())
 
 
-def service_token(exp: object) -> str:
-    payload = base64.urlsafe_b64encode(json.dumps({"exp": exp}).encode()).rstrip(b"=").decode()
+def service_token(exp: object, **more: object) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps({"exp": exp, **more}).encode()).rstrip(b"=").decode()
     return f"aGVhZA.{payload}.c2ln"
 
 
@@ -69,6 +69,27 @@ async def test_a_token_that_does_not_say_when_it_lapses(made: Made, text: str) -
     made[0].routes[REVIEW] = who(username="x")
     found = await made[1].authenticate(Auth(kind="bearer", token=text))
     assert found.identity.expires_at == NOW + UNKNOWN_LIFE
+
+
+@pytest.mark.parametrize("exp", [2**53 - 1, 1e15, NOW + 10 * 365 * 86400])
+async def test_a_token_that_lapses_in_ages_is_reviewed_again_within_a_day(made: Made, exp: float) -> None:
+    made[0].routes[REVIEW] = who(username="x")
+    found = await made[1].authenticate(Auth(kind="bearer", token=service_token(exp)))
+    assert found.identity.expires_at == NOW + MAX_LIFE
+
+
+@pytest.mark.parametrize(
+    ("iat", "expected"),
+    [(900, 900.0), (NOW + LEEWAY, NOW + LEEWAY), (NOW + LEEWAY + 1, 0.0), (2**53, 0.0), (True, 0.0), ("900", 0.0)],
+)
+async def test_when_a_token_was_issued(made: Made, iat: object, expected: float) -> None:
+    """A time that cannot be true says nothing; such a token counts as old (docs/threats.md#V12)."""
+    made[0].routes[REVIEW] = who(username="x")
+    found = await made[1].authenticate(Auth(kind="bearer", token=service_token(1500, iat=iat)))
+    assert found.identity.issued_at == expected
+    for text in ("opaque", service_token(1500)):
+        found = await made[1].authenticate(Auth(kind="bearer", token=text))
+        assert found.identity.issued_at == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "a b", "a\nb", "a\r\nX: y", "ä"])

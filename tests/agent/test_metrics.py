@@ -8,8 +8,10 @@ from typing import Any
 from arcbridge.agent.kube.authorize import ProxyStats
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
+from arcbridge.agent.revocations import Revocations
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
+from arcbridge.wire.records import Revoke
 
 
 class Counters(SimpleNamespace):
@@ -33,8 +35,12 @@ def test_every_metric_can_be_read() -> None:
     control = Counters(up=1, dials=Counters(joins=2))
     parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5)
     parts["sessions"].resumes.refuse("secret")
+    parts["sessions"].revoked = 4
+    revocations = parts["sessions"].revocations = Revocations()
+    revocations.hear("relay:443", Revoke("alice", 1, True))
+    denylist = Counters(error="broken")
     proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=Counters(upstream=Counters(unreachable=5)))
-    register(metrics, control=control, proxy=proxy, verifier=Verifier(), **parts)  # type: ignore[arg-type]
+    register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
@@ -46,6 +52,9 @@ def test_every_metric_can_be_read() -> None:
     assert "arcbridge_agent_detached_seconds_total 1.5" in text
     assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
     assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
+    assert "arcbridge_agent_sessions_revoked_total 4.0" in text
+    assert "arcbridge_agent_revocations 1.0" in text
+    assert "arcbridge_agent_denylist_error 1.0" in text
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
     read = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_memory_"))
     assert float(read["arcbridge_agent_memory_budget_bytes"]) == memory.budget.most

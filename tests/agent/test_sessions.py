@@ -12,7 +12,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from arcbridge.mux import memory
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
-from arcbridge.wire.records import Auth, AuthOk, Goaway
+from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
 from arcbridge.wire.session import State
 from tests.support.stream_io import StreamIO
 
@@ -552,6 +552,218 @@ async def test_s10_a_renewal_that_lapsed_while_it_was_away_ends_nothing() -> Non
         await resume(held.sessions, held.client, "new")
         await held.until(lambda: len(held.judge.asked) == 3)
         await held.echo(b"still")
+
+
+# Groups, time of issue and expiry of the session's token and of the renewal, and whose groups count afterwards.
+RENEWALS: list[tuple[str, tuple[str, float, float], tuple[str, float, float], str]] = [
+    ("later, with an earlier end", ("dev admins", 500, 9000), ("dev", 600, 2000), "dev"),
+    ("later, with more groups", ("dev", 500, 2000), ("dev admins", 600, 1900), "dev admins"),
+    ("earlier, with a later end", ("dev", 600, 2000), ("dev admins", 500, 9000), "dev"),
+    ("one second, fewer groups, an earlier end", ("dev admins", 500, 9000), ("dev", 500, 2000), "dev"),
+    ("one second, more groups, a later end", ("dev", 500, 2000), ("dev admins", 500, 9000), "dev"),
+    ("one second, as many groups", ("dev", 500, 2000), ("admins", 500, 9000), "dev"),
+    ("no time of issue, fewer groups", ("dev admins", 0, 9000), ("dev", 0, 2000), "dev"),
+    ("no time of issue behind one", ("dev", 500, 2000), ("admins", 0, 9000), "dev"),
+    ("a time of issue behind none", ("dev", 0, 9000), ("dev admins", 500, 2000), "dev admins"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "groups"), [row[1:] for row in RENEWALS], ids=[row[0] for row in RENEWALS])
+async def test_v17_of_two_tokens_the_later_issued_counts(
+    first: tuple[str, float, float], second: tuple[str, float, float], groups: str
+) -> None:
+    judge = FakeAuthenticator()
+    for token, (names, issued, expires) in (("t", first), ("t2", second)):
+        judge.add(token, "alice", *names.split(), issued=issued, expires=expires)
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, handler):
+        await client.wait_established()
+        io = StreamIO()
+        client.open("kubernetes", io)
+        await io.write(b"x")
+        await io.read()
+        client.authenticate(Auth(kind="oidc", token="t2"))
+        await asyncio.wait_for(handler.accepted_again.wait(), 5)
+        identity = proxy.callers[0].identity
+        assert identity.groups == tuple(groups.split())
+        chosen = first if groups == first[0] else second
+        assert identity.expires_at == chosen[2], "the session ends with the token that counts"
+
+
+async def test_a_token_without_a_time_of_issue_renews_itself() -> None:
+    """The API server is asked again about such a token, and the session goes on (docs/threats.md#V17)."""
+    judge, clock = FakeAuthenticator(), Clock()
+    judge.add("t", "alice", "dev", issued=0.0, expires=2000.0, token_mode=True)
+    sessions, _ = make_sessions(judge, clock)
+    async with joined(sessions) as (client, handler):
+        await client.wait_established()
+        judge.add("t", "alice", "dev", issued=0.0, expires=5000.0, token_mode=True)
+        client.authenticate(Auth(kind="bearer", token="t"))
+        await asyncio.wait_for(handler.accepted_again.wait(), 5)
+        assert handler.accepted[-1].expires_in == 4000
+
+
+# -- revocations, and the greatest age -----------------------------------------------------------------------------
+
+NOW = Revoke("alice", 1005, reason="left the company")
+"""Revokes the token `t` of alice, which was issued at 1000, at 1005."""
+SAID = (
+    'the relay\'s operator says "left the company"; logins from before 1970-01-01T00:16:45Z count no more: log in again'
+)
+
+
+async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path: Path) -> None:
+    audit = AuditLog(str(tmp_path / "audit"))
+    async with holding(audit=audit) as held:
+        held.judge.add("b", "bob")
+        async with AsyncExitStack() as stack:
+            bob, _ = await stack.enter_async_context(joined(held.sessions, "b", "b" * 16))
+            other = StreamIO()
+            bob.open("kubernetes", other)
+            await other.write(b"before")
+            assert await other.read_exactly(6) == b"before"
+            held.sessions.revocations.hear("relay-2:443", NOW)
+            ended = await end_of(held.client)
+            assert isinstance(ended, SessionEnded)
+            assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
+            with pytest.raises(SessionEnded):
+                await held.io.read()
+            await other.write(b"after")
+            assert await other.read_exactly(5) == b"after"
+            assert (len(held.sessions), held.sessions.revoked, held.sessions.detached) == (1, 1, 0)
+    await asyncio.to_thread(audit.close)
+    (record,) = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
+    assert record["reason"] == f"revoked: {SAID}"
+
+
+async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path) -> None:
+    audit = AuditLog(str(tmp_path / "audit"))
+    async with holding(audit=audit) as held:
+        held.judge.add("newer", "alice", issued=1100.0)
+        await held.cut()
+        held.sessions.revocations.hear("relay-1:443", NOW)
+        await held.until(lambda: len(held.sessions) == 0)
+        for token in ("t", "newer"):
+            answer = await knock(held.sessions, asks_for(held.client), token)
+            assert answer == Goaway(code=GoawayCode.REVOKED, message=SAID, final=True), token
+    await asyncio.to_thread(audit.close)
+    found = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
+
+
+async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
+    judge = FakeAuthenticator()
+    for token, issued in (("old", 1000.0), ("says-nothing", 0.0), ("within-the-skew", 1014.0), ("new", 1015.0)):
+        judge.add(token, "alice", issued=issued)
+    sessions, proxy = make_sessions(judge, Clock())
+    sessions.revocations.hear("relay-1:443", NOW)
+    for token in ("old", "says-nothing", "within-the-skew"):
+        async with joined(sessions, token) as (client, _):
+            client.open("kubernetes", StreamIO())
+            ended = await end_of(client)
+            assert isinstance(ended, SessionEnded)
+            assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
+    assert proxy.callers == []
+    assert (sessions.refused, sessions.revoked) == (3, 3)
+    async with joined(sessions, "new") as (client, _):
+        await client.wait_established()
+    sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
+    async with joined(sessions, "old") as (client, _):
+        await client.wait_established()
+
+
+async def test_v12_a_user_revoked_while_the_token_is_judged_does_not_get_in() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    judge.hold = asyncio.Event()
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, _):
+        client.open("kubernetes", StreamIO())
+        while not judge.asked:
+            await asyncio.sleep(0.005)
+        sessions.revocations.hear("relay-1:443", NOW)
+        await asyncio.sleep(0.02)
+        judge.hold.set()
+        ended = await end_of(client)
+        assert isinstance(ended, SessionEnded)
+        assert ended.code == GoawayCode.REVOKED
+    assert proxy.callers == []
+
+
+async def test_v12_an_old_token_that_is_sent_again_ends_nothing() -> None:
+    """After a resumption with a new token, a renewal from before the loss is repeated (docs/threats.md#S10)."""
+    async with holding() as held:
+        held.judge.add("new", "alice", "dev", issued=1100.0)
+        held.client.authenticate(Auth(kind="oidc", token="new"))
+        await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+        held.sessions.revocations.hear("relay-1:443", NOW)
+        held.client.authenticate(Auth(kind="oidc", token="t"))
+        await held.until(lambda: len(held.handler.accepted) == 3)
+        await held.echo(b"still")
+        assert held.sessions.revoked == 0
+
+
+async def test_v13_a_revocation_taken_back_at_once_ends_what_runs_and_leaves_nothing() -> None:
+    async with holding() as held:
+        held.sessions.revocations.hear("relay-1:443", NOW)
+        held.sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
+        ended = await end_of(held.client)
+        assert isinstance(ended, SessionEnded)
+        assert ended.code == GoawayCode.REVOKED
+        async with joined(held.sessions) as (client, _):
+            await client.wait_established()
+
+
+async def test_a_long_list_is_acted_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with holding() as held:
+        swept = []
+        monkeypatch.setattr(held.old, "end_if_revoked", swept.append)
+        for number in range(1000):
+            held.sessions.revocations.hear("relay-1:443", Revoke(f"user-{number}", 1005))
+        await held.until(lambda: swept)
+        assert [len(news) for news in swept] == [1000]
+
+
+async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewals and resumptions add nothing to it, and a session that is away ends as well."""
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    for away in (False, True):
+        async with holding(max_age=7200.0) as held:
+            held.judge.add("long", "alice", expires=100_000.0, issued=1001.0)
+            held.client.authenticate(Auth(kind="oidc", token="long"))
+            await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+            await held.cut()
+            await resume(held.sessions, held.client, "long")
+            held.clock.now = 1000.0 + 7199.0
+            await asyncio.sleep(0.05)
+            await held.echo(b"still")
+            if away:
+                await held.cut()
+            held.clock.now = 1000.0 + 7200.0
+            await held.until(lambda held=held: len(held.sessions) == 0)
+            if away:
+                with pytest.raises(SessionEnded):
+                    await resume(held.sessions, held.client, "long")
+            ended = await end_of(held.client)
+            assert isinstance(ended, SessionEnded)
+            assert ended.code == GoawayCode.EXPIRED
+            assert ended.message.startswith("a session lasts 2 h here at most")
+            assert "log in again" in ended.message
+            assert held.sessions.expired == 1
+
+
+async def test_v16_a_clock_that_is_set_back_makes_no_session_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    ticking = Clock(0.0)
+    async with holding(max_age=60.0, monotonic=ticking) as held:
+        held.clock.now = 500.0
+        ticking.now = 59.0
+        await asyncio.sleep(0.05)
+        await held.echo(b"still")
+        ticking.now = 60.0
+        ended = await end_of(held.client)
+        assert ended.message.startswith("a session lasts 1 min here at most")
 
 
 async def test_revoked_while_it_is_away() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.endpoint import LocalEndpoint
+from arcbridge.client.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
 from arcbridge.client.kubeconfig import Entry, render
 from arcbridge.client.listening import listen_local
 from arcbridge.client.session_manager import SessionManager
@@ -77,6 +77,21 @@ async def ask(place: Place, request: bytes = REQUEST, **options: Any) -> tuple[i
     first, *lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
     return int(first.split()[1]), headers, json.loads(body) if body else None
+
+
+def write_kubeconfig(place: Place, directory: Path) -> Path:
+    kubeconfig, known = directory / "kubeconfig", place.certificates
+    url = f"https://127.0.0.1:{place.endpoint.port}"
+    entry = Entry(CLUSTER, CLUSTER, url, known.ca_pem, known.client_certificate_pem, known.client_key_pem)
+    kubeconfig.write_text(render(entry))
+    return kubeconfig
+
+
+async def kubectl(kubeconfig: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(KUBECTL), f"--kubeconfig={kubeconfig}", f"--cache-dir={home}", "get", "--raw", "/api"]
+    return await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=30, env={"HOME": str(home)}, check=False
+    )
 
 
 async def _end_of(reader: asyncio.StreamReader) -> str:
@@ -191,6 +206,106 @@ class TestStrangers:
         with pytest.raises((ssl.SSLError, ConnectionError, json.JSONDecodeError, ValueError, IndexError)):
             await ask(place, certificate=(foreign.client_certificate_pem, foreign.client_key_pem))
         assert place.far.targets == []
+
+
+FLOOD = """
+import socket, ssl, sys
+port, count, quick = int(sys.argv[1]), int(sys.argv[2]), ssl.create_default_context()
+quick.check_hostname, quick.verify_mode = False, ssl.CERT_NONE
+held = []
+for number in range(count):
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    if number % 50 == 0:
+        try:
+            sock = quick.wrap_socket(sock)
+        except OSError:  # displaced by a later one
+            continue
+    held.append(sock)
+    if len(held) > 400:
+        held.pop(0).close()
+    if number == count // 10:
+        print("flooding", flush=True)
+print("done", flush=True)
+"""
+
+
+class TestFloods:
+    """docs/threats.md#W1: other processes of the machine connect, and never show a certificate."""
+
+    async def test_the_newest_takes_the_place_of_the_oldest(self, place: Place) -> None:
+        place.endpoint.unproven = UnprovenConnections(8)
+        address = ("127.0.0.1", place.endpoint.port)
+        reader, stranger = await place.connect(none=True)
+        silent = [await asyncio.open_connection(*address) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while place.endpoint.stats.displaced < 13:
+                await asyncio.sleep(0.005)
+        assert len(place.endpoint.unproven) == 8
+        for end in (reader, *(end for end, _ in silent[:12])):  # a caller without the certificate before any handshake
+            assert await _end_of(end) in ("end", "cut")
+        assert not any(end.at_eof() for end, _ in silent[12:])
+
+        # One that shows it takes no place, however long it stays.
+        proven = [await place.connect() for _ in range(20)]
+        async with asyncio.timeout(10):
+            while place.endpoint.stats.open < 20:
+                await asyncio.sleep(0.005)
+        for end, way in proven:
+            way.write(b"x")
+            assert await end.readexactly(1) == b"x"
+        for _, way in (*silent, *proven, (reader, stranger)):
+            way.close()
+        async with asyncio.timeout(10):
+            while len(place.endpoint.unproven):
+                await asyncio.sleep(0.005)
+
+    async def test_a_failed_handshake_gives_its_place_back(self, place: Place) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port)
+        async with asyncio.timeout(10):
+            while not len(place.endpoint.unproven):
+                await asyncio.sleep(0.005)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            while len(place.endpoint.unproven):
+                await asyncio.sleep(0.005)
+        assert place.endpoint.connections == set()
+        writer.close()
+
+    async def test_what_is_in_its_handshake_is_closed_with_the_endpoint(self, place: Place) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port)
+        async with asyncio.timeout(10):
+            while not len(place.endpoint.unproven):
+                await asyncio.sleep(0.005)
+        await place.endpoint.close()
+        assert await _end_of(reader) in ("end", "cut")
+        writer.close()
+
+    async def test_kubectl_works_while_another_process_floods(self, place: Place, tmp_path: Path) -> None:
+        if KUBECTL is None:
+            pytest.skip("no kubectl")
+
+        class Api(Echo):
+            def data_received(self, data: bytes) -> None:
+                self.stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}")
+
+        place.far.protocol = lambda target: Api()
+        await place.session.ready()
+        kubeconfig = write_kubeconfig(place, tmp_path)
+        flood = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FLOOD, str(place.endpoint.port), "100000", stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert flood.stdout is not None
+            assert await asyncio.wait_for(flood.stdout.readline(), 60) == b"flooding\n"
+            held, done = 0, []
+            for _ in range(5):
+                done.append(await kubectl(kubeconfig, tmp_path))
+                held = max(held, len(place.endpoint.unproven))
+            assert [(one.returncode, one.stdout) for one in done] == [(0, "{}")] * 5, done[-1].stderr
+            assert 0 < held <= MAX_UNPROVEN
+            assert flood.returncode is None, "it went on all the time"
+        finally:
+            flood.kill()
+            await flood.wait()
 
 
 class TestRefusals:
@@ -329,17 +444,7 @@ class TestKubectl:
         """A real kubectl shows the sentence of each Status, at once."""
         if KUBECTL is None:
             pytest.skip("no kubectl")
-        kubeconfig = tmp_path / "kubeconfig"
-        certificates = place.certificates
-        entry = Entry(
-            CLUSTER,
-            CLUSTER,
-            f"https://127.0.0.1:{place.endpoint.port}",
-            certificates.ca_pem,
-            certificates.client_certificate_pem,
-            certificates.client_key_pem,
-        )
-        kubeconfig.write_text(render(entry))
+        kubeconfig = write_kubeconfig(place, tmp_path)
         place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
         took, text = await self._kubectl(kubeconfig, tmp_path)
         assert 'Error from server (ServiceUnavailable): arcbridge: cluster "prod" has no connected agent' in text
@@ -352,9 +457,6 @@ class TestKubectl:
 
     async def _kubectl(self, kubeconfig: Path, home: Path) -> tuple[float, str]:
         before = time.monotonic()
-        command = [str(KUBECTL), f"--kubeconfig={kubeconfig}", f"--cache-dir={home}", "get", "--raw", "/api"]
-        done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=30, env={"HOME": str(home)}, check=False
-        )
+        done = await kubectl(kubeconfig, home)
         assert done.returncode == 1
         return time.monotonic() - before, done.stderr

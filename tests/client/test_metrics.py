@@ -23,6 +23,7 @@ def test_sums() -> None:
     ]
     endpoint, forward = EndpointStats(), ForwardStats()
     endpoint.spliced, endpoint.strangers, endpoint.bytes_up, endpoint.open = 3, 1, 100, 2
+    endpoint.displaced = 4
     forward.accepted, forward.bytes_up, forward.failed = 5, 11, 1
     metrics = Metrics("client")
     register(metrics, cast(Any, sessions), lambda: [endpoint], lambda: [forward])
@@ -41,6 +42,7 @@ def test_sums() -> None:
         "arcbridge_client_detached_seconds_sum 1.4",
         'arcbridge_client_local_connections_total{result="spliced"} 3.0',
         'arcbridge_client_local_connections_total{result="stranger"} 1.0',
+        'arcbridge_client_local_connections_total{result="displaced"} 4.0',
         'arcbridge_client_local_connections_total{result="forwarded"} 5.0',
         "arcbridge_client_local_connections 2.0",
         'arcbridge_client_local_bytes_total{direction="up"} 111.0',

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client.token_cache import TokenSet
-from arcbridge.client.tokens import TokenCommand, Tokens, check_token, read_token
+from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
-from arcbridge.errors import StateError, Unauthenticated
+from arcbridge.errors import ExitCode, StateError, Unauthenticated
 from tests.client.test_session_manager import jwt_like, login
 
 
@@ -25,6 +25,11 @@ class Pair:
         return self.set
 
 
+def one_file(field: str, path: Path, *, one_token: bool = False) -> LoginConfig:
+    relay, cluster = (path, None) if field == "access_token_file" else (None, path)
+    return LoginConfig(access_token_file=relay, id_token_file=cluster, one_token=one_token)
+
+
 class TestFiles:
     async def test_each_its_own(self, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path), None)
@@ -36,17 +41,6 @@ class TestFiles:
         await tokens.access()
         (tmp_path / "access").write_text("newer")
         assert await tokens.access() == "newer"
-
-    @pytest.mark.parametrize("field", ["access_token_file", "id_token_file"])
-    async def test_one_for_both_is_warned_of_once(
-        self, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "token").write_text("one")
-        tokens = Tokens(LoginConfig(**{field: tmp_path / "token"}), None)
-        for _ in range(2):
-            assert await tokens.access() == "one"
-            assert (await tokens.cluster()).text == "one"
-        assert "".join(capsys.readouterr()).count("one token serves relay and cluster") == 1
 
     async def test_expired(self, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path, access=jwt_like(-1)), None)
@@ -67,6 +61,70 @@ class TestFiles:
     async def test_nothing_configured(self) -> None:
         with pytest.raises(Unauthenticated, match="--access-token-file"):
             await Tokens(LoginConfig(), None).access()
+
+
+class TestOneToken:
+    """docs/threats.md#T10: the relay never gets the cluster's token, unless the user said so."""
+
+    async def refused(self, tokens: Tokens) -> OneToken:
+        with pytest.raises(OneToken, match="one_token = true") as caught:
+            await tokens.access()
+        assert "SECRET" not in str(caught.value)
+        return caught.value
+
+    @pytest.mark.parametrize("field", ["access_token_file", "id_token_file"])
+    async def test_one_file(self, tmp_path: Path, field: str) -> None:
+        (tmp_path / "token").write_text("SECRET")
+        error = await self.refused(Tokens(one_file(field, tmp_path / "token"), None))
+        assert str(tmp_path / "token") in error.message
+        assert (error.exit_code, error.status_code) == (ExitCode.USAGE, 403)
+
+    async def test_two_files_that_hold_the_same(self, tmp_path: Path) -> None:
+        await self.refused(Tokens(login(tmp_path, access="SECRET", cluster="SECRET"), None))
+
+    @pytest.mark.parametrize(
+        "answer", [TokenSet("", "SECRET"), TokenSet("SECRET", ""), TokenSet("SECRET", "SECRET")], ids=str
+    )
+    async def test_a_login_that_gives_one(self, answer: TokenSet) -> None:
+        await self.refused(Tokens(LoginConfig(), Pair(answer)))
+
+    async def test_a_command_that_prints_an_id_token_alone(self) -> None:
+        command = TokenCommand((sys.executable, "-c", """print('{"id_token": "SECRET"}')"""))
+        await self.refused(Tokens(LoginConfig(), command))
+
+    async def test_a_service_account_s_token_in_both_places(self, tmp_path: Path) -> None:
+        (tmp_path / "sa").write_text("SECRET")
+        await self.refused(Tokens(login(tmp_path, access="SECRET"), None, token="SECRET"))
+        await self.refused(Tokens(login(tmp_path, access="SECRET"), None, token_file=tmp_path / "sa"))
+
+    async def test_the_cluster_is_not_given_what_the_relay_has(self, tmp_path: Path) -> None:
+        """A file is replaced between the join and AUTH."""
+        settings = login(tmp_path, access="first", cluster="second")
+        tokens = Tokens(settings, None)
+        assert await tokens.access() == "first"
+        (tmp_path / "id").write_text("first")
+        (tmp_path / "access").write_text("third")
+        with pytest.raises(OneToken, match="the relay has it already"):
+            await tokens.cluster()
+
+    async def test_a_cluster_s_token_that_is_missing_is_named_by_its_own_call(self, tmp_path: Path) -> None:
+        settings = login(tmp_path)
+        (tmp_path / "id").unlink()
+        tokens = Tokens(settings, None)
+        assert await tokens.access() == "the-access-token"
+        with pytest.raises(Unauthenticated, match="does not exist"):
+            await tokens.cluster()
+
+    @pytest.mark.parametrize("field", ["access_token_file", "id_token_file"])
+    async def test_the_setting_allows_it_and_warns_once(
+        self, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "token").write_text("one")
+        tokens = Tokens(one_file(field, tmp_path / "token", one_token=True), None)
+        for _ in range(2):
+            assert await tokens.access() == "one"
+            assert (await tokens.cluster()).text == "one"
+        assert "".join(capsys.readouterr()).count("one token serves relay and cluster") == 1
 
 
 class TestTokenMode:
@@ -91,7 +149,7 @@ class TestPairs:
         tokens = Tokens(LoginConfig(), pair)
         tokens.interactive = True
         assert (await tokens.access(), (await tokens.cluster()).text) == ("access", "id")
-        assert pair.asked == [(True, False)] * 2
+        assert set(pair.asked) == {(True, False)}
 
     async def test_a_refused_token_is_replaced_once(self) -> None:
         pair = Pair(TokenSet("access", "id"))
@@ -99,7 +157,7 @@ class TestPairs:
         tokens.refused()
         await tokens.access()
         await tokens.cluster()
-        assert [force for _, force in pair.asked] == [True, False]
+        assert [force for _, force in pair.asked] == [True, False, False]
 
 
 class TestCommand:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.fault_proxy import FaultProxy, How, Plan
 from tests.support.long import long_form
-from tests.support.processes import ManagedProcess, Mark
+from tests.support.processes import START, ManagedProcess, Mark
 from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, ApiServer, World, fixed_port
@@ -246,7 +246,7 @@ def test_a_frozen_relay_goes_on(whole: World, server: TalkServer) -> None:
     whole.relays[relay].signal(signal.SIGSTOP)
     try:
         if long_form():
-            resumed(forward, 0)
+            resumed(forward, START)
             go_on(server, under_way)
             under_way = talks(port)
         else:
@@ -376,7 +376,7 @@ def test_single_byte_segments(hops: tuple[World, FaultProxy, FaultProxy], server
         talk = Talk(port, next(_numbers), most=2000, pause=0.05)
         talk.wait_moves(5_000)
         assert client_side.cut("rst")
-        resumed(forward, 0)
+        resumed(forward, START)
         talk.wait_moves(5_000)
         server.check(talk)
         forward.stop()

@@ -72,7 +72,7 @@ class Ticks:
         """Wait until more numbers came."""
         mark = self.process.mark()
         self.process.wait_for_line(r"tick-\d+", after=mark, timeout=60)
-        until(lambda: self.process.mark() > mark + 10, f"{self.process.name} goes on", timeout=60)
+        until(lambda: self.process.mark().lines > mark.lines + 10, f"{self.process.name} goes on", timeout=60)
 
     def check(self) -> None:
         """Require that the program ended in order, and that every number came."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.claims import MAX_GROUPS, MAX_NAME, is_reserved, map_claims
+from arcbridge.identity.claims import MAX_GROUPS, MAX_NAME, Identity, is_reserved, map_claims
 from arcbridge.identity.refusal import TokenRefused
 
 from .issuer import CONFIG, URL, claims
@@ -120,6 +120,31 @@ def test_required_claims(changes: dict[str, Any]) -> None:
 
 def test_required_claims_that_are_there() -> None:
     assert mapped(RULES, tenant="7", hd="x").username == "oidc:alice"
+
+
+def test_which_of_two_identities_of_a_subject_counts() -> None:
+    """docs/threats.md#V17; tests/agent/test_sessions.py has the renewals."""
+
+    def one(issued: float, expires: float, *groups: str) -> Identity:
+        return Identity("alice", "", groups, "i#alice", "i", expires, issued_at=issued)
+
+    assert one(2, 5, "a", "b").supersedes(one(1, 9, "a"))
+    assert not one(1, 9, "a").supersedes(one(2, 5, "a", "b"))
+    assert one(1, 5, "a").supersedes(one(1, 9, "b", "c"))
+    assert not one(1, 9, "b", "c").supersedes(one(1, 5, "a"))
+    assert not one(1, 9, "b").supersedes(one(1, 5, "a")), "neither is a part of the other: nothing changes"
+    assert one(1, 9, "b", "a").supersedes(one(1, 5, "a", "b"))
+    assert not one(1, 5, "a").supersedes(one(1, 9, "a"))
+    assert one(0, 9, "a").supersedes(one(0, 5, "a")), "a token that does not say renews itself"
+
+
+def test_the_names_by_which_a_user_is_revoked() -> None:
+    assert mapped(CONFIG).names == ("oidc:alice", URL + "#alice")
+
+
+def test_the_time_of_issue_is_kept() -> None:
+    assert mapped(iat=1000).issued_at == 1000.0
+    assert mapped(iat=None).issued_at == 0.0  # counts as old
 
 
 def test_uid() -> None:

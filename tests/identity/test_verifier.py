@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from arcbridge.errors import Unauthenticated
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.refusal import TokenRefused
-from arcbridge.identity.verifier import LEEWAY, MAX_TOKEN, TokenVerifier
+from arcbridge.identity.verifier import LEEWAY, MAX_LIFETIME, MAX_TOKEN, TokenVerifier
 
 from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Clock, Issuer, b64, claims, jwk, raw_token, token
 
@@ -126,6 +126,12 @@ CLAIMS = [
     ("exp text", {"exp": "1600"}, "token.exp"),
     ("exp true", {"exp": True}, "token.exp"),
     ("exp huge", {"exp": 2**70}, "token.exp"),
+    ("exp of 2^53", {"exp": 2**53}, "token.exp"),
+    ("exp of 2^53 - 1", {"exp": 2**53 - 1}, "token.life"),
+    ("exp of 2^53 as a float", {"exp": float(2**53)}, "token.life"),
+    ("exp in a thousand years", {"exp": 1000 + 365_000 * 86400}, "token.life"),
+    ("exp beyond the bound", {"exp": 1000 + MAX_LIFETIME + 1}, "token.life"),
+    ("iat at the beginning of time", {"iat": 0, "exp": MAX_LIFETIME + 1}, "token.life"),
     ("no iat", {"iat": None}, "token.iat"),
     ("lapsed", {"exp": 1000 - LEEWAY}, "token.exp"),
     ("not yet", {"nbf": 1000 + LEEWAY + 1}, "token.nbf"),
@@ -140,7 +146,13 @@ async def test_t2_issuer_audience_and_times(changes: dict[str, Any], rule: str) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"exp": 1000 - LEEWAY + 1}, {"nbf": 1000 + LEEWAY - 1}, {"iat": 1000 + LEEWAY - 1}, {"aud": ["x", "cluster"]}],
+    [
+        {"exp": 1000 - LEEWAY + 1},
+        {"exp": 1000 + MAX_LIFETIME},
+        {"nbf": 1000 + LEEWAY - 1},
+        {"iat": 1000 + LEEWAY - 1},
+        {"aud": ["x", "cluster"]},
+    ],
 )
 async def test_t2_inside_the_skew(changes: dict[str, Any]) -> None:
     assert (await verifier().verify(token(claims(**changes)))).username == "oidc:alice"

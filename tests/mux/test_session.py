@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
+from arcbridge.mux import memory
 from arcbridge.mux import session as shell
-from arcbridge.mux.session import MuxSession, _gathered
+from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
 from arcbridge.wire.session import Kind, State
 from tests.mux.ends import LOOPS, Recorder, connect_in_memory, connect_over_tls, connected, make_sessions, run
 from tests.support.stream_io import StreamIO
@@ -466,6 +467,9 @@ def test_control_connections(loop: str) -> None:
             self.calls.append(f"dial {dial.join_id}")
             session.send_status(Status(dial.token, 4, "no", "i", True))
 
+        def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+            self.calls.append(f"revoke {revoke.user} {revoke.before}")
+
     async def main() -> None:
         agent_handler, relay_handler = Agent(), Relay()
         async with connected(
@@ -474,6 +478,8 @@ def test_control_connections(loop: str) -> None:
             ends.agent.send_dial(Dial("canary", "relay:443", "c", "join-1"))
             await soon(lambda: "status 4" in relay_handler.calls)
             assert agent_handler.calls == ["established", "dial join-1"]
+            ends.agent.send_revoke(Revoke("jane", 1_700_000_000, True))
+            await soon(lambda: "revoke jane 1700000000" in agent_handler.calls)
             ends.agent.goaway(GoawayCode.DRAINING, "restart", 5)
             await soon(lambda: "goaway_received" in agent_handler.calls)
             assert not ends.client.closed
@@ -532,12 +538,31 @@ def test_a_socket_that_is_full_holds_payload_in_its_stream(loop: str) -> None:
     run(loop, main)
 
 
-def test_small_parts_of_a_flush_are_gathered_and_large_ones_are_not_copied() -> None:
-    large = memoryview(bytes(range(256)) * 64)
-    parts: list[bytes | memoryview] = [b"head", large, b"a", memoryview(b"b"), b"c", bytes(large), b"end"]
-    found = _gathered(parts)
-    assert b"".join(found) == b"".join(parts)
-    assert [len(part) for part in found] == [4, len(large), 3, len(large), 3]
-    assert found[1] is large
-    assert found[3] is parts[5]
-    assert _gathered([]) == []
+@both_loops
+def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) -> None:
+    async def main() -> None:
+        ends = make_sessions(limits=Limits(replay=0, under_way=0, stream_window=1 << 20))
+        _, right = connect_in_memory(ends)
+        await ends.agent.wait_established()
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        transport, stream = theirs.transport, theirs.transport._stream
+        assert ends.agent.backlog.held == right.get_write_buffer_size() + stream.held > 256 * 1024
+        right.freeze(False)
+        await soon(lambda: not right.paused and not stream.queued)
+        assert ends.agent.backlog.held == 0
+        await writing
+        _, theirs = await ends.stream()
+        right.freeze(True)
+        writing = asyncio.ensure_future(theirs.write(bytes(800_000)))
+        await soon(lambda: right.paused)
+        right.abort()
+        await ends.agent.wait_ended()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert memory.backlog.held == 0
+        assert transport.is_closing()
+        await ends.stop()
+
+    run(loop, main)

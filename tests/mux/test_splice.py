@@ -331,6 +331,45 @@ def test_bytes_that_come_together_with_a_reset(loop: str, size: int) -> None:
     run(loop, main)
 
 
+@both_loops
+def test_m9_a_reset_socket_is_read_no_faster_than_its_stream_takes(loop: str) -> None:
+    """The kernel holds megabytes when the reset comes: they stay there while the peer takes none, and none is lost."""
+    size = 2 << 20
+
+    async def main() -> None:
+        limits = Limits(stream_window=64 * 1024, max_stream_window=64 * 1024)
+        async with connected("memory", limits=limits) as ends:
+            near, far = await tcp_pair()
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            results: list[SpliceResult] = []
+            await send(far, b"x" * size)
+            cut(far)
+            ends.client.open("tcp:test", splice := SocketSplice(near, results.append))
+            theirs = await ends.agent_handler.opened.get()
+            theirs.transport.pause_reading()
+            await soon(lambda: ends.client.backlog.held > 0)
+            splice._read_the_rest(ConnectionResetError())
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert ends.client.backlog.held < 3 * buffer.SIZE
+            assert not results
+            theirs.transport.resume_reading()
+            received = bytearray()
+
+            async def read_on() -> None:
+                while True:
+                    received.extend(await theirs.read())
+
+            with pytest.raises(StreamReset):
+                async with asyncio.timeout(8):
+                    await read_on()
+            assert len(received) == size
+            await soon(lambda: bool(results))
+            assert results[0].error is not None
+
+    run(loop, main)
+
+
 @asynccontextmanager
 async def an_outer(tls: bool, *, link: str = "memory", **kwargs: Any) -> Any:
     server_context, client_context = tls_contexts()

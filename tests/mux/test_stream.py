@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import StreamReset
+from arcbridge.mux import buffer, memory
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Recorder, connected, run
@@ -82,9 +83,9 @@ async def turns(count: int = 30) -> None:
 
 
 @asynccontextmanager
-async def plain_pair(**kwargs: Any) -> Any:
+async def plain_pair(*, agent_handler: Recorder | None = None, **kwargs: Any) -> Any:
     """(ends, client's protocol, agent's protocol) with one open stream."""
-    async with connected("memory", agent_handler=Recorder(Plain), **kwargs) as ends:
+    async with connected("memory", agent_handler=agent_handler or Recorder(Plain), **kwargs) as ends:
         mine = Plain()
         ends.client.open("kubernetes", mine)
         theirs = await ends.agent_handler.opened.get()
@@ -417,5 +418,94 @@ def test_a_cut_comes_behind_every_byte(loop: str, link: str) -> None:
                 assert session.streams_open == 0
                 session._machine.assert_invariants()
             assert ends.client._machine.unconsumed == ends.agent._machine.unconsumed == 0
+
+    run(loop, main)
+
+
+class Source(Plain):
+    """Writes as a socket is read: a portion at a time, as long as it is not paused."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.paused = False
+        self.written = 0
+
+    def pour(self, most: int) -> None:
+        """Write until the stream pauses, or `most` bytes are written."""
+        while not self.paused and self.written < most:
+            count = min(self.transport.portion, most - self.written)
+            self.transport.write(bytes(count))
+            self.written += count
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+
+
+BACKLOG = 1024 * 1024
+
+
+@both_loops
+def test_m9_streams_whose_peer_grants_nothing_hold_little(loop: str) -> None:
+    """Many streams pour towards a peer that takes nothing: the sum is bounded, and a stream that is read goes on."""
+
+    async def main() -> None:
+        limits = Limits(stream_window=64 * 1024, max_stream_window=64 * 1024, session_window=8 << 20, backlog=BACKLOG)
+        async with connected("memory", agent_handler=Recorder(Source), limits=limits) as ends:
+            mine = []
+            for _ in range(60):
+                mine.append(Plain())
+                ends.client.open("kubernetes", mine[-1])
+                mine[-1].transport.pause_reading()
+            theirs = [await ends.agent_handler.opened.get() for _ in mine]
+            for _ in range(5):
+                for one in theirs:
+                    one.pour(1 << 20)
+                await turns()
+            backlog = ends.agent.backlog
+            assert all(one.paused for one in theirs)
+            # One read is under way when the bound is reached; then each stream holds two small portions at the most.
+            bound = BACKLOG + buffer.SIZE + 2 * buffer.PORTION * len(theirs)
+            assert BACKLOG <= backlog.held <= bound
+            assert memory.backlog.held >= backlog.held
+            assert backlog.full
+            held = [one.transport.get_write_buffer_size() for one in theirs]
+            mine[-1].transport.resume_reading()
+            while len(mine[-1].got) < 1 << 20:
+                theirs[-1].pour(1 << 20)
+                await turns()
+                assert backlog.held <= bound
+            assert [one.transport.get_write_buffer_size() for one in theirs[:-1]] == held[:-1], "another one moved"
+            for one in mine:
+                one.transport.resume_reading()
+            while any(len(one.got) < 1 << 20 for one in mine):
+                for one in theirs:
+                    one.pour(1 << 20)
+                await turns()
+
+    run(loop, main)
+    assert memory.backlog.held == 0
+
+
+@both_loops
+def test_m9_bytes_one_at_a_time_fill_no_stream_beyond_a_portion(loop: str) -> None:
+    """While its backlog is full a stream goes on when it is empty, not with each byte that the peer takes."""
+
+    async def main() -> None:
+        limits = Limits(backlog=1)
+        async with plain_pair(limits=limits, agent_handler=Recorder(Source)) as (_, mine, theirs):
+            mine.transport.pause_reading()
+            theirs.pour(1 << 20)
+            await turns(100)
+            stream = theirs.transport._stream
+            assert stream.queued <= 2 * buffer.PORTION
+            for _ in range(50):
+                theirs.transport._sender.add_credit(stream, 1)
+                theirs.transport._session.wake()
+                await turns(2)
+                theirs.pour(1 << 20)
+                assert stream.queued <= 2 * buffer.PORTION
 
     run(loop, main)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
+from tests.support.descriptors import held
 
 
 @pytest.fixture
@@ -16,16 +17,12 @@ async def faults() -> AsyncIterator[list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: found.append(context))
     gc.collect()
-    before = _descriptors()
+    before = held()
     yield found
     gc.collect()
     await asyncio.sleep(0)
     assert found == []
-    assert _descriptors() == before
+    assert held() <= before
     if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop shows neither
         assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
         assert list(loop._selector.get_map()) == [loop._ssock.fileno()]  # type: ignore[attr-defined]
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))

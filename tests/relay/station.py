@@ -22,6 +22,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
 from arcbridge.relay.counters import Counters
@@ -47,7 +48,8 @@ class StubVerifier:
     async def verify(self, token: str) -> Identity:
         if token == "bad":
             raise Unauthenticated("the token has expired")
-        return Identity(token, "", (), token, "https://issuer.test", time.time() + 600)
+        now = time.time()
+        return Identity(token, "", (), f"https://issuer.test#{token}", "https://issuer.test", now + 600, issued_at=now)
 
 
 class StubPolicy:
@@ -56,6 +58,9 @@ class StubPolicy:
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         return (identity.username, cluster) in self.allowed
+
+    def current(self) -> object:
+        return frozenset(self.allowed)
 
 
 class EchoUpper(asyncio.Protocol):
@@ -83,6 +88,7 @@ class Station:
         self.fleet: Fleet = LocalFleet()
         self.handovers: Handovers | None = None
         self.policy = StubPolicy()
+        self.access = Access(self.policy)
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""
@@ -108,7 +114,7 @@ class Station:
             fleet=self.fleet,
             registry=self.registry,
             verifier=StubVerifier(),
-            policy=self.policy,
+            access=self.access,
             pumps=self.pumps,
             counters=self.counters,
             address="relay.test:443",

@@ -271,11 +271,8 @@ async def test_small_messages_pass_while_another_pair_moves_bulk(bench: Bench) -
 
 async def test_a_cut_resets_both_ends(bench: Bench) -> None:
     client, agent, pump = await bench.pair()
-    other = (await bench.pair())[2]
-    other.cluster = "other"
-    assert bench.pumps.abort("prod", "revoked") == 1
+    pump.abort("revoked")
     assert pump.closed
-    assert not other.closed
     assert "revoked" in str(pump.error)
     for end in (client, agent):
         with pytest.raises(ConnectionResetError):

@@ -213,7 +213,7 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(joins_per_minute_per_user=5, pending_joins=20, sessions=20)
 
     async def only_for_bob(agent: Agent, dial: Dial) -> None:
-        if relay.rendezvous.places.pending_of.get("bob") or dial.instance:
+        if relay.rendezvous.places.pending_of.get("https://issuer.test#bob") or dial.instance:
             await consent_and_join(agent, dial)
 
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=only_for_bob) as agent:
@@ -252,7 +252,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         socks.pop().close()
         agent.sockets[1].close()
         async with asyncio.timeout(5):
-            while relay.rendezvous.places.sessions_of.get("alice") != 1:
+            while relay.rendezvous.places.sessions_of.get("https://issuer.test#alice") != 1:
                 await asyncio.sleep(0.005)
         socks.append((await relay.join())[0])
         for sock in socks:

@@ -261,6 +261,36 @@ async def test_a_changed_policy_counts_and_a_broken_one_does_not(
         assert caught.value.code == JoinCode.FORBIDDEN
 
 
+async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#V1: the policy is asked for the sessions that run, too; a broken one cuts no session."""
+    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
+    assert config.policy is not None
+    config.policy.write_text(POLICY.replace('"oidc:alice"', '"oidc:alice", "oidc:bob"'))
+    async with running(config) as relay, agent_of(relay) as agent:
+        near, _ = await relay.join()
+        far = await exchange(near, agent)
+        kept, _ = await relay.join("bob")
+        kept_far = await exchange(kept, agent)
+        config.policy.write_text("[[allow]]\nnonsense = 1\n")
+        await asyncio.sleep(0.1)
+        assert 'sessions_cut_total{reason="policy"} 0.0' in await relay.metrics()
+        config.policy.write_text(POLICY.replace("alice", "bob"))
+        for end in (near, far):
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(receive(end, 10), 5)
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert caught.value.code == JoinCode.FORBIDDEN
+        await send_all(kept, b"still here")
+        assert await receive(kept_far, 20) == b"still here"
+        assert 'sessions_cut_total{reason="policy"} 1.0' in await relay.metrics()
+        near.close()
+        kept.close()
+
+
 async def test_draining_lets_sessions_leave(config: RelayConfig) -> None:
     async with running(config) as relay, agent_of(relay) as agent:
         near, _ = await relay.join()

@@ -130,6 +130,12 @@ class End:
                     self._ended(self.seen[stream.id], "session over")
             self.machine.streams.clear()
 
+    def check_backlog(self) -> None:
+        """What counts as waiting is what waits: in streams, and sent but not confirmed."""
+        history = self.machine.sender.history
+        waiting = sum(stream.held for stream in self.machine.streams.values())
+        assert self.machine.backlog.held == waiting + (history.held if history is not None else 0)
+
     def _note_over(self, seen: Seen) -> None:
         if not seen.ends and seen.finished and seen.stream.sending is SendState.FINISHED:
             self._ended(seen, "in order")
@@ -185,6 +191,7 @@ class Pair:
             end.note_ends()
             if end.machine.state is not State.CLOSED:
                 end.machine.assert_invariants()
+            end.check_backlog()
 
     def deliver(self, end: End, most: int | None = None) -> bool:
         """Let the next bytes arrive at `end` now, at most `most` of them; false if none are on their way."""

@@ -82,7 +82,7 @@ class Parts:
         self.lifecycle = Lifecycle(kind, limits, 100.0)
         self.sender = Sender(
             self.context,
-            history=Replay(limits.replay, self.budget) if history else None,
+            history=Replay(limits.replay, self.budget, self.context.backlog) if history else None,
             congestion=CongestionWindow(limits.under_way, now=100.0) if congestion else None,
         )
         self.decoder = Decoder()

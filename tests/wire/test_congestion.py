@@ -14,7 +14,7 @@ from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
 from arcbridge.wire.sender import Blocked
-from arcbridge.wire.slow_start import CONSERVATIVE_ROUNDS, PLATEAU, SHORT_FIRST
+from arcbridge.wire.slow_start import CONSERVATIVE_ROUNDS, PLATEAU, SHORT_FIRST, SHORT_ROUND_TRIP
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -344,7 +344,7 @@ def test_rounds_with_a_queue_end_the_growth() -> None:
 
 
 def test_a_short_path_begins_with_a_streams_first_credit() -> None:
-    for trip, cap in ((LEAST_ROUND_TRIP, SHORT_FIRST), (0.01, FIRST)):
+    for trip, cap in ((SHORT_ROUND_TRIP, SHORT_FIRST), (0.01, FIRST)):
         window = CongestionWindow(16 * 1024 * KIB)
         window.pinged(24, 1.0)
         window.confirmed(48, 48, 1.0 + trip * 0.99)

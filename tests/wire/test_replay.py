@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.wire.replay import Budget, Replay
+from arcbridge.wire.backlog import Backlog
+from arcbridge.wire.replay import FLUSH_OVERHEAD, Budget, Replay
 
 
-def filled(*flushes: list[bytes], most: int = 1000, budget: Budget | None = None) -> Replay:
-    replay = Replay(most, budget or Budget(10**9))
+def filled(
+    *flushes: list[bytes], most: int = 1000, budget: Budget | None = None, backlog: Backlog | None = None
+) -> Replay:
+    replay = Replay(most, budget or Budget(10**9), backlog or Backlog(10**9))
     for pieces in flushes:
         replay.append(pieces, sum(map(len, pieces)))
     return replay
@@ -23,12 +26,14 @@ def filled(*flushes: list[bytes], most: int = 1000, budget: Budget | None = None
 )
 def test_it_gives_exactly_what_follows_an_offset(flushes: list[list[bytes]], acks: list[int], offset: int) -> None:
     whole = b"".join(b"".join(pieces) for pieces in flushes)
-    budget = Budget(10**9)
-    replay = filled(*flushes, budget=budget)
+    budget, backlog = Budget(10**9), Backlog(10**9)
+    replay = filled(*flushes, budget=budget, backlog=backlog)
     for ack in acks:
         replay.acknowledge(min(ack, len(whole)))
     assert replay.end == len(whole)
     assert budget.held == replay.size
+    assert backlog.held == replay.held
+    assert replay.size <= replay.held <= replay.size + FLUSH_OVERHEAD * len(flushes)
     if replay.holds(offset):
         assert b"".join(replay.since(offset)) == whole[offset:]
     else:

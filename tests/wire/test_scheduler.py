@@ -15,8 +15,7 @@ def streams(count: int, queued: int = 10_000) -> list[Stream]:
 
 
 def put(stream: Stream, count: int) -> None:
-    stream.outbox.append(bytes(count))
-    stream.queued += count
+    stream.put(bytes(count))
 
 
 def turn(ring: Scheduler, most: int = 1_000_000) -> tuple[Stream, int]:

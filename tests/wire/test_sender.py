@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.errors import LocalProtocolError
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
     HEADER_SIZE,
@@ -17,8 +18,9 @@ from arcbridge.wire.frames import (
     frame,
 )
 from arcbridge.wire.limits import KIB, Limits
-from arcbridge.wire.sender import QUEUE_AHEAD, Blocked
-from arcbridge.wire.stream import SendState
+from arcbridge.wire.replay import Replay
+from arcbridge.wire.sender import QUEUE_AHEAD, Blocked, gathered
+from arcbridge.wire.stream import PROGRESS, SendState
 from arcbridge.wire.window import MAX_CREDIT
 from tests.wire.parts import Parts
 
@@ -335,3 +337,71 @@ def test_what_is_left_when_the_session_is_over(keep: bool) -> None:
     assert parts.written() == b"goaway" + (b"finished" if keep else b"")
     assert not sender.has_output
     assert parts.notes.failures == []
+
+
+def test_small_parts_of_a_flush_aregathered_and_large_ones_are_not_copied() -> None:
+    large = memoryview(bytes(range(256)) * 128)
+    parts: list[bytes | memoryview] = [b"head", large, b"a", memoryview(b"b"), b"c", bytes(large), b"end"]
+    found = gathered(parts)
+    assert b"".join(found) == b"".join(parts)
+    assert [len(part) for part in found] == [4, len(large), 3, len(large), 3]
+    assert found[1] is large
+    assert found[3] is parts[5]
+    assert gathered([]) == []
+
+
+def test_a_small_flush_is_one_part_and_that_part_is_what_is_kept() -> None:
+    parts = Parts(history=True)
+    sender, history = parts.sender, parts.sender.history
+    assert history is not None
+    for _ in range(3):
+        sender.queue(b"x" * 12)
+    written = sender.data_to_send(1 << 20, 1.0)
+    assert [len(part) for part in written] == [36]
+    assert history.since(history.start)[0] is written[0]
+
+
+def test_m9_a_stream_is_stalled_until_what_waits_moves_by_more_than_a_drip() -> None:
+    parts = Parts()
+    sender, stream, context = parts.sender, parts.stream(2, credit=0), parts.context
+    sender.credit = MAX_CREDIT
+    context.now = 10.0
+    sender.send(stream, bytes(100_000))
+    context.now = 20.0
+    sender.send(stream, bytes(100_000))
+    assert stream.stalled_since == 10.0
+    for second in range(30, 40):  # a byte a second is no progress
+        sender.add_credit(stream, 1)
+        sender.data_to_send(MAX_DATA, float(second))
+    assert (stream.stalled_since, stream.bytes_sent) == (10.0, 10)
+    sender.add_credit(stream, PROGRESS)
+    sender.data_to_send(MAX_DATA, 50.0)
+    assert stream.stalled_since == 50.0
+    sender.add_credit(stream, MAX_CREDIT // 2)
+    while stream.queued:
+        sender.data_to_send(MAX_DATA, 60.0)
+    stream.credit = 0
+    context.now = 70.0
+    sender.send(stream, b"x")
+    assert stream.stalled_since == 70.0
+    assert context.backlog.held == stream.held == 1
+
+
+def test_m9_a_users_backlog_pauses_a_history_above_its_floor() -> None:
+    parts = Parts(history=True)
+    sender, stream = parts.sender, parts.stream(2, credit=MAX_CREDIT)
+    sender.credit = MAX_CREDIT
+    user = Backlog(2 * Replay.FLOOR)
+    parts.context.backlog.move(user)
+    user.add(2 * Replay.FLOOR)
+    sent = 0
+    while sender.blocked_by is Blocked(0):
+        sender.send(stream, bytes(MAX_DATA))
+        sent += sum(map(len, sender.data_to_send(1 << 20)))
+    assert sender.blocked_by is Blocked.HISTORY
+    assert Replay.FLOOR <= sent < Replay.FLOOR + MAX_DATA + 2 * HEADER_SIZE
+    sender.confirmed(sent // 2)
+    assert sender.blocked_by is Blocked.HISTORY
+    user.remove(Replay.FLOOR)
+    sender.confirmed(sent // 2 + 1)
+    assert sender.blocked_by is Blocked(0)

@@ -25,7 +25,7 @@ from arcbridge.wire.frames import (
     pack_header,
 )
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Move, Open, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Move, Open, Revoke, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from arcbridge.wire.window import MAX_CREDIT
 from tests.support.pair import End, Pair
@@ -123,8 +123,12 @@ STATES: dict[str, tuple[Callable[[], Scripted], State, set[str]]] = {
     "acceptor OPEN": (acceptor_open, State.OPEN, {"AUTH"} | STREAMS),
     "acceptor DRAINING": (acceptor_draining, State.DRAINING, {"AUTH"} | STREAMS),
     "agent control HELLO": (lambda: control(Side.INITIATOR, State.HELLO), State.HELLO, {"HELLO"} | HANDSHAKING),
-    "agent control OPEN": (lambda: control(Side.INITIATOR, State.OPEN), State.OPEN, {"DIAL"} | BASIC),
-    "agent control DRAINING": (lambda: control(Side.INITIATOR, State.DRAINING), State.DRAINING, {"DIAL"} | BASIC),
+    "agent control OPEN": (lambda: control(Side.INITIATOR, State.OPEN), State.OPEN, {"DIAL", "REVOKE"} | BASIC),
+    "agent control DRAINING": (
+        lambda: control(Side.INITIATOR, State.DRAINING),
+        State.DRAINING,
+        {"DIAL", "REVOKE"} | BASIC,
+    ),
     "relay control HELLO": (lambda: control(Side.ACCEPTOR, State.HELLO), State.HELLO, {"HELLO"} | HANDSHAKING),
     "relay control OPEN": (lambda: control(Side.ACCEPTOR, State.OPEN), State.OPEN, {"STATUS"} | BASIC),
     "relay control DRAINING": (lambda: control(Side.ACCEPTOR, State.DRAINING), State.DRAINING, {"STATUS"} | BASIC),
@@ -150,6 +154,7 @@ INPUTS: dict[str, Callable[[int], bytes]] = {
     "STATUS": lambda _: frame(FrameType.STATUS, 0, Status("canary").encode()),
     "MOVE": lambda _: frame(FrameType.MOVE, 0, Move("join").encode()),
     "QUIET": lambda _: frame(FrameType.QUIET, 0),
+    "REVOKE": lambda _: frame(FrameType.REVOKE, 0, Revoke("jane", 1_700_000_000).encode()),
     "ignorable": lambda _: frame(UNKNOWN[0], 9, b"later"),
     # Never lawful.
     "unknown type": lambda _: frame(99, 0),
@@ -238,6 +243,7 @@ COMMANDS: dict[str, Callable[[Session], object]] = {
     "open_stream": lambda m: m.open_stream("kubernetes"),
     "send_dial": lambda m: m.send_dial(Dial("canary")),
     "send_status": lambda m: m.send_status(Status("canary")),
+    "send_revoke": lambda m: m.send_revoke(Revoke("jane", 1)),
     "goaway": lambda m: m.goaway(GoawayCode.DRAINING),
     "close": lambda m: m.close(GoawayCode.DONE, ""),
     "timer": lambda m: m.handle_timer(m.now + 1.0),
@@ -990,6 +996,21 @@ def test_control_connections_carry_dials_and_statuses() -> None:
     assert [e.status.ready for e in pair.agent.events if isinstance(e, ev.StatusReceived)] == [True]
     assert pair.client.machine.received == pair.agent.machine.sent
     assert pair.agent.machine.received == pair.client.machine.sent
+
+
+def test_a_list_of_revocations_leaves_at_once_and_before_hello_waits() -> None:
+    """10 000 users are 600 KB: more than control frames may wait, and less than an agent takes for a flood."""
+    pair = Pair(Kind.CONTROL)
+    told = [Revoke(f"user-{n}@example.com", 1_700_000_000 + n, n == 0, "left the company") for n in range(10_000)]
+    for revoke in told:
+        pair.agent.machine.send_revoke(revoke)
+    pair.settle()
+    assert [e.revoke for e in pair.client.events if isinstance(e, ev.RevokeReceived)] == told
+    assert all(end.machine.state is State.OPEN for end in pair.ends)
+    with pytest.raises(LocalProtocolError, match="only a relay"):
+        pair.client.machine.send_revoke(Revoke("jane", 1))
+    with pytest.raises(LocalProtocolError, match="more than 4096"):
+        pair.agent.machine.send_revoke(Revoke("j" * 4096, 1))
 
 
 def test_the_byte_counts_agree() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.wire.rate_estimate import SPAN
-from arcbridge.wire.round_trip import LEAST_ROUND_TRIP
 from arcbridge.wire.slow_start import (
     CONSERVATIVE_ROUNDS,
     DELAY_LEAST,
     DELAY_MOST,
     PLATEAU,
     SHORT_FIRST,
+    SHORT_ROUND_TRIP,
     SlowStart,
 )
 
@@ -113,7 +113,7 @@ def test_a_path_a_quarter_faster_is_grown_into_from_the_cap_in_force() -> None:
 
 
 @pytest.mark.parametrize(("trip", "most", "cap"), [
-    (LEAST_ROUND_TRIP, MOST, SHORT_FIRST), (1.1 * LEAST_ROUND_TRIP, MOST, FIRST), (LEAST_ROUND_TRIP, 5000, 5000),
+    (SHORT_ROUND_TRIP, MOST, SHORT_FIRST), (1.1 * SHORT_ROUND_TRIP, MOST, FIRST), (SHORT_ROUND_TRIP, 5000, 5000),
 ])  # fmt: skip
 def test_a_short_path_begins_with_more(trip: float, most: int, cap: int) -> None:
     slow_start = SlowStart(FIRST, most)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from arcbridge.wire.stream import SMALL, ReceiveState, SendState, Stream
 from arcbridge.wire.window import ReceiveWindow
 
 
@@ -20,8 +21,7 @@ def stream() -> Stream:
 def test_taking_gives_the_bytes_in_order(chunks: list[bytes], turns: list[int]) -> None:
     one = stream()
     for chunk in chunks:
-        one.outbox.append(chunk)
-        one.queued += len(chunk)
+        one.put(chunk)
     out = b""
     for most in turns:
         pieces = one.take(most)
@@ -30,6 +30,23 @@ def test_taking_gives_the_bytes_in_order(chunks: list[bytes], turns: list[int]) 
         assert one.queued == sum(map(len, one.outbox))
     assert b"".join(chunks).startswith(out)
     assert out + b"".join(one.take(10**6)) == b"".join(chunks)
+
+
+sizes = st.one_of(st.integers(1, 3), st.integers(1, 5000))
+
+
+@given(st.lists(st.tuples(sizes, st.integers(0, 6000)), max_size=60))
+def test_m9_what_a_stream_holds_is_counted_whatever_the_pieces(steps: list[tuple[int, int]]) -> None:
+    """Pieces of one byte, and large ones of which all but one byte was taken: the count is that of the memory."""
+    one = stream()
+    for put, take in steps:
+        one.put(bytes(put))
+        one.take(take)
+        whole = [piece.obj if isinstance(piece, memoryview) else piece for piece in one.outbox]
+        assert one.held == sum(map(len, whole)) >= one.queued
+        assert sum(map(sys.getsizeof, whole)) <= one.held * 1.05 + 2 * SMALL
+    one.take(one.queued)
+    assert one.held == one.queued == 0
 
 
 def test_payload_waits_until_there_is_a_sink() -> None:

@@ -49,6 +49,8 @@ class Endpoint:
     token_file: Path | None
     certificate_file: Path | None
     key_file: Path | None
+    impersonable: frozenset[str] | None = None
+    """Groups that the agent's own identity may impersonate; None: any."""
 
     @property
     def authority(self) -> str:
@@ -65,14 +67,15 @@ def endpoint_of(
     certificate, key = config.client_certificate_file, config.client_key_file
     if (certificate is None) != (key is None):
         raise ConfigError("kubernetes.client_certificate_file and kubernetes.client_key_file belong together")
+    groups = _impersonable(config.impersonate_groups)
     if not config.server:
         host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise ConfigError("kubernetes.server: missing, and this is not a pod (KUBERNETES_SERVICE_HOST is not set)")
         if not port.isdigit():
             raise ConfigError("KUBERNETES_SERVICE_PORT: not a port number")
-        token = config.token_file or service_account / "token"
-        return Endpoint(host, int(port), config.ca_file or service_account / "ca.crt", token, certificate, key)
+        token, ca_file = config.token_file or service_account / "token", config.ca_file or service_account / "ca.crt"
+        return Endpoint(host, int(port), ca_file, token, certificate, key, groups)
     try:
         parts = urlsplit(config.server)
         server, number = parts.hostname, parts.port
@@ -84,7 +87,16 @@ def endpoint_of(
         raise ConfigError("kubernetes.server: must be https://host:port and nothing more")
     if config.token_file is None and certificate is None:
         raise ConfigError("kubernetes: needs token_file, or client_certificate_file with client_key_file")
-    return Endpoint(server, number or 443, config.ca_file, config.token_file, certificate, key)
+    return Endpoint(server, number or 443, config.ca_file, config.token_file, certificate, key, groups)
+
+
+def _impersonable(groups: tuple[str, ...]) -> frozenset[str] | None:
+    """The groups that may be impersonated; None for any. Raises ConfigError."""
+    if groups == ("*",):
+        return None
+    if "*" in groups or not all(groups):
+        raise ConfigError('kubernetes.impersonate_groups: either ["*"], which is every group, or names of groups')
+    return frozenset(groups)
 
 
 class AnswerFailed(ArcbridgeError):
@@ -134,6 +146,8 @@ class ApiServer:
                 "aiohttp's C parser is missing; its Python one is too lenient to stand before an API server"
             )
         self.endpoint = endpoint
+        self.impersonable = endpoint.impersonable
+        """Groups that the agent's own identity may impersonate; None: any."""
         self._clock = clock
         self._looked_at = clock()
         self._stamp = self._stamps()

@@ -18,6 +18,7 @@ import structlog
 from aiohttp import HttpVersion11
 from aiohttp.http import HttpVersion
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.framing import check_framing, check_target, content_length, has_body
@@ -84,11 +85,15 @@ class SubjectLines:
         self._authorization = ""
         self._lines = b""
 
-    def of(self, identity: Identity, authorization: str) -> bytes:
-        """Answer the lines for an identity and the agent's own Authorization. Raises RequestRefusal."""
+    def of(self, identity: Identity, authorization: str, impersonable: frozenset[str] | None = None) -> bytes:
+        """Answer the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
+
+        Raises RequestRefusal.
+        """
         if identity is not self._identity or authorization != self._authorization:
             self._identity = None
-            self._lines = _serialised(impersonated_headers([], Subject.of(identity), authorization=authorization))
+            subject = Subject.of(identity, impersonable)
+            self._lines = _serialised(impersonated_headers([], subject, authorization=authorization))
             self._identity, self._authorization = identity, authorization
         return self._lines
 
@@ -101,6 +106,8 @@ class Caller:
     """The join id."""
     identity: Identity
     """Replaced at each renewal of the token; read anew for each request."""
+    account: Account
+    """What the user holds over all sessions."""
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     connected_since: float = 0.0
@@ -262,7 +269,8 @@ class Authorizer:
         if caller.token_mode:
             own, lines = False, _serialised(own_token_headers(head.fields))
         elif head.plain is not None:
-            own, lines = True, head.plain + caller.subject_lines.of(identity, self._api.authorization())
+            subject_lines = caller.subject_lines.of(identity, self._api.authorization(), self._api.impersonable)
+            own, lines = True, head.plain + subject_lines
         else:
             subject = self._subject(identity, head, record, approval)
             authorization = self._api.authorization()
@@ -292,12 +300,13 @@ class Authorizer:
         if self.stats.in_flight > MAX_IN_FLIGHT:
             raise RequestRefusal(429, "the agent has too many requests under way; try again shortly", retry_after=1)
 
-    @staticmethod
-    def _subject(identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None) -> Subject:
+    def _subject(
+        self, identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None
+    ) -> Subject:
         """Whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
         asked = requested_subject(head.fields)
         if asked is None:
-            return Subject.of(identity)
+            return Subject.of(identity, self._api.impersonable)
         record.as_user = asked.user
         if approval is None or approval.identity is not identity or approval.subject != asked:
             raise ReviewNeeded(identity, asked)

@@ -58,10 +58,11 @@ class Subject:
     """(key, value) pairs, a key may repeat; keys are lower-case and not yet escaped."""
 
     @classmethod
-    def of(cls, identity: Identity) -> Subject:
-        """The subject of a mapped identity."""
+    def of(cls, identity: Identity, impersonable: frozenset[str] | None = None) -> Subject:
+        """The subject of a mapped identity, with those of its groups that the agent may impersonate (None: all)."""
         extra = tuple((key.lower(), value) for key, values in identity.extra.items() for value in values)
-        return cls(identity.username, identity.uid, tuple(identity.groups), extra)
+        groups = tuple(group for group in identity.groups if impersonable is None or group in impersonable)
+        return cls(identity.username, identity.uid, groups, extra)
 
 
 def check_names(inbound: RawHeaders) -> None:

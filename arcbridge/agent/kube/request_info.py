@@ -7,7 +7,7 @@ upgrade is in order. It decides no access: the API server does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote, unquote_plus
 
 _VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _NAMESPACE_SUBRESOURCES = ("status", "finalize")
@@ -53,13 +53,25 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
     subresource = rest[2] if len(rest) > 2 else ""
 
     if not name and verb in ("get", "delete"):
-        parameters = parse_qs(query, keep_blank_values=True, max_num_fields=1000) if query else {}
         if verb == "delete":
             verb = "deletecollection"
-        elif parameters.get("watch", ["false"])[0].lower() in ("", "1", "t", "true"):
+        elif _watches(query):
             verb = "watch"
         else:
             verb = "list"
     if upgrade and verb == "get":
         verb = "create"
     return RequestInfo(verb, group, version, resource, subresource, namespace, name)
+
+
+def _watches(query: str) -> bool:
+    """Tell whether a query asks for a watch; only its first field `watch` counts.
+
+    Go's `url.ParseQuery` knows no most number of fields and leaves out those with a semicolon. The length of the
+    request line bounds the work.
+    """
+    for field in query.split("&"):
+        key, _, value = field.partition("=")
+        if (key == "watch" or ("%" in key and unquote_plus(key) == "watch")) and ";" not in field:
+            return unquote_plus(value).lower() in ("", "1", "t", "true")
+    return False

@@ -79,7 +79,7 @@ class Reviewer:
 
     async def approve(self, identity: Identity, target: Subject) -> Approval:
         """Answer the approval that `identity` may run as `target`; RequestRefusal 403 in Kubernetes' words, or 503."""
-        user = Subject.of(identity)
+        user = Subject.of(identity, self._api.impersonable)
         parts = parts_of(target)
         if len(parts) > MAX_PARTS:
             raise RequestRefusal(400, f"impersonation (--as) of more than {MAX_PARTS} groups and extras is not carried")

@@ -92,6 +92,20 @@ class JoinTokenRecord:
     """Whether it lets the cluster come back with another CA."""
 
 
+@dataclass(frozen=True, slots=True)
+class UserRevocation:
+    """Logins of one user that count no more."""
+
+    user: str
+    """A user name as the policy has it, or a subject (`ISSUER#SUB`)."""
+    before: int
+    """Unix seconds: tokens that were issued before count no more. It may lie ahead."""
+    reason: str = ""
+    """Shown to the user; may be empty."""
+    revoked: float = 0.0
+    """When the operator said so, unix seconds."""
+
+
 class Registry(ABC):
     """See the module's docstring. Every method may raise `RegistryUnavailable`.
 

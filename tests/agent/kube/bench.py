@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.authorize import Caller
@@ -168,6 +169,19 @@ class Bench:
         return await self.ask("\n".join([f"{method} {path} HTTP/1.1", "Host: k", *headers]), method=method)
 
 
+class Member:
+    """A session of an account, with as many streams as a test says."""
+
+    def __init__(self, streams: int = 0) -> None:
+        self.streams = streams
+
+
+def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
+    """Return a caller with an account in which one session is."""
+    found = accounts if accounts is not None else Accounts()
+    return Caller("0123456789abcdef", identity, found.enter(identity, Member()))
+
+
 @asynccontextmanager
 async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
     """A bench; `config` overrides the agent's kubernetes settings."""
@@ -182,7 +196,7 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
         audit = RecordedAudit()
         proxy = KubeProxy(api, audit)
         client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
-        bench = Bench(fake, proxy, audit, Caller("0123456789abcdef", ALICE), client)
+        bench = Bench(fake, proxy, audit, caller_of(ALICE), client)
         loop = asyncio.get_running_loop()
         agents: list[MuxSession] = []
 

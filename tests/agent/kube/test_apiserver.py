@@ -32,6 +32,18 @@ def test_by_settings() -> None:
     assert end.ca_file is None
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"), [(("*",), None), ((), frozenset()), (("dev", "ops"), frozenset({"dev", "ops"}))]
+)
+def test_groups_that_may_be_impersonated(
+    tmp_path: Path, names: tuple[str, ...], expected: frozenset[str] | None
+) -> None:
+    in_cluster = {"KUBERNETES_SERVICE_HOST": "a"}
+    assert endpoint_of(KubernetesConfig(impersonate_groups=names), in_cluster, tmp_path).impersonable == expected
+    settings = KubernetesConfig(server="https://a", token_file=TOKEN, impersonate_groups=names)
+    assert endpoint_of(settings, {}).impersonable == expected
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "kubernetes.server: missing"),
     ({"server": "http://a:1", "token_file": TOKEN}, "must be https"),
@@ -41,6 +53,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"server": "https://a:x", "token_file": TOKEN}, "kubernetes.server"),
     ({"server": "https://a"}, "needs token_file"),
     ({"server": "https://a", "client_key_file": TOKEN}, "belong together"),
+    ({"server": "https://a", "token_file": TOKEN, "impersonate_groups": ("*", "dev")}, "kubernetes.impersonate_groups"),
+    ({"server": "https://a", "token_file": TOKEN, "impersonate_groups": ("",)}, "kubernetes.impersonate_groups"),
 ]
 
 

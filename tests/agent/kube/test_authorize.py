@@ -28,7 +28,7 @@ from arcbridge.config import KubernetesConfig
 from arcbridge.identity.claims import Identity
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
-from .bench import ALICE, RecordedAudit
+from .bench import ALICE, RecordedAudit, caller_of
 
 PLAIN = b"Accept: a\r\n"
 LINES = (
@@ -44,7 +44,7 @@ class Desk:
         self.fake = fake
         self.audit = RecordedAudit()
         self.authorizer = Authorizer(api, self.audit, Reviewer(api))
-        self.stream = StreamContext(Caller("0123456789abcdef", ALICE), 1)
+        self.stream = StreamContext(caller_of(ALICE), 1)
 
     @property
     def caller(self) -> Caller:
@@ -89,6 +89,18 @@ async def test_another_identity_counts_at_once(desk: Desk) -> None:
     assert b"Impersonate-Group: ops" in desk.plan(plain()).lines
     desk.caller.identity = dataclasses.replace(ALICE, groups=("dev",))
     assert b"ops" not in desk.plan(plain()).lines
+
+
+@pytest.mark.parametrize(("impersonable", "sent"), [(None, ["dev", "ops"]), ({"ops", "x"}, ["ops"]), (set(), [])])
+async def test_groups_that_the_agent_may_not_impersonate_are_left_out(
+    desk: Desk, impersonable: set[str] | None, sent: list[str]
+) -> None:
+    """Both entrances: the API server would refuse the whole request for one group that no rule names."""
+    desk.authorizer._api.impersonable = None if impersonable is None else frozenset(impersonable)
+    for head in (plain(), parsed()):
+        lines = desk.plan(head).lines.decode().splitlines()
+        assert [line.split(": ")[1] for line in lines if line.startswith("Impersonate-Group")] == sent
+        assert sum(line == "Impersonate-User: alice" for line in lines) == 1
 
 
 async def test_an_identity_that_cannot_be_sent_leaves_nothing_of_the_one_before(desk: Desk) -> None:

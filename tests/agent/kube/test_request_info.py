@@ -12,6 +12,9 @@ TABLE = [
     ("GET", "/api/v1/pods?watch=1&limit=5", RequestInfo("watch", "", "v1", "pods")),
     ("GET", "/api/v1/pods?watch", RequestInfo("watch", "", "v1", "pods")),
     ("GET", "/api/v1/pods?watch=false", RequestInfo("list", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?w%61tch=tru%65", RequestInfo("watch", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?watch=0&watch=1", RequestInfo("list", "", "v1", "pods")),
+    ("GET", "/api/v1/pods?a;b&watch=1;c&xwatch=1", RequestInfo("list", "", "v1", "pods")),
     ("HEAD", "/api/v1/namespaces/a/pods/b", RequestInfo("get", "", "v1", "pods", "", "a", "b")),
     ("GET", "/api/v1/namespaces/a/pods/b/log", RequestInfo("get", "", "v1", "pods", "log", "a", "b")),
     ("POST", "/api/v1/namespaces/a/pods", RequestInfo("create", "", "v1", "pods", "", "a")),
@@ -55,3 +58,10 @@ def test_table(method: str, target: str, info: RequestInfo) -> None:
 def test_a_get_that_upgrades_is_create_in_spirit() -> None:
     assert request_info("GET", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"
     assert request_info("POST", "/api/v1/namespaces/a/pods/b/exec", upgrade=True).verb == "create"
+
+
+@pytest.mark.parametrize("fields", [1000, 1001, 30_000])
+def test_l35_any_number_of_query_fields_is_read(fields: int) -> None:
+    query = "&".join(["x=1"] * (fields - 1))
+    assert request_info("GET", f"/api/v1/pods?{query}&watch=1").verb == "watch"
+    assert request_info("GET", f"/api/v1/pods?{query}&y=1").verb == "list"

@@ -69,6 +69,14 @@ async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, R
     assert not any(b"mpersonate-" in request.head for request in fake.requests)
 
 
+async def test_a_review_asks_for_the_groups_that_requests_carry(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    fake, reviewer, _ = made
+    reviewer._api.impersonable = frozenset({"ops"})
+    await reviewer.approve(ALICE, BOB)
+    specs = [json.loads(request.body)["spec"] for request in fake.requests]
+    assert all(spec["groups"] == ["ops", "system:authenticated"] for spec in specs)
+
+
 async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
     fake.allow_impersonation = {("alice", "users", "bob")}

@@ -1,0 +1,92 @@
+"""Who may use this relay now: its policy, the clusters that are revoked, and the users whose logins are.
+
+Pure: what is true now is given to it (`clusters`, `users`) and asked of it (`loss`). It is asked at each join, again
+when the join is complete, and for every session that runs whenever `version` has changed (`relay.enforcement`); so
+what was granted once is not granted for ever. What it was told last stays in force until it is told otherwise: a
+registry that does not answer gives no right back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from arcbridge.identity.claims import Identity
+from arcbridge.relay.registry.base import UserRevocation
+
+FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
+"""The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
+
+
+class AccessPolicy(Protocol):
+    """`identity.policy.PolicyFile`."""
+
+    def allows(self, identity: Identity, cluster: str) -> bool: ...
+
+    def current(self) -> object:
+        """Return the policy in force; another object once it has changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a user may not use a cluster (any more)."""
+
+    reason: str
+    """One of `relay.counters.LOSSES`."""
+    message: str
+    """A sentence for the user."""
+    cause: str
+    """The same for the relay's log."""
+
+
+class Access:
+    """See the module's docstring."""
+
+    def __init__(self, policy: AccessPolicy) -> None:
+        self._policy = policy
+        self.clusters: frozenset[str] = frozenset()
+        """Clusters that are revoked, as the registry said last."""
+        self.users: Mapping[str, UserRevocation] = {}
+        """Users who are revoked, by user, as the registry said last. Replaced as a whole and never changed."""
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """What decides, all of it: while this is equal to what it was, every answer is what it was."""
+        return self._policy.current(), self.clusters, self.users
+
+    def revocation(self, identity: Identity) -> UserRevocation | None:
+        """Return the revocation that refuses the token of `identity`, by its user name or its subject; None: there is
+        none. A token issued at its very second or later counts."""
+        for name in identity.names:
+            found = self.users.get(name)
+            if found is not None and identity.issued_at < found.before:
+                return found
+        return None
+
+    def refusal(self, identity: Identity) -> Loss | None:
+        """Say why `identity` may use nothing here; None: it may use what the policy gives it."""
+        found = self.revocation(identity)
+        if found is None:
+            return None
+        before = datetime.fromtimestamp(found.before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        reason = f" ({found.reason})" if found.reason else ""
+        message = f"your logins from before {before} were revoked{reason}: log in again, or ask the relay's operator"
+        return Loss("user", message, "the user's login was revoked")
+
+    def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
+        """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""
+        if identity is not None:
+            if (refused := self.refusal(identity)) is not None:
+                return refused
+            if not self._policy.allows(identity, cluster):
+                return Loss("policy", FORBIDDEN, "the policy does not allow it")
+        if cluster in self.clusters:
+            return Loss("cluster", FORBIDDEN, "the cluster is revoked")
+        return None
+
+    def allows(self, identity: Identity, cluster: str) -> bool:
+        """Tell whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
+        return self.refusal(identity) is None and self._policy.allows(identity, cluster)

@@ -1,0 +1,47 @@
+"""One attack in a process of its own: `python -m bench.hostile.attacker NAME` reads its place as a line of JSON.
+
+It begins at the line `go` and ends with its stdin; the last line of stdout is what it got, as JSON. It runs at the
+least priority of the machine: a real attacker computes on a machine of its own, and here the honest pay for what the
+attack makes arcbridge do, and not for the attacker's own TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+
+from arcbridge.cli.loop import loop_factory
+from arcbridge.net.descriptors import raise_limit
+from bench.hostile.attacks import ATTACKS, Attacker
+from bench.hostile.place import Place
+
+NICE = 19
+
+
+async def _run(name: str, place: Place) -> None:
+    loop = asyncio.get_running_loop()
+    attacker = Attacker(place)
+    if await loop.run_in_executor(None, sys.stdin.readline) == "go\n":
+        attack = asyncio.ensure_future(ATTACKS[name].run(attacker))
+        over = asyncio.ensure_future(loop.run_in_executor(None, sys.stdin.read))
+        await asyncio.wait([attack, over], return_when=asyncio.FIRST_COMPLETED)
+        broke = attack.done()
+        attack.cancel()
+        await asyncio.gather(attack, return_exceptions=not broke)
+    print(json.dumps(dict(attacker.outcomes.most_common())), flush=True)
+    os._exit(0)  # what is held is held no more, all of it at once
+
+
+def main() -> None:
+    """Read the place, attack."""
+    os.nice(NICE)
+    raise_limit()
+    place = Place.of(sys.stdin.readline())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_run(sys.argv[1], place))
+
+
+if __name__ == "__main__":
+    main()

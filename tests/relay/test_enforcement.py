@@ -1,0 +1,197 @@
+"""Sessions and joins that lost their right are ended, and no other: over real sockets, with a real rendezvous."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from arcbridge.errors import JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.net.sockets import receive, send_all
+from arcbridge.relay import enforcement
+from arcbridge.relay.enforcement import SLICE, Enforcement
+from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.wire.records import Dial, Status
+from tests.net.ends import tcp_pair
+from tests.relay.station import Agent, Station, station, swallow
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforcement, "GRACE", 0.0)
+
+
+class Enforced:
+    """A relay with an agent for each of two clusters, and what enforces there."""
+
+    def __init__(self, relay: Station, agents: dict[str, Agent]) -> None:
+        self.relay = relay
+        self.agents = agents
+        self.enforcement = Enforcement(relay.access, relay.pumps, relay.rendezvous, relay.counters)
+
+    async def session(self, user: str, cluster: str = "prod") -> tuple[socket.socket, socket.socket]:
+        """Return both ends of a session that carries bytes."""
+        agent = self.agents[cluster]
+        before = len(agent.sockets)
+        near, _ = await self.relay.join(user, cluster)
+        async with asyncio.timeout(5):
+            while len(agent.sockets) == before:
+                await asyncio.sleep(0.005)
+        far = agent.sockets[-1]
+        await carries(near, far)
+        return near, far
+
+    def revoke(self, user: str, before: float | None = None) -> None:
+        at = int(time.time() + 1 if before is None else before)
+        self.relay.access.users = {**self.relay.access.users, user: UserRevocation(user, at, "gone")}
+
+
+@contextlib.asynccontextmanager
+async def enforced(directory: Path) -> AsyncIterator[Enforced]:
+    async with (
+        station(directory, "prod", "other") as relay,
+        Agent(relay, "prod", "i1") as one,
+        Agent(relay, "other", "i2") as two,
+    ):
+        await one.registered()
+        await two.registered()
+        yield Enforced(relay, {"prod": one, "other": two})
+
+
+async def carries(near: socket.socket, far: socket.socket) -> None:
+    await send_all(near, b"ping")
+    assert await asyncio.wait_for(receive(far, 4), 5) == b"ping"
+
+
+async def is_cut(*ends: socket.socket) -> None:
+    for end in ends:
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(receive(end, 10), 5)
+        end.close()
+
+
+async def test_who_is_out_of_the_policy_is_cut_at_both_ends_and_refused(tmp_path: Path) -> None:
+    async with enforced(tmp_path) as at:
+        alice, bob, elsewhere = await at.session("alice"), await at.session("bob"), await at.session("alice", "other")
+        await at.enforcement.enforce()
+        at.relay.policy.allowed.discard(("alice", "prod"))
+        await at.enforcement.enforce()
+        await is_cut(*alice)
+        with pytest.raises(JoinRefused) as caught:
+            await at.relay.join("alice", instance="i1")
+        assert caught.value.code == JoinCode.FORBIDDEN
+        for near, far in (bob, elsewhere):
+            await carries(near, far)
+            near.close()
+        assert at.relay.counters.sessions_cut == {"policy": 1, "user": 0, "cluster": 0}
+
+
+async def test_a_revoked_login_is_cut_in_every_cluster_and_a_newer_one_is_not(tmp_path: Path) -> None:
+    async with enforced(tmp_path) as at:
+        ends = [*await at.session("alice"), *await at.session("alice", "other")]
+        bob = await at.session("bob")
+        at.revoke("alice")
+        await at.enforcement.enforce()
+        await is_cut(*ends)
+        await carries(*bob)
+        with pytest.raises(JoinRefused, match=r"revoked \(gone\): log in again") as caught:
+            await at.relay.join("alice")
+        assert caught.value.code == JoinCode.FORBIDDEN
+        # The user logs in again: a token from after the revocation.
+        at.revoke("alice", before=time.time() - 5)
+        (await at.session("alice"))[0].close()
+        bob[0].close()
+        assert at.relay.counters.sessions_cut == {"policy": 0, "user": 2, "cluster": 0}
+
+
+async def test_a_revoked_cluster_is_cut_and_so_is_a_session_whose_user_another_relay_knows(tmp_path: Path) -> None:
+    async with enforced(tmp_path) as at:
+        ends = [*await at.session("alice"), *await at.session("bob")]
+        other = await at.session("alice", "other")
+        client, relay_client = await tcp_pair()
+        agent, relay_agent = await tcp_pair()
+        at.relay.pumps.join(relay_client, relay_agent, cluster="prod")
+        at.relay.access.clusters = frozenset({"prod"})
+        with structlog.testing.capture_logs() as lines:
+            await at.enforcement.enforce()
+        await is_cut(*ends, client, agent)
+        await carries(*other)
+        other[0].close()
+        assert at.relay.counters.sessions_cut["cluster"] == 3
+        assert [line for line in lines if line["event"] == "sessions cut off"] == [
+            {"event": "sessions cut off", "cluster": "prod", "sessions": 3, "reason": "the cluster is revoked",
+             "log_level": "warning"}
+        ]  # fmt: skip
+
+
+async def test_a_client_that_waits_for_its_agent_is_refused_at_once(tmp_path: Path) -> None:
+    async with enforced(tmp_path) as at:
+        at.agents["prod"].on_dial = swallow
+        joining = asyncio.create_task(at.relay.join("alice"))
+        async with asyncio.timeout(5):
+            while not at.relay.rendezvous.pending:
+                await asyncio.sleep(0.005)
+        at.revoke("alice")
+        await at.enforcement.enforce()
+        with pytest.raises(JoinRefused, match="log in again") as caught:
+            await asyncio.wait_for(joining, 5)
+        assert caught.value.code == JoinCode.FORBIDDEN
+        assert not at.relay.rendezvous.pending
+
+
+async def test_a_right_that_is_lost_while_the_agent_comes_lets_no_byte_pass(tmp_path: Path) -> None:
+    """Between the policy's answer at the beginning of a join and its end nothing looks at it but the join itself."""
+
+    async def lose_right(agent: Agent, dial: Dial) -> None:
+        agent.relay.policy.allowed.discard(("alice", "prod"))
+        agent.session.send_status(Status(token=dial.token))
+        with contextlib.suppress(Exception):
+            await agent.join(dial.token)
+
+    async with enforced(tmp_path) as at:
+        at.agents["prod"].on_dial = lose_right
+        with pytest.raises(JoinRefused) as caught:
+            await at.relay.join("alice")
+        assert caught.value.code == JoinCode.FORBIDDEN
+        assert not len(at.relay.pumps)
+        assert at.relay.counters.joins["forbidden"] == 1
+
+
+async def test_sessions_are_looked_at_once_for_each_change_and_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    async with enforced(tmp_path) as at:
+        near, far = await at.session("bob")
+        (pump,) = at.relay.pumps
+        monkeypatch.setattr(at.relay.access, "loss", lambda identity, cluster: asked.append(identity))
+        for _ in range(3):
+            await at.enforcement.enforce()
+        assert asked == [pump.identity]
+        at.relay.policy.allowed.discard(("alice", "prod"))
+        # As many as make three slices: another task has its turn in between.
+        monkeypatch.setattr(at.enforcement, "_pumps", [pump] * (2 * SLICE + 10))
+        turns: list[int] = []
+
+        async def other() -> None:
+            while True:
+                turns.append(len(asked))
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        asked.clear()
+        await at.enforcement.enforce()
+        task.cancel()
+        assert len(asked) == 2 * SLICE + 10
+        assert max(after - before for before, after in itertools.pairwise(turns)) <= SLICE
+        near.close()
+        far.close()
