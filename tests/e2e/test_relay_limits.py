@@ -18,7 +18,8 @@ from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.wire.records import JoinRequest
-from tests.support.reports import metrics, until
+from tests.relay.test_proxy_protocol import header, tlv
+from tests.support.reports import metrics, records, until
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, BOB, RELAY_AUDIENCE, ApiServer, User, World, fixed_port
 
@@ -204,3 +205,80 @@ def test_joins_without_end_of_one_user(world: World, server: TalkServer) -> None
     server.check(talk)
     for sock in held:
         sock.close()
+
+
+class Balancer:
+    """A TCP load balancer before the relay: says each connection's origin, then passes bytes. It gives every connection
+    an address of its own, as if each came from another network."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self.port = fixed_port()
+        self.origins: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+
+    def __enter__(self) -> Balancer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", self.port):
+            while not self._stop.is_set():
+                await asyncio.sleep(0.05)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        origin = f"2001:db8:0:{len(self.origins):x}::1"
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.origins.append(origin)
+        far_writer.write(header(origin, tlvs=tlv(0xEA, b"\x01vpce-1")))
+
+        async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+                sink.write_eof()
+
+        await asyncio.gather(pass_on(reader, far_writer), pass_on(far_reader, writer))
+        for one in (writer, far_writer):
+            one.close()
+
+
+def test_behind_a_balancer(server: TalkServer, tmp_path: Path) -> None:
+    """docs/threats.md#L2: agent and client reach the relay through a balancer alone, and the relay sees their own
+    addresses: with two places for each address, which all of them together would exceed, everything works."""
+    (tmp_path / "token").write_text("an-unused-token")
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=tmp_path / "token")
+    with World(api, directory=tmp_path / "world") as world, Balancer(world.relay_port) as balancer:
+        world.relay_settings = 'proxy_protocol_from = ["127.0.0.0/8"]'
+        world.agent_routes = world.client_routes = [f"127.0.0.1:{balancer.port}"]
+        world.targets["talk"] = (server.address, ALICE.groups)
+        world.start_issuer()
+        world.start_relay(extra="\n[limits]\nunauthenticated_per_address = 2\n")
+        world.start_agent()
+        _, port = world.start_forward("talk", ALICE)
+        talk = Talk(port, world.relay_port, pause=0.002)
+        talk.wait_moves(50_000)
+        server.check(talk)
+        (joined,) = records(world.relay, "joined")
+        assert joined["source"] in balancer.origins
+        assert all(one["source"] in balancer.origins for one in records(world.relay, "agent enrolled"))
+        seen = relay_metrics(world)
+        assert seen['connections_rejected_total{reason="cap_address"}'] == 0
+        # A connection that comes past the balancer has no header, and is refused.
+        with socket.create_connection(("127.0.0.1", world.relay_port)) as sock:
+            sock.settimeout(10)
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01")
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+        assert relay_metrics(world)['connections_rejected_total{reason="proxy_missing"}'] == 1
