@@ -676,6 +676,43 @@ class TestLimits:
         assert int(headers["Retry-After"]) >= 1
         assert (await relay.call("POST", "/v1/renew", body, certificate=other))[0] == 200
 
+    async def test_what_waits_for_its_peer_may_have_to_make_room(
+        self, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The ticket says so, before a request, within its body, and after the answer; not while the relay works."""
+        ticket = Admission(100, 100).enter("127.0.0.1")
+        assert isinstance(ticket, Ticket)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        load(context, relay.authority.issue_server(["127.0.0.1"]))
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
+        relay.port = listener.sockets[0].getsockname()[1]
+        seen: list[float] = []
+        redeem = relay.registry.redeem_join_token
+
+        async def looked_at(*arguments: object) -> object:
+            seen.append(ticket.waits_since)
+            return await redeem(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(relay.registry, "redeem_join_token", looked_at)
+        body = json.dumps(relay.enrolment(await relay.token(), make_key())).encode()
+        async with Kept(relay) as kept:
+            before = ticket.waits_since
+            kept.writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: relay\r\nContent-Length: %d\r\n\r\n" % len(body))
+            async with asyncio.timeout(5):
+                while ticket.waits_since == before:
+                    await asyncio.sleep(0.005)
+            within = ticket.waits_since
+            kept.writer.write(body)
+            assert (await kept.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+            async with asyncio.timeout(5):
+                while ticket.waits_since == within:
+                    await asyncio.sleep(0.005)
+            assert seen == [float("inf")]
+            assert before < within < ticket.waits_since < float("inf")
+        listener.close()
+        await listener.wait_closed()
+
     async def test_behind_a_balancer_the_origin_counts(self, relay: Relay, everything_logged: list[str]) -> None:
         """The listener knows where a connection is from; the socket's peer is the balancer."""
         admission = Admission(10, 10)
