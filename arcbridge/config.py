@@ -166,6 +166,57 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsOverrideConfig:
+    """What one group or one user may take, where that differs from `AgentLimitsConfig`; None: it does not."""
+
+    requests_per_second: int | None = None
+    request_burst: int | None = None
+    concurrent_requests: int | None = None
+    streams: int | None = None
+    upgraded_streams: int | None = None
+    bytes_per_second_to_cluster: int | None = None
+    bytes_per_second_to_user: int | None = None
+    bytes_per_day: int | None = None
+    sessions: int | None = None
+    connects_per_second: int | None = None
+    waiting_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimitsConfig:
+    """What one user may take of one agent process, over all sessions; 0: no limit. Why each default:
+    docs/operations.md."""
+
+    requests_per_second: int = 200
+    request_burst: int = 1000
+    """Requests that may come at once after a pause."""
+    concurrent_requests: int = 1000
+    """Requests under way, watches and upgraded ones included."""
+    streams: int = 2000
+    """Connections of kubectl and other programs, idle ones included, and those to TCP targets."""
+    upgraded_streams: int = 500
+    """`exec`, `attach` and `port-forward`."""
+    bytes_per_second_to_cluster: int = 256 * 1024**2
+    bytes_per_second_to_user: int = 256 * 1024**2
+    bytes_per_day: int = 1024**4
+    """Both directions together, from 00:00 UTC."""
+    sessions: int = 32
+    """Sessions, those without a connection included."""
+    connects_per_second: int = 50
+    """Connections to the API server, after a burst of four times as many; further ones wait for their turn."""
+    waiting_bytes: int = 64 * 1024**2
+    """Bytes that wait towards the user; above it the API server is read in small portions and no further."""
+    agent_connects_per_second: int = 200
+    """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
+    agent_waiting_bytes: int = 256 * 1024**2
+    """Bytes that wait towards all users together; above it the streams that have been stalled longest are reset."""
+    groups: dict[str, LimitsOverrideConfig] = field(default_factory=dict)
+    """By group, as claim mapping names it. Of several groups the largest value counts."""
+    users: dict[str, LimitsOverrideConfig] = field(default_factory=dict)
+    """By user name, as claim mapping names it; counts before any group."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionConfig:
     """How long an agent serves a session."""
 
@@ -196,6 +247,7 @@ class AgentConfig:
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
+    limits: AgentLimitsConfig = field(default_factory=AgentLimitsConfig)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
@@ -274,6 +326,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 6048
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,6})?(?:ms|s|m|h|d|w))+", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _TABLE_LINE = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
+_PART = re.compile(r"\"[^\"]*\"|'[^']*'|[^.\s]+")
 _KEY_LINE = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
 
 
@@ -512,4 +565,4 @@ def _line_of(path: tuple[str, ...], text: str) -> int | None:
 
 
 def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+    return tuple(part.strip("\"'") for part in _PART.findall(dotted))

@@ -104,6 +104,14 @@ class PermissionRefused(ArcbridgeError):
     reason = "Forbidden"
 
 
+class OverLimit(ArcbridgeError):
+    """The caller has, or does, as much as one user may; the message says of what, and what to do."""
+
+    exit_code = ExitCode.UNREACHABLE
+    status_code = 429
+    reason = "TooManyRequests"
+
+
 class PinMismatch(ArcbridgeError):
     """A CA is not the one that was trusted; the message names both pins."""
 

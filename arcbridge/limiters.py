@@ -30,9 +30,14 @@ class TokenBucket:
 
     def take(self, now: float, count: float = 1.0) -> bool:
         """Take `count` tokens; false when there were not as many. The debt is kept, so a flood stays refused."""
-        self._left = min(self.burst, self._left + max(0.0, now - self._then) * self.rate) - count
+        left = self._left
+        if now > self._then:
+            left += (now - self._then) * self.rate
+        if left > self.burst:
+            left = self.burst
         self._then = now
-        return self._left >= 0.0
+        self._left = left = left - count
+        return left >= 0.0
 
     def reserve(self, now: float, longest: float = 0.0, count: float = 1.0) -> float | None:
         """Take `count` tokens unless they are more than `longest` seconds away: then return None and take none.
@@ -53,6 +58,25 @@ class TokenBucket:
         if missing <= 0.0:
             return 0.0
         return missing / self.rate if self.rate else math.inf
+
+    def spend(self, now: float, count: float = 1.0) -> bool:
+        """Take `count` tokens where there are as many; else take none and return false: who is refused owes nothing."""
+        left = self._left
+        if now > self._then:
+            left += (now - self._then) * self.rate
+            self._then = now
+            if left > self.burst:
+                left = self.burst
+        enough = left >= count
+        self._left = left - count if enough else left
+        return enough
+
+    def change(self, now: float, burst: float, rate: float) -> None:
+        """Hold `burst` tokens at most and refill at `rate` from now on; what was spent stays spent."""
+        self.take(now, 0.0)
+        spent = self.burst - self._left
+        self.burst, self.rate = burst, rate
+        self._left = burst - spent
 
     def give(self, count: float) -> None:
         """Return `count` tokens: work of ours that explains as many of the peer's actions."""

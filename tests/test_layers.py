@@ -337,8 +337,8 @@ def test_a_cycle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
-LOGS = {("arcbridge.observe.logging", "stderr"), ("arcbridge.agent.audit", "stdout")}
-"""Standard streams that carry a log and no message to a user: the log of every role, and the audit log `-`."""
+LOGS = {("arcbridge.observe.logging", "stderr")}
+"""Standard streams that carry a log and no message to a user: the log of every role."""
 
 
 def test_only_the_command_line_prints() -> None:

@@ -1,19 +1,117 @@
-"""Accounts: what each verified user holds at this agent, over all of that user's sessions.
+"""Accounts: what each verified user holds at this agent, over all of that user's sessions, and how much is too much.
 
 An account begins with a user's first session and is kept for a while after the last one, in a bounded table, so that
-a user who comes back finds the same counters. It decides nothing about rights and knows no request. Invariant: an
-account is one verified subject's, and its counters never mix with another's.
+a user who comes back finds the same counters. It answers whether a request, a stream or a session is within the
+user's limits, and how long the user's connections have to wait for their next bytes; it ends and refuses nothing
+itself and decides nothing about rights. Invariant: an account is one verified subject's; its limits are those of the
+newest identity of that subject, and its counters never mix with another's.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Protocol
 
+from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
+from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import TokenBucket
+from arcbridge.mux import memory
+from arcbridge.wire.backlog import Backlog
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
+DAY = 86400.0
+LEAST_BYTE_RATE = 64 * 1024
+"""Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
+LEAST_WAITING_BYTES = 1024 * 1024
+"""Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
+LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
+"""The same of the setting for all users together."""
+MAX_PACE = 5.0
+"""Seconds that a connection is paused at a time: far below the 25 s after which its other end takes it for dead."""
+BURST_GAP = 10.0
+"""Seconds without a refusal that end a burst of refusals."""
+BURST_LENGTH = 60.0
+"""Seconds after which a burst that goes on counts as another one, so that its size is told."""
+PROMPT_REFUSALS = 50
+"""Refusals of one user that are answered at once, and so many a second; further ones are held for HOLD."""
+HOLD = 1.0
+"""Seconds for which an answer is held that refuses a flood: a stream carries one request at a time, so that the cost
+of refusing is bounded by the user's streams."""
+
+
+class Limit(StrEnum):
+    """What was reached. Each is a label of a metric; most are names of settings."""
+
+    REQUESTS_PER_SECOND = "requests_per_second"
+    CONCURRENT_REQUESTS = "concurrent_requests"
+    STREAMS = "streams"
+    UPGRADED_STREAMS = "upgraded_streams"
+    BYTES_PER_DAY = "bytes_per_day"
+    SESSIONS = "sessions"
+    CONNECTS_PER_SECOND = "connects_per_second"
+    AGENT_CONNECTS_PER_SECOND = "agent_connects_per_second"
+    """Connections to the API server that the requests of all users together ask for."""
+    AGENT_REQUESTS = "agent_requests"
+    """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
+
+
+class LimitReached(OverLimit):
+    """A limit was reached; the message is for the user, who may try again `retry_after` seconds later.
+
+    `retry_at`: unix seconds before which another try is in vain; 0: it may succeed soon.
+    """
+
+    def __init__(self, limit: Limit, message: str, *, retry_after: int | None = None, retry_at: float = 0.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+        self.retry_at = retry_at
+
+
+@dataclass(frozen=True, slots=True)
+class UserLimits:
+    """The limits of one user; 0: there is none. The fields are those of `AgentLimitsConfig`."""
+
+    requests_per_second: int
+    request_burst: int
+    concurrent_requests: int
+    streams: int
+    upgraded_streams: int
+    bytes_per_second_to_cluster: int
+    bytes_per_second_to_user: int
+    bytes_per_day: int
+    sessions: int
+    connects_per_second: int
+    waiting_bytes: int
+
+
+_NAMES = tuple(field.name for field in fields(UserLimits))
+
+
+def check_limits(config: AgentLimitsConfig) -> None:
+    """Check the settings. Raises ConfigError that names the key."""
+    _check_table("limits", config)
+    for kind, tables in (("groups", config.groups), ("users", config.users)):
+        for name, table in tables.items():
+            _check_table(f'limits.{kind}."{name}"', table)
+    if config.agent_connects_per_second < 0:
+        raise ConfigError("limits.agent_connects_per_second: must be 0, for no limit, or above")
+    if config.agent_waiting_bytes < LEAST_AGENT_WAITING_BYTES:
+        raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
+
+
+def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
+    """Return the limits of a user: the user's own, else the largest of the user's groups, else everybody's."""
+    user = config.users.get(identity.username)
+    groups = [config.groups[name] for name in identity.groups if name in config.groups]
+    return UserLimits(*(_value(name, config, user, groups) for name in _NAMES))
 
 
 class Member(Protocol):
@@ -23,20 +121,65 @@ class Member(Protocol):
     def streams(self) -> int:
         """Streams that are open."""
 
+    def end_streams(self) -> None:
+        """End all streams soon: the user may move no more bytes today."""
+
 
 class Account:
     """What one verified user holds at this agent. Made by `Accounts.enter`."""
 
-    __slots__ = ("_accounts", "identity", "members", "waiting")
+    __slots__ = (
+        "_accounts",
+        "_bursts",
+        "_connects",
+        "_day_ends",
+        "_day_most",
+        "_day_spent",
+        "_prompt",
+        "_requests",
+        "_to_cluster",
+        "_to_user",
+        "connections",
+        "identity",
+        "in_flight",
+        "limits",
+        "members",
+        "moved_today",
+        "upgrades",
+        "waiting",
+    )
 
     def __init__(self, accounts: Accounts, identity: Identity) -> None:
         self._accounts = accounts
         self.identity = identity
         """The identity of the user's newest token."""
         self.members: set[Member] = set()
-        """The user's sessions, detached ones included."""
-        self.waiting = 0
-        """Bytes that wait at this agent towards the user's callers."""
+        """The user's sessions, those without a connection included."""
+        self.waiting = Backlog(sys.maxsize, memory.backlog)
+        """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.connections = 0
+        """Connections to the API server that the user's requests hold."""
+        self.in_flight = 0
+        """Requests under way, upgraded ones included."""
+        self.upgrades = 0
+        """Requests under way that asked for an upgrade."""
+        self.moved_today = 0
+        """Bytes that the user's sessions moved since 00:00 UTC, both directions."""
+        self._day_most = math.inf
+        """Bytes that may be moved in a day."""
+        self._day_ends = 0.0
+        """When `moved_today` begins anew, monotonic seconds."""
+        self._day_spent = False
+        """Whether the day's bytes are used up, unless the day has ended meanwhile."""
+        self._requests: TokenBucket | None = None
+        self._connects: TokenBucket | None = None
+        self._to_cluster: TokenBucket | None = None
+        self._to_user: TokenBucket | None = None
+        self._prompt: TokenBucket | None = None
+        """Refusals that are answered at once; made with the first refusal, because most users never see one."""
+        self._bursts: dict[Limit, _Burst] = {}
+        self.limits = limits_of(accounts.config, identity)
+        self._apply(self.limits)
 
     @property
     def subject(self) -> str:
@@ -48,10 +191,22 @@ class Account:
         """Streams that are open, of all the user's sessions."""
         return sum(member.streams for member in self.members)
 
+    # -- sessions -------------------------------------------------------------------------------------------------
+
     def adopt(self, identity: Identity) -> None:
-        """Take over a newer identity of the same subject: its groups count from now on."""
+        """Take over a newer identity of the same subject: the limits of its groups count from now on.
+
+        An older token changes no limit while a session of the newer one is there.
+        """
         assert identity.subject == self.subject
+        if self.members and not identity.supersedes(self.identity):
+            return
         self.identity = identity
+        limits = limits_of(self._accounts.config, identity)
+        if limits == self.limits:
+            return
+        self.limits = limits
+        self._apply(limits)
 
     def leave(self, member: Member) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""
@@ -60,14 +215,195 @@ class Account:
             if not self.members:
                 self._accounts.retire(self)
 
+    # -- is it too much? --------------------------------------------------------------------------------------------
+
+    def admit_request(self, now: float) -> Limit | None:
+        """Count a request that begins, or return the limit that it is over; `end_request` ends one that was counted."""
+        limits = self.limits
+        if limits.concurrent_requests and self.in_flight >= limits.concurrent_requests:
+            return Limit.CONCURRENT_REQUESTS
+        if self._day_spent and self._has_spent_day(now):
+            return Limit.BYTES_PER_DAY
+        if self._requests is not None and not self._requests.spend(now):
+            return Limit.REQUESTS_PER_SECOND
+        self.in_flight += 1
+        return None
+
+    def end_request(self) -> None:
+        """A request that was counted is over."""
+        self.in_flight -= 1
+
+    def reserve_connect(self, now: float, longest: float) -> float | None:
+        """Return the seconds until the user may connect to the API server; None, taking no turn, above `longest`."""
+        return 0.0 if self._connects is None else self._connects.reserve(now, longest)
+
+    def admit_upgrade(self) -> Limit | None:
+        """Count a request that asks for an upgrade, or return the limit; `end_upgrade` ends one that was counted."""
+        if self.limits.upgraded_streams and self.upgrades >= self.limits.upgraded_streams:
+            return Limit.UPGRADED_STREAMS
+        self.upgrades += 1
+        return None
+
+    def end_upgrade(self) -> None:
+        """A request that was counted by `admit_upgrade` is over."""
+        self.upgrades -= 1
+
+    def refuses_stream(self, now: float, *, plain: bool) -> Limit | None:
+        """Return the limit that a stream is over which has just been opened; `plain`: it carries no HTTP, in which
+        the agent could answer later."""
+        if self.limits.streams and self.streams > self.limits.streams:
+            return Limit.STREAMS
+        if plain and self._day_spent and self._has_spent_day(now):
+            return Limit.BYTES_PER_DAY
+        return None
+
+    def has_too_many_sessions(self) -> bool:
+        """Whether more sessions have entered than may."""
+        return bool(self.limits.sessions) and len(self.members) > self.limits.sessions
+
+    # -- bytes (`mux.session.Pacer`), for each read and each flush: hence the same lines twice, without a call --------
+
+    def bytes_sent(self, count: int, now: float) -> float:
+        """Count bytes that left for the user; return the seconds to wait before the next ones."""
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
+        bucket = self._to_user
+        if bucket is None or bucket.take(now, count):
+            return 0.0
+        return self._accounts.pace("to_user", bucket.wait(now, 0.0))
+
+    def bytes_received(self, count: int, now: float) -> float:
+        """Count bytes that came from the user; return the seconds to wait before more are read."""
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
+        bucket = self._to_cluster
+        if bucket is None or bucket.take(now, count):
+            return 0.0
+        return self._accounts.pace("to_cluster", bucket.wait(now, 0.0))
+
+    # -- refusals ---------------------------------------------------------------------------------------------------
+
+    def refuse(self, limit: Limit, now: float) -> int | None:
+        """Count a refusal. Return None where it is one of a burst, whose beginning was reported; else it is to be
+        reported, and the number is how many of the burst before were not."""
+        self._accounts.refusals[limit] += 1
+        burst = self._bursts.get(limit)
+        if burst is not None and now - burst.last < BURST_GAP and now - burst.began < BURST_LENGTH:
+            burst.last = now
+            burst.omitted += 1
+            return None
+        self._bursts[limit] = _Burst(now)
+        return burst.omitted if burst is not None else 0
+
+    def take_omitted(self) -> dict[Limit, int]:
+        """Return how many refusals of each limit were reported nowhere, and forget them."""
+        found = {limit: burst.omitted for limit, burst in self._bursts.items() if burst.omitted}
+        self._bursts.clear()
+        return found
+
+    def hold(self, now: float) -> float:
+        """Return the seconds for which the answer to a refused request is held."""
+        if self._prompt is None:
+            self._prompt = TokenBucket(PROMPT_REFUSALS, PROMPT_REFUSALS)
+        return 0.0 if self._prompt.spend(now) else HOLD
+
+    def explain(self, limit: Limit) -> LimitReached:
+        """Return what to tell the user of a limit that was reached."""
+        limits = self.limits
+        match limit:
+            case Limit.REQUESTS_PER_SECOND:
+                fact = f"you send more than the {limits.requests_per_second} requests a second that one user may send"
+                remedy = "run fewer commands at once"
+            case Limit.CONCURRENT_REQUESTS:
+                fact = f"{limits.concurrent_requests} requests of yours are under way, as many as one user may have"
+                remedy = "end watches and commands that you do not need"
+            case Limit.UPGRADED_STREAMS:
+                count = limits.upgraded_streams
+                fact = (
+                    f"{count} exec, attach and port-forward connections of yours are open, as many as one user may have"
+                )
+                remedy = "end some of them"
+            case Limit.STREAMS:
+                fact = f"{limits.streams} connections of yours are open, as many as one user may have"
+                remedy = "end some of them"
+            case Limit.SESSIONS:
+                fact = f"{limits.sessions} sessions of yours are open at this agent, as many as one user may have"
+                remedy = "end arcbridge where you do not need it"
+            case Limit.BYTES_PER_DAY:
+                fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
+                text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
+                return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
+            case Limit.CONNECTS_PER_SECOND:
+                most = f"{limits.connects_per_second} connections a second to the API server"
+                fact = f"your requests need more than the {most} that one user may make"
+                remedy = "run fewer commands at once"
+            case Limit.AGENT_CONNECTS_PER_SECOND:
+                text = "the agent makes as many connections to the API server as it may; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.AGENT_REQUESTS:
+                text = "the agent has too many requests under way; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
+        text = f"{fact}; {remedy}, or {_ASK}"
+        return LimitReached(limit, text, retry_after=1)
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _apply(self, limits: UserLimits) -> None:
+        """Count by these limits from now on; what was taken stays taken."""
+        now = self._accounts.monotonic()
+        to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
+        self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
+        self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
+        self.waiting.most = limits.waiting_bytes or sys.maxsize
+        self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
+        self._to_user = _bucket(self._to_user, now, to_user, to_user)
+        self._day_most = limits.bytes_per_day or math.inf
+        self._day_spent = self.moved_today >= self._day_most
+
+    def _spend_day(self) -> None:
+        """The user has moved as many bytes as a day allows: what runs ends."""
+        self._day_spent = True
+        for member in self.members:
+            member.end_streams()
+
+    def _has_spent_day(self, now: float) -> bool:
+        """Whether the user may move no more bytes today."""
+        if self._day_spent and now >= self._day_ends:
+            self._begin_day(now)
+        return self._day_spent
+
+    def _begin_day(self, now: float) -> None:
+        self._day_ends = now + DAY - self._accounts.clock() % DAY
+        self.moved_today = 0
+        self._day_spent = False
+
 
 class Accounts:
     """The accounts of one agent: one for each user with a session, and those that ended lately."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        config: AgentLimitsConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config if config is not None else AgentLimitsConfig()
+        self.clock = clock
+        self.monotonic = monotonic
         self._present: dict[str, Account] = {}
         self._retired: OrderedDict[str, Account] = OrderedDict()
         """Accounts without a session, by subject, in the order in which they ended."""
+        self.refusals = dict.fromkeys(Limit, 0)
+        """Refusals by limit, of all users."""
+        self.paced_seconds = {"to_cluster": 0.0, "to_user": 0.0}
+        """Seconds that connections had to wait for their users' bytes per second, by direction."""
 
     def __len__(self) -> int:
         """Users with at least one session."""
@@ -95,3 +431,68 @@ class Accounts:
         self._retired[account.subject] = account
         while len(self._retired) > MAX_REMEMBERED:
             self._retired.popitem(last=False)
+
+    def pace(self, direction: str, seconds: float) -> float:
+        """Count a connection's wait; return its seconds, MAX_PACE at most (called by `Account`)."""
+        seconds = min(seconds, MAX_PACE)
+        self.paced_seconds[direction] += seconds
+        return seconds
+
+
+_ASK = "ask the cluster's operator for a higher limit"
+
+
+class _Burst:
+    """Refusals of one limit that follow each other."""
+
+    __slots__ = ("began", "last", "omitted")
+
+    def __init__(self, now: float) -> None:
+        self.began = self.last = now
+        """Monotonic seconds of the first and of the latest refusal."""
+        self.omitted = 0
+        """Refusals that were not reported."""
+
+
+def _value(
+    name: str, config: AgentLimitsConfig, user: LimitsOverrideConfig | None, groups: Iterable[LimitsOverrideConfig]
+) -> int:
+    own: int | None = getattr(user, name) if user is not None else None
+    if own is not None:
+        return own
+    of_groups: list[int] = [value for group in groups if (value := getattr(group, name)) is not None]
+    if not of_groups:
+        everybody: int = getattr(config, name)
+        return everybody
+    return 0 if 0 in of_groups else max(of_groups)  # 0, no limit, is the largest
+
+
+def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> None:
+    for name in _NAMES:
+        value: int | None = getattr(table, name)
+        if value is None:
+            continue
+        if value < 0:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or above")
+        if name == "waiting_bytes" and 0 < value < LEAST_WAITING_BYTES:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_WAITING_BYTES} (1 MiB)")
+        if name.startswith("bytes_per_second") and 0 < value < LEAST_BYTE_RATE:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_BYTE_RATE} (64 KiB/s)")
+    if table.request_burst == 0:
+        raise ConfigError(f"{path}.request_burst: must be at least 1; for no limit set requests_per_second to 0")
+
+
+def _bucket(old: TokenBucket | None, now: float, burst: int, rate: int) -> TokenBucket | None:
+    """The bucket of a limit that has just been set; none where there is no limit."""
+    if not rate:
+        return None
+    if old is None:
+        return TokenBucket(burst, rate)
+    old.change(now, burst, rate)
+    return old
+
+
+def _size(count: int) -> str:
+    """Bytes as people write them: `1 TiB`."""
+    power = min(4, int(math.log(count, 1024))) if count > 0 else 0
+    return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

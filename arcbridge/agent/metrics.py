@@ -5,6 +5,7 @@ Invariant: no label is a user or a path.
 
 from __future__ import annotations
 
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
@@ -19,6 +20,7 @@ from arcbridge.observe.metrics import Metrics
 
 CODES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 RESULTS = ("ok", "failed", "refused")
+DIRECTIONS = ("to_cluster", "to_user")
 
 
 def register(
@@ -100,6 +102,18 @@ def register(
         "memory_budget_bytes", "At which new sessions are refused; windows stop growing at three quarters of it.", None,
         lambda: memory.budget.most,
     )  # fmt: skip
+    metrics.gauge("waiting_bytes", "Bytes that wait towards all users together.", None, lambda: memory.backlog.held)
+    metrics.gauge(
+        "waiting_limit_bytes", "At which streams that are stalled are reset.", None, lambda: memory.backlog.most
+    )
+    metrics.counter(
+        "stalled_streams_reset_total", "Streams reset because their callers read nothing and memory was needed.", None,
+        lambda: sessions.relief.streams_reset,
+    )  # fmt: skip
+    metrics.counter(
+        "stalled_sessions_ended_total", "Sessions without a connection ended because memory was needed.", None,
+        lambda: sessions.relief.sessions_ended,
+    )  # fmt: skip
     metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 
     metrics.counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
@@ -114,6 +128,27 @@ def register(
     metrics.counter("requests_cut_total", "Requests that broke off on either side.", None, lambda: stats.cut)
     metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
+    accounts = sessions.accounts
+    metrics.gauge("users", "Users with at least one session.", None, lambda: len(accounts))
+    metrics.counter(
+        "limit_refusals_total",
+        "Requests, streams and sessions refused because a user was over a limit.",
+        {"limit": tuple(limit.value for limit in Limit)},
+        lambda: accounts.refusals,
+    )
+    metrics.counter(
+        "paced_seconds_total",
+        "Seconds that connections waited because their users reached their bytes a second.",
+        {"direction": DIRECTIONS},
+        lambda: accounts.paced_seconds,
+    )
+    metrics.gauge(
+        "apiserver_connections", "Connections to the API server that requests hold.", None, lambda: upstream.limit.held
+    )
+    metrics.counter(
+        "apiserver_connects_delayed_total", "Connections to the API server that had to wait for their turn.", None,
+        lambda: upstream.limit.delayed,
+    )  # fmt: skip
     metrics.counter(
         "apiserver_unreachable_total",
         "Connections to the API server that failed.",

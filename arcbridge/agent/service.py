@@ -16,12 +16,14 @@ from typing import Any
 import structlog
 
 from arcbridge import __version__
+from arcbridge.agent.accounts import Accounts, check_limits
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_of
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.revocations import Revocations
@@ -32,6 +34,7 @@ from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.mux import memory
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
@@ -63,6 +66,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         audit = AuditLog(config.audit.file)
         stack.push_async_callback(asyncio.to_thread, audit.close)
         api = ApiServer(endpoint_of(config.kubernetes))
+        api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
         stack.push_async_callback(api.close)
         fetcher = HttpFetcher()
         stack.push_async_callback(fetcher.close)
@@ -77,6 +81,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         keeper = _keeper(config, api, relays)
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
         revocations = Revocations()
+        memory.backlog.most = config.limits.agent_waiting_bytes
         sessions = Sessions(
             authenticator,
             proxy,
@@ -85,6 +90,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             software=__version__,
             limits=Limits() if config.resumption else Limits(replay=0),
             audit=audit,
+            accounts=Accounts(config.limits),
             revocations=revocations,
             max_age=config.session.max_age,
         )
@@ -177,6 +183,7 @@ def check(config: AgentConfig) -> list[Address]:
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
     read_targets(config.targets)
+    check_limits(config.limits)
     return relays
 
 

@@ -20,13 +20,14 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
-from arcbridge.agent.accounts import Accounts
+from arcbridge.agent.accounts import Account, Accounts, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
+from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
@@ -97,6 +98,9 @@ class Sessions:
         self._software = software
         self._limits = limits
         fast_tls()  # now, at the agent's start, and not while the first session waits
+        self.relief = BacklogRelief(memory.backlog)
+        self._relief_timer: asyncio.TimerHandle | None = None
+        """Runs while there are sessions."""
         self._open: set[AgentSession] = set()
         self._unauthenticated: set[AgentSession] = set()
         self._empty = asyncio.Event()
@@ -223,7 +227,13 @@ class Sessions:
         self._unauthenticated.discard(handler)
         self._open.add(handler)
         self.opened += 1
+        if self._relief_timer is None:
+            self._relieve()
         return True
+
+    def evict_detached(self, account: Account) -> bool:
+        """End a user's session that has been detached longest, of those without a stream; whether there was one."""
+        return self._evict_longest_detached([one for one in self._open if one in account.members])
 
     def ended(self, handler: AgentSession, error: ArcbridgeError) -> None:
         """Forget a session, or a connection that never became one."""
@@ -232,10 +242,20 @@ class Sessions:
             self.resumes.remove(handler.session.session_id, error)
         self._open.discard(handler)
         self._unauthenticated.discard(handler)
+        if not self._open and self._relief_timer is not None:
+            self._relief_timer.cancel()
+            self._relief_timer = None
         if not self._open and not self._unauthenticated:
             self._empty.set()
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    def _relieve(self) -> None:
+        """Look once a second whether more waits towards callers than may."""
+        self._relief_timer = None
+        self.relief.relieve(self._open, self.monotonic())
+        if self._open:
+            self._relief_timer = asyncio.get_running_loop().call_later(INTERVAL, self._relieve)
 
     def _revocations_changed(self) -> None:
         """End sessions in this turn of the loop, once for all that comes with it: a relay's list may be long."""
@@ -261,8 +281,11 @@ class Sessions:
 
     def _evict_detached(self) -> bool:
         """End the session that has been detached longest, of those without a stream; whether there was one."""
-        idle = [one for one in self._open if one.detached_at is not None and one.streams == 0]
-        if not idle or memory.budget.full:
+        return not memory.budget.full and self._evict_longest_detached(self._open)
+
+    def _evict_longest_detached(self, among: Iterable[AgentSession]) -> bool:
+        idle = [one for one in among if one.detached_at is not None and one.streams == 0]
+        if not idle:
             return False
         oldest = min(idle, key=lambda one: one.detached_at or 0.0)
         assert oldest.session is not None
@@ -345,6 +368,11 @@ class AgentSession(BaseHandler):
         caller = self._caller
         if caller is None:  # the state machine holds streams back until AUTH is accepted; this is the second check
             stream.abort(ResetCode.REFUSED)
+            return
+        limit = caller.account.refuses_stream(self._sessions.monotonic(), plain=target.startswith(PREFIX))
+        if limit is not None:
+            self._report(caller, limit, f"{self._join_id}-{stream.id}-0", target)
+            stream.abort(ResetCode.LIMIT)
         elif target == "kubernetes":
             self._sessions.proxy.serve(stream, caller)
         elif target.startswith(PREFIX):
@@ -382,8 +410,13 @@ class AgentSession(BaseHandler):
         self._end_detachment()
         self._sessions.ended(self, error)
         if self._caller is not None:
-            self._caller.account.leave(self)
+            self._leave(self._caller)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+
+    def end_streams(self) -> None:
+        """Reset all streams in the next turn, with LIMIT: the user may move no more bytes today."""
+        if self.session is not None:
+            asyncio.get_running_loop().call_soon(self.session.reset_streams, ResetCode.LIMIT)
 
     def end_if_revoked(self, users: Mapping[str, Revocation]) -> None:
         """End the session, with or without a connection, where its user's token counts no more."""
@@ -393,7 +426,7 @@ class AgentSession(BaseHandler):
         if found is not None:
             sentence = found.sentence(self._sessions.clock())
             self._sessions.revoked += 1
-            self._write_audit(self._caller.identity, "session", "cut", f"revoked: {sentence}")
+            self._write_audit(self._caller.identity, "session", "cut", sentence)
             self.session.close(GoawayCode.REVOKED, sentence)
 
     def send_goaway(self) -> None:
@@ -432,7 +465,7 @@ class AgentSession(BaseHandler):
             except AccessRevoked as error:
                 self._sessions.revoked += 1
                 verb = "authenticate" if session.resuming is None else "resume"
-                self._write_audit(found.identity, verb, "refused", f"revoked: {error.message}")
+                self._write_audit(found.identity, verb, "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
@@ -474,19 +507,29 @@ class AgentSession(BaseHandler):
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
         """Open a new session for as long as its token lasts; answers whether it is open."""
-        identity = found.identity
-        if not self._sessions.admit(self):
-            self._sessions.refused += 1
+        identity, sessions = found.identity, self._sessions
+        account = sessions.accounts.enter(identity, self)
+        caller = Caller(self._join_id, identity, account, found.token_mode)
+        if account.has_too_many_sessions() and not sessions.evict_detached(account):
+            sessions.refused += 1
+            self._report(caller, Limit.SESSIONS)
+            session.refuse_auth(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
+            self._leave(caller)
+            return False
+        if not sessions.admit(self):
+            sessions.refused += 1
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
             session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
+            self._leave(caller)
             return False
-        account = self._sessions.accounts.enter(identity, self)
-        self._caller = Caller(self._join_id, identity, account, found.token_mode)
-        self._began_at = self._sessions.clock(), self._sessions.monotonic()
+        self._caller = caller
+        session.pacer = account
+        session.backlog.move(account.waiting)
+        self._began_at = sessions.clock(), sessions.monotonic()
         mode = "bearer" if found.token_mode else "oidc"
         self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         session_id, secret = os.urandom(16), os.urandom(16)
-        session.accept_auth(self._auth_ok(session_id, secret, self._caller))
+        session.accept_auth(self._auth_ok(session_id, secret, caller))
         if session.resumable:
             self._sessions.resumes.add(session_id, Claim(secret, identity.subject, found.token_mode), self)
         self._check_expiry()
@@ -551,6 +594,39 @@ class AgentSession(BaseHandler):
         self._resumed_at = self._sessions.monotonic()
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
         self._check_expiry()
+
+    def _report(self, caller: Caller, limit: Limit, request: str = "", target: str = "") -> None:
+        """Count that the user is over a limit; one refusal of each burst is logged and recorded."""
+        account = caller.account
+        omitted = account.refuse(limit, self._sessions.monotonic())
+        if omitted is not None:
+            self._log.warning("limit reached", user=caller.identity.username, reason=limit.value, omitted=omitted)
+            self._record_limit(caller, limit, omitted, account.explain(limit).message, request, target)
+
+    def _record_limit(
+        self, caller: Caller, limit: Limit, omitted: int, reason: str, request: str = "", target: str = ""
+    ) -> None:
+        if self._sessions.audit is not None:
+            record = AuditRecord(
+                request=request or f"{self._join_id}-0-0",
+                session=self._join_id,
+                user=caller.identity.username,
+                groups=len(caller.identity.groups),
+                verb="open" if target else "limit",
+                target=target,
+                outcome="refused",
+                limit=limit,
+                omitted=omitted,
+                reason=reason,
+            )
+            self._sessions.audit.write(record)
+
+    def _leave(self, caller: Caller) -> None:
+        """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
+        caller.account.leave(self)
+        if not caller.account.members:
+            for limit, omitted in caller.account.take_omitted().items():
+                self._record_limit(caller, limit, omitted, "the user's last session has ended")
 
     def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
         """Record what happened to the session as a whole."""

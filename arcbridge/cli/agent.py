@@ -1,4 +1,4 @@
-"""The agent's sub-commands: `run` and `enroll`."""
+"""The agent's sub-commands: `run`, `enroll` and `audit verify`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,33 @@ from arcbridge.cli.settings import load_settings
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ExitCode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def run_agent(invocation: Invocation) -> int:
     """Run an agent command; returns the exit code."""
-    config: AgentConfig = load_settings(invocation, os.environ)
-    require(config)
-    from arcbridge.cli.loop import Interrupted
-    from arcbridge.observe import logging
+    return _COMMANDS[invocation.command[0]](invocation)
 
-    logging.configure("agent", config.observe.log_level, config.observe.log_format)
-    try:
-        _COMMANDS[invocation.command[0]](config)
-    except Interrupted as error:
-        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
-    return ExitCode.DONE
+
+def _with_settings(work: Callable[[AgentConfig], None]) -> Callable[[Invocation], int]:
+    """A command that needs the agent's settings and its log."""
+
+    def command(invocation: Invocation) -> int:
+        config: AgentConfig = load_settings(invocation, os.environ)
+        require(config)
+        from arcbridge.cli.loop import Interrupted
+        from arcbridge.observe import logging
+
+        logging.configure("agent", config.observe.log_level, config.observe.log_format)
+        try:
+            work(config)
+        except Interrupted as error:
+            return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+        return ExitCode.DONE
+
+    return command
 
 
 def _serve(config: AgentConfig) -> None:
@@ -42,4 +55,10 @@ def _enroll(config: AgentConfig) -> None:
     print("The agent is enrolled.")
 
 
-_COMMANDS = {"run": _serve, "enroll": _enroll}
+def _audit(invocation: Invocation) -> int:
+    from arcbridge.cli.audit import run_audit
+
+    return run_audit(invocation)  # of files, wherever they are: it needs no agent's settings
+
+
+_COMMANDS = {"run": _with_settings(_serve), "enroll": _with_settings(_enroll), "audit": _audit}

@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "roles")
+    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Command:
         roles: tuple[str, ...] = ROLES,
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
+        repeated: bool = False,
     ) -> None:
         self.path = path
         self.help = help
@@ -82,6 +83,8 @@ class Command:
         self.flags = flags
         self.arguments = arguments
         """Positionals: (name, help, choices); all required."""
+        self.repeated = repeated
+        """Whether the last positional may be given several times."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -356,6 +359,7 @@ CLIENT_FLAGS = (
 FLAGS = (*GENERAL, *RELAY_FLAGS, *AGENT_FLAGS, *TRUST_FLAGS, *CLIENT_FLAGS)
 
 _CLUSTER_ARGUMENT = ("cluster", "name of the cluster", ())
+_USER_ARGUMENT = ("user", "name of the user as the policy has it, or ISSUER#SUBJECT", ())
 
 COMMANDS = (
     Command("proxy", help="serve kubectl on a local port (the default)", roles=(CLIENT,)),
@@ -372,6 +376,29 @@ COMMANDS = (
     Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),
+    Command(
+        "audit",
+        "verify",
+        help="check audit logs for records that are missing or were changed",
+        roles=(AGENT,),
+        flags=(
+            Flag(
+                "--anchors",
+                help="an agent's log (JSON) with the heads of the chains; may be repeated",
+                kind=LIST,
+                metavar="FILE",
+            ),
+            Flag(
+                "-o",
+                "--output",
+                help="how to print (default: text)",
+                metavar="FORMAT",
+                choices=("text", "json", "yaml"),
+            ),
+        ),
+        arguments=(("file", "an audit log, as it was written; .gz too", ()),),
+        repeated=True,
+    ),
     Command(
         "token",
         "create",
@@ -398,6 +425,23 @@ COMMANDS = (
         "cluster", "revoke", help="cut a cluster off and refuse it", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)
     ),
     Command("cluster", "restore", help="let a revoked cluster back in", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)),
+    Command(
+        "user",
+        "revoke",
+        help="end a user's sessions and refuse the tokens issued before a time",
+        roles=(RELAY,),
+        arguments=(_USER_ARGUMENT,),
+        flags=(
+            Flag(
+                "--before",
+                help="refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)",
+                metavar="TIME",
+            ),
+            Flag("--reason", help="shown to the user", metavar="TEXT"),
+        ),
+    ),
+    Command("user", "restore", help="take a revocation back", roles=(RELAY,), arguments=(_USER_ARGUMENT,)),
+    Command("user", "list", help="list the users who are revoked", roles=(RELAY,), flags=(OUTPUT,)),
     Command("config", "check", help="check the settings and the files they name"),
     Command(
         "config",
@@ -424,8 +468,10 @@ COMMANDS = (
 DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 
 GROUP_HELP = {
+    "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",
+    "user": "users whose logins are revoked",
     "config": "settings",
 }
 

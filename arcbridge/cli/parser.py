@@ -145,7 +145,8 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
             leaf = groups[head].add_parser(tail, **_texts(name, command))
         _add_flags(leaf, role, command.flags)
         for argument, text, choices in command.arguments:
-            leaf.add_argument(argument, help=text, choices=choices or None)
+            many = command.repeated and argument == command.arguments[-1][0]
+            leaf.add_argument(argument, help=text, choices=choices or None, nargs="+" if many else None)
     return parser
 
 
@@ -155,7 +156,9 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
         "help": command.help,
         "description": command.help[0].upper() + command.help[1:] + ".",
         "prog": full,
-        "usage": " ".join([full, *(argument[0].upper() for argument in command.arguments), "[FLAGS]"]),
+        "usage": " ".join(
+            [full, *(argument[0].upper() for argument in command.arguments), *["…"] * command.repeated, "[FLAGS]"]
+        ),
         "allow_abbrev": False,
         "add_help": False,
         "argument_default": argparse.SUPPRESS,

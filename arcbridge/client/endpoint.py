@@ -24,7 +24,15 @@ import structlog
 from arcbridge.client.refusal import RETRY_SOON, response
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates
-from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StreamReset, Unauthenticated, Unreachable
+from arcbridge.errors import (
+    ArcbridgeError,
+    OverLimit,
+    PermissionRefused,
+    SessionEnded,
+    StreamReset,
+    Unauthenticated,
+    Unreachable,
+)
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.net.descriptors import explain
@@ -322,7 +330,7 @@ class _LocalSplice(TransportSplice):
         super().from_stream(view)
 
     def stream_lost(self, exc: Exception | None) -> None:
-        error = None if self._received_any else _never_ran(exc, self._endpoint.cluster)
+        error = None if self._received_any else _answer_to_reset(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
             self._endpoint.stats.refused += 1
             self.outer.write(response(error, head_only=self._head))
@@ -331,8 +339,11 @@ class _LocalSplice(TransportSplice):
             super().stream_lost(exc)
 
 
-def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
-    """The answer to a request that surely reached no API server; None where it may have."""
+def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
+    """The answer to a request whose stream was reset before any byte of an answer came; None for a reset.
+
+    `retry_after` is set where the request surely reached no API server.
+    """
     if not isinstance(exc, StreamReset):
         return None
     match exc.code:
@@ -344,6 +355,11 @@ def _never_ran(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
             return PermissionRefused(f'cluster "{cluster}" does not let you in; ask its operator for access')
         case ResetCode.EXPIRED:
             return Unauthenticated("the login has expired; log in again")
+        case ResetCode.LIMIT:
+            return OverLimit(
+                f'the agent of cluster "{cluster}" ended the connection at one of its limits; end connections that you '
+                "do not need, or ask the cluster's operator for a higher limit"
+            )
         case _:
             return None
 

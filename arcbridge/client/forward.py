@@ -130,7 +130,7 @@ def reason(error: Exception, target: str) -> str:
             ResetCode.CONNECT_FAILED: f"the agent cannot connect to {name!r}; is it running?",
             ResetCode.IDLE: "nothing moved for too long",
             ResetCode.EXPIRED: "the login has expired; log in again",
-            ResetCode.LIMIT: "the agent has no room for another connection",
+            ResetCode.LIMIT: "the agent ended the connection at one of its limits; ask the cluster's operator",
             ResetCode.REFUSED: "the agent takes no new connection now; try again",
             ResetCode.CANCELLED: "the other end reset the connection",
         }

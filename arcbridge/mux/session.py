@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import assert_never, cast
+from typing import Protocol, assert_never, cast
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.mux import memory
@@ -73,6 +73,16 @@ class BaseHandler:
         """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
 
 
+class Pacer(Protocol):
+    """Says how fast a session may move bytes; several sessions may share one."""
+
+    def bytes_sent(self, count: int, now: float) -> float:
+        """Count bytes that left; return the seconds for which payload waits. `now`: monotonic seconds."""
+
+    def bytes_received(self, count: int, now: float) -> float:
+        """Count bytes that came; return the seconds for which no more are read."""
+
+
 class MuxSession:
     """One session or control connection over one TLS connection at a time."""
 
@@ -111,6 +121,12 @@ class MuxSession:
         self._close_timer: asyncio.TimerHandle | None = None
         self._unwritten = 0
         """Bytes that count in the backlog because the transport could not write them."""
+        self.pacer: Pacer | None = None
+        """What bounds the bytes a second; None: nothing does."""
+        self._sending_held: asyncio.TimerHandle | None = None
+        """Runs while payload waits for the pacer."""
+        self._reading_held: asyncio.TimerHandle | None = None
+        """Runs while nothing is read for the pacer."""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
         self._attached: asyncio.Future[None] | None = None
@@ -315,6 +331,12 @@ class MuxSession:
         self._machine.send_status(status)
         self.wake()
 
+    def reset_streams(self, code: ResetCode) -> None:
+        """End all streams with a RESET; the session goes on."""
+        for stream in list(self._machine.streams.values()):
+            if stream.owner is not None:
+                cast(StreamTransport, stream.owner).abort(code)
+
     def send_revoke(self, revoke: Revoke) -> None:
         """Relay: send one user's revocation."""
         self._machine.send_revoke(revoke)
@@ -358,8 +380,10 @@ class MuxSession:
 
     def data_received(self, view: memoryview) -> None:
         """Bytes of the peer, valid during the call only."""
-        machine = self._machine
-        machine.receive_data(view, monotonic())
+        machine, now = self._machine, monotonic()
+        machine.receive_data(view, now)
+        if self.pacer is not None and (wait := self.pacer.bytes_received(len(view), now)):
+            self._hold_reading(wait)
         if machine.events:
             self.act()
         elif self._sender.has_output and self._flush_handle is None:
@@ -479,9 +503,13 @@ class MuxSession:
                 cast(StreamTransport, stream.owner).session_ended(error)
         self._machine.streams.clear()
         self._flush()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.pacer = None
+        if self._reading_held is not None and self._transport is not None:
+            self._transport.resume_reading()  # the peer's close_notify may have come already
+        for timer in (self._timer, self._sending_held, self._reading_held):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._sending_held = self._reading_held = None
         if self._transport is not None:
             self._await_close(self._transport)
             self._transport.close()
@@ -533,6 +561,7 @@ class MuxSession:
         sender, transport = self._sender, self._transport
         if transport is None:
             return
+        before = self._machine.stats.bytes_sent
         while parts := sender.data_to_send(FLUSH_LIMIT, monotonic()):
             if len(parts) == 1:
                 transport.write(parts[0])
@@ -541,11 +570,40 @@ class MuxSession:
             # Mostly the first portion was everything: asking is cheaper than being given an empty one.
             if not sender.has_output or (not sender.socket_writable and not sender.closed):
                 break
+        if self.pacer is not None:
+            wait = self.pacer.bytes_sent(self._machine.stats.bytes_sent - before, monotonic())
+            if wait and self._sending_held is None:
+                sender.set_paced(True)
+                self._sending_held = self._loop.call_later(wait, self._send_on)
         for stream in sender.take_unblocked():
             if stream.owner is not None:
                 cast(StreamTransport, stream.owner).resume_writer()
         if self._machine.events:
             self._loop.call_soon(self.act)
+
+    def _send_on(self) -> None:
+        """Payload has waited for the pacer."""
+        self._sending_held = None
+        if self.pacer is not None and (wait := self.pacer.bytes_sent(0, monotonic())):
+            self._sending_held = self._loop.call_later(wait, self._send_on)
+            return
+        self._sender.set_paced(False)
+        self._flush()
+
+    def _hold_reading(self, wait: float) -> None:
+        """Read nothing for a while: the peer's bytes wait in the path, and its sender adapts to that."""
+        if self._reading_held is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._reading_held = self._loop.call_later(wait, self._read_on, self._transport)
+
+    def _read_on(self, transport: asyncio.Transport) -> None:
+        """Reading has waited for the pacer; another connection that carries the session by now was never held."""
+        self._reading_held = None
+        if transport is self._transport and not transport.is_closing():
+            if self.pacer is not None and (wait := self.pacer.bytes_received(0, monotonic())):
+                self._reading_held = self._loop.call_later(wait, self._read_on, transport)
+            else:
+                transport.resume_reading()
 
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.

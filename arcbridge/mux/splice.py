@@ -285,8 +285,16 @@ class TransportSplice(asyncio.BufferedProtocol):
     TLS has no half-close in asyncio: the end of either side ends the other after its last byte.
     """
 
-    def __init__(self, outer: asyncio.Transport, on_done: Callable[[SpliceResult], None] | None = None) -> None:
+    def __init__(
+        self,
+        outer: asyncio.Transport,
+        on_done: Callable[[SpliceResult], None] | None = None,
+        *,
+        read_size: int = buffer.SIZE,
+    ) -> None:
+        """`read_size`: most bytes that are read from `outer` at a time."""
         self.outer = outer
+        self._read_size = read_size
         self._on_done = on_done
         self._tls = outer.get_extra_info("ssl_object") is not None
         self._stream: StreamTransport | None = None
@@ -317,7 +325,7 @@ class TransportSplice(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # Not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy.
-        return buffer.VIEW if self._stream is None else buffer.VIEW[: self._stream.portion]
+        return buffer.VIEW[: self._read_size if self._stream is None else min(self._read_size, self._stream.portion)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._to_stream += nbytes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from arcbridge.errors import ArcbridgeError, StreamReset
 from arcbridge.mux import buffer
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
@@ -233,6 +234,11 @@ class StreamTransport(asyncio.Transport):
                 self._pause_writer(self._low)
             elif self._backlog.full:
                 self._pause_writer(0)
+
+    @property
+    def backlog(self) -> Backlog:
+        """That of the session, in which what waits in the stream counts."""
+        return self._backlog
 
     @property
     def portion(self) -> int:

@@ -288,9 +288,18 @@ class TlsTransport(asyncio.Transport):
             self._readable()
 
     def _read(self) -> bool:
-        """Take bytes from the socket; whether there were any."""
+        """Take bytes from the socket; whether there were any.
+
+        No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
+        """
+        size = buffer.SIZE
+        if self._buffered and self._state is _State.OPEN:
+            into = self._buffer_of(cast(asyncio.BufferedProtocol, self._protocol))
+            if into is None:
+                return False
+            size = min(max(len(into), _RECORD), size)
         try:
-            count = self._sock.recv_into(buffer.BUFFER)
+            count = self._sock.recv_into(buffer.BUFFER, size)
         except (BlockingIOError, InterruptedError):
             if self._failed is not None:
                 self._lose(self._failed)

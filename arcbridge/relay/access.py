@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.verifier import LEEWAY
 from arcbridge.relay.registry.base import UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
@@ -40,6 +41,8 @@ class Loss:
     """A sentence for the user."""
     cause: str
     """The same for the relay's log."""
+    revocation: UserRevocation | None = None
+    """What refuses the user's token, where that is the reason."""
 
 
 class Access:
@@ -49,20 +52,28 @@ class Access:
         self._policy = policy
         self.clusters: frozenset[str] = frozenset()
         """Clusters that are revoked, as the registry said last."""
-        self.users: Mapping[str, UserRevocation] = {}
-        """Users who are revoked, by user, as the registry said last. Replaced as a whole and never changed."""
+        self.users: Mapping[str, UserRevocation] | None = None
+        """Users who are revoked, by user, as the registry said last; None before it has said anything. Replaced as a
+        whole and never changed."""
 
     @property
     def version(self) -> tuple[object, ...]:
         """What decides, all of it: while this is equal to what it was, every answer is what it was."""
         return self._policy.current(), self.clusters, self.users
 
+    def learn_users(self, users: Mapping[str, UserRevocation]) -> None:
+        """Take over what the registry says. What is equal to what is known changes nothing, not even `version`."""
+        if users != self.users:
+            self.users = users
+
     def revocation(self, identity: Identity) -> UserRevocation | None:
         """Return the revocation that refuses the token of `identity`, by its user name or its subject; None: there is
-        none. A token issued at its very second or later counts."""
+        none. As at the agents, tokens count as older by as much as the clocks of issuer and operator may differ."""
+        if not self.users:
+            return None
         for name in identity.names:
             found = self.users.get(name)
-            if found is not None and identity.issued_at < found.before:
+            if found is not None and identity.issued_at < found.before + LEEWAY:
                 return found
         return None
 
@@ -74,7 +85,7 @@ class Access:
         before = datetime.fromtimestamp(found.before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         reason = f" ({found.reason})" if found.reason else ""
         message = f"your logins from before {before} were revoked{reason}: log in again, or ask the relay's operator"
-        return Loss("user", message, "the user's login was revoked")
+        return Loss("user", message, "the user's login was revoked", found)
 
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
         """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""

@@ -1,4 +1,5 @@
-"""What an operator does on the relay's machine: join tokens and clusters, while the relay runs or before it does.
+"""What an operator does on the relay's machine: join tokens, clusters and users' logins, while the relay runs or before
+it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
 and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
@@ -10,11 +11,13 @@ Every function returns plain data, with times in unix seconds; the command line 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from arcbridge.config import RelayConfig, parse_duration
@@ -23,7 +26,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import open_authority
-from arcbridge.relay.registry.base import ClusterRecord, cluster_state
+from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
 
 Row = dict[str, Any]
 
@@ -138,6 +141,60 @@ async def _set_revoked(config: RelayConfig, name: str, revoked: bool) -> str:
         if not await change(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
     return name
+
+
+async def revoke_user(
+    config: RelayConfig,
+    user: str,
+    before: object = None,
+    reason: str = "",
+    *,
+    clock: Callable[[], float] = time.time,
+) -> UserRevocation:
+    """Refuse the user's tokens from before a time (`parse_before`) and end what runs under them; return what holds."""
+    if not user:
+        raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
+    when = parse_before(before, clock())
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
+        return await registry.revoke_user(user, when, reason)
+
+
+async def restore_user(config: RelayConfig, user: str) -> str:
+    """Take `revoke_user` back; raises `StateError` when the user is not revoked."""
+    async with registry_of(config, must_exist=True) as registry:
+        if not await registry.restore_user(user):
+            raise StateError("this user is not revoked: 'user list' shows those who are")
+    return user
+
+
+async def list_users(config: RelayConfig) -> list[Row]:
+    """Return all users whose logins are revoked, by user; times in unix seconds."""
+    async with registry_of(config, must_exist=True) as registry:
+        return [asdict(entry) for entry in (await registry.user_revocations()).values()]
+
+
+def parse_before(text: object, now: float) -> int:
+    """Unix seconds from a time as `2026-11-25T12:00:00Z`, from a day as `2026-11-25` (its beginning, UTC), or from a
+    number of ten digits; None: now, to the end of this second. Raises `ConfigError`."""
+    if text is None or text == "":
+        return math.ceil(now)
+    said = str(text).strip()
+    try:
+        if said.isascii() and said.isdigit():
+            # With ten digits a number is a time since 2001, and no day written as one.
+            if len(said) != 10:
+                raise ValueError
+            return int(said)
+        when = datetime.fromisoformat(said)
+        if len(said) <= len("2026-11-25"):
+            when = when.replace(tzinfo=UTC)
+        if when.tzinfo is None:
+            raise ValueError
+        return math.ceil(when.timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            "--before is a time with its zone, as 2026-11-25T12:00:00Z, or a day, as 2026-11-25"
+        ) from error
 
 
 def parse_ttl(ttl: object) -> float:

@@ -26,13 +26,14 @@ from typing import Any, Protocol
 import structlog
 from aiohttp import web
 
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.net.address import source_of
 from arcbridge.pki.authority import Authority, certificate_validity, check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
 
@@ -114,12 +115,6 @@ class Verifier(Protocol):
     async def verify(self, token: str) -> Identity: ...
 
 
-class AccessPolicy(Protocol):
-    """`identity.policy.Policy` or `PolicyFile`."""
-
-    def allows(self, identity: Identity, cluster: str) -> bool: ...
-
-
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
 
@@ -168,7 +163,7 @@ class _Api:
     registry: Registry
     count_agents: CountAgents
     verifier: Verifier
-    policy: AccessPolicy
+    access: Access
     clock: Callable[[], float]
     certificate_life: float
     ca_pem: str
@@ -237,7 +232,7 @@ class _Api:
 
     async def clusters(self, request: web.Request) -> web.Response:
         identity = await self._caller(request)
-        records = [record for record in await self.registry.clusters() if self.policy.allows(identity, record.name)]
+        records = [record for record in await self.registry.clusters() if self.access.allows(identity, record.name)]
         agents = await self.count_agents([record.name for record in records])
         now = self.clock()
         return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
@@ -250,7 +245,7 @@ class _Api:
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
         # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
         # (docs/threats.md#J22).
-        record, allowed = await self.registry.cluster(name), self.policy.allows(identity, name)
+        record, allowed = await self.registry.cluster(name), self.access.allows(identity, name)
         agents = await self.count_agents([name])
         if record is None or not allowed:
             raise ApiRefusal(
@@ -273,6 +268,8 @@ class _Api:
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
         identity = await self.verifier.verify(token.strip())
+        if (refused := self.access.refusal(identity)) is not None:
+            raise PermissionRefused(refused.message)
         _proved(request)
         self._spend("user", self.callers, identity.subject, "you ask this relay too often")
         return identity
@@ -294,7 +291,7 @@ def build_app(
     registry: Registry,
     count_agents: CountAgents,
     verifier: Verifier,
-    policy: AccessPolicy,
+    access: Access,
     certificate_life: float,
     ca_pem: str | None = None,
     clock: Callable[[], float] = time.time,
@@ -313,7 +310,7 @@ def build_app(
         registry,
         count_agents,
         verifier,
-        policy,
+        access,
         clock,
         certificate_life,
         ca_pem or authority.certificate_pem,

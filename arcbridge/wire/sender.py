@@ -54,12 +54,15 @@ class Blocked(IntFlag):
     """As much is kept for a resumption as may be."""
     PATH = 4
     """As much is under way as the path takes."""
+    RATE = 8
+    """As many bytes have left as may for now (`Sender.set_paced`)."""
 
 
 # Plain integers: an operation on the members themselves takes 0.6 µs, on integers 0.02.
 _SOCKET = int(Blocked.SOCKET)
 _HISTORY = int(Blocked.HISTORY)
 _PATH = int(Blocked.PATH)
+_RATE = int(Blocked.RATE)
 
 
 class Sender:
@@ -165,6 +168,13 @@ class Sender:
             self.blocked &= ~_SOCKET
         else:
             self.blocked |= _SOCKET
+
+    def set_paced(self, paced: bool) -> None:
+        """Let payload wait in its streams for a while (called by the shell); frames of other types leave."""
+        if paced:
+            self.blocked |= _RATE
+        else:
+            self.blocked &= ~_RATE
 
     # -- commands ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from bench.peers.base import Peer, Standing
 from bench.process import NotReady
 from bench.tap import Tap, send_canary
 from tests.support.processes import ManagedProcess, ProcessFailed
-from tests.support.world import ALICE, ApiServer, World, fixed_port
+from tests.support.world import ALICE, HEAVY_USERS, ApiServer, World, fixed_port
 
 TARGET = "bench"
 WITHOUT_RESUMPTION = "arcbridge-without-resumption"
@@ -23,8 +23,8 @@ class Arcbridge(Peer):
 
     name = "arcbridge"
     encrypts = "end to end, client to agent, TLS 1.3; the relay moves what it cannot read"
-    tuned = "as shipped: policy, audit (to a file) and logs at level info are on"
-    agent_settings = ""
+    tuned = "policy, audit (to a file) and logs at level info are on; limits of one user are on, and above the load"
+    agent_settings = HEAVY_USERS
     client_flags: tuple[str, ...] = ()
 
     standing: Standing = "ours"
@@ -84,8 +84,8 @@ class WithoutResumption(Arcbridge):
     """The same with resumption switched off at both ends: what keeping a session alive costs while nothing breaks."""
 
     name = WITHOUT_RESUMPTION
-    tuned = "as shipped, but `resumption = false` at client and agent: a session ends with its connection"
-    agent_settings = "resumption = false"
+    tuned = "the same, but `resumption = false` at client and agent: a session ends with its connection"
+    agent_settings = f"{HEAVY_USERS}resumption = false"
     client_flags = ("--no-resumption",)
     standing = "yardstick"
     special = True

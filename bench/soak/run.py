@@ -25,7 +25,7 @@ from bench.soak.conversation import PATIENCE
 from bench.soak.through import connected
 from bench.usage import cpu_seconds, resident_bytes
 from tests.support.processes import ManagedProcess
-from tests.support.world import ALICE, ApiServer, World, fixed_port
+from tests.support.world import ALICE, HEAVY_USERS, ApiServer, World, fixed_port
 
 TARGET = "soak"
 DOWN_FOR = (2.0, 5.0)
@@ -92,6 +92,7 @@ class _Soak:
         # Entered before anything is started: whatever happens from here on, it ends what was started.
         with world:
             self._world = world
+            world.agent_settings = HEAVY_USERS
             target = self._start("target")
             port = int(target.wait_for_line(r"^PORT (\d+)$")[1])
             world.targets[TARGET] = (f"127.0.0.1:{port}", ALICE.groups)

@@ -37,11 +37,10 @@ from bench.usage import cpu_seconds, resident_bytes
 from tests.support.cluster import KUBERNETES_VERSION, Cluster, Kubectl
 from tests.support.cluster import Unavailable as NoCluster
 from tests.support.processes import ProcessFailed
-from tests.support.world import ALICE, ApiServer, World
+from tests.support.world import ALICE, HEAVY_USERS, ApiServer, World
 
 MODULE = "kubernetes"
 VEGETA = "github.com/tsenart/vegeta/v12"
-RIGHTS = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
 NAMESPACE = "bench"
 OBJECT = "/api/v1/namespaces/default"
 LIST = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
@@ -348,8 +347,7 @@ def _setting(directory: Path) -> Iterator[_Setting]:
         raise NotReady(str(error)) from error
     with cluster:
         try:
-            cluster.kubectl("apply", "-k", str(RIGHTS))
-            cluster.settle_rbac()
+            cluster.install_agent()
             cluster.grant("cluster-admin", group=ALICE.groups[0])
             _fill(cluster)
             token = directory / "agent-token"
@@ -357,6 +355,7 @@ def _setting(directory: Path) -> Iterator[_Setting]:
             token.write_text(cluster.service_account_token("arcbridge", "arcbridge-agent", lifetime=24 * 3600))
             api = ApiServer(cluster.api_url, cluster.ca_file, token)
             with World(api, directory=directory / "world") as world:
+                world.agent_settings = HEAVY_USERS
                 world.start()
                 client = world.start_client(ALICE)
                 through = _way_of_kubeconfig(client.kubeconfig, _private(directory / "through"))

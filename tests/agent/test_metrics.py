@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from arcbridge.agent.accounts import Accounts, Limit
+from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import ProxyStats
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
@@ -33,31 +36,42 @@ def test_every_metric_can_be_read() -> None:
     metrics = Metrics("agent")
     parts: dict[str, Any] = {name: Counters() for name in ("targets", "keeper", "audit")}
     control = Counters(up=1, dials=Counters(joins=2))
-    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5)
+    accounts = Accounts()
+    accounts.refusals[Limit.STREAMS] = 6
+    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5, accounts=accounts)
     parts["sessions"].resumes.refuse("secret")
     parts["sessions"].revoked = 4
+    parts["sessions"].relief = BacklogRelief(memory.backlog)
     revocations = parts["sessions"].revocations = Revocations()
     revocations.hear("relay:443", Revoke("alice", 1, True))
     denylist = Counters(error="broken")
-    proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=Counters(upstream=Counters(unreachable=5)))
+    api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit()))
+    proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api)
     register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
+    assert "arcbridge_agent_apiserver_connections 0.0" in text
+    assert "arcbridge_agent_stalled_streams_reset_total 0.0" in text
     assert "arcbridge_agent_control_connections 1.0" in text
     assert "arcbridge_agent_sessions 3.0" in text
     assert "arcbridge_agent_sessions_detached 2.0" in text
     assert "arcbridge_agent_detached_seconds_total 1.5" in text
     assert 'arcbridge_agent_resumes_refused_total{reason="secret"} 1.0' in text
     assert 'arcbridge_agent_joins_total{result="ok"} 2.0' in text
+    assert 'arcbridge_agent_limit_refusals_total{limit="streams"} 6.0' in text
+    assert 'arcbridge_agent_paced_seconds_total{direction="to_user"} 0.0' in text
+    assert "arcbridge_agent_users 0.0" in text
     assert "arcbridge_agent_sessions_revoked_total 4.0" in text
     assert "arcbridge_agent_revocations 1.0" in text
     assert "arcbridge_agent_denylist_error 1.0" in text
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
     read = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_memory_"))
     assert float(read["arcbridge_agent_memory_budget_bytes"]) == memory.budget.most
+    waiting = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_waiting_"))
+    assert float(waiting["arcbridge_agent_waiting_limit_bytes"]) == memory.backlog.most
     assert float(read["arcbridge_agent_memory_held_bytes"]) == memory.budget.held
 
 

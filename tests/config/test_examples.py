@@ -21,9 +21,9 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}
 
 # Durations are written as people write them; the loader turns them into the default.
-_COMMENTED = re.compile(r'#(\[(?:targets|limits\.groups|limits\.users)\.(?:\w+|"[^"]+")\]|[a-z_]+ = .*)')
-NAMED = (("targets",), ("limits", "groups"), ("limits", "users"))
-"""Tables whose keys are names that the operator chooses."""
+_COMMENTED = re.compile(r"#(\[(?:targets|limits\.groups|limits\.users)\.[^\]]+\]|[a-z_]+ = .*)")
+NAMED = {("targets",), ("limits", "groups"), ("limits", "users")}
+"""Tables whose keys are names that an operator gives."""
 
 
 def keys(kind: type[Any], path: tuple[str, ...] = ()) -> set[str]:
@@ -92,7 +92,7 @@ def test_what_is_shown_as_default_is_the_default(role: str, tmp_path: Path) -> N
     active = set(paths(tomllib.loads(text)))
     wrong = {}
     for dotted in keys(KINDS[role]) - active:
-        if dotted.startswith(tuple(".".join(table) + "." for table in NAMED)):
+        if "*" in dotted:
             continue
         default = default_at(KINDS[role], dotted)
         if default not in (None, "", ()) and value_at(settings, dotted) != default:

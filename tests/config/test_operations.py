@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.config import RelayLimitsConfig
+from arcbridge.config import AgentLimitsConfig, RelayLimitsConfig
 
 from .test_prometheus import defined_metrics
 
@@ -41,6 +41,14 @@ def test_every_limit_is_explained_with_its_default() -> None:
         if field.default is MISSING:
             name, shown = f"{field.name}.NAME", "none"
         assert f"| `limits.{name}` | {shown} |" in PAGE
+
+
+def test_every_limit_of_a_user_is_explained_with_its_default() -> None:
+    explained = dict(
+        re.findall(r"^\| `limits\.(\w+)` \| (\d+) \|", PAGE.partition("### Limits of one user")[2], re.MULTILINE)
+    )
+    limits = [field for field in fields(AgentLimitsConfig) if field.name not in ("groups", "users")]
+    assert explained == {field.name: str(field.default) for field in limits}
 
 
 def test_every_dependency_and_its_floor_has_a_reason() -> None:

@@ -93,6 +93,7 @@ class Station:
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""
         self.ended: list[Pump] = []
+        self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
         self.address = Address("127.0.0.1", 0)
 
     async def open(self) -> None:
@@ -100,7 +101,7 @@ class Station:
         if self.siblings is not None:
             self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
-        self.pumps = Pumps(self.ended.append)
+        self.pumps = Pumps(self._pump_ended)
         self.control = ControlServer(
             lambda: contexts[ALPN_CONTROL],
             self.fleet,
@@ -140,6 +141,10 @@ class Station:
             balancers=self.balancers,
         )
         self.address = self.listener.start(self.address)
+
+    def _pump_ended(self, pump: Pump) -> None:
+        self.ended.append(pump)
+        self.on_pump_ended(pump)
 
     async def close(self) -> None:
         self.listener.stop()

@@ -16,12 +16,13 @@ import structlog
 
 from arcbridge.errors import PinMismatch, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.net.address import Address
 from arcbridge.net.tls import fetch_relay_ca
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay import api
+from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.api import (
     ANONYMOUS_REQUESTS,
@@ -36,7 +37,7 @@ from arcbridge.relay.api import (
     build_app,
     tls_peer_certificate,
 )
-from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0
@@ -83,7 +84,8 @@ class Relay:
     server: ApiServer
     port: int
     limited: Limited
-    agents: dict[str, int] = field(default_factory=dict)
+    agents: dict[str, int]
+    access: Access
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
 
     def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
@@ -180,6 +182,8 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     agents: dict[str, int] = {}
     limited = Limited()
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = Access(PolicyFile(tmp_path / "policy.toml"))
 
     async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
         return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
@@ -189,7 +193,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
         registry=registry,
         count_agents=count_agents,
         verifier=StubVerifier(),
-        policy=Policy.load(POLICY),
+        access=access,
         certificate_life=600.0,
         clock=clock,
         monotonic=clock,
@@ -206,7 +210,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     context.set_alpn_protocols(["http/1.1"])
     load(context, authority.issue_server(["127.0.0.1"]))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
-    yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], limited, agents)
+    yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], limited, agents, access)
     listener.close()
     await server.close()
     await listener.wait_closed()
@@ -479,6 +483,12 @@ class TestClusters:
             "labels": {"region": "eu"},
             "revoked": False,
         }
+        # Who is revoked is told so, and of no cluster.
+        relay.access.learn_users({"ann": UserRevocation("ann", 1, "left")})
+        for path in ("/v1/clusters", "/v1/clusters/prod", "/v1/clusters/unknown"):
+            status, answer, _ = await relay.call("GET", path, headers={"Authorization": "Bearer token-of-ann"})
+            assert status == 403
+            assert "were revoked (left): log in again" in error(answer)[1]
         for user, names in (("bob", ["test"]), ("eve", [])):
             headers = {"Authorization": f"bearer token-of-{user}"}
             _, answer, _ = await relay.call("GET", "/v1/clusters", headers=headers)

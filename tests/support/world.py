@@ -30,6 +30,15 @@ CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-cluster"
 
+HEAVY_USERS = """\
+limits.requests_per_second = 1_000_000
+limits.request_burst = 1_000_000
+limits.bytes_per_second_to_cluster = 1_000_000_000_000
+limits.bytes_per_second_to_user = 1_000_000_000_000
+limits.bytes_per_day = 1_000_000_000_000_000_000
+"""
+"""Settings of an agent at which one user makes the load of many: each limit counts, and none is reached."""
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -476,7 +485,11 @@ class World:
         )
 
     def audit_records(self) -> list[dict[str, object]]:
-        """The agents' audit records so far."""
+        """The agents' audit records so far of requests that are over."""
+        return [record for record in self.audit_lines() if "outcome" in record]
+
+    def audit_lines(self) -> list[dict[str, object]]:
+        """All lines of the agents' audit logs so far, those of the chains included."""
         found: list[dict[str, object]] = []
         for index in range(len(self.agent_observes)):
             log = self.config_of("agent", index).parent / "audit.jsonl"

@@ -18,7 +18,7 @@ import structlog
 from aiohttp import HttpVersion11
 from aiohttp.http import HttpVersion
 
-from arcbridge.agent.accounts import Account
+from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.framing import check_framing, check_target, content_length, has_body
@@ -125,6 +125,12 @@ class StreamContext:
     stream_id: int
     requests: int = 0
     """Requests that began on it so far."""
+    admitted: bool = False
+    """The request under way counts among the user's and the agent's."""
+    upgrading: bool = False
+    """The request under way counts among the user's upgrades."""
+    unrecorded: bool = False
+    """The request under way leaves no record: it is one of a burst of refusals that was reported."""
 
 
 @dataclass(slots=True)
@@ -217,7 +223,6 @@ class Authorizer:
         """A request has begun; each `begin` needs one `finish`."""
         stream.requests += 1
         self.stats.requests += 1
-        self.stats.in_flight += 1
         caller = stream.caller
         return AuditRecord(
             request=f"{caller.session}-{stream.stream_id}-{stream.requests}",
@@ -227,34 +232,39 @@ class Authorizer:
             method=method,
         )
 
-    def refuse(self, record: AuditRecord, refusal: RequestRefusal) -> None:
-        """The request is answered by the agent itself."""
+    def refuse(self, stream: StreamContext, record: AuditRecord, refusal: RequestRefusal) -> None:
+        """The request is answered by the agent itself, and counts no more among those under way."""
+        self._release(stream)
         record.status, record.reason = refusal.status_code, refusal.message
         if record.outcome == "answered":
             record.outcome = "refused"
         if refusal.status_code >= 500:
             _log.warning("request failed", session=record.session, request=record.request, reason=refusal.message)
 
-    def finish(self, record: AuditRecord) -> None:
+    def finish(self, stream: StreamContext, record: AuditRecord) -> None:
         """The request is over, however it ended: it is counted and its record written."""
-        self.stats.in_flight -= 1
+        self._release(stream)
         if record.status:
             self.stats.count(record.status)
         if record.outcome == "refused":
             self.stats.refused += 1
         elif record.outcome == "cut":
             self.stats.cut += 1
-        self._audit.write(record)
+        if stream.unrecorded:
+            stream.unrecorded = False
+        else:
+            self._audit.write(record)
 
     # -- the decision ---------------------------------------------------------------------------------------------
 
     def authorize(
-        self, caller: Caller, head: RequestHead, record: AuditRecord, approval: Approval | None = None
+        self, stream: StreamContext, head: RequestHead, record: AuditRecord, approval: Approval | None = None
     ) -> Plan:
         """Answer how the request goes on. Nothing has left when it raises RequestRefusal.
 
         Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for.
         """
+        caller = stream.caller
         identity = caller.identity
         upgrade_asked = False
         if head.plain is None:
@@ -265,7 +275,8 @@ class Authorizer:
         record.verb, record.group, record.resource = info.verb, info.group, info.resource
         record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
         record.path = info.path_class
-        self._check_limits()
+        if not stream.admitted:  # else it was, before the review of `--as`
+            self._admit(stream, record)
         if caller.token_mode:
             own, lines = False, _serialised(own_token_headers(head.fields))
         elif head.plain is not None:
@@ -281,24 +292,61 @@ class Authorizer:
         upgrade = requested_upgrade(head.method, head.fields, info, has_body=body)
         if upgrade is not None:
             record.upgrade = upgrade.protocol
+            self._admit_upgrade(stream, record)
         length = content_length(head.fields) if body else ""
         return Plan(record.request, head.method, head.target, lines, own, body, length, upgrade)
 
-    async def authorize_reviewed(self, caller: Caller, head: RequestHead, record: AuditRecord) -> Plan:
+    async def authorize_reviewed(self, stream: StreamContext, head: RequestHead, record: AuditRecord) -> Plan:
         """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises RequestRefusal."""
         approval = None
         while True:  # once more where the caller's identity was renewed during the review
             try:
-                return self.authorize(caller, head, record, approval)
+                return self.authorize(stream, head, record, approval)
             except ReviewNeeded as needed:
                 approval = await self._reviewer.approve(needed.identity, needed.subject)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _check_limits(self) -> None:
-        """Refuse what is too much, before anything leaves. Every limit on requests has its place here."""
-        if self.stats.in_flight > MAX_IN_FLIGHT:
-            raise RequestRefusal(429, "the agent has too many requests under way; try again shortly", retry_after=1)
+    def _admit(self, stream: StreamContext, record: AuditRecord) -> None:
+        """Count the request, or refuse it as too much before anything leaves. Every limit on requests is here."""
+        account, now = stream.caller.account, record.started
+        limit = account.admit_request(now)
+        if limit is None and self.stats.in_flight >= MAX_IN_FLIGHT:
+            account.end_request()
+            limit = Limit.AGENT_REQUESTS
+        if limit is not None:
+            raise self._too_much(stream, record, limit)
+        stream.admitted = True
+        self.stats.in_flight += 1
+
+    def _admit_upgrade(self, stream: StreamContext, record: AuditRecord) -> None:
+        limit = stream.caller.account.admit_upgrade()
+        if limit is not None:
+            raise self._too_much(stream, record, limit)
+        stream.upgrading = True
+
+    def _too_much(self, stream: StreamContext, record: AuditRecord, limit: Limit) -> RequestRefusal:
+        """The refusal of a request that is over a limit; one of each burst is logged and recorded."""
+        account, now = stream.caller.account, record.started
+        reached = account.explain(limit)
+        omitted = account.refuse(limit, now)
+        stream.unrecorded = omitted is None
+        if omitted is not None:
+            record.limit, record.omitted = limit, omitted
+            _log.warning("limit reached", session=record.session, user=record.user, reason=limit.value, omitted=omitted)
+        return RequestRefusal(
+            429, reached.message, retry_after=reached.retry_after, retry_at=reached.retry_at, hold=account.hold(now)
+        )
+
+    def _release(self, stream: StreamContext) -> None:
+        """The request that is under way on a stream counts no more."""
+        if stream.admitted:
+            stream.admitted = False
+            self.stats.in_flight -= 1
+            stream.caller.account.end_request()
+            if stream.upgrading:
+                stream.upgrading = False
+                stream.caller.account.end_upgrade()
 
     def _subject(
         self, identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None

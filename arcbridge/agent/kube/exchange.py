@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections.abc import Callable
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
@@ -35,6 +36,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_account",
         "_body",
         "_close_line",
         "_connection",
@@ -62,12 +64,15 @@ class Exchange:
         record: AuditRecord,
         ended: Ended,
         *,
+        account: Account | None = None,
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
         paused: bool = False,
     ) -> None:
+        """`account`: of the user whose connections are counted."""
         self._pool = pool
+        self._account = account
         self._stream = stream
         self._plan = plan
         self._record = record
@@ -96,7 +101,7 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
-        connection = self._pool.take(own=plan.own) if plan.repeatable else None
+        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
         if connection is not None:
             self._send(connection)
         else:
@@ -148,7 +153,7 @@ class Exchange:
 
     async def _dial_and_send(self) -> None:
         try:
-            connection = await self._pool.dial(own=self._plan.own, lossless=not self._plan.repeatable)
+            connection = await self._pool.dial(own=self._plan.own, account=self._account)
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)
@@ -172,6 +177,7 @@ class Exchange:
             upgrade=plan.upgrade,
             reusable=plan.repeatable,
             framed=self._framed,
+            backlog=self._stream.backlog,
         )
         if self._paused:
             connection.pause_reading()

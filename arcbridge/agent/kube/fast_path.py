@@ -49,6 +49,8 @@ class FastPath(asyncio.Protocol):
         """Of the request that is under way."""
         self._exchange: Exchange | None = None
         """The request that is under way, once it is authorized."""
+        self._held: asyncio.TimerHandle | None = None
+        """The answer of a refusal that is held."""
 
     # -- the stream's protocol ------------------------------------------------------------------------------------
 
@@ -114,8 +116,16 @@ class FastPath(asyncio.Protocol):
         self._record = record = self._authorizer.begin(self._context, "GET")
         stream = cast(StreamTransport, self._stream)
         try:
-            plan = self._authorizer.authorize(caller, head, record)
-            exchange = Exchange(self._api.upstream, stream, plan, record, self._ended, paused=self._writing_paused)
+            plan = self._authorizer.authorize(self._context, head, record)
+            exchange = Exchange(
+                self._api.upstream,
+                stream,
+                plan,
+                record,
+                self._ended,
+                account=caller.account,
+                paused=self._writing_paused,
+            )
             self._exchange = exchange
             exchange.start(self._api.authority)
         except RequestRefusal as refusal:
@@ -148,10 +158,20 @@ class FastPath(asyncio.Protocol):
                 self._read_on()
 
     def _refuse(self, refusal: RequestRefusal) -> None:
+        record = self._record
+        assert record is not None
+        self._authorizer.refuse(self._context, record, refusal)
+        if refusal.hold:
+            self._held = asyncio.get_running_loop().call_later(refusal.hold, self._answer, refusal)
+        else:
+            self._answer(refusal)
+
+    def _answer(self, refusal: RequestRefusal) -> None:
+        """Answer the request under way with a refusal, and read on."""
+        self._held = None
         record, stream = self._record, self._stream
         assert record is not None
         assert stream is not None
-        self._authorizer.refuse(record, refusal)
         # 400 ends the connection, as on the general path.
         close = refusal.status_code == 400
         stream.write(status_answer(refusal, request_id=record.request, close=close))
@@ -168,12 +188,15 @@ class FastPath(asyncio.Protocol):
         self._record.outcome = "cut"
         if self._exchange is not None:
             self._exchange.cancel()
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
         self._finish()
 
     def _finish(self) -> None:
         record, self._record, self._exchange = self._record, None, None
         assert record is not None
-        self._authorizer.finish(record)
+        self._authorizer.finish(self._context, record)
 
     def _read_on(self) -> None:
         """The next request may have arrived already."""

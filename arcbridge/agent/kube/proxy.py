@@ -32,7 +32,7 @@ from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.agent.kube.upstream_pool import SWITCHED_READ, UpstreamConnection
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
@@ -76,10 +76,11 @@ class KubeProxy:
     # -- one request of the general parser --------------------------------------------------------------------
 
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
-        record = self.authorizer.begin(protocol.context, request.method)
+        stream = protocol.context
+        record = self.authorizer.begin(stream, request.method)
         try:
             head = RequestHead(request.method, request.raw_path, request.raw_headers, version=request.version)
-            plan = await self.authorizer.authorize_reviewed(protocol.context.caller, head, record)
+            plan = await self.authorizer.authorize_reviewed(stream, head, record)
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, request, plan, record)
             body = RequestBody(request) if plan.has_body else None
@@ -87,7 +88,9 @@ class KubeProxy:
             exchange = await self._exchange(protocol, request, plan, record, body=body, close_line=close_line)
             return AnsweredResponse(keep_alive=not exchange.closes)
         except RequestRefusal as refusal:
-            self.authorizer.refuse(record, refusal)
+            self.authorizer.refuse(stream, record, refusal)
+            if refusal.hold:
+                await asyncio.sleep(refusal.hold)
             # 400 ends the connection: it is not certain where the next request would start.
             ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
             return protocol.answer(
@@ -100,7 +103,7 @@ class KubeProxy:
                 record.outcome = "cut"
             raise
         finally:
-            self.authorizer.finish(record)
+            self.authorizer.finish(stream, record)
 
     async def _exchange(
         self,
@@ -128,6 +131,7 @@ class KubeProxy:
             plan,
             record,
             ended,
+            account=protocol.context.caller.account,
             body=body,
             close_line=close_line,
             framed=request.version > HttpVersion10,
@@ -197,7 +201,9 @@ class KubeProxy:
         if upstream is None:
             raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
         done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
-        splice = TransportSplice(upstream, lambda result: None if done.done() else done.set_result(result))
+        splice = TransportSplice(
+            upstream, lambda result: None if done.done() else done.set_result(result), read_size=SWITCHED_READ
+        )
         stream = protocol.stream
         stream.write(head.lines + b"\r\n")
         splice.stream_side.connection_made(stream)
@@ -218,6 +224,7 @@ class KubeProxy:
             raise
         finally:
             self.stats.upgrades_open -= 1
+            connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.
             asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
 
@@ -226,8 +233,8 @@ class KubeProxy:
     def _refused_head(self, context: StreamContext, refusal: RequestRefusal) -> None:
         """A head that never became a request leaves its record, too."""
         record = self.authorizer.begin(context, "")
-        self.authorizer.refuse(record, refusal)
-        self.authorizer.finish(record)
+        self.authorizer.refuse(context, record, refusal)
+        self.authorizer.finish(context, record)
 
 
 def _connection_line(request: web.BaseRequest) -> bytes:

@@ -4,13 +4,15 @@ Source: Kubernetes API conventions, "Response Status Kind". kubectl prints `mess
 what happened and what to do, and begins with `arcbridge:` so that the reader does not look for the cause in the
 cluster.
 
-`Retry-After` makes client-go repeat *every* method, POST too, ten times. So a refusal may carry it only where the
-request surely never left this process.
+`Retry-After` in seconds makes client-go repeat *every* method, POST too, ten times. So a refusal may carry it only
+where the request surely never left this process, and it is small: kubectl is silent while it waits. A time that is far
+away is a date (RFC 9110 §10.2.3), which client-go does not wait for: kubectl shows the message at once.
 """
 
 from __future__ import annotations
 
 import json
+from email.utils import formatdate
 from http import HTTPStatus
 
 from arcbridge.errors import ArcbridgeError
@@ -34,10 +36,23 @@ _REASONS = {
 class RequestRefusal(ArcbridgeError):
     """A request that the agent answers itself with this code; `message` goes to the caller after `arcbridge: `."""
 
-    def __init__(self, code: int, message: str, *, retry_after: int | None = None, prefix: str = "arcbridge: ") -> None:
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        retry_at: float = 0.0,
+        hold: float = 0.0,
+        prefix: str = "arcbridge: ",
+    ) -> None:
         super().__init__(prefix + message, retry_after=retry_after)
         self.status_code = code
         self.reason = _REASONS[code]
+        self.retry_at = retry_at
+        """Unix seconds before which another try is in vain; 0: `retry_after` says all."""
+        self.hold = hold
+        """Seconds for which the answer is held, so that a flood costs no more than its streams."""
 
 
 def bad_request(message: str) -> RequestRefusal:
@@ -47,7 +62,7 @@ def bad_request(message: str) -> RequestRefusal:
 
 def status_body(error: ArcbridgeError) -> bytes:
     """The Status object of `error` as JSON."""
-    document = {
+    document: dict[str, object] = {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
@@ -56,6 +71,8 @@ def status_body(error: ArcbridgeError) -> bytes:
         "reason": error.reason,
         "code": error.status_code,
     }
+    if error.retry_after is not None:
+        document["details"] = {"retryAfterSeconds": error.retry_after}
     return json.dumps(document).encode()
 
 
@@ -74,6 +91,8 @@ def status_answer(error: ArcbridgeError, *, request_id: str = "", close: bool = 
         lines.append(f"Audit-Id: {request_id}")
     if error.retry_after is not None:
         lines.append(f"Retry-After: {error.retry_after}")
+    elif isinstance(error, RequestRefusal) and error.retry_at:
+        lines.append(f"Retry-After: {formatdate(error.retry_at, usegmt=True)}")
     if code == 401:
         lines.append("WWW-Authenticate: Bearer")
     if close:

@@ -1,9 +1,12 @@
 """The agent's HTTP/1.1 client for the API server: connections, and the pool of those that are idle.
 
 It dials, writes requests and reads answers for every user of the API server: the fast path, the general path, upgrades
-and the agent's own calls. It decides nothing about a request and repeats none. Invariant: a connection carries one
+and the agent's own calls. It decides nothing about a request and repeats none. Invariants: a connection carries one
 request at a time, in one kind of credentials, and returns to the pool only when its answer ended exactly where its
-framing said.
+framing said; while it carries one, the memory that it takes counts in the backlog of the caller's session.
+
+It reads over our own TLS (`net.tlstransport`), which takes no more from the socket than is wanted: what a caller does
+not take stays at the API server, and no byte that came before the API server closed is dropped.
 
 There is no task and no future per request: a `ResponseHandler` is called back.
 """
@@ -11,9 +14,14 @@ There is no task and no future per request: a `ResponseHandler` is called back.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import time
+from collections.abc import Callable
 from typing import Protocol, cast
 
+from arcbridge.agent.accounts import Account
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
@@ -23,15 +31,25 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.sockets import disable_user_timeout
 from arcbridge.net.tlstransport import connect_tls
+from arcbridge.wire.backlog import Backlog
 
 CONNECT_DEADLINE = 10.0
 """Seconds for TCP and TLS to the API server, which is near; longer means it is down."""
+MAX_IDLE = 64
+"""Idle connections that are kept: 5 GETs a millisecond. Beyond it the one that has idled longest is closed."""
+FIRST_READ = 32 * 1024
+"""Bytes of an answer that are read at first; twice as many after each read that filled its half, up to the receive
+buffer. OpenSSL keeps as much memory as the largest read took, so that only long answers take much."""
+SWITCHED_READ = 64 * 1024
+"""Bytes that are read at a time of an upgraded connection."""
 KEEPALIVE = 15.0
 """Seconds an idle connection is kept: far below the API server's 90, so that the agent closes first."""
-SHUTDOWN = 3.0
-"""Seconds for the close_notify of TLS."""
 MAX_INFORMATIONAL = 5
 """Interim answers (1xx) that one request may get."""
+CONNECTION_MEMORY = 48 * 1024
+"""Bytes that a connection takes beside what it reads: OpenSSL's state, and one record of which a part has come."""
+SMALL_KERNEL_BUFFER = 64 * 1024
+"""Bytes that the kernel is asked to keep at most (it keeps up to twice as many) for one of many connections."""
 _MAX_JOINED = 32 * 1024
 """Bytes of a body's beginning that are copied behind the head, so that both are one write."""
 
@@ -85,6 +103,14 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._chunks: ChunkedBody | None = None
         self._reading_paused = False
         self._writing_paused: asyncio.Future[None] | None = None
+        self._backlog: Backlog | None = None
+        """In which the connection's memory counts while it carries a request."""
+        self._counted = 0
+        """Bytes that count there."""
+        self._read_size = FIRST_READ
+        """Bytes to read at a time."""
+        self.account: Account | None = None
+        """Of the user whose request it carries; None for a call of the agent's own, and when idle."""
         self.idle_since = 0.0
         """When it was returned to the pool, seconds of the loop's clock."""
         self.used = False
@@ -101,15 +127,19 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         upgrade: UpgradeRequest | None = None,
         reusable: bool = True,
         framed: bool = True,
+        backlog: Backlog | None = None,
     ) -> None:
         """Send a request, or its beginning (`write` continues it); only on a connection that the pool gave.
 
         `reusable`: the connection may carry another request afterwards. `framed`: a chunked body is handed over with
-        its framing.
+        its framing. `backlog`: that of the caller's session.
         """
         self._handler, self._method, self._upgrade = handler, method, upgrade
         self._reusable, self._framed = reusable, framed
         self._informational = 0
+        if backlog is not None:
+            self._backlog = backlog
+            self._count(CONNECTION_MEMORY + _kept(self._read_size))
         cast(asyncio.Transport, self.transport).write(request)
 
     async def write(self, data: bytes) -> None:
@@ -132,9 +162,17 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
+    def release(self) -> None:
+        """Count for no caller any more: the request is over, or what it was upgraded to."""
+        if self._backlog is not None:
+            self._count(0)
+            self._backlog = None
+        self._pool.left(self)
+
     def drop(self) -> None:
         """Close at once; the handler hears nothing more."""
         self._handler = None
+        self.release()
         if self.transport is not None:
             self.transport.abort()
 
@@ -154,7 +192,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return buffer.VIEW
+        if self._backlog is not None and self._backlog.full:
+            return buffer.VIEW[: buffer.PORTION]
+        return buffer.VIEW[: self._read_size]
 
     def buffer_updated(self, nbytes: int) -> None:
         handler = self._handler
@@ -162,6 +202,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._pool.remove(self)
             self.drop()  # bytes that belong to no request
             return
+        if 2 * nbytes > self._read_size and self._read_size < buffer.SIZE:
+            self._read_size *= 2
+            self._count(CONNECTION_MEMORY + _kept(self._read_size))
         try:
             if self._response is None:
                 self._read_head(handler, nbytes)
@@ -188,10 +231,16 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._pool.remove(self)
         self.resume_writing()
         handler, self._handler = self._handler, None
+        self.release()
         if handler is not None:
             handler.response_failed(None if self._response is None and not self._head else unusable_answer())
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _count(self, count: int) -> None:
+        if self._backlog is not None:
+            self._backlog.add(count - self._counted)
+            self._counted = count
 
     def _read_head(self, handler: ResponseHandler, count: int) -> None:
         start = 0
@@ -231,6 +280,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def _switch(self, handler: ResponseHandler, response: ResponseHead, rest: bytes) -> None:
         self._handler = None
         self._pool.remove(self)
+        self._count(CONNECTION_MEMORY + _kept(max(self._read_size, SWITCHED_READ)))
         self.pause_reading()
         handler.response_switched(response, rest)
 
@@ -291,8 +341,19 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 class UpstreamPool:
     """The idle connections, the last used first, and the dialling of new ones."""
 
-    def __init__(self, credentials: Credentials, host: str, port: int) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        host: str,
+        port: int,
+        *,
+        limit: ConnectLimit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._credentials = credentials
+        self._clock = clock
+        self.limit = limit or ConnectLimit()
+        """Of how many connections there are, and of how many are made."""
         self._address = Address(host, port)
         self._idle: list[UpstreamConnection] = []
         self._all: set[UpstreamConnection] = set()
@@ -301,8 +362,9 @@ class UpstreamPool:
         self.unreachable = 0
         """Connections that could not be made."""
 
-    def take(self, *, own: bool) -> UpstreamConnection | None:
-        """An idle connection that was made with today's credentials of that kind, if there is one."""
+    def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
+        """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
+        the account's user."""
         if not self._idle:
             return None
         context = self._credentials.tls(own=own)
@@ -311,6 +373,7 @@ class UpstreamPool:
             if connection.context is context:
                 del self._idle[position]
                 if connection.usable:
+                    self._enter(connection, account)
                     return connection
                 connection.close()
             elif connection.context is not self._credentials.tls(own=not own):
@@ -318,17 +381,23 @@ class UpstreamPool:
                 connection.close()  # of credentials that were replaced
         return None
 
-    async def dial(self, *, own: bool, lossless: bool = False) -> UpstreamConnection:
-        """Make a connection. Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
+    async def dial(self, *, own: bool, account: Account | None = None) -> UpstreamConnection:
+        """Make a connection for a request of the account's user, when its turn has come; None: for a call of the agent.
 
-        `lossless`: over a transport (`net.tlstransport`) that delivers every byte which came before the API server
-        closed it, also where reading was paused; uvloop's own may drop some.
+        Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
+        connection = UpstreamConnection(self, self._credentials.tls(own=own))
+        self._enter(connection, account)
         try:
-            return await self._dial(own=own, lossless=lossless)
-        except RequestRefusal:
-            self.unreachable += 1
+            if account is not None:
+                await _pass(self.limit.user_turn(account, self._clock()))
+                await _pass(self.limit.turn(account, self._clock()))
+            await self._connect(connection)
+        except BaseException:
+            connection.drop()  # a cancellation may come when the transport exists already
             raise
+        self._all.add(connection)
+        return connection
 
     def put(self, connection: UpstreamConnection) -> None:
         """Return a connection whose answer is complete."""
@@ -336,9 +405,12 @@ class UpstreamPool:
             self.remove(connection)
             connection.drop()
             return
+        connection.release()
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle.append(connection)
+        if len(self._idle) > MAX_IDLE:
+            self._idle.pop(0).close()
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(KEEPALIVE, self._sweep)
 
@@ -359,11 +431,27 @@ class UpstreamPool:
                 connection.transport.abort()
         self._idle.clear()
 
+    def left(self, connection: UpstreamConnection) -> None:
+        """A connection carries no request any more (called by it)."""
+        if connection.account is not None:
+            self.limit.leave(connection.account)
+            connection.account = None
+
     # -- inside -------------------------------------------------------------------------------------------------
 
-    async def _dial(self, *, own: bool, lossless: bool) -> UpstreamConnection:
-        context = self._credentials.tls(own=own)
-        connection = UpstreamConnection(self, context)
+    def _enter(self, connection: UpstreamConnection, account: Account | None) -> None:
+        if account is not None:
+            self.limit.enter(account)
+            connection.account = account
+
+    async def _connect(self, connection: UpstreamConnection) -> None:
+        try:
+            await self._connect_tls(connection)
+        except RequestRefusal:
+            self.unreachable += 1
+            raise
+
+    async def _connect_tls(self, connection: UpstreamConnection) -> None:
         try:
             async with asyncio.timeout(CONNECT_DEADLINE):
                 try:
@@ -372,18 +460,10 @@ class UpstreamPool:
                     raise error.__cause__ or ConnectionError(error.message) from error
                 try:
                     disable_user_timeout(sock)
-                    if lossless:
-                        await connect_tls(sock, context, connection, self._address.host)
-                    else:
-                        await asyncio.get_running_loop().create_connection(
-                            lambda: connection,
-                            sock=sock,
-                            ssl=context,
-                            server_hostname=self._address.host,
-                            ssl_shutdown_timeout=SHUTDOWN,
-                        )
+                    if connection.account is not None and self.limit.crowded(connection.account):
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
+                    await connect_tls(sock, connection.context, connection, self._address.host)
                 except BaseException:
-                    connection.drop()  # a cancellation may come when the transport exists already
                     sock.close()
                     raise
         except TimeoutError as error:
@@ -396,10 +476,7 @@ class UpstreamPool:
             words = error.strerror or type(error).__name__
             raise RequestRefusal(503, f"the API server cannot be reached ({words})", retry_after=1) from error
         if self._closed or not connection.usable:
-            connection.drop()
             raise RequestRefusal(503, "the API server cannot be reached (connection closed)", retry_after=1)
-        self._all.add(connection)
-        return connection
 
     def _sweep(self) -> None:
         """Close the connections that have been idle for KEEPALIVE; one timer serves them all."""
@@ -410,3 +487,13 @@ class UpstreamPool:
             self._idle.pop(0).close()
         if self._idle:
             self._sweep_timer = loop.call_later(KEEPALIVE - (now - self._idle[0].idle_since), self._sweep)
+
+
+async def _pass(seconds: float) -> None:
+    if seconds:
+        await asyncio.sleep(seconds)
+
+
+def _kept(read_size: int) -> int:
+    """Return the bytes that OpenSSL keeps for reads of that size: its buffers grow by thirds and never shrink."""
+    return read_size + read_size // 3

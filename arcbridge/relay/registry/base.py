@@ -1,4 +1,5 @@
-"""The registry: what a relay must remember. Clusters, join tokens, revocations; never a session, never a secret.
+"""The registry: what a relay must remember. Clusters, join tokens, revocations of clusters and of users' logins; never
+a session, never a secret.
 
 One interface, engines side by side (SQLite for one relay), one suite that all of them pass
 (`tests/relay/registry/conformance.py`). What every engine promises:
@@ -14,6 +15,9 @@ One interface, engines side by side (SQLite for one relay), one suite that all o
 4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches
    (docs/threats.md#E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
+6. A user's revocation holds until the operator takes it back, or until no token that it refuses can still be valid: an
+   entry goes when room is made for another one and `KEEP_REVOKED` has passed since its time. The list is bounded, for
+   each agent is sent all of it (docs/protocol.md, "Revocations"); a full one refuses the next entry in words.
 
 Times are unix seconds. Cluster names are canonical (`pki.names`); any other raises `ConfigError`.
 """
@@ -23,9 +27,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
+from arcbridge.identity.claims import is_plain
 from arcbridge.pki.authority import agent_ca_pin, agent_issued_at
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import same_pin
@@ -39,6 +44,20 @@ MAX_USES = 10_000
 
 KEEP_EXPIRED = 30 * 86400.0
 """Seconds for which an expired join token stays in the list, so that an operator can see what became of it."""
+
+MAX_REVOKED_USERS = 10_000
+"""Users whose logins are revoked, at once; some 0.6 MB at each control connection of an agent when it begins."""
+
+KEEP_REVOKED = 401 * 86400.0
+"""Seconds behind the time of a user's revocation after which its entry may go. Every token that it refuses has lapsed
+by then, because relay and agent take none that is valid for longer than 400 days (`identity.verifier.MAX_LIFETIME`).
+Only an entry whose user begins with `system:` stays: it is about a ServiceAccount, whose tokens may have no end."""
+
+MAX_USER = 2048
+"""Bytes of a user name, or of a subject, which an issuer's URL begins."""
+
+MAX_REASON = 200
+"""Characters of the reason for a revocation."""
 
 MAX_LABELS = 32
 MAX_LABEL_NAME = 63
@@ -179,6 +198,24 @@ class Registry(ABC):
     async def revocations(self) -> frozenset[str]:
         """Return the names of the clusters that are revoked; cheap enough to ask every few seconds."""
 
+    # Users.
+
+    @abstractmethod
+    async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
+        """Refuse the tokens of `user` that were issued before that time, from now on; return what holds then.
+
+        Of two revocations of one user the later time holds, and the later reason that was given. Raises `ConfigError`
+        for what cannot be kept, and `StateError` when the list is full.
+        """
+
+    @abstractmethod
+    async def restore_user(self, user: str) -> bool:
+        """Take `revoke_user` back; False when the user is not revoked."""
+
+    @abstractmethod
+    async def user_revocations(self) -> Mapping[str, UserRevocation]:
+        """Return all of them, by user; cheap enough to ask every few seconds."""
+
     @abstractmethod
     async def close(self) -> None:
         """Finish what was asked and let go; a call after that raises `RegistryUnavailable`."""
@@ -193,6 +230,45 @@ def check_join_token(cluster: str, uses: int, expires_at: float, now: float, *, 
         raise ConfigError("a join token that lets a cluster come back with another CA has exactly one use")
     if not now < expires_at < math.inf:
         raise ConfigError("a join token must expire in the future")
+
+
+def check_user(user: str) -> str:
+    """Return `user`, or raise `ConfigError` unless it can be a user name or a subject."""
+    if not is_plain(user, MAX_USER):
+        raise ConfigError(
+            f"a user is a user name as the policy has it, or ISSUER#SUBJECT: at most {MAX_USER} bytes, without blanks "
+            "at its ends and without invisible characters"
+        )
+    return user
+
+
+def check_revocation(user: str, before: int, reason: str) -> None:
+    """Raise `ConfigError` unless a user's revocation may be kept."""
+    check_user(user)
+    if not 0 < before < 1 << 53:
+        raise ConfigError("the time of a revocation lies after 1970 and within the reach of a calendar")
+    if len(reason) > MAX_REASON or not reason.isprintable():
+        raise ConfigError(f"the reason for a revocation has at most {MAX_REASON} printable characters")
+
+
+def added(known: UserRevocation | None, new: UserRevocation) -> UserRevocation:
+    """Return what holds when a user who was revoked as `known` is revoked again."""
+    if known is None:
+        return new
+    return replace(new, before=max(known.before, new.before), reason=new.reason or known.reason)
+
+
+def may_go(entry: UserRevocation, now: float) -> bool:
+    """Say whether no token that the entry refuses can be valid any more."""
+    return entry.before + KEEP_REVOKED < now and not entry.user.startswith("system:")
+
+
+def full() -> StateError:
+    """What an operator hears whose revocation has no place in the list."""
+    return StateError(
+        f"{MAX_REVOKED_USERS} users are revoked, and no more can be: restore those who have no valid token left "
+        "('user list' shows since when each is revoked), or take the user out of the policy"
+    )
 
 
 def spent(used: int, uses: int, expires_at: float, now: float) -> str:

@@ -29,14 +29,21 @@ from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
+    MAX_REVOKED_USERS,
     REDEEM_AGAIN,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
     RegistryUnavailable,
+    UserRevocation,
+    added,
     check_join_token,
     check_labels,
+    check_revocation,
+    check_user,
     foreign_ca,
+    full,
+    may_go,
     shown_version,
     spent,
 )
@@ -44,8 +51,6 @@ from arcbridge.relay.registry.base import (
 T = TypeVar("T")
 
 DATABASE_FILE = "registry.db"
-
-SCHEMA_VERSION = 1
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a transaction waits for another process's. Ours take milliseconds; longer means something is stuck,
@@ -56,7 +61,7 @@ MAX_PENDING = 2000
 
 _APPLICATION_ID = 0x61726362  # "arcb": tells our files from other SQLite files
 
-_SCHEMA = (
+_CLUSTERS_AND_TOKENS = (
     """CREATE TABLE clusters (
         name TEXT PRIMARY KEY, ca_pem TEXT NOT NULL, ca_pin TEXT NOT NULL, created REAL NOT NULL,
         last_seen REAL NOT NULL DEFAULT 0, certificate_expires REAL NOT NULL DEFAULT 0,
@@ -74,11 +79,21 @@ _SCHEMA = (
     )""",
     "CREATE INDEX clusters_revoked ON clusters (name) WHERE revoked > 0",
 )
+_REVOKED_USERS = (
+    """CREATE TABLE revoked_users (
+        user TEXT PRIMARY KEY, before INTEGER NOT NULL, reason TEXT NOT NULL, revoked REAL NOT NULL
+    )""",
+)
+_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS)
+"""The steps from an empty file to the schema: number n leads from version n - 1 to version n. Each is final."""
+
+SCHEMA_VERSION = len(_STEPS)
 
 _CLUSTER_COLUMNS = (
     "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since"
 )
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
+_USER_COLUMNS = "user, before, reason, revoked"
 
 
 class SqliteRegistry(Registry):
@@ -279,6 +294,36 @@ class SqliteRegistry(Registry):
 
         return await self._run(select)
 
+    # Users.
+
+    async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
+        check_revocation(user, before, reason)
+
+        def revoke() -> UserRevocation:
+            with self._transaction(self._durable) as database:
+                now = self._clock()
+                known = _users(database)
+                record = added(known.pop(user, None), UserRevocation(user, before, reason, now))
+                if len(known) >= MAX_REVOKED_USERS:
+                    old = [entry.user for entry in known.values() if may_go(entry, now)]
+                    if not old:
+                        raise full()
+                    database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
+                database.execute(
+                    f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
+                    (record.user, record.before, record.reason, record.revoked),
+                )
+                return record
+
+        return await self._run(revoke)
+
+    async def restore_user(self, user: str) -> bool:
+        check_user(user)
+        return await self._change("DELETE FROM revoked_users WHERE user = ?", (user,))
+
+    async def user_revocations(self) -> Mapping[str, UserRevocation]:
+        return await self._run(lambda: _users(self._durable))
+
     # The thread.
 
     async def _run(self, action: Callable[[], T]) -> T:
@@ -333,8 +378,7 @@ class SqliteRegistry(Registry):
             try:
                 version = self._check_file()
                 self._set_up(self._durable, "FULL")
-                if version == 0:
-                    self._create()
+                self._bring_up_to_date(version)
                 self._quick = self._connect()
                 self._set_up(self._quick, "NORMAL")
             except BaseException:
@@ -365,10 +409,14 @@ class SqliteRegistry(Registry):
         database.execute("PRAGMA foreign_keys = ON")
         database.execute("PRAGMA trusted_schema = OFF")
 
-    def _create(self) -> None:
+    def _bring_up_to_date(self, version: int) -> None:
+        """Take the steps that a file of this version lacks: all of them or none."""
+        if version == SCHEMA_VERSION:
+            return
         with self._transaction(self._durable) as database:
-            for statement in _SCHEMA:
-                database.execute(statement)
+            for step in _STEPS[version:]:
+                for statement in step:
+                    database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -391,6 +439,11 @@ def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, flo
         revoked=revoked,
         valid_since=valid_since,
     )
+
+
+def _users(database: sqlite3.Connection) -> dict[str, UserRevocation]:
+    rows = database.execute(f"SELECT {_USER_COLUMNS} FROM revoked_users ORDER BY user").fetchall()
+    return {row[0]: UserRevocation(*row) for row in rows}
 
 
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:

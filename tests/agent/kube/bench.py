@@ -25,6 +25,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.stream import Stream
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.stream_io import StreamIO
 
@@ -153,6 +154,12 @@ class Bench:
     caller: Caller
     client: MuxSession
     ended: list[ArcbridgeError] = field(default_factory=list)
+    agents: list[MuxSession] = field(default_factory=list)
+    """The agent's sides of the session."""
+
+    def agent_streams(self) -> list[Stream]:
+        """Return the streams that the agent has not seen the end of."""
+        return [stream for session in self.agents for stream in session._machine.streams.values()]
 
     def stream(self) -> Wire:
         io = StreamIO()
@@ -174,6 +181,11 @@ class Member:
 
     def __init__(self, streams: int = 0) -> None:
         self.streams = streams
+        self.ended = 0
+        """How often its streams were ended."""
+
+    def end_streams(self) -> None:
+        self.ended += 1
 
 
 def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
@@ -184,7 +196,8 @@ def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
 
 @asynccontextmanager
 async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
-    """A bench; `config` overrides the agent's kubernetes settings."""
+    """A bench; `config` overrides the agent's kubernetes settings, and `limits` those of users."""
+    accounts = Accounts(config.pop("limits", None))
     async with FakeApiServer.serving(directory, client_ca=config.pop("client_ca", None)) as fake:
         settings: dict[str, Any] = {
             "server": fake.url,
@@ -196,9 +209,9 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
         audit = RecordedAudit()
         proxy = KubeProxy(api, audit)
         client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
-        bench = Bench(fake, proxy, audit, caller_of(ALICE), client)
+        bench = Bench(fake, proxy, audit, caller_of(ALICE, accounts), client)
         loop = asyncio.get_running_loop()
-        agents: list[MuxSession] = []
+        agents = bench.agents
 
         def accept() -> asyncio.BaseProtocol:
             agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, _AgentSide(bench)))

@@ -137,6 +137,7 @@ async def test_an_api_server_that_is_down(bench: Bench, monkeypatch: pytest.Monk
 
 async def test_too_many_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr("arcbridge.agent.accounts.BURST_GAP", 0.0)  # a record of each refusal, to compare
     await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
 
 

@@ -17,7 +17,9 @@ def test_the_object() -> None:
         "message": "arcbridge: no way",
         "reason": "ServiceUnavailable",
         "code": 503,
+        "details": {"retryAfterSeconds": 1},
     }
+    assert "details" not in json.loads(status_body(RequestRefusal(503, "no way")))
 
 
 def test_any_error_of_ours_has_a_code() -> None:
@@ -41,6 +43,13 @@ def test_a_whole_answer() -> None:
     } <= lines
     assert b"Connection: close" not in lines
     assert body == status_body(refusal)
+
+
+def test_a_time_that_is_far_away_is_a_date_and_no_number_of_seconds() -> None:
+    refusal = RequestRefusal(429, "wait until tomorrow", retry_at=1795651200.0)
+    lines, body = head_and_body(status_answer(refusal))
+    assert b"Retry-After: Thu, 26 Nov 2026 00:00:00 GMT" in lines
+    assert "details" not in json.loads(body)
 
 
 def test_what_is_said_only_where_it_holds() -> None:

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 import trustme
 
+from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
-from arcbridge.config import KubernetesConfig
+from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamPool
+from arcbridge.config import AgentLimitsConfig, KubernetesConfig
+from arcbridge.mux import buffer
+from arcbridge.net.tlstransport import TlsTransport
+from arcbridge.wire.backlog import Backlog
+from tests.agent.kube.bench import ALICE, Member
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
@@ -206,3 +212,97 @@ async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int)
         async with asyncio.timeout(5):
             while fake._writers:
                 await asyncio.sleep(0.01)
+
+
+def account(connects_per_second: int = 0) -> Account:
+    accounts = Accounts(AgentLimitsConfig(connects_per_second=connects_per_second))
+    return accounts.enter(ALICE, Member())
+
+
+async def test_l32_connections_count_for_who_uses_them(tmp_path: Path) -> None:
+    """Dialled or idle, a connection counts for its user until the answer is complete or the connection gone."""
+    async with serving(tmp_path, Clock()) as (fake, api):
+        pool, a, b = api.upstream, account(), account()
+        one, two = await pool.dial(own=True, account=a), await pool.dial(own=True, account=a)
+        assert (a.connections, pool.limit.held) == (2, 2)
+        handler = Collected()
+        one.send(handler, GET)
+        await asyncio.wait_for(handler.done.wait(), 5)
+        assert a.connections == 1
+        assert pool.take(own=True, account=b) is one
+        assert (a.connections, b.connections, pool.limit.held) == (1, 1, 2)
+        two.drop()
+        one.drop()
+        fake.stop()
+        with pytest.raises(RequestRefusal):
+            await pool.dial(own=True, account=a)
+        assert (a.connections, b.connections, pool.limit.held) == (0, 0, 0)
+
+
+async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        api.upstream.limit = limit = ConnectLimit(1)
+        for _ in range(2):
+            (await api.upstream.dial(own=True, account=account())).drop()
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=account()))
+        status, _ = await api.call("GET", "/x", [], own=True)
+        assert (status, limit.delayed, task.done()) == (200, 1, False)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        limit, a = api.upstream.limit, account(1)
+        for _ in range(4):
+            (await api.upstream.dial(own=True, account=a)).drop()
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=a))
+        async with asyncio.timeout(5):
+            while not limit.delayed:
+                await asyncio.sleep(0.01)
+        assert (limit.held, a.connections) == (1, 1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (limit.held, a.connections, fake.connections) == (0, 0, 4)
+
+
+async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.MAX_IDLE", 3)
+    async with serving(tmp_path, Clock()) as (_, api):
+        connections = [await api.upstream.dial(own=True) for _ in range(5)]
+        for connection in connections:
+            connection.send(handler := Collected(), GET)
+            await asyncio.wait_for(handler.done.wait(), 5)
+        assert [one.usable for one in connections] == [False, False, True, True, True]
+
+
+async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: Path) -> None:
+    """Of an answer that is not taken nothing is read but what was under way, and its memory counts."""
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = reply(200, bytes(8 << 20))
+        backlog = Backlog(64 * 1024)
+
+        class Stops(Collected):
+            def response_data(self, data: bytes | memoryview, payload: int) -> None:
+                super().response_data(data, payload)
+                connection.pause_reading()
+
+        connection = await api.upstream.dial(own=True)
+        connection.send(handler := Stops(), GET, backlog=backlog)
+        transport = connection.transport
+        assert isinstance(transport, TlsTransport)
+        async with asyncio.timeout(10):
+            for turn in range(40):
+                seen = handler.payload
+                assert CONNECTION_MEMORY + FIRST_READ <= backlog.held <= CONNECTION_MEMORY + 4 * buffer.SIZE // 3
+                if turn == 20:
+                    backlog.add(64 * 1024)  # full from now on
+                connection.resume_reading()
+                while handler.payload == seen:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.002)
+                assert handler.payload - seen <= (buffer.PORTION if turn >= 20 else buffer.SIZE)
+                assert transport._incoming.pending <= 17 * 1024, "a part of one record"
+        backlog.remove(64 * 1024)
+        connection.drop()
+        assert backlog.held == 0

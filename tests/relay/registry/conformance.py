@@ -7,15 +7,25 @@ while the first is open: the second stands for another relay, or for an operator
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from functools import cache
 
 import pytest
 
-from arcbridge.errors import ConfigError, EnrolmentRefused
+from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
-from arcbridge.relay.registry.base import KEEP_EXPIRED, MAX_USES, Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import (
+    KEEP_EXPIRED,
+    KEEP_REVOKED,
+    MAX_REASON,
+    MAX_USER,
+    MAX_USES,
+    Registry,
+    RegistryUnavailable,
+    UserRevocation,
+)
 
 HOUR = 3600.0
 KEY_A, KEY_B = "a" * 64, "b" * 64
@@ -406,6 +416,87 @@ class RegistryConformance:
                 await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
             await registry.unrevoke_cluster("prod")
 
+    # Users.
+
+    async def test_revoking_and_restoring_a_user(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        assert await registry.user_revocations() == {}
+        now = int(clock.now)
+        made = await registry.revoke_user("alice", now, "left the company")
+        assert made == UserRevocation("alice", now, "left the company", clock.now)
+        odd = "https://issuer.example#b.o b/*>"
+        await registry.revoke_user(odd, now + 1)
+        for one in (registry, other):
+            assert await one.user_revocations() == {"alice": made, odd: UserRevocation(odd, now + 1, "", clock.now)}
+        assert await other.restore_user("alice")
+        for one in (registry, other):
+            assert set(await one.user_revocations()) == {odd}
+            assert not await one.restore_user("alice")
+
+    async def test_of_two_revocations_the_later_time_holds(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        now = int(clock.now)
+        await registry.revoke_user("alice", now, "first")
+        clock.now += 5
+        assert (await other.revoke_user("alice", now - 60)).before == now
+        assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now, "first", clock.now)
+        await other.revoke_user("alice", now + 3600, "second")
+        assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now + 3600, "second", clock.now)
+        # Restored, and revoked from an earlier time: nothing of the former one is left.
+        for _ in range(3):
+            assert await registry.restore_user("alice")
+            assert await other.user_revocations() == {}
+            await other.revoke_user("alice", now - 60)
+            assert (await registry.user_revocations())["alice"].before == now - 60
+
+    async def test_users_that_are_revoked_at_once(self, open_registry: Opener, clock: Clock) -> None:
+        first, second = await open_registry(), await open_registry()
+        now = int(clock.now)
+        users = [f"user-{number}" for number in range(20)]
+        await asyncio.gather(
+            *((first, second)[n % 2].revoke_user(user, now + n) for n, user in enumerate([*users, *users]))
+        )
+        found = await first.user_revocations()
+        assert {user: entry.before for user, entry in found.items()} == {
+            user: now + n + 20 for n, user in enumerate(users)
+        }
+
+    async def test_users_that_cannot_be_revoked(self, registry: Registry, clock: Clock) -> None:
+        now = int(clock.now)
+        for user in ("", " alice", "alice\n", "a\u200bb", "\ud800", "x" * (MAX_USER + 1)):
+            for call in (registry.revoke_user(user, now), registry.restore_user(user)):
+                with pytest.raises(ConfigError):
+                    await call
+        for before in (0, -1, 1 << 53):
+            with pytest.raises(ConfigError):
+                await registry.revoke_user("alice", before)
+        for reason in ("x" * (MAX_REASON + 1), "two\nlines", "\x1b[31m"):
+            with pytest.raises(ConfigError):
+                await registry.revoke_user("alice", now, reason)
+        await registry.revoke_user("ü" * (MAX_USER // 2), now, "ü" * MAX_REASON)
+        assert len(await registry.user_revocations()) == 1
+
+    async def test_a_full_list_makes_room_where_no_token_can_be_valid_any_more(
+        self, registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(inspect.getmodule(type(registry)), "MAX_REVOKED_USERS", 3)
+        now = int(clock.now)
+        service_account = "system:serviceaccount:ci:deployer"
+        for user in ("alice", "bob", service_account):
+            await registry.revoke_user(user, now)
+        clock.now += KEEP_REVOKED
+        with pytest.raises(StateError, match="and no more can be: restore those"):
+            await registry.revoke_user("carol", now)
+        # One that is on the list can be revoked again, and one that is restored leaves its place.
+        await registry.revoke_user("bob", int(clock.now))
+        clock.now += 1
+        await registry.revoke_user("carol", int(clock.now))
+        assert set(await registry.user_revocations()) == {"bob", service_account, "carol"}
+        with pytest.raises(StateError):
+            await registry.revoke_user("dave", int(clock.now))
+        await registry.restore_user("bob")
+        await registry.revoke_user("dave", int(clock.now))
+
     # Life.
 
     async def test_everything_is_there_after_a_restart(self, open_registry: Opener, clock: Clock) -> None:
@@ -413,16 +504,24 @@ class RegistryConformance:
         await self.enrolled(registry)
         token = await registry.create_join_token("test", uses=2, expires_at=clock.now + HOUR)
         await registry.revoke_cluster("prod")
-        before = (await registry.clusters(), await registry.list_join_tokens())
+        await registry.revoke_user("alice", int(clock.now), "left")
+        before = (await registry.clusters(), await registry.list_join_tokens(), await registry.user_revocations())
         await registry.close()
         again = await open_registry()
-        assert (await again.clusters(), await again.list_join_tokens()) == before
+        assert (await again.clusters(), await again.list_join_tokens(), await again.user_revocations()) == before
         await again.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
 
     async def test_after_close(self, registry: Registry) -> None:
         await registry.close()
         await registry.close()
-        for call in (registry.clusters(), registry.revocations(), registry.revoke_cluster("prod")):
+        for call in (
+            registry.clusters(),
+            registry.revocations(),
+            registry.revoke_cluster("prod"),
+            registry.user_revocations(),
+            registry.revoke_user("alice", 1),
+            registry.restore_user("alice"),
+        ):
             with pytest.raises(RegistryUnavailable):
                 await call
 

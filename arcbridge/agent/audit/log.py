@@ -1,0 +1,194 @@
+"""The audit log as requests see it: `begin` before what lasts or changes something, `write` when a request is over.
+
+It decides what a log that cannot be written means: with `on_failure="refuse"` no request goes on, with `"continue"`
+requests go on and what is missing is counted. It is used from one event loop. Invariant: with `"refuse"`, a request
+that was begun is in the file (handed to the kernel, and on the disk with `fsync`) before its first byte leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from arcbridge.agent.audit.record import AuditRecord
+from arcbridge.agent.audit.writer import AuditWriter, Waiter
+from arcbridge.errors import ConfigError
+
+STALL = 5.0
+"""Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
+CONTINUE, REFUSE = "continue", "refuse"
+
+Recorded = Callable[[str], None]
+"""Called once, in the event loop: the request may go on (empty), or is refused for this reason."""
+
+
+class AuditLog:
+    """Takes records for a file (appended, mode 0600), for standard output (`-`), or for nothing (empty)."""
+
+    def __init__(
+        self,
+        file: str,
+        *,
+        on_failure: str = CONTINUE,
+        commands: bool = True,
+        fsync: bool = False,
+        instance: str = "",
+    ) -> None:
+        """Open the file at once. Raises ConfigError."""
+        if on_failure not in (CONTINUE, REFUSE):
+            raise ConfigError(f'audit.on_failure: "{CONTINUE}" or "{REFUSE}" is needed')
+        self.commands = commands
+        """Whether command lines are recorded."""
+        self.refuses = on_failure == REFUSE
+        """Whether requests are refused while records cannot be written."""
+        self.records = 0
+        """Records made, of every stage."""
+        self.unrecorded = 0
+        """Requests that went on before their `begun` record was written; they are none where `refuses`."""
+        self.refused = 0
+        """Requests that were refused because their record could not be written."""
+        self._writer: AuditWriter | None = None
+        if not file:
+            return
+        try:
+            self._writer = AuditWriter(file, instance=instance, fsync=fsync)
+        except OSError as error:
+            raise ConfigError(f"audit.file: {file} cannot be opened: {error.strerror}") from error
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dropped(self) -> int:
+        """Records that are missing from the log since the start."""
+        return self._writer.dropped if self._writer is not None else 0
+
+    @property
+    def failures(self) -> int:
+        """Times that writing began to fail."""
+        return self._writer.failures if self._writer is not None else 0
+
+    @property
+    def failure(self) -> str:
+        """Why records cannot be written now; empty while all is well."""
+        writer = self._writer
+        if writer is None:
+            return ""
+        if writer.failure:
+            return writer.failure
+        since = writer.writing_since
+        return "it takes no data" if since and time.monotonic() - since > STALL else ""
+
+    @property
+    def chain_records(self) -> int:
+        """The number of the present file's newest record."""
+        return max(0, self._writer.head.sequence) if self._writer is not None else 0
+
+    def refusal(self) -> str:
+        """The sentence for a request that must not go on now; empty where requests go on."""
+        if not self.refuses or not (failure := self.failure):
+            return ""
+        self.refused += 1
+        return refusal_text(failure)
+
+    def unready(self) -> str | None:
+        """The readiness check: a reason only where requests are refused."""
+        failure = self.failure if self.refuses else ""
+        return f"the audit log cannot be written: {failure}" if failure else None
+
+    # -- records --------------------------------------------------------------------------------------------------
+
+    def write(self, record: AuditRecord) -> None:
+        """Queue the record of a request that is over; never waits."""
+        self.records += 1
+        if self._writer is not None:
+            self._writer.put(record.line(time.monotonic()))
+
+    def begin(self, record: AuditRecord, recorded: Recorded) -> None:
+        """Write the record that a request begins; `recorded` says when the request may go on, perhaps at once."""
+        self._ahead(record, AuditRecord.begun_line, recorded)
+
+    def detail(self, record: AuditRecord, recorded: Recorded) -> None:
+        """Write the record of what a request's body asks for; `recorded` says when its last byte may leave."""
+        self._ahead(record, AuditRecord.details_line, recorded)
+
+    async def begun(self, record: AuditRecord) -> str:
+        """`begin`, awaited; answers why the request is refused, or nothing."""
+        return await self._awaited(record, self.begin)
+
+    async def detailed(self, record: AuditRecord) -> str:
+        """`detail`, awaited."""
+        return await self._awaited(record, self.detail)
+
+    def close(self) -> None:
+        """Write what is queued (2 s at most: call it at the very end) and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _ahead(self, record: AuditRecord, line: Callable[[AuditRecord], str], recorded: Recorded) -> None:
+        self.records += 1
+        record.begun = True
+        if self._writer is None:
+            recorded("")
+            return
+        waiting = _Waiting(self, recorded)
+        failure = self.failure
+        if not failure and self._writer.put(line(record), waiting):
+            waiting.start()
+            return
+        if failure and not self.refuses:
+            self._writer.put(line(record))
+        waiting.decide(failure or "its queue is full")
+
+    async def _awaited(self, record: AuditRecord, write: Callable[[AuditRecord, Recorded], None]) -> str:
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        write(record, lambda refusal: None if done.done() else done.set_result(refusal))
+        return await done
+
+
+class _Waiting(Waiter):
+    """A request that waits for its record."""
+
+    __slots__ = ("_log", "_loop", "_recorded", "_timer")
+
+    def __init__(self, log: AuditLog, recorded: Recorded) -> None:
+        self._log = log
+        self._recorded: Recorded | None = recorded
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Wait for the writer, but not for ever."""
+        self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
+
+    def __call__(self, failure: str) -> None:
+        """Called in the writer's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.decide, failure)
+        except RuntimeError:  # the loop has ended, and the request with it
+            return
+
+    def decide(self, failure: str) -> None:
+        """Let the request go on, or refuse it; once."""
+        recorded, self._recorded = self._recorded, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if recorded is None:
+            return
+        if failure and self._log.refuses:
+            self._log.refused += 1
+            recorded(refusal_text(failure))
+            return
+        if failure:
+            self._log.unrecorded += 1
+        recorded("")
+
+
+def refusal_text(failure: str) -> str:
+    """The sentence for the caller."""
+    return (
+        f"the agent cannot write its audit log ({failure}), and by its settings no request goes on unrecorded; "
+        "tell the operator of this cluster's agent"
+    )

@@ -1,0 +1,64 @@
+"""Bounds how often connections to the API server are made, for a user and for all, and counts those that are held.
+
+A TLS handshake costs the agent and the API server a millisecond each, so a user who connects too often waits for a
+turn, and is refused where it is too far away. How many connections there are is bounded by the requests under way
+(`authorize`): each holds one at the most. The agent's own calls are under no bound: without them no user could log in.
+The module opens no connection. Invariant: what `enter` counted counts until `leave`.
+"""
+
+from __future__ import annotations
+
+from arcbridge.agent.accounts import Account, Limit
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.limiters import TokenBucket
+
+LONGEST_WAIT = 10.0
+"""Seconds that a request may wait for its turn to connect; then it is refused: clients give up after 30."""
+FEW_PER_USER = 32
+"""Connections of one user that may have as much of the kernel's memory as it gives: a large answer arrives faster."""
+FEW = 256
+"""The same of all users together."""
+
+
+class ConnectLimit:
+    """The bounds of one agent. Every `now` is monotonic seconds and an argument."""
+
+    def __init__(self, connects_per_second: int = 0) -> None:
+        """0: no bound on all users together. The burst is two seconds' worth."""
+        self.held = 0
+        """Connections that requests of users hold."""
+        self.delayed = 0
+        """Connects that had to wait."""
+        self._rate = TokenBucket(2 * connects_per_second, connects_per_second) if connects_per_second else None
+
+    def enter(self, account: Account) -> None:
+        """A request of a user holds one connection more."""
+        self.held += 1
+        account.connections += 1
+
+    def leave(self, account: Account) -> None:
+        """It holds one less."""
+        self.held -= 1
+        account.connections -= 1
+
+    def user_turn(self, account: Account, now: float) -> float:
+        """Return the seconds until a user may ask for the `turn` among all. Raises RequestRefusal (429)."""
+        return self._granted(account, Limit.CONNECTS_PER_SECOND, account.reserve_connect(now, LONGEST_WAIT), now)
+
+    def turn(self, account: Account, now: float) -> float:
+        """Return the seconds until a user whose turn has come may connect. Raises RequestRefusal (429)."""
+        wait = 0.0 if self._rate is None else self._rate.reserve(now, LONGEST_WAIT)
+        return self._granted(account, Limit.AGENT_CONNECTS_PER_SECOND, wait, now)
+
+    def crowded(self, account: Account) -> bool:
+        """Whether so many connections are held that a new one should ask the kernel for little memory."""
+        return self.held > FEW or account.connections > FEW_PER_USER
+
+    def _granted(self, account: Account, limit: Limit, wait: float | None, now: float) -> float:
+        if wait is None:
+            account.refuse(limit, now)
+            reached = account.explain(limit)
+            raise RequestRefusal(429, reached.message, retry_after=reached.retry_after, hold=account.hold(now))
+        if wait:
+            self.delayed += 1
+        return wait

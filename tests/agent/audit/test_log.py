@@ -1,0 +1,138 @@
+"""What requests see of the audit log: when they may go on, and what they are told when they may not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.audit import AuditLog, AuditRecord, writer
+from arcbridge.agent.audit import log as module
+from arcbridge.agent.audit.verify import verify
+from arcbridge.errors import ConfigError
+
+
+def record() -> AuditRecord:
+    return AuditRecord(request="r-1", session="s")
+
+
+async def test_a_begun_record_is_in_the_file_before_the_request_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(str(path))
+    one = record()
+    assert await log.begun(one) == ""
+    assert '"stage":"begun","request":"r-1"' in path.read_text()
+    one.details = {"privileged": ["container:c"]}
+    assert await log.detailed(one) == ""
+    assert '"stage":"details","request":"r-1"' in path.read_text()
+    log.write(one)
+    log.close()
+    assert path.read_text().count('"stage":"ended"') == 1
+    assert log.records == 3
+    assert log.chain_records == 4  # with the chain's own last record
+    assert verify([path]).ok
+
+
+async def test_switched_off(tmp_path: Path) -> None:
+    log = AuditLog("")
+    told: list[str] = []
+    log.begin(record(), told.append)
+    assert told == [""]
+    log.write(record())
+    log.close()
+    assert (log.records, log.dropped, log.failure, log.chain_records) == (2, 0, "", 0)
+    assert log.unready() is None
+
+
+def test_settings_that_cannot_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"audit\.file"):
+        AuditLog(str(tmp_path / "missing" / "audit.jsonl"))
+    with pytest.raises(ConfigError, match=r"audit\.on_failure"):
+        AuditLog("", on_failure="panic")
+
+
+async def failing(log: AuditLog) -> None:
+    """Wait until the log has seen that its disk is full."""
+    log.write(record())
+    async with asyncio.timeout(10):
+        while not log.failure:
+            await asyncio.sleep(0.01)
+
+
+async def test_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "RETRY", 0.01)
+    log = AuditLog("/dev/full", on_failure="refuse")
+    refused = await log.begun(record())
+    assert refused.startswith("the agent cannot write its audit log (No space left on device), and by its settings")
+    await failing(log)
+    assert await log.begun(record()) == refused
+    assert log.refusal() == refused
+    assert log.unready() == "the audit log cannot be written: No space left on device"
+    assert log.refused == 3
+    assert log.unrecorded == 0
+    log.close()
+
+
+async def test_continue() -> None:
+    log = AuditLog("/dev/full", on_failure="continue")
+    assert await log.begun(record()) == ""
+    await failing(log)
+    assert await log.begun(record()) == ""
+    assert (log.refusal(), log.unready()) == ("", None)
+    assert (log.unrecorded, log.refused, log.failures) == (2, 0, 1)
+    log.close()
+    assert log.dropped == 4  # the chain's beginning, two begun, one complete
+
+
+@pytest.mark.parametrize("policy", ["refuse", "continue"])
+async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """The event loop does not wait for it, and a request only for a while."""
+    monkeypatch.setattr(module, "STALL", 0.05)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AuditLog(str(path), on_failure=policy)
+    fill = AuditRecord(request="r", session="s", reason="x" * 1000)
+    for _ in range(200):
+        log.write(fill)
+    began = time.monotonic()
+    told = await asyncio.wait_for(log.begun(record()), 10)
+    assert time.monotonic() - began < 9
+    assert told == ("" if policy == "continue" else module.refusal_text("it takes no data"))
+    async with asyncio.timeout(10):
+        while not log.failure:
+            await asyncio.sleep(0.01)
+    assert log.failure == "it takes no data"
+    assert (log.unready() is None) == (policy == "continue")
+    os.close(reader)
+    log.close()
+
+
+async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    logs = [AuditLog(str(path), on_failure=policy) for policy in ("refuse", "continue")]
+    for log in logs:
+        fill = AuditRecord(request="r", session="s", reason="x" * 1000)
+        for one in (fill, record()):
+            before = log.dropped
+            while log.dropped == before:
+                log.write(one)
+        told = await log.begun(record())
+        assert told == (module.refusal_text("its queue is full") if log.refuses else "")
+    os.close(reader)
+    for log in logs:
+        log.close()
+
+
+async def test_a_loop_that_has_ended_is_not_called(tmp_path: Path) -> None:
+    waiting = module._Waiting(AuditLog(""), lambda _: None)
+    waiting._loop = asyncio.new_event_loop()
+    waiting._loop.close()
+    waiting("")
+    waiting.decide("")
+    waiting.decide("")

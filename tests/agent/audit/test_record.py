@@ -1,0 +1,122 @@
+"""One line per record, whatever callers put into it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, asked_text, timestamp
+from arcbridge.observe.foreign_text import clean, escape
+
+
+def test_o2_names_cannot_break_a_line() -> None:
+    evil = 'x\r\n{"user":"root"}\x1b[2J\u2028<script>' + "y" * 1_000_000
+    record = AuditRecord(
+        request="r", session="s", user=evil, name=evil, reason=evil, as_user=evil, as_groups=(evil,) * 100,
+        details={"command": [evil] * 100, "container": evil},
+    )  # fmt: skip
+    for text in (record.line(1.0), record.begun_line(), record.details_line()):
+        assert len(text) < 96 * 1024
+        json.loads(text)
+        assert not {"\n", "\r", "\x1b", "\u2028"} & set(text)
+
+
+_TEXTS = (
+    "method",
+    "verb",
+    "group",
+    "resource",
+    "subresource",
+    "namespace",
+    "name",
+    "path",
+    "target",
+    "upgrade",
+    "limit",
+    "reason",
+)
+
+
+@given(
+    texts=st.fixed_dictionaries({key: st.text(st.characters(), max_size=200) for key in _TEXTS}),
+    names=st.tuples(st.text(max_size=200), st.text(max_size=200)),
+    numbers=st.tuples(*[st.integers(0, 2**53)] * 4),
+    command=st.lists(st.text(max_size=40), max_size=5),
+)
+@example(texts=dict.fromkeys(_TEXTS, 'a"b\\c\n\x00\ud800'), names=('"\\', '\u2028"'), numbers=(0, 0, 0, 0), command=[])
+def test_o2_a_line_is_json_that_says_what_the_record_says(
+    texts: dict[str, str], names: tuple[str, str], numbers: tuple[int, int, int, int], command: list[str]
+) -> None:
+    """The log composes its lines by hand, and most texts in them come from callers."""
+    groups, status, up, down = numbers
+    record = AuditRecord(
+        request="s-1-1", session="s", user=names[0], as_user=names[1], groups=groups, status=status, bytes_up=up,
+        bytes_down=down, started=1.0, details={"command": list(command), "tty": True} if command else None, **texts,
+    )  # fmt: skip
+    line = record.line(3.5)
+    assert "\n" not in line
+    line.encode()  # also what no encoding knows was escaped
+    found = json.loads(line)
+    assert datetime.fromisoformat(found.pop("ts")).tzinfo is UTC
+    asked = {
+        "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups,
+        **({"as": escape(names[1])} if names[1] else {}),
+        **{key: clean(text) for key, text in texts.items() if text and key not in ("reason", "limit")},
+        **({"command": [clean(word) for word in command], "tty": True} if command else {}),
+    }  # fmt: skip
+    assert found == {
+        "event": "audit", "stage": "complete", **asked,
+        **{key: clean(texts[key]) for key in ("limit", "reason") if texts[key]},
+        **({"status": status} if status else {}),
+        "outcome": "answered", "bytes_up": up, "bytes_down": down, "duration": 2.5,
+    }  # fmt: skip
+    for stage, text in (("begun", record.begun_line()), ("details", record.details_line())):
+        found = json.loads(text)
+        del found["ts"]
+        assert found == {"event": "audit", "stage": stage, **asked}
+
+
+def test_a_request_that_was_begun_ends() -> None:
+    record = AuditRecord(request="r", session="s", begun=True)
+    assert json.loads(record.line(1.0))["stage"] == "ended"
+
+
+def test_what_is_asked_for_may_be_given_as_it_is_written() -> None:
+    fields = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
+    spelt, given_text = AuditRecord("r", "s", **fields), AuditRecord("r", "s", asked=asked_text(**fields))
+    assert spelt.line(1.0).split(",")[1:-1] == given_text.line(1.0).split(",")[1:-1]
+
+
+def test_a_burst_of_refusals_is_one_record() -> None:
+    found = json.loads(AuditRecord("r", "s", limit="requests", omitted=7, outcome="refused").line(1.0))
+    assert (found["limit"], found["omitted"]) == ("requests", 7)
+    assert "omitted" not in json.loads(AuditRecord("r", "s", limit="requests").line(1.0))
+
+
+def test_groups_of_as_are_names_and_bounded() -> None:
+    token_like = "A1b2C3d4" * 8
+    record = AuditRecord("r", "s", as_user="", as_groups=("system:masters", token_like, *["g"] * 500))
+    found = json.loads(record.line(1.0))
+    assert found["as"] == ""
+    assert found["as_groups"][:2] == ["system:masters", token_like]
+    assert len(found["as_groups"]) == MAX_LISTED + 1
+    assert found["as_groups"][-1] == f"… {502 - MAX_LISTED} more"
+
+
+def test_lists_are_bounded_and_cleaned() -> None:
+    secret = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+    record = AuditRecord("r", "s", details={"command": ["curl", secret, *["x" * 100] * 500], "ports": "1"})
+    found = json.loads(record.begun_line())
+    assert found["command"][:2] == ["curl", "[redacted]"]
+    assert found["command"][-1].startswith("… ")
+    assert len(json.dumps(found)) < 4096
+    assert found["ports"] == "1"
+
+
+def test_times_are_of_now() -> None:
+    before = datetime.now(UTC)
+    found = datetime.fromisoformat(timestamp())
+    assert abs((found - before).total_seconds()) < 10
