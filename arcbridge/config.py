@@ -178,6 +178,7 @@ class LimitsOverrideConfig:
     bytes_per_second_to_user: int | None = None
     bytes_per_day: int | None = None
     sessions: int | None = None
+    apiserver_seats: int | None = None
     connects_per_second: int | None = None
     waiting_bytes: int | None = None
 
@@ -202,6 +203,9 @@ class AgentLimitsConfig:
     """Both directions together, from 00:00 UTC."""
     sessions: int = 32
     """Sessions, those without a connection included."""
+    apiserver_seats: int = 16
+    """Requests that the API server works on, or whose answers the user does not read; further ones wait. Watches, logs
+    and upgraded streams take no seat."""
     connects_per_second: int = 50
     """Connections to the API server, after a burst of four times as many; further ones wait for their turn."""
     waiting_bytes: int = 64 * 1024**2

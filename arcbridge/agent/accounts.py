@@ -9,6 +9,7 @@ newest identity of that subject, and its counters never mix with another's.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol
 
+from arcbridge.agent.kube.seats import Seats
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
@@ -36,6 +38,9 @@ LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 """The same of the setting for all users together."""
 MAX_PACE = 5.0
 """Seconds that a connection is paused at a time: far below the 25 s after which its other end takes it for dead."""
+CONNECTING = 8
+"""Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
+loop, and more at once would keep the requests of others waiting for as many."""
 BURST_GAP = 10.0
 """Seconds without a refusal that end a burst of refusals."""
 BURST_LENGTH = 60.0
@@ -57,8 +62,11 @@ class Limit(StrEnum):
     BYTES_PER_DAY = "bytes_per_day"
     SESSIONS = "sessions"
     CONNECTS_PER_SECOND = "connects_per_second"
+    APISERVER_SEATS = "apiserver_seats"
     AGENT_CONNECTS_PER_SECOND = "agent_connects_per_second"
     """Connections to the API server that the requests of all users together ask for."""
+    TARGETS = "targets"
+    """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -88,6 +96,7 @@ class UserLimits:
     bytes_per_second_to_user: int
     bytes_per_day: int
     sessions: int
+    apiserver_seats: int
     connects_per_second: int
     waiting_bytes: int
 
@@ -139,12 +148,14 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "connecting",
         "connections",
         "identity",
         "in_flight",
         "limits",
         "members",
         "moved_today",
+        "seats",
         "upgrades",
         "waiting",
     )
@@ -157,6 +168,10 @@ class Account:
         """The user's sessions, those without a connection included."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.seats = Seats(0)
+        """Seats at the API server that the user's requests hold."""
+        self.connecting = asyncio.Semaphore(CONNECTING)
+        """Held while a connection to the API server is made for the user."""
         self.connections = 0
         """Connections to the API server that the user's requests hold."""
         self.in_flight = 0
@@ -339,12 +354,19 @@ class Account:
                 fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
                 text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
                 return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
+            case Limit.APISERVER_SEATS:
+                most = f"{limits.apiserver_seats} requests of yours"
+                fact = f"the API server works on {most}, or waits until their answers are read, as on many as it may"
+                remedy = "end programs that stand still"
             case Limit.CONNECTS_PER_SECOND:
                 most = f"{limits.connects_per_second} connections a second to the API server"
                 fact = f"your requests need more than the {most} that one user may make"
                 remedy = "run fewer commands at once"
             case Limit.AGENT_CONNECTS_PER_SECOND:
                 text = "the agent makes as many connections to the API server as it may; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.TARGETS:
+                text = "no target of that name is open to you; ask the cluster's operator for one"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"
@@ -360,6 +382,7 @@ class Account:
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
         self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
         self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
+        self.seats.most = limits.apiserver_seats
         self.waiting.most = limits.waiting_bytes or sys.maxsize
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
         self._to_user = _bucket(self._to_user, now, to_user, to_user)

@@ -115,7 +115,12 @@ async def _cluster_list(invocation: Invocation, config: RelayConfig) -> str:
 async def _cluster_revoke(invocation: Invocation, config: RelayConfig) -> str:
     from arcbridge.relay.admin import revoke_cluster
 
-    name = await revoke_cluster(config, invocation.text("cluster"))
+    name, known = await revoke_cluster(config, invocation.text("cluster"))
+    if not known:
+        return (
+            f"cluster {name} is revoked, and was not known here (was the name meant?): its agents are refused when "
+            "they come, at this relay and at those that share its registry\n"
+        )
     return f"cluster {name} is revoked: its agents are cut off within seconds and refused\n"
 
 

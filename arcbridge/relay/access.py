@@ -3,7 +3,8 @@
 Pure: what is true now is given to it (`clusters`, `users`) and asked of it (`loss`). It is asked at each join, again
 when the join is complete, and for every session that runs whenever `version` has changed (`relay.enforcement`); so
 what was granted once is not granted for ever. What it was told last stays in force until it is told otherwise: a
-registry that does not answer gives no right back.
+registry that does not answer gives no right back. Before the registry has said which users are revoked, no user may
+use anything (`RegistryUnavailable`), and what runs runs on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final, Protocol
 
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.verifier import LEEWAY
-from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 """The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
@@ -61,10 +62,13 @@ class Access:
         """What decides, all of it: while this is equal to what it was, every answer is what it was."""
         return self._policy.current(), self.clusters, self.users
 
-    def learn_users(self, users: Mapping[str, UserRevocation]) -> None:
-        """Take over what the registry says. What is equal to what is known changes nothing, not even `version`."""
-        if users != self.users:
-            self.users = users
+    def learn_users(self, users: Mapping[str, UserRevocation]) -> bool:
+        """Take over what the registry says; return whether it is news. What is equal to what is known changes nothing,
+        not even `version`."""
+        if users == self.users:
+            return False
+        self.users = users
+        return True
 
     def revocation(self, identity: Identity) -> UserRevocation | None:
         """Return the revocation that refuses the token of `identity`, by its user name or its subject; None: there is
@@ -78,7 +82,13 @@ class Access:
         return None
 
     def refusal(self, identity: Identity) -> Loss | None:
-        """Say why `identity` may use nothing here; None: it may use what the policy gives it."""
+        """Say why `identity` may use nothing here; None: it may use what the policy gives it. For who comes: raises
+        `RegistryUnavailable` before it is known who is revoked."""
+        if self.users is None:
+            raise RegistryUnavailable("the relay does not know yet whose logins are revoked")
+        return self._refusal(identity)
+
+    def _refusal(self, identity: Identity) -> Loss | None:
         found = self.revocation(identity)
         if found is None:
             return None
@@ -90,7 +100,7 @@ class Access:
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
         """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""
         if identity is not None:
-            if (refused := self.refusal(identity)) is not None:
+            if (refused := self._refusal(identity)) is not None:
                 return refused
             if not self._policy.allows(identity, cluster):
                 return Loss("policy", FORBIDDEN, "the policy does not allow it")
@@ -100,4 +110,4 @@ class Access:
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Tell whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
-        return self.refusal(identity) is None and self._policy.allows(identity, cluster)
+        return self._refusal(identity) is None and self._policy.allows(identity, cluster)

@@ -76,7 +76,7 @@ async def create_token(
     authority = await asyncio.to_thread(open_authority, config.data_dir, clock=clock)
     async with registry_of(config, clock=clock) as registry:
         record = await registry.cluster(cluster)
-        if record is not None and record.revoked:
+        if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
         expires_at = clock() + ttl
         token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
@@ -120,25 +120,31 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
 async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
     """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
-        records = await registry.clusters()
-    return [_cluster_row(record, clock()) for record in records]
+        records, revoked = await registry.clusters(), await registry.revocations()
+    known = {record.name for record in records}
+    # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
+    unknown = [
+        _cluster_row(ClusterRecord(name, "", "", 0.0), clock()) | {"state": "Revoked"} for name in revoked - known
+    ]
+    rows = [_cluster_row(record, clock()) for record in records]
+    return sorted((*rows, *unknown), key=lambda row: str(row["name"]))
 
 
-async def revoke_cluster(config: RelayConfig, name: str) -> str:
-    """Cut a cluster off and refuse it from now on; raises `StateError` when there is none of this name."""
-    return await _set_revoked(config, name, True)
+async def revoke_cluster(config: RelayConfig, name: str) -> tuple[str, bool]:
+    """Cut a cluster off and refuse it from now on; return its name, and whether it was known here.
+
+    Where it was not, its name is kept, so that the relay does not adopt it later.
+    """
+    check_cluster_name(name)
+    async with registry_of(config, must_exist=True) as registry:
+        return name, await registry.revoke_cluster(name)
 
 
 async def restore_cluster(config: RelayConfig, name: str) -> str:
-    """Take `revoke_cluster` back."""
-    return await _set_revoked(config, name, False)
-
-
-async def _set_revoked(config: RelayConfig, name: str, revoked: bool) -> str:
+    """Take `revoke_cluster` back; raises `StateError` when nothing of this name is revoked or known."""
     check_cluster_name(name)
     async with registry_of(config, must_exist=True) as registry:
-        change = registry.revoke_cluster if revoked else registry.unrevoke_cluster
-        if not await change(name):
+        if not await registry.unrevoke_cluster(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
     return name
 
@@ -222,7 +228,7 @@ def parse_uses(uses: object) -> int:
 def _cluster_row(record: ClusterRecord, now: float) -> Row:
     agents = 1 if not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY else 0
     row = asdict(record)
-    del row["ca_pem"]
+    del row["ca_pem"], row["keys"]
     row["labels"] = dict(record.labels)
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row

@@ -48,7 +48,7 @@ from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable, UserRevocation, admit
+from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Hello, Revoke, Status
@@ -439,8 +439,11 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
-        # Another relay may have adopted it meanwhile, with another CA.
-        admit(await self._registry.cluster(cluster), certificate)
+        # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
+        record = await self._registry.cluster(cluster)
+        if record is None:
+            raise EnrolmentRefused(REVOKED)
+        admit(record, certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
         bound = log.bind(cluster=link.cluster, connection=link.instance)

@@ -146,6 +146,7 @@ async def _start(
             certificate_life=config.agent_certificate_life,
             user_requests_per_minute=limits.requests_per_minute_per_user,
             limited=api_refusals,
+            renewed_twice=counters.count_renewed_twice,
         )
     )
     await api.start()
@@ -199,7 +200,7 @@ async def _start(
         listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
     )
     metrics, checks = Metrics("relay"), Checks()
-    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, api_refusals, certificate)
+    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, api_refusals, certificate, access)
     fleet.add_metrics(metrics)
     if hops is not None:
         register_hops(metrics, hops)
@@ -287,7 +288,8 @@ class _Maintenance:
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._registry.revocations()
-            self._access.learn_users(await self._registry.user_revocations())
+            if self._access.learn_users(await self._registry.user_revocations()):
+                log.info("revoked users taken over", users=len(self._access.users or ()))
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()

@@ -439,12 +439,17 @@ async def test_s5_without_a_good_token_a_caller_is_told_nothing() -> None:
         await resume(held.sessions, held.client)
 
 
+def written(audit: Path) -> list[dict[str, Any]]:
+    """The records of a file, without the two of the chain itself: where it begins and where it ends."""
+    return [json.loads(line) for line in audit.read_text().splitlines()][1:-1]
+
+
 async def test_s6_a_stolen_secret_is_in_the_audit_log(tmp_path: Path) -> None:
     audit = AuditLog(str(tmp_path / "audit"))
     async with holding(audit=audit) as held:
         await knock(held.sessions, asks_for(held.client), "m")
     await asyncio.to_thread(audit.close)
-    _, record, _ = map(json.loads, (tmp_path / "audit").read_text().splitlines())  # within the chain's own two
+    (record,) = written(tmp_path / "audit")
     assert (record["user"], record["verb"], record["outcome"]) == ("mallory", "resume", "refused")
 
 
@@ -641,7 +646,7 @@ async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path:
             assert await other.read_exactly(5) == b"after"
             assert (len(held.sessions), held.sessions.revoked, held.sessions.detached) == (1, 1, 0)
     await asyncio.to_thread(audit.close)
-    (record,) = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    (record,) = written(tmp_path / "audit")
     assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
     assert record["reason"] == SAID
 
@@ -657,7 +662,7 @@ async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path
             answer = await knock(held.sessions, asks_for(held.client), token)
             assert answer == Goaway(code=GoawayCode.REVOKED, message=SAID, final=True), token
     await asyncio.to_thread(audit.close)
-    found = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    found = written(tmp_path / "audit")
     assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
 
 
@@ -924,10 +929,6 @@ async def refusal_of(io: StreamIO) -> int:
         async with asyncio.timeout(10):
             await io.read()
     return caught.value.code
-
-
-def written(audit: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in audit.read_text().splitlines()]
 
 
 async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.support.nats_server import NatsServer
 from tests.support.processes import run
 from tests.support.reports import metrics, rewrite, until
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
+from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -233,6 +233,43 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
         nats.start()
         command(world, 0, "user", "restore", ALICE.email)
         until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "alice is restored", timeout=30)
+
+
+def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: EchoServer) -> None:
+    """docs/threats.md#V3: without NATS each relay has a registry of its own. The agent, which is connected to both,
+    ends sessions through either, and refuses the tokens of those who come through the other."""
+    (tmp_path / "unused-token").write_text("an-unused-token")
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=tmp_path / "unused-token")
+    with World(api, directory=tmp_path / "world", relays=2) as world:
+        world.targets["echo"] = (echo.address, (*ALICE.groups, *BOB.groups))
+        world.start()
+        until(lambda: of(world, 0, "agents") == of(world, 1, "agents") == 1, "the agent is at both", timeout=60)
+
+        def session(user: User) -> socket.socket:
+            _, port = world.start_forward("echo", user)
+            sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+            assert exchanged(sock, b"through relay 0") == b"through relay 0"
+            return sock
+
+        world.client_routes = [world.relay_listens[0]]
+        with session(ALICE) as alice, session(BOB) as bob:
+            assert of(world, 0, "pumps_open") == 2
+            command(world, 1, "user", "revoke", ALICE.email, "--before", "2099-01-01")
+            begun = time.monotonic()
+            alice.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                assert alice.recv(1) == b""
+            assert time.monotonic() - begun < 10
+            assert exchanged(bob, b"bob goes on") == b"bob goes on"
+            refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+            assert refused.returncode == ExitCode.LOGIN, refused.stderr
+            # Relay 0 knows of nothing: the agent has refused.
+            assert of(world, 0, "users_revoked") == 0
+            assert command(world, 0, "user", "list", "-o", "name") == ""
+            command(world, 1, "user", "restore", ALICE.email)
+            until(lambda: of(world, 1, "users_revoked") == 0, "relay 1 has told the agent")
+            with session(ALICE):
+                pass
 
 
 def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:

@@ -8,6 +8,7 @@ notices nothing. kubectl is the real one, and so is the API server.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ class Running:
         self.client: Client = place.world.start_client(user)
         self._stack.callback(self.client.process.stop)
         self.kubectl: Kubectl = place.cluster.kubectl_for(KUBECTL_MINORS[0], self.client.kubeconfig)
-        self._changes = 0
+        self._changes, self._mark = 0, os.urandom(4).hex()
         self.open()
 
     def open(self) -> None:
@@ -138,7 +139,7 @@ class Running:
         """Require that all of it moves."""
         self.shell.wait_for_line(r"tick-\d+", stream="stdout", after=self.shell.mark(), timeout=20)
         self._changes += 1
-        name = f"{self.user.name}-{self.place.topology}-{id(self)}-{self._changes}"
+        name = f"{self.user.name}-{self.place.topology}-{self._mark}-{self._changes}"
         self.place.cluster.kubectl("create", "configmap", name, "-n", NAMESPACE)
         self.watch.wait_for_line(f"configmap/{name}$", timeout=20)
         for sock in (self.through_pod, self.through_agent):
@@ -186,6 +187,8 @@ class Running:
 def carol(place: Place) -> Iterator[Running]:
     with Running(place, CAROL) as found:
         yield found
+    place.policy(EVERYBODY)  # also where the test has failed
+    place.deny("")
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +208,7 @@ class Cut:
         self._at = {process: process.mark() for process in (*place.world.relays, place.world.agent)}
         self._at |= {one.client.process: one.client.process.mark() for one in (carol, alice)}
         self._at |= {one.forward: one.forward.mark() for one in (carol, alice)}
+        self._audited = len(place.world.audit_records())
         self._began = time.monotonic()
 
     def ends(self) -> None:
@@ -241,7 +245,7 @@ class Cut:
             lambda: next(
                 (
                     one
-                    for one in self._place.world.audit_records()
+                    for one in self._place.world.audit_records()[self._audited :]
                     if (one.get("user"), one.get("verb"), one.get("outcome")) == (user, verb, outcome)
                 ),
                 {},
@@ -262,7 +266,8 @@ def test_the_policy_takes_back(place: Place, carol: Running, alice: Running) -> 
     cut = Cut(place, carol, alice)
     place.policy(ONLY_PLATFORM)
     cut.ends()
-    cut.told("you may not reach it; ask the relay's operator for access")
+    cut.told("ask the relay's operator for access")
+    cut.audited("session", "cut")
     cut.stays_out()
     place.policy(EVERYBODY)
     until(carol.in_again, "carol is in again", timeout=30)

@@ -89,6 +89,7 @@ class Station:
         self.handovers: Handovers | None = None
         self.policy = StubPolicy()
         self.access = Access(self.policy)
+        self.access.learn_users({})
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""

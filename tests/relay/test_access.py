@@ -8,7 +8,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.identity.verifier import LEEWAY
 from arcbridge.relay.access import FORBIDDEN, Access
 from arcbridge.relay.counters import LOSSES
-from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from tests.relay.station import StubPolicy
 
 T = 1_800_000_000
@@ -21,7 +21,7 @@ def alice(issued_at: float = T - 60.0) -> Identity:
 
 def access(*revoked: UserRevocation) -> Access:
     made = Access(StubPolicy())
-    made.users = {one.user: one for one in revoked}
+    assert made.learn_users({one.user: one for one in revoked})
     return made
 
 
@@ -77,6 +77,15 @@ def test_neither_the_bare_subject_nor_part_of_a_name_revokes_another_user() -> N
     assert access(UserRevocation("ali", T), UserRevocation("alice2", T)).loss(alice(), "prod") is None
     other = Identity("bob", "", (), "https://other.test#alice", "https://other.test", T + 600.0, issued_at=T - 60.0)
     assert access(UserRevocation(SUBJECT, T)).loss(other, "prod") is None
+
+
+def test_before_it_is_known_who_is_revoked_no_user_may_come_and_what_runs_runs_on() -> None:
+    made = Access(StubPolicy())
+    with pytest.raises(RegistryUnavailable):
+        made.refusal(alice())
+    assert made.loss(alice(), "prod") is None
+    made.learn_users({})
+    assert made.refusal(alice()) is None
 
 
 def test_the_version_changes_with_all_that_decides() -> None:

@@ -198,12 +198,29 @@ class TestClusters:
         with pytest.raises(StateError, match="data_dir"):
             await revoke_cluster(config, "prod")
         await (await open_registry(config.data_dir)).close()
-        with pytest.raises(StateError, match="no cluster prod"):
-            await asyncio.to_thread(run, config, "cluster", verb, cluster="prod")
+        if verb == "restore":
+            with pytest.raises(StateError, match="no cluster prod"):
+                await asyncio.to_thread(run, config, "cluster", verb, cluster="prod")
         with pytest.raises(ConfigError):
             await asyncio.to_thread(run, config, "cluster", verb, cluster="../x")
         with pytest.raises(ConfigError):
             await asyncio.to_thread(run, config, "cluster", verb)
+
+    async def test_a_cluster_that_never_came(self, config: RelayConfig) -> None:
+        """docs/threats.md#E12: the command says so, and the name stays refused until it is restored."""
+        registry = await open_registry(config.data_dir)
+        try:
+            text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
+            assert "was not known here" in text
+            (row,) = json.loads(await asyncio.to_thread(run, config, "cluster", "list", output="json"))
+            assert (row["name"], row["state"], row["ca_pin"]) == ("prod", "Revoked", "")
+            assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
+            with pytest.raises(ConfigError, match="cluster restore prod"):
+                await create_token(config, cluster="prod")
+            assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
+            assert await list_clusters(config) == []
+        finally:
+            await registry.close()
 
     def test_an_empty_list_has_its_heads(self, config: RelayConfig) -> None:
         run(config, "token", "create", cluster="prod")

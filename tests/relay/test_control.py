@@ -372,6 +372,19 @@ async def test_a_known_cluster_is_not_adopted(tmp_path: Path, revoked: bool, wor
         assert await relay.registry.cluster("prod") == before
 
 
+async def test_a_revoked_name_is_not_adopted(tmp_path: Path) -> None:
+    """docs/threats.md#E12: the operator has revoked the cluster before it came."""
+    ca = cluster_ca()
+    async with station(tmp_path) as relay:
+        assert not await relay.registry.revoke_cluster("prod")
+        told = await told_away(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
+        assert told.goaway is not None
+        assert told.goaway.code == GoawayCode.REVOKED
+        assert "revoked: the relay's operator" in told.goaway.message
+        assert await relay.registry.clusters() == []
+        assert relay.counters.clusters_adopted == 0
+
+
 async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path) -> None:
     one, two = cluster_ca("one"), cluster_ca("two")
     async with station(tmp_path) as relay:

@@ -206,6 +206,20 @@ async def test_agents_are_told_whose_sessions_to_end_also_those_that_wait_for_a_
         bob[0].close()
 
 
+async def test_a_change_that_takes_the_right_of_very_many_floods_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforcement, "MOST_TOLD", 1)
+    async with enforced(tmp_path) as at:
+        ends = [*await at.session("alice"), *await at.session("bob")]
+        at.relay.policy.allowed.clear()
+        with structlog.testing.capture_logs() as lines:
+            await at.enforcement.enforce()
+        assert len(at.told) == 1
+        assert [line["users"] for line in lines if line["event"].startswith("agents not told")] == [2]
+        await is_cut(*ends)
+
+
 async def test_a_session_that_ended_long_ago_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enforcement, "REMEMBERED", 0.0)
     async with enforced(tmp_path) as at:

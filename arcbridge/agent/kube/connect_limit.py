@@ -56,9 +56,15 @@ class ConnectLimit:
 
     def _granted(self, account: Account, limit: Limit, wait: float | None, now: float) -> float:
         if wait is None:
-            account.refuse(limit, now)
-            reached = account.explain(limit)
-            raise RequestRefusal(429, reached.message, retry_after=reached.retry_after, hold=account.hold(now))
+            raise too_much(account, limit, now)
         if wait:
             self.delayed += 1
         return wait
+
+
+def too_much(account: Account, limit: Limit, now: float) -> RequestRefusal:
+    """Return the refusal of a request that reached a limit after it was authorized; `Authorizer.refuse` reports it."""
+    reached = account.explain(limit)
+    return RequestRefusal(
+        429, reached.message, retry_after=reached.retry_after, hold=account.hold(now), limit=limit.value
+    )

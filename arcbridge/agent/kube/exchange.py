@@ -11,14 +11,18 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import time
 from collections.abc import Callable
 
-from arcbridge.agent.accounts import Account
+from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
+from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
+from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.mux.stream import StreamTransport
@@ -48,6 +52,8 @@ class Exchange:
         "_pool",
         "_record",
         "_request",
+        "_seated",
+        "_seats",
         "_sending",
         "_stream",
         "begun",
@@ -73,6 +79,10 @@ class Exchange:
         """`account`: of the user whose connections are counted."""
         self._pool = pool
         self._account = account
+        self._seats = account.seats if account is not None and _takes_seat(plan, record) else None
+        """The user's seats at the API server; None where the request takes none."""
+        self._seated = False
+        """It has one."""
         self._stream = stream
         self._plan = plan
         self._record = record
@@ -101,6 +111,12 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
+        self._stream.owed = True
+        if self._seats is not None:
+            self._seated = self._seats.take()
+            if not self._seated:
+                self._dial()  # when it is its turn
+                return
         connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
         if connection is not None:
             self._send(connection)
@@ -110,12 +126,17 @@ class Exchange:
     def pause(self) -> None:
         """The caller takes nothing for now."""
         self._paused = True
+        if self.begun and not self._seated and self._seats is not None and not self.over:
+            self._seated = True
+            self._seats.hold()
         if self._connection is not None:
             self._connection.pause_reading()
 
     def resume(self) -> None:
         """The caller takes bytes again."""
         self._paused = False
+        if self.begun:
+            self._leave_seat()
         if self._connection is not None:
             self._connection.resume_reading()
 
@@ -151,9 +172,24 @@ class Exchange:
     def _dial(self) -> None:
         self._dialling = asyncio.get_running_loop().create_task(self._dial_and_send(), name="api-server-dial")
 
+    async def _connect(self) -> UpstreamConnection:
+        """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
+        if self._seats is None or self._seated:
+            return await self._pool.dial(own=self._plan.own, account=self._account)
+        account = self._account
+        assert account is not None
+        try:
+            # Not all at once: many that came together would be refused in one turn of the loop.
+            await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
+        except TimeoutError:
+            raise too_much(account, Limit.APISERVER_SEATS, time.monotonic()) from None
+        self._seated = True
+        connection = self._pool.take(own=self._plan.own, account=account) if self._plan.repeatable else None
+        return connection or await self._pool.dial(own=self._plan.own, account=account)
+
     async def _dial_and_send(self) -> None:
         try:
-            connection = await self._pool.dial(own=self._plan.own, account=self._account)
+            connection = await self._connect()
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)
@@ -222,6 +258,7 @@ class Exchange:
 
     def response_complete(self) -> None:
         self._connection = None
+        self._stream.owed = False
         self._end(None)
 
     def response_failed(self, refusal: RequestRefusal | None) -> None:
@@ -238,6 +275,7 @@ class Exchange:
         if connection is None or self.over:
             return
         self.begun = True
+        self._stream.owed = False
         self._record.status = head.status
         self.switched = (connection, head, rest)
         self._end(None)
@@ -254,7 +292,13 @@ class Exchange:
         self._release()
         self._ended(self, refusal)
 
+    def _leave_seat(self) -> None:
+        if self._seated and self._seats is not None:
+            self._seated = False
+            self._seats.leave()
+
     def _release(self) -> None:
+        self._leave_seat()
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
@@ -263,3 +307,10 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.drop()
+
+
+def _takes_seat(plan: Plan, record: AuditRecord) -> bool:
+    """Whether the API server counts the request among those that it works on."""
+    return not (
+        plan.upgrade is not None or record.verb in LONG_RUNNING_VERBS or record.subresource in LONG_RUNNING_SUBRESOURCES
+    )

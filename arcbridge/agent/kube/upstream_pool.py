@@ -389,10 +389,13 @@ class UpstreamPool:
         connection = UpstreamConnection(self, self._credentials.tls(own=own))
         self._enter(connection, account)
         try:
-            if account is not None:
+            if account is None:
+                await self._connect(connection)
+            else:
                 await _pass(self.limit.user_turn(account, self._clock()))
                 await _pass(self.limit.turn(account, self._clock()))
-            await self._connect(connection)
+                async with account.connecting:
+                    await self._connect(connection)
         except BaseException:
             connection.drop()  # a cancellation may come when the transport exists already
             raise

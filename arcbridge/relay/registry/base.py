@@ -15,7 +15,11 @@ One interface, engines side by side (SQLite for one relay), one suite that all o
 4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches
    (docs/threats.md#E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
-6. A user's revocation holds until the operator takes it back, or until no token that it refuses can still be valid: an
+6. A generation of an agent's certificate is renewed once: counting is atomic, and a second renewal with another request
+   revokes the cluster (`registry.generations`, docs/threats.md#E11).
+7. A cluster that is not known can be revoked too: its name is kept, and neither redeemed nor adopted
+   (docs/threats.md#E12).
+8. A user's revocation holds until the operator takes it back, or until no token that it refuses can still be valid: an
    entry goes when room is made for another one and `KEEP_REVOKED` has passed since its time. The list is bounded, for
    each agent is sent all of it (docs/protocol.md, "Revocations"); a full one refuses the next entry in words.
 
@@ -31,9 +35,10 @@ from dataclasses import dataclass, field, replace
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
 from arcbridge.identity.claims import is_plain
-from arcbridge.pki.authority import agent_ca_pin, agent_issued_at
+from arcbridge.pki.authority import agent_ca_pin, agent_generation, agent_issued_at, agent_key_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import same_pin
+from arcbridge.relay.registry.generations import Keys, ShownCertificate, check_generation
 
 REDEEM_AGAIN = 600.0
 """Seconds in which the same key may redeem its token again: long enough for an agent to restart and retry, short
@@ -58,6 +63,10 @@ MAX_USER = 2048
 
 MAX_REASON = 200
 """Characters of the reason for a revocation."""
+
+NOT_ENROLLED = "this cluster is not enrolled here: enrol with a new join token"
+
+REVOKED = "this cluster is revoked: the relay's operator has to restore it first"
 
 MAX_LABELS = 32
 MAX_LABEL_NAME = 63
@@ -95,6 +104,8 @@ class ClusterRecord:
     """When it was revoked; 0: it is not."""
     valid_since: float = 0.0
     """Agents' certificates from before this do not count: the name has gone over to another cluster CA since."""
+    keys: Keys = field(default_factory=dict)
+    """What is held of the agents' keys: how often each one's certificate was renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,14 @@ class Registry(ABC):
         """Note that an agent of `name` holds a certificate until then; a time earlier than the noted one is ignored."""
 
     @abstractmethod
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        """Count a renewal of the certificate that was shown; return the generation of the one to issue; atomic.
+
+        `request` is the SHA-256 of a stored request, or `generations.OLDER_AGENT`. Raises `RenewedTwice` once the
+        cluster is revoked for it, and `EnrolmentRefused`.
+        """
+
+    @abstractmethod
     async def seen(
         self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
     ) -> None:
@@ -188,15 +207,21 @@ class Registry(ABC):
 
     @abstractmethod
     async def revoke_cluster(self, name: str) -> bool:
-        """Refuse the cluster's agents from now on; its record stays. False when there is no such cluster."""
+        """Refuse the cluster's agents from now on; its record stays.
+
+        False when it is not known here: then its name is kept, so that it cannot come to be known.
+        """
 
     @abstractmethod
     async def unrevoke_cluster(self, name: str) -> bool:
-        """Take `revoke_cluster` back. Certificates issued before count again, until they lapse."""
+        """Take `revoke_cluster` back; False when there is neither such a cluster nor such a name.
+
+        Certificates issued before count again, until they lapse; those of a key that was renewed twice do not.
+        """
 
     @abstractmethod
     async def revocations(self) -> frozenset[str]:
-        """Return the names of the clusters that are revoked; cheap enough to ask every few seconds."""
+        """Return the names of the clusters that are revoked, known or not; cheap enough to ask every few seconds."""
 
     # Users.
 
@@ -310,9 +335,10 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     Asked at each control connection, each join of an agent and each renewal.
     """
     if record is None:
-        raise EnrolmentRefused("this cluster is not enrolled here: enrol with a new join token")
+        raise EnrolmentRefused(NOT_ENROLLED)
     if record.revoked:
-        raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+        raise EnrolmentRefused(REVOKED)
+    check_generation(record.keys, agent_key_hash(certificate_der), agent_generation(certificate_der))
     # Two seconds: X.509 has whole seconds, and a certificate is issued just after its redemption.
     if agent_issued_at(certificate_der) + 2 < record.valid_since:
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")

@@ -3,8 +3,8 @@
 Keys (a cluster's name has its dots replaced by `_`, which is in no name):
 
     token.ID              a join token: what may be shown of it, the SHA-256 of its secret, its redemptions
-    cluster.NAME.binding  the cluster's CA, and since when
-    cluster.NAME.revoked  when it was revoked; deleted when it is restored
+    cluster.NAME.binding  the cluster's CA, since when, and how often each agent's key was renewed
+    cluster.NAME.revoked  when it was revoked, also where it has no binding; deleted when it is restored
     seen.NAME             what is noted of its agents; the only key that changes every minute
     user.HASH             a user whose logins are revoked (a user may have any name); deleted when the user is restored
 
@@ -47,10 +47,13 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, end, subject_token
+from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    NOT_ENROLLED,
     REDEEM_AGAIN,
+    REVOKED,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
@@ -71,6 +74,8 @@ from arcbridge.relay.registry.base import (
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js.kv import KeyValue
+
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 T = TypeVar("T")
 
@@ -215,7 +220,7 @@ class NatsRegistry(Registry):
                 self._revocation(subject_token(cluster)), self._read(f"{place}.binding")
             )
             if revoked:
-                raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+                raise EnrolmentRefused(REVOKED)
             known = binding.data
             same = known is None or same_pin(known["ca_pin"], pin)
             if known is not None and not same and not found["rebind"]:
@@ -230,6 +235,7 @@ class NatsRegistry(Registry):
                 "ca_pin": pin,
                 "created": now if known is None else known["created"],
                 "valid_since": (0.0 if known is None else known["valid_since"]) if same else now,
+                "keys": generations.to_json(generations.enrolled(_keys(known), key_hash, now, repeated=repeated)),
             }
             if bound != known:
                 await self._write(f"{place}.binding", bound, binding.revision)
@@ -305,18 +311,40 @@ class NatsRegistry(Registry):
 
         await self._changing(note)
 
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        token = subject_token(name)
+
+        async def renew() -> generations.Renewal:
+            revoked, binding = await asyncio.gather(self._revocation(token), self._read(f"cluster.{token}.binding"))
+            if binding.data is None:
+                raise EnrolmentRefused(NOT_ENROLLED)
+            if revoked:
+                raise EnrolmentRefused(REVOKED)
+            known = _keys(binding.data)
+            renewal = generations.renewed(known, shown, request, self._clock())
+            if renewal.keys != known:
+                data = {**binding.data, "keys": generations.to_json(renewal.keys)}
+                await self._write(f"cluster.{token}.binding", data, binding.revision)
+            return renewal
+
+        renewal = await self._changing(renew)
+        if not renewal.generation:
+            # Dying before this write leaves both certificates void, and the connections that stand.
+            await self.revoke_cluster(name)
+            raise RenewedTwice
+        return renewal.generation
+
     async def revoke_cluster(self, name: str) -> bool:
         token = subject_token(name)
 
         async def revoke() -> bool:
-            if (await self._read(f"cluster.{token}.binding")).data is None:
-                return False
+            known = (await self._read(f"cluster.{token}.binding")).data is not None
             found, revision = await self._read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
                 data = {"at": self._clock()}
                 self._revoked[token] = _Value(data, await self._write(f"cluster.{token}.revoked", data, revision))
-            return True
+            return known
 
         return await self._changing(revoke)
 
@@ -324,7 +352,8 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def restore() -> bool:
-            if (await self._read(f"cluster.{token}.binding")).data is None:
+            bound, held = (await self._read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            if bound is None and not held:
                 return False
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
             await self._remove(f"cluster.{token}.revoked")
@@ -667,7 +696,13 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
         labels=seen.get("labels", {}),
         revoked=revoked,
         valid_since=binding["valid_since"],
+        keys=_keys(binding),
     )
+
+
+def _keys(binding: Mapping[str, Any] | None) -> generations.Keys:
+    """What a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
+    return generations.from_json((binding or {}).get("keys", {}))
 
 
 def _unavailable(error: Any) -> RegistryUnavailable:

@@ -27,10 +27,13 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
+from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    NOT_ENROLLED,
     REDEEM_AGAIN,
+    REVOKED,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
@@ -47,6 +50,7 @@ from arcbridge.relay.registry.base import (
     shown_version,
     spent,
 )
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 T = TypeVar("T")
 
@@ -84,13 +88,17 @@ _REVOKED_USERS = (
         user TEXT PRIMARY KEY, before INTEGER NOT NULL, reason TEXT NOT NULL, revoked REAL NOT NULL
     )""",
 )
-_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS)
+_GENERATIONS_AND_UNKNOWN_CLUSTERS = (
+    "ALTER TABLE clusters ADD COLUMN keys TEXT NOT NULL DEFAULT '{}'",
+    "CREATE TABLE revoked_names (name TEXT PRIMARY KEY, revoked REAL NOT NULL)",
+)
+_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS)
 """The steps from an empty file to the schema: number n leads from version n - 1 to version n. Each is final."""
 
 SCHEMA_VERSION = len(_STEPS)
 
 _CLUSTER_COLUMNS = (
-    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since"
+    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys"
 )
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
 _USER_COLUMNS = "user, before, reason, revoked"
@@ -175,16 +183,21 @@ class SqliteRegistry(Registry):
         def redeem() -> ClusterRecord:
             with self._transaction(self._durable) as database:
                 now = self._clock()
-                cluster, rebind = self._consume(database, token, key_hash, now)
+                cluster, rebind, repeated = self._consume(database, token, key_hash, now)
                 self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+                keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
+                _keep_keys(database, cluster, keys)
                 return _cluster(
                     database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
                 )
 
         return await self._run(redeem)
 
-    def _consume(self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float) -> tuple[str, bool]:
-        """Use the token once more and return its cluster and whether it may rebind; in the caller's transaction."""
+    def _consume(
+        self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float
+    ) -> tuple[str, bool, bool]:
+        """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
+        this key has used it before."""
         row = database.execute(
             "SELECT secret_hash, cluster, uses, used, expires_at, rebind FROM join_tokens WHERE id = ?", (token.id,)
         ).fetchone()
@@ -197,7 +210,7 @@ class SqliteRegistry(Registry):
         ).fetchone()
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
         if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
-            return cluster, bool(rebind)
+            return cluster, bool(rebind), True
         if why := spent(used, uses, expires_at, now):
             raise EnrolmentRefused(why)
         database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
@@ -206,7 +219,7 @@ class SqliteRegistry(Registry):
             " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
             (token.id, key_hash, now),
         )
-        return cluster, bool(rebind)
+        return cluster, bool(rebind), False
 
     def _bind(
         self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
@@ -214,13 +227,15 @@ class SqliteRegistry(Registry):
         """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
         row = database.execute("SELECT ca_pin, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
         if row is None:
+            if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
+                raise EnrolmentRefused(REVOKED)
             database.execute(
                 "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
             )
             return
         known_pin, revoked = row
         if revoked:
-            raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+            raise EnrolmentRefused(REVOKED)
         if not rebind and not same_pin(known_pin, pin):
             raise EnrolmentRefused(foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
@@ -242,8 +257,9 @@ class SqliteRegistry(Registry):
     async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
         check_cluster_name(name)
         return await self._change(
-            "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
-            (name, ca_pem, pin_of(ca_pem), when),
+            "INSERT INTO clusters (name, ca_pem, ca_pin, created) SELECT ?, ?, ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM revoked_names WHERE name = ?) ON CONFLICT (name) DO NOTHING",
+            (name, ca_pem, pin_of(ca_pem), when, name),
         )
 
     async def clusters(self) -> list[ClusterRecord]:
@@ -276,21 +292,61 @@ class SqliteRegistry(Registry):
 
         await self._run(update)
 
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        check_cluster_name(name)
+
+        def renew() -> int:
+            with self._transaction(self._durable) as database:
+                now = self._clock()
+                row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
+                if row is None:
+                    raise EnrolmentRefused(NOT_ENROLLED)
+                if row[0]:
+                    raise EnrolmentRefused(REVOKED)
+                renewal = generations.renewed(_keys(database, name), shown, request, now)
+                _keep_keys(database, name, renewal.keys)
+                if not renewal.generation:
+                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (now, name))
+                return renewal.generation
+
+        generation = await self._run(renew)
+        if not generation:
+            raise RenewedTwice
+        return generation
+
     async def revoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
-        # The time of the first revocation stays.
-        return await self._change(
-            "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
-            (self._clock(), name),
-        )
+
+        def revoke() -> bool:
+            # The time of the first revocation stays.
+            with self._transaction(self._durable) as database:
+                known = database.execute(
+                    "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
+                    (self._clock(), name),
+                ).rowcount
+                if not known:
+                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, self._clock()))
+                return known > 0
+
+        return await self._run(revoke)
 
     async def unrevoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
-        return await self._change("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,))
+
+        def restore() -> bool:
+            with self._transaction(self._durable) as database:
+                known = database.execute("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,)).rowcount
+                kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
+                return known + kept > 0
+
+        return await self._run(restore)
 
     async def revocations(self) -> frozenset[str]:
         def select() -> frozenset[str]:
-            return frozenset(name for (name,) in self._durable.execute("SELECT name FROM clusters WHERE revoked > 0"))
+            rows = self._durable.execute(
+                "SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names"
+            )
+            return frozenset(name for (name,) in rows)
 
         return await self._run(select)
 
@@ -425,8 +481,17 @@ class SqliteRegistry(Registry):
         self._durable.close()
 
 
-def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float]) -> ClusterRecord:
-    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since = row
+def _keys(database: sqlite3.Connection, cluster: str) -> generations.Keys:
+    row = database.execute("SELECT keys FROM clusters WHERE name = ?", (cluster,)).fetchone()
+    return generations.from_json(json.loads(row[0]))
+
+
+def _keep_keys(database: sqlite3.Connection, cluster: str, keys: generations.Keys) -> None:
+    database.execute("UPDATE clusters SET keys = ? WHERE name = ?", (json.dumps(generations.to_json(keys)), cluster))
+
+
+def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float, str]) -> ClusterRecord:
+    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys = row
     return ClusterRecord(
         name=name,
         ca_pem=ca_pem,
@@ -438,6 +503,7 @@ def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, flo
         labels=json.loads(labels),
         revoked=revoked,
         valid_since=valid_since,
+        keys=generations.from_json(json.loads(keys)),
     )
 
 

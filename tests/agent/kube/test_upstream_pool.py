@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from arcbridge.agent.accounts import Account, Accounts
+from arcbridge.agent.accounts import CONNECTING, Account, Accounts
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import ResponseHead
@@ -264,6 +264,26 @@ async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_pa
         task.cancel()
         await asyncio.wait([task])
         assert (limit.held, a.connections, fake.connections) == (0, 0, 4)
+
+
+async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        pool, a = api.upstream, account()
+        under_way, most = 0, 0
+        connect = pool._connect
+
+        async def counted(connection: UpstreamConnection) -> None:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await connect(connection)
+            under_way -= 1
+
+        pool._connect = counted  # type: ignore[method-assign]
+        made = await asyncio.gather(*(pool.dial(own=True, account=a) for _ in range(3 * CONNECTING)))
+        assert most == CONNECTING
+        for connection in made:
+            connection.drop()
 
 
 async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

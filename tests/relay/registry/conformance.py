@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -26,9 +27,11 @@ from arcbridge.relay.registry.base import (
     RegistryUnavailable,
     UserRevocation,
 )
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 HOUR = 3600.0
 KEY_A, KEY_B = "a" * 64, "b" * 64
+REQUEST = "c" * 64
 
 BAD_NAMES = ["", "A", "a..b", "../x", "a>b", "a*", "a" * 64, "ä"]
 
@@ -238,10 +241,12 @@ class RegistryConformance:
         await self.enrolled(registry)
         await registry.certificate_issued("prod", clock.now + HOUR)
         before = await registry.cluster("prod")
+        assert before is not None
         clock.now += 1000 * HOUR
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         again = await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
-        assert again == before
+        assert again == replace(before, keys=again.keys)
+        assert set(again.keys) == {KEY_A, KEY_B}
 
     async def test_a_ca_certificate_made_again_over_its_key_replaces_the_old(
         self, registry: Registry, clock: Clock
@@ -285,7 +290,8 @@ class RegistryConformance:
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="another cluster CA"):
             await other.redeem_join_token(token, KEY_A, cluster_ca("two").certificate_pem)
-        assert await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem) == record
+        again = await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert again == replace(record, keys=again.keys)
         await registry.seen("prod", clock.now, version="1")
         assert await registry.revoke_cluster("prod")
         assert await other.revocations() == {"prod"}
@@ -356,8 +362,9 @@ class RegistryConformance:
     async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
         await registry.seen("unknown", clock.now, version="1")
         await registry.certificate_issued("unknown", clock.now)
-        assert not await registry.revoke_cluster("unknown")
         assert not await registry.unrevoke_cluster("unknown")
+        with pytest.raises(EnrolmentRefused, match="not enrolled"):
+            await registry.renew("unknown", ShownCertificate(KEY_A, 1, clock.now), REQUEST)
         assert await registry.clusters() == []
         assert await registry.revocations() == frozenset()
 
@@ -415,6 +422,85 @@ class RegistryConformance:
             with pytest.raises(EnrolmentRefused, match="revoked"):
                 await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
             await registry.unrevoke_cluster("prod")
+
+    async def test_a_cluster_that_is_not_known_is_revoked_by_its_name(
+        self, open_registry: Opener, clock: Clock
+    ) -> None:
+        """docs/threats.md#E12: its agents come later, with a certificate of another relay or with a join token."""
+        registry, other = await open_registry(), await open_registry()
+        token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
+        assert not await registry.revoke_cluster("prod"), "it was not known"
+        assert not await registry.revoke_cluster("prod")
+        assert await other.revocations() == {"prod"}
+        assert await other.cluster("prod") is None
+        assert not await other.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        with pytest.raises(EnrolmentRefused, match="revoked"):
+            await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await registry.clusters() == []
+        assert (await registry.list_join_tokens())[0].used == 0
+        await registry.close()
+        again = await open_registry()
+        assert await again.revocations() == {"prod"}, "after a restart"
+        assert await again.unrevoke_cluster("prod")
+        assert not await again.unrevoke_cluster("prod")
+        assert await other.revocations() == frozenset()
+        assert await other.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await again.revoke_cluster("prod"), "now it is"
+
+    # Renewals.
+
+    async def test_each_generation_is_renewed_once(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        for generation in (1, 2, 3):
+            clock.now += HOUR
+            shown = ShownCertificate(KEY_A, generation, clock.now)
+            assert await (registry, other)[generation % 2].renew("prod", shown, f"{generation:064x}") == generation + 1
+            clock.now += HOUR
+            # Its answer was lost, or another pod was as fast: the same request comes again, at any relay.
+            assert await registry.renew("prod", shown, f"{generation:064x}") == generation + 1
+        record = await other.cluster("prod")
+        assert record is not None
+        assert record.keys[KEY_A].generation == 4
+        assert not record.revoked
+
+    async def test_two_renewals_of_one_generation_revoke_both(self, open_registry: Opener, clock: Clock) -> None:
+        """docs/threats.md#E11"""
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        first = ShownCertificate(KEY_A, 1, clock.now)
+        assert await registry.renew("prod", first, "a" * 64) == 2
+        clock.now += HOUR
+        with pytest.raises(RenewedTwice):
+            await other.renew("prod", first, "b" * 64)
+        assert await registry.revocations() == {"prod"}
+        for generation in (1, 2):
+            with pytest.raises(EnrolmentRefused, match="revoked"):
+                await registry.renew("prod", ShownCertificate(KEY_A, generation, clock.now), "a" * 64)
+        # Restoring the cluster brings back neither of them; a new join token does bring back the agent.
+        assert await registry.unrevoke_cluster("prod")
+        for generation in (1, 2):
+            with pytest.raises(EnrolmentRefused, match="void"):
+                await other.renew("prod", ShownCertificate(KEY_A, generation, clock.now), "a" * 64)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        record = await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert record.keys[KEY_A].generation == 3
+        assert await other.renew("prod", ShownCertificate(KEY_A, 3, clock.now), "c" * 64) == 4
+
+    async def test_many_renew_one_generation_at_once(self, open_registry: Opener, clock: Clock) -> None:
+        """The owner's pods share a request; a thief's comes among them, over two open registries."""
+        registries = [await open_registry(), await open_registry()]
+        await self.enrolled(registries[0])
+        shown = ShownCertificate(KEY_A, 1, clock.now)
+        pods = [registries[n % 2].renew("prod", shown, "a" * 64) for n in range(10)]
+        assert await asyncio.gather(*pods) == [2] * 10
+        shown = ShownCertificate(KEY_A, 2, clock.now)
+        both = [registries[n % 2].renew("prod", shown, "ab"[n // 2 % 2] * 64) for n in range(10)]
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert sum(isinstance(result, RenewedTwice) for result in results) == 1, "one alert"
+        assert all(isinstance(result, EnrolmentRefused) for result in results if result != 3)
+        assert await registries[1].revocations() == {"prod"}
 
     # Users.
 

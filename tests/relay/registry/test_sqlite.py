@@ -15,7 +15,7 @@ import pytest
 
 from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.relay.registry import sqlite
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import ClusterRecord, JoinTokenRecord, Registry, RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SCHEMA_VERSION, SqliteRegistry
 
 from .conformance import HOUR, KEY_A, Clock, Opener, RegistryConformance, cluster_ca
@@ -205,12 +205,19 @@ class TestFile:
             with monkeypatch.context() as older:
                 older.setattr(sqlite, "_STEPS", sqlite._STEPS[:version])
                 older.setattr(sqlite, "SCHEMA_VERSION", version)
-                registry = await SqliteRegistry.open(directory, clock=clock)
-                token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
-                await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
-                await registry.revoke_cluster("prod")
-                held = (await registry.clusters(), await registry.list_join_tokens())
-                await registry.close()
+                await (await SqliteRegistry.open(directory, clock=clock)).close()
+            with sqlite3.connect(directory / "registry.db") as database:
+                columns = "name, ca_pem, ca_pin, created, revoked"
+                cluster = ("prod", cluster_ca().certificate_pem, cluster_ca().pin, clock.now, clock.now)
+                database.execute(f"INSERT INTO clusters ({columns}) VALUES (?, ?, ?, ?, ?)", cluster)
+                columns = "id, secret_hash, cluster, uses, used, created, expires_at"
+                token = ("0" * 16, "0" * 64, "prod", 1, 0, clock.now, clock.now + HOUR)
+                database.execute(f"INSERT INTO join_tokens ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", token)
+            database.close()
+            held = (
+                [ClusterRecord(*cluster[:4], revoked=clock.now)],
+                [JoinTokenRecord("0" * 16, "prod", 1, 0, clock.now, clock.now + HOUR)],
+            )
             # Two at once, as workers open it.
             newer = await asyncio.gather(*(SqliteRegistry.open(directory, clock=clock) for _ in range(2)))
             for registry in newer:
