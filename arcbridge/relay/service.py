@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from arcbridge.config import RelayConfig
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
@@ -295,7 +295,8 @@ class _Maintenance:
                 self._noted = time.monotonic()
                 self._certificate.refresh()
                 await self._note()
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
+            # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:
                 log.error("registry unavailable", reason=error.message)
             self.registry_error = error.message
