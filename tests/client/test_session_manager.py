@@ -369,9 +369,15 @@ class TestComingBack:
             assert len(far.requests) == 1
             # Another token is tried at once, and once.
             (tmp_path / "id").write_text("a-newer-token")
+            async with asyncio.timeout(10):
+                while len(far.auths) < 2:
+                    with pytest.raises(PermissionRefused):
+                        await session.ready()
+                    await asyncio.sleep(0.01)
             for _ in range(5):
                 with pytest.raises(PermissionRefused):
                     await session.ready()
+                await asyncio.sleep(0.01)
             assert [auth.token for auth in far.auths] == ["the-id-token", "a-newer-token"]
             far.auth_answer = accepted
             (tmp_path / "id").write_text("a-third-token")

@@ -198,7 +198,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
                    "users": {"oidc:anna@example.org": {"sessions": 2}}},
         "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
                           "users": ["a"], "groups": ["b"]},
-        "workload": {"kind": "Deployment", "replicas": 3},
+        "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
+        "denylist": {"existingConfigMap": "denied"},
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -214,6 +215,11 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert (of_group.streams, of_group.bytes_per_day, of_group.sessions) == (70, 0, None)
     assert settings.limits.users["oidc:anna@example.org"].sessions == 2
     assert (settings.token_mode, settings.audit.file, settings.observe.log_level) == (False, "", "debug")
+    assert settings.session.max_age == 90 * 60
+    assert settings.denylist_file == Path("/etc/arcbridge-denylist/denylist.toml")
+    assert {"name": "denylist", "configMap": {"name": "denied"}} in rendered.workload()["spec"]["template"]["spec"][
+        "volumes"
+    ]
     assert settings.relay_ca_file == tmp_path / "relay-ca.pem"
     assert (tmp_path / "relay-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----\nMIIB\n")
     verbs = {verb for rule in rendered.rules() if rule.get("resources") == ["*"] for verb in rule["verbs"]}
@@ -261,6 +267,7 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("impersonation.users={system:kube-controller-manager}", "users"), ("impersonation.users={a,*}", "users"),
         ("impersonation.groups={system:masters}", "groups"), ("impersonation.groups={oidc:*}", "groups"),
         ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),
+        ("session.maxAge=forever", "maxAge"), ("denylist.users={anna}", "users"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> None:
