@@ -54,7 +54,7 @@ MAX_UNAUTHENTICATED = 256
 """Joined connections that have not authenticated yet; each has ten seconds."""
 STALLED = 2.0
 """Seconds after which such a connection gives its place to a newcomer when all are taken, unless its token is being
-verified: a login takes some round trips, and who has no token for the cluster must not keep out those who have."""
+verified. A login takes some round trips, and users without a token for the cluster must not keep out users with one."""
 MAX_AGE = 12 * 3600.0
 """Seconds that a session lasts at most, by default: a working day, so that what was granted is asked for once a day."""
 RESENT_AUTH_GRACE = 30.0

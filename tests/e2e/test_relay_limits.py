@@ -134,7 +134,7 @@ def relay_metrics(world: World) -> dict[str, float]:
     return {name.removeprefix("arcbridge_relay_"): value for name, value in metrics(world.relay_observe).items()}
 
 
-def test_idle_https_connections_shut_nobody_out(world: World) -> None:
+def test_idle_https_connections_shut_out_no_honest_caller(world: World) -> None:
     """docs/threats.md#J15: a thousand strangers from ten addresses; joins, requests and an agent beside them."""
     alice = Caller(world, ALICE)
     with Strangers(world) as strangers:
