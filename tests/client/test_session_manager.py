@@ -404,6 +404,22 @@ class TestComingBack:
                 assert await echo(session) == b"hello"
         assert len(far.requests) == 2
 
+    async def test_v18_a_relay_that_refuses_the_revoked_user_does_not_hide_why(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 0.01)
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.reply = JoinReply(code=JoinCode.FORBIDDEN)
+            far.sessions[0].close(GoawayCode.REVOKED, "access was revoked: ask the cluster's operator for access")
+            async with asyncio.timeout(10):
+                while len(far.requests) < 3:
+                    await asyncio.sleep(0.01)
+                    if session.failure is not None:
+                        with pytest.raises(PermissionRefused, match="was revoked: ask the cluster's operator"):
+                            await session.ready()
+
     async def test_an_end_at_the_greatest_age_is_followed_by_another_session(
         self, far: FarSide, tmp_path: Path
     ) -> None:
