@@ -154,6 +154,7 @@ class TestRefusals:
             (JoinCode.NO_AGENT, Unreachable, 'cluster "prod" has no connected agent', None),
             (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", None),
             (JoinCode.OVERLOADED, Unreachable, "no room", 1),
+            (JoinCode.LIMIT, Unreachable, "as many sessions as the relay allows a user", 1),
             (JoinCode.DRAINING, Unreachable, "about to restart", 1),
             (JoinCode.INTERNAL, Unreachable, "its log says why", None),
         ],

@@ -437,6 +437,8 @@ async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -
             ({"policy": None}, "policy: required"),
             ({"limits": replace(config.limits, agents=0)}, "limits.agents: must be at least 1"),
             ({"limits": replace(config.limits, sessions=-1)}, "limits.sessions: must be at least 1"),
+            ({"limits": replace(config.limits, joins_per_minute_per_user=0)}, "joins_per_minute_per_user: must be"),
+            ({"proxy_protocol_from": ("10.0.0.5/24",)}, "proxy_protocol_from: '10.0.0.5/24' is no address or network"),
             ({"policy": missing}, "missing"),
             ({"policy": tmp_path / "bad"}, "bad"),
             ({"authentication": missing}, "missing"),
