@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit bench report soak clean
+.PHONY: help run test lint unit fuzz bench report soak clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
@@ -21,6 +21,7 @@ help:
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
+	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 
 $(STAMP): pyproject.toml arcbridge/__init__.py
@@ -49,6 +50,12 @@ test: lint
 # What a version of Python can break: the tests that do not start the roles as processes.
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo support) $(PYTEST_ARGS)
+
+# SECONDS is a variable of bash, which would not pass an empty one on: make's own default counts here.
+SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz $(if $(TARGET),$(TARGET),--help) --seconds $(SECONDS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(OUT),--out $(OUT))

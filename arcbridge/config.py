@@ -165,6 +165,9 @@ class LimitsOverrideConfig:
     bytes_per_second_to_user: int | None = None
     bytes_per_day: int | None = None
     sessions: int | None = None
+    apiserver_seats: int | None = None
+    connects_per_second: int | None = None
+    waiting_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,17 @@ class AgentLimitsConfig:
     """Both directions together, from 00:00 UTC."""
     sessions: int = 32
     """Sessions, those without a connection included."""
+    apiserver_seats: int = 16
+    """Requests that the API server works on, or whose answers the user does not read; further ones wait. Watches, logs
+    and upgraded streams take no seat."""
+    connects_per_second: int = 50
+    """Connections to the API server, after a burst of four times as many; further ones wait for their turn."""
+    waiting_bytes: int = 64 * 1024**2
+    """Bytes that wait towards the user; above it the API server is read in small portions and no further."""
+    agent_connects_per_second: int = 200
+    """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
+    agent_waiting_bytes: int = 256 * 1024**2
+    """Bytes that wait towards all users together; above it the streams that have been stalled longest are reset."""
     groups: dict[str, LimitsOverrideConfig] = field(default_factory=dict)
     """By group, as claim mapping names it. Of several groups the largest value counts."""
     users: dict[str, LimitsOverrideConfig] = field(default_factory=dict)

@@ -30,9 +30,14 @@ class TokenBucket:
 
     def take(self, now: float, count: float = 1.0) -> bool:
         """Take `count` tokens; false when there were not as many. The debt is kept, so a flood stays refused."""
-        self._left = min(self.burst, self._left + max(0.0, now - self._then) * self.rate) - count
+        left = self._left
+        if now > self._then:
+            left += (now - self._then) * self.rate
+        if left > self.burst:
+            left = self.burst
         self._then = now
-        return self._left >= 0.0
+        self._left = left = left - count
+        return left >= 0.0
 
     def reserve(self, now: float, longest: float = 0.0, count: float = 1.0) -> float | None:
         """Take `count` tokens unless they are more than `longest` seconds away: then return None and take none.
@@ -159,10 +164,6 @@ class KeyedConcurrency(Generic[Key]):
             return False
         self._held[key] = held + 1
         return True
-
-    def held(self, key: Key) -> int:
-        """Return how many `key` holds."""
-        return self._held.get(key, 0)
 
     def release(self, key: Key) -> None:
         """Hold one less; each `acquire` that returned true has one `release`."""

@@ -19,8 +19,9 @@ from typing import Any
 
 from bench.machine import describe
 
-LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile")
-"""`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path."""
+LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile", "get")
+"""`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path; `get`:
+GETs at a real kube-apiserver on both paths of the agent, with the CPU of each role, as `bench.micro.fast_path`."""
 
 _MEASURE = """
 import json, sys, tempfile, time
@@ -57,7 +58,18 @@ if "first" in loads:
 if "last_mile" in loads:
     with started(scenarios.SCENARIOS["last_mile"].path) as peer:
         scenario("last_mile", peer)
-rest = [name for name in loads if name not in ("first", "last_mile")]
+if "get" in loads:
+    from bench.micro import fast_path
+    from bench.peers.go.build import programs
+    from bench.studies.kubernetes import MODULE, _setting
+    tools = programs(MODULE, ("vegeta",), packages=("tool",))
+    with tempfile.TemporaryDirectory() as directory, _setting(Path(directory)) as setting:
+        for name in fast_path.PATHS:
+            fast_path.measure(setting, tools, Path(directory), name, fast_path.WARM_UP)
+        for name in fast_path.PATHS:
+            metrics = fast_path.measure(setting, tools, Path(directory), name, seconds)
+            found.update({f"get_{name}_{metric}": value for metric, value in metrics.items()})
+rest = [name for name in loads if name not in ("first", "last_mile", "get")]
 if rest:
     with started() as peer:
         for name in rest:

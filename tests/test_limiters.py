@@ -28,6 +28,28 @@ def test_a_flood_stays_refused() -> None:
     assert not bucket.take(50.0)
 
 
+def test_who_is_refused_a_spending_owes_nothing() -> None:
+    bucket = TokenBucket(2, 1.0)
+    assert [bucket.spend(100.0) for _ in range(50)] == [True, True, *[False] * 48]
+    assert bucket.spend(101.0)
+    assert not bucket.spend(101.5)
+    assert bucket.spend(103.5, 2.0)
+    assert not bucket.spend(103.0), "a clock that steps back gives nothing"
+    assert not bucket.spend(104.4)
+    assert bucket.spend(104.5), "and takes nothing"
+
+
+@pytest.mark.parametrize(("burst", "rate"), [(20, 4.0), (3, 0.5)])
+def test_other_numbers_and_what_was_spent_stays_spent(burst: int, rate: float) -> None:
+    bucket = TokenBucket(5, 1.0)
+    assert bucket.take(100.0, 2.0)
+    bucket.change(100.0, burst, rate)
+    assert bucket.spend(100.0, burst - 2)
+    assert not bucket.spend(100.0, 0.1)
+    assert bucket.spend(100.0 + 1 / rate)
+    assert not bucket.spend(100.0 + 1 / rate)
+
+
 def test_it_never_holds_more_than_the_burst() -> None:
     bucket = TokenBucket(2, 1.0)
     bucket.give(100)

@@ -28,6 +28,7 @@ OTHER_FOLDERS = {
     "config": "the files in config/",
     "demo": "demo/",
     "e2e": "real processes",
+    "fuzz": "every parser of outside input",
     "helm": "the Go module of Helm",
     "support": "the parts that tests are made of",
 }

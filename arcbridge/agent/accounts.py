@@ -9,7 +9,9 @@ newest identity of that subject, and its counters never mix with another's.
 
 from __future__ import annotations
 
+import asyncio
 import math
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -17,18 +19,28 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol
 
+from arcbridge.agent.kube.seats import Seats
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux import memory
+from arcbridge.wire.backlog import Backlog
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
 DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
+LEAST_WAITING_BYTES = 1024 * 1024
+"""Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
+LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
+"""The same of the setting for all users together."""
 MAX_PACE = 5.0
 """Seconds that a connection is paused at a time: far below the 25 s after which its other end takes it for dead."""
+CONNECTING = 8
+"""Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
+loop, and more at once would keep the requests of others waiting for as many."""
 BURST_GAP = 10.0
 """Seconds without a refusal that end a burst of refusals."""
 BURST_LENGTH = 60.0
@@ -49,6 +61,12 @@ class Limit(StrEnum):
     UPGRADED_STREAMS = "upgraded_streams"
     BYTES_PER_DAY = "bytes_per_day"
     SESSIONS = "sessions"
+    CONNECTS_PER_SECOND = "connects_per_second"
+    APISERVER_SEATS = "apiserver_seats"
+    AGENT_CONNECTS_PER_SECOND = "agent_connects_per_second"
+    """Connections to the API server that the requests of all users together ask for."""
+    TARGETS = "targets"
+    """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -78,6 +96,9 @@ class UserLimits:
     bytes_per_second_to_user: int
     bytes_per_day: int
     sessions: int
+    apiserver_seats: int
+    connects_per_second: int
+    waiting_bytes: int
 
 
 _NAMES = tuple(field.name for field in fields(UserLimits))
@@ -89,6 +110,10 @@ def check_limits(config: AgentLimitsConfig) -> None:
     for kind, tables in (("groups", config.groups), ("users", config.users)):
         for name, table in tables.items():
             _check_table(f'limits.{kind}."{name}"', table)
+    if config.agent_connects_per_second < 0:
+        raise ConfigError("limits.agent_connects_per_second: must be 0, for no limit, or above")
+    if config.agent_waiting_bytes < LEAST_AGENT_WAITING_BYTES:
+        raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
 
 
 def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
@@ -115,6 +140,7 @@ class Account:
     __slots__ = (
         "_accounts",
         "_bursts",
+        "_connects",
         "_day_ends",
         "_day_most",
         "_day_spent",
@@ -122,11 +148,14 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "connecting",
+        "connections",
         "identity",
         "in_flight",
         "limits",
         "members",
         "moved_today",
+        "seats",
         "upgrades",
         "waiting",
     )
@@ -137,8 +166,14 @@ class Account:
         """The identity of the user's newest token."""
         self.members: set[Member] = set()
         """The user's sessions, those without a connection included."""
-        self.waiting = 0
-        """Bytes that wait at this agent towards the user's callers."""
+        self.waiting = Backlog(sys.maxsize, memory.backlog)
+        """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.seats = Seats(0)
+        """Seats at the API server that the user's requests hold."""
+        self.connecting = asyncio.Semaphore(CONNECTING)
+        """Held while a connection to the API server is made for the user."""
+        self.connections = 0
+        """Connections to the API server that the user's requests hold."""
         self.in_flight = 0
         """Requests under way, upgraded ones included."""
         self.upgrades = 0
@@ -152,6 +187,7 @@ class Account:
         self._day_spent = False
         """Whether the day's bytes are used up, unless the day has ended meanwhile."""
         self._requests: TokenBucket | None = None
+        self._connects: TokenBucket | None = None
         self._to_cluster: TokenBucket | None = None
         self._to_user: TokenBucket | None = None
         self._prompt: TokenBucket | None = None
@@ -212,6 +248,10 @@ class Account:
         """A request that was counted is over."""
         self.in_flight -= 1
 
+    def reserve_connect(self, now: float, longest: float) -> float | None:
+        """Return the seconds until the user may connect to the API server; None, taking no turn, above `longest`."""
+        return 0.0 if self._connects is None else self._connects.reserve(now, longest)
+
     def admit_upgrade(self) -> Limit | None:
         """Count a request that asks for an upgrade, or return the limit; `end_upgrade` ends one that was counted."""
         if self.limits.upgraded_streams and self.upgrades >= self.limits.upgraded_streams:
@@ -236,11 +276,15 @@ class Account:
         """Whether more sessions have entered than may."""
         return bool(self.limits.sessions) and len(self.members) > self.limits.sessions
 
-    # -- bytes (`mux.session.Pacer`) --------------------------------------------------------------------------------
+    # -- bytes (`mux.session.Pacer`), for each read and each flush: hence the same lines twice, without a call --------
 
     def bytes_sent(self, count: int, now: float) -> float:
         """Count bytes that left for the user; return the seconds to wait before the next ones."""
-        self._count_moved(count, now)
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
         bucket = self._to_user
         if bucket is None or bucket.take(now, count):
             return 0.0
@@ -248,7 +292,11 @@ class Account:
 
     def bytes_received(self, count: int, now: float) -> float:
         """Count bytes that came from the user; return the seconds to wait before more are read."""
-        self._count_moved(count, now)
+        if now >= self._day_ends:
+            self._begin_day(now)
+        self.moved_today += count
+        if self.moved_today >= self._day_most and not self._day_spent:
+            self._spend_day()
         bucket = self._to_cluster
         if bucket is None or bucket.take(now, count):
             return 0.0
@@ -306,6 +354,20 @@ class Account:
                 fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
                 text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
                 return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
+            case Limit.APISERVER_SEATS:
+                most = f"{limits.apiserver_seats} requests of yours"
+                fact = f"the API server works on {most}, or waits until their answers are read, as on many as it may"
+                remedy = "end programs that stand still"
+            case Limit.CONNECTS_PER_SECOND:
+                most = f"{limits.connects_per_second} connections a second to the API server"
+                fact = f"your requests need more than the {most} that one user may make"
+                remedy = "run fewer commands at once"
+            case Limit.AGENT_CONNECTS_PER_SECOND:
+                text = "the agent makes as many connections to the API server as it may; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.TARGETS:
+                text = "no target of that name is open to you; ask the cluster's operator for one"
+                return LimitReached(limit, text, retry_after=1)
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"
                 return LimitReached(limit, text, retry_after=1)
@@ -319,19 +381,19 @@ class Account:
         now = self._accounts.monotonic()
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
         self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
+        self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
+        self.seats.most = limits.apiserver_seats
+        self.waiting.most = limits.waiting_bytes or sys.maxsize
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
         self._to_user = _bucket(self._to_user, now, to_user, to_user)
         self._day_most = limits.bytes_per_day or math.inf
         self._day_spent = self.moved_today >= self._day_most
 
-    def _count_moved(self, count: int, now: float) -> None:
-        if now >= self._day_ends:
-            self._begin_day(now)
-        self.moved_today += count
-        if self.moved_today >= self._day_most and not self._day_spent:
-            self._day_spent = True
-            for member in self.members:
-                member.end_streams()
+    def _spend_day(self) -> None:
+        """The user has moved as many bytes as a day allows: what runs ends."""
+        self._day_spent = True
+        for member in self.members:
+            member.end_streams()
 
     def _has_spent_day(self, now: float) -> bool:
         """Whether the user may move no more bytes today."""
@@ -435,6 +497,8 @@ def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> 
             continue
         if value < 0:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or above")
+        if name == "waiting_bytes" and 0 < value < LEAST_WAITING_BYTES:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_WAITING_BYTES} (1 MiB)")
         if name.startswith("bytes_per_second") and 0 < value < LEAST_BYTE_RATE:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_BYTE_RATE} (64 KiB/s)")
     if table.request_burst == 0:

@@ -9,8 +9,10 @@ At the first start, in this order (docs/threats.md#E2, docs/threats.md#E3):
 3. The certificate is stored, again compare-and-set.
 
 From then on the certificate is renewed over itself at two thirds of its life, spread by a tenth of that; the first pod
-stores the new one and the others adopt it. A certificate that has expired needs a new join token; the cluster's CA,
-and with it every client's pin, stays.
+stores the new one and the others adopt it. The request is stored before it is sent, compare-and-set: pods that renew at
+the same moment, and one whose answer was lost, send the same request, and a relay tells them from a thief by that
+(docs/threats.md#E11). A certificate that has expired needs a new join token; the cluster's CA, and with it every
+client's pin, stays.
 """
 
 from __future__ import annotations
@@ -222,8 +224,11 @@ class CredentialKeeper:
         return credential
 
     async def _renew(self, snapshot: Snapshot | None) -> None:
+        snapshot = await self._with_request(snapshot)
+        if snapshot is None:
+            return
         credential = self.current
-        request = {"csr": make_csr(credential.key_pem)}
+        request = {"csr": snapshot[entries.RENEWAL_REQUEST].decode("ascii"), "stored": "yes"}
         pair = (credential.certificate_pem, credential.key_pem)
 
         async def ask(relay: Address) -> dict[str, Any]:
@@ -233,13 +238,34 @@ class CredentialKeeper:
         cluster, certificate = self._checked(answer, credential.key_pem)
         if cluster != credential.cluster:
             raise EnrolmentRefused("the relay renewed the certificate of another cluster; it is not taken")
-        update = {entries.CERTIFICATE: certificate.encode()}
-        if snapshot is None:  # the operator has removed the state: all that is in memory is stored again
-            snapshot, update = Snapshot({}, ""), {**credential.to_entries(), **update}
+        update = {entries.CERTIFICATE: certificate.encode(), entries.RENEWAL_REQUEST: b""}
         renewed = await self._store_certificate(snapshot, update)
         self._credential = await self._with_relay_ca(renewed)
         self.renewals += 1
         _log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
+
+    async def _with_request(self, snapshot: Snapshot | None) -> Snapshot | None:
+        """The store's entries with a request over our key among them; None once a sibling's certificate was adopted."""
+        credential = self.current
+        for _ in range(CONFLICTS):
+            if snapshot is not None and _is_over(snapshot.get(entries.RENEWAL_REQUEST, b""), credential.key_pem):
+                return snapshot
+            made = {entries.RENEWAL_REQUEST: make_csr(credential.key_pem).encode()}
+            if snapshot is None:  # the operator has removed the state: all that is in memory is stored again
+                made = {**credential.to_entries(), **made}
+            try:
+                version = await self._store.save(made, expect_version=None if snapshot is None else snapshot.version)
+                return Snapshot({**(snapshot or {}), **made}, version)
+            except VersionConflict:
+                snapshot = await self._store.load()
+            stored = self._usable(snapshot)
+            if stored is not None and self._fresh(stored):
+                self._credential = await self._with_relay_ca(stored)
+                _log.info("certificate adopted", cluster=stored.cluster)
+                return None
+            if stored is not None and stored.key_pem != credential.key_pem:
+                raise StateError("the agent's state was replaced while a certificate was asked for")
+        raise StateError("the agent's state is being written by others all the time")
 
     async def _store_certificate(self, snapshot: Snapshot, update: dict[str, bytes]) -> AgentCredential:
         for _ in range(CONFLICTS):
@@ -353,6 +379,15 @@ class CredentialKeeper:
         if not_after <= self._clock():
             raise Unreachable("the relay's certificate has lapsed already: compare the clocks of relay and agent")
         return cluster, certificate
+
+
+def _is_over(request: bytes, key_pem: str) -> bool:
+    """Say whether a stored request is one over this key."""
+    try:
+        public = x509.load_pem_x509_csr(request).public_key()
+        return public == serialization.load_pem_private_key(key_pem.encode(), None).public_key()
+    except (ValueError, TypeError, x509.InvalidVersion):
+        return False
 
 
 def _read(path: Path, setting: str) -> str:

@@ -102,6 +102,18 @@ def register(
         "memory_budget_bytes", "At which new sessions are refused; windows stop growing at three quarters of it.", None,
         lambda: memory.budget.most,
     )  # fmt: skip
+    metrics.gauge("waiting_bytes", "Bytes that wait towards all users together.", None, lambda: memory.backlog.held)
+    metrics.gauge(
+        "waiting_limit_bytes", "At which streams that are stalled are reset.", None, lambda: memory.backlog.most
+    )
+    metrics.counter(
+        "stalled_streams_reset_total", "Streams reset because their callers read nothing and memory was needed.", None,
+        lambda: sessions.relief.streams_reset,
+    )  # fmt: skip
+    metrics.counter(
+        "stalled_sessions_ended_total", "Sessions without a connection ended because memory was needed.", None,
+        lambda: sessions.relief.sessions_ended,
+    )  # fmt: skip
     metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 
     metrics.counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
@@ -130,6 +142,13 @@ def register(
         {"direction": DIRECTIONS},
         lambda: accounts.paced_seconds,
     )
+    metrics.gauge(
+        "apiserver_connections", "Connections to the API server that requests hold.", None, lambda: upstream.limit.held
+    )
+    metrics.counter(
+        "apiserver_connects_delayed_total", "Connections to the API server that had to wait for their turn.", None,
+        lambda: upstream.limit.delayed,
+    )  # fmt: skip
     metrics.counter(
         "apiserver_unreachable_total",
         "Connections to the API server that failed.",

@@ -52,6 +52,7 @@ class Revocation:
     def sentence(self, now: float) -> str:
         """What the user is told; `now` is unix seconds. The reason is marked as another's words."""
         said = f'the {self.by}\'s operator says "{clean(self.reason, MAX_REASON)}"; ' if self.reason else ""
+        said = f"access was revoked: {said}"
         if self.before > now + CLOCK_SKEW:
             return f"{said}ask the {self.by}'s operator for access"
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.before))

@@ -23,6 +23,7 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_of
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.revocations import Revocations
@@ -33,6 +34,7 @@ from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.mux import memory
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
@@ -64,6 +66,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         audit = open_audit(config, instance)
         stack.push_async_callback(asyncio.to_thread, audit.close)
         api = ApiServer(endpoint_of(config.kubernetes))
+        api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
         stack.push_async_callback(api.close)
         fetcher = HttpFetcher()
         stack.push_async_callback(fetcher.close)
@@ -78,6 +81,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         keeper = _keeper(config, api, relays)
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
         revocations = Revocations()
+        memory.backlog.most = config.limits.agent_waiting_bytes
         sessions = Sessions(
             authenticator,
             proxy,

@@ -27,6 +27,7 @@ import structlog
 from arcbridge.agent.accounts import Account, Accounts, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.authenticator import Authenticated, Authenticator
+from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.kube.status import RequestRefusal
@@ -95,6 +96,9 @@ class Sessions:
         self._software = software
         self._limits = limits
         fast_tls()  # now, at the agent's start, and not while the first session waits
+        self.relief = BacklogRelief(memory.backlog)
+        self._relief_timer: asyncio.TimerHandle | None = None
+        """Runs while there are sessions."""
         self._open: set[AgentSession] = set()
         self._unauthenticated: set[AgentSession] = set()
         self._empty = asyncio.Event()
@@ -216,6 +220,8 @@ class Sessions:
         self._unauthenticated.discard(handler)
         self._open.add(handler)
         self.opened += 1
+        if self._relief_timer is None:
+            self._relieve()
         return True
 
     def evict_detached(self, account: Account) -> bool:
@@ -229,10 +235,20 @@ class Sessions:
             self.resumes.remove(handler.session.session_id, error)
         self._open.discard(handler)
         self._unauthenticated.discard(handler)
+        if not self._open and self._relief_timer is not None:
+            self._relief_timer.cancel()
+            self._relief_timer = None
         if not self._open and not self._unauthenticated:
             self._empty.set()
 
     # -- inside -----------------------------------------------------------------------------------------------
+
+    def _relieve(self) -> None:
+        """Look once a second whether more waits towards callers than may."""
+        self._relief_timer = None
+        self.relief.relieve(self._open, self.monotonic())
+        if self._open:
+            self._relief_timer = asyncio.get_running_loop().call_later(INTERVAL, self._relieve)
 
     def _revocations_changed(self) -> None:
         """End sessions in this turn of the loop, once for all that comes with it: a relay's list may be long."""
@@ -327,10 +343,8 @@ class AgentSession(BaseHandler):
             stream.abort(ResetCode.LIMIT)
         elif target == "kubernetes":
             self._sessions.proxy.serve(stream, caller)
-        elif target.startswith(PREFIX):
-            self._sessions.targets.serve(stream, target, caller)
         else:
-            stream.abort(ResetCode.UNKNOWN_TARGET)
+            self._sessions.targets.serve(stream, target, caller)
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()
@@ -378,7 +392,7 @@ class AgentSession(BaseHandler):
         if found is not None:
             sentence = found.sentence(self._sessions.clock())
             self._sessions.revoked += 1
-            self._write_audit(self._caller.identity, "session", "cut", f"revoked: {sentence}")
+            self._write_audit(self._caller.identity, "session", "cut", sentence)
             self.session.close(GoawayCode.REVOKED, sentence)
 
     def send_goaway(self) -> None:
@@ -417,7 +431,7 @@ class AgentSession(BaseHandler):
             except AccessRevoked as error:
                 self._sessions.revoked += 1
                 verb = "authenticate" if session.resuming is None else "resume"
-                self._write_audit(found.identity, verb, "refused", f"revoked: {error.message}")
+                self._write_audit(found.identity, verb, "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
@@ -476,6 +490,7 @@ class AgentSession(BaseHandler):
             return False
         self._caller = caller
         session.pacer = account
+        session.backlog.move(account.waiting)
         self._began_at = sessions.clock(), sessions.monotonic()
         if found.token_mode:
             self._caller.tokens.add(found.token_digest)

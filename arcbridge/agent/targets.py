@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
 
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.config import TargetConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
@@ -28,6 +31,10 @@ from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
 CONNECT_DEADLINE = 10.0
+RECORDS = 20
+"""Refusals of one user that leave a record each, and one a second behind them."""
+USERS = 4096
+"""Users whose refusals are counted apart."""
 MAX_CONNECTING = 256
 """Dials under way at once, of all sessions together; more are refused."""
 
@@ -70,6 +77,8 @@ class TcpTargets:
     def __init__(self, targets: Mapping[str, Target], audit: AuditLog) -> None:
         self._targets = dict(targets)
         self._audit = audit
+        self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
+        """Refusals that leave a record each, by subject."""
         self._connecting: set[asyncio.Task[None]] = set()
         self.opened = 0
         self.open = 0
@@ -89,18 +98,20 @@ class TcpTargets:
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
-            self._refuse(stream, record, ResetCode.UNKNOWN_TARGET, "no such target")
+            self._refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
         elif not found.allows(identity):
-            self._refuse(stream, record, ResetCode.FORBIDDEN, "not allowed")
+            self._refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
         elif len(self._connecting) >= MAX_CONNECTING:
-            self._refuse(stream, record, ResetCode.LIMIT, "too many connections are being made")
+            self._refuse(stream, caller, record, ResetCode.LIMIT, "too many connections are being made")
         elif refusal := self._audit.refusal():
-            self._refuse(stream, record, ResetCode.INTERNAL, refusal)
+            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         else:
             connecting = _Connecting()
             stream.attach(connecting)
             # The record stands before the target hears of the connection.
-            self._audit.begin(record, lambda refusal: self._recorded(stream, found, connecting, record, refusal))
+            self._audit.begin(
+                record, lambda refusal: self._recorded(stream, found, caller, connecting, record, refusal)
+            )
 
     async def close(self) -> None:
         """End dials under way; connected streams end with their sessions."""
@@ -110,14 +121,20 @@ class TcpTargets:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _recorded(
-        self, stream: StreamTransport, target: Target, connecting: _Connecting, record: AuditRecord, refusal: str
+        self,
+        stream: StreamTransport,
+        target: Target,
+        caller: Caller,
+        connecting: _Connecting,
+        record: AuditRecord,
+        refusal: str,
     ) -> None:
         """The record of a connection was written (perhaps within the call that asked for it), or could not be."""
         if connecting.lost:
             record.outcome = "cut"
             self._audit.write(record)
         elif refusal:
-            self._refuse(stream, record, ResetCode.INTERNAL, refusal)
+            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         else:
             try:
                 self._begin(stream, target, connecting, record)
@@ -169,7 +186,7 @@ class TcpTargets:
             self._defect(stream, record, error)
 
     def _join(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
-        stream.set_protocol(splice := self._splice(sock, record))
+        stream.set_protocol(splice := self._splice(stream, sock, record))
         splice.connection_made(stream)
         stream.resume_reading()
 
@@ -189,7 +206,7 @@ class TcpTargets:
         self._audit.write(record)
         stream.abort(ResetCode.CONNECT_FAILED)
 
-    def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
+    def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> SocketSplice:
         self.opened += 1
         self.open += 1
 
@@ -199,14 +216,28 @@ class TcpTargets:
             if result.error is not None:
                 record.outcome, record.reason = "cut", type(result.error).__name__
             self._audit.write(record)
+            if not (result.from_stream or result.to_stream):
+                stream.count_as_churn()  # a connection was made for nothing
 
         record.outcome = "connected"
+        stream.owed = False
         return SocketSplice(sock, done)
 
-    def _refuse(self, stream: StreamTransport, record: AuditRecord, code: ResetCode, reason: str) -> None:
+    def _refuse(
+        self, stream: StreamTransport, caller: Caller, record: AuditRecord, code: ResetCode, reason: str
+    ) -> None:
+        """Reset the stream. Of many refusals the first leave a record each, the others one that counts them."""
         self.refused += 1
         record.outcome, record.reason = "refused", reason
-        self._audit.write(record)
+        now = time.monotonic()
+        recorded = record.begun or self._records.reserve(caller.identity.subject, now) is not None
+        if not recorded:
+            omitted = caller.account.refuse(Limit.TARGETS, now)
+            if omitted is not None:
+                record.limit, record.omitted = Limit.TARGETS, omitted
+                recorded = True
+        if recorded:
+            self._audit.write(record)
         stream.abort(code)
 
 

@@ -13,10 +13,12 @@ from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from arcbridge.client.service import ClientContext, Terminal
 
+_TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
+"""In the environment of a process that began with a token on its command line."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
 
 
@@ -112,17 +114,40 @@ async def _ask_trust(cluster: str, pin: str) -> bool:
 
 
 def _token(invocation: Invocation) -> str:
-    """The token of `--token`: a literal (warned of), `-` for standard input, or ARCBRIDGE_TOKEN."""
+    """The token of `--token`: a literal (warned of, and hidden), `-` for standard input, or ARCBRIDGE_TOKEN."""
     literal = invocation.text("token")
     if not literal:
-        return os.environ.get("ARCBRIDGE_TOKEN", "").strip()
+        # Taken out, so that no program that this one starts inherits it.
+        if os.environ.pop(_TOKEN_WAS_SHOWN, ""):
+            _warn_of_literal()
+        return os.environ.pop("ARCBRIDGE_TOKEN", "").strip()
     if literal == "-":
         token = sys.stdin.readline(64 * 1024).strip()
         if not token:
             raise ConfigError("flag --token: nothing came from standard input")
         return token
-    print_warning("other users of this machine can see a token on the command line; use --token-file, or --token -")
+    if (command := without_token(sys.orig_argv, literal)) is not None and os.name == "posix":
+        # A command line is open to every user of the machine for as long as the process lives, an environment to this
+        # one alone: the same program begins once more without it (docs/threats.md#W4).
+        sys.stdout.flush()
+        os.execve(sys.executable, command, {**os.environ, "ARCBRIDGE_TOKEN": literal, _TOKEN_WAS_SHOWN: "1"})
+    _warn_of_literal()
     return literal
+
+
+def _warn_of_literal() -> None:
+    print_warning("other users of this machine can see a token on the command line; use --token-file, or --token -")
+
+
+def without_token(command: Sequence[str], literal: str) -> list[str] | None:
+    """Return a command line without `--token` and its literal; None where it is not in it."""
+    kept = list(command)
+    for number, word in enumerate(kept):
+        if word == f"--token={literal}":
+            return kept[:number] + kept[number + 1 :]
+        if word == "--token" and kept[number + 1 : number + 2] == [literal]:
+            return kept[:number] + kept[number + 2 :]
+    return None
 
 
 # --- commands that answer and end -----------------------------------------------------------------------------------

@@ -359,6 +359,7 @@ CLIENT_FLAGS = (
 FLAGS = (*GENERAL, *RELAY_FLAGS, *AGENT_FLAGS, *TRUST_FLAGS, *CLIENT_FLAGS)
 
 _CLUSTER_ARGUMENT = ("cluster", "name of the cluster", ())
+_USER_ARGUMENT = ("user", "name of the user as the policy has it, or ISSUER#SUBJECT", ())
 
 COMMANDS = (
     Command("proxy", help="serve kubectl on a local port (the default)", roles=(CLIENT,)),
@@ -424,6 +425,23 @@ COMMANDS = (
         "cluster", "revoke", help="cut a cluster off and refuse it", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)
     ),
     Command("cluster", "restore", help="let a revoked cluster back in", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)),
+    Command(
+        "user",
+        "revoke",
+        help="end a user's sessions and refuse the tokens issued before a time",
+        roles=(RELAY,),
+        arguments=(_USER_ARGUMENT,),
+        flags=(
+            Flag(
+                "--before",
+                help="refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)",
+                metavar="TIME",
+            ),
+            Flag("--reason", help="shown to the user", metavar="TEXT"),
+        ),
+    ),
+    Command("user", "restore", help="take a revocation back", roles=(RELAY,), arguments=(_USER_ARGUMENT,)),
+    Command("user", "list", help="list the users who are revoked", roles=(RELAY,), flags=(OUTPUT,)),
     Command("config", "check", help="check the settings and the files they name"),
     Command(
         "config",
@@ -453,6 +471,7 @@ GROUP_HELP = {
     "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",
+    "user": "users whose logins are revoked",
     "config": "settings",
 }
 

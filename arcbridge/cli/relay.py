@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
 _CLUSTER_COLUMNS = ("name", "state", "last_seen", "certificate_expires", "version", "ca_pin")
-_TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires"))
+_USER_COLUMNS = ("user", "before", "revoked", "reason")
+_TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked"))
 
 
 def run_relay(invocation: Invocation) -> int:
@@ -114,7 +115,12 @@ async def _cluster_list(invocation: Invocation, config: RelayConfig) -> str:
 async def _cluster_revoke(invocation: Invocation, config: RelayConfig) -> str:
     from arcbridge.relay.admin import revoke_cluster
 
-    name = await revoke_cluster(config, invocation.text("cluster"))
+    name, known = await revoke_cluster(config, invocation.text("cluster"))
+    if not known:
+        return (
+            f"cluster {name} is revoked, and was not known here (was the name meant?): its agents are refused when "
+            "they come, at this relay and at those that share its registry\n"
+        )
     return f"cluster {name} is revoked: its agents are cut off within seconds and refused\n"
 
 
@@ -125,6 +131,31 @@ async def _cluster_restore(invocation: Invocation, config: RelayConfig) -> str:
     return f"cluster {name} is restored: its agents come back by themselves while their certificate is valid\n"
 
 
+async def _user_revoke(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import revoke_user
+
+    made = await revoke_user(
+        config, invocation.text("user"), invocation.text("before"), invocation.text("reason").strip()
+    )
+    return (
+        f"user {made.user} is revoked: tokens issued before {_time(made.before)} are refused, and what runs under them "
+        "ends within seconds\n"
+    )
+
+
+async def _user_restore(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import restore_user
+
+    user = await restore_user(config, invocation.text("user"))
+    return f"user {user} is restored: tokens count again until they lapse\n"
+
+
+async def _user_list(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import list_users
+
+    return _format_list(await list_users(config), _USER_COLUMNS, invocation, "user")
+
+
 _COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
     ("run",): _serve,
     ("token", "create"): _administer(_token_create),
@@ -133,6 +164,9 @@ _COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
     ("cluster", "list"): _administer(_cluster_list),
     ("cluster", "revoke"): _administer(_cluster_revoke),
     ("cluster", "restore"): _administer(_cluster_restore),
+    ("user", "revoke"): _administer(_user_revoke),
+    ("user", "restore"): _administer(_user_restore),
+    ("user", "list"): _administer(_user_list),
 }
 
 

@@ -21,8 +21,15 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.observe.foreign_text import clean
 from arcbridge.wire.frames import GoawayCode
 
+ACCESS_REVOKED = "access was revoked: "
+"""What the sentence of an agent that has revoked a user begins with."""
+SESSION_TOO_OLD = "a session lasts "
+"""What the sentence of an agent begins with that ends a session not with its token but at its greatest age."""
+SAID_LIMIT = 500
+"""Bytes of an agent's sentence that are shown."""
 RETRY_SOON = 1
 """Seconds: with kubectl's ten repeats this bridges ten seconds."""
 
@@ -123,12 +130,19 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
         match error.code:
             case GoawayCode.UNAUTHENTICATED:
                 return Unauthenticated(f"{name} does not accept the token; log in again, or put a new token there")
+            case GoawayCode.EXPIRED if error.message.startswith(SESSION_TOO_OLD):
+                return Unreachable(
+                    f"the session with {name} reached its greatest age; start again what ran in it, and log in again "
+                    "if that is asked for",
+                    retry_after=RETRY_SOON,
+                )
             case GoawayCode.EXPIRED:
                 return Unauthenticated("the login has expired; log in again")
             case GoawayCode.FORBIDDEN:
                 return PermissionRefused(f"{name} does not let you in; ask its operator for access")
             case GoawayCode.REVOKED:
-                return PermissionRefused(f"access to {name} was revoked")
+                said = _said(error).removeprefix(ACCESS_REVOKED)
+                return PermissionRefused(f"access to {name} was revoked: {said or 'ask its operator for access'}")
             case GoawayCode.VERSION:
                 return Unreachable(
                     f"client and agent of {name} speak different protocol versions; update the older one"
@@ -151,3 +165,8 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
     if isinstance(error, ConnectionLost):
         return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
     return error
+
+
+def _said(error: SessionEnded) -> str:
+    """The agent's sentence, fit for a terminal: it may quote an operator, of the cluster or of a relay."""
+    return clean(error.message, SAID_LIMIT)

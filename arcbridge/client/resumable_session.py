@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import is_elsewhere, raise_user_error
+from arcbridge.client.refusal import ACCESS_REVOKED, is_elsewhere, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -49,6 +49,8 @@ MOVE_SPREAD = 3.0
 """Seconds over which the clients of a draining relay spread their moves."""
 FORBIDDEN_TIMEOUT = 2.0
 """Seconds of refusals after which the session ends: an agent reconnects to a relay in less."""
+NOT_ALLOWED = f"{ACCESS_REVOKED}you may not reach it; ask the relay's operator for access"
+"""Why it ends then: the relay's own words are not shown."""
 MISSING_TIMEOUT = 10.0
 """Seconds for which relays may answer that they have other agents of the cluster, but not the one with the session: it
 may be reconnecting to a relay that was restarted. Afterwards the agent is taken for gone."""
@@ -386,7 +388,7 @@ class ResumableSession:
             self._forbidden_since = now
         elif now - self._forbidden_since >= FORBIDDEN_TIMEOUT:
             self._resume_pending = True
-            self.session.abort(SessionEnded(GoawayCode.REVOKED, error.message))
+            self.session.abort(SessionEnded(GoawayCode.REVOKED, NOT_ALLOWED))
 
     def _note_whether_missing(self, error: ArcbridgeError) -> None:
         now = self._loop.time()

@@ -19,8 +19,9 @@ from arcbridge.client.refusal import is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
+from arcbridge.client.revocation_hold import RevocationHold
 from arcbridge.client.sleep_detector import CHECK_INTERVAL, SleepDetector
-from arcbridge.client.tokens import Tokens
+from arcbridge.client.tokens import ClusterToken, Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.errors import (
     ArcbridgeError,
@@ -88,6 +89,7 @@ class SessionManager(BaseHandler):
         self._changed = asyncio.Event()
         self._stream_wanted = asyncio.Event()
         self._refused_with: ArcbridgeError | None = None
+        self._revoked = RevocationHold()
         self._established_at = 0.0
         self.failure: ArcbridgeError | None = None
         """Why the last attempt failed; None while a session is up."""
@@ -229,7 +231,8 @@ class SessionManager(BaseHandler):
             return  # a usable session has just ended: callers that wait already do not wait for the backoff too
         self._stream_wanted.clear()
         try:
-            async with asyncio.timeout(delay):
+            # A client that was revoked comes back when a caller asks, and not by itself.
+            async with asyncio.timeout(None if self._revoked.error is not None else delay):
                 await self._stream_wanted.wait()
         except TimeoutError:
             pass
@@ -267,6 +270,7 @@ class SessionManager(BaseHandler):
     def _complete_waiters(self, session: MuxSession) -> None:
         self.failure = None
         self._refused_with = None
+        self._revoked.end()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(session)
@@ -299,6 +303,9 @@ class SessionManager(BaseHandler):
 
     async def _attempt(self, leaving: RelayAccess | None = None) -> ResumableSession:
         """Join, check the CA, connect; raises ArcbridgeError with a message for the user."""
+        refusal = self._revoked.refusal(self._tokens.cluster_at_hand(), asyncio.get_running_loop().time())
+        if refusal is not None:
+            raise refusal
         self.attempts += 1
         attempts_left = len(self.relays)
         while True:
@@ -338,6 +345,7 @@ class SessionManager(BaseHandler):
     async def _connect(self, joined: Joined) -> ResumableSession:
         """Establish a session over a joined socket whose cluster CA is trusted; owns the socket from here on."""
         session: MuxSession | None = None
+        token: ClusterToken | None = None
 
         async def established() -> None:
             assert session is not None
@@ -360,7 +368,8 @@ class SessionManager(BaseHandler):
             resumable = self._resumables[session] = self._make_resumable(session, joined)
             session.authenticate(Auth(kind=token.kind, token=token.text))
             await shake_hands(joined, self.cluster, session.protocol, established)
-        except BaseException:
+        except BaseException as error:
+            self._note_revoked(error, token)
             if session is not None:
                 session.abort()
                 self._resumables.pop(session, None)
@@ -451,9 +460,10 @@ class SessionManager(BaseHandler):
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The agent accepts no new stream: open ones go on, the next one needs another session."""
-        if self._current is not None and session is self._current.session:
+        current = self._current
+        if current is not None and session is current.session:
             self._current = None
-            if not self._login_refused(SessionEnded(goaway.code, goaway.message)):
+            if not self._login_refused(SessionEnded(goaway.code, goaway.message), current):
                 self._log.info("the agent drains the session", session=session.label, code=goaway.code)
             self._changed.set()
 
@@ -483,15 +493,23 @@ class SessionManager(BaseHandler):
         self._current = None
         if self._closing:
             return
-        if not self._login_refused(error) and not was_detached:
+        if not self._login_refused(error, resumable) and not was_detached:
             self._log.warning("session lost", session=session.label, reason=error.message)
         self._changed.set()
 
-    def _login_refused(self, error: ArcbridgeError) -> bool:
+    def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
         """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
         self._refused_with = of_session(error, self.cluster)
+        self._note_revoked(error, resumable.renewal.sent if resumable.renewal is not None else None)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False
         self._fail(self._refused_with)
         self._tokens.refused()
         return True
+
+    def _note_revoked(self, error: BaseException, sent: ClusterToken | None) -> None:
+        """Hold back from further attempts where the agent has revoked the token that the session sent last."""
+        if isinstance(error, SessionEnded) and error.code == GoawayCode.REVOKED:
+            token = sent.text if sent is not None else ""
+            self._tokens.refused()
+            self._revoked.begin(of_session(error, self.cluster), token, asyncio.get_running_loop().time())

@@ -138,6 +138,19 @@ class Tokens:
             return _cluster_token("oidc", tokens.id_token or tokens.access_token)
         return _cluster_token("oidc", (await self._relay_token())[0])
 
+    def cluster_at_hand(self) -> str:
+        """The token that `cluster` would give if a file or flag has it; empty where a login or command would be asked.
+
+        It has no effect and raises nothing.
+        """
+        file = self._token_file or (None if self._token else self._login.id_token_file)
+        if file is None:
+            return self._token
+        try:
+            return read_token(file)
+        except ArcbridgeError:
+            return ""
+
     def _keep_apart(self, token: str, other: str, source: str) -> None:
         """Refuse, or warn of, a token that the other end gets too."""
         if token != other:

@@ -94,12 +94,12 @@ def is_reserved(name: str) -> bool:
     return folded.lstrip().startswith(_SYSTEM)
 
 
-def is_plain(name: str) -> bool:
-    """Tell whether `name` reads the same everywhere: 1 to 1024 bytes of UTF-8, nothing invisible, no outer blanks."""
+def is_plain(name: str, limit: int = MAX_NAME) -> bool:
+    """Tell whether `name` reads the same everywhere: 1 to `limit` bytes of UTF-8, none invisible, no outer blanks."""
     if not name or name != name.strip():
         return False
     try:
-        if len(name.encode()) > MAX_NAME:
+        if len(name.encode()) > limit:
             return False
     except UnicodeEncodeError:  # a lone surrogate from a JSON escape
         return False

@@ -503,6 +503,7 @@ class MuxSession:
                 cast(StreamTransport, stream.owner).session_ended(error)
         self._machine.streams.clear()
         self._flush()
+        self.pacer = None
         if self._reading_held is not None and self._transport is not None:
             self._transport.resume_reading()  # the peer's close_notify may have come already
         for timer in (self._timer, self._sending_held, self._reading_held):

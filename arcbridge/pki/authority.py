@@ -8,19 +8,20 @@ random bits. A leaf has exactly one purpose: server or client.
 
 A relay's certificate towards another relay says `arcbridge://relay`, which is no cluster's.
 
-What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, and the pin of that cluster's own CA in an
-extension, both put there by the relay. Nothing else of it is ever read: not the subject, and nothing that the agent's
-certificate request asked for. The pin lets another relay over the same CA know the cluster without having enrolled it.
-It is no second name in the SAN, because a relay from before it existed takes exactly one.
+What an agent's certificate says is one URI, `arcbridge://cluster/<name>`, and in extensions the pin of that cluster's
+own CA and a generation, all put there by the relay. Nothing else of it is ever read: not the subject, and nothing that
+the agent's certificate request asked for. The pin lets another relay over the same CA know the cluster without having
+enrolled it. It is no second name in the SAN, because a relay from before it existed takes exactly one.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
@@ -59,6 +60,8 @@ _RELAY_URI = "arcbridge://relay"
 _CLUSTER_CA_PIN = x509.ObjectIdentifier("2.25.301665752179587828294959758255742234323")
 """Of an extension that is not critical; its value is a UTF8String in DER. Under the arc of UUIDs, which needs no
 registration (ITU-T X.667): e2f2b5e5-6ac5-4da0-ad55-8fb71d1baed3."""
+_GENERATION = x509.ObjectIdentifier("2.25.315458682780411801386679276232189828535")
+"""As above: how often the certificate of this key was issued, in decimal digits."""
 _UTF8_STRING = b"\x0c"
 _DNS_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
 
@@ -156,16 +159,22 @@ class Authority:
         """A client certificate with a fresh key, by which a relay shows itself to another one over the same CA."""
         return self._issue(x509.Name([]), [x509.UniformResourceIdentifier(_RELAY_URI)], server=False, life=life)
 
-    def sign_agent(self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "") -> str:
+    def sign_agent(
+        self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "", generation: int = 0
+    ) -> str:
         """The certificate (PEM) of an agent of `cluster` over the request's public key; raises `EnrolmentRefused`.
 
         The caller has decided that this requester may speak for `cluster`, whose own CA has this pin; nothing of that
-        is in the request. Without the pin it is valid where the cluster enrolled, and nowhere else.
+        is in the request. Without the pin it is valid where the cluster enrolled, and nowhere else. `generation` counts
+        the certificates of this key; 0 is not stated.
         """
         check_cluster_name(cluster)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(_CLUSTER_URI + cluster)]
         pin = check_pin(cluster_ca_pin) if cluster_ca_pin else ""
-        certificate = self._sign(read_csr(csr_pem), _common_name(cluster), names, server=False, life=life, pin=pin)
+        stated = {_CLUSTER_CA_PIN: pin, _GENERATION: f"{generation}" if generation else ""}
+        certificate = self._sign(
+            read_csr(csr_pem), _common_name(cluster), names, server=False, life=life, stated=stated
+        )
         return certificate.public_bytes(Encoding.PEM).decode()
 
     def authenticate_agent(self, certificate_der: bytes) -> str:
@@ -225,7 +234,7 @@ class Authority:
         *,
         server: bool,
         life: float,
-        pin: str = "",
+        stated: Mapping[x509.ObjectIdentifier, str] | None = None,
     ) -> x509.Certificate:
         now = self._clock()
         not_before, not_after = _validity(now, life)
@@ -253,9 +262,10 @@ class Authority:
         if names:
             # RFC 5280 §4.2.1.6: critical exactly when the subject is empty.
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
-        if pin:
-            value = x509.UnrecognizedExtension(_CLUSTER_CA_PIN, _UTF8_STRING + bytes([len(pin)]) + pin.encode())
-            builder = builder.add_extension(value, critical=False)
+        for identifier, text in (stated or {}).items():
+            if text:
+                value = x509.UnrecognizedExtension(identifier, _UTF8_STRING + bytes([len(text)]) + text.encode())
+                builder = builder.add_extension(value, critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 
@@ -281,18 +291,49 @@ def agent_ca_pin(certificate_der: bytes) -> str:
     As `agent_cluster` this reads only. Raises `EnrolmentRefused` when there is one that is malformed.
     """
     try:
-        extension = _load_certificate(certificate_der).extensions.get_extension_for_oid(_CLUSTER_CA_PIN).value
+        pin = _stated(certificate_der, _CLUSTER_CA_PIN)
+        return check_pin(pin) if pin else ""
+    except (ConfigError, ValueError) as error:
+        raise EnrolmentRefused("the agent's certificate states a malformed pin: enrol with a new join token") from error
+
+
+def agent_generation(certificate_der: bytes) -> int:
+    """Return how often the certificate of this key was issued, as an agent's certificate (DER) states; 0: it does not.
+
+    As `agent_cluster` this reads only. Raises `EnrolmentRefused` when it is malformed.
+    """
+    try:
+        text = _stated(certificate_der, _GENERATION)
+        if text and not (text.isascii() and text.isdigit() and len(text) <= 15):
+            raise ValueError("no number")
+    except ValueError as error:
+        raise EnrolmentRefused(
+            "the agent's certificate states a malformed generation: enrol with a new join token"
+        ) from error
+    return int(text or 0)
+
+
+def agent_key_hash(certificate_der: bytes) -> str:
+    """Return the SHA-256 (hex) of the public key of a certificate (DER): the `enrolment.key_hash` of its request."""
+    try:
+        key = _load_certificate(certificate_der).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise EnrolmentRefused("the agent's certificate is not readable") from error
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def _stated(certificate_der: bytes, identifier: x509.ObjectIdentifier) -> str:
+    """The text of an extension of ours; empty when there is none. Raises `ValueError`, `EnrolmentRefused`."""
+    try:
+        extension = _load_certificate(certificate_der).extensions.get_extension_for_oid(identifier).value
     except x509.ExtensionNotFound:
         return ""
     except ValueError as error:
         raise EnrolmentRefused("the agent's certificate is not readable") from error
     value = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
-    try:
-        if value[:1] != _UTF8_STRING or value[1:2] != bytes([len(value) - 2]):
-            raise ConfigError("not a short UTF8String")
-        return check_pin(value[2:].decode("ascii", "replace"))
-    except (ConfigError, ValueError) as error:
-        raise EnrolmentRefused("the agent's certificate states a malformed pin: enrol with a new join token") from error
+    if value[:1] != _UTF8_STRING or value[1:2] != bytes([len(value) - 2]):
+        raise ValueError("not a short UTF8String")
+    return value[2:].decode("ascii", "replace")
 
 
 def agent_expiry(certificate_der: bytes) -> float:

@@ -29,6 +29,8 @@ KEY = "tls.key"
 RELAY_CA = "relay-ca.crt"
 CLUSTER_CA_CERTIFICATE = "cluster-ca.crt"
 CLUSTER_CA_KEY = "cluster-ca.key"
+RENEWAL_REQUEST = "renewal.csr"
+"""The request of a renewal that is under way; empty otherwise. No part of a credential."""
 
 
 class VersionConflict(StateError):

@@ -97,6 +97,11 @@ def key_hash(csr_pem: str) -> str:
     return hashlib.sha256(spki).hexdigest()
 
 
+def request_hash(csr_pem: str) -> str:
+    """Return the SHA-256 (hex) of a request's text: whether the same request comes again. It is not checked here."""
+    return hashlib.sha256(csr_pem.strip().encode()).hexdigest()
+
+
 class JoinToken(NamedTuple):
     """A join token: `text` (`id.secret`) goes to the agent, `id` and `secret_hash` (hex) are what the relay keeps."""
 

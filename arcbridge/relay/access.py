@@ -3,7 +3,8 @@
 Pure: what is true now is given to it (`clusters`, `users`) and asked of it (`loss`). It is asked at each join, again
 when the join is complete, and for every session that runs whenever `version` has changed (`relay.enforcement`); so
 what was granted once is not granted for ever. What it was told last stays in force until it is told otherwise: a
-registry that does not answer gives no right back.
+registry that does not answer gives no right back. Before the registry has said which users are revoked, no user may
+use anything (`RegistryUnavailable`), and what runs runs on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from arcbridge.identity.claims import Identity
-from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.identity.verifier import LEEWAY
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 """The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
@@ -40,6 +42,8 @@ class Loss:
     """A sentence for the user."""
     cause: str
     """The same for the relay's log."""
+    revocation: UserRevocation | None = None
+    """What refuses the user's token, where that is the reason."""
 
 
 class Access:
@@ -49,37 +53,54 @@ class Access:
         self._policy = policy
         self.clusters: frozenset[str] = frozenset()
         """Clusters that are revoked, as the registry said last."""
-        self.users: Mapping[str, UserRevocation] = {}
-        """Users who are revoked, by user, as the registry said last. Replaced as a whole and never changed."""
+        self.users: Mapping[str, UserRevocation] | None = None
+        """Users who are revoked, by user, as the registry said last; None before it has said anything. Replaced as a
+        whole and never changed."""
 
     @property
     def version(self) -> tuple[object, ...]:
         """What decides, all of it: while this is equal to what it was, every answer is what it was."""
         return self._policy.current(), self.clusters, self.users
 
+    def learn_users(self, users: Mapping[str, UserRevocation]) -> bool:
+        """Take over what the registry says; return whether it is news. What is equal to what is known changes nothing,
+        not even `version`."""
+        if users == self.users:
+            return False
+        self.users = users
+        return True
+
     def revocation(self, identity: Identity) -> UserRevocation | None:
         """Return the revocation that refuses the token of `identity`, by its user name or its subject; None: there is
-        none. A token issued at its very second or later counts."""
+        none. As at the agents, tokens count as older by as much as the clocks of issuer and operator may differ."""
+        if not self.users:
+            return None
         for name in identity.names:
             found = self.users.get(name)
-            if found is not None and identity.issued_at < found.before:
+            if found is not None and identity.issued_at < found.before + LEEWAY:
                 return found
         return None
 
     def refusal(self, identity: Identity) -> Loss | None:
-        """Say why `identity` may use nothing here; None: it may use what the policy gives it."""
+        """Say why `identity` may use nothing here; None: it may use what the policy gives it. For who comes: raises
+        `RegistryUnavailable` before it is known who is revoked."""
+        if self.users is None:
+            raise RegistryUnavailable("the relay does not know yet whose logins are revoked")
+        return self._refusal(identity)
+
+    def _refusal(self, identity: Identity) -> Loss | None:
         found = self.revocation(identity)
         if found is None:
             return None
         before = datetime.fromtimestamp(found.before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         reason = f" ({found.reason})" if found.reason else ""
         message = f"your logins from before {before} were revoked{reason}: log in again, or ask the relay's operator"
-        return Loss("user", message, "the user's login was revoked")
+        return Loss("user", message, "the user's login was revoked", found)
 
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
         """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""
         if identity is not None:
-            if (refused := self.refusal(identity)) is not None:
+            if (refused := self._refusal(identity)) is not None:
                 return refused
             if not self._policy.allows(identity, cluster):
                 return Loss("policy", FORBIDDEN, "the policy does not allow it")
@@ -89,4 +110,4 @@ class Access:
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Tell whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
-        return self.refusal(identity) is None and self._policy.allows(identity, cluster)
+        return self._refusal(identity) is None and self._policy.allows(identity, cluster)

@@ -1,4 +1,5 @@
-"""What an operator does on the relay's machine: join tokens and clusters, while the relay runs or before it does.
+"""What an operator does on the relay's machine: join tokens, clusters and users' logins, while the relay runs or before
+it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
 and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
@@ -10,11 +11,13 @@ Every function returns plain data, with times in unix seconds; the command line 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from arcbridge.config import RelayConfig, parse_duration
@@ -23,7 +26,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import open_authority
-from arcbridge.relay.registry.base import ClusterRecord, cluster_state
+from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
 
 Row = dict[str, Any]
 
@@ -73,7 +76,7 @@ async def create_token(
     authority = await asyncio.to_thread(open_authority, config.data_dir, clock=clock)
     async with registry_of(config, clock=clock) as registry:
         record = await registry.cluster(cluster)
-        if record is not None and record.revoked:
+        if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
         expires_at = clock() + ttl
         token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
@@ -117,27 +120,87 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
 async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
     """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
-        records = await registry.clusters()
-    return [_cluster_row(record, clock()) for record in records]
+        records, revoked = await registry.clusters(), await registry.revocations()
+    known = {record.name for record in records}
+    # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
+    unknown = [
+        _cluster_row(ClusterRecord(name, "", "", 0.0), clock()) | {"state": "Revoked"} for name in revoked - known
+    ]
+    rows = [_cluster_row(record, clock()) for record in records]
+    return sorted((*rows, *unknown), key=lambda row: str(row["name"]))
 
 
-async def revoke_cluster(config: RelayConfig, name: str) -> str:
-    """Cut a cluster off and refuse it from now on; raises `StateError` when there is none of this name."""
-    return await _set_revoked(config, name, True)
+async def revoke_cluster(config: RelayConfig, name: str) -> tuple[str, bool]:
+    """Cut a cluster off and refuse it from now on; return its name, and whether it was known here.
+
+    Where it was not, its name is kept, so that the relay does not adopt it later.
+    """
+    check_cluster_name(name)
+    async with registry_of(config, must_exist=True) as registry:
+        return name, await registry.revoke_cluster(name)
 
 
 async def restore_cluster(config: RelayConfig, name: str) -> str:
-    """Take `revoke_cluster` back."""
-    return await _set_revoked(config, name, False)
-
-
-async def _set_revoked(config: RelayConfig, name: str, revoked: bool) -> str:
+    """Take `revoke_cluster` back; raises `StateError` when nothing of this name is revoked or known."""
     check_cluster_name(name)
     async with registry_of(config, must_exist=True) as registry:
-        change = registry.revoke_cluster if revoked else registry.unrevoke_cluster
-        if not await change(name):
+        if not await registry.unrevoke_cluster(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
     return name
+
+
+async def revoke_user(
+    config: RelayConfig,
+    user: str,
+    before: object = None,
+    reason: str = "",
+    *,
+    clock: Callable[[], float] = time.time,
+) -> UserRevocation:
+    """Refuse the user's tokens from before a time (`parse_before`) and end what runs under them; return what holds."""
+    if not user:
+        raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
+    when = parse_before(before, clock())
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
+        return await registry.revoke_user(user, when, reason)
+
+
+async def restore_user(config: RelayConfig, user: str) -> str:
+    """Take `revoke_user` back; raises `StateError` when the user is not revoked."""
+    async with registry_of(config, must_exist=True) as registry:
+        if not await registry.restore_user(user):
+            raise StateError("this user is not revoked: 'user list' shows those who are")
+    return user
+
+
+async def list_users(config: RelayConfig) -> list[Row]:
+    """Return all users whose logins are revoked, by user; times in unix seconds."""
+    async with registry_of(config, must_exist=True) as registry:
+        return [asdict(entry) for entry in (await registry.user_revocations()).values()]
+
+
+def parse_before(text: object, now: float) -> int:
+    """Unix seconds from a time as `2026-11-25T12:00:00Z`, from a day as `2026-11-25` (its beginning, UTC), or from a
+    number of ten digits; None: now, to the end of this second. Raises `ConfigError`."""
+    if text is None or text == "":
+        return math.ceil(now)
+    said = str(text).strip()
+    try:
+        if said.isascii() and said.isdigit():
+            # With ten digits a number is a time since 2001, and no day written as one.
+            if len(said) != 10:
+                raise ValueError
+            return int(said)
+        when = datetime.fromisoformat(said)
+        if len(said) <= len("2026-11-25"):
+            when = when.replace(tzinfo=UTC)
+        if when.tzinfo is None:
+            raise ValueError
+        return math.ceil(when.timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            "--before is a time with its zone, as 2026-11-25T12:00:00Z, or a day, as 2026-11-25"
+        ) from error
 
 
 def parse_ttl(ttl: object) -> float:
@@ -165,7 +228,7 @@ def parse_uses(uses: object) -> int:
 def _cluster_row(record: ClusterRecord, now: float) -> Row:
     agents = 1 if not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY else 0
     row = asdict(record)
-    del row["ca_pem"]
+    del row["ca_pem"], row["keys"]
     row["labels"] = dict(record.labels)
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row

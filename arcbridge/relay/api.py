@@ -2,7 +2,8 @@
 
     GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
     POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
-    POST /v1/renew             {csr} -> the same; the cluster is the one of the TLS client certificate, nothing else
+    POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
+                               else, and the key too. `stored`: "yes", the same request will be sent again if need be
     GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
 
@@ -26,14 +27,23 @@ from typing import Any, Protocol
 import structlog
 from aiohttp import web
 
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.address import source_of
-from arcbridge.pki.authority import Authority, certificate_validity, check_ca_certificate
-from arcbridge.pki.enrolment import JoinToken, key_hash
+from arcbridge.pki.authority import (
+    Authority,
+    agent_generation,
+    agent_issued_at,
+    agent_key_hash,
+    certificate_validity,
+    check_ca_certificate,
+)
+from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.access import Access
 from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
+from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body: a request and a CA certificate of 16 KiB each, escaped as JSON, fit twice."""
@@ -83,12 +93,6 @@ class Verifier(Protocol):
     async def verify(self, token: str) -> Identity: ...
 
 
-class AccessPolicy(Protocol):
-    """`identity.policy.Policy` or `PolicyFile`."""
-
-    def allows(self, identity: Identity, cluster: str) -> bool: ...
-
-
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
 
@@ -122,13 +126,14 @@ class _Api:
     registry: Registry
     count_agents: CountAgents
     verifier: Verifier
-    policy: AccessPolicy
+    access: Access
     clock: Callable[[], float]
     certificate_life: float
     ca_pem: str
     failures: KeyedTokenBucket[str]
     monotonic: Callable[[], float]
     peer_certificate: PeerCertificate
+    renewed_twice: Callable[[], None]
 
     async def ca(self, request: web.Request) -> web.Response:
         return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
@@ -152,7 +157,7 @@ class _Api:
             self.failures.take(source_of(source), self.monotonic())
             log.warning("enrolment refused", source=source, reason=error.message)
             raise
-        answer = await self._sign(csr, record)
+        answer = await self._sign(csr, record, record.keys[key].generation)
         log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
         return web.json_response(answer)
 
@@ -166,17 +171,33 @@ class _Api:
         try:
             cluster = self.authority.authenticate_agent(certificate)
             record = admit(await self.registry.cluster(cluster), certificate)
-            (csr,) = await _body(request, "csr")
-            answer = await self._sign(csr, record)
+            csr, stored = await _body(request, "csr", optional=("stored",))
+            shown = ShownCertificate(
+                agent_key_hash(certificate), agent_generation(certificate), agent_issued_at(certificate)
+            )
+            if key_hash(csr) != shown.key:
+                raise EnrolmentRefused("a renewal keeps the agent's key: enrol with a new join token to change it")
+            generation = await self.registry.renew(cluster, shown, request_hash(csr) if stored else OLDER_AGENT)
+            answer = await self._sign(csr, record, generation)
+        except RenewedTwice as error:
+            self.renewed_twice()
+            log.error(
+                "agent certificate renewed twice",
+                cluster=cluster,
+                source=request.remote or "",
+                generation=shown.generation,
+                reason=error.message,
+            )
+            raise
         except EnrolmentRefused as error:
             log.warning("renewal refused", source=request.remote or "", reason=error.message)
             raise
-        log.info("certificate renewed", cluster=cluster, source=request.remote or "")
+        log.info("certificate renewed", cluster=cluster, source=request.remote or "", generation=generation)
         return web.json_response(answer)
 
     async def clusters(self, request: web.Request) -> web.Response:
         identity = await self._caller(request)
-        records = [record for record in await self.registry.clusters() if self.policy.allows(identity, record.name)]
+        records = [record for record in await self.registry.clusters() if self.access.allows(identity, record.name)]
         agents = await self.count_agents([record.name for record in records])
         now = self.clock()
         return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
@@ -189,7 +210,7 @@ class _Api:
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
         # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
         # (docs/threats.md#J22).
-        record, allowed = await self.registry.cluster(name), self.policy.allows(identity, name)
+        record, allowed = await self.registry.cluster(name), self.access.allows(identity, name)
         agents = await self.count_agents([name])
         if record is None or not allowed:
             raise ApiRefusal(
@@ -198,9 +219,9 @@ class _Api:
             )
         return web.json_response(_shown(record, agents.get(name, 0), self.clock()))
 
-    async def _sign(self, csr: str, record: ClusterRecord) -> dict[str, object]:
+    async def _sign(self, csr: str, record: ClusterRecord, generation: int) -> dict[str, object]:
         certificate = self.authority.sign_agent(
-            csr, record.name, life=self.certificate_life, cluster_ca_pin=record.ca_pin
+            csr, record.name, life=self.certificate_life, cluster_ca_pin=record.ca_pin, generation=generation
         )
         _, not_after = certificate_validity(certificate)
         await self.registry.certificate_issued(record.name, not_after)
@@ -211,7 +232,10 @@ class _Api:
         scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
-        return await self.verifier.verify(token.strip())
+        identity = await self.verifier.verify(token.strip())
+        if (refused := self.access.refusal(identity)) is not None:
+            raise PermissionRefused(refused.message)
+        return identity
 
 
 def build_app(
@@ -220,30 +244,33 @@ def build_app(
     registry: Registry,
     count_agents: CountAgents,
     verifier: Verifier,
-    policy: AccessPolicy,
+    access: Access,
     certificate_life: float,
     ca_pem: str | None = None,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
+    renewed_twice: Callable[[], None] = lambda: None,
 ) -> web.Application:
     """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
-    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds.
+    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
+    that shows a copy of a credential.
     """
     api = _Api(
         authority,
         registry,
         count_agents,
         verifier,
-        policy,
+        access,
         clock,
         certificate_life,
         ca_pem or authority.certificate_pem,
         KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
         monotonic,
         peer_certificate,
+        renewed_twice,
     )
     app = web.Application(middlewares=[_errors], client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(_set_headers)
@@ -430,8 +457,11 @@ async def _no_such_path(request: web.Request) -> web.StreamResponse:
     raise ApiRefusal(HTTPStatus.NOT_FOUND, "there is nothing here: is this the address of the relay's API?")
 
 
-async def _body(request: web.Request, *names: str) -> list[str]:
-    """Return the named strings of a JSON body; other members are ignored, so that newer agents may send more."""
+async def _body(request: web.Request, *names: str, optional: tuple[str, ...] = ()) -> list[str]:
+    """Return the named strings of a JSON body, optional ones empty where they are missing.
+
+    Other members are ignored, so that newer agents may send more.
+    """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body without compression")
     too_large = ApiRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {BODY_LIMIT // 1024} KiB")
@@ -454,6 +484,7 @@ async def _body(request: web.Request, *names: str) -> list[str]:
         # Not chained: a JSONDecodeError carries the whole document, and with it the join token.
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
     values = [document.get(name) for name in names] if isinstance(document, dict) else []
+    values += [document.get(name, "") for name in optional] if values else []
     if not values or not all(isinstance(value, str) for value in values):
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object with the strings {', '.join(names)}")
     return [str(value) for value in values]

@@ -9,6 +9,9 @@ signatures costs both ends more than anything else here: without a bound the han
 the connections that wait longest would give up just before their turn. A connection that would wait for longer than
 `LONGEST_WAIT` is refused at once, and the agent's own jitter brings it back later.
 
+Each agent is told which users' logins are revoked: all of them when its connection begins, each change later
+(docs/protocol.md, "Revocations"). While the relay does not know yet, it says nothing, and the agent keeps what it knew.
+
 The newer of two connections of one instance id stays, because mostly the older one is dead and has not been noticed
 (docs/threats.md#E10). Where two processes have one id (a machine that was copied with its memory) each would replace
 the other for ever; so an instance that has just replaced a connection cannot be replaced for `SETTLE` seconds.
@@ -23,7 +26,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import structlog
@@ -39,11 +42,11 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.fleet.base import AgentInfo, Fleet
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
+from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
+from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Hello, Status
+from arcbridge.wire.records import Dial, Goaway, Hello, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
@@ -123,6 +126,12 @@ class ControlConnection(BaseHandler):
             )
         return status
 
+    def tell(self, revokes: Iterable[Revoke]) -> None:
+        """Tell the agent of users; one that is older than this frame does not know it, and skips it."""
+        if self.session is not None and not self.session.closed:
+            for revoke in revokes:
+                self.session.send_revoke(revoke)
+
     def replaced(self) -> None:
         self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))
 
@@ -185,6 +194,8 @@ class ControlServer:
         self._replacements: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1 / SETTLE, size=INSTANCES)
         """Replacements of a connection, by (cluster, instance)."""
         self._leaving = ""
+        self._users: Mapping[str, UserRevocation] | None = None
+        """Users whose logins are revoked, as the agents were told; None: they were told nothing yet."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -254,6 +265,32 @@ class ControlServer:
         for link in [link for link in self._open if link.cluster in clusters]:
             log.warning("agent cut off", cluster=link.cluster, connection=link.instance, reason="revoked")
             link.leave(GoawayCode.REVOKED, "this cluster is revoked: the relay's operator has to restore it first")
+
+    def tell_users(self, users: Mapping[str, UserRevocation] | None) -> None:
+        """Tell the agents what has changed of the users whose logins are revoked; None: that is not known yet."""
+        if users is None or users is self._users:
+            return
+        changes = list(_all_users(users) if self._users is None else _changes(self._users, users))
+        self._users = users
+        for link in self._open:
+            link.tell(changes)
+
+    def end_sessions(self, lost: Lost) -> None:
+        """Have the agents of a cluster end the sessions of a user who has lost the right to it.
+
+        What they are told of the user is taken back in the same breath, down to what is revoked besides: it ends what
+        runs, leaves nothing behind, and does not stand in the way of a right that the policy gives again.
+        """
+        if self._users is None:
+            return
+        told = []
+        for name in dict.fromkeys(filter(None, (lost.username, lost.subject))):
+            held = self._users.get(name)
+            told.append(Revoke(name, lost.before, reason=lost.reason))
+            told.append(Revoke(name) if held is None else Revoke(name, held.before, reason=held.reason))
+        for link in self._open:
+            if link.cluster == lost.cluster:
+                link.tell(told)
 
     def expire(self, now: float) -> None:
         """End the connections whose certificate has lapsed: the agent has a newer one, or is no agent any more."""
@@ -378,8 +415,11 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
-        # Another relay may have adopted it meanwhile, with another CA.
-        admit(await self._registry.cluster(cluster), certificate)
+        # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
+        record = await self._registry.cluster(cluster)
+        if record is None:
+            raise EnrolmentRefused(REVOKED)
+        admit(record, certificate)
 
     async def _live(self, link: ControlConnection, session: MuxSession) -> None:
         bound = log.bind(cluster=link.cluster, connection=link.instance)
@@ -387,6 +427,8 @@ class ControlServer:
         older = self._instances[key] > 0
         self._instances[key] += 1
         self._open.add(link)
+        if self._users is not None:
+            link.tell(_all_users(self._users))
         try:
             await self._fleet.register(link)
             self._counters.agents_total += 1
@@ -418,6 +460,26 @@ class ControlServer:
     def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1
         log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
+
+
+def _all_users(users: Mapping[str, UserRevocation]) -> Iterator[Revoke]:
+    """Say the whole list, for a connection that begins."""
+    first = True
+    for entry in users.values():
+        yield Revoke(entry.user, entry.before, first, entry.reason)
+        first = False
+    if first:
+        yield Revoke(first=True)
+
+
+def _changes(before: Mapping[str, UserRevocation], now: Mapping[str, UserRevocation]) -> Iterator[Revoke]:
+    """Say what an agent that knows `before` must hear: `before` 0 for a user who is restored."""
+    for user, entry in now.items():
+        if before.get(user) != entry:
+            yield Revoke(user, entry.before, reason=entry.reason)
+    for user in before:
+        if user not in now:
+            yield Revoke(user)
 
 
 def _lost(cluster: str) -> JoinRefused:

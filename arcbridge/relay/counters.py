@@ -34,6 +34,7 @@ class Counters:
         "agents_refused",
         "agents_replaced",
         "agents_total",
+        "certificates_renewed_twice",
         "clusters_adopted",
         "join_seconds",
         "joins",
@@ -57,6 +58,8 @@ class Counters:
         """Control connections refused because two agents with one id replace each other (docs/threats.md#E10)."""
         self.agents_paced = 0
         """Control connections turned away because too many came at once."""
+        self.certificates_renewed_twice = 0
+        """Renewals that showed a copy of an agent's credential (docs/threats.md#E11)."""
         self.clusters_adopted = 0
         """Clusters that enrolled at another relay of the same CA and are known here since."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}
@@ -70,3 +73,7 @@ class Counters:
         """Dial tokens that were void, foreign or guessed."""
         self.join_seconds = Buckets()
         """From the client's handshake to the pump."""
+
+    def count_renewed_twice(self) -> None:
+        """Count a renewal that showed a copy of a credential."""
+        self.certificates_renewed_twice += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
@@ -28,6 +29,7 @@ def register(
     verifier: TokenVerifier,
     api: ApiServer,
     certificate: ServerCertificate,
+    access: Access,
 ) -> None:
     """Tell `metrics` where everything is read. The names are without their prefix `arcbridge_relay_`."""
     counter, gauge = metrics.counter, metrics.gauge
@@ -57,6 +59,8 @@ def register(
             lambda: counters.agents_paced)  # fmt: skip
     gauge("agents_waiting", "Control connections that wait for their turn to shake hands.", None,
           lambda: control.waiting)  # fmt: skip
+    counter("certificates_renewed_twice_total", "Agents' certificates renewed twice: there is a copy of a credential.",
+            None, lambda: counters.certificates_renewed_twice)  # fmt: skip
     counter("clusters_adopted_total", "Clusters taken over from another relay of the same CA.", None,
             lambda: counters.clusters_adopted)  # fmt: skip
 
@@ -78,6 +82,7 @@ def register(
     counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
     counter("pumps_cut_total", "Sessions that had not left by themselves when the relay went away.", None,
             lambda: counters.pumps_cut)  # fmt: skip
+    gauge("users_revoked", "Users whose logins are revoked.", None, lambda: len(access.users or ()))
     counter("sessions_cut_total", "Sessions that ran when their right was lost, by why it was.",
             {"reason": LOSSES}, lambda: counters.sessions_cut)  # fmt: skip
     counter(

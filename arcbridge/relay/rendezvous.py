@@ -313,13 +313,10 @@ class Rendezvous:
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
         """Return the PEM of the cluster's CA. A user whose login was revoked hears that, whatever the cluster. For the
         rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
-        if (refused := self._access.refusal(identity)) is not None:
-            raise _refused(refused)
         try:
+            if (refused := self._access.refusal(identity)) is not None:
+                raise _refused(refused)
             name = check_cluster_name(request.cluster)
-        except ConfigError as error:
-            raise JoinRefused(JoinCode.FORBIDDEN, FORBIDDEN) from error
-        try:
             record = await self._registry.cluster(name)
         except RegistryUnavailable as error:
             raise JoinRefused(
@@ -327,6 +324,8 @@ class Rendezvous:
                 "the relay's registry does not answer; try again",
                 retry_after=error.retry_after or _RETRY_AFTER,
             ) from error
+        except ConfigError as error:
+            raise JoinRefused(JoinCode.FORBIDDEN, FORBIDDEN) from error
         loss = self._access.loss(identity, name)
         if record is None:
             raise _refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"))

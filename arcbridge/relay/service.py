@@ -40,7 +40,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
 from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
-from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
@@ -132,13 +132,19 @@ async def _start(
             registry=registry,
             count_agents=fleet.count,
             verifier=verifier,
-            policy=access,
+            access=access,
             certificate_life=config.agent_certificate_life,
+            renewed_twice=counters.count_renewed_twice,
         )
     )
     await api.start()
     stack.push_async_callback(api.close, _API_CLOSE)
-    pumps = Pumps(_pump_ended)
+
+    def pump_ended(pump: Pump) -> None:
+        _log_end(pump)
+        enforcement.ended(pump)
+
+    pumps = Pumps(pump_ended)
     stack.callback(pumps.close)
     control = ControlServer(
         lambda: certificate.contexts[ALPN_CONTROL],
@@ -178,13 +184,19 @@ async def _start(
         listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
     )
     metrics, checks = Metrics("relay"), Checks()
-    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate)
+    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate, access)
     fleet.add_metrics(metrics)
     if hops is not None:
         register_hops(metrics, hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
-    enforcement = Enforcement(access, pumps, rendezvous, counters)
+
+    def tell(lost: Lost) -> None:
+        control.end_sessions(lost)
+        fleet.tell_lost(lost)
+
+    fleet.on_lost = control.end_sessions
+    enforcement = Enforcement(access, pumps, rendezvous, counters, tell)
     maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
@@ -260,6 +272,8 @@ class _Maintenance:
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._registry.revocations()
+            if self._access.learn_users(await self._registry.user_revocations()):
+                log.info("revoked users taken over", users=len(self._access.users or ()))
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
@@ -272,6 +286,7 @@ class _Maintenance:
         else:
             self.registry_error = None
         # Also when the registry did not answer: the policy counts, and what is known to be revoked.
+        self._control.tell_users(self._access.users)
         await self._enforcement.enforce()
 
     def _look_at_policy(self) -> None:
@@ -292,7 +307,7 @@ class _Maintenance:
             log.warning("clusters not noted as seen", reason=error.message)
 
 
-def _pump_ended(pump: Pump) -> None:
+def _log_end(pump: Pump) -> None:
     loop = asyncio.get_running_loop()
     log.info(
         "session ended",

@@ -28,7 +28,7 @@ from bench.hostile.attacks import ATTACKS
 from bench.hostile.place import Person, Place
 from bench.hostile.watch import Watch, connections_opened
 from bench.peers.base import Unavailable
-from bench.studies.kubernetes import RIGHTS, _way_of_kubeconfig
+from bench.studies.kubernetes import _way_of_kubeconfig
 from tests.support.cluster import KUBERNETES_VERSION, Cluster
 from tests.support.cluster import Unavailable as NoCluster
 from tests.support.processes import ManagedProcess, run
@@ -128,8 +128,7 @@ def api_server(directory: Path) -> Iterator[tuple[Cluster, Path]]:
     except NoCluster as error:
         raise Unavailable(str(error)) from error
     with cluster:
-        cluster.kubectl("apply", "-k", str(RIGHTS))
-        cluster.settle_rbac()
+        cluster.install_agent()
         cluster.grant("cluster-admin", group=ALICE.groups[0])
         token = directory / "agent-token"
         token.touch(mode=0o600)

@@ -41,7 +41,6 @@ from tests.support.world import ALICE, HEAVY_USERS, ApiServer, World
 
 MODULE = "kubernetes"
 VEGETA = "github.com/tsenart/vegeta/v12"
-RIGHTS = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
 NAMESPACE = "bench"
 OBJECT = "/api/v1/namespaces/default"
 LIST = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
@@ -348,8 +347,7 @@ def _setting(directory: Path) -> Iterator[_Setting]:
         raise NotReady(str(error)) from error
     with cluster:
         try:
-            cluster.kubectl("apply", "-k", str(RIGHTS))
-            cluster.settle_rbac()
+            cluster.install_agent()
             cluster.grant("cluster-admin", group=ALICE.groups[0])
             _fill(cluster)
             token = directory / "agent-token"

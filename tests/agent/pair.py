@@ -113,9 +113,12 @@ class ClientSide(BaseHandler):
 
 @asynccontextmanager
 async def joined(
-    sessions: Sessions, token: str | None = "t", join_id: str = "j" * 16, via: str = ""
+    sessions: Sessions, token: str | None = "t", join_id: str = "j" * 16, via: str = "", *, alone: bool = True
 ) -> AsyncIterator[tuple[MuxSession, ClientSide]]:
-    """A client's session with `sessions` over end-to-end TLS; `token` is sent in the first flight."""
+    """A client's session with `sessions` over end-to-end TLS; `token` is sent in the first flight.
+
+    With `alone` all others of `sessions` end with it.
+    """
     handler = ClientSide()
     client = MuxSession(Side.INITIATOR, Kind.SESSION, handler, label=join_id)
     if token is not None:
@@ -126,7 +129,8 @@ async def joined(
     finally:
         client.close()
         await client.wait_ended()
-        await sessions.close()
+        if alone:
+            await sessions.close()
         await asyncio.sleep(0.01)
 
 

@@ -122,7 +122,8 @@ def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_everybodys
 def test_each_setting_of_everybody_can_be_overridden() -> None:
     names = [field.name for field in fields(UserLimits)]
     assert [field.name for field in fields(LimitsOverrideConfig)] == names
-    assert [field.name for field in fields(AgentLimitsConfig)] == [*names, "groups", "users"]
+    of_all = ["agent_connects_per_second", "agent_waiting_bytes"]
+    assert [field.name for field in fields(AgentLimitsConfig)] == [*names, *of_all, "groups", "users"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from arcbridge.agent import enrol
 from arcbridge.agent.enrol import CredentialKeeper
-from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateError
+from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority
@@ -122,6 +122,79 @@ async def test_renewal_over_the_certificate_itself(relay: FakeRelay, tmp_path: P
     await sibling._check_store()
     assert sibling.current == one.current, "the others adopt it"
     assert len(relay.calls) == 2
+
+
+async def test_a_renewal_s_request_is_stored_before_it_is_sent(relay: FakeRelay, tmp_path: Path) -> None:
+    """docs/threats.md#E11: its answer is lost, and it is asked for again, by another process even."""
+    clock = Clock()
+    before = await keeper(relay, tmp_path, clock=clock).start()
+    clock.ahead = 3600 * 0.7
+    relay.answers["/v1/renew"] = (503, {"error": {"message": "busy"}})
+    for _ in range(2):
+        one = keeper(relay, tmp_path, clock=clock)
+        await one.start()
+        with pytest.raises(Unreachable):
+            await one._check_store()
+    snapshot = await DirectoryStore(tmp_path / "state").load()
+    assert snapshot is not None
+    del relay.answers["/v1/renew"]
+    again = keeper(relay, tmp_path, clock=clock)
+    await again.start()
+    await again._check_store()
+    requests = [call[1] for call in relay.calls if call[0] == "/v1/renew"]
+    assert requests == [{"csr": snapshot[entries.RENEWAL_REQUEST].decode(), "stored": "yes"}] * 3
+    assert again.current.key_pem == before.key_pem
+    # The next renewal is another one.
+    await again._check_store()
+    assert again.renewals == 2
+    assert relay.calls[-1][1]["csr"] != requests[0]["csr"]
+    snapshot = await DirectoryStore(tmp_path / "state").load()
+    assert snapshot is not None
+    assert snapshot[entries.RENEWAL_REQUEST] == b""
+
+
+async def test_pods_that_renew_at_once_send_one_request(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    pods = [keeper(relay, tmp_path, clock=clock) for _ in range(5)]
+    for pod in pods:
+        await pod.start()
+    clock.ahead = 3600 * 0.7
+    await asyncio.gather(*(pod._check_store() for pod in pods))
+    assert len({call[1]["csr"] for call in relay.calls if call[0] == "/v1/renew"}) == 1
+    clock.ahead = 0.0
+    for pod in pods:
+        await pod._check_store()
+    assert len({pod.current.certificate_pem for pod in pods}) == 1
+
+
+async def test_a_stored_request_over_another_key_is_not_sent(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    one = keeper(relay, tmp_path, clock=clock)
+    before = await one.start()
+    store = DirectoryStore(tmp_path / "state")
+    for foreign in (make_csr(make_key()).encode(), b"nonsense"):
+        snapshot = await store.load()
+        assert snapshot is not None
+        await store.save({entries.RENEWAL_REQUEST: foreign}, expect_version=snapshot.version)
+        clock.ahead = 3600 * 0.7
+        await one._check_store()
+        assert relay.calls[-1][1]["csr"].encode() != foreign
+    assert one.renewals == 2
+    assert one.current.key_pem == before.key_pem
+
+
+async def test_a_state_that_was_removed_is_stored_again_with_the_renewal(relay: FakeRelay, tmp_path: Path) -> None:
+    clock = Clock()
+    one = keeper(relay, tmp_path, clock=clock)
+    before = await one.start()
+    for file in (tmp_path / "state").iterdir():
+        file.unlink()
+    clock.ahead = 3600 * 0.7
+    await one._check_store()
+    assert one.renewals == 1
+    stored = await keeper(relay, tmp_path, clock=clock).start()
+    assert stored == one.current
+    assert stored.cluster_ca_key_pem == before.cluster_ca_key_pem
 
 
 async def test_lapsed_comes_back_with_a_new_token_and_keeps_its_ca(relay: FakeRelay, tmp_path: Path) -> None:

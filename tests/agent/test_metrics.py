@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from arcbridge.agent.accounts import Accounts, Limit
+from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import ProxyStats
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
@@ -39,16 +41,20 @@ def test_every_metric_can_be_read() -> None:
     parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5, accounts=accounts)
     parts["sessions"].resumes.refuse("secret")
     parts["sessions"].revoked = 4
+    parts["sessions"].relief = BacklogRelief(memory.backlog)
     revocations = parts["sessions"].revocations = Revocations()
     revocations.hear("relay:443", Revoke("alice", 1, True))
     denylist = Counters(error="broken")
-    proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=Counters(upstream=Counters(unreachable=5)))
+    api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit()))
+    proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api)
     register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
+    assert "arcbridge_agent_apiserver_connections 0.0" in text
+    assert "arcbridge_agent_stalled_streams_reset_total 0.0" in text
     assert "arcbridge_agent_control_connections 1.0" in text
     assert "arcbridge_agent_sessions 3.0" in text
     assert "arcbridge_agent_sessions_detached 2.0" in text
@@ -64,6 +70,8 @@ def test_every_metric_can_be_read() -> None:
     assert "arcbridge_agent_jwks_age_seconds 7.0" in text
     read = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_memory_"))
     assert float(read["arcbridge_agent_memory_budget_bytes"]) == memory.budget.most
+    waiting = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_waiting_"))
+    assert float(waiting["arcbridge_agent_waiting_limit_bytes"]) == memory.backlog.most
     assert float(read["arcbridge_agent_memory_held_bytes"]) == memory.budget.held
 
 

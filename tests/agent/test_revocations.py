@@ -92,16 +92,23 @@ def test_of_several_the_one_of_longest_effect_is_told() -> None:
     lists.deny({"oidc:alice": Revocation("oidc:alice", reason="left")})
     with pytest.raises(AccessRevoked) as caught:
         lists.check(alice())
-    assert caught.value.message == "the cluster's operator says \"left\"; ask the cluster's operator for access"
+    words = "access was revoked: the cluster's operator says \"left\"; ask the cluster's operator for access"
+    assert caught.value.message == words
 
 
 def test_what_the_user_is_told() -> None:
-    assert Revocation("a").sentence(NOW) == "ask the cluster's operator for access"
-    moment = "logins from before 1970-01-01T00:25:00Z count no more: log in again"
+    assert Revocation("a").sentence(NOW) == "access was revoked: ask the cluster's operator for access"
+    moment = "access was revoked: logins from before 1970-01-01T00:25:00Z count no more: log in again"
     assert Revocation("a", 1500.0).sentence(NOW) == moment
     # A time that lies ahead refuses every token of now: to log in again would not help.
-    assert Revocation("a", NOW + 1e6, by="relay").sentence(NOW) == "ask the relay's operator for access"
-    assert Revocation("a", float(2**64 - 1), by="relay").sentence(NOW) == "ask the relay's operator for access"
+    assert (
+        Revocation("a", NOW + 1e6, by="relay").sentence(NOW)
+        == "access was revoked: ask the relay's operator for access"
+    )
+    assert (
+        Revocation("a", float(2**64 - 1), by="relay").sentence(NOW)
+        == "access was revoked: ask the relay's operator for access"
+    )
 
 
 def test_v14_a_relay_s_words_stay_short_and_on_one_line() -> None:
@@ -111,7 +118,9 @@ def test_v14_a_relay_s_words_stay_short_and_on_one_line() -> None:
         lists.check(alice())
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 350
-    assert caught.value.message.startswith("the relay's operator says \"\\x1b[2Jlog in at\\nhttps://evil.example")
+    assert caught.value.message.startswith(
+        "access was revoked: the relay's operator says \"\\x1b[2Jlog in at\\nhttps://evil.example"
+    )
 
 
 def test_the_news_are_told_once_and_name_every_user() -> None:

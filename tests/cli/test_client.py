@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arcbridge.cli.client import _ago, _until
+from arcbridge.cli.client import _ago, _until, without_token
 from arcbridge.errors import ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -201,6 +201,41 @@ async def test_tokens_on_the_command_line_are_warned_of(shell: Shell, far: FarSi
     assert "warning: other users" not in err
     got, _, err = await shell.run(*shell.trusting, "--token", "-", stdin=b"")
     assert got == ExitCode.USAGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("form", ["--token SECRET-TOKEN", "--token=SECRET-TOKEN"])
+async def test_a_token_does_not_stay_on_the_command_line(shell: Shell, far: FarSide, form: str) -> None:
+    """docs/threats.md#W4: every user of the machine reads /proc/PID/cmdline; /proc/PID/environ is the owner's alone."""
+    process = await shell.start(*shell.trusting, *form.split(" "), "--port", "0", "--file", str(shell.directory / "k"))
+    assert process.stdout is not None
+    assert b"Proxy is listening" in await asyncio.wait_for(process.stdout.readline(), 30)
+    proc = Path(f"/proc/{process.pid}")
+    assert b"SECRET" not in (proc / "cmdline").read_bytes()
+    assert b"--port\0000\0" in (proc / "cmdline").read_bytes(), "the rest of it is as it was"
+    assert (proc / "environ").stat().st_mode & 0o077 == 0
+    async with asyncio.timeout(30):
+        while not far.auths:
+            await asyncio.sleep(0.02)
+    assert (far.auths[0].kind, far.auths[0].token) == ("bearer", "SECRET-TOKEN")
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert err.decode().count("warning: other users of this machine can see") == 1
+    assert b"SECRET" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "rest"),
+    [
+        (["python", "-m", "arcbridge", "--token", "t", "-n", "a"], ["python", "-m", "arcbridge", "-n", "a"]),
+        (["python", "x", "-n", "a", "--token=t"], ["python", "x", "-n", "a"]),
+        (["python", "x", "--token", "other"], None),
+        (["python", "x", "t"], None),
+        (["python", "x", "--token"], None),
+    ],
+)
+def test_a_command_line_without_its_token(command: list[str], rest: list[str] | None) -> None:
+    assert without_token(command, "t") == rest
 
 
 async def test_forward(shell: Shell) -> None:

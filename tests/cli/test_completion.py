@@ -36,7 +36,9 @@ def offered(line: str, home: Path) -> set[str]:
     ("line", "expected", "unexpected"),
     [
         ("arcbridge ", {"proxy", "clusters", "--cluster", "--role"}, {"token", "--join-token-file"}),
-        ("arcbridge --role relay ", {"token", "cluster", "run", "--policy"}, {"proxy", "--kube-context"}),
+        ("arcbridge --role relay ", {"token", "cluster", "user", "run", "--policy"}, {"proxy", "--kube-context"}),
+        ("arcbridge --role relay user ", {"revoke", "restore", "list"}, {"create"}),
+        ("arcbridge user revoke --", {"--before", "--reason"}, {"--uses"}),
         ("arcbridge --role relay token ", {"create", "list", "delete"}, {"revoke"}),
         ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
         ("arcbridge token create --", {"--uses", "--ttl", "--rebind"}, {"--trust-first-use"}),

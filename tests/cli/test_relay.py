@@ -40,7 +40,7 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["token", "create"], ExitCode.USAGE),
         (["token", "create", "--cluster", "BAD"], ExitCode.USAGE),
         (["token", "create", "--cluster", "a", "--uses", "many"], ExitCode.USAGE),
-        (["cluster", "revoke", "none"], ExitCode.FAILURE),
+        (["cluster", "restore", "none"], ExitCode.FAILURE),
     ],
 )
 def test_mistakes(tmp_path: Path, line: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:

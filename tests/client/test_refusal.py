@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from arcbridge.client.refusal import of_join, of_session, response, status_body
+from arcbridge.client.refusal import SAID_LIMIT, of_join, of_session, response, status_body
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -74,8 +74,34 @@ def test_a_relays_time_is_bounded(said: int | None, obeyed: int) -> None:
 def test_every_goaway_has_words() -> None:
     for code in GoawayCode:
         assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
-        assert "FOREIGN" not in of_session(SessionEnded(code, "FOREIGN"), "prod").message
+        shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
+        assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    limit = of_session(SessionEnded(GoawayCode.LIMIT, "9 sessions"), "prod")
+    assert (limit.status_code, limit.reason, limit.retry_after) == (429, "TooManyRequests", 1)
     lost = of_session(ConnectionLost("found silent"), "prod")
     assert (lost.status_code, lost.retry_after) == (503, 1)
     other = PinMismatch("p")
     assert of_session(other, "prod") is other
+
+
+def test_v14_the_words_of_a_revocation_are_one_clean_line() -> None:
+    said = "access was revoked: the relay's operator says \"left\"; ask the relay's operator for access"
+    found = of_session(SessionEnded(GoawayCode.REVOKED, said), "prod")
+    assert (found.status_code, found.reason, found.retry_after) == (403, "Forbidden", None)
+    assert found.message == (
+        'access to cluster "prod" was revoked: the relay\'s operator says "left"; ask the relay\'s operator for access'
+    )
+    silent = of_session(SessionEnded(GoawayCode.REVOKED, ""), "prod")
+    assert silent.message == 'access to cluster "prod" was revoked: ask its operator for access'
+    odd = of_session(SessionEnded(GoawayCode.REVOKED, "a\x1b[2J\nb" + "x" * 5000), "prod")
+    assert odd.message.isprintable()
+    assert len(odd.message) < SAID_LIMIT + 100
+
+
+def test_a_session_that_was_too_old_is_no_login_that_failed() -> None:
+    """What comes next is tried at once, with the token that is there (docs/threats.md#V16)."""
+    found = of_session(SessionEnded(GoawayCode.EXPIRED, "a session lasts 12 h here at most; start again"), "prod")
+    assert (found.status_code, found.retry_after) == (503, 1)
+    assert "greatest age" in found.message
+    assert "log in again" in found.message
+    assert of_session(SessionEnded(GoawayCode.EXPIRED, "the token has expired"), "prod").status_code == 401

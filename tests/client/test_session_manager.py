@@ -344,6 +344,71 @@ class TestComingBack:
                     await asyncio.sleep(0.005)
         assert session.failures == 1
 
+    @pytest.mark.parametrize("running_session", [True, False], ids=["a session ends", "AUTH is refused"])
+    async def test_v18_a_revoked_client_does_not_come_back_with_the_same_token(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running_session: bool
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        said = "access was revoked: ask the cluster's operator for access"
+        accepted = far.auth_answer
+        if not running_session:
+            far.auth_answer = (GoawayCode.REVOKED, said)
+        async with running(make(far, tmp_path)) as session:
+            if running_session:
+                await session.ready()
+                far.auth_answer = (GoawayCode.REVOKED, said)
+                far.sessions[0].close(GoawayCode.REVOKED, said)
+            async with asyncio.timeout(10):
+                while session.failure is None:
+                    await asyncio.sleep(0.005)
+            for _ in range(50):  # its backoff is 50 ms at most, so it had the time to come back
+                with pytest.raises(PermissionRefused, match='access to cluster "prod" was revoked: ask the cluster'):
+                    await session.ready()
+                await asyncio.sleep(0.01)
+            assert len(far.requests) == 1
+            # Another token is tried at once, and once.
+            (tmp_path / "id").write_text("a-newer-token")
+            for _ in range(5):
+                with pytest.raises(PermissionRefused):
+                    await session.ready()
+            assert [auth.token for auth in far.auths] == ["the-id-token", "a-newer-token"]
+            far.auth_answer = accepted
+            (tmp_path / "id").write_text("a-third-token")
+            async with asyncio.timeout(10):
+                assert await echo(session) == b"hello"
+            assert len(far.requests) == 3
+
+    async def test_v18_after_the_wait_a_caller_brings_it_back_with_the_same_token(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An operator may take a revocation back."""
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 0.2)
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.sessions[0].close(GoawayCode.REVOKED, "access was revoked")
+            async with asyncio.timeout(10):
+                while session.failure is None:
+                    await asyncio.sleep(0.005)
+                while session.current is None:
+                    with contextlib.suppress(PermissionRefused):
+                        await session.ready()
+                    await asyncio.sleep(0.01)
+                assert await echo(session) == b"hello"
+        assert len(far.requests) == 2
+
+    async def test_an_end_at_the_greatest_age_is_followed_by_another_session(
+        self, far: FarSide, tmp_path: Path
+    ) -> None:
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.sessions[0].close(GoawayCode.EXPIRED, "a session lasts 12 h here at most; start again what ran in it")
+            async with asyncio.timeout(10):
+                while len(far.sessions) < 2:
+                    await asyncio.sleep(0.005)
+                assert await echo(session) == b"hello"
+        assert session.failures == 0
+
     async def test_an_expired_token_is_never_sent(self, far: FarSide, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path, cluster=jwt_like(-5)), None)
         with pytest.raises(Unauthenticated, match="has expired"):

@@ -37,6 +37,11 @@ class Rendered:
         (found,) = self.of(kind)
         return found
 
+    def workload(self) -> Object:
+        """The DaemonSet or the Deployment: exactly one of them."""
+        (found,) = (*self.of("DaemonSet"), *self.of("Deployment"))
+        return found
+
     def rules(self) -> list[Object]:
         """All rules that reach the agent, with the scope of their role (`namespace` or `cluster`)."""
         account = self.one("ServiceAccount")["metadata"]
@@ -53,36 +58,36 @@ class Rendered:
         return found
 
 
-def expected_rules(mode: str, secret: str) -> list[Object]:
+def expected_rules(mode: str, secret: str, users: list[str], groups: list[str]) -> list[Object]:
     """Return the rules that the agent may have, and no more (Kubernetes, "User impersonation"; KEP-5284)."""
-    own = [
+    core, verb = ("", "impersonate") if mode == "legacy" else ("authentication.k8s.io", "impersonate:user-info")
+    rules = [
         {"scope": "namespace", "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret],
          "verbs": ["get", "update", "watch"]},
         {"scope": "cluster", "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"],
          "verbs": ["create"]},
+        {"scope": "cluster", "apiGroups": [core], "resources": ["users"], "resourceNames": users, "verbs": [verb]},
+        {"scope": "cluster", "apiGroups": [core], "resources": ["groups"], "resourceNames": groups, "verbs": [verb]},
+        {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", ORIGINAL_USER],
+         "verbs": [verb]},
     ]  # fmt: skip
-    if mode == "legacy":
-        return [
-            *own,
-            {"scope": "cluster", "apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"],
-             "verbs": ["impersonate"]},
-            {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", ORIGINAL_USER],
-             "verbs": ["impersonate"]},
+    if mode == "constrained":
+        rules += [
+            {"scope": "cluster", "apiGroups": ["*"], "resources": ["*"],
+             "verbs": [f"impersonate-on:user-info:{verb}" for verb in EIGHT_VERBS]},
+            {"scope": "cluster", "nonResourceURLs": ["*"], "verbs": ["impersonate-on:user-info:get"]},
         ]  # fmt: skip
-    return [
-        *own,
-        {"scope": "cluster", "apiGroups": ["authentication.k8s.io"],
-         "resources": ["users", "groups", "uids", ORIGINAL_USER], "verbs": ["impersonate:user-info"]},
-        {"scope": "cluster", "apiGroups": ["*"], "resources": ["*"],
-         "verbs": [f"impersonate-on:user-info:{verb}" for verb in EIGHT_VERBS]},
-        {"scope": "cluster", "nonResourceURLs": ["*"], "verbs": ["impersonate-on:user-info:get"]},
-    ]  # fmt: skip
+    return rules
 
 
-def check_rules(rendered: Rendered, mode: str) -> None:
-    """The rights are exactly the list, and a wildcard appears only where the verb itself grants the agent nothing."""
+def check_rules(rendered: Rendered, mode: str, users: list[str], groups: list[str]) -> None:
+    """The rights are exactly the list, and a wildcard appears only where the verb itself grants the agent nothing.
+
+    Users and groups are named, none of them a part of Kubernetes (docs/threats.md#H3).
+    """
     rules = rendered.rules()
-    expected = expected_rules(mode, rendered.one("Secret")["metadata"]["name"])
+    expected = expected_rules(mode, rendered.one("Secret")["metadata"]["name"], users, groups)
+    assert not [name for name in (*users, *groups) if name.startswith("system:") or "*" in name]
 
     def ordered(found: list[Object]) -> list[str]:
         return sorted(json.dumps(rule, sort_keys=True) for rule in found)
@@ -94,13 +99,25 @@ def check_rules(rendered: Rendered, mode: str) -> None:
             assert all(verb.startswith("impersonate-on:") for verb in rule["verbs"])
 
 
-def check_daemonset(rendered: Rendered) -> None:
+def check_workload(rendered: Rendered) -> None:
     """Pods use nothing of the node, write no files and never run as root; a rollout leaves no gap and drains them."""
-    spec = rendered.one("DaemonSet")["spec"]
-    assert spec["updateStrategy"] == {
-        "type": "RollingUpdate",
-        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
-    }
+    workload = rendered.workload()
+    spec = workload["spec"]
+    rollout = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    if workload["kind"] == "Deployment":
+        assert spec["strategy"] == rollout
+        assert "updateStrategy" not in spec
+        assert spec["replicas"] == 2
+        (spread,) = spec["template"]["spec"]["affinity"]["podAntiAffinity"].values()
+        assert spread[0]["podAffinityTerm"]["labelSelector"] == spec["selector"]
+        budget = rendered.one("PodDisruptionBudget")
+        assert budget["metadata"]["namespace"] == workload["metadata"]["namespace"]
+        assert budget["spec"] == {"maxUnavailable": 1, "selector": spec["selector"]}
+    else:
+        assert spec["updateStrategy"] == rollout
+        assert not {"strategy", "replicas"} & set(spec)
+        assert "affinity" not in spec["template"]["spec"]
+        assert rendered.of("PodDisruptionBudget") == []
     pod = spec["template"]["spec"]
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
     assert pod["terminationGracePeriodSeconds"] > DEFAULT.drain_timeout
@@ -143,12 +160,12 @@ def check_network_policy(rendered: Rendered) -> None:
     policy = rendered.one("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert [rule["ports"] for rule in policy["ingress"]] == [[{"protocol": "TCP", "port": "observe"}]]
-    assert policy["podSelector"]["matchLabels"] == rendered.one("DaemonSet")["spec"]["selector"]["matchLabels"]
+    assert policy["podSelector"]["matchLabels"] == rendered.workload()["spec"]["selector"]["matchLabels"]
 
 
 def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     """The files of the ConfigMap are what the agent reads: load them with its own loaders, and look at the paths."""
-    pod = rendered.one("DaemonSet")["spec"]["template"]["spec"]
+    pod = rendered.workload()["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     data = rendered.one("ConfigMap")["data"]
     for name, text in data.items():
@@ -164,5 +181,7 @@ def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     assert settings.state.secret == f"{secret['namespace']}/{secret['name']}"
     (port,) = container["ports"]
     assert settings.observe.listen == f":{port['containerPort']}"
+    named = [name for rule in rendered.rules() if rule.get("resources") == ["groups"] for name in rule["resourceNames"]]
+    assert list(settings.kubernetes.impersonate_groups) == named, "requests carry the groups that the role has"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", settings.relay_ca_pin)
     return settings

@@ -21,18 +21,20 @@ from tests.support.processes import require_or_skip
 
 from .rendered import (
     Rendered,
-    check_daemonset,
     check_labels,
     check_network_policy,
     check_rules,
     check_secret_is_empty,
     check_settings,
+    check_workload,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "config/helm/arcbridge-agent"
 VALUES = CHART / "ci/values.yaml"
 MODES = ("legacy", "constrained")
+KINDS = ("DaemonSet", "Deployment")
+USERS, GROUPS = ["oidc:anna@example.org", "oidc:editor@example.org"], ["oidc:team"]  # of ci/values.yaml
 NAMESPACE = "remote"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:arcbridge-agent"
 
@@ -88,7 +90,8 @@ def helm(binary: Path, tmp_path: Path) -> Helm:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     try:
-        cluster = Cluster()
+        # As every installer of Kubernetes has it; it decides which labels a node may give itself.
+        cluster = Cluster(extra_args=["--enable-admission-plugins=NodeRestriction"])
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster:
@@ -101,21 +104,89 @@ def installer(binary: Path, tmp_path: Path, cluster: Cluster) -> Helm:
 
 
 def test_lint(helm: Helm) -> None:
-    for mode in MODES:
-        command = ("lint", str(CHART), "--strict", "-f", str(VALUES), "--set", f"impersonation.mode={mode}")
-        assert "0 chart(s) failed" in helm.run(*command).stdout
+    example = ("-f", str(CHART / "examples/dedicated-nodes.yaml"))
+    for mode in ("auto", *MODES):
+        for variant in ((), ("--set", "workload.kind=Deployment"), example):
+            command = ("lint", str(CHART), "--strict", "-f", str(VALUES), *variant)
+            assert "0 chart(s) failed" in helm.run(*command, "--set", f"impersonation.mode={mode}").stdout
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_chart_has_the_manifests_objects(helm: Helm, mode: str, tmp_path: Path) -> None:
-    rendered = helm.template("--set", f"impersonation.mode={mode}")
-    check_rules(rendered, mode)
-    check_daemonset(rendered)
+def test_the_chart_has_the_manifests_objects(helm: Helm, mode: str, kind: str, tmp_path: Path) -> None:
+    rendered = helm.template("--set", f"impersonation.mode={mode},workload.kind={kind}")
+    assert rendered.workload()["kind"] == kind
+    check_rules(rendered, mode, USERS, GROUPS)
+    check_workload(rendered)
     check_network_policy(rendered)
     check_secret_is_empty(rendered)
     check_labels(rendered)
     settings = check_settings(rendered, tmp_path)
     assert settings.targets["database"].groups == ("oidc:database-operators",)
+    assert not settings.token_mode
+
+
+@pytest.mark.parametrize(
+    ("version", "mode"),
+    [("1.25.0", "legacy"), ("1.35.9", "legacy"), ("1.36.0", "constrained"), ("1.36.3-gke.100", "constrained"),
+     ("1.37.0", "constrained")],
+)  # fmt: skip
+def test_constrained_impersonation_is_the_choice_where_it_is_there(helm: Helm, version: str, mode: str) -> None:
+    check_rules(helm.template("--kube-version", version), mode, USERS, GROUPS)
+
+
+def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
+    rendered = helm.template("-f", str(CHART / "examples/dedicated-nodes.yaml"))
+    check_workload(rendered)
+    check_settings(rendered, tmp_path)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "kubernetes.io/os": "linux",
+        "arcbridge.node-restriction.kubernetes.io/agent": "true",
+    }
+    assert [one["key"] for one in pod["tolerations"]] == ["arcbridge.io/agent"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_name_is_a_rule_without_names(helm: Helm, mode: str) -> None:
+    """The name `*` would let the API server take it for a wildcard, where a request has many groups."""
+    rendered = helm.template("--set", f"impersonation.mode={mode}", "--set", "impersonation.users={*}",
+                             "--set", "impersonation.groups={*}")  # fmt: skip
+    rules = [rule for rule in rendered.rules() if rule.get("resources") in (["users"], ["groups"])]
+    assert len(rules) == 2
+    assert not any("resourceNames" in rule for rule in rules)
+    assert 'impersonate_groups = ["*"]' in rendered.one("ConfigMap")["data"]["agent.toml"]
+
+
+def test_without_groups_none_is_sent(helm: Helm) -> None:
+    rendered = helm.template("--set", "impersonation.groups=null")
+    assert "impersonate_groups = []" in rendered.one("ConfigMap")["data"]["agent.toml"]
+    assert not [rule for rule in rendered.rules() if "groups" in rule.get("resources", ())]
+
+
+def test_token_mode_alone_impersonates_nobody(helm: Helm) -> None:
+    alone = ("--set", "tokenMode=true", "--set", "authentication=null", "--set", "impersonation.users=null")
+    for mode in MODES:
+        verbs = {verb for rule in helm.template(*alone, "--set", f"impersonation.mode={mode}").rules()
+                 for verb in rule["verbs"]}  # fmt: skip
+        assert verbs == {"get", "update", "watch", "create"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("impersonation.users=null", "impersonation.users: empty"),
+        ("authentication=null", "tokenMode is off"),
+        (
+            "impersonation.mode=constrained,impersonation.serviceAccounts={shop/deployer}",
+            "impersonation.serviceAccounts",
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_named(helm: Helm, settings: str, words: str) -> None:
+    done = helm.run("template", "x", str(CHART), "-f", str(VALUES), "--set", settings, check=False)
+    assert done.returncode != 0
+    assert words in done.stderr
 
 
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
@@ -123,7 +194,9 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
         "tokenMode": False, "auditFile": "", "logLevel": "debug", "observe": {"port": 9999, "annotations": False},
         "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"]}},
-        "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"]},
+        "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
+                          "users": ["a"], "groups": ["b"]},
+        "workload": {"kind": "Deployment", "replicas": 3},
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -143,7 +216,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert rendered.one("ServiceAccount")["metadata"]["name"] == "other"
     assert rendered.one("Secret")["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert not rendered.of("NetworkPolicy")
-    pod = rendered.one("DaemonSet")["spec"]["template"]
+    pod = rendered.workload()["spec"]["template"]
     assert pod["spec"]["containers"][0]["image"].endswith("@sha256:" + "0" * 64)
     assert pod["metadata"]["labels"]["team"] == "x"
     assert "prometheus.io/scrape" not in pod["metadata"]["annotations"]
@@ -152,10 +225,10 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
 def test_what_exists_already_is_not_made(helm: Helm) -> None:
     rendered = helm.template(
         "--set", "serviceAccount.create=false,rbac.create=false", "--set", "credential.existingSecret=theirs",
-        "--set", "joinToken.existingSecret=", "--set", "authentication=null",
+        "--set", "joinToken.existingSecret=", "--set", "authentication=null,tokenMode=true",
     )  # fmt: skip
     assert {item["kind"] for item in rendered.objects} == {"ConfigMap", "DaemonSet", "NetworkPolicy"}
-    pod = rendered.one("DaemonSet")["spec"]["template"]["spec"]
+    pod = rendered.workload()["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == "default"
     assert "join-token" not in str(pod)
     text = rendered.one("ConfigMap")["data"]["agent.toml"]
@@ -165,7 +238,7 @@ def test_what_exists_already_is_not_made(helm: Helm) -> None:
 
 def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
     def checksum(*args: str) -> str:
-        template = helm.template(*args).one("DaemonSet")["spec"]["template"]
+        template = helm.template(*args).workload()["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/config"])
 
     assert checksum() == checksum() != checksum("--set", "logLevel=debug")
@@ -177,7 +250,10 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("relays=null", "relays"), ("relays={http://relay}", "relays"), ("relayCAPin=sha256:12", "relayCAPin"),
         ("relay=x", "relay"), ("joinToken.value=secret", "value"), ("impersonation.mode=both", "mode"),
         ("terminationGracePeriodSeconds=30", "terminationGracePeriodSeconds"), ("targets.x.address=a:1", "targets"),
-        ("impersonation.verbs={*}", "verbs"), ("logLevel=loud", "logLevel"),
+        ("impersonation.verbs={*}", "verbs"), ("logLevel=loud", "logLevel"), ("workload.kind=StatefulSet", "kind"),
+        ("impersonation.users={system:kube-controller-manager}", "users"), ("impersonation.users={a,*}", "users"),
+        ("impersonation.groups={system:masters}", "groups"), ("impersonation.groups={oidc:*}", "groups"),
+        ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),
     ],
 )  # fmt: skip
 def test_the_schema_refuses_by_name(helm: Helm, setting: str, named: str) -> None:
@@ -263,25 +339,35 @@ def check_own_rights(cluster: Cluster) -> None:
 
 
 def check_impersonation(cluster: Cluster, mode: str) -> None:
-    """One kind or the other, never both. kubectl cannot ask for resources that discovery does not list: reviews do."""
+    """One kind or the other, never both, of the named alone. kubectl cannot ask for resources that discovery does not
+    list: reviews do."""
 
-    def allowed(verb: str, group: str, resource: str, subresource: str = "") -> bool:
-        asked = {"verb": verb, "group": group, "resource": resource, "subresource": subresource, "name": "x"}
+    def allowed(verb: str, group: str, resource: str, name: str = "x", subresource: str = "") -> bool:
+        asked = {"verb": verb, "group": group, "resource": resource, "subresource": subresource, "name": name}
         groups = ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated"]
         review = {"spec": {"user": ACCOUNT, "groups": groups, "resourceAttributes": asked}}
         answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
         return bool(answer["status"]["allowed"])
 
     own = "authentication.k8s.io"
-    extra = (own, "userextras", "arcbridge.io/original-user")
-    for attributes in (("", "users"), ("", "groups"), ("", "serviceaccounts"), (own, "uids"), extra):
-        assert allowed("impersonate", *attributes) == (mode == "legacy"), attributes
-    for attributes in ((own, "users"), (own, "groups"), (own, "uids"), extra):
-        assert allowed("impersonate:user-info", *attributes) == (mode == "constrained"), attributes
-    assert not allowed("impersonate", own, "userextras", "another")
-    assert not allowed("impersonate:user-info", own, "userextras", "another")
-    assert not allowed("impersonate:serviceaccount", own, "serviceaccounts")
-    assert allowed("impersonate-on:user-info:delete", "apps", "deployments") == (mode == "constrained")
+    legacy, constrained = mode == "legacy", mode == "constrained"
+    named = (("users", USERS[0]), ("users", USERS[1]), ("groups", GROUPS[0]))
+    for resource, name in named:
+        assert allowed("impersonate", "", resource, name) == legacy, name
+        assert allowed("impersonate:user-info", own, resource, name) == constrained, name
+    for resource, name in (("uids", "x"), ("userextras", "x")):
+        part = "arcbridge.io/original-user" if resource == "userextras" else ""
+        assert allowed("impersonate", own, resource, name, part) == legacy, resource
+        assert allowed("impersonate:user-info", own, resource, name, part) == constrained, resource
+    others = [("users", name) for name in ("oidc:other", "*", "", "system:admin", "system:kube-controller-manager")]
+    others += [("groups", name) for name in ("oidc:other", "*", "", "system:masters", "system:nodes")]
+    for resource, name in (*others, ("serviceaccounts", "x"), ("nodes", "x")):
+        for verb, group in (("impersonate", ""), ("impersonate:user-info", own), ("impersonate:serviceaccount", own),
+                            ("impersonate:arbitrary-node", own), ("impersonate:associated-node", own)):  # fmt: skip
+            assert not allowed(verb, group, resource, name), f"{verb} {resource} {name}"
+    assert not allowed("impersonate", own, "userextras", "x", "another")
+    assert not allowed("impersonate:user-info", own, "userextras", "x", "another")
+    assert allowed("impersonate-on:user-info:delete", "apps", "deployments") == constrained
     assert not allowed("delete", "apps", "deployments")
 
 
@@ -307,6 +393,69 @@ def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, 
         for command in (("get", "pods"), ("get", "secrets"), ("delete", "pod", "x"), ("get", "nodes")):
             alone = cluster.kubectl(*command, "-n", "default", *agent, check=False)
             assert f'User "{ACCOUNT}" cannot' in alone.stderr, command
+
+
+REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
+MANY = tuple(f"--as-group=oidc:group-{number}" for number in range(5))
+# What the agent's account tries to be, and the rules that let it: by name or for any name ("any"), of both modes.
+ATTEMPTS: dict[tuple[str, ...], set[str]] = {
+    ("--as=oidc:anna@example.org", "--as-group=oidc:team"): {"legacy", "constrained", "legacy any", "constrained any"},
+    ("--as=oidc:other@example.org",): {"legacy any", "constrained any"},
+    ("--as=oidc:anna@example.org", "--as-group=oidc:other"): {"legacy any", "constrained any"},
+    # From four groups on constrained impersonation asks for all of them at once.
+    ("--as=oidc:anna@example.org", *MANY): {"legacy any", "constrained any"},
+    ("--as=oidc:anna@example.org", "--as-group=system:masters"): {"legacy any"},
+    ("--as=oidc:anna@example.org", *MANY, "--as-group=system:masters"): {"legacy any"},
+    ("--as=oidc:anna@example.org", "--as-group=system:nodes"): {"legacy any", "constrained any"},
+    ("--as=system:admin", "--as-group=system:masters"): {"legacy any"},
+    ("--as=system:kube-controller-manager",): {"legacy any", "constrained any"},
+    ("--as=system:node:node-1",): {"legacy any"},
+    ("--as=system:serviceaccount:kube-system:clusterrole-aggregation-controller",): set(),
+}
+
+
+@pytest.mark.parametrize("names", ["", " any"])
+@pytest.mark.parametrize("mode", MODES)
+def test_whom_the_account_can_be(installer: Helm, cluster: Cluster, mode: str, names: str) -> None:
+    """docs/threats.md#H3, asked with requests: no `system:` by the rules as shipped, and what `*` opens as
+    docs/security.md says."""
+    any_name = ("--set", "impersonation.users={*}", "--set", "impersonation.groups={*}") if names else ()
+    with installer.installed("--set", f"impersonation.mode={mode}", *any_name) as notes:
+        assert ("WARNING" in notes) == bool(names)
+        agent = as_agent(cluster)
+        for attempt, rules in ATTEMPTS.items():
+            ask = ("create", "--raw", "/apis/authentication.k8s.io/v1/selfsubjectreviews", "-f", "-")
+            done = cluster.kubectl(*ask, *agent, *attempt, input=REVIEW, check=False)
+            assert (done.returncode == 0) == (f"{mode}{names}" in rules), f"{attempt}: {done.stdout}{done.stderr}"
+            if done.returncode == 0:
+                who = json.loads(done.stdout)["status"]["userInfo"]["username"]
+                assert who == attempt[0].removeprefix("--as=")
+            else:
+                assert f'User "{ACCOUNT}" cannot impersonate' in done.stderr or "is not allowed" in done.stderr, attempt
+
+
+def test_a_service_account_is_named_too(installer: Helm, cluster: Cluster) -> None:
+    named = ("--set", "impersonation.mode=legacy", "--set", "impersonation.serviceAccounts={default/deployer}")
+    with installer.installed(*named):
+        agent = as_agent(cluster)
+        for name, allowed in (("default:deployer", True), ("default:other", False), ("kube-system:deployer", False)):
+            account = f"--as=system:serviceaccount:{name}"
+            assert (cluster.kubectl("auth", "whoami", *agent, account, check=False).returncode == 0) == allowed, name
+    assert left_over(cluster) == set()
+    assert "arcbridge" not in cluster.kubectl("get", "roles,rolebindings", "-n", "default", "-o", "name").stdout
+
+
+def test_a_node_cannot_attract_the_agent(cluster: Cluster, tmp_path: Path) -> None:
+    """Root of a node has its kubelet's rights. It may label its own node, but not with the label that the agent's pods
+    ask for."""
+    node = "system:node:node-1"
+    cluster.grant("system:node", user=node)
+    kubelet = cluster.write_kubeconfig(tmp_path / "kubelet", user=node, groups=["system:nodes"])
+    (label,) = yaml.safe_load((CHART / "examples/dedicated-nodes.yaml").read_text())["nodeSelector"]
+    command = ("label", "--overwrite", "node", "node-1", f"--kubeconfig={kubelet}")
+    assert cluster.kubectl(*command, "example.org/agent=true").returncode == 0
+    refused = cluster.kubectl(*command, f"{label}=true", check=False)
+    assert "is not allowed to modify labels" in refused.stderr
 
 
 def test_a_read_only_agent_is_enforced_by_the_api_server(installer: Helm, cluster: Cluster) -> None:
@@ -340,27 +489,34 @@ def read_secret(cluster: Cluster, namespace: str) -> object:
     return cluster.request("GET", f"/api/v1/namespaces/{namespace}/secrets/arcbridge-agent").get("data")
 
 
-def test_the_manifests_apply_and_apply_again(cluster: Cluster) -> None:
-    overlay = str(ROOT / "config/kubernetes/overlays/impersonation-legacy")
-    cluster.kubectl("apply", "-k", overlay)
+@pytest.mark.parametrize(
+    ("overlay", "kind"), [("impersonation-legacy", "daemonsets"), ("dedicated-nodes", "deployments")]
+)
+def test_the_manifests_apply_and_apply_again(cluster: Cluster, overlay: str, kind: str) -> None:
+    cluster.ensure_namespace("arcbridge")
+    directory = str(ROOT / "config/kubernetes/overlays" / overlay)
+    cluster.kubectl("apply", "-k", directory)
     write_secret(cluster, "arcbridge")
-    again = cluster.kubectl("apply", "-k", overlay).stdout
+    again = cluster.kubectl("apply", "-k", directory).stdout
     assert "created" not in again
     assert read_secret(cluster, "arcbridge") == WRITTEN
 
-    # A pod of the DaemonSet is admitted where Pod Security enforces "restricted"; one that asks for more is not.
-    daemonset = cluster.request("GET", "/apis/apps/v1/namespaces/arcbridge/daemonsets/arcbridge-agent")
+    # A pod of the workload is admitted where Pod Security enforces "restricted"; one that asks for more is not.
+    workload = cluster.request("GET", f"/apis/apps/v1/namespaces/arcbridge/{kind}/arcbridge-agent")
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "probe"},
-        "spec": daemonset["spec"]["template"]["spec"],
+        "spec": workload["spec"]["template"]["spec"],
     }
     create = ("create", "--dry-run=server", "-n", "arcbridge", "-f", "-")
     assert "pod/probe created" in cluster.kubectl(*create, input=json.dumps(pod)).stdout
     pod["spec"]["hostNetwork"] = True
     assert "violates PodSecurity" in cluster.kubectl(*create, input=json.dumps(pod), check=False).stderr
-    cluster.kubectl("delete", "-k", overlay, "--wait=false")
+    # All but the namespace, which nothing here would finish to delete.
+    rendered = cluster.kubectl("kustomize", directory).stdout
+    items = "\n---\n".join(one for one in rendered.split("\n---\n") if "kind: Namespace" not in one)
+    cluster.kubectl("delete", "-f", "-", input=items)
 
 
 def test_a_mistyped_setting_is_found_by_the_agents_own_loader(helm: Helm, tmp_path: Path) -> None:

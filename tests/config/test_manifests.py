@@ -8,27 +8,33 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from arcbridge import __version__
 
 from .rendered import (
     Rendered,
-    check_daemonset,
     check_labels,
     check_network_policy,
     check_rules,
     check_secret_is_empty,
     check_settings,
+    check_workload,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("legacy", "constrained")
+OVERLAYS = ("impersonation-legacy", "impersonation-constrained", "dedicated-nodes")
 _BIN = Path(sys.executable).parent
 
 
-@cache
 def rendered(mode: str) -> Rendered:
-    command = [_BIN / "kubectl", "kustomize", ROOT / "config/kubernetes/overlays" / f"impersonation-{mode}"]
+    return overlay(f"impersonation-{mode}")
+
+
+@cache
+def overlay(name: str) -> Rendered:
+    command = [_BIN / "kubectl", "kustomize", ROOT / "config/kubernetes/overlays" / name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "kustomize warns about what it will stop to read"
@@ -37,15 +43,35 @@ def rendered(mode: str) -> Rendered:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rights_are_exactly_the_list(mode: str) -> None:
-    check_rules(rendered(mode), mode)
+    check_rules(rendered(mode), mode, ["oidc:anna@example.org"], ["oidc:developers"])
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_pods(mode: str) -> None:
-    check_daemonset(rendered(mode))
-    check_network_policy(rendered(mode))
-    check_secret_is_empty(rendered(mode))
-    check_labels(rendered(mode))
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_pods(name: str) -> None:
+    check_workload(overlay(name))
+    check_network_policy(overlay(name))
+    check_secret_is_empty(overlay(name))
+    check_labels(overlay(name))
+
+
+def test_nodes_of_their_own() -> None:
+    """The overlay and the chart's example ask for the same nodes, and differ from the DaemonSet in nothing else."""
+    objects = overlay("dedicated-nodes")
+    pod = objects.workload()["spec"]["template"]["spec"]
+    example = yaml.safe_load((ROOT / "config/helm/arcbridge-agent/examples/dedicated-nodes.yaml").read_text())
+    assert objects.workload()["kind"] == example["workload"]["kind"] == "Deployment"
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", **example["nodeSelector"]}
+    assert pod["tolerations"] == example["tolerations"]
+    (label,) = example["nodeSelector"]
+    assert label.partition("/")[0].endswith(".node-restriction.kubernetes.io")
+    check_rules(objects, "constrained", ["oidc:anna@example.org"], ["oidc:developers"])
+    plain = rendered("constrained").workload()["spec"]["template"]["spec"]
+    assert {**pod, "nodeSelector": 0, "tolerations": 0, "affinity": 0} == {
+        **plain,
+        "nodeSelector": 0,
+        "tolerations": 0,
+        "affinity": 0,
+    }
 
 
 def test_the_pods_fit_the_namespace_and_the_version() -> None:
@@ -60,8 +86,9 @@ def test_the_pods_fit_the_namespace_and_the_version() -> None:
     assert container["image"].rpartition(":")[2] == __version__
 
 
-def test_the_settings_load(tmp_path: Path) -> None:
-    check_settings(rendered("legacy"), tmp_path)
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_settings_load(name: str, tmp_path: Path) -> None:
+    assert not check_settings(overlay(name), tmp_path).token_mode
 
 
 def test_the_settings_roll_the_pods() -> None:

@@ -95,10 +95,8 @@ def backend(directory: Path) -> Iterator[Backend]:
 
 
 def agent_service_account(cluster: Cluster) -> str:
-    """Create the agent's ServiceAccount with the rights of the shipped manifests, and a token for it."""
-    overlay = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
-    cluster.kubectl("apply", "-k", str(overlay))
-    cluster.settle_rbac()
+    """Create the agent's ServiceAccount with the shipped manifests, and a token for it."""
+    cluster.install_agent()
     return cluster.service_account_token("arcbridge", "arcbridge-agent")
 
 

@@ -12,19 +12,16 @@ from tests.support.processes import require_or_skip
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, ApiServer, Client, World
 
-RIGHTS = Path(__file__).parents[2] / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
-
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A real kube-apiserver with etcd and a node; the agent's rights are those of the shipped manifests."""
+    """A real kube-apiserver with etcd and a node; the agent has the shipped manifests, and may act as any user."""
     try:
         cluster = Cluster(directory=tmp_path_factory.mktemp("cluster"))
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster:
-        cluster.kubectl("apply", "-k", str(RIGHTS))
-        cluster.settle_rbac()
+        cluster.install_agent()
         cluster.grant("cluster-admin", group="platform")
         cluster.grant("view", group="developers")
         yield cluster

@@ -405,26 +405,34 @@ def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> Non
 
 
 def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Cluster, alice: Client) -> None:
-    """The policy is read again when it changes; it is asked at every join."""
+    """The policy is read again when it changes; it is asked at every join, and again for the sessions that run."""
     policy = world.relay_config.parent / "policy.toml"
     before = policy.read_text()
     bob = world.start_client(BOB)
-    rewrite(policy, before.replace('"developers"', '"no-such-group"'))
+    watching = ("get", "namespaces", "--watch", "-o", "name")
     try:
-        mark = world.relay.mark()
-        until(lambda: world.run_client(BOB, "status").returncode == ExitCode.LOGIN, "the policy is read again")
-        record = only(world.relay, "join failed", after=mark)
-        assert record["reason"] == "the policy does not allow it"
-        # A session that runs ends with its token (docs/operations.md); once it is lost, it does not come back.
-        assert works(through(cluster, bob))
-        agent_lost = alice.process.mark()
-        world.agent.stop()
-        agent_again(world)
-        assert works(through(cluster, alice))
-        told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
-        assert told.returncode == 1
-        assert "you may not reach it; ask the relay's operator for access" in told.stderr
-        assert records(alice.process, "session established", after=agent_lost)
+        with through(cluster, bob).start(*watching) as ended, through(cluster, alice).start(*watching) as kept:
+            ended.wait_for_line("namespace/default")
+            kept.wait_for_line("namespace/default")
+            mark, other = world.relay.mark(), alice.process.mark()
+            rewrite(policy, before.replace('"developers"', '"no-such-group"'))
+            ended.wait(10)
+            assert only(world.relay, "sessions cut off", after=mark)["user"] == BOB.email
+            told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
+            assert told.returncode == 1
+            # As the agent says it; where the relay's cut is faster, as the client finds it out at its next join.
+            words = f'access to cluster "{CLUSTER}" was revoked: '
+            assert words in told.stderr
+            assert "ask the relay's operator for access" in told.stderr
+            assert wait_for_record(bob.process, "no session")["reason"].startswith(words)
+            assert world.run_client(BOB, "status").returncode == ExitCode.LOGIN
+            found = records(world.relay, "join failed", after=mark)
+            assert {record["reason"] for record in found} == {"the policy does not allow it"}
+            cluster.ensure_namespace("after-the-policy")
+            kept.wait_for_line("namespace/after-the-policy")
+            assert records(alice.process, after=other) == [], "another user's session saw nothing"
+        rewrite(policy, before)
+        until(lambda: works(through(cluster, bob)), "the user is let in again", timeout=30)
     finally:
         rewrite(policy, before)
         bob.process.stop()

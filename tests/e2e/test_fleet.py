@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,9 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.support.nats_server import NatsServer
 from tests.support.processes import run
-from tests.support.reports import metrics, until
+from tests.support.reports import metrics, rewrite, until
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
+from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -180,6 +181,95 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert talk(again, b"as before") == b"as before"
         assert exchanged(session, b"all the time") == b"all the time"
         session.close()
+
+
+def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, echo: EchoServer) -> None:
+    """docs/threats.md#V1, docs/threats.md#V3: the relay that holds the session cuts it, and the agent, which is
+    connected to others of the fleet, ends it at once."""
+    with fleet(tmp_path, echo, gate=0) as (world, nats):
+        until(
+            lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at relays 1 and 2", timeout=60
+        )
+        policy = world.config_of("relay", 0).parent / "policy.toml"
+        allowed = policy.read_text()
+
+        def session() -> socket.socket:
+            _, port = world.start_forward("echo")
+            sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+            assert exchanged(sock, b"through relay 0") == b"through relay 0"
+            return sock
+
+        def is_cut(sock: socket.socket) -> None:
+            begun = time.monotonic()
+            sock.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
+            assert time.monotonic() - begun < 10
+            # Before its client could have been waited for in vain, which takes two minutes.
+            until(
+                lambda: metrics(world.agent_observe)["arcbridge_agent_sessions"] == 0,
+                "the agent has ended it",
+                timeout=5,
+            )
+            sock.close()
+
+        with session() as sock:
+            rewrite(policy, allowed.replace('"platform", ', ""))
+            is_cut(sock)
+        assert of(world, 0, 'sessions_cut_total{reason="policy"}') == 1
+        rewrite(policy, allowed)
+        until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "the right is there again")
+        with session() as sock:
+            # At any relay: the registry is the fleet's. The tests make a token for each client, hence the time ahead.
+            command(world, 2, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left")
+            is_cut(sock)
+        assert world.run_client(ALICE, "status").returncode == ExitCode.LOGIN
+        assert ALICE.email in command(world, 1, "user", "list")
+        nats.stop()
+        assert "NATS cannot be reached" in command(world, 0, "user", "restore", ALICE.email, status=ExitCode.FAILURE)
+        # What is known to be revoked stays so while the registry does not answer.
+        refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+        assert refused.returncode == ExitCode.LOGIN, refused.stderr
+        nats.start()
+        command(world, 0, "user", "restore", ALICE.email)
+        until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "alice is restored", timeout=30)
+
+
+def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: EchoServer) -> None:
+    """docs/threats.md#V3: without NATS each relay has a registry of its own. The agent, which is connected to both,
+    ends sessions through either, and refuses the tokens of those who come through the other."""
+    (tmp_path / "unused-token").write_text("an-unused-token")
+    api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=tmp_path / "unused-token")
+    with World(api, directory=tmp_path / "world", relays=2) as world:
+        world.targets["echo"] = (echo.address, (*ALICE.groups, *BOB.groups))
+        world.start()
+        until(lambda: of(world, 0, "agents") == of(world, 1, "agents") == 1, "the agent is at both", timeout=60)
+
+        def session(user: User) -> socket.socket:
+            _, port = world.start_forward("echo", user)
+            sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+            assert exchanged(sock, b"through relay 0") == b"through relay 0"
+            return sock
+
+        world.client_routes = [world.relay_listens[0]]
+        with session(ALICE) as alice, session(BOB) as bob:
+            assert of(world, 0, "pumps_open") == 2
+            command(world, 1, "user", "revoke", ALICE.email, "--before", "2099-01-01")
+            begun = time.monotonic()
+            alice.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                assert alice.recv(1) == b""
+            assert time.monotonic() - begun < 10
+            assert exchanged(bob, b"bob goes on") == b"bob goes on"
+            refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+            assert refused.returncode == ExitCode.LOGIN, refused.stderr
+            # Relay 0 knows of nothing: the agent has refused.
+            assert of(world, 0, "users_revoked") == 0
+            assert command(world, 0, "user", "list", "-o", "name") == ""
+            command(world, 1, "user", "restore", ALICE.email)
+            until(lambda: of(world, 1, "users_revoked") == 0, "relay 1 has told the agent")
+            with session(ALICE):
+                pass
 
 
 def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:

@@ -8,18 +8,20 @@ import os
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from arcbridge.errors import ExitCode
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
 from tests.support.processes import run
-from tests.support.reports import metrics, page, records, until
+from tests.support.reports import metrics, page, records, rewrite, until
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, ApiServer, World, arcbridge, fixed_port
+from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
 
 RELAY = "arcbridge_relay_"
 
@@ -37,7 +39,7 @@ def world(server: TalkServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     api = ApiServer(f"https://127.0.0.1:{fixed_port()}", token_file=directory / "token")
     with World(api, directory=directory / "world", agents=2) as world:
         world.relay_settings = "workers = 2"
-        world.targets["talk"] = (server.address, ALICE.groups)
+        world.targets["talk"] = (server.address, (*ALICE.groups, *BOB.groups))
         world.start()
         until(lambda: counted(world)["agents"] == 2, "both agents are there")
         yield world
@@ -124,6 +126,59 @@ def test_one_join_token_enrols_once(world: World) -> None:
         answers = sorted(threads.map(enrol, range(16)))
     assert answers.count(200) == 1
     assert set(answers) <= {200, 401, 403, 429}
+
+
+def at_both_workers(world: World, user: User, first: int) -> list[Talk]:
+    """Start forwards of a user until each worker has one; return their talks, numbered from `first`."""
+    mark = world.relay.mark()
+    talks: list[Talk] = []
+    while {one["worker"] for one in records(world.relay, "joined", after=mark, user=user.email)} != {0, 1}:
+        assert len(talks) < 20
+        _, port = world.start_forward("talk", user)
+        talks.append(Talk(port, first + len(talks), pause=0.002))
+        talks[-1].wait_moves(20_000)
+    return talks
+
+
+@pytest.mark.parametrize("how", ["revoked", "policy"])
+def test_a_user_who_lost_the_right_is_cut_at_both_and_no_other(world: World, server: TalkServer, how: str) -> None:
+    """docs/threats.md#V1, docs/threats.md#V2: within ten seconds, through whichever worker sessions and agents come."""
+    policy = world.relay_config.parent / "policy.toml"
+    allowed = policy.read_text()
+    number = 1000 if how == "revoked" else 2000
+    talks = at_both_workers(world, ALICE, number)
+    _, port = world.start_forward("talk", BOB)
+    bob = Talk(port, number + 500, pause=0.002)
+    bob.wait_moves(20_000)
+    before, mark = counted(world), world.relay.mark()
+    begun = time.monotonic()
+    if how == "revoked":
+        # The tests make a token for each client, hence the time ahead.
+        command(world, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left the company")
+    else:
+        rewrite(policy, allowed.replace('"platform", ', ""))
+    for talk in talks:
+        talk.wait_end(timeout=10)
+    assert time.monotonic() - begun < 10
+    # A worker whose turn comes later may find that the agent has ended its sessions already.
+    cut = until(lambda: records(world.relay, "sessions cut off", after=mark), "a worker has said so")
+    assert {one["user"] for one in cut} == {ALICE.email}
+    name = f'sessions_cut_total{{reason="{"user" if how == "revoked" else "policy"}"}}'
+    until(lambda: counted(world)[name] > before[name], "the cuts are counted")
+    # The agents were told: what ran there has ended, too, and waits for no client.
+    until(lambda: all(metrics(port)["arcbridge_agent_sessions_detached"] == 0 for port in world.agent_observes),
+          "no agent holds a session of the user", timeout=5)  # fmt: skip
+    assert world.run_client(ALICE, "status").returncode == ExitCode.LOGIN
+    bob.wait_moves(50_000)
+    server.check(bob)
+    if how == "revoked":
+        listed = run(arcbridge("--role", "relay", "user", "list", "-o", "name", "--config", str(world.relay_config)))
+        assert listed.stdout.decode() == f"{ALICE.email}\n"
+        command(world, "user", "restore", ALICE.email)
+    else:
+        rewrite(policy, allowed)
+    until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "the right is there again", timeout=20)
+    bob.close()
 
 
 def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:

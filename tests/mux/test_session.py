@@ -565,4 +565,116 @@ def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) ->
         assert transport.is_closing()
         await ends.stop()
 
+
+class Pacer:
+    """Makes a session wait for as long as a test says, in pieces of 5 ms."""
+
+    def __init__(self, *, sending: bool, reading: bool) -> None:
+        self.sending, self.reading = sending, reading
+        self.sent = self.received = self.asked = 0
+
+    def bytes_sent(self, count: int, now: float) -> float:
+        self.sent += count
+        self.asked += self.sending
+        return 0.005 if self.sending else 0.0
+
+    def bytes_received(self, count: int, now: float) -> float:
+        self.received += count
+        self.asked += self.reading
+        return 0.005 if self.reading else 0.0
+
+
+async def _write_in_pieces(io: StreamIO) -> None:
+    for _ in range(30):
+        await io.write(b"x" * 100_000)
+
+
+@both_loops
+@both_links
+def test_payload_waits_for_the_pacer_in_its_streams_and_other_frames_do_not(loop: str, link: str) -> None:
+    async def main() -> None:
+        async with connected(link) as ends:
+            mine, theirs = await ends.stream()
+            pacer = ends.agent.pacer = Pacer(sending=True, reading=False)
+            writing = asyncio.ensure_future(_write_in_pieces(theirs))
+            await soon(lambda: pacer.asked > 5)
+            early = pacer.sent
+            assert early < 1_000_000, "what had left before the first answer"
+            assert not writing.done(), "the writer is held back"
+            other, _ = await ends.stream()  # OPEN and its WINDOW pass
+            asked = pacer.asked
+            await soon(lambda: pacer.asked > asked + 5)
+            assert pacer.sent < early + 1000
+            pacer.sending = False
+            got = 0
+            while got < 3_000_000:
+                got += len(await mine.read())
+            await writing
+            assert pacer.sent > 3_000_000
+            other.finish()
+
+    run(loop, main)
+
+
+@both_loops
+def test_nothing_is_read_while_the_pacer_says_so(loop: str) -> None:
+    async def main() -> None:
+        async with connected("tls") as ends:
+            mine, theirs = await ends.stream()
+            pacer = ends.agent.pacer = Pacer(sending=False, reading=True)
+            writing = asyncio.ensure_future(_write_in_pieces(mine))
+            await soon(lambda: pacer.asked > 1)
+            early, asked = pacer.received, pacer.asked
+            await soon(lambda: pacer.asked > asked + 5)
+            assert pacer.received <= early + 512 * 1024, "what the transport had decrypted already"
+            assert ends.agent.transport is not None
+            assert not ends.agent.transport.is_reading()
+            pacer.reading = False
+            got = 0
+            while got < 3_000_000:
+                got += len(await theirs.read())
+            await writing
+            assert pacer.received > 3_000_000
+
+    run(loop, main)
+
+
+@both_loops
+@pytest.mark.parametrize("how", ["close", "abort", "loss"])
+def test_a_session_that_is_paced_ends_at_once(loop: str, how: str) -> None:
+    async def main() -> None:
+        async with connected("tls", limits=Limits(replay=0)) as ends:
+            mine, theirs = await ends.stream()
+            pacer = ends.agent.pacer = Pacer(sending=True, reading=True)
+            writing = [asyncio.ensure_future(_write_in_pieces(io)) for io in (mine, theirs)]
+            await soon(lambda: pacer.asked > 3)
+            if how == "close":
+                ends.agent.close()
+            elif how == "abort":
+                ends.agent.abort()
+            else:
+                ends.client.abort()
+                pacer.reading = False  # a loss is found by reading
+            await ends.agent.wait_ended()
+            await ends.client.wait_ended()
+            await asyncio.gather(*writing, return_exceptions=True)
+
+    run(loop, main)
+
+
+@both_loops
+def test_all_streams_can_be_reset_and_the_session_goes_on(loop: str) -> None:
+    async def main() -> None:
+        async with connected("tls") as ends:
+            pairs = [await ends.stream() for _ in range(3)]
+            ends.agent.reset_streams(ResetCode.LIMIT)
+            for mine, theirs in pairs:
+                for io in (mine, theirs):
+                    with pytest.raises(StreamReset) as caught:
+                        await io.read()
+                    assert caught.value.code == ResetCode.LIMIT
+            mine, theirs = await ends.stream()
+            await mine.write(b"on")
+            assert await theirs.read() == b"on"
+
     run(loop, main)

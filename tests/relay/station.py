@@ -88,8 +88,10 @@ class Station:
         self.handovers: Handovers | None = None
         self.policy = StubPolicy()
         self.access = Access(self.policy)
+        self.access.learn_users({})
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.ended: list[Pump] = []
+        self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
         self.address = Address("127.0.0.1", 0)
 
     async def open(self) -> None:
@@ -97,7 +99,7 @@ class Station:
         if self.siblings is not None:
             self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
-        self.pumps = Pumps(self.ended.append)
+        self.pumps = Pumps(self._pump_ended)
         self.control = ControlServer(
             lambda: contexts[ALPN_CONTROL],
             self.fleet,
@@ -132,6 +134,10 @@ class Station:
             peek_deadline=self.peek_deadline,
         )
         self.address = self.listener.start(self.address)
+
+    def _pump_ended(self, pump: Pump) -> None:
+        self.ended.append(pump)
+        self.on_pump_ended(pump)
 
     async def close(self) -> None:
         self.listener.stop()

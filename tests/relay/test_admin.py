@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
+import functools
 import io
 import json
+import sqlite3
 import stat
 import subprocess
 import time
@@ -21,11 +23,14 @@ from arcbridge.relay.admin import (
     create_token,
     list_clusters,
     list_tokens,
+    parse_before,
     parse_ttl,
     parse_uses,
     revoke_cluster,
 )
 from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 KEY = "a" * 64
 
@@ -193,17 +198,112 @@ class TestClusters:
         with pytest.raises(StateError, match="data_dir"):
             await revoke_cluster(config, "prod")
         await (await open_registry(config.data_dir)).close()
-        with pytest.raises(StateError, match="no cluster prod"):
-            await asyncio.to_thread(run, config, "cluster", verb, cluster="prod")
+        if verb == "restore":
+            with pytest.raises(StateError, match="no cluster prod"):
+                await asyncio.to_thread(run, config, "cluster", verb, cluster="prod")
         with pytest.raises(ConfigError):
             await asyncio.to_thread(run, config, "cluster", verb, cluster="../x")
         with pytest.raises(ConfigError):
             await asyncio.to_thread(run, config, "cluster", verb)
 
+    async def test_a_cluster_that_never_came(self, config: RelayConfig) -> None:
+        """docs/threats.md#E12: the command says so, and the name stays refused until it is restored."""
+        registry = await open_registry(config.data_dir)
+        try:
+            text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
+            assert "was not known here" in text
+            (row,) = json.loads(await asyncio.to_thread(run, config, "cluster", "list", output="json"))
+            assert (row["name"], row["state"], row["ca_pin"]) == ("prod", "Revoked", "")
+            assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
+            with pytest.raises(ConfigError, match="cluster restore prod"):
+                await create_token(config, cluster="prod")
+            assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
+            assert await list_clusters(config) == []
+        finally:
+            await registry.close()
+
     def test_an_empty_list_has_its_heads(self, config: RelayConfig) -> None:
         run(config, "token", "create", cluster="prod")
         assert run(config, "cluster", "list").split()[0] == "NAME"
         assert json.loads(run(config, "cluster", "list", output="json")) == []
+
+
+class TestUsers:
+    async def test_revoke_list_and_restore_while_a_relay_has_the_registry(self, config: RelayConfig) -> None:
+        relay = await open_registry(config.data_dir)
+        try:
+            before = time.time()
+            text = await asyncio.to_thread(run, config, "user", "revoke", user="oidc:alice", reason=" left ")
+            assert "user oidc:alice is revoked: tokens issued before 20" in text
+            (entry,) = (await relay.user_revocations()).values()
+            assert (entry.user, entry.reason) == ("oidc:alice", "left")
+            assert before <= entry.before <= time.time() + 1
+            text = await asyncio.to_thread(
+                run, config, "user", "revoke", user="https://i.example#7", before="2026-01-01"
+            )
+            assert "before 2026-01-01T00:00:00Z are refused" in text
+            rows = json.loads(await asyncio.to_thread(run, config, "user", "list", output="json"))
+            assert [(row["user"], row["before"]) for row in rows] == [
+                ("https://i.example#7", 1767225600), ("oidc:alice", entry.before)
+            ]  # fmt: skip
+            table = (await asyncio.to_thread(run, config, "user", "list")).splitlines()
+            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "REASON"]
+            assert table[1].split()[:2] == ["https://i.example#7", "2026-01-01T00:00:00Z"]
+            assert table[2].split()[-1] == "left"
+            names = await asyncio.to_thread(run, config, "user", "list", output="name")
+            assert names == "https://i.example#7\noidc:alice\n"
+            assert "is restored" in await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
+            assert set(await relay.user_revocations()) == {"https://i.example#7"}
+            with pytest.raises(StateError, match="not revoked: 'user list'"):
+                await asyncio.to_thread(run, config, "user", "restore", user="oidc:alice")
+        finally:
+            await relay.close()
+
+    def test_without_a_registry_or_a_user(self, config: RelayConfig) -> None:
+        for command, given in ((("user", "revoke"), {"user": "a"}), (("user", "list"), {})):
+            with pytest.raises(StateError, match="is data_dir right"):
+                run(config, *command, **given)
+        with pytest.raises(ConfigError, match="which user"):
+            run(config, "user", "revoke")
+        run(config, "token", "create", cluster="prod")
+        with pytest.raises(ConfigError, match="200 printable characters"):
+            run(config, "user", "revoke", user="a", reason="x" * 201)
+        with pytest.raises(ConfigError, match="ISSUER#SUBJECT"):
+            run(config, "user", "restore", user="a\nb")
+
+    def test_a_registry_that_is_locked(self, config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        run(config, "token", "create", cluster="prod")
+        monkeypatch.setattr(SqliteRegistry, "open", functools.partial(SqliteRegistry.open, busy_timeout=0.05))
+        other = sqlite3.connect(config.data_dir / "registry.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryUnavailable, match="locked by another process: try again in a moment"):
+            run(config, "user", "revoke", user="alice")
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (None, 1_800_000_001),
+        ("", 1_800_000_001),
+        ("2026-11-25", 1_795_564_800),
+        (" 2026-11-25T12:00:00Z ", 1_795_608_000),
+        ("2026-11-25T13:00:00+01:00", 1_795_608_000),
+        ("2026-11-25 12:00:00.5+00:00", 1_795_608_001),
+        ("1795608000", 1_795_608_000),
+    ],
+)
+def test_times_of_a_revocation(text: object, seconds: int) -> None:
+    """A time within a second means to the end of that second: tokens name whole ones."""
+    assert parse_before(text, 1_800_000_000.5) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["now", "1h", "2026-11-25T12:00:00", "20261125", "2026-13-01", "9" * 5000, "-1", "١" * 10]
+)
+def test_no_times_of_a_revocation(text: str) -> None:
+    with pytest.raises(ConfigError, match="--before is a time with its zone"):
+        parse_before(text, 1_800_000_000.0)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import structlog
 
 from arcbridge.errors import PinMismatch, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.net.address import Address
 from arcbridge.net.tls import fetch_relay_ca
-from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster
+from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
+from arcbridge.relay.access import Access
 from arcbridge.relay.api import (
     BODY_LIMIT,
     FAILURES,
@@ -29,7 +30,8 @@ from arcbridge.relay.api import (
     build_app,
     tls_peer_certificate,
 )
-from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry import generations
+from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0
@@ -75,7 +77,10 @@ class Relay:
     clock: Clock
     server: ApiServer
     port: int
-    agents: dict[str, int] = field(default_factory=dict)
+    agents: dict[str, int]
+    access: Access
+    copies: list[None]
+    """One for each renewal that showed a copy of a credential."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
 
     def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
@@ -171,19 +176,24 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     authority = Authority.create("relay CA", clock=clock)
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     agents: dict[str, int] = {}
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = Access(PolicyFile(tmp_path / "policy.toml"))
+    access.learn_users({})
 
     async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
         return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
 
+    copies: list[None] = []
     app = build_app(
         authority=authority,
         registry=registry,
         count_agents=count_agents,
         verifier=StubVerifier(),
-        policy=Policy.load(POLICY),
+        access=access,
         certificate_life=600.0,
         clock=clock,
         monotonic=clock,
+        renewed_twice=lambda: copies.append(None),
     )
     server = ApiServer(app)
     await server.start()
@@ -195,7 +205,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     context.set_alpn_protocols(["http/1.1"])
     load(context, authority.issue_server(["127.0.0.1"]))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
-    yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], agents)
+    yield Relay(authority, registry, clock, server, listener.sockets[0].getsockname()[1], agents, access, copies)
     listener.close()
     await server.close()
     await listener.wait_closed()
@@ -336,10 +346,10 @@ class TestEnrol:
 class TestRenew:
     async def test_over_the_certificate_itself(self, relay: Relay) -> None:
         """The cluster is the certificate's; what the body claims counts for nothing."""
-        agent, new_key = await relay.enrolled(), make_key()
+        agent = await relay.enrolled()
         await relay.enrolled("test")
         relay.clock.now += 60
-        body = {"csr": make_csr(new_key), "cluster": "test"}
+        body = {"csr": make_csr(agent.key_pem), "cluster": "test"}
         status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
         assert status == 200
         assert isinstance(answer, dict)
@@ -348,8 +358,70 @@ class TestRenew:
         record = await relay.registry.cluster("prod")
         assert record is not None
         assert record.certificate_expires == answer["not_after"] >= relay.clock.now + 600
-        renewed = Issued(answer["certificate"], new_key)
+        renewed = Issued(answer["certificate"], agent.key_pem)
         assert (await relay.call("POST", "/v1/renew", body, certificate=renewed))[0] == 200
+
+    async def test_it_keeps_the_key(self, relay: Relay) -> None:
+        agent = await relay.enrolled()
+        status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(make_key())}, certificate=agent)
+        assert (status, error(answer)[0]) == (403, "enrolment_refused")
+        assert "keeps the agent's key" in error(answer)[1]
+        record = await relay.registry.cluster("prod")
+        assert record is not None
+        assert not record.revoked
+
+    async def renewal(self, relay: Relay, agent: Issued, csr: str, **more: str) -> tuple[int, Issued | str]:
+        body = {"csr": csr, **more}
+        status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
+        if status != 200:
+            return status, error(answer)[1]
+        assert isinstance(answer, dict)
+        return status, Issued(answer["certificate"], agent.key_pem)
+
+    async def test_a_stored_request_may_come_again_and_another_one_may_not(
+        self, relay: Relay, everything_logged: list[str]
+    ) -> None:
+        """docs/threats.md#E11: a copy of the credential is renewed beside its owner; both are out then."""
+        agent = await relay.enrolled()
+        own, stolen = make_csr(agent.key_pem), make_csr(agent.key_pem)
+        status, renewed = await self.renewal(relay, agent, own, stored="yes")
+        assert status == 200
+        assert isinstance(renewed, Issued)
+        relay.clock.now += 60
+        status, repeated = await self.renewal(relay, agent, own, stored="yes")
+        assert status == 200
+        assert isinstance(repeated, Issued)
+        for one, generation in ((agent, 1), (renewed, 2), (repeated, 2)):
+            assert agent_generation(ssl.PEM_cert_to_DER_cert(one.certificate_pem)) == generation
+        assert len(relay.copies) == 0
+        for more in ({"stored": "yes"}, {}):  # a thief says what he likes about his request
+            status, words = await self.renewal(relay, agent, stolen, **more)
+            assert status == 403
+        assert len(relay.copies) == 1
+        (line,) = [line for line in everything_logged if "agent certificate renewed twice" in line]
+        assert "prod" in line
+        for one in (agent, renewed, repeated):
+            status, words = await self.renewal(relay, one, own, stored="yes")
+            assert status == 403
+            assert "revoked" in str(words)
+        assert await relay.registry.revocations() == {"prod"}
+        await relay.registry.unrevoke_cluster("prod")
+        status, words = await self.renewal(relay, renewed, own, stored="yes")
+        assert status == 403
+        assert "void" in str(words)
+
+    async def test_older_agents_of_one_secret_may_race(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They store no request; so for a while another one is taken for a pod's, and later it is not."""
+        monkeypatch.setattr(generations, "RENEW_AGAIN", 400.0)
+        agent = await relay.enrolled()
+        for _ in range(3):
+            status, _ = await self.renewal(relay, agent, make_csr(agent.key_pem))
+            assert status == 200
+            relay.clock.now += 150
+        relay.clock.now += 100
+        status, words = await self.renewal(relay, agent, make_csr(agent.key_pem))
+        assert status == 403
+        assert "renewed twice" in str(words)
 
     async def test_without_a_certificate(self, relay: Relay) -> None:
         status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(make_key())})
@@ -368,7 +440,8 @@ class TestRenew:
             await relay.call("POST", "/v1/renew", {"csr": make_csr(key)}, certificate=forged)
 
     async def test_revoked_and_restored(self, relay: Relay) -> None:
-        agent, body = await relay.enrolled(), {"csr": make_csr(make_key())}
+        agent = await relay.enrolled()
+        body = {"csr": make_csr(agent.key_pem)}
         await relay.registry.revoke_cluster("prod")
         status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
         assert (status, error(answer)[0]) == (403, "enrolment_refused")
@@ -393,14 +466,14 @@ class TestRenew:
         assert status == 200
         assert isinstance(answer, dict)
         new = Issued(answer["certificate"], key)
-        renewal = {"csr": make_csr(make_key())}
-        assert (await relay.call("POST", "/v1/renew", renewal, certificate=new))[0] == 200
-        assert (await relay.call("POST", "/v1/renew", renewal, certificate=old))[0] == 403
+        for agent, status in ((new, 200), (old, 403)):
+            renewal = {"csr": make_csr(agent.key_pem)}
+            assert (await relay.call("POST", "/v1/renew", renewal, certificate=agent))[0] == status
 
     async def test_certificates_state_the_pin_of_the_clusters_ca(self, relay: Relay) -> None:
         agent, pin = await relay.enrolled(), relay.cluster_ca.pin
         assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(agent.certificate_pem)) == pin
-        body = {"csr": make_csr(make_key())}
+        body = {"csr": make_csr(agent.key_pem)}
         status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
         assert status == 200
         assert isinstance(answer, dict)
@@ -462,6 +535,12 @@ class TestClusters:
             "labels": {"region": "eu"},
             "revoked": False,
         }
+        # Who is revoked is told so, and of no cluster.
+        relay.access.learn_users({"ann": UserRevocation("ann", 1, "left")})
+        for path in ("/v1/clusters", "/v1/clusters/prod", "/v1/clusters/unknown"):
+            status, answer, _ = await relay.call("GET", path, headers={"Authorization": "Bearer token-of-ann"})
+            assert status == 403
+            assert "were revoked (left): log in again" in error(answer)[1]
         for user, names in (("bob", ["test"]), ("eve", [])):
             headers = {"Authorization": f"bearer token-of-{user}"}
             _, answer, _ = await relay.call("GET", "/v1/clusters", headers=headers)

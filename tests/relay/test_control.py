@@ -17,8 +17,10 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
+from arcbridge.relay.fleet.base import Lost
+from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Status
+from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context
 from tests.net.test_client_hello import client_hello
@@ -119,6 +121,103 @@ async def test_the_newer_of_one_instance_replaces_the_older(tmp_path: Path) -> N
             near.close()
             assert (len(older.dials), len(newer.dials)) == (0, 1)
             assert relay.counters.agents_replaced == 1
+
+
+class Listening(Agent):
+    """An agent that keeps what it is told of users."""
+
+    def __init__(self, relay: Station, cluster: str = "prod", instance: str = "i1") -> None:
+        super().__init__(relay, cluster, instance)
+        self.told: list[Revoke] = []
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        self.told.append(revoke)
+
+    async def hears(self, *expected: Revoke) -> None:
+        """Wait until it was told exactly this since the last call."""
+        async with asyncio.timeout(5):
+            while len(self.told) < len(expected):
+                await asyncio.sleep(0.005)
+        assert self.told == list(expected)
+        self.told.clear()
+
+
+def users(**before: int) -> dict[str, UserRevocation]:
+    return {user: UserRevocation(user, at, f"{user} left") for user, at in before.items()}
+
+
+async def test_agents_are_told_which_users_are_revoked(tmp_path: Path) -> None:
+    """docs/protocol.md, "Revocations": nothing while it is not known, then all of it, then each change."""
+    async with station(tmp_path, "prod") as relay, Listening(relay, instance="early") as early:
+        await early.registered()
+        relay.control.tell_users(None)
+        relay.control.tell_users(users(alice=7, bob=8))
+        await early.hears(Revoke("alice", 7, True, "alice left"), Revoke("bob", 8, False, "bob left"))
+        known = users(alice=9, carol=10)
+        relay.control.tell_users(known)
+        await early.hears(
+            Revoke("alice", 9, False, "alice left"), Revoke("carol", 10, False, "carol left"), Revoke("bob", 0)
+        )
+        # One that comes later hears what holds now.
+        async with Listening(relay, instance="late") as late:
+            await late.hears(Revoke("alice", 9, True, "alice left"), Revoke("carol", 10, False, "carol left"))
+            relay.control.tell_users(known)
+            relay.control.tell_users({})
+            for agent in (early, late):
+                await agent.hears(Revoke("alice", 0), Revoke("carol", 0))
+        async with Listening(relay, instance="later") as later:
+            await later.hears(Revoke(first=True))
+
+
+async def test_a_relay_that_does_not_know_yet_says_nothing_to_an_agent_that_connects(tmp_path: Path) -> None:
+    """Else the agent would forget what it knew from an earlier connection."""
+    async with station(tmp_path, "prod") as relay, Listening(relay) as agent:
+        await agent.registered()
+        await agent.relay.settled()
+        assert agent.told == []
+        relay.control.tell_users({})
+        await agent.hears(Revoke(first=True))
+
+
+async def test_agents_of_a_cluster_are_to_end_a_user_s_sessions_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    """What they are told is taken back in the same breath, down to what is revoked besides."""
+    lost = Lost("prod", "alice", "https://i#7", 99, "the policy")
+    async with (
+        station(tmp_path, "prod", "other") as relay,
+        Listening(relay) as agent,
+        Listening(relay, "other", "i2") as another,
+    ):
+        await agent.registered()
+        await another.registered()
+        # Before the list is known, taking back would say too much.
+        relay.control.end_sessions(lost)
+        relay.control.tell_users(users(alice=7))
+        await agent.hears(Revoke("alice", 7, True, "alice left"))
+        relay.control.end_sessions(lost)
+        await agent.hears(
+            Revoke("alice", 99, reason="the policy"),
+            Revoke("alice", 7, reason="alice left"),
+            Revoke("https://i#7", 99, reason="the policy"),
+            Revoke("https://i#7"),
+        )
+        relay.control.tell_users({})
+        await another.hears(Revoke("alice", 7, True, "alice left"), Revoke("alice"))
+
+
+async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
+    """10 000 users with a reason each, in one go: no bound of the protocol ends the connection."""
+    known = {f"user-{n}@example.com": UserRevocation(f"user-{n}@example.com", n + 1, "r" * 60) for n in range(10_000)}
+    async with station(tmp_path, "prod") as relay:
+        relay.control.tell_users(known)
+        async with Listening(relay) as agent:
+            async with asyncio.timeout(20):
+                while len(agent.told) < len(known):
+                    await asyncio.sleep(0.01)
+            assert {revoke.user: revoke.before for revoke in agent.told} == {
+                user: entry.before for user, entry in known.items()
+            }
+            assert [revoke.first for revoke in agent.told[:3]] == [True, False, False]
+            assert agent.ended is None
 
 
 async def test_a_revoked_cluster_is_cut_and_others_stay(tmp_path: Path) -> None:
@@ -269,6 +368,19 @@ async def test_a_known_cluster_is_not_adopted(tmp_path: Path, revoked: bool, wor
         assert told.goaway is not None
         assert words in told.goaway.message
         assert await relay.registry.cluster("prod") == before
+
+
+async def test_a_revoked_name_is_not_adopted(tmp_path: Path) -> None:
+    """docs/threats.md#E12: the operator has revoked the cluster before it came."""
+    ca = cluster_ca()
+    async with station(tmp_path) as relay:
+        assert not await relay.registry.revoke_cluster("prod")
+        told = await told_away(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
+        assert told.goaway is not None
+        assert told.goaway.code == GoawayCode.REVOKED
+        assert "revoked: the relay's operator" in told.goaway.message
+        assert await relay.registry.clusters() == []
+        assert relay.counters.clusters_adopted == 0
 
 
 async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path) -> None:

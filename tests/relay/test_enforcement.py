@@ -19,6 +19,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import receive, send_all
 from arcbridge.relay import enforcement
 from arcbridge.relay.enforcement import SLICE, Enforcement
+from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.wire.records import Dial, Status
 from tests.net.ends import tcp_pair
@@ -36,7 +37,9 @@ class Enforced:
     def __init__(self, relay: Station, agents: dict[str, Agent]) -> None:
         self.relay = relay
         self.agents = agents
-        self.enforcement = Enforcement(relay.access, relay.pumps, relay.rendezvous, relay.counters)
+        self.told: list[Lost] = []
+        self.enforcement = Enforcement(relay.access, relay.pumps, relay.rendezvous, relay.counters, self.told.append)
+        relay.on_pump_ended = self.enforcement.ended
 
     async def session(self, user: str, cluster: str = "prod") -> tuple[socket.socket, socket.socket]:
         """Return both ends of a session that carries bytes."""
@@ -52,7 +55,7 @@ class Enforced:
 
     def revoke(self, user: str, before: float | None = None) -> None:
         at = int(time.time() + 1 if before is None else before)
-        self.relay.access.users = {**self.relay.access.users, user: UserRevocation(user, at, "gone")}
+        self.relay.access.learn_users({**(self.relay.access.users or {}), user: UserRevocation(user, at, "gone")})
 
 
 @contextlib.asynccontextmanager
@@ -107,7 +110,7 @@ async def test_a_revoked_login_is_cut_in_every_cluster_and_a_newer_one_is_not(tm
             await at.relay.join("alice")
         assert caught.value.code == JoinCode.FORBIDDEN
         # The user logs in again: a token from after the revocation.
-        at.revoke("alice", before=time.time() - 5)
+        at.revoke("alice", before=time.time() - 15)
         (await at.session("alice"))[0].close()
         bob[0].close()
         assert at.relay.counters.sessions_cut == {"policy": 0, "user": 2, "cluster": 0}
@@ -164,6 +167,90 @@ async def test_a_right_that_is_lost_while_the_agent_comes_lets_no_byte_pass(tmp_
         assert caught.value.code == JoinCode.FORBIDDEN
         assert not len(at.relay.pumps)
         assert at.relay.counters.joins["forbidden"] == 1
+
+
+async def test_agents_are_told_whose_sessions_to_end_also_those_that_wait_for_a_connection(tmp_path: Path) -> None:
+    """A user who has just lost his connection has no pump, and a shell that runs on at the agent."""
+    async with enforced(tmp_path) as at:
+        near, far = await at.session("alice")
+        near.close()
+        await asyncio.wait_for(receive(far, 10), 5)
+        far.close()
+        running = await at.session("alice", "other")
+        bob = await at.session("bob")
+        async with asyncio.timeout(5):
+            while len(at.relay.pumps) > 2:
+                await asyncio.sleep(0.005)
+        now = time.time()
+        at.relay.policy.allowed.discard(("alice", "prod"))
+        await at.enforcement.enforce()
+        (told,) = at.told
+        assert (told.cluster, told.username, told.subject) == ("prod", "alice", "https://issuer.test#alice")
+        assert told.before > now + 60
+        assert told.reason == "the relay's policy does not let you reach this cluster any more"
+        at.told.clear()
+        # Once: another change does not end what the user may have begun meanwhile.
+        at.relay.policy.allowed.discard(("alice", "unknown"))
+        await at.enforcement.enforce()
+        assert at.told == []
+        at.revoke("alice", before=now + 1)
+        await at.enforcement.enforce()
+        (told,) = at.told
+        assert (told.cluster, told.before, told.reason) == ("other", int(now + 1), "gone")
+        await is_cut(*running)
+        at.told.clear()
+        at.revoke("mallory")
+        await at.enforcement.enforce()
+        assert at.told == []
+        await carries(*bob)
+        bob[0].close()
+
+
+async def test_a_change_that_takes_the_right_of_very_many_floods_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforcement, "MOST_TOLD", 1)
+    async with enforced(tmp_path) as at:
+        ends = [*await at.session("alice"), *await at.session("bob")]
+        at.relay.policy.allowed.clear()
+        with structlog.testing.capture_logs() as lines:
+            await at.enforcement.enforce()
+        assert len(at.told) == 1
+        assert [line["users"] for line in lines if line["event"].startswith("agents not told")] == [2]
+        await is_cut(*ends)
+
+
+async def test_a_session_that_ended_long_ago_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enforcement, "REMEMBERED", 0.0)
+    async with enforced(tmp_path) as at:
+        near, far = await at.session("alice")
+        near.close()
+        far.close()
+        async with asyncio.timeout(5):
+            while len(at.relay.pumps):
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.001)
+        at.revoke("alice")
+        await at.enforcement.enforce()
+        assert at.told == []
+
+
+async def test_of_sessions_that_ended_a_bounded_number_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enforcement, "MOST_REMEMBERED", 1)
+    async with enforced(tmp_path) as at:
+        for user in ("alice", "bob"):
+            near, far = await at.session(user)
+            near.close()
+            far.close()
+            async with asyncio.timeout(5):
+                while len(at.relay.pumps):
+                    await asyncio.sleep(0.005)
+        at.revoke("alice")
+        at.revoke("bob")
+        await at.enforcement.enforce()
+        assert [one.username for one in at.told] == ["bob"]
 
 
 async def test_sessions_are_looked_at_once_for_each_change_and_in_slices(

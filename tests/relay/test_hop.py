@@ -15,6 +15,8 @@ from arcbridge.net import client_hello
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_HOP, ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.relay import enforcement
+from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.hop import HOP_NAME, Hops, relay_of, token_of
 from arcbridge.wire.records import Dial, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
@@ -108,6 +110,31 @@ async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
             sock.shutdown(socket.SHUT_WR)
             assert await receive(agent.sockets[0], 10) == b""
             await exchange(agent.sockets[0], sock, 2560)
+
+
+@pytest.mark.parametrize("where", ["client's", "agent's"])
+async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#V3: the relay where the client came in knows whose session it is; the other one knows the
+    cluster."""
+    monkeypatch.setattr(enforcement, "GRACE", 0.0)
+    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
+        await agent.registered()
+        sock, _ = await pair.a.join()
+        async with asyncio.timeout(10):
+            while not agent.sockets:
+                await asyncio.sleep(0.005)
+            await exchange(sock, agent.sockets[0], 2560)
+        at = {"client's": pair.a, "agent's": pair.b}[where]
+        if where == "client's":
+            at.policy.allowed.clear()
+        else:
+            at.access.clusters = frozenset({"prod"})
+        await Enforcement(at.access, at.pumps, at.rendezvous, at.counters, lambda lost: None).enforce()
+        for end in (sock, agent.sockets[0]):
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(receive(end, 10), 5)
+        sock.close()
+        assert (len(pair.a.pumps), len(pair.b.pumps)) == (0, 0)
 
 
 async def test_raw_bytes_behind_the_close(pair: Pair) -> None:

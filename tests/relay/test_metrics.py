@@ -25,6 +25,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             verifier,  # type: ignore[arg-type]
             api,  # type: ignore[arg-type]
             SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
+            relay.access,
         )
         relay.counters.rejected["cap_total"] += 7
         text = metrics.render()[0].decode()

@@ -92,6 +92,17 @@ async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: 
                 assert await exactly(await first_socket(agent), len(hello)) == hello
 
 
+async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_again(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        relay.access.users = None
+        with pytest.raises(JoinRefused, match="registry does not answer; try again") as caught:
+            await relay.join("alice")
+        assert (caught.value.code, caught.value.retry_after) == (JoinCode.INTERNAL, 5)
+        relay.access.learn_users({})
+        (await relay.join("alice"))[0].close()
+
+
 @pytest.mark.parametrize(
     ("user", "cluster"),
     [("carol", "prod"), ("alice", "unknown"), ("carol", "unknown"), ("alice", "PROD"), ("alice", "x" * 60_000),

@@ -25,11 +25,13 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, fe
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay import admin, service
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
+from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Revoke, Status
 from arcbridge.wire.session import Kind, Side
-from tests.identity.issuer import CONFIG, Issuer, claims, token
+from tests.identity.issuer import CONFIG, URL, Issuer, claims, token
 
 POLICY = """
 [[allow]]
@@ -127,6 +129,7 @@ class EnrolledAgent(BaseHandler):
     def __init__(self, relay: Running) -> None:
         self.relay = relay
         self.sockets: list[socket.socket] = []
+        self.told: asyncio.Queue[Revoke] = asyncio.Queue()
         self.goaway: Goaway | None = None
         self.cluster_ca = Authority.create("prod").certificate_pem
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,6 +168,22 @@ class EnrolledAgent(BaseHandler):
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         pass
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        self.told.put_nowait(revoke)
+
+    async def next_of(self, user: str) -> Revoke:
+        """Wait for what the relay says next of this user."""
+        async with asyncio.timeout(5):
+            while (told := await self.told.get()).user != user:
+                pass
+        return told
+
+    async def hears(self, expected: Revoke) -> None:
+        """Wait until the relay says this of a user."""
+        async with asyncio.timeout(5):
+            while await self.told.get() != expected:
+                pass
 
     async def close(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -278,6 +297,12 @@ async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
         await asyncio.sleep(0.1)
         assert 'sessions_cut_total{reason="policy"} 0.0' in await relay.metrics()
         config.policy.write_text(POLICY.replace("alice", "bob"))
+        for name in ("oidc:alice", f"{URL}#alice"):
+            # In one breath: end what runs, and nothing is revoked.
+            told = await agent.next_of(name)
+            assert told.before > time.time() + 60
+            assert "policy" in told.reason
+            assert await agent.next_of(name) == Revoke(name)
         for end in (near, far):
             with pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(receive(end, 10), 5)
@@ -287,6 +312,48 @@ async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
         await send_all(kept, b"still here")
         assert await receive(kept_far, 20) == b"still here"
         assert 'sessions_cut_total{reason="policy"} 1.0' in await relay.metrics()
+        near.close()
+        kept.close()
+
+
+async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#V2: also while the registry does not answer."""
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    assert config.policy is not None
+    config.policy.write_text(POLICY.replace('"oidc:alice"', '"oidc:alice", "oidc:bob"'))
+    async with running(config) as relay, agent_of(relay) as agent:
+        await agent.hears(Revoke(first=True))
+        near, _ = await relay.join()
+        far = await exchange(near, agent)
+        kept, _ = await relay.join("bob")
+        kept_far = await exchange(kept, agent)
+        made = await admin.revoke_user(config, "oidc:alice", reason="left the company")
+        await agent.hears(Revoke("oidc:alice", made.before, reason="left the company"))
+        # An agent may call the user by another name; the subject is the issuer's.
+        await agent.hears(Revoke(f"{URL}#alice", made.before, reason="left the company"))
+        for end in (near, far):
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(receive(end, 10), 5)
+
+        async def fails(self: SqliteRegistry) -> frozenset[str]:
+            raise RegistryUnavailable("its disk is full")
+
+        with monkeypatch.context() as down:
+            down.setattr(SqliteRegistry, "revocations", fails)
+            async with asyncio.timeout(5):
+                while "arcbridge_relay_ready 0.0" not in await relay.metrics():
+                    await asyncio.sleep(0.02)
+            with pytest.raises(JoinRefused, match="left the company") as caught:
+                await relay.join()
+            assert caught.value.code == JoinCode.FORBIDDEN
+        await send_all(kept, b"still here")
+        assert await receive(kept_far, 20) == b"still here"
+        await admin.restore_user(config, "oidc:alice")
+        await agent.hears(Revoke("oidc:alice"))
+        (await relay.join())[0].close()
+        assert 'sessions_cut_total{reason="user"} 1.0' in await relay.metrics()
         near.close()
         kept.close()
 

@@ -56,6 +56,9 @@ KUBERNETES_VERSION = "v1.36.3"
 KUBECTL_MINORS = ("1.36", "1.37")
 
 _TESTS = Path(__file__).resolve().parents[1]
+AGENT_MANIFESTS = _TESTS.parent / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
+ACTS_AS_ANY = "test-acts-as-any"
+"""ClusterRole with which a ServiceAccount may impersonate every user and group."""
 _LDFLAGS = " ".join(
     [
         "-s -w",
@@ -452,6 +455,17 @@ class Cluster:
         self._ensure(accounts, {"metadata": {"name": name}})
         body = {"spec": {"expirationSeconds": lifetime, "audiences": list(audiences)}}
         return str(self.request("POST", f"{accounts}/{name}/token", body)["status"]["token"])
+
+    def install_agent(self) -> None:
+        """Apply the shipped manifests of the agent, and let it act as any user and group.
+
+        Tests make up their people, whom the manifests cannot name. Returns once the API server's authorizer knows.
+        """
+        self.kubectl("apply", "-k", str(AGENT_MANIFESTS))
+        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": ACTS_AS_ANY}}
+        rules = [{"apiGroups": [""], "resources": ["users", "groups"], "verbs": ["impersonate"]}]
+        self.apply({**role, "rules": rules})
+        self.grant(ACTS_AS_ANY, service_account=("arcbridge", "arcbridge-agent"))
 
     def grant(
         self,

@@ -128,6 +128,18 @@ def test_the_sockets_word_does_not_undo_another_reason() -> None:
     assert sender.blocked_by is Blocked.HISTORY
 
 
+def test_the_pacers_word_does_not_undo_another_reason() -> None:
+    sender = Parts().sender
+    sender.set_writable(False)
+    sender.set_paced(True)
+    assert sender.blocked_by == Blocked.SOCKET | Blocked.RATE
+    sender.set_writable(True)
+    assert sender.blocked_by is Blocked.RATE
+    sender.set_writable(False)
+    sender.set_paced(False)
+    assert sender.blocked_by is Blocked.SOCKET
+
+
 def test_bytes_after_the_end_are_the_callers_mistake_and_after_a_reset_a_race() -> None:
     parts = Parts()
     stream = parts.stream()

@@ -304,6 +304,8 @@ class Authorizer:
     def refuse(self, stream: StreamContext, record: AuditRecord, refusal: RequestRefusal) -> None:
         """The request is answered by the agent itself, and counts no more among those under way."""
         self._release(stream)
+        if refusal.limit:
+            self._report(stream, record, Limit(refusal.limit))
         record.status, record.reason = refusal.status_code, refusal.message
         if record.outcome == "answered":
             record.outcome = "refused"
@@ -429,14 +431,19 @@ class Authorizer:
         """The refusal of a request that is over a limit; one of each burst is logged and recorded."""
         account, now = stream.caller.account, record.started
         reached = account.explain(limit)
-        omitted = account.refuse(limit, now)
+        self._report(stream, record, limit)
+        return RequestRefusal(
+            429, reached.message, retry_after=reached.retry_after, retry_at=reached.retry_at, hold=account.hold(now)
+        )
+
+    @staticmethod
+    def _report(stream: StreamContext, record: AuditRecord, limit: Limit) -> None:
+        """Count a refusal; one of each burst is logged and recorded."""
+        omitted = stream.caller.account.refuse(limit, time.monotonic())
         stream.unrecorded = omitted is None
         if omitted is not None:
             record.limit, record.omitted = limit, omitted
             _log.warning("limit reached", session=record.session, user=record.user, reason=limit.value, omitted=omitted)
-        return RequestRefusal(
-            429, reached.message, retry_after=reached.retry_after, retry_at=reached.retry_at, hold=account.hold(now)
-        )
 
     def _release(self, stream: StreamContext) -> None:
         """The request that is under way on a stream counts no more."""

@@ -11,13 +11,18 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import time
 from collections.abc import Callable
 
+from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
+from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
+from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.mux.stream import StreamTransport
@@ -35,6 +40,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_account",
         "_body",
         "_close_line",
         "_connection",
@@ -46,9 +52,10 @@ class Exchange:
         "_pool",
         "_record",
         "_request",
+        "_seated",
+        "_seats",
         "_sending",
         "_stream",
-        "_user",
         "begun",
         "broken",
         "over",
@@ -63,15 +70,19 @@ class Exchange:
         record: AuditRecord,
         ended: Ended,
         *,
-        user: str = "",
+        account: Account | None = None,
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
         paused: bool = False,
     ) -> None:
-        """`user`: the subject whose connections are counted."""
+        """`account`: of the user whose connections are counted."""
         self._pool = pool
-        self._user = user
+        self._account = account
+        self._seats = account.seats if account is not None and _takes_seat(plan, record) else None
+        """The user's seats at the API server; None where the request takes none."""
+        self._seated = False
+        """It has one."""
         self._stream = stream
         self._plan = plan
         self._record = record
@@ -100,7 +111,13 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
-        connection = self._pool.take(own=plan.own, user=self._user) if plan.repeatable else None
+        self._stream.owed = True
+        if self._seats is not None:
+            self._seated = self._seats.take()
+            if not self._seated:
+                self._dial()  # when it is its turn
+                return
+        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
         if connection is not None:
             self._send(connection)
         else:
@@ -109,12 +126,17 @@ class Exchange:
     def pause(self) -> None:
         """The caller takes nothing for now."""
         self._paused = True
+        if self.begun and not self._seated and self._seats is not None and not self.over:
+            self._seated = True
+            self._seats.hold()
         if self._connection is not None:
             self._connection.pause_reading()
 
     def resume(self) -> None:
         """The caller takes bytes again."""
         self._paused = False
+        if self.begun:
+            self._leave_seat()
         if self._connection is not None:
             self._connection.resume_reading()
 
@@ -150,10 +172,25 @@ class Exchange:
     def _dial(self) -> None:
         self._dialling = asyncio.get_running_loop().create_task(self._dial_and_send(), name="api-server-dial")
 
+    async def _connect(self) -> UpstreamConnection:
+        """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
+        if self._seats is None or self._seated:
+            return await self._pool.dial(own=self._plan.own, account=self._account)
+        account = self._account
+        assert account is not None
+        try:
+            # Not all at once: many that came together would be refused in one turn of the loop.
+            await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
+        except TimeoutError:
+            raise too_much(account, Limit.APISERVER_SEATS, time.monotonic()) from None
+        self._seated = True
+        connection = self._pool.take(own=self._plan.own, account=account) if self._plan.repeatable else None
+        return connection or await self._pool.dial(own=self._plan.own, account=account)
+
     async def _dial_and_send(self) -> None:
         connection: UpstreamConnection | None = None
         try:
-            connection = await self._pool.dial(own=self._plan.own, user=self._user)
+            connection = await self._connect()
             self._dialling = None
             self._send(connection)
         except RequestRefusal as refusal:
@@ -225,6 +262,7 @@ class Exchange:
 
     def response_complete(self) -> None:
         self._connection = None
+        self._stream.owed = False
         self._end(None)
 
     def response_failed(self, refusal: RequestRefusal | None) -> None:
@@ -241,6 +279,7 @@ class Exchange:
         if connection is None or self.over:
             return
         self.begun = True
+        self._stream.owed = False
         self._record.status = head.status
         self.switched = (connection, head, rest)
         self._end(None)
@@ -257,7 +296,13 @@ class Exchange:
         self._release()
         self._ended(self, refusal)
 
+    def _leave_seat(self) -> None:
+        if self._seated and self._seats is not None:
+            self._seated = False
+            self._seats.leave()
+
     def _release(self) -> None:
+        self._leave_seat()
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
@@ -266,3 +311,10 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.drop()
+
+
+def _takes_seat(plan: Plan, record: AuditRecord) -> bool:
+    """Whether the API server counts the request among those that it works on."""
+    return not (
+        plan.upgrade is not None or record.verb in LONG_RUNNING_VERBS or record.subresource in LONG_RUNNING_SUBRESOURCES
+    )

@@ -79,6 +79,7 @@ class KubeProxy:
 
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
         stream = protocol.context
+        await protocol.drained()  # answers of the agent's own would pile up for a caller that takes none
         record = self.authorizer.begin(stream, request.method)
         inspection: Inspection | None = None
         try:
@@ -157,7 +158,7 @@ class KubeProxy:
             plan,
             record,
             ended,
-            user=protocol.context.caller.identity.subject,
+            account=protocol.context.caller.account,
             body=body,
             close_line=close_line,
             framed=request.version > HttpVersion10,

@@ -44,6 +44,7 @@ class RequestRefusal(ArcbridgeError):
         retry_after: int | None = None,
         retry_at: float = 0.0,
         hold: float = 0.0,
+        limit: str = "",
         prefix: str = "arcbridge: ",
     ) -> None:
         super().__init__(prefix + message, retry_after=retry_after)
@@ -51,6 +52,8 @@ class RequestRefusal(ArcbridgeError):
         self.reason = _REASONS[code]
         self.retry_at = retry_at
         """Unix seconds before which another try is in vain; 0: `retry_after` says all."""
+        self.limit = limit
+        """`accounts.Limit` that the request reached after it was authorized, to be reported yet; else empty."""
         self.hold = hold
         """Seconds for which the answer is held, so that a flood costs no more than its streams."""
 

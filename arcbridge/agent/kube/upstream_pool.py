@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
 from arcbridge.agent.kube.status import RequestRefusal
@@ -108,8 +109,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes that count there."""
         self._read_size = FIRST_READ
         """Bytes to read at a time."""
-        self.user = ""
-        """The subject whose request it carries; empty for a call of the agent's own, and when idle."""
+        self.account: Account | None = None
+        """Of the user whose request it carries; None for a call of the agent's own, and when idle."""
         self.idle_since = 0.0
         """When it was returned to the pool, seconds of the loop's clock."""
         self.used = False
@@ -361,9 +362,9 @@ class UpstreamPool:
         self.unreachable = 0
         """Connections that could not be made."""
 
-    def take(self, *, own: bool, user: str = "") -> UpstreamConnection | None:
+    def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
         """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
-        the subject `user`. Raises RequestRefusal where that one holds too many."""
+        the account's user."""
         if not self._idle:
             return None
         context = self._credentials.tls(own=own)
@@ -372,7 +373,7 @@ class UpstreamPool:
             if connection.context is context:
                 del self._idle[position]
                 if connection.usable:
-                    self._enter(connection, user)
+                    self._enter(connection, account)
                     return connection
                 connection.close()
             elif connection.context is not self._credentials.tls(own=not own):
@@ -380,18 +381,21 @@ class UpstreamPool:
                 connection.close()  # of credentials that were replaced
         return None
 
-    async def dial(self, *, own: bool, user: str = "") -> UpstreamConnection:
-        """Make a connection for a request of the subject `user`, when its turn has come; none: for a call of the agent.
+    async def dial(self, *, own: bool, account: Account | None = None) -> UpstreamConnection:
+        """Make a connection for a request of the account's user, when its turn has come; None: for a call of the agent.
 
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
         connection = UpstreamConnection(self, self._credentials.tls(own=own))
-        self._enter(connection, user)
+        self._enter(connection, account)
         try:
-            if user:
-                await _pass(self.limit.user_turn(user, self._clock()))
-                await _pass(self.limit.turn(self._clock()))
-            await self._connect(connection)
+            if account is None:
+                await self._connect(connection)
+            else:
+                await _pass(self.limit.user_turn(account, self._clock()))
+                await _pass(self.limit.turn(account, self._clock()))
+                async with account.connecting:
+                    await self._connect(connection)
         except BaseException:
             connection.drop()  # a cancellation may come when the transport exists already
             raise
@@ -432,21 +436,16 @@ class UpstreamPool:
 
     def left(self, connection: UpstreamConnection) -> None:
         """A connection carries no request any more (called by it)."""
-        if connection.user:
-            self.limit.leave(connection.user)
-            connection.user = ""
+        if connection.account is not None:
+            self.limit.leave(connection.account)
+            connection.account = None
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _enter(self, connection: UpstreamConnection, user: str) -> None:
-        if user:
-            try:
-                self.limit.enter(user)
-            except RequestRefusal:
-                if connection.transport is not None:
-                    self._idle.append(connection)
-                raise
-            connection.user = user
+    def _enter(self, connection: UpstreamConnection, account: Account | None) -> None:
+        if account is not None:
+            self.limit.enter(account)
+            connection.account = account
 
     async def _connect(self, connection: UpstreamConnection) -> None:
         try:
@@ -464,7 +463,7 @@ class UpstreamPool:
                     raise error.__cause__ or ConnectionError(error.message) from error
                 try:
                     disable_user_timeout(sock)
-                    if connection.user and self.limit.crowded(connection.user):
+                    if connection.account is not None and self.limit.crowded(connection.account):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
                     await connect_tls(sock, connection.context, connection, self._address.host)
                 except BaseException:

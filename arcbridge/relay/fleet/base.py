@@ -14,6 +14,8 @@ Every engine promises (tests/relay/fleet/conformance.py):
 3. A reply counts only when it names the dial's own token.
 4. Of two connections of one instance the newer stays, the older is told so (docs/threats.md#E10).
 5. A draining or ended connection gets no new dial.
+6. That a user has lost the right to a cluster is told to every other process, once and without waiting: the agent that
+   holds the session may be connected to any of them.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from arcbridge.observe.metrics import Metrics
-from arcbridge.wire.records import Dial, Status
+from arcbridge.wire.records import Dial, Record, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,26 @@ class AgentInfo:
     version: str
     since: float
     """When it was registered, unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Record):
+    """A user has lost the right to a cluster: its agents are to end the user's sessions (`ControlServer.end_sessions`).
+
+    `username` and `subject` are those of the access token. Sessions under tokens issued before `before`, unix seconds,
+    end; `reason` is shown to the user.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
+    cluster: str = ""
+    username: str = ""
+    subject: str = ""
+    before: int = 0
+    reason: str = ""
+
+
+def _ignore(lost: Lost) -> None:
+    """What a fleet calls whose relay does not serve yet."""
 
 
 class AgentLink(Protocol):
@@ -95,6 +117,9 @@ class RelayPeers(Protocol):
 class Fleet(ABC):
     """See the module's docstring. `JoinRefused` is raised with a `net.join.JoinCode`."""
 
+    on_lost: Callable[[Lost], None] = staticmethod(_ignore)
+    """Called with what another process of the fleet has told."""
+
     @property
     def peers(self) -> RelayPeers | None:
         """The other relays that an agent's join can be passed on to; None where the fleet has none."""
@@ -134,6 +159,11 @@ class Fleet(ABC):
         AGENT_TIMEOUT; of two failures the second is told, which is the more recent truth. INTERNAL, with a time to
         come back, when no agent is at this relay and the others cannot be asked: within two seconds.
         """
+
+    @abstractmethod
+    def tell_lost(self, lost: Lost) -> None:
+        """Tell the other processes of the fleet. One that cannot be reached now is not told; the sessions are cut all
+        the same by the process that holds them, and the agent gives up what has waited in vain for its client."""
 
     @abstractmethod
     async def agents(self, cluster: str) -> list[AgentInfo]:

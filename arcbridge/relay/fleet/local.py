@@ -10,7 +10,7 @@ from typing import Final
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.wire.records import Dial, Status
 
 FIRST_SHARE: Final = 0.4
@@ -97,6 +97,9 @@ class LocalFleet(Fleet):
                 f"an agent of cluster {link.cluster} is connected but did not answer the dial request",
                 retry_after=_RETRY_AFTER,
             ) from error
+
+    def tell_lost(self, lost: Lost) -> None:
+        """There is no other process."""
 
     async def agents(self, cluster: str) -> list[AgentInfo]:
         found = [link.info for link in self._links.get(cluster, {}).values()]

@@ -25,6 +25,7 @@ Subjects, behind the fleet's prefix:
     dial.CLUSTER.INSTANCE    ASK, this instance       queue group `relays`; INSTANCE is a hash of the id
     offer.NAME.ID.*          ACCEPT, to this relay process
     relay.ID                 "at which internal address are you?", or "who was to join you cannot" (relay.hop)
+    relay.lost               "this user has lost the right to this cluster", to all
     roll                     "which agents have you?", to all
     inbox.NAME.>             replies
 """
@@ -46,7 +47,7 @@ import structlog
 from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, RelayPeers
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost, RelayPeers
 from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
 from arcbridge.wire.records import Dial, Record, Status
@@ -184,6 +185,7 @@ class NatsFleet(Fleet):
             await listen(f"{self._prefix}.roll", self._roll_asked),
             await listen(f"{self._rolls_at}.*", self._roll_answered),
             await listen(f"{self._prefix}.relay.{self.relay_id}", self._told_or_asked),
+            await listen(f"{self._prefix}.relay.lost", self._heard_of_loss),
         ]
 
     async def close(self) -> None:
@@ -524,6 +526,19 @@ class NatsFleet(Fleet):
             self.on_failed(bytes(message.data))
         else:
             self._reply(message, self._internal_address.encode())
+
+    # -- rights that are lost --------------------------------------------------------------------------------------
+
+    def tell_lost(self, lost: Lost) -> None:
+        # It comes back to this relay, too, which has done it already: doing it twice changes nothing.
+        self._spawn(self._say(f"{self._prefix}.relay.lost", lost.encode()))
+
+    def _heard_of_loss(self, message: Msg) -> None:
+        try:
+            lost = Lost.decode(message.data)
+        except ArcbridgeError:
+            return
+        self.on_lost(lost)
 
     # -- small things ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ Of two connections of one instance the newer stays, wherever the two are: a regi
 machine's monotonic clock, which all processes share.
 
 Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` and `answer` (one dial
-request), `forget` (the asking worker does not wait for that answer any more).
+request), `forget` (the asking worker does not wait for that answer any more), `lost` (a user's right to a cluster is).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.siblings.channel import ChannelClosed, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
@@ -75,6 +75,7 @@ class WorkersFleet(Fleet):
             dial=self._dialled,
             answer=self._answered,
             forget=self._forgotten,
+            lost=self._heard_of_loss,
         )
 
     def add_metrics(self, metrics: Metrics) -> None:
@@ -114,6 +115,10 @@ class WorkersFleet(Fleet):
 
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
         return await self._all.dial(cluster, dial, timeout)
+
+    def tell_lost(self, lost: Lost) -> None:
+        for sibling in self._siblings:
+            sibling.tell({"t": "lost"}, lost.encode())
 
     async def agents(self, cluster: str) -> list[AgentInfo]:
         return await self._all.agents(cluster)
@@ -184,6 +189,9 @@ class WorkersFleet(Fleet):
         task = self._serving.get((sibling, int(message.head["n"])))
         if task is not None:
             task.cancel()
+
+    def _heard_of_loss(self, sibling: Sibling, message: Received) -> None:
+        self.on_lost(Lost.decode(message.body))
 
     # -- who has whom ----------------------------------------------------------------------------------------------
 

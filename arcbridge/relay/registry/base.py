@@ -1,4 +1,5 @@
-"""The registry: what a relay must remember. Clusters, join tokens, revocations; never a session, never a secret.
+"""The registry: what a relay must remember. Clusters, join tokens, revocations of clusters and of users' logins; never
+a session, never a secret.
 
 One interface, engines side by side (SQLite for one relay), one suite that all of them pass
 (`tests/relay/registry/conformance.py`). What every engine promises:
@@ -14,6 +15,13 @@ One interface, engines side by side (SQLite for one relay), one suite that all o
 4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches
    (docs/threats.md#E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
+6. A generation of an agent's certificate is renewed once: counting is atomic, and a second renewal with another request
+   revokes the cluster (`registry.generations`, docs/threats.md#E11).
+7. A cluster that is not known can be revoked too: its name is kept, and neither redeemed nor adopted
+   (docs/threats.md#E12).
+8. A user's revocation holds until the operator takes it back, or until no token that it refuses can still be valid: an
+   entry goes when room is made for another one and `KEEP_REVOKED` has passed since its time. The list is bounded, for
+   each agent is sent all of it (docs/protocol.md, "Revocations"); a full one refuses the next entry in words.
 
 Times are unix seconds. Cluster names are canonical (`pki.names`); any other raises `ConfigError`.
 """
@@ -23,12 +31,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused
-from arcbridge.pki.authority import agent_ca_pin, agent_issued_at
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
+from arcbridge.identity.claims import is_plain
+from arcbridge.pki.authority import agent_ca_pin, agent_generation, agent_issued_at, agent_key_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import same_pin
+from arcbridge.relay.registry.generations import Keys, ShownCertificate, check_generation
 
 REDEEM_AGAIN = 600.0
 """Seconds in which the same key may redeem its token again: long enough for an agent to restart and retry, short
@@ -39,6 +49,24 @@ MAX_USES = 10_000
 
 KEEP_EXPIRED = 30 * 86400.0
 """Seconds for which an expired join token stays in the list, so that an operator can see what became of it."""
+
+MAX_REVOKED_USERS = 10_000
+"""Users whose logins are revoked, at once; some 0.6 MB at each control connection of an agent when it begins."""
+
+KEEP_REVOKED = 401 * 86400.0
+"""Seconds behind the time of a user's revocation after which its entry may go. Every token that it refuses has lapsed
+by then, because relay and agent take none that is valid for longer than 400 days (`identity.verifier.MAX_LIFETIME`).
+Only an entry whose user begins with `system:` stays: it is about a ServiceAccount, whose tokens may have no end."""
+
+MAX_USER = 2048
+"""Bytes of a user name, or of a subject, which an issuer's URL begins."""
+
+MAX_REASON = 200
+"""Characters of the reason for a revocation."""
+
+NOT_ENROLLED = "this cluster is not enrolled here: enrol with a new join token"
+
+REVOKED = "this cluster is revoked: the relay's operator has to restore it first"
 
 MAX_LABELS = 32
 MAX_LABEL_NAME = 63
@@ -76,6 +104,8 @@ class ClusterRecord:
     """When it was revoked; 0: it is not."""
     valid_since: float = 0.0
     """Agents' certificates from before this do not count: the name has gone over to another cluster CA since."""
+    keys: Keys = field(default_factory=dict)
+    """What is held of the agents' keys: how often each one's certificate was renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +192,14 @@ class Registry(ABC):
         """Note that an agent of `name` holds a certificate until then; a time earlier than the noted one is ignored."""
 
     @abstractmethod
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        """Count a renewal of the certificate that was shown; return the generation of the one to issue; atomic.
+
+        `request` is the SHA-256 of a stored request, or `generations.OLDER_AGENT`. Raises `RenewedTwice` once the
+        cluster is revoked for it, and `EnrolmentRefused`.
+        """
+
+    @abstractmethod
     async def seen(
         self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
     ) -> None:
@@ -169,15 +207,39 @@ class Registry(ABC):
 
     @abstractmethod
     async def revoke_cluster(self, name: str) -> bool:
-        """Refuse the cluster's agents from now on; its record stays. False when there is no such cluster."""
+        """Refuse the cluster's agents from now on; its record stays.
+
+        False when it is not known here: then its name is kept, so that it cannot come to be known.
+        """
 
     @abstractmethod
     async def unrevoke_cluster(self, name: str) -> bool:
-        """Take `revoke_cluster` back. Certificates issued before count again, until they lapse."""
+        """Take `revoke_cluster` back; False when there is neither such a cluster nor such a name.
+
+        Certificates issued before count again, until they lapse; those of a key that was renewed twice do not.
+        """
 
     @abstractmethod
     async def revocations(self) -> frozenset[str]:
-        """Return the names of the clusters that are revoked; cheap enough to ask every few seconds."""
+        """Return the names of the clusters that are revoked, known or not; cheap enough to ask every few seconds."""
+
+    # Users.
+
+    @abstractmethod
+    async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
+        """Refuse the tokens of `user` that were issued before that time, from now on; return what holds then.
+
+        Of two revocations of one user the later time holds, and the later reason that was given. Raises `ConfigError`
+        for what cannot be kept, and `StateError` when the list is full.
+        """
+
+    @abstractmethod
+    async def restore_user(self, user: str) -> bool:
+        """Take `revoke_user` back; False when the user is not revoked."""
+
+    @abstractmethod
+    async def user_revocations(self) -> Mapping[str, UserRevocation]:
+        """Return all of them, by user; cheap enough to ask every few seconds."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -193,6 +255,45 @@ def check_join_token(cluster: str, uses: int, expires_at: float, now: float, *, 
         raise ConfigError("a join token that lets a cluster come back with another CA has exactly one use")
     if not now < expires_at < math.inf:
         raise ConfigError("a join token must expire in the future")
+
+
+def check_user(user: str) -> str:
+    """Return `user`, or raise `ConfigError` unless it can be a user name or a subject."""
+    if not is_plain(user, MAX_USER):
+        raise ConfigError(
+            f"a user is a user name as the policy has it, or ISSUER#SUBJECT: at most {MAX_USER} bytes, without blanks "
+            "at its ends and without invisible characters"
+        )
+    return user
+
+
+def check_revocation(user: str, before: int, reason: str) -> None:
+    """Raise `ConfigError` unless a user's revocation may be kept."""
+    check_user(user)
+    if not 0 < before < 1 << 53:
+        raise ConfigError("the time of a revocation lies after 1970 and within the reach of a calendar")
+    if len(reason) > MAX_REASON or not reason.isprintable():
+        raise ConfigError(f"the reason for a revocation has at most {MAX_REASON} printable characters")
+
+
+def added(known: UserRevocation | None, new: UserRevocation) -> UserRevocation:
+    """Return what holds when a user who was revoked as `known` is revoked again."""
+    if known is None:
+        return new
+    return replace(new, before=max(known.before, new.before), reason=new.reason or known.reason)
+
+
+def may_go(entry: UserRevocation, now: float) -> bool:
+    """Say whether no token that the entry refuses can be valid any more."""
+    return entry.before + KEEP_REVOKED < now and not entry.user.startswith("system:")
+
+
+def full() -> StateError:
+    """What an operator hears whose revocation has no place in the list."""
+    return StateError(
+        f"{MAX_REVOKED_USERS} users are revoked, and no more can be: restore those who have no valid token left "
+        "('user list' shows since when each is revoked), or take the user out of the policy"
+    )
 
 
 def spent(used: int, uses: int, expires_at: float, now: float) -> str:
@@ -234,9 +335,10 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     Asked at each control connection, each join of an agent and each renewal.
     """
     if record is None:
-        raise EnrolmentRefused("this cluster is not enrolled here: enrol with a new join token")
+        raise EnrolmentRefused(NOT_ENROLLED)
     if record.revoked:
-        raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+        raise EnrolmentRefused(REVOKED)
+    check_generation(record.keys, agent_key_hash(certificate_der), agent_generation(certificate_der))
     # Two seconds: X.509 has whole seconds, and a certificate is issued just after its redemption.
     if agent_issued_at(certificate_der) + 2 < record.valid_since:
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")

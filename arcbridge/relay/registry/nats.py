@@ -3,9 +3,10 @@
 Keys (a cluster's name has its dots replaced by `_`, which is in no name):
 
     token.ID              a join token: what may be shown of it, the SHA-256 of its secret, its redemptions
-    cluster.NAME.binding  the cluster's CA, and since when
-    cluster.NAME.revoked  when it was revoked; deleted when it is restored
+    cluster.NAME.binding  the cluster's CA, since when, and how often each agent's key was renewed
+    cluster.NAME.revoked  when it was revoked, also where it has no binding; deleted when it is restored
     seen.NAME             what is noted of its agents; the only key that changes every minute
+    user.HASH             a user whose logins are revoked (a user may have any name); deleted when the user is restored
 
 Several keys and no transaction, so the order of writes decides. A redemption reads the token, the binding and the
 revocation, refuses where it must, then writes the token (the use), then the binding. Each write names the revision that
@@ -16,7 +17,8 @@ was read, and when another relay was faster everything is read and judged again.
   writes the binding; no other key gains anything.
 * A use is never given back. Where a name is bound to another CA, or revoked, between the reading and the writing, the
   loser is refused and its use stays spent: giving it back could give it twice.
-* A revocation is a key of its own that no redemption writes: it holds whatever else happens at the same time.
+* A revocation is a key of its own that no redemption writes: it holds whatever else happens at the same time. Users'
+  are read anew every few seconds; the copy has what was read last.
 
 When NATS does not answer, changes are refused: `RegistryUnavailable`. Bindings and revocations are also followed in
 a copy (one watch), and *reads* are answered from it for `outage` seconds after the last contact, so that agents and
@@ -29,11 +31,13 @@ bucket that was emptied, an old replica) is no reason to believe that the cluste
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -43,16 +47,26 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, end, subject_token
+from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
+    MAX_REVOKED_USERS,
+    NOT_ENROLLED,
     REDEEM_AGAIN,
+    REVOKED,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
     RegistryUnavailable,
+    UserRevocation,
+    added,
     check_join_token,
     check_labels,
+    check_revocation,
+    check_user,
     foreign_ca,
+    full,
+    may_go,
     shown_version,
     spent,
 )
@@ -60,6 +74,8 @@ from arcbridge.relay.registry.base import (
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js.kv import KeyValue
+
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 T = TypeVar("T")
 
@@ -111,10 +127,12 @@ class NatsRegistry(Registry):
         self._store: tuple[Client, KeyValue] | None = None
         self._opening = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
-        # The copy: bindings and revocations by subject token, each with its revision; when JetStream last answered;
-        # whether it was ever read whole; when the bucket was made, because revisions count from 1 in another one.
+        # The copy: bindings and revocations by subject token, users' by hash, each with its revision; when JetStream
+        # last answered; whether it was ever read whole; when the bucket was made, because revisions count from 1 in
+        # another one.
         self._bindings: dict[str, _Value] = {}
         self._revoked: dict[str, _Value] = {}
+        self._users: dict[str, _Value] = {}
         self._contact: float | None = None
         self._complete = False
         self._made: object = None
@@ -202,7 +220,7 @@ class NatsRegistry(Registry):
                 self._revocation(subject_token(cluster)), self._read(f"{place}.binding")
             )
             if revoked:
-                raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+                raise EnrolmentRefused(REVOKED)
             known = binding.data
             same = known is None or same_pin(known["ca_pin"], pin)
             if known is not None and not same and not found["rebind"]:
@@ -217,6 +235,7 @@ class NatsRegistry(Registry):
                 "ca_pin": pin,
                 "created": now if known is None else known["created"],
                 "valid_since": (0.0 if known is None else known["valid_since"]) if same else now,
+                "keys": generations.to_json(generations.enrolled(_keys(known), key_hash, now, repeated=repeated)),
             }
             if bound != known:
                 await self._write(f"{place}.binding", bound, binding.revision)
@@ -292,18 +311,40 @@ class NatsRegistry(Registry):
 
         await self._changing(note)
 
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        token = subject_token(name)
+
+        async def renew() -> generations.Renewal:
+            revoked, binding = await asyncio.gather(self._revocation(token), self._read(f"cluster.{token}.binding"))
+            if binding.data is None:
+                raise EnrolmentRefused(NOT_ENROLLED)
+            if revoked:
+                raise EnrolmentRefused(REVOKED)
+            known = _keys(binding.data)
+            renewal = generations.renewed(known, shown, request, self._clock())
+            if renewal.keys != known:
+                data = {**binding.data, "keys": generations.to_json(renewal.keys)}
+                await self._write(f"cluster.{token}.binding", data, binding.revision)
+            return renewal
+
+        renewal = await self._changing(renew)
+        if not renewal.generation:
+            # Dying before this write leaves both certificates void, and the connections that stand.
+            await self.revoke_cluster(name)
+            raise RenewedTwice
+        return renewal.generation
+
     async def revoke_cluster(self, name: str) -> bool:
         token = subject_token(name)
 
         async def revoke() -> bool:
-            if (await self._read(f"cluster.{token}.binding")).data is None:
-                return False
+            known = (await self._read(f"cluster.{token}.binding")).data is not None
             found, revision = await self._read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
                 data = {"at": self._clock()}
                 self._revoked[token] = _Value(data, await self._write(f"cluster.{token}.revoked", data, revision))
-            return True
+            return known
 
         return await self._changing(revoke)
 
@@ -311,7 +352,8 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def restore() -> bool:
-            if (await self._read(f"cluster.{token}.binding")).data is None:
+            bound, held = (await self._read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            if bound is None and not held:
                 return False
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
             await self._remove(f"cluster.{token}.revoked")
@@ -327,6 +369,53 @@ class NatsRegistry(Registry):
         except RegistryUnavailable:
             self._require_copy()
         return frozenset(token.replace("_", ".") for token, (data, _) in self._revoked.items() if data is not None)
+
+    # Users.
+
+    async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
+        check_revocation(user, before, reason)
+        digest = _digest(user)
+        await self._make_room(digest)
+
+        async def revoke() -> UserRevocation:
+            found, revision = await self._read(f"user.{digest}")
+            record = added(None if found is None else _user(found), UserRevocation(user, before, reason, self._clock()))
+            data = asdict(record)
+            self._users[digest] = _Value(data, await self._write(f"user.{digest}", data, revision))
+            return record
+
+        return await self._changing(revoke)
+
+    async def _make_room(self, digest: str) -> None:
+        """Raise `StateError` where the list is full. Two operators at once may put one more into it than may be in it,
+        which harms nothing."""
+        known = await self._all("user.>")
+        known.pop(f"user.{digest}", None)
+        entries = {key: _user(data) for key, (data, _) in known.items() if data is not None}
+        if len(entries) < MAX_REVOKED_USERS:
+            return
+        old = [key for key, entry in entries.items() if may_go(entry, self._clock())]
+        if not old:
+            raise full()
+        for key in old:
+            await self._remove(key)
+
+    async def restore_user(self, user: str) -> bool:
+        digest = _digest(check_user(user))
+        known = (await self._read(f"user.{digest}")).data or self._users.get(digest, _NOTHING).data
+        # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
+        await self._remove(f"user.{digest}")
+        _take(self._users, digest, await self._read(f"user.{digest}"))
+        return known is not None
+
+    async def user_revocations(self) -> Mapping[str, UserRevocation]:
+        try:
+            for key, value in (await self._all("user.>", CALL)).items():
+                _take(self._users, key.removeprefix("user."), value)
+        except RegistryUnavailable:
+            self._require_copy()
+        records = [_user(data) for data, _ in self._users.values() if data is not None]
+        return {record.user: record for record in sorted(records, key=lambda record: record.user)}
 
     # The copy.
 
@@ -350,14 +439,8 @@ class NatsRegistry(Registry):
         return self._held(token, await self._read_or_copy(f"cluster.{token}.revoked", self._revoked, token))
 
     def _held(self, token: str, found: _Value) -> float:
-        """Take over what was read of a revocation, unless the copy knows better; when it was revoked, or 0.
-
-        A key that is missing says nothing (rule of the module), and neither does a revision older than a known one, as
-        long as the bucket is the same; one that was made anew counts from 1 again, and there a revocation wins.
-        """
-        known = self._revoked.get(token, _NOTHING)
-        if found.revision and (found.revision >= known.revision or (found.data is not None and known.data is None)):
-            self._revoked[token] = known = found
+        """Take over what was read of a cluster's revocation; when it was revoked, or 0."""
+        known = _take(self._revoked, token, found)
         return 0.0 if known.data is None else float(known.data["at"])
 
     def _require_copy(self) -> None:
@@ -383,7 +466,8 @@ class NatsRegistry(Registry):
         made = (await self._answered(store.status(), CALL)).stream_info.created
         if self._made not in (None, made):
             log.warning("the registry's bucket is another one; revocations known from the old one still hold")
-            self._revoked = {token: _Value(value.data, 0) for token, value in self._revoked.items()}
+            for copy in (self._revoked, self._users):
+                copy.update({token: _Value(value.data, 0) for token, value in copy.items()})
         self._made = made
         watcher = await self._answered(store.watch("cluster.>"), CALL)
         until = self._monotonic() + FOLLOW
@@ -550,6 +634,27 @@ class NatsRegistry(Registry):
 _NOTHING: Final = _Value(None, 0)
 
 
+def _take(copy: dict[str, _Value], token: str, found: _Value) -> _Value:
+    """Take over what was read of a revocation, unless the copy knows better; return what holds.
+
+    A key that is missing says nothing (rule of the module), and neither does a revision older than a known one, as
+    long as the bucket is the same; one that was made anew counts from 1 again, and there a revocation wins.
+    """
+    known = copy.get(token, _NOTHING)
+    if found.revision and (found.revision >= known.revision or (found.data is not None and known.data is None)):
+        copy[token] = known = found
+    return known
+
+
+def _user(data: Mapping[str, Any]) -> UserRevocation:
+    return UserRevocation(data["user"], data["before"], data["reason"], data["revoked"])
+
+
+def _digest(user: str) -> str:
+    """A user as part of a key, for which only some characters may be used."""
+    return hashlib.sha256(user.encode()).hexdigest()[:40]
+
+
 async def _next(watcher: KeyValue.KeyWatcher, timeout: float) -> tuple[str, _Value] | None:
     """Return a key and its value; None once, when all that was there at the beginning has been told."""
     async with asyncio.timeout(timeout):
@@ -591,7 +696,13 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
         labels=seen.get("labels", {}),
         revoked=revoked,
         valid_since=binding["valid_since"],
+        keys=_keys(binding),
     )
+
+
+def _keys(binding: Mapping[str, Any] | None) -> generations.Keys:
+    """What a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
+    return generations.from_json((binding or {}).get("keys", {}))
 
 
 def _unavailable(error: Any) -> RegistryUnavailable:

@@ -27,25 +27,34 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
+from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
+    MAX_REVOKED_USERS,
+    NOT_ENROLLED,
     REDEEM_AGAIN,
+    REVOKED,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
     RegistryUnavailable,
+    UserRevocation,
+    added,
     check_join_token,
     check_labels,
+    check_revocation,
+    check_user,
     foreign_ca,
+    full,
+    may_go,
     shown_version,
     spent,
 )
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 T = TypeVar("T")
 
 DATABASE_FILE = "registry.db"
-
-SCHEMA_VERSION = 1
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a transaction waits for another process's. Ours take milliseconds; longer means something is stuck,
@@ -56,7 +65,7 @@ MAX_PENDING = 2000
 
 _APPLICATION_ID = 0x61726362  # "arcb": tells our files from other SQLite files
 
-_SCHEMA = (
+_CLUSTERS_AND_TOKENS = (
     """CREATE TABLE clusters (
         name TEXT PRIMARY KEY, ca_pem TEXT NOT NULL, ca_pin TEXT NOT NULL, created REAL NOT NULL,
         last_seen REAL NOT NULL DEFAULT 0, certificate_expires REAL NOT NULL DEFAULT 0,
@@ -74,11 +83,25 @@ _SCHEMA = (
     )""",
     "CREATE INDEX clusters_revoked ON clusters (name) WHERE revoked > 0",
 )
+_REVOKED_USERS = (
+    """CREATE TABLE revoked_users (
+        user TEXT PRIMARY KEY, before INTEGER NOT NULL, reason TEXT NOT NULL, revoked REAL NOT NULL
+    )""",
+)
+_GENERATIONS_AND_UNKNOWN_CLUSTERS = (
+    "ALTER TABLE clusters ADD COLUMN keys TEXT NOT NULL DEFAULT '{}'",
+    "CREATE TABLE revoked_names (name TEXT PRIMARY KEY, revoked REAL NOT NULL)",
+)
+_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS)
+"""The steps from an empty file to the schema: number n leads from version n - 1 to version n. Each is final."""
+
+SCHEMA_VERSION = len(_STEPS)
 
 _CLUSTER_COLUMNS = (
-    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since"
+    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys"
 )
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
+_USER_COLUMNS = "user, before, reason, revoked"
 
 
 class SqliteRegistry(Registry):
@@ -160,16 +183,21 @@ class SqliteRegistry(Registry):
         def redeem() -> ClusterRecord:
             with self._transaction(self._durable) as database:
                 now = self._clock()
-                cluster, rebind = self._consume(database, token, key_hash, now)
+                cluster, rebind, repeated = self._consume(database, token, key_hash, now)
                 self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+                keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
+                _keep_keys(database, cluster, keys)
                 return _cluster(
                     database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
                 )
 
         return await self._run(redeem)
 
-    def _consume(self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float) -> tuple[str, bool]:
-        """Use the token once more and return its cluster and whether it may rebind; in the caller's transaction."""
+    def _consume(
+        self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float
+    ) -> tuple[str, bool, bool]:
+        """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
+        this key has used it before."""
         row = database.execute(
             "SELECT secret_hash, cluster, uses, used, expires_at, rebind FROM join_tokens WHERE id = ?", (token.id,)
         ).fetchone()
@@ -182,7 +210,7 @@ class SqliteRegistry(Registry):
         ).fetchone()
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
         if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
-            return cluster, bool(rebind)
+            return cluster, bool(rebind), True
         if why := spent(used, uses, expires_at, now):
             raise EnrolmentRefused(why)
         database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
@@ -191,7 +219,7 @@ class SqliteRegistry(Registry):
             " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
             (token.id, key_hash, now),
         )
-        return cluster, bool(rebind)
+        return cluster, bool(rebind), False
 
     def _bind(
         self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
@@ -199,13 +227,15 @@ class SqliteRegistry(Registry):
         """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
         row = database.execute("SELECT ca_pin, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
         if row is None:
+            if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
+                raise EnrolmentRefused(REVOKED)
             database.execute(
                 "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
             )
             return
         known_pin, revoked = row
         if revoked:
-            raise EnrolmentRefused("this cluster is revoked: the relay's operator has to restore it first")
+            raise EnrolmentRefused(REVOKED)
         if not rebind and not same_pin(known_pin, pin):
             raise EnrolmentRefused(foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
@@ -227,8 +257,9 @@ class SqliteRegistry(Registry):
     async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
         check_cluster_name(name)
         return await self._change(
-            "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
-            (name, ca_pem, pin_of(ca_pem), when),
+            "INSERT INTO clusters (name, ca_pem, ca_pin, created) SELECT ?, ?, ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM revoked_names WHERE name = ?) ON CONFLICT (name) DO NOTHING",
+            (name, ca_pem, pin_of(ca_pem), when, name),
         )
 
     async def clusters(self) -> list[ClusterRecord]:
@@ -261,23 +292,93 @@ class SqliteRegistry(Registry):
 
         await self._run(update)
 
+    async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
+        check_cluster_name(name)
+
+        def renew() -> int:
+            with self._transaction(self._durable) as database:
+                now = self._clock()
+                row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
+                if row is None:
+                    raise EnrolmentRefused(NOT_ENROLLED)
+                if row[0]:
+                    raise EnrolmentRefused(REVOKED)
+                renewal = generations.renewed(_keys(database, name), shown, request, now)
+                _keep_keys(database, name, renewal.keys)
+                if not renewal.generation:
+                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (now, name))
+                return renewal.generation
+
+        generation = await self._run(renew)
+        if not generation:
+            raise RenewedTwice
+        return generation
+
     async def revoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
-        # The time of the first revocation stays.
-        return await self._change(
-            "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
-            (self._clock(), name),
-        )
+
+        def revoke() -> bool:
+            # The time of the first revocation stays.
+            with self._transaction(self._durable) as database:
+                known = database.execute(
+                    "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
+                    (self._clock(), name),
+                ).rowcount
+                if not known:
+                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, self._clock()))
+                return known > 0
+
+        return await self._run(revoke)
 
     async def unrevoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
-        return await self._change("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,))
+
+        def restore() -> bool:
+            with self._transaction(self._durable) as database:
+                known = database.execute("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,)).rowcount
+                kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
+                return known + kept > 0
+
+        return await self._run(restore)
 
     async def revocations(self) -> frozenset[str]:
         def select() -> frozenset[str]:
-            return frozenset(name for (name,) in self._durable.execute("SELECT name FROM clusters WHERE revoked > 0"))
+            rows = self._durable.execute(
+                "SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names"
+            )
+            return frozenset(name for (name,) in rows)
 
         return await self._run(select)
+
+    # Users.
+
+    async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
+        check_revocation(user, before, reason)
+
+        def revoke() -> UserRevocation:
+            with self._transaction(self._durable) as database:
+                now = self._clock()
+                known = _users(database)
+                record = added(known.pop(user, None), UserRevocation(user, before, reason, now))
+                if len(known) >= MAX_REVOKED_USERS:
+                    old = [entry.user for entry in known.values() if may_go(entry, now)]
+                    if not old:
+                        raise full()
+                    database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
+                database.execute(
+                    f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
+                    (record.user, record.before, record.reason, record.revoked),
+                )
+                return record
+
+        return await self._run(revoke)
+
+    async def restore_user(self, user: str) -> bool:
+        check_user(user)
+        return await self._change("DELETE FROM revoked_users WHERE user = ?", (user,))
+
+    async def user_revocations(self) -> Mapping[str, UserRevocation]:
+        return await self._run(lambda: _users(self._durable))
 
     # The thread.
 
@@ -333,8 +434,7 @@ class SqliteRegistry(Registry):
             try:
                 version = self._check_file()
                 self._set_up(self._durable, "FULL")
-                if version == 0:
-                    self._create()
+                self._bring_up_to_date(version)
                 self._quick = self._connect()
                 self._set_up(self._quick, "NORMAL")
             except BaseException:
@@ -365,10 +465,14 @@ class SqliteRegistry(Registry):
         database.execute("PRAGMA foreign_keys = ON")
         database.execute("PRAGMA trusted_schema = OFF")
 
-    def _create(self) -> None:
+    def _bring_up_to_date(self, version: int) -> None:
+        """Take the steps that a file of this version lacks: all of them or none."""
+        if version == SCHEMA_VERSION:
+            return
         with self._transaction(self._durable) as database:
-            for statement in _SCHEMA:
-                database.execute(statement)
+            for step in _STEPS[version:]:
+                for statement in step:
+                    database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -377,8 +481,17 @@ class SqliteRegistry(Registry):
         self._durable.close()
 
 
-def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float]) -> ClusterRecord:
-    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since = row
+def _keys(database: sqlite3.Connection, cluster: str) -> generations.Keys:
+    row = database.execute("SELECT keys FROM clusters WHERE name = ?", (cluster,)).fetchone()
+    return generations.from_json(json.loads(row[0]))
+
+
+def _keep_keys(database: sqlite3.Connection, cluster: str, keys: generations.Keys) -> None:
+    database.execute("UPDATE clusters SET keys = ? WHERE name = ?", (json.dumps(generations.to_json(keys)), cluster))
+
+
+def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float, str]) -> ClusterRecord:
+    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys = row
     return ClusterRecord(
         name=name,
         ca_pem=ca_pem,
@@ -390,7 +503,13 @@ def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, flo
         labels=json.loads(labels),
         revoked=revoked,
         valid_since=valid_since,
+        keys=generations.from_json(json.loads(keys)),
     )
+
+
+def _users(database: sqlite3.Connection) -> dict[str, UserRevocation]:
+    rows = database.execute(f"SELECT {_USER_COLUMNS} FROM revoked_users ORDER BY user").fetchall()
+    return {row[0]: UserRevocation(*row) for row in rows}
 
 
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:

@@ -25,6 +25,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.stream import Stream
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.stream_io import StreamIO
 
@@ -153,6 +154,12 @@ class Bench:
     caller: Caller
     client: MuxSession
     ended: list[ArcbridgeError] = field(default_factory=list)
+    agents: list[MuxSession] = field(default_factory=list)
+    """The agent's sides of the session."""
+
+    def agent_streams(self) -> list[Stream]:
+        """Return the streams that the agent has not seen the end of."""
+        return [stream for session in self.agents for stream in session._machine.streams.values()]
 
     def stream(self) -> Wire:
         io = StreamIO()
@@ -204,7 +211,7 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
         client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
         bench = Bench(fake, proxy, audit, caller_of(ALICE, accounts), client)
         loop = asyncio.get_running_loop()
-        agents: list[MuxSession] = []
+        agents = bench.agents
 
         def accept() -> asyncio.BaseProtocol:
             agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, _AgentSide(bench)))

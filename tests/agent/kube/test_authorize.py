@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
@@ -30,12 +31,13 @@ from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
-from arcbridge.config import KubernetesConfig
+from arcbridge.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.identity.claims import Identity
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 from .bench import ALICE, RecordedAudit, caller_of
 
+EXEC = "/api/v1/namespaces/default/pods/web/exec?command=sh"
 PLAIN = b"Accept: a\r\n"
 LINES = (
     b"Accept: a\r\nAuthorization: Bearer agent-own-token\r\nImpersonate-User: alice\r\nImpersonate-Uid: u-1\r\n"
@@ -51,6 +53,8 @@ class Desk:
         self.audit = RecordedAudit()
         self.authorizer = Authorizer(api, self.audit, Reviewer(api))
         self.stream = StreamContext(caller_of(ALICE), 1)
+        self.now: float | None = None
+        """When the next requests begin, monotonic seconds; None: now."""
 
     @property
     def caller(self) -> Caller:
@@ -58,8 +62,12 @@ class Desk:
 
     def plan(self, head: RequestHead, approval: Approval | None = None) -> Plan:
         record = self.authorizer.begin(self.stream, head.method)
+        record.started = self.now or record.started
         try:
             return self.authorizer.authorize(self.stream, head, record, approval)
+        except RequestRefusal as refusal:
+            self.authorizer.refuse(self.stream, record, refusal)
+            raise
         finally:
             self.authorizer.finish(self.stream, record)
 
@@ -135,6 +143,87 @@ async def test_the_limit_holds_on_either_entrance(desk: Desk, monkeypatch: pytes
         with pytest.raises(RequestRefusal) as caught:
             desk.plan(head)
         assert (caught.value.status_code, caught.value.retry_after) == (429, 1)
+
+
+async def test_l21_requests_of_both_entrances_draw_on_one_allowance(desk: Desk) -> None:
+    desk.stream = StreamContext(limited(request_burst=4, requests_per_second=1), 1)
+    desk.now = 1000.0
+    for head in (plain(), parsed(), plain(), parsed()):
+        desk.plan(head)
+    for head in (plain(), parsed()):
+        with pytest.raises(RequestRefusal, match="you send more than the 1 requests a second") as caught:
+            desk.plan(head)
+        assert (caught.value.status_code, caught.value.retry_after, caught.value.hold) == (429, 1, 0.0)
+    assert [record.outcome for record in desk.audit.kept] == ["answered"] * 4 + ["refused"]
+    assert (desk.audit.kept[-1].limit, desk.audit.kept[-1].omitted) == ("requests_per_second", 0)
+    assert (desk.authorizer.stats.requests, desk.authorizer.stats.refused) == (6, 2)
+
+
+async def test_l22_requests_under_way_are_of_one_user(desk: Desk) -> None:
+    caller = limited(concurrent_requests=2)
+    streams = [StreamContext(caller, number) for number in (1, 3, 5)]
+    records = [desk.authorizer.begin(stream, "GET") for stream in streams]
+    for stream, record in zip(streams[:2], records[:2], strict=True):
+        desk.authorizer.authorize(stream, plain(), record)
+    with pytest.raises(RequestRefusal, match="2 requests of yours are under way"):
+        desk.authorizer.authorize(streams[2], parsed(), records[2])
+    desk.plan(plain())  # another user
+    desk.authorizer.finish(streams[0], records[0])
+    desk.authorizer.authorize(streams[2], parsed(), records[2])
+    assert caller.account.in_flight == 2
+
+
+async def test_l22_upgrades_are_counted_from_the_first_byte_to_the_last(desk: Desk) -> None:
+    caller = limited(upgraded_streams=1)
+    head = parsed((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"), target=EXEC)
+    first, second = StreamContext(caller, 1), StreamContext(caller, 3)
+    record, other = desk.authorizer.begin(first, "GET"), desk.authorizer.begin(second, "GET")
+    assert desk.authorizer.authorize(first, head, record).upgrade is not None
+    with pytest.raises(RequestRefusal, match="1 exec, attach and port-forward") as caught:
+        desk.authorizer.authorize(second, head, other)
+    desk.authorizer.refuse(second, other, caught.value)
+    assert (caller.account.in_flight, caller.account.upgrades) == (1, 1), "who is refused holds nothing"
+    desk.authorizer.finish(first, record)
+    assert (caller.account.in_flight, caller.account.upgrades) == (0, 0)
+    assert desk.authorizer.authorize(second, head, other).upgrade is not None
+
+
+async def test_l21_a_review_of_an_impersonation_does_not_count_twice(desk: Desk) -> None:
+    desk.stream = StreamContext(limited(request_burst=1), 1)
+    desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = reply(
+        201, b'{"status": {"allowed": true}}'
+    )
+    record = desk.authorizer.begin(desk.stream, "GET")
+    await desk.authorizer.authorize_reviewed(desk.stream, AS_BOB, record)
+    assert desk.caller.account.in_flight == 1
+    desk.authorizer.finish(desk.stream, record)
+    assert desk.caller.account.in_flight == 0
+
+
+async def test_l26_a_flood_leaves_one_log_line_and_one_record_and_is_held(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.stream = StreamContext(limited(request_burst=1), 1)
+    desk.now = 1000.0
+    desk.plan(plain())
+    held = []
+    with capture_logs() as logs:
+        for _ in range(200):
+            with pytest.raises(RequestRefusal) as caught:
+                desk.plan(plain())
+            held.append(caught.value.hold)
+    assert [(line["event"], line["reason"]) for line in logs] == [("limit reached", "requests_per_second")]
+    assert [record.outcome for record in desk.audit.kept] == ["answered", "refused"]
+    assert held == [*[0.0] * 50, *[1.0] * 150]
+    assert desk.authorizer.stats.in_flight == desk.caller.account.in_flight == 0
+    monkeypatch.setattr("arcbridge.agent.accounts.BURST_GAP", 0.0)  # the burst is over
+    with pytest.raises(RequestRefusal):
+        desk.plan(plain())
+    assert desk.audit.kept[-1].omitted == 199
+
+
+def limited(**limits: int) -> Caller:
+    return caller_of(ALICE, Accounts(AgentLimitsConfig(**limits)))
 
 
 async def test_in_token_mode_the_callers_token_goes_on_and_no_identity_is_added(desk: Desk) -> None:

@@ -12,10 +12,15 @@ import pytest
 
 from arcbridge.agent.kube.authorize import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
-from arcbridge.errors import StreamReset
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.errors import SessionEnded, StreamReset
+from arcbridge.limiters import TokenBucket
+from arcbridge.mux.stream import WRITE_HIGH
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.limits import DEFAULT
 from tests.support.fake_apiserver import Exchange, Route, chunked, reply
 
-from .bench import Bench, running
+from .bench import Bench, Wire, running
 
 PATH = "/api/v1/namespaces/default/pods"
 
@@ -217,3 +222,156 @@ async def test_an_answer_whose_connection_is_closed_behind_it_is_whole(bench: Be
         await wire.until(b"\r\n")
         assert (await wire.exactly(len(part) + 2))[:-2] == part
     await wire.until(b"0\r\n\r\n")
+
+
+LARGE = bytes(4 << 20)
+
+
+def stalled(bench: Bench, path: str, *headers: str) -> Wire:
+    """Ask for an answer on a stream of its own, and read none of it."""
+    wire = bench.stream()
+    assert wire.io.transport is not None
+    wire.io.transport.pause_reading()
+    wire.io.transport.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
+    return wire
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_l31_answers_that_are_not_read_hold_few_seats(bench: Bench, headers: tuple[str, ...]) -> None:
+    """A caller who reads nothing keeps the API server waiting with a few answers, whatever it asks for."""
+    account = bench.caller.account
+    account.seats.most = 3
+    bench.api.routes[PATH] = reply(200, LARGE)
+    wires = [stalled(bench, PATH, *headers) for _ in range(10)]
+    async with asyncio.timeout(10):
+        while len(bench.api.requests) < 3 or account.seats.held < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert len(bench.api.requests) == 3
+        watch = stalled(bench, f"{PATH}?watch=1", *headers)
+        while len(bench.api.requests) < 4:
+            await asyncio.sleep(0.01)
+        assert account.seats.held == 3, "a watch takes none"
+        watch.io.reset()
+        for number, wire in enumerate(wires):  # each that is read makes room for another
+            assert wire.io.transport is not None
+            wire.io.transport.resume_reading()
+            assert len((await wire.answer()).body) == len(LARGE)
+            while len(bench.api.requests) < min(11, 5 + number):
+                await asyncio.sleep(0.01)
+        while account.seats.held:
+            await asyncio.sleep(0.01)
+    assert account.connections == 0
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_l31_who_finds_no_seat_is_told_so(
+    bench: Bench, headers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.exchange.LONGEST_WAIT", 0.05)
+    account = bench.caller.account
+    account.limits = dataclasses.replace(account.limits, apiserver_seats=1)
+    account.seats.most = 1
+    bench.api.routes[PATH] = reply(200, LARGE)
+    wire = stalled(bench, PATH, *headers)
+    async with asyncio.timeout(10):
+        while not account.seats.held or not bench.api.requests:
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            refused = await bench.get(PATH, *headers)
+            assert refused.status == 429
+            assert refused.header("retry-after") == ["1"]
+            assert "works on 1 requests of yours, or waits until their answers are read" in refused.body.decode()
+        wire.io.reset()
+        while account.seats.held:
+            await asyncio.sleep(0.01)
+        assert (await bench.get("/api/v1/other", *headers)).status == 200
+    reported = [record for record in bench.audit.kept if record.limit]
+    assert [(record.limit, record.omitted) for record in reported] == [("apiserver_seats", 0)], "one of a burst"
+
+
+async def test_a_request_that_is_repeated_keeps_its_seat(bench: Bench) -> None:
+    """The idle connection has died: the request has had its seat all the time, and gives it back once."""
+    account = bench.caller.account
+    account.seats.most = 1
+    assert (await bench.get(PATH)).status == 200
+
+    async def dies(exchange: Exchange) -> None:
+        bench.api.routes.pop(PATH)
+        exchange.reset()
+
+    bench.api.routes[PATH] = dies
+    assert (await bench.get(PATH)).status == 200
+    assert account.seats.held == 0
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Bench, headers: tuple[str, ...]) -> None:
+    """OPEN, GET, FIN: all in order, and each would cost the API server a connection."""
+    request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
+    bench.client._machine.stream_table._churn = TokenBucket(10**9, 0)  # a hostile client does not mind
+    opened = 0
+    async with asyncio.timeout(30):
+        while bench.client.usable and opened < 5000:
+            for _ in range(50):
+                if bench.client.usable:
+                    wire = bench.stream()
+                    assert wire.io.transport is not None
+                    wire.io.transport.write(request)
+                    wire.io.transport.write_eof()
+                    opened += 1
+            await asyncio.sleep(0.005)
+        error = await bench.client.wait_ended()
+    assert isinstance(error, SessionEnded)
+    assert error.code == GoawayCode.LIMIT
+    assert DEFAULT.churn_burst <= opened <= DEFAULT.churn_burst + 600
+    account = bench.caller.account
+    async with asyncio.timeout(5):
+        while account.seats.held or account.connections:
+            await asyncio.sleep(0.01)
+    assert bench.api.connections <= 300, "connects are paced, too"
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Bench, headers: tuple[str, ...]) -> None:
+    bench.client._machine.stream_table._churn = TokenBucket(0, 0)
+    for number in range(30):
+        wire = bench.stream()
+        path = PATH if number % 3 else "/api/../x"  # refused by the agent: an answer, too
+        for _ in range(2 if number % 3 else 1):
+            await wire.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
+            assert (await wire.answer()).status in (200, 400)
+        wire.io.finish()
+        assert await wire.rest() == b""
+    assert not bench.client.closed
+    (agent,) = bench.agents
+    churn = agent._machine.stream_table._churn
+    assert churn._left == churn.burst
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_l34_answers_of_the_agents_own_do_not_pile_up(
+    bench: Bench, headers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that sends one request behind the other and takes no answer gets no further than a stream's buffer."""
+
+    def refuse(*_: object) -> None:
+        raise RequestRefusal(403, "no" * 500)
+
+    monkeypatch.setattr(bench.proxy.authorizer, "authorize", refuse)
+    request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
+    wire = bench.stream()
+    assert wire.io.transport is not None
+    wire.io.transport.pause_reading()
+    count, most = 1500, 0
+    for _ in range(count):
+        wire.io.transport.write(request)
+        await asyncio.sleep(0)
+        most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    await asyncio.sleep(0.2)
+    assert 0 < len(bench.audit.kept) < count
+    most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    assert most <= WRITE_HIGH + 4096
+    wire.io.transport.resume_reading()
+    for _ in range(count):  # none is lost
+        assert (await wire.answer()).status == 403

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 
+from arcbridge.config import AgentLimitsConfig
 from arcbridge.errors import StreamReset
+from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 
 from .bench import Bench, running
@@ -164,6 +168,63 @@ async def test_too_many_requests_are_refused_before_they_leave(bench: Bench, mon
     answer = await bench.get("/api/v1/pods")
     assert answer.status == 429
     assert bench.api.requests == []
+
+
+@pytest.mark.parametrize("head", [PLAIN, PLAIN[:-2] + b"TE: trailers\r\n\r\n"], ids=["fast", "general"])
+async def test_l26_a_refused_flood_waits_on_its_streams(
+    tmp_path: Path, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(reply(200, b"{}"))
+
+    monkeypatch.setattr("arcbridge.agent.accounts.PROMPT_REFUSALS", 0)
+    monkeypatch.setattr("arcbridge.agent.accounts.HOLD", 0.2)
+    async with running(tmp_path, limits=AgentLimitsConfig(concurrent_requests=1)) as bench:
+        bench.api.routes["/api/v1/pods"] = slow
+        first, second, third = bench.stream(), bench.stream(), bench.stream()
+        await first.send(head)
+        async with asyncio.timeout(5):
+            while not bench.api.requests:
+                await asyncio.sleep(0.01)
+        started = asyncio.get_running_loop().time()
+        await second.send(head)
+        answer = await second.answer()
+        assert asyncio.get_running_loop().time() - started >= 0.19
+        assert (answer.status, answer.header("retry-after")) == (429, ["1"])
+        assert answer.status_object["reason"] == "TooManyRequests"
+        assert answer.status_object["details"] == {"retryAfterSeconds": 1}
+        assert answer.status_object["message"].startswith("arcbridge: 1 requests of yours are under way")
+        monkeypatch.setattr("arcbridge.agent.accounts.HOLD", 60.0)
+        await third.send(head)
+        async with asyncio.timeout(5):
+            while bench.proxy.stats.requests < 3:
+                await asyncio.sleep(0.01)
+        assert bench.proxy.stats.in_flight == 1, "what is refused is not under way"
+        third.io.reset(ResetCode.CANCELLED)  # while its answer is held
+        async with asyncio.timeout(5):
+            while len(bench.agent_streams()) > 2:
+                await asyncio.sleep(0.01)
+        release.set()
+        assert (await first.answer()).status == 200
+        await second.send(head)
+        assert (await second.answer()).status == 200
+        assert [record.limit for record in await bench.audit.wait(3)] == ["concurrent_requests", "", ""]
+        assert bench.proxy.stats.in_flight == 0
+
+
+async def test_l25_when_the_days_bytes_are_used_up_the_date_says_until_when(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=AgentLimitsConfig(bytes_per_day=1000)) as bench:
+        bench.caller.account.bytes_sent(1000, asyncio.get_running_loop().time())
+        answer = await bench.get("/api/v1/pods")
+        assert answer.status == 429
+        (date,) = answer.header("retry-after")
+        until = parsedate_to_datetime(date)
+        assert (until.hour, until.minute, until.second) == (0, 0, 0)
+        assert 0 < until.timestamp() - time.time() <= 86400
+        assert "you moved 1000 bytes today" in answer.status_object["message"]
 
 
 async def test_a_session_whose_name_could_not_stand_in_a_header_is_not_served(bench: Bench) -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import trustme
 
+from arcbridge.agent.accounts import CONNECTING, Account, Accounts
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
-from arcbridge.agent.kube.connect_limit import ConnectLimit, ConnectLimits
+from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamPool
-from arcbridge.config import KubernetesConfig
+from arcbridge.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.mux import buffer
 from arcbridge.net.tlstransport import TlsTransport
 from arcbridge.wire.backlog import Backlog
+from tests.agent.kube.bench import ALICE, Member
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
@@ -212,69 +214,76 @@ async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int)
                 await asyncio.sleep(0.01)
 
 
-def small(connections_per_user: int = 2) -> ConnectLimit:
-    return ConnectLimit(ConnectLimits(connections_per_user=connections_per_user))
+def account(connects_per_second: int = 0) -> Account:
+    accounts = Accounts(AgentLimitsConfig(connects_per_second=connects_per_second))
+    return accounts.enter(ALICE, Member())
 
 
-async def test_l32_connections_are_counted_for_who_uses_them(tmp_path: Path) -> None:
+async def test_l32_connections_count_for_who_uses_them(tmp_path: Path) -> None:
     """Dialled or idle, a connection counts for its user until the answer is complete or the connection gone."""
     async with serving(tmp_path, Clock()) as (fake, api):
-        pool = api.upstream
-        pool.limit = small()
-        one, two = await pool.dial(own=True, user="a"), await pool.dial(own=True, user="a")
-        with pytest.raises(RequestRefusal, match="may have no more"):
-            await pool.dial(own=True, user="a")
+        pool, a, b = api.upstream, account(), account()
+        one, two = await pool.dial(own=True, account=a), await pool.dial(own=True, account=a)
+        assert (a.connections, pool.limit.held) == (2, 2)
         handler = Collected()
         one.send(handler, GET)
         await asyncio.wait_for(handler.done.wait(), 5)
-        assert pool.limit.held == 1
-        assert pool.take(own=True, user="a") is one
-        assert pool.limit.held == 2
-        with pytest.raises(RequestRefusal, match="may have no more"):
-            await pool.dial(own=True, user="a")
+        assert a.connections == 1
+        assert pool.take(own=True, account=b) is one
+        assert (a.connections, b.connections, pool.limit.held) == (1, 1, 2)
         two.drop()
         one.drop()
-        assert pool.limit.held == 0
         fake.stop()
         with pytest.raises(RequestRefusal):
-            await pool.dial(own=True, user="a")
-        assert pool.limit.held == 0
-
-
-async def test_l32_a_refused_request_leaves_the_idle_connection_to_others(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock()) as (_, api):
-        pool = api.upstream
-        pool.limit = small(1)
-        _, connection = await ask(pool)
-        held = await pool.dial(own=True, user="a")
-        with pytest.raises(RequestRefusal, match="may have no more"):
-            pool.take(own=True, user="a")
-        assert pool.take(own=True, user="b") is connection
-        connection.drop()
-        held.drop()
+            await pool.dial(own=True, account=a)
+        assert (a.connections, b.connections, pool.limit.held) == (0, 0, 0)
 
 
 async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (_, api):
-        api.upstream.limit = limit = ConnectLimit(ConnectLimits(connections=1, connects_per_second=1))
-        held = await api.upstream.dial(own=True, user="a")
+        api.upstream.limit = limit = ConnectLimit(1)
+        for _ in range(2):
+            (await api.upstream.dial(own=True, account=account())).drop()
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=account()))
         status, _ = await api.call("GET", "/x", [], own=True)
-        assert (status, limit.held) == (200, 1)
-        held.drop()
+        assert (status, limit.delayed, task.done()) == (200, 1, False)
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
-        api.upstream.limit = limit = ConnectLimit(ConnectLimits(connects_per_second_per_user=0.25))
-        (await api.upstream.dial(own=True, user="a")).drop()
-        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, user="a"))
+        limit, a = api.upstream.limit, account(1)
+        for _ in range(4):
+            (await api.upstream.dial(own=True, account=a)).drop()
+        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=a))
         async with asyncio.timeout(5):
             while not limit.delayed:
                 await asyncio.sleep(0.01)
-        assert limit.held == 1
+        assert (limit.held, a.connections) == (1, 1)
         task.cancel()
         await asyncio.wait([task])
-        assert (limit.held, fake.connections) == (0, 1)
+        assert (limit.held, a.connections, fake.connections) == (0, 0, 4)
+
+
+async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Path) -> None:
+    async with serving(tmp_path, Clock()) as (_, api):
+        pool, a = api.upstream, account()
+        under_way, most = 0, 0
+        connect = pool._connect
+
+        async def counted(connection: UpstreamConnection) -> None:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await connect(connection)
+            under_way -= 1
+
+        pool._connect = counted  # type: ignore[method-assign]
+        made = await asyncio.gather(*(pool.dial(own=True, account=a) for _ in range(3 * CONNECTING)))
+        assert most == CONNECTING
+        for connection in made:
+            connection.drop()
 
 
 async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

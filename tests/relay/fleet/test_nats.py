@@ -11,7 +11,7 @@ from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.nats import Accept, Answer, Ask, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.wire.records import Dial, Status
@@ -82,6 +82,9 @@ class Apart(Fleet):
 
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
         return await self.clients.dial(cluster, replace(dial, cluster=cluster), timeout)
+
+    def tell_lost(self, lost: Lost) -> None:
+        self.clients.tell_lost(lost)
 
     async def agents(self, cluster: str) -> list[AgentInfo]:
         return await self.clients.agents(cluster)
@@ -221,6 +224,15 @@ class TestTwoRelays:
                 await pair[1]._local.register(Link(name, str(instance)))
         assert dict(await pair[0].count(names)) == dict.fromkeys(names, 3)
 
+    async def test_that_a_right_is_lost_is_told_to_all(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
+        heard: list[Lost] = []
+        pair[1].on_lost = heard.append
+        lost = [Lost("prod", f"user {n}", f"https://issuer#{n}", n + 1, "the policy") for n in range(50)]
+        for one in lost:
+            pair[0].tell_lost(one)
+        await until(lambda: len(heard) == len(lost))
+        assert set(heard) == set(lost)
+
     async def test_where_a_relay_is(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
         assert await pair[0].address_of(pair[1].relay_id) == "10.0.0.1:443"
         assert await pair[0].address_of("0" * 16) == ""
@@ -345,6 +357,7 @@ class TestOddReplies:
             f"offer.{name}.{relay_id}.x",
             f"relay.{relay_id}",
             f"inbox.{name}.roll{relay_id}.x",
+            "relay.lost",
         ]
         for subject in subjects:
             for noise in (b"", b"\xff\xff\xff\xff\xff", b"[1,2", b'{"a":3}', b"[[]]", b"null", b"x" * 100_000):

@@ -8,7 +8,7 @@ import pytest
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet
+from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
@@ -84,6 +84,9 @@ class Apart(Fleet):
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
         return await self.clients.fleet.dial(cluster, dial, timeout)
 
+    def tell_lost(self, lost: Lost) -> None:
+        self.clients.fleet.tell_lost(lost)
+
     async def agents(self, cluster: str) -> list[AgentInfo]:
         return await self.clients.fleet.agents(cluster)
 
@@ -123,6 +126,20 @@ class TestApart(FleetConformance):
             dial.cancel()
         await asyncio.gather(*dials, return_exceptions=True)
         await until(lambda: link.pending == 0)
+
+
+async def test_that_a_right_is_lost_is_told_to_all_others() -> None:
+    made = await workers(3)
+    heard: list[list[Lost]] = [[], [], []]
+    for one, told in zip(made, heard, strict=True):
+        one.fleet.on_lost = told.append
+    lost = [Lost("prod", f"user {n}", f"https://issuer#{n}", n + 1, "the policy") for n in range(50)]
+    for each in lost:
+        made[0].fleet.tell_lost(each)
+    await until(lambda: len(heard[1]) == len(heard[2]) == len(lost))
+    assert heard == [[], lost, lost]
+    for one in made:
+        await one.close()
 
 
 async def test_all_know_the_agents_of_all() -> None:

@@ -7,18 +7,31 @@ while the first is open: the second stands for another relay, or for an operator
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from arcbridge.errors import ConfigError, EnrolmentRefused
+from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
-from arcbridge.relay.registry.base import KEEP_EXPIRED, MAX_USES, Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import (
+    KEEP_EXPIRED,
+    KEEP_REVOKED,
+    MAX_REASON,
+    MAX_USER,
+    MAX_USES,
+    Registry,
+    RegistryUnavailable,
+    UserRevocation,
+)
+from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
 HOUR = 3600.0
 KEY_A, KEY_B = "a" * 64, "b" * 64
+REQUEST = "c" * 64
 
 BAD_NAMES = ["", "A", "a..b", "../x", "a>b", "a*", "a" * 64, "ä"]
 
@@ -228,10 +241,12 @@ class RegistryConformance:
         await self.enrolled(registry)
         await registry.certificate_issued("prod", clock.now + HOUR)
         before = await registry.cluster("prod")
+        assert before is not None
         clock.now += 1000 * HOUR
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         again = await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
-        assert again == before
+        assert again == replace(before, keys=again.keys)
+        assert set(again.keys) == {KEY_A, KEY_B}
 
     async def test_a_ca_certificate_made_again_over_its_key_replaces_the_old(
         self, registry: Registry, clock: Clock
@@ -275,7 +290,8 @@ class RegistryConformance:
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="another cluster CA"):
             await other.redeem_join_token(token, KEY_A, cluster_ca("two").certificate_pem)
-        assert await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem) == record
+        again = await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert again == replace(record, keys=again.keys)
         await registry.seen("prod", clock.now, version="1")
         assert await registry.revoke_cluster("prod")
         assert await other.revocations() == {"prod"}
@@ -346,8 +362,9 @@ class RegistryConformance:
     async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
         await registry.seen("unknown", clock.now, version="1")
         await registry.certificate_issued("unknown", clock.now)
-        assert not await registry.revoke_cluster("unknown")
         assert not await registry.unrevoke_cluster("unknown")
+        with pytest.raises(EnrolmentRefused, match="not enrolled"):
+            await registry.renew("unknown", ShownCertificate(KEY_A, 1, clock.now), REQUEST)
         assert await registry.clusters() == []
         assert await registry.revocations() == frozenset()
 
@@ -406,6 +423,166 @@ class RegistryConformance:
                 await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
             await registry.unrevoke_cluster("prod")
 
+    async def test_a_cluster_that_is_not_known_is_revoked_by_its_name(
+        self, open_registry: Opener, clock: Clock
+    ) -> None:
+        """docs/threats.md#E12: its agents come later, with a certificate of another relay or with a join token."""
+        registry, other = await open_registry(), await open_registry()
+        token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
+        assert not await registry.revoke_cluster("prod"), "it was not known"
+        assert not await registry.revoke_cluster("prod")
+        assert await other.revocations() == {"prod"}
+        assert await other.cluster("prod") is None
+        assert not await other.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        with pytest.raises(EnrolmentRefused, match="revoked"):
+            await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await registry.clusters() == []
+        assert (await registry.list_join_tokens())[0].used == 0
+        await registry.close()
+        again = await open_registry()
+        assert await again.revocations() == {"prod"}, "after a restart"
+        assert await again.unrevoke_cluster("prod")
+        assert not await again.unrevoke_cluster("prod")
+        assert await other.revocations() == frozenset()
+        assert await other.adopt("prod", cluster_ca().certificate_pem, clock.now)
+        await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert await again.revoke_cluster("prod"), "now it is"
+
+    # Renewals.
+
+    async def test_each_generation_is_renewed_once(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        for generation in (1, 2, 3):
+            clock.now += HOUR
+            shown = ShownCertificate(KEY_A, generation, clock.now)
+            assert await (registry, other)[generation % 2].renew("prod", shown, f"{generation:064x}") == generation + 1
+            clock.now += HOUR
+            # Its answer was lost, or another pod was as fast: the same request comes again, at any relay.
+            assert await registry.renew("prod", shown, f"{generation:064x}") == generation + 1
+        record = await other.cluster("prod")
+        assert record is not None
+        assert record.keys[KEY_A].generation == 4
+        assert not record.revoked
+
+    async def test_two_renewals_of_one_generation_revoke_both(self, open_registry: Opener, clock: Clock) -> None:
+        """docs/threats.md#E11"""
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        first = ShownCertificate(KEY_A, 1, clock.now)
+        assert await registry.renew("prod", first, "a" * 64) == 2
+        clock.now += HOUR
+        with pytest.raises(RenewedTwice):
+            await other.renew("prod", first, "b" * 64)
+        assert await registry.revocations() == {"prod"}
+        for generation in (1, 2):
+            with pytest.raises(EnrolmentRefused, match="revoked"):
+                await registry.renew("prod", ShownCertificate(KEY_A, generation, clock.now), "a" * 64)
+        # Restoring the cluster brings back neither of them; a new join token does bring back the agent.
+        assert await registry.unrevoke_cluster("prod")
+        for generation in (1, 2):
+            with pytest.raises(EnrolmentRefused, match="void"):
+                await other.renew("prod", ShownCertificate(KEY_A, generation, clock.now), "a" * 64)
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        record = await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        assert record.keys[KEY_A].generation == 3
+        assert await other.renew("prod", ShownCertificate(KEY_A, 3, clock.now), "c" * 64) == 4
+
+    async def test_many_renew_one_generation_at_once(self, open_registry: Opener, clock: Clock) -> None:
+        """The owner's pods share a request; a thief's comes among them, over two open registries."""
+        registries = [await open_registry(), await open_registry()]
+        await self.enrolled(registries[0])
+        shown = ShownCertificate(KEY_A, 1, clock.now)
+        pods = [registries[n % 2].renew("prod", shown, "a" * 64) for n in range(10)]
+        assert await asyncio.gather(*pods) == [2] * 10
+        shown = ShownCertificate(KEY_A, 2, clock.now)
+        both = [registries[n % 2].renew("prod", shown, "ab"[n // 2 % 2] * 64) for n in range(10)]
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert sum(isinstance(result, RenewedTwice) for result in results) == 1, "one alert"
+        assert all(isinstance(result, EnrolmentRefused) for result in results if result != 3)
+        assert await registries[1].revocations() == {"prod"}
+
+    # Users.
+
+    async def test_revoking_and_restoring_a_user(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        assert await registry.user_revocations() == {}
+        now = int(clock.now)
+        made = await registry.revoke_user("alice", now, "left the company")
+        assert made == UserRevocation("alice", now, "left the company", clock.now)
+        odd = "https://issuer.example#b.o b/*>"
+        await registry.revoke_user(odd, now + 1)
+        for one in (registry, other):
+            assert await one.user_revocations() == {"alice": made, odd: UserRevocation(odd, now + 1, "", clock.now)}
+        assert await other.restore_user("alice")
+        for one in (registry, other):
+            assert set(await one.user_revocations()) == {odd}
+            assert not await one.restore_user("alice")
+
+    async def test_of_two_revocations_the_later_time_holds(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        now = int(clock.now)
+        await registry.revoke_user("alice", now, "first")
+        clock.now += 5
+        assert (await other.revoke_user("alice", now - 60)).before == now
+        assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now, "first", clock.now)
+        await other.revoke_user("alice", now + 3600, "second")
+        assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now + 3600, "second", clock.now)
+        # Restored, and revoked from an earlier time: nothing of the former one is left.
+        for _ in range(3):
+            assert await registry.restore_user("alice")
+            assert await other.user_revocations() == {}
+            await other.revoke_user("alice", now - 60)
+            assert (await registry.user_revocations())["alice"].before == now - 60
+
+    async def test_users_that_are_revoked_at_once(self, open_registry: Opener, clock: Clock) -> None:
+        first, second = await open_registry(), await open_registry()
+        now = int(clock.now)
+        users = [f"user-{number}" for number in range(20)]
+        await asyncio.gather(
+            *((first, second)[n % 2].revoke_user(user, now + n) for n, user in enumerate([*users, *users]))
+        )
+        found = await first.user_revocations()
+        assert {user: entry.before for user, entry in found.items()} == {
+            user: now + n + 20 for n, user in enumerate(users)
+        }
+
+    async def test_users_that_cannot_be_revoked(self, registry: Registry, clock: Clock) -> None:
+        now = int(clock.now)
+        for user in ("", " alice", "alice\n", "a\u200bb", "\ud800", "x" * (MAX_USER + 1)):
+            for call in (registry.revoke_user(user, now), registry.restore_user(user)):
+                with pytest.raises(ConfigError):
+                    await call
+        for before in (0, -1, 1 << 53):
+            with pytest.raises(ConfigError):
+                await registry.revoke_user("alice", before)
+        for reason in ("x" * (MAX_REASON + 1), "two\nlines", "\x1b[31m"):
+            with pytest.raises(ConfigError):
+                await registry.revoke_user("alice", now, reason)
+        await registry.revoke_user("ü" * (MAX_USER // 2), now, "ü" * MAX_REASON)
+        assert len(await registry.user_revocations()) == 1
+
+    async def test_a_full_list_makes_room_where_no_token_can_be_valid_any_more(
+        self, registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(inspect.getmodule(type(registry)), "MAX_REVOKED_USERS", 3)
+        now = int(clock.now)
+        service_account = "system:serviceaccount:ci:deployer"
+        for user in ("alice", "bob", service_account):
+            await registry.revoke_user(user, now)
+        clock.now += KEEP_REVOKED
+        with pytest.raises(StateError, match="and no more can be: restore those"):
+            await registry.revoke_user("carol", now)
+        # One that is on the list can be revoked again, and one that is restored leaves its place.
+        await registry.revoke_user("bob", int(clock.now))
+        clock.now += 1
+        await registry.revoke_user("carol", int(clock.now))
+        assert set(await registry.user_revocations()) == {"bob", service_account, "carol"}
+        with pytest.raises(StateError):
+            await registry.revoke_user("dave", int(clock.now))
+        await registry.restore_user("bob")
+        await registry.revoke_user("dave", int(clock.now))
+
     # Life.
 
     async def test_everything_is_there_after_a_restart(self, open_registry: Opener, clock: Clock) -> None:
@@ -413,16 +590,24 @@ class RegistryConformance:
         await self.enrolled(registry)
         token = await registry.create_join_token("test", uses=2, expires_at=clock.now + HOUR)
         await registry.revoke_cluster("prod")
-        before = (await registry.clusters(), await registry.list_join_tokens())
+        await registry.revoke_user("alice", int(clock.now), "left")
+        before = (await registry.clusters(), await registry.list_join_tokens(), await registry.user_revocations())
         await registry.close()
         again = await open_registry()
-        assert (await again.clusters(), await again.list_join_tokens()) == before
+        assert (await again.clusters(), await again.list_join_tokens(), await again.user_revocations()) == before
         await again.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
 
     async def test_after_close(self, registry: Registry) -> None:
         await registry.close()
         await registry.close()
-        for call in (registry.clusters(), registry.revocations(), registry.revoke_cluster("prod")):
+        for call in (
+            registry.clusters(),
+            registry.revocations(),
+            registry.revoke_cluster("prod"),
+            registry.user_revocations(),
+            registry.revoke_user("alice", 1),
+            registry.restore_user("alice"),
+        ):
             with pytest.raises(RegistryUnavailable):
                 await call
 

@@ -3,9 +3,21 @@ import ssl
 import pytest
 
 from arcbridge.errors import EnrolmentRefused
+from arcbridge.identity.verifier import LEEWAY, MAX_LIFETIME
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.registry.base import ClusterRecord, RegistryUnavailable, admit, cluster_state, shown_version
+from arcbridge.relay.registry.base import (
+    KEEP_REVOKED,
+    MAX_REASON,
+    MAX_USER,
+    ClusterRecord,
+    RegistryUnavailable,
+    admit,
+    cluster_state,
+    shown_version,
+)
+from arcbridge.wire.frames import FRAMES, FrameType
+from arcbridge.wire.records import Revoke
 
 NOW = 1_800_000_000.0
 
@@ -13,6 +25,16 @@ NOW = 1_800_000_000.0
 def test_unavailable_is_worth_trying_again() -> None:
     error = RegistryUnavailable("locked")
     assert (error.status_code, error.retry_after) == (503, 5)
+
+
+def test_a_revocation_is_kept_until_the_longest_token_has_lapsed() -> None:
+    """A token issued just before its time lasts for the longest life, and the clocks may differ at both ends of it."""
+    assert KEEP_REVOKED >= MAX_LIFETIME + 2 * LEEWAY
+
+
+def test_every_revocation_fits_into_its_frame() -> None:
+    longest = Revoke("ü" * (MAX_USER // 2), (1 << 53) - 1, True, "\U0001f600" * MAX_REASON)
+    assert len(longest.encode()) <= FRAMES[FrameType.REVOKE].largest
 
 
 def test_versions_are_shown_without_control_characters() -> None:

@@ -104,6 +104,7 @@ class TestNatsFaults:
             token = await registry.create_join_token(name, expires_at=clock.now + HOUR)
             await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         await registry.revoke_cluster("bad")
+        await registry.revoke_user("alice", int(clock.now), "left")
         await until(lambda: {"prod", "bad"} <= set(registry._bindings))
         open_token = await registry.create_join_token("other", expires_at=clock.now + HOUR)
         getattr(own_server, how)()
@@ -113,11 +114,14 @@ class TestNatsFaults:
         assert (record.ca_pin, record.revoked, bad.revoked) == (cluster_ca().pin, 0, clock.now)
         assert await registry.cluster("unknown") is None
         assert await registry.revocations() == {"bad"}
+        assert set(await registry.user_revocations()) == {"alice"}
         for change in (
             registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),
             registry.create_join_token("new", expires_at=clock.now + HOUR),
             registry.adopt("new", cluster_ca().certificate_pem, clock.now),
             registry.revoke_cluster("prod"),
+            registry.revoke_user("bob", int(clock.now)),
+            registry.restore_user("alice"),
             registry.seen("prod", clock.now),
             registry.clusters(),
         ):
@@ -137,6 +141,7 @@ class TestNatsFaults:
         await until(back)
         assert {record.name for record in await registry.clusters()} == {"prod", "bad", "other"}
         assert await registry.revocations() == {"bad"}
+        assert set(await registry.user_revocations()) == {"alice"}
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
@@ -145,7 +150,7 @@ class TestNatsFaults:
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         own_server.stop()
-        for call in (registry.cluster("prod"), registry.revocations()):
+        for call in (registry.cluster("prod"), registry.revocations(), registry.user_revocations()):
             with pytest.raises(RegistryUnavailable):
                 await call
 
@@ -162,7 +167,12 @@ class TestNatsFaults:
         registry = NatsRegistry(connection, clock=clock)
         registry.start()
         stack.push_async_callback(registry.close)
-        for call in (registry.cluster("prod"), registry.revocations(), registry.clusters()):
+        for call in (
+            registry.cluster("prod"),
+            registry.revocations(),
+            registry.clusters(),
+            registry.user_revocations(),
+        ):
             with pytest.raises(RegistryUnavailable):
                 await call
         own_server.start()
@@ -188,7 +198,9 @@ class TestNatsFaults:
         token = await registry.create_join_token("prod", uses=2, expires_at=clock.now + HOUR)
         await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         await registry.revoke_cluster("prod")
+        await registry.revoke_user("alice", int(clock.now), "left")
         assert await other.revocations() == {"prod"}
+        assert set(await other.user_revocations()) == {"alice"}
         jetstream = registry._nats.client.jetstream()
         if how == "purge":
             await jetstream.purge_stream("KV_arcbridge")
@@ -200,10 +212,17 @@ class TestNatsFaults:
                 await one._opened()
         for one in (registry, other):
             assert await one.revocations() == {"prod"}
+            assert set(await one.user_revocations()) == {"alice"}
             assert not await one.adopt("prod", cluster_ca().certificate_pem, clock.now)
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="revoked"):
             await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        if how == "purge":
+            # An operator's command, which never saw what was there, restores a user all the same. (In a bucket that was
+            # made anew the relays believe it once they have begun to follow that bucket.)
+            await (await opened(connections, clock, stack)).restore_user("alice")
+            for one in (registry, other):
+                assert await one.user_revocations() == {}
 
     async def test_a_restored_cluster_is_restored_everywhere(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack

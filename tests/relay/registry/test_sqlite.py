@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import EnrolmentRefused, StateError
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry import sqlite
+from arcbridge.relay.registry.base import ClusterRecord, JoinTokenRecord, Registry, RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SCHEMA_VERSION, SqliteRegistry
 
 from .conformance import HOUR, KEY_A, Clock, Opener, RegistryConformance, cluster_ca
@@ -194,6 +195,55 @@ class TestFile:
         with pytest.raises(StateError, match=f"newer arcbridge.*{SCHEMA_VERSION + 1}"):
             await SqliteRegistry.open(tmp_path)
         assert path.read_bytes() == before
+
+    async def test_a_file_of_an_older_schema_is_brought_up_to_date_with_all_it_holds(
+        self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each step is tried on a file that the steps before it have made."""
+        for version in range(1, SCHEMA_VERSION):
+            directory = tmp_path / str(version)
+            with monkeypatch.context() as older:
+                older.setattr(sqlite, "_STEPS", sqlite._STEPS[:version])
+                older.setattr(sqlite, "SCHEMA_VERSION", version)
+                await (await SqliteRegistry.open(directory, clock=clock)).close()
+            with sqlite3.connect(directory / "registry.db") as database:
+                columns = "name, ca_pem, ca_pin, created, revoked"
+                cluster = ("prod", cluster_ca().certificate_pem, cluster_ca().pin, clock.now, clock.now)
+                database.execute(f"INSERT INTO clusters ({columns}) VALUES (?, ?, ?, ?, ?)", cluster)
+                columns = "id, secret_hash, cluster, uses, used, created, expires_at"
+                token = ("0" * 16, "0" * 64, "prod", 1, 0, clock.now, clock.now + HOUR)
+                database.execute(f"INSERT INTO join_tokens ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", token)
+            database.close()
+            held = (
+                [ClusterRecord(*cluster[:4], revoked=clock.now)],
+                [JoinTokenRecord("0" * 16, "prod", 1, 0, clock.now, clock.now + HOUR)],
+            )
+            # Two at once, as workers open it.
+            newer = await asyncio.gather(*(SqliteRegistry.open(directory, clock=clock) for _ in range(2)))
+            for registry in newer:
+                assert (await registry.clusters(), await registry.list_join_tokens()) == held
+                assert await registry.user_revocations() == {}
+            await newer[0].revoke_user("alice", int(clock.now))
+            assert set(await newer[1].user_revocations()) == {"alice"}
+            for registry in newer:
+                await registry.close()
+
+    async def test_a_step_that_fails_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = sqlite._STEPS[:1]
+        with monkeypatch.context() as older:
+            older.setattr(sqlite, "_STEPS", first)
+            older.setattr(sqlite, "SCHEMA_VERSION", 1)
+            await (await SqliteRegistry.open(tmp_path)).close()
+        with monkeypatch.context() as broken:
+            broken.setattr(sqlite, "_STEPS", (*first, ("CREATE TABLE half (a)", "CREATE TABLE clusters (again)")))
+            broken.setattr(sqlite, "SCHEMA_VERSION", 2)
+            with pytest.raises(RegistryUnavailable):
+                await SqliteRegistry.open(tmp_path)
+        database = sqlite3.connect(tmp_path / "registry.db")
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
+        database.close()
+        await (await SqliteRegistry.open(tmp_path)).close()
 
     async def test_somebody_elses_database_is_refused_untouched(self, tmp_path: Path) -> None:
         path = tmp_path / "registry.db"

@@ -43,6 +43,25 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{- /* auto: constrained where the API server enforces it. A 1.36 that has it switched off refuses every request. */ -}}
+{{- define "agent.impersonation" -}}
+{{- if ne .Values.impersonation.mode "auto" }}
+{{- .Values.impersonation.mode }}
+{{- else if semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version }}
+{{- "constrained" }}
+{{- else }}
+{{- "legacy" }}
+{{- end }}
+{{- end }}
+
+{{- /* The names of a rule. "*" alone is a rule without names, never the name "*": the API server asks for that one when a
+request has many groups, and would let all of them through. */ -}}
+{{- define "agent.names" -}}
+{{- if not (has "*" .) }}
+resourceNames: {{ toJson . }}
+{{- end }}
+{{- end }}
+
 {{- define "agent.image" -}}
 {{- if .Values.image.digest }}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest }}

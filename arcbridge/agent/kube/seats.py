@@ -1,0 +1,67 @@
+"""Seats at the API server: requests of one user that it works on, or whose answers it is kept waiting with.
+
+kube-apiserver gives each request that is not long-running a seat until its answer is written (API Priority and
+Fairness), and has some fifty for all ordinary users. A caller who reads no answers would hold them all, and since the
+agent buffers little, the others would wait. A request has its seat here until its answer is complete; one whose caller
+was seen to read gives it back until the answer is held back again, so that slow callers wait for no other answer of
+theirs. A request that finds no seat waits for its turn. The module knows no request.
+Invariant: turns come in the order in which they were asked for, and none is given while `most` seats are held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+LONG_RUNNING_VERBS = frozenset({"watch", "proxy"})
+LONG_RUNNING_SUBRESOURCES = frozenset({"attach", "exec", "log", "portforward", "proxy"})
+"""What the API server takes for long-running, and gives no seat: its `--min-request-timeout` speaks of the same."""
+
+
+class Seats:
+    """The seats of one user."""
+
+    __slots__ = ("_waiting", "held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        """Seats that may be taken; 0: any number."""
+        self.held = 0
+        """Seats that are held: more than `most` where answers that flowed are held back."""
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> bool:
+        """Take a seat, or return false where none is free or others wait for one."""
+        if self.most and (self.held >= self.most or self._waiting):
+            return False
+        self.held += 1
+        return True
+
+    async def turn(self, longest: float) -> None:
+        """Take a seat when one is free. Raises TimeoutError after `longest` seconds; cancelled, it has taken none."""
+        if self.take():
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(longest):
+                await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # it had been given the seat in the same turn of the loop
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def hold(self) -> None:
+        """Take a seat, free or not: the answer of a request that had one is held back."""
+        self.held += 1
+
+    def leave(self) -> None:
+        """Give a seat back: to the one that has waited longest, if there is one."""
+        self.held -= 1
+        while self._waiting and (not self.most or self.held < self.most):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self.held += 1
+                turn.set_result(None)

@@ -1,0 +1,388 @@
+"""One function for each parser of outside input: it takes any bytes, and raises where the parser breaks a promise.
+
+A parser may refuse input with the error that it documents; whatever else it raises is a defect, and so is a result that
+depends on how the input was cut, or that another parser of the same format contradicts. No target opens a file or a
+socket, and none reads a clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import h11
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser
+
+from arcbridge.agent.denylist import parse_denylist
+from arcbridge.agent.kube import framing, impersonation
+from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, read_head
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.client import kubeconfig_yaml
+from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
+from arcbridge.identity import authentication, verifier
+from arcbridge.identity.claims import Identity, map_claims
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.refusal import TokenRefused
+from arcbridge.net import join as joins
+from arcbridge.net.client_hello import MAX_HELLO, Incomplete, peek
+from arcbridge.pki import pins
+from arcbridge.wire import records
+from arcbridge.wire.decoder import Decoder
+
+Target = Callable[[bytes], None]
+
+_RECORDS = (
+    records.Hello, records.Auth, records.AuthOk, records.Open, records.Goaway, records.Move, records.Dial,
+    records.Status, records.Revoke, records.JoinRequest, records.JoinReply,
+)  # fmt: skip
+_LOOP = asyncio.new_event_loop()
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    """Cut `data` into pieces of `size` bytes."""
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+# -- what strangers send to the relay's port --------------------------------------------------------------------------
+
+
+def client_hello(data: bytes) -> None:
+    """A verdict never depends on where the bytes were cut, and each `Incomplete` asks for more than there is."""
+    whole = peek(data)
+    for end in {0, 1, 5, len(data) // 3, len(data) // 2, len(data) - 1} & set(range(len(data))):
+        part = peek(data[:end])
+        if isinstance(part, Incomplete):
+            assert end < part.need <= MAX_HELLO
+        else:
+            assert part == whole, "a verdict that more bytes change"
+    if isinstance(whole, Incomplete):
+        assert len(data) < whole.need <= MAX_HELLO
+
+
+def join(data: bytes) -> None:
+    """The message of a join: the length, the record, and what came behind it, however the bytes arrive."""
+    found = []
+    for size in (len(data) or 1, 1, 7):
+        waiting = list(pieces(data, size))
+
+        async def read(waiting: list[bytes] = waiting) -> bytes:
+            return waiting.pop(0) if waiting else b""
+
+        try:
+            record, rest = _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))  # type: ignore[arg-type]
+            records.JoinRequest.decode(record)
+            found.append((record, rest + b"".join(waiting)))
+        except (RemoteProtocolError, EOFError) as error:
+            found.append((type(error), b""))
+    assert found[0] == found[1] == found[2], "a join that depends on the segments"
+
+
+# -- frames and records, from a peer of a session ---------------------------------------------------------------------
+
+
+class _Seen:
+    """A sink that notes what it was given; a DATA frame's payload counts, and not how it was cut."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[int, int, bytes]] = []
+        self.payload = bytearray()
+
+    def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
+        self.frames.append((5, stream_id, length.to_bytes(4, "big")))
+        return None if stream_id % 4 == 2 else self.payload.extend
+
+    def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
+        self.frames.append((kind, stream_id, body))
+
+
+def decoder(data: bytes) -> None:
+    """The frames, the payload and the error do not depend on how the bytes arrive."""
+    found = []
+    for size in (len(data) or 1, 1, 13):
+        seen, reader, error = _Seen(), Decoder(), ""
+        try:
+            for piece in pieces(data, size):
+                reader.feed(memoryview(piece), seen)
+        except RemoteProtocolError as refused:
+            error = refused.message
+        found.append((seen.frames, bytes(seen.payload), error, reader.position if not error else -1))
+    assert found[0] == found[1] == found[2], "frames that depend on the segments"
+
+
+def record(data: bytes) -> None:
+    """What a record's bytes are read as is what its own encoding is read as."""
+    for kind in _RECORDS:
+        try:
+            found = kind.decode(data)
+        except RemoteProtocolError:
+            continue
+        assert kind.decode(found.encode()) == found
+        repr(found)
+
+
+# -- requests, from a caller ------------------------------------------------------------------------------------------
+
+
+def _h11_request(data: bytes) -> tuple[h11.Request, list[tuple[bytes, bytes]]] | None:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(data)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    return (event, list(event.headers.raw_items())) if isinstance(event, h11.Request) else None
+
+
+def plain_request(data: bytes) -> None:
+    """What the fast path reads, h11 reads alike, and it holds no line that says who asks."""
+    known: dict[bytes, bytes | None] = {}
+    head = plain_head(data, known)
+    again = plain_head(data, known)
+    if head is None:
+        assert again is None
+        return
+    assert again is not None
+    assert (again.target, again.plain) == (head.target, head.plain)
+    other = _h11_request(data)
+    assert other is not None, "h11 refuses a plain request"
+    request, fields_ = other
+    assert (request.method, request.target) == (b"GET", head.target.encode())
+    assert not any(name.lower() in (b"transfer-encoding", b"content-length") for name, _ in fields_)
+    assert head.plain is not None
+    lines = head.plain.lower()
+    assert b"\nimpersonate-" not in b"\n" + lines
+    assert b"\nauthorization" not in b"\n" + lines
+
+
+def request(data: bytes) -> None:
+    """The general path: refusals are RequestRefusals, and what goes on names the caller once, and no other."""
+    parser = HttpRequestParser(
+        BaseProtocol(_LOOP), _LOOP, 2**16, max_line_size=2**16, max_field_size=2**16, max_headers=1000
+    )
+    try:
+        messages, _, _ = parser.feed_data(data)
+    except (HttpProcessingError, ValueError):
+        return
+    if not messages:
+        return
+    message = messages[0][0]
+    fields_ = message.raw_headers
+    try:
+        framing.check_framing(message.method, message.version, fields_)
+        impersonation.check_names(fields_)
+        framing.check_target(message.path)
+        request_info(message.method, message.path)
+        impersonation.requested_subject(fields_)
+        subject = impersonation.Subject("alice", "", ("dev",), ())
+        outgoing = impersonation.impersonated_headers(fields_, subject, authorization="Bearer agent")
+    except RequestRefusal:
+        return
+    named = [value for name, value in outgoing if name.lower() == "impersonate-user"]
+    assert named == ["alice"]
+    assert [value for name, value in outgoing if name.lower() == "authorization"] == ["Bearer agent"]
+    assert not any("\r" in text or "\n" in text or "\0" in text for field in outgoing for text in field)
+    other = _h11_request(data)
+    if other is not None:
+        theirs, their_fields = other
+        assert theirs.method.decode() == message.method
+        assert theirs.target.decode() == message.path
+        assert _lengths(their_fields) == _lengths(fields_), "two parsers see two bodies"
+
+
+def _lengths(fields_: Any) -> list[tuple[bytes, bytes]]:
+    wanted = (b"content-length", b"transfer-encoding")
+    return sorted((name.lower(), value.strip().lower()) for name, value in fields_ if name.lower() in wanted)
+
+
+def target(data: bytes) -> None:
+    """Every text has a verb and a resource for the audit record, and none raises."""
+    text = data.decode("latin-1")
+    for method in ("GET", "POST", "DELETE", "x"):
+        for upgrade in (False, True):
+            request_info(method, text, upgrade=upgrade)
+
+
+# -- answers, from the API server -------------------------------------------------------------------------------------
+
+
+def response_head(data: bytes) -> None:
+    """What is passed on is one head, and h11 reads its status and the length of its body alike."""
+    end = data.find(b"\r\n\r\n")
+    head = data[: end + 4] if end >= 0 else data
+    for method in ("GET", "HEAD"):
+        try:
+            found = read_head(head, method)
+        except RequestRefusal:
+            continue
+        if found is None or found.status < 200:
+            continue
+        passed = found.lines + b"\r\n"
+        assert passed.count(b"\r\n\r\n") == 1, "two heads leave the agent"
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+        connection.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+        connection.send(h11.EndOfMessage())
+        connection.receive_data(passed)
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError:
+            continue  # h11 knows fewer bytes in values than RFC 9110 §5.5 allows
+        assert isinstance(event, h11.Response)
+        assert event.status_code == found.status
+        lengths = [value for name, value in event.headers if name == b"content-length"]
+        if found.length == CHUNKED:
+            assert not lengths
+        elif method == "GET" and found.status not in (204, 304):
+            assert lengths == [str(found.length).encode()] or [int(one) for one in lengths] == [found.length]
+
+
+def chunked_body(data: bytes) -> None:
+    """The payload and the end do not depend on how the bytes arrive, and h11 takes what is passed on alike."""
+    found = []
+    for size in (len(data) or 1, 1, 5):
+        body, payload, passed = ChunkedBody(), bytearray(), bytearray()
+        for piece in pieces(data, size):
+            buffer = bytearray(b"\0\0\0" + piece)
+            stop, behind = body.feed(buffer, 3, len(buffer))
+            for start, end in body.spans:
+                payload += buffer[start:end]
+            passed += buffer[3:stop] + behind
+            if body.over or body.broken:
+                break
+        found.append((bytes(payload), body.over, body.broken))
+        assert body.payload == len(payload)
+        if body.over:
+            assert _h11_chunked(bytes(passed)) == bytes(payload), "two parsers see two bodies"
+    assert found[0][1:] == found[1][1:] == found[2][1:], "an end that depends on the segments"
+    if found[0][1]:
+        assert found[0][0] == found[1][0] == found[2][0]
+
+
+def _h11_chunked(body: bytes) -> bytes:
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    payload = b""
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Data):
+            payload += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return payload
+        elif event is h11.NEED_DATA:
+            raise AssertionError("h11 sees no end")
+
+
+# -- tokens and certificates ------------------------------------------------------------------------------------------
+
+_ISSUER = authentication.parse(
+    """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://issuer.example", audiences: [arcbridge]}
+  claimMappings:
+    username: {claim: sub, prefix: ""}
+    groups: {claim: groups, prefix: "oidc:"}
+"""
+).issuers[0]
+
+
+def token(data: bytes) -> None:
+    """A text is a token in shape or TokenRefused; claims are an identity that headers can say, or TokenRefused."""
+    text = data.decode("latin-1")
+    read_unverified(text)
+    try:
+        verifier._parts(text)
+    except TokenRefused:
+        pass
+    try:
+        claims = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(claims, dict):
+        return
+    try:
+        for name in ("exp", "iat"):
+            verifier._number(claims, name, required=True)
+        identity = map_claims(_ISSUER, claims)
+    except TokenRefused:
+        return
+    assert isinstance(identity, Identity)
+    assert not identity.username.startswith("system:")
+    try:
+        impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
+    except RequestRefusal:
+        pass
+
+
+def certificate(data: bytes) -> None:
+    """Where our own reading finds the key of a certificate, `cryptography` finds the same."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    text = data.decode("latin-1")
+    ours = pins._p256_key(text)
+    if ours is None:
+        return
+    try:
+        theirs = x509.load_pem_x509_certificate(text.encode("latin-1")).public_key()
+    except (ValueError, x509.InvalidVersion):
+        return  # it trusts nothing of such a certificate, and neither does the handshake
+    assert theirs.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == ours
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def authentication_file(data: bytes) -> None:
+    """A text is a configuration or a ConfigError."""
+    try:
+        authentication.parse(data.decode("utf-8", "replace"))
+    except ConfigError:
+        pass
+
+
+def policy_file(data: bytes) -> None:
+    """A text is a policy or a ConfigError."""
+    try:
+        Policy.load(data.decode("utf-8", "replace"))
+    except ConfigError:
+        pass
+
+
+def denylist_file(data: bytes) -> None:
+    """Bytes are a list or a ConfigError."""
+    try:
+        parse_denylist(data, "denylist")
+    except ConfigError:
+        pass
+
+
+def kubeconfig(data: bytes) -> None:
+    """A document that is written again is the same document."""
+    try:
+        document = kubeconfig_yaml.parse(data, "kubeconfig")
+    except StateError:
+        return
+    if not isinstance(document, dict):  # refused, or an empty file
+        return
+    text = kubeconfig_yaml.dump(document)
+    assert kubeconfig_yaml.parse(text.encode(), "kubeconfig") == document
+
+
+TARGETS: dict[str, Target] = {
+    one.__name__: one
+    for one in (
+        client_hello, join, decoder, record, plain_request, request, target, response_head, chunked_body, token,
+        certificate, authentication_file, policy_file, denylist_file, kubeconfig,
+    )
+}  # fmt: skip

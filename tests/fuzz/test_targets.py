@@ -1,0 +1,97 @@
+"""Each target holds on its corpus and on inputs near it, and can be fuzzed by coverage."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.targets import TARGETS
+from tests.support.processes import require_or_skip
+
+CORPUS = Path(__file__).parent / "corpus"
+ROOT = Path(__file__).parents[2]
+NEAR = 200
+"""Inputs near each one of the corpus: a guard for changes; `make fuzz` finds more."""
+RUNS = 500
+"""Inputs that atheris tries here: a bound in count, so that the test does not depend on speed."""
+
+
+def corpus(target: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_corpus_and_what_is_near_it(target: str) -> None:
+    inputs = corpus(target)
+    assert len(inputs) >= 2
+    draw = random.Random(target)
+    for one in [b"", *inputs]:
+        TARGETS[target](one)
+        for _ in range(NEAR):
+            changed = bytearray(one)
+            for _ in range(draw.randint(1, 4)):
+                at = draw.randint(0, len(changed))
+                match draw.randrange(4):
+                    case 0:
+                        changed[at : at + 1] = bytes([draw.randrange(256)])
+                    case 1:
+                        del changed[at : at + draw.randint(1, 8)]
+                    case 2:
+                        changed[at:at] = changed[: draw.randint(0, 16)]
+                    case 3:
+                        other = draw.choice(inputs)
+                        begin = draw.randint(0, len(other))
+                        changed[at:at] = other[begin : begin + draw.randint(0, 64)]
+            TARGETS[target](bytes(changed))
+
+
+def test_every_target_has_a_corpus_and_no_other_exists() -> None:
+    assert sorted(path.name for path in CORPUS.iterdir()) == sorted(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_coverage_guided(target: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("atheris") is None:
+        require_or_skip("atheris", "atheris is not installed: it has no wheel for this machine or this Python")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz",
+        target,
+        "--runs",
+        str(RUNS),
+        "--seconds",
+        "0",
+        "--found",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-4000:]
+    tried = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert tried is not None, done.stderr[-4000:]
+    assert int(tried[1]) >= RUNS
+
+
+def test_a_target_that_raises_is_reported(tmp_path: Path) -> None:
+    if importlib.util.find_spec("atheris") is None:
+        require_or_skip("atheris", "atheris is not installed: it has no wheel for this machine or this Python")
+    code = (
+        "from tests.fuzz import targets\n"
+        "def broken(data):\n"
+        "    assert not data.startswith(b'[[al'), 'found'\n"
+        "targets.TARGETS['policy_file'] = broken\n"
+        "from tests.fuzz.__main__ import main\n"
+        "main(['policy_file', '--runs', '100', '--found', " + repr(str(tmp_path)) + "])\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 77, done.stderr[-4000:]
+    (crash,) = tmp_path.glob("crash-*")
+    assert crash.read_bytes().startswith(b"[[al")
