@@ -245,18 +245,15 @@ class Cut:
 
     def audited(self, verb: str, outcome: str) -> dict[str, object]:
         """Wait for the agent's audit record of the session as a whole."""
-        user = self.carol.user.email
-        return until(
-            lambda: next(
-                (
-                    one
-                    for one in self._place.world.audit_records()[self._audited :]
-                    if (one.get("user"), one.get("verb"), one.get("outcome")) == (user, verb, outcome)
-                ),
-                {},
-            ),
-            f"the agent's audit has {verb}, {outcome}",
-        )
+        return until(lambda: self.audit_record(verb, outcome), f"the agent's audit has {verb}, {outcome}")
+
+    def audit_record(self, verb: str, outcome: str) -> dict[str, object]:
+        """The agent's audit record of a session of the user since the cut; empty before there is one."""
+        wanted = (self.carol.user.email, verb, outcome)
+        for one in self._place.world.audit_records()[self._audited :]:
+            if (one.get("user"), one.get("verb"), one.get("outcome")) == wanted:
+                return one
+        return {}
 
     def _refusals(self) -> int:
         """Times that a relay or the agent has refused the user."""
@@ -302,7 +299,8 @@ def test_the_denylist_takes_back(place: Place, carol: Running, alice: Running) -
     carol.new_tokens()
     cut.stays_out()
     cut.audited("session", "cut")
-    cut.audited("authenticate", "refused")
+    # The client asks again no sooner than a second after it was refused.
+    until(lambda: carol.get() and cut.audit_record("authenticate", "refused"), "the new token is refused")
     place.deny("# nobody\n")
     carol.new_tokens()
     until(carol.in_again, "carol is in again with a new token", timeout=30)
