@@ -147,6 +147,25 @@ def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
     assert [one["key"] for one in pod["tolerations"]] == ["arcbridge.io/agent"]
 
 
+def test_settings_without_a_value_and_a_denylist(helm: Helm, tmp_path: Path) -> None:
+    text = '[session]\nmax_age = "8h"\n[limits.groups."oidc:ci"]\nrequests_per_second = 500\n[audit]\nfile = ""\n'
+    (tmp_path / "values.yaml").write_text(
+        yaml.safe_dump({"settings": text, "denylist": {"existingConfigMap": "denied", "key": "users.toml"}})
+    )
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    check_workload(rendered)
+    settings = check_settings(rendered, tmp_path)
+    assert settings.session.max_age == 8 * 3600
+    assert settings.audit.file == ""
+    assert settings.targets["database"].groups == ("oidc:database-operators",)
+    assert str(settings.denylist_file) == "/etc/arcbridge-denylist/users.toml"
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "denylist"]
+    assert volume["configMap"] == {"name": "denied"}, "it has to be there: a list that is missing denies nobody"
+    (mount,) = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "denylist"]
+    assert "subPath" not in mount
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_any_name_is_a_rule_without_names(helm: Helm, mode: str) -> None:
     """The name `*` would let the API server take it for a wildcard, where a request has many groups."""
