@@ -110,6 +110,16 @@ class TestStrictness:
                 "line 2: unknown setting 'limits.session'; did you mean 'limits.sessions'?",
             ),
             (AgentConfig, "[targets.db]\nadress = 'x'\n", "line 2: unknown setting 'targets.db.adress'"),
+            (
+                AgentConfig,
+                '[limits.groups."oidc:ci"]\nstream = 3\n',
+                "line 2: unknown setting 'limits.groups.oidc:ci.stream'; did you mean 'limits.groups.oidc:ci.streams'?",
+            ),
+            (
+                AgentConfig,
+                "[limits.users.'anna@example.org']\nstreams = 'many'\n",
+                "line 2: limits.users.anna@example.org.streams must be a whole number, not 'many'",
+            ),
             (ClientConfig, "[zzz]\n", "line 1: unknown setting 'zzz'; known here: "),
             (ClientConfig, "login.zzz = 1\n", "line 1: unknown setting 'login.zzz'"),
             (ClientConfig, "login = { zzz = 1 }\n", ": unknown setting 'login.zzz'"),

@@ -65,6 +65,8 @@ class Limit(StrEnum):
     APISERVER_SEATS = "apiserver_seats"
     AGENT_CONNECTS_PER_SECOND = "agent_connects_per_second"
     """Connections to the API server that the requests of all users together ask for."""
+    TARGETS = "targets"
+    """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -362,6 +364,9 @@ class Account:
                 remedy = "run fewer commands at once"
             case Limit.AGENT_CONNECTS_PER_SECOND:
                 text = "the agent makes as many connections to the API server as it may; try again shortly"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.TARGETS:
+                text = "no target of that name is open to you; ask the cluster's operator for one"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"

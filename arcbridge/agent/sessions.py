@@ -342,10 +342,8 @@ class AgentSession(BaseHandler):
             stream.abort(ResetCode.LIMIT)
         elif target == "kubernetes":
             self._sessions.proxy.serve(stream, caller)
-        elif target.startswith(PREFIX):
-            self._sessions.targets.serve(stream, target, self._join_id, caller.identity)
         else:
-            stream.abort(ResetCode.UNKNOWN_TARGET)
+            self._sessions.targets.serve(stream, target, caller)
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.detached_at = self._sessions.monotonic()

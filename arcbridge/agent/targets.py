@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
 
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.kube.authorize import Caller
 from arcbridge.config import TargetConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
@@ -27,6 +31,10 @@ from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
 CONNECT_DEADLINE = 10.0
+RECORDS = 20
+"""Refusals of one user that leave a record each, and one a second behind them."""
+USERS = 4096
+"""Users whose refusals are counted apart."""
 MAX_CONNECTING = 256
 """Dials under way at once, of all sessions together; more are refused."""
 
@@ -69,14 +77,17 @@ class TcpTargets:
     def __init__(self, targets: Mapping[str, Target], audit: AuditLog) -> None:
         self._targets = dict(targets)
         self._audit = audit
+        self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
+        """Refusals that leave a record each, by subject."""
         self._connecting: set[asyncio.Task[None]] = set()
         self.opened = 0
         self.open = 0
         self.refused = 0
         self.failed = 0
 
-    def serve(self, stream: StreamTransport, target: str, session: str, identity: Identity) -> None:
+    def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
+        session, identity = caller.session, caller.identity
         record = AuditRecord(
             request=f"{session}-{stream.id}-1",
             session=session,
@@ -87,11 +98,11 @@ class TcpTargets:
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
-            self._refuse(stream, record, ResetCode.UNKNOWN_TARGET, "no such target")
+            self._refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
         elif not found.allows(identity):
-            self._refuse(stream, record, ResetCode.FORBIDDEN, "not allowed")
+            self._refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
         elif len(self._connecting) >= MAX_CONNECTING:
-            self._refuse(stream, record, ResetCode.LIMIT, "too many connections are being made")
+            self._refuse(stream, caller, record, ResetCode.LIMIT, "too many connections are being made")
         else:
             try:
                 begun = begin(found.address)
@@ -99,7 +110,7 @@ class TcpTargets:
                 self._unreachable(stream, record, error)
                 return
             if begun is not None and begun[1]:
-                stream.attach(self._splice(begun[0], record))  # the target answered within the call
+                stream.attach(self._splice(stream, begun[0], record))  # the target answered within the call
                 return
             connecting = _Connecting()
             stream.attach(connecting)
@@ -144,7 +155,7 @@ class TcpTargets:
             if connecting.lost:
                 return  # the stream ended first, which cancelled this task
             raise
-        stream.set_protocol(splice := self._splice(sock, record))
+        stream.set_protocol(splice := self._splice(stream, sock, record))
         splice.connection_made(stream)
         stream.resume_reading()
 
@@ -155,7 +166,7 @@ class TcpTargets:
         self._audit.write(record)
         stream.abort(ResetCode.CONNECT_FAILED)
 
-    def _splice(self, sock: socket.socket, record: AuditRecord) -> SocketSplice:
+    def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> SocketSplice:
         self.opened += 1
         self.open += 1
 
@@ -165,14 +176,28 @@ class TcpTargets:
             if result.error is not None:
                 record.outcome, record.reason = "cut", type(result.error).__name__
             self._audit.write(record)
+            if not (result.from_stream or result.to_stream):
+                stream.count_as_churn()  # a connection was made for nothing
 
         record.outcome = "connected"
+        stream.owed = False
         return SocketSplice(sock, done)
 
-    def _refuse(self, stream: StreamTransport, record: AuditRecord, code: ResetCode, reason: str) -> None:
+    def _refuse(
+        self, stream: StreamTransport, caller: Caller, record: AuditRecord, code: ResetCode, reason: str
+    ) -> None:
+        """Reset the stream. Of many refusals the first leave a record each, the others one that counts them."""
         self.refused += 1
         record.outcome, record.reason = "refused", reason
-        self._audit.write(record)
+        now = time.monotonic()
+        recorded = self._records.reserve(caller.identity.subject, now) is not None
+        if not recorded:
+            omitted = caller.account.refuse(Limit.TARGETS, now)
+            if omitted is not None:
+                record.limit, record.omitted = Limit.TARGETS, omitted
+                recorded = True
+        if recorded:
+            self._audit.write(record)
         stream.abort(code)
 
 

@@ -113,6 +113,22 @@ class StreamTransport(asyncio.Transport):
         """Why the stream was lost; None before, and after both directions ended in order."""
         return self._error
 
+    @property
+    def owed(self) -> bool:
+        """Whether the peer, which opened it, lacks an answer or a part of one; true until the application says else.
+
+        A stream that ends before is churn, of which a session may have a certain amount (docs/threats.md#M7)."""
+        return self._stream.owed
+
+    @owed.setter
+    def owed(self, owed: bool) -> None:
+        self._stream.owed = owed
+
+    def count_as_churn(self) -> None:
+        """Count that the stream came to nothing, though it had its answer."""
+        self._table.count_churn()
+        self._session.act()
+
     # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

@@ -157,10 +157,10 @@ class FrameHandlers:
         in_order = code == ResetCode.NO_ERROR and (stream is None or stream.receiving is ReceiveState.FINISHED)
         if in_order:  # part of an ordinary close, and two of them may cross
             self._receiver.spend_control_budget()
-        else:
-            self._streams.count_reset()
         if stream is not None:
             self._streams.peer_reset(stream, code, in_order=in_order)
+        elif not in_order:
+            self._streams.count_churn()
 
     def _on_window(self, stream_id: int, body: bytes) -> None:
         self._receiver.spend_control_budget()

@@ -37,10 +37,10 @@ class Limits:
     """Control bytes waiting for a peer that does not read; above it the session ends (floods of PING, OPEN+RESET)."""
 
     churn_burst: int = 1000
-    """Streams ended by RESET (either side) that may come at once (rapid reset, CVE-2023-44487)."""
+    """Streams that end by RESET (either side), or before their answer, that may come at once (docs/threats.md#M7)."""
 
     churn_rate: float = 33.0
-    """Resets per second that refill the burst."""
+    """Such streams per second that refill the burst."""
 
     small_frame_burst: int = 20_000
     """Empty DATA, WINDOW, ACK, PING and ignorable frames that may come beyond what payload explains."""

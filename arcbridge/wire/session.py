@@ -413,8 +413,7 @@ class Session:
 
     def stream_cut(self, stream: Stream) -> None:
         """The last bytes of a stream that was cut leave, with RESET behind them."""
-        self.stream_table.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
-        self.finish_drain_if_idle()
+        self.stream_table.was_cut(stream)
 
     def fail(self, code: GoawayCode, message: str) -> None:
         """End the session with a GOAWAY, because the peer broke the protocol or a limit."""

@@ -29,10 +29,10 @@ class StreamTable:
     """Streams that are not over, by id."""
 
     __slots__ = (
+        "_churn",
         "_context",
         "_decoder",
         "_lifecycle",
-        "_resets",
         "_sender",
         "_session_window",
         "early",
@@ -59,7 +59,8 @@ class StreamTable:
         self._sender = sender
         self._decoder = decoder
         self._session_window = session_window
-        self._resets = TokenBucket(limits.churn_burst, limits.churn_rate)
+        self._churn = TokenBucket(limits.churn_burst, limits.churn_rate)
+        """Streams that may end before their answers."""
         self.streams = context.streams
         self.growth = Growth(limits.session_window // 2, budget)
         """Bytes by which the streams' windows grew: at most half of the session's, so that readers that stop cannot
@@ -105,10 +106,11 @@ class StreamTable:
         authenticated = self._lifecycle.authenticated
         most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
         if self._lifecycle.goaway_sent or self.peer_streams >= most:
-            self.count_reset()
             self._sender.queue(frame(FrameType.RESET, stream_id, U32.pack(ResetCode.REFUSED)))
+            self.count_churn()
             return
         stream = self.add(stream_id, target)
+        stream.owed = True
         self.peer_streams += 1
         self._tell(ev.StreamOpened(stream, target))
 
@@ -170,15 +172,21 @@ class StreamTable:
         """End both directions now; queued bytes are dropped. A stream that is over stays so."""
         if stream.id not in self.streams:
             return
+        self._end(stream, code)
+        if self._is_peers(stream) and (stream.owed or code != ResetCode.NO_ERROR):
+            self.count_churn()
+        self._context.owner.finish_drain_if_idle()
+
+    def _end(self, stream: Stream, code: ResetCode) -> None:
         self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
         self._sender.queue(frame(FrameType.RESET, stream.id, U32.pack(code)))
-        self._context.owner.finish_drain_if_idle()
 
     def refuse(self, stream: Stream, code: ResetCode) -> None:
         """The peer broke the protocol within one stream: reset that."""
-        self.count_reset()
         self.tell_reset(stream, code)  # before the end of the session, which may follow from it
         self.reset(stream, code)
+        if not self._is_peers(stream):
+            self.count_churn()
 
     def peer_finished(self, stream: Stream) -> None:
         """FIN came."""
@@ -191,11 +199,21 @@ class StreamTable:
 
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
         """RESET came; `in_order`: as part of an ordinary close, so that what was received stays."""
+        churn = not in_order or stream.owed
         if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
             stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
             in_order = True
         self.settle(stream, keep_received=in_order)
         self.tell_reset(stream, code)
+        if churn:
+            self.count_churn()
+        self._context.owner.finish_drain_if_idle()
+
+    def was_cut(self, stream: Stream) -> None:
+        """The last bytes of a stream that was cut leave, with RESET behind them."""
+        self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
+        if self._is_peers(stream):
+            self.count_churn()
         self._context.owner.finish_drain_if_idle()
 
     def refused_above(self, last: int) -> None:
@@ -209,17 +227,18 @@ class StreamTable:
         """The drain deadline has passed: reset what still runs."""
         for stream in list(self.streams.values()):
             self.tell_reset(stream, ResetCode.CANCELLED)
-            self.reset(stream, ResetCode.CANCELLED)
+            self._end(stream, ResetCode.CANCELLED)
+        self._context.owner.finish_drain_if_idle()
 
     def close(self) -> None:
         """The session is over: early streams stay unknown, and nothing is promised any more."""
         self.early.clear()
         self.growth.clear()
 
-    def count_reset(self) -> None:
-        """A stream ends by RESET. Raises Violation when too many do."""
-        if not self._resets.take(self._context.now):
-            raise Violation(GoawayCode.LIMIT, "streams are reset faster than is allowed")
+    def count_churn(self) -> None:
+        """A stream has ended by RESET, or before its answer. Where too many do the session ends."""
+        if not self._churn.take(self._context.now):
+            self._context.owner.fail(GoawayCode.LIMIT, "streams end before their answers faster than is allowed")
 
     def settle(self, stream: Stream, *, keep_received: bool) -> None:
         """Both directions are over: return the credit and forget the stream."""
@@ -240,6 +259,8 @@ class StreamTable:
         """One direction has ended in order; forget the stream if the other had ended before."""
         if stream.over:
             self._drop(stream)
+            if stream.owed:
+                self.count_churn()
             self._context.owner.finish_drain_if_idle()
 
     def tell_reset(self, stream: Stream, code: int) -> None:
@@ -248,6 +269,10 @@ class StreamTable:
             self.early = [event for event in self.early if event.stream is not stream]
         else:
             self._context.events.append(ev.StreamWasReset(stream, code))
+
+    def _is_peers(self, stream: Stream) -> bool:
+        """Whether the peer opened it."""
+        return stream.id & 1 != self._context.side.value
 
     def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:
         if self._lifecycle.authenticated:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.service import check, credential_store, enroll, own_namespace, serve
-from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig, TargetConfig
+from arcbridge.config import (
+    AgentConfig,
+    AgentLimitsConfig,
+    AgentStateConfig,
+    AuditConfig,
+    KubernetesConfig,
+    TargetConfig,
+)
 from arcbridge.errors import ConfigError
 from tests.support.fake_apiserver import FakeApiServer
 
@@ -28,6 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"control_connections": 0}, "control_connections: must be at least 1"),
     ({"token_mode": False}, "authentication: missing"),
     ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
+    ({"limits": AgentLimitsConfig(streams=-1)}, r"limits\.streams: must be 0"),
 ]
 
 

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from arcbridge.agent.targets import TcpTargets, read_targets
+from arcbridge.agent.targets import RECORDS, TcpTargets, read_targets
 from arcbridge.config import TargetConfig
-from arcbridge.errors import ConfigError, StreamReset
-from arcbridge.wire.frames import ResetCode
+from arcbridge.errors import ConfigError, SessionEnded, StreamReset
+from arcbridge.limiters import TokenBucket
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.limits import DEFAULT
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
@@ -114,4 +116,80 @@ async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.Monke
         await asyncio.wait_for(dialling.wait(), 5)
         io.reset(ResetCode.CANCELLED)
         assert (await audit.wait(1))[0].outcome == "cut"
+    await targets.close()
+
+
+async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_counted() -> None:
+    """OPENs of targets that do not exist filled the audit log: each costs its stream's share of churn, and no line."""
+    audit = RecordedAudit()
+    targets = TcpTargets({}, audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets, audit=audit)
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        last = StreamIO()
+        for number in range(400):
+            client.open(f"tcp:nowhere-{number}" if number % 2 else "elsewhere", last := StreamIO())
+        with pytest.raises(StreamReset) as caught:
+            await last.read()
+        assert caught.value.code == ResetCode.UNKNOWN_TARGET
+        assert targets.refused == 400
+    records = [record for record in audit.kept if record.verb == "connect"]
+    assert RECORDS < len(records) < RECORDS + 10
+    assert {record.outcome for record in records} == {"refused"}
+    assert records[RECORDS].limit == "targets"
+    (end,) = [record for record in audit.kept if record.verb == "limit"]
+    assert (end.limit, len(records) + end.omitted) == ("targets", 400), "each is in the log, alone or in a number"
+
+
+async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
+    audit = RecordedAudit()
+    targets = TcpTargets({}, audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        client._machine.stream_table._churn = TokenBucket(10**9, 0)  # a hostile client does not mind
+        opened = 0
+        async with asyncio.timeout(20):
+            while client.usable and opened < 5000:
+                for _ in range(100):
+                    if client.usable:
+                        client.open("tcp:nowhere", StreamIO())
+                        opened += 1
+                await asyncio.sleep(0.005)
+            error = await client.wait_ended()
+        assert isinstance(error, SessionEnded)
+        assert error.code == GoawayCode.LIMIT
+        assert "before their answers" in error.message
+        assert DEFAULT.churn_burst <= targets.refused <= DEFAULT.churn_burst + 500
+
+
+async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets({"db": TargetConfig(echo, users=("alice",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        (handler,) = sessions._open
+        assert handler.session is not None
+        churn = handler.session._machine.stream_table._churn
+        churn.rate = 0.0
+        for number in range(1, 4):
+            io = StreamIO()
+            client.open("tcp:db", io)
+            await io.write(b"x")
+            assert await io.read() == b"x"
+            io.finish()
+            await audit.wait(number)
+        assert churn._left == churn.burst
+        io = StreamIO()
+        client.open("tcp:db", io)
+        io.reset()
+        await audit.wait(4)
+        assert churn._left < churn.burst
     await targets.close()

@@ -366,6 +366,7 @@ class TestRefusals:
             (ResetCode.CONNECT_FAILED, 503),
             (ResetCode.FORBIDDEN, 403),
             (ResetCode.EXPIRED, 401),
+            (ResetCode.LIMIT, 429),
         ],
     )
     async def test_a_stream_that_never_ran(self, place: Place, code: ResetCode, status: int) -> None:

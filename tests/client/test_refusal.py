@@ -76,6 +76,8 @@ def test_every_goaway_has_words() -> None:
         assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
         shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
         assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    limit = of_session(SessionEnded(GoawayCode.LIMIT, "9 sessions"), "prod")
+    assert (limit.status_code, limit.reason, limit.retry_after) == (429, "TooManyRequests", 1)
     lost = of_session(ConnectionLost("found silent"), "prod")
     assert (lost.status_code, lost.retry_after) == (503, 1)
     other = PinMismatch("p")

@@ -508,9 +508,38 @@ def test_m7_ordinary_closes_do_not_count() -> None:
     for n in range(3000):
         one.now += 1 / 1500
         stream = 2 * n + 1
-        one.feed(opening(stream), frame(FrameType.FIN, stream), reset(stream, ResetCode.NO_ERROR))
+        one.feed(opening(stream))
+        one.machine.streams[stream].owed = False  # the application has answered
+        one.feed(frame(FrameType.FIN, stream), reset(stream, ResetCode.NO_ERROR))
         one.feed(reset(stream, ResetCode.NO_ERROR))  # as if our close had crossed theirs
     assert one.machine.error is None
+
+
+@pytest.mark.parametrize("how", ["reset in order", "FIN both ways", "refused target", "cut"])
+def test_m7_streams_that_end_in_order_before_their_answer_count_too(how: str) -> None:
+    """OPEN, a request and FIN: work is begun that no peer waits for (the class of MadeYouReset, CVE-2025-8671)."""
+    one = agent()
+    for n in range(2000):
+        number = 2 * n + 1
+        one.feed(opening(number), data(number, 100))
+        stream, table = one.machine.streams[number], one.machine.stream_table
+        if how == "reset in order":
+            one.feed(frame(FrameType.FIN, number), reset(number, ResetCode.NO_ERROR))
+        elif how == "FIN both ways":
+            one.feed(frame(FrameType.FIN, number))
+            table.finish(stream)
+        elif how == "refused target":
+            table.reset(stream, ResetCode.UNKNOWN_TARGET)
+        else:
+            one.machine.sender.send(stream, b"HTTP/1.1 200")
+            table.cut(stream)
+        one.collect()
+        if one.machine.state is State.CLOSED:
+            break
+    assert DEFAULT.churn_burst <= n <= DEFAULT.churn_burst + 1
+    said = one.goaway()
+    assert said is not None
+    assert said.code == GoawayCode.LIMIT
 
 
 FLOODS = {

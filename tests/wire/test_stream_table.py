@@ -167,13 +167,50 @@ def test_after_the_drain_deadline_nothing_runs() -> None:
     assert parts.context.events == [ev.StreamWasReset(one, ResetCode.CANCELLED) for one in streams]
 
 
-def test_resets_are_counted() -> None:
-    table = Parts(limits=Limits(churn_burst=2, churn_rate=0.0)).table
-    table.count_reset()
-    table.count_reset()
-    with pytest.raises(Violation) as caught:
-        table.count_reset()
-    assert caught.value.code is GoawayCode.LIMIT
+def test_churn_is_counted() -> None:
+    parts = Parts(limits=Limits(churn_burst=2, churn_rate=0.0))
+    parts.table.count_churn()
+    parts.table.count_churn()
+    assert parts.notes.failures == []
+    parts.table.count_churn()
+    assert [code for code, _ in parts.notes.failures] == [GoawayCode.LIMIT]
+
+
+ENDS = {
+    "FIN both ways": lambda table, stream: (table.peer_finished(stream), table.finish(stream)),
+    "reset by the application": lambda table, stream: table.reset(stream, ResetCode.UNKNOWN_TARGET),
+    "reset behind our FIN": lambda table, stream: (
+        table.finish(stream),
+        table.reset(stream, ResetCode.NO_ERROR),
+    ),
+    "cut": lambda table, stream: table.cut(stream),
+    "reset by the peer": lambda table, stream: table.peer_reset(stream, ResetCode.CANCELLED, in_order=False),
+    "the peer's reset in order": lambda table, stream: table.peer_reset(stream, ResetCode.NO_ERROR, in_order=True),
+    "refused for the peer's fault": lambda table, stream: table.refuse(stream, ResetCode.PROTOCOL),
+}
+IN_ORDER = ("FIN both ways", "reset behind our FIN", "the peer's reset in order")
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("answered", [True, False])
+def test_m7_a_stream_that_ends_before_its_answer_counts_once_whoever_ended_it(how: str, answered: bool) -> None:
+    parts = Parts(limits=Limits(churn_burst=10, churn_rate=0.0))
+    parts.table.peer_opens(1, "kubernetes")
+    stream = parts.table.streams[1]
+    assert stream.owed
+    stream.owed = not answered
+    ENDS[how](parts.table, stream)
+    assert parts.table.streams == {}
+    counted = 10 - parts.table._churn._left
+    assert counted == (0 if answered and how in IN_ORDER else 1)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_m7_of_its_own_streams_an_end_counts_those_that_the_peer_resets(how: str) -> None:
+    parts = Parts(Side.INITIATOR, limits=Limits(churn_burst=10, churn_rate=0.0))
+    stream = parts.table.open("kubernetes", None)
+    ENDS[how](parts.table, stream)
+    assert 10 - parts.table._churn._left == (how in ("reset by the peer", "refused for the peer's fault"))
 
 
 def test_at_the_end_nothing_is_promised_any_more() -> None:

@@ -111,6 +111,7 @@ class Exchange:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
         self._request = plan.request_head(authority)
+        self._stream.owed = True
         if self._seats is not None:
             self._seated = self._seats.take()
             if not self._seated:
@@ -257,6 +258,7 @@ class Exchange:
 
     def response_complete(self) -> None:
         self._connection = None
+        self._stream.owed = False
         self._end(None)
 
     def response_failed(self, refusal: RequestRefusal | None) -> None:
@@ -273,6 +275,7 @@ class Exchange:
         if connection is None or self.over:
             return
         self.begun = True
+        self._stream.owed = False
         self._record.status = head.status
         self.switched = (connection, head, rest)
         self._end(None)

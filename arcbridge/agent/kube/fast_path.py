@@ -42,7 +42,7 @@ class FastPath(asyncio.Protocol):
         """All streams that are on the fast path; this one is in it from `connection_made` to its end."""
         self._stream: StreamTransport | None = None
         self._unread = bytearray()
-        """What arrived while a request was under way."""
+        """What arrived while a request was under way, or while the caller took nothing."""
         self._reading_paused = False
         self._writing_paused = False
         self._record: AuditRecord | None = None
@@ -59,7 +59,7 @@ class FastPath(asyncio.Protocol):
         self._registry.add(self)
 
     def view_received(self, view: memoryview) -> None:
-        if self._record is None:
+        if self._record is None and not self._writing_paused:
             self._read(bytes(view))
             return
         self._unread += view
@@ -79,6 +79,8 @@ class FastPath(asyncio.Protocol):
         self._writing_paused = False
         if self._exchange is not None:
             self._exchange.resume()
+        elif self._record is None:
+            self._read_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stream = None
@@ -174,6 +176,7 @@ class FastPath(asyncio.Protocol):
         assert stream is not None
         # 400 ends the connection, as on the general path.
         close = refusal.status_code == 400
+        stream.owed = False
         stream.write(status_answer(refusal, request_id=record.request, close=close))
         self._finish()
         if close:
@@ -199,9 +202,9 @@ class FastPath(asyncio.Protocol):
         self._authorizer.finish(self._context, record)
 
     def _read_on(self) -> None:
-        """The next request may have arrived already."""
+        """The next request may have arrived already; it waits while the caller takes no answers."""
         stream = self._stream
-        if stream is None or not self._unread:
+        if stream is None or not self._unread or self._writing_paused:
             return
         data, self._unread = bytes(self._unread), bytearray()
         self._read(data)

@@ -77,6 +77,7 @@ class KubeProxy:
 
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
         stream = protocol.context
+        await protocol.drained()  # answers of the agent's own would pile up for a caller that takes none
         record = self.authorizer.begin(stream, request.method)
         try:
             head = RequestHead(request.method, request.raw_path, request.raw_headers, version=request.version)

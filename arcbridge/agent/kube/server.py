@@ -150,8 +150,13 @@ class KubeProtocol(RequestHandler):
         self, refusal: RequestRefusal, *, request_id: str = "", close: bool = False, method: str = "GET"
     ) -> AnsweredResponse:
         """Write a Status to the caller; with `close` the stream ends behind it."""
+        self.stream.owed = False
         self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
         return AnsweredResponse(keep_alive=not close)
+
+    async def drained(self) -> None:
+        """Wait until the caller takes bytes. Raises ConnectionError once the stream is lost."""
+        await self._drain_helper()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -12,7 +12,12 @@ import pytest
 
 from arcbridge.agent.kube.authorize import StreamContext
 from arcbridge.agent.kube.server import KubeProtocol
-from arcbridge.errors import StreamReset
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.errors import SessionEnded, StreamReset
+from arcbridge.limiters import TokenBucket
+from arcbridge.mux.stream import WRITE_HIGH
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.limits import DEFAULT
 from tests.support.fake_apiserver import Exchange, Route, chunked, reply
 
 from .bench import Bench, Wire, running
@@ -297,3 +302,75 @@ async def test_a_request_that_is_repeated_keeps_its_seat(bench: Bench) -> None:
     bench.api.routes[PATH] = dies
     assert (await bench.get(PATH)).status == 200
     assert account.seats.held == 0
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Bench, headers: tuple[str, ...]) -> None:
+    """OPEN, GET, FIN: all in order, and each would cost the API server a connection."""
+    request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
+    bench.client._machine.stream_table._churn = TokenBucket(10**9, 0)  # a hostile client does not mind
+    opened = 0
+    async with asyncio.timeout(30):
+        while bench.client.usable and opened < 5000:
+            for _ in range(50):
+                if bench.client.usable:
+                    wire = bench.stream()
+                    assert wire.io.transport is not None
+                    wire.io.transport.write(request)
+                    wire.io.transport.write_eof()
+                    opened += 1
+            await asyncio.sleep(0.005)
+        error = await bench.client.wait_ended()
+    assert isinstance(error, SessionEnded)
+    assert error.code == GoawayCode.LIMIT
+    assert DEFAULT.churn_burst <= opened <= DEFAULT.churn_burst + 600
+    account = bench.caller.account
+    async with asyncio.timeout(5):
+        while account.seats.held or account.connections:
+            await asyncio.sleep(0.01)
+    assert bench.api.connections <= 300, "connects are paced, too"
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Bench, headers: tuple[str, ...]) -> None:
+    bench.client._machine.stream_table._churn = TokenBucket(0, 0)
+    for number in range(30):
+        wire = bench.stream()
+        path = PATH if number % 3 else "/api/../x"  # refused by the agent: an answer, too
+        for _ in range(2 if number % 3 else 1):
+            await wire.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
+            assert (await wire.answer()).status in (200, 400)
+        wire.io.finish()
+        assert await wire.rest() == b""
+    assert not bench.client.closed
+    (agent,) = bench.agents
+    churn = agent._machine.stream_table._churn
+    assert churn._left == churn.burst
+
+
+@pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
+async def test_l34_answers_of_the_agents_own_do_not_pile_up(
+    bench: Bench, headers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that sends one request behind the other and takes no answer gets no further than a stream's buffer."""
+
+    def refuse(*_: object) -> None:
+        raise RequestRefusal(403, "no" * 500)
+
+    monkeypatch.setattr(bench.proxy.authorizer, "authorize", refuse)
+    request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
+    wire = bench.stream()
+    assert wire.io.transport is not None
+    wire.io.transport.pause_reading()
+    count, most = 1500, 0
+    for _ in range(count):
+        wire.io.transport.write(request)
+        await asyncio.sleep(0)
+        most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    await asyncio.sleep(0.2)
+    assert 0 < len(bench.audit.kept) < count
+    most = max([most, *(stream.queued for stream in bench.agent_streams())])
+    assert most <= WRITE_HIGH + 4096
+    wire.io.transport.resume_reading()
+    for _ in range(count):  # none is lost
+        assert (await wire.answer()).status == 403

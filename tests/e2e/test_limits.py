@@ -1,0 +1,240 @@
+"""What one user may take of an agent: a real kubectl shows the sentence, others notice nothing, and the defaults are
+above what one person does with kubectl, helm and fifty port-forwards (docs/threats.md#L21 to #L26).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from arcbridge.errors import ExitCode
+from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl, Unavailable, helm
+from tests.support.processes import ProcessFailed, require_or_skip, run
+from tests.support.reports import metrics, records, until
+from tests.support.targets import EchoServer
+from tests.support.world import ALICE, ApiServer, Client, User, World, arcbridge
+
+NAMESPACE = "limits"
+SLOW = User("slow", ("platform",))
+BUSY = User("busy", ("platform",))
+LONE = User("lone", ("platform",))
+FEW = User("few", ("platform",))
+SPENT = User("spent", ("platform",))
+TWICE = User("twice", ("platform",))
+LIMITS = {
+    SLOW: {"requests_per_second": 1, "request_burst": 1},
+    BUSY: {"concurrent_requests": 1},
+    LONE: {"upgraded_streams": 1},
+    FEW: {"streams": 1},
+    SPENT: {"bytes_per_day": 300_000},
+    TWICE: {"sessions": 1},
+}
+ANSWER_TIME = 60.0
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An organisation whose agent has the defaults, and for some users limits that are reached at once."""
+    tables = [
+        "\n".join([f'[limits.users."{user.email}"]', *(f"{name} = {value}" for name, value in limits.items())])
+        for user, limits in LIMITS.items()
+    ]
+    with World(api, directory=tmp_path_factory.mktemp("limits")) as world:
+        world.start_issuer()
+        world.start_relay()
+        world.start_agent(extra="\n" + "\n".join(tables) + "\n")
+        yield world
+
+
+def through(cluster: Cluster, client: Client) -> Kubectl:
+    return cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
+
+
+def refusals(world: World) -> dict[str, float]:
+    """The agent's refusals by limit, of those that there were."""
+    pattern = re.compile(r'arcbridge_agent_limit_refusals_total\{limit="(\w+)"\}')
+    found = {match[1]: value for name, value in metrics(world.agent_observe).items() if (match := pattern.match(name))}
+    return {limit: value for limit, value in found.items() if value}
+
+
+def audited(world: World, user: User) -> list[dict[str, object]]:
+    """The audit records of a user's refusals by a limit."""
+    lines = (world.agent_config.parent / "audit.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [one for one in found if one.get("user") == user.email and one.get("limit")]
+
+
+def test_kubectl_waits_out_a_short_excess_of_requests(cluster: Cluster, world: World) -> None:
+    kubectl = through(cluster, world.start_client(SLOW))
+    before = refusals(world).get("requests_per_second", 0)
+    for _ in range(4):
+        assert kubectl.run("get", "--raw", "/api/v1/namespaces/default", timeout=ANSWER_TIME).returncode == 0
+    assert refusals(world)["requests_per_second"] > before
+
+
+def test_kubectl_ends_with_the_sentence_of_a_limit_that_lasts(cluster: Cluster, world: World) -> None:
+    kubectl = through(cluster, world.start_client(BUSY))
+    with kubectl.start("get", "--raw", "/api/v1/namespaces?watch=1") as watch:
+        watch.wait_for_line("ADDED", timeout=20)
+        began = time.monotonic()
+        done = kubectl.run("get", "--raw", "/version", check=False, timeout=ANSWER_TIME)
+        took = time.monotonic() - began
+    sentence = (
+        "arcbridge: 1 requests of yours are under way, as many as one user may have; end watches and commands that you "
+        "do not need, or ask the cluster's operator for a higher limit"
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"Error from server (TooManyRequests): {sentence}\n"
+    assert took > 8, "kubectl has repeated the request ten times"
+    assert refusals(world)["concurrent_requests"] == 11
+    until(lambda: len(audited(world, BUSY)) == 1, "one record of the burst")
+    (line,) = records(world.agent, "limit reached", user=BUSY.email)
+    assert line["reason"] == "concurrent_requests"
+    until(lambda: kubectl.run("get", "--raw", "/version", check=False).returncode == 0, "kubectl works again")
+
+
+@pytest.mark.parametrize("protocol", ["true", "false"], ids=["websocket", "spdy"])
+def test_kubectl_shows_the_sentence_for_one_exec_too_many(cluster: Cluster, world: World, protocol: str) -> None:
+    name = f"lone-{protocol}"
+    cluster.add_pod(name, NAMESPACE, command=("sleep", "infinity"))
+    kubectl = through(cluster, world.start_client(LONE))
+    env = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": protocol}
+    with kubectl.start("exec", "-n", NAMESPACE, name, "--", "sh", "-c", "echo in; sleep 100", env=env) as first:
+        first.wait_for_line("in", timeout=20)
+        done = kubectl.run("exec", "-n", NAMESPACE, name, "--", "true", env=env, check=False, timeout=ANSWER_TIME)
+        assert done.returncode == 1
+        assert "arcbridge: 1 exec, attach and port-forward connections of yours are open" in done.stderr
+    until(
+        lambda: kubectl.run("exec", "-n", NAMESPACE, name, "--", "true", env=env, check=False).returncode == 0,
+        "exec works again",
+    )
+    cluster.delete_pod(name, NAMESPACE)
+
+
+def test_kubectl_shows_the_sentence_for_one_connection_too_many(cluster: Cluster, world: World) -> None:
+    kubectl = through(cluster, world.start_client(FEW))
+    with kubectl.start("get", "--raw", "/api/v1/namespaces?watch=1") as watch:
+        watch.wait_for_line("ADDED", timeout=20)
+        done = kubectl.run("get", "--raw", "/version", check=False, timeout=ANSWER_TIME)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error from server (TooManyRequests): arcbridge: the agent of cluster")
+    assert "ended the connection at one of its limits" in done.stderr
+    assert "ask the cluster's operator" in done.stderr
+
+
+def test_kubectl_shows_at_once_that_the_days_bytes_are_used_up(cluster: Cluster, world: World) -> None:
+    client = world.start_client(SPENT)
+    kubectl = through(cluster, client)
+    large = ("get", "--raw", "/openapi/v2")
+    until(lambda: kubectl.run(*large, check=False).returncode != 0, "the day's bytes are used up")
+    began = time.monotonic()
+    done = kubectl.run("get", "--raw", "/version", check=False, timeout=ANSWER_TIME)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error from server (TooManyRequests): arcbridge: you moved 293 KiB today")
+    assert "wait until 00:00 UTC, or ask the cluster's operator for a higher limit" in done.stderr
+    assert time.monotonic() - began < 8, "it has not repeated the request for seconds"
+    client.process.stop()
+    again = through(cluster, world.start_client(SPENT))
+    assert again.run("get", "--raw", "/version", check=False).returncode == 1, "another session changes nothing"
+
+
+def test_the_client_shows_the_sentence_for_one_session_too_many(world: World) -> None:
+    first = world.start_client(TWICE)
+    directory = world.directory / "second-of-twice"
+    arguments = world.client_arguments(TWICE, directory)
+    done = run(
+        arcbridge(*arguments, "--file", str(directory / "kubeconfig"), "--port", "0"),
+        env=world.client_env(directory),
+        check=False,
+        timeout=ANSWER_TIME,
+    )
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert "refused or ended your session at one of its limits" in done.stderr.decode()
+    assert refusals(world)["sessions"] == 1
+    first.process.stop()
+    world.start_client(TWICE).process.stop()
+
+
+def test_one_person_with_kubectl_helm_and_fifty_port_forwards_meets_no_limit(
+    cluster: Cluster, world: World, tmp_path: Path
+) -> None:
+    """What k9s does besides, watching some dozens of kinds, twelve watches stand for."""
+    try:
+        helm_binary = helm()
+    except Unavailable as error:
+        require_or_skip("helm", str(error))
+    client = world.start_client(ALICE)
+    kubectl = through(cluster, client)
+    before = refusals(world)
+    with EchoServer() as echo, ExitStack() as stack:
+        port = int(echo.address.rsplit(":", 1)[1])
+        cluster.add_pod("fifty", NAMESPACE, ports=[port])
+        for kind in WATCHED:
+            stack.enter_context(kubectl.start("get", "--raw", f"{kind}?watch=1"))
+        forwards = [
+            stack.enter_context(kubectl.start("port-forward", "-n", NAMESPACE, "pod/fifty", f":{port}"))
+            for _ in range(50)
+        ]
+        for forward in forwards:
+            local = int(forward.wait_for_line(r"Forwarding from 127\.0\.0\.1:(\d+)", timeout=90)[1])
+            with socket.create_connection(("127.0.0.1", local), timeout=20) as sock:
+                sock.sendall(b"hello")
+                assert sock.recv(5) == b"hello"
+        _use_helm(helm_binary, client.kubeconfig, tmp_path)
+        for number in range(3):  # each with a cold cache: every group of the API is asked for
+            cold = {"KUBECACHEDIR": str(tmp_path / f"cold-{number}")}
+            assert "deployments" in kubectl.run("api-resources", env=cold, timeout=ANSWER_TIME).stdout
+        kubectl.run("get", "all", "-A", timeout=ANSWER_TIME)
+        seen = metrics(world.agent_observe)
+        assert seen["arcbridge_agent_upgrades_open"] >= 50
+        assert seen["arcbridge_agent_requests_in_flight"] >= 50 + len(WATCHED)
+    cluster.delete_pod("fifty", NAMESPACE)
+    assert refusals(world) == before
+
+
+WATCHED = [
+    f"/api/v1/{name}"
+    for name in ("namespaces", "pods", "services", "events", "configmaps", "secrets", "nodes", "serviceaccounts")
+] + [f"/apis/apps/v1/{name}" for name in ("deployments", "replicasets", "daemonsets", "statefulsets")]
+
+
+def _use_helm(binary: Path, kubeconfig: Path, directory: Path) -> None:
+    """Install a chart, upgrade it, list, and take it out."""
+    chart = directory / "chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: small\nversion: 1.0.0\n")
+    for number in range(20):
+        (chart / "templates" / f"map-{number}.yaml").write_text(
+            textwrap.dedent(
+                f"""\
+                apiVersion: v1
+                kind: ConfigMap
+                metadata:
+                  name: small-{number}
+                data:
+                  value: "{{{{ .Values.value }}}}"
+                """
+            )
+        )
+    home = directory / "helm-home"
+    home.mkdir()
+    env = {"HOME": str(home), "KUBECONFIG": str(kubeconfig), "PATH": "/usr/bin:/bin"}
+    for words in (
+        ("install", "small", str(chart), "--set", "value=one"),
+        ("upgrade", "small", str(chart), "--set", "value=two"),
+        ("list", "-A"),
+        ("get", "manifest", "small"),
+        ("uninstall", "small"),
+    ):
+        try:
+            run([binary, *words, "-n", "default"] if "-A" not in words else [binary, *words], env=env, timeout=90)
+        except ProcessFailed as error:
+            raise AssertionError(f"helm {words[0]}: {error}") from error
