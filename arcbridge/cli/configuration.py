@@ -80,6 +80,10 @@ def check(config: Any) -> None:
             parse_address(relay)
         if (config.state.directory is None) == (not config.state.secret):
             raise ConfigError("state: set exactly one of state.directory and state.secret")
+        if config.denylist_file is not None:
+            from arcbridge.agent.denylist import parse_denylist
+
+            parse_denylist(config.denylist_file.read_bytes(), f"denylist_file: {config.denylist_file}")
     else:
         for relay in config.relay_urls():
             parse_address(relay)

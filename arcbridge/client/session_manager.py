@@ -464,7 +464,9 @@ class SessionManager(BaseHandler):
         if current is not None and session is current.session:
             self._current = None
             if not self._login_refused(SessionEnded(goaway.code, goaway.message), current):
-                self._log.info("the agent drains the session", session=session.label, code=goaway.code)
+                self._log.info(
+                    "the agent drains the session", session=session.label, code=goaway.code, reason=goaway.message
+                )
             self._changed.set()
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:

@@ -16,6 +16,7 @@ from arcbridge.config import (
     AgentStateConfig,
     AuditConfig,
     KubernetesConfig,
+    SessionConfig,
     TargetConfig,
 )
 from arcbridge.errors import ConfigError
@@ -34,6 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"state": AgentStateConfig(directory=Path("x"), secret="a/b")}, "state: exactly one"),
     ({"control_connections": 0}, "control_connections: must be at least 1"),
     ({"token_mode": False}, "authentication: missing"),
+    ({"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
     ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
     ({"limits": AgentLimitsConfig(streams=-1)}, r"limits\.streams: must be 0"),
 ]
@@ -130,3 +132,21 @@ async def test_resumption_is_a_setting(
         with pytest.raises(Recorded):
             await serve(config, lambda: None, asyncio.Event(), asyncio.Event())
     assert (made[0]["limits"].replay > 0) is resumable
+    assert made[0]["max_age"] == 12 * 3600
+
+
+@pytest.mark.parametrize("text", [None, "[[deny]]\n", "oidc:alice\n"], ids=["missing", "no user", "not TOML"])
+async def test_v15_no_start_with_a_denylist_that_cannot_be_used(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "denylist.toml"
+    if text is not None:
+        path.write_text(text)
+    async with FakeApiServer.serving(tmp_path) as api:
+        config = AgentConfig(
+            relays=("127.0.0.1:1",),
+            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+            state=AgentStateConfig(directory=tmp_path / "state"),
+            audit=AuditConfig(file=""),
+            denylist_file=path,
+        )
+        with pytest.raises(ConfigError, match=str(path)):
+            await serve(config, lambda: pytest.fail("not ready"), asyncio.Event(), asyncio.Event())

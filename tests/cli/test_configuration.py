@@ -54,6 +54,10 @@ def test_what_is_printed_loads_again(tmp_path: Path) -> None:
         (ClientConfig(relay="r", pins_file=Path("/none")), "pins_file: /none does not exist"),
         (AgentConfig(relays=("r",)), "exactly one of"),
         (AgentConfig(relays=("r",), state=AgentStateConfig(directory=Path("/x"), secret="a/b")), "exactly one of"),
+        (
+            AgentConfig(relays=("r",), state=AgentStateConfig(secret="a/b"), denylist_file=Path(__file__)),
+            "denylist_file: .* not valid TOML",
+        ),
         (RelayConfig(public_address="r:1", authentication=Path("/none"), policy=Path("/none")), "authentication"),
         (
             RelayConfig(

@@ -404,6 +404,34 @@ def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> Non
     two.process.stop()
 
 
+def test_a_session_at_its_greatest_age(world: World, cluster: Cluster) -> None:
+    """What runs ends though the token is good for an hour; the next command works, and no one has to log in."""
+    text = world.agent_config.read_text()
+    world.agent.stop()
+    world.agent_config.write_text(f'{text}\n[session]\nmax_age = "12s"\n')
+    client = None
+    try:
+        agent_again(world)
+        mark = world.agent.mark()
+        client = world.start_client(ALICE)
+        with through(cluster, client).start("get", "namespaces", "--watch", "-o", "name") as watch:
+            watch.wait_for_line("namespace/default")
+            watch.wait(20)
+        record = wait_for_record(world.agent, "session ended", after=mark, user=ALICE.email)
+        sentence = (
+            "a session lasts 12 s here at most; start again what ran in it, and log in again if that is asked for"
+        )
+        assert record["reason"] == sentence
+        assert wait_for_record(client.process, "the agent drains the session")["reason"] == sentence
+        assert works(through(cluster, client))
+    finally:
+        if client is not None:
+            client.process.stop()
+        world.agent.stop()
+        world.agent_config.write_text(text)
+        agent_again(world)
+
+
 def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Cluster, alice: Client) -> None:
     """The policy is read again when it changes; it is asked at every join, and again for the sessions that run."""
     policy = world.relay_config.parent / "policy.toml"
