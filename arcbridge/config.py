@@ -45,16 +45,33 @@ class RelayTlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayUserLimitsConfig:
+    """Other bounds for a user, or for each user of a group; 0: as for every user."""
+
+    sessions: int = 0
+    joins_per_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RelayLimitsConfig:
     """Bounds on what strangers and users may hold at the relay; why each default: docs/operations.md."""
 
     unauthenticated: int = 1000
     unauthenticated_per_address: int = 100
+    connections_per_second_per_address: int = 200
     sessions: int = 20000
     agents: int = 10000
     pending_joins: int = 2000
     agents_per_second: int = 300
     join_deadline: float = 15.0
+    sessions_per_user: int = 200
+    joins_per_minute_per_user: int = 120
+    requests_per_minute_per_user: int = 240
+    """Requests to the HTTP API with an access token."""
+    groups: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
+    """By the name of the group, as claims are mapped here; of several that apply the largest counts."""
+    users: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
+    """By the user name, as claims are mapped here; goes before groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +115,8 @@ class RelayConfig:
     """AuthenticationConfiguration (YAML) for the access tokens of clients. Required."""
     policy: Path | None = None
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
+    proxy_protocol_from: tuple[str, ...] = ()
+    """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0

@@ -172,3 +172,29 @@ class KeyedConcurrency(Generic[Key]):
             self._held[key] = held
         else:
             del self._held[key]
+
+
+class Bursts(Generic[Key]):
+    """Which events of each key to tell of: the first one, and after it one for each `interval` seconds with the number
+    of those that were not told. The keys are a closed set of the caller's."""
+
+    __slots__ = ("_counts", "_told", "interval")
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._told: dict[Key, float] = {}
+        """When an event of a key was told of last, monotonic seconds."""
+        self._counts: dict[Key, int] = {}
+        """Events since then."""
+
+    def seen(self, key: Key, now: float) -> int | None:
+        """Count an event; return how many there were since the last one that was told, this one included, or None
+        where this one is not to be told."""
+        count = self._counts.get(key, 0) + 1
+        told = self._told.get(key)
+        if told is not None and now - told < self.interval:
+            self._counts[key] = count
+            return None
+        self._counts[key] = 0
+        self._told[key] = now
+        return count

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.limiters import KeyedConcurrency, KeyedTokenBucket, TokenBucket
+from arcbridge.limiters import Bursts, KeyedConcurrency, KeyedTokenBucket, TokenBucket
 
 
 def test_a_burst_and_then_the_rate() -> None:
@@ -176,3 +176,12 @@ def test_a_key_holds_no_more_than_its_cap() -> None:
     for key in ("a", "a", "b"):
         cap.release(key)
     assert len(cap) == 0
+
+
+def test_a_burst_is_told_of_once_and_counted() -> None:
+    bursts: Bursts[str] = Bursts(10.0)
+    assert bursts.seen("a", 100.0) == 1
+    assert [bursts.seen("a", 100.0 + n) for n in range(9)] == [None] * 9
+    assert bursts.seen("b", 105.0) == 1
+    assert bursts.seen("a", 110.0) == 10
+    assert bursts.seen("a", 200.0) == 1

@@ -36,8 +36,9 @@ LEAST_WAITING_BYTES = 1024 * 1024
 """Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 """The same of the setting for all users together."""
-MAX_PACE = 5.0
-"""Seconds that a connection is paused at a time: far below the 25 s after which its other end takes it for dead."""
+MAX_PACE = 10.0
+"""Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
+25 s after which the other end takes the connection for dead."""
 CONNECTING = 8
 """Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
 loop, and more at once would keep the requests of others waiting for as many."""
@@ -288,7 +289,7 @@ class Account:
         bucket = self._to_user
         if bucket is None or bucket.take(now, count):
             return 0.0
-        return self._accounts.pace("to_user", bucket.wait(now, 0.0))
+        return self._accounts.pace("to_user", bucket, count, now)
 
     def bytes_received(self, count: int, now: float) -> float:
         """Count bytes that came from the user; return the seconds to wait before more are read."""
@@ -300,7 +301,7 @@ class Account:
         bucket = self._to_cluster
         if bucket is None or bucket.take(now, count):
             return 0.0
-        return self._accounts.pace("to_cluster", bucket.wait(now, 0.0))
+        return self._accounts.pace("to_cluster", bucket, count, now)
 
     # -- refusals ---------------------------------------------------------------------------------------------------
 
@@ -426,7 +427,7 @@ class Accounts:
         self.refusals = dict.fromkeys(Limit, 0)
         """Refusals by limit, of all users."""
         self.paced_seconds = {"to_cluster": 0.0, "to_user": 0.0}
-        """Seconds that connections had to wait for their users' bytes per second, by direction."""
+        """Seconds that bytes over their users' bytes per second take at that rate, by direction."""
 
     def __len__(self) -> int:
         """Users with at least one session."""
@@ -455,10 +456,13 @@ class Accounts:
         while len(self._retired) > MAX_REMEMBERED:
             self._retired.popitem(last=False)
 
-    def pace(self, direction: str, seconds: float) -> float:
-        """Count a connection's wait; return its seconds, MAX_PACE at most (called by `Account`)."""
-        seconds = min(seconds, MAX_PACE)
-        self.paced_seconds[direction] += seconds
+    def pace(self, direction: str, bucket: TokenBucket, count: int, now: float) -> float:
+        """Return the seconds until a bucket is out of debt, to which `count` bytes were added (called by `Account`)."""
+        self.paced_seconds[direction] += count / bucket.rate
+        seconds = bucket.wait(now, 0.0)
+        if seconds > MAX_PACE:
+            bucket.give((seconds - MAX_PACE) * bucket.rate)
+            seconds = MAX_PACE
         return seconds
 
 

@@ -73,6 +73,9 @@ class Dials:
         self._clock = clock
         self._certificate = SessionCertificate()
         self._open: set[asyncio.Task[None]] = set()
+        self._dialling: set[asyncio.Task[None]] = set()
+        """Those of them that the relay has not joined yet. The others wait for a client: they count among the sessions'
+        unauthenticated connections, or clients that never speak would keep all dials busy (docs/threats.md#L4)."""
         self._join_failed_at: float | None = None
         self.joins = 0
         self.join_failures = 0
@@ -93,7 +96,7 @@ class Dials:
         may_come_back = dial.instance == self._instance
         if draining and not may_come_back:
             return DialStatus.DRAINING, "the agent is stopping"
-        if len(self._open) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
+        if len(self._dialling) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
         if dial.cluster != self._keeper.current.cluster:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
@@ -107,9 +110,11 @@ class Dials:
         """Join, in a task; `done` is called at its end, however it ends."""
         task = asyncio.get_running_loop().create_task(self._join(dial), name=f"join-{dial.join_id}")
         self._open.add(task)
+        self._dialling.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._open.discard(task)
+            self._dialling.discard(task)
             done()
 
         task.add_done_callback(ended)
@@ -163,4 +168,7 @@ class Dials:
         context, inner = self._outer.context(ALPN_JOIN), self._certificate.context(credential)
         sock = await connect(address, deadline=deadline)
         await client_join(sock, context, address.host, request, deadline=deadline)
+        task = asyncio.current_task()
+        if task is not None:
+            self._dialling.discard(task)
         await self._sessions.serve(sock, inner, dial.join_id, via=str(address))

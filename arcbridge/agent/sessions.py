@@ -52,6 +52,9 @@ MAX_SESSIONS = 1000
 """Sessions of one agent process, detached ones included; a join over it is refused before it is dialled."""
 MAX_UNAUTHENTICATED = 256
 """Joined connections that have not authenticated yet; each has ten seconds."""
+STALLED = 2.0
+"""Seconds after which such a connection gives its place to a newcomer when all are taken, unless its token is being
+verified. A login takes some round trips, and users without a token for the cluster must not keep out users with one."""
 MAX_AGE = 12 * 3600.0
 """Seconds that a session lasts at most, by default: a working day, so that what was granted is asked for once a day."""
 RESENT_AUTH_GRACE = 30.0
@@ -132,7 +135,7 @@ class Sessions:
 
     def accepts_connection(self, *, may_come_back: bool = False) -> bool:
         """Whether another connection may join: one that may resume a session also where no new session may begin."""
-        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and self._stalled() is None:
             return False
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
@@ -152,8 +155,11 @@ class Sessions:
             software=self._software,
         )
         handler.session = session
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (stalled := self._stalled()) is not None:
+            stalled.give_way()
         self._unauthenticated.add(handler)
         self._empty.clear()
+        handler.handshaking = sock
         try:
             await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
@@ -165,6 +171,8 @@ class Sessions:
             sock.close()
             session.abort()
             raise
+        finally:
+            handler.handshaking = None
 
     def drain(self) -> None:
         """Send GOAWAY on every session; open streams may finish."""
@@ -261,6 +269,13 @@ class Sessions:
     def _all(self) -> list[AgentSession]:
         return [*self._open, *self._unauthenticated]
 
+    def _stalled(self) -> AgentSession | None:
+        """Return the connection that has waited longest for its login, if that is for longer than `STALLED`."""
+        oldest = min(
+            (one for one in self._unauthenticated if not one.judged), key=lambda one: one.joined_at, default=None
+        )
+        return None if oldest is None or self.monotonic() - oldest.joined_at < STALLED else oldest
+
     def _full(self, sessions: int) -> bool:
         return sessions >= MAX_SESSIONS or memory.budget.full
 
@@ -289,6 +304,8 @@ class AgentSession(BaseHandler):
         """The relay at which the present connection was joined."""
         self.joined_at = sessions.monotonic()
         self.session: MuxSession | None = None
+        self.handshaking: socket.socket | None = None
+        """The socket, while the end-to-end TLS begins."""
         self.detached_at: float | None = None
         """When the session lost its connection, monotonic seconds; None while it has one."""
         self._resumed_at: float | None = None
@@ -320,6 +337,22 @@ class AgentSession(BaseHandler):
     def streams(self) -> int:
         """Streams that are open."""
         return self.session.streams_open if self.session is not None else 0
+
+    @property
+    def judged(self) -> bool:
+        """Whether a token is being verified now."""
+        return self._authenticating is not None and not self._authenticating.done()
+
+    def give_way(self) -> None:
+        """End a connection that has not logged in, because its place is needed."""
+        if self.handshaking is not None:
+            try:
+                self.handshaking.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # The peer was faster.
+                pass
+        if self.session is not None:
+            self.session.close(GoawayCode.LIMIT, "this connection did not log in, and others wait: try again", 1)
 
     # -- callbacks of the session -----------------------------------------------------------------------------
 

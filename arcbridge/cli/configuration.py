@@ -63,6 +63,10 @@ def check(config: Any) -> None:
     if isinstance(config, RelayConfig):
         parse_listen(config.listen)
         parse_address(config.public_address)
+        if config.proxy_protocol_from:
+            from arcbridge.relay.proxy_protocol import parse_networks
+
+            parse_networks(config.proxy_protocol_from)
         if (config.tls.certificate is None) != (config.tls.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
         if config.workers != 1:

@@ -95,7 +95,12 @@ def _usefulness(error: ArcbridgeError) -> int:
     if isinstance(error, PermissionRefused):
         return 2  # a relay that does not know the cluster yet says so too
     if isinstance(error.__cause__, JoinRefused):
-        refused_by_relay = error.__cause__.code in (JoinCode.OVERLOADED, JoinCode.DRAINING, JoinCode.INTERNAL)
+        refused_by_relay = error.__cause__.code in (
+            JoinCode.OVERLOADED,
+            JoinCode.LIMIT,
+            JoinCode.DRAINING,
+            JoinCode.INTERNAL,
+        )
         return 3 if refused_by_relay else 4
     return 1
 

@@ -115,6 +115,12 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unreachable(f"the agent of {name} refused the session; its log says why", retry_after=later)
         case JoinCode.OVERLOADED:
             return Unreachable("the relay has no room for another session; try again later", retry_after=later)
+        case JoinCode.LIMIT:
+            return Unreachable(
+                "you have as many sessions as the relay allows a user, or opened too many in a minute; "
+                "close some, or try again later",
+                retry_after=later,
+            )
         case JoinCode.DRAINING:
             return Unreachable("the relay is about to restart", retry_after=later)
         case JoinCode.BAD_REQUEST:

@@ -309,7 +309,12 @@ class SessionManager(BaseHandler):
         self.attempts += 1
         attempts_left = len(self.relays)
         while True:
-            joined = await join(self.relays, self.cluster, self._tokens, leaving=leaving)
+            try:
+                joined = await join(self.relays, self.cluster, self._tokens, leaving=leaving)
+            except PermissionRefused as error:
+                if self._revoked.error is not None:
+                    raise self._revoked.error from error  # the agent has said why, and the relay's refusal says nothing
+                raise
             if not await self._is_trusted(joined):
                 continue
             try:

@@ -597,13 +597,13 @@ class MuxSession:
             self._reading_held = self._loop.call_later(wait, self._read_on, self._transport)
 
     def _read_on(self, transport: asyncio.Transport) -> None:
-        """Reading has waited for the pacer; another connection that carries the session by now was never held."""
+        """Reading has waited for the pacer. It goes on whatever the pacer would say now: PINGs have to be answered.
+
+        Another connection that carries the session by now was never held.
+        """
         self._reading_held = None
         if transport is self._transport and not transport.is_closing():
-            if self.pacer is not None and (wait := self.pacer.bytes_received(0, monotonic())):
-                self._reading_held = self._loop.call_later(wait, self._read_on, transport)
-            else:
-                transport.resume_reading()
+            transport.resume_reading()
 
     def _arm_timer(self) -> None:
         """Move the one timer only when the deadline came closer; a wake-up too early is harmless.

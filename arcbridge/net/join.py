@@ -55,6 +55,8 @@ class JoinCode(IntEnum):
     INTERNAL = 10
     NO_INSTANCE = 11
     """The agent that a client wants back is not connected here; others may be."""
+    LIMIT = 12
+    """The user is at a limit of the relay; `retry_after` says when to try again."""
 
 
 async def client_join(

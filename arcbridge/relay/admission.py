@@ -1,60 +1,273 @@
-"""Who may hold a connection before having shown who they are: caps in all, per IPv4 address, per IPv6 /64.
+"""Places for connections that have not shown who they are: in all, for each purpose, for each address.
 
-The newest is dropped: those who wait already are further along. A connection counts from the moment it is accepted
-until its ticket is returned, which is when its token or certificate was found good, or when it is closed. One that was
-*set aside*, into a queue that has a bound of its own, counts against its source only.
+A connection holds a place from the moment it is accepted until its ticket is returned, which is when its token or
+certificate was found good, or when it is closed. This module counts and chooses; it closes nothing itself but calls
+`Ticket.on_evicted`, and it never sees a byte of a connection.
+
+Invariant: strangers that say one purpose cannot take the places of another. Each purpose (no ClientHello yet, control,
+join, HTTP) has an eighth of the places to itself; the rest is for all, but HTTP has a quarter of all places at most.
+Where a newcomer finds no place, one is made by closing a connection that only waits for its peer:
+
+1. for every purpose but HTTP the HTTP connection that has been idle longest: it loses nothing but a handshake;
+2. of the newcomer's own purpose one whose address holds more than the newcomer's, or that has waited for longer than
+   `PATIENCE`. Of the `CANDIDATES` that have waited longest it is the one whose address holds most. So few addresses
+   with many connections give way to many addresses with few, and the first are not sacrificed to a crowd of equals;
+3. where an address holds all it may, one of that address that has waited for longer than `PATIENCE`.
+
+Without such a connection the newcomer is refused: those that are there are further along.
 """
 
 from __future__ import annotations
 
-from arcbridge.limiters import KeyedConcurrency
+import time
+from collections.abc import Callable
+from enum import Enum
+from itertools import islice
+from typing import Final
+
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.address import source_of
+
+PATIENCE: Final = 2.0
+"""Seconds that a connection may wait for its peer before any newcomer may have its place: a handshake over a slow path
+takes less, and all deadlines of strangers are longer."""
+ARRIVAL_PATIENCE: Final = 0.5
+"""The same without a ClientHello, which comes right behind the connection: it takes half a round trip."""
+CANDIDATES: Final = 16
+"""Connections looked at to find the one that is closed: bounds the cost of a newcomer, whatever waits."""
+BURST_SECONDS: Final = 5.0
+"""Seconds of its rate that an address may use at once."""
+SOURCES: Final = 16_384
+"""Addresses whose rate is remembered."""
+
+
+class Purpose(Enum):
+    """What a connection is for, as far as its ClientHello says."""
+
+    ARRIVING = "arriving"
+    """Its ClientHello is not complete."""
+    CONTROL = "control"
+    JOIN = "join"
+    """Joins, and the hops of other relays."""
+    HTTP = "http"
+
+
+class _Places:
+    """The connections that say one purpose."""
+
+    __slots__ = ("evicted", "held", "waiting")
+
+    def __init__(self) -> None:
+        self.held = 0
+        """How many hold a place."""
+        self.waiting: dict[Ticket, None] = {}
+        """Those of them that wait for their peer, in the order in which they began to."""
+        self.evicted = 0
+        """How many were closed to make room."""
 
 
 class Admission:
-    """The caps of one process. `enter` gives a ticket or the name of the cap that refused."""
+    """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    __slots__ = ("_sources", "_total", "waiting")
+    __slots__ = ("_clock", "_http_most", "_per_source", "_places", "_rate", "_reserve", "_shared", "_sources")
 
-    def __init__(self, total: int, per_source: int) -> None:
-        self._total = total
-        self._sources: KeyedConcurrency[str] = KeyedConcurrency(per_source)
-        self.waiting = 0
-        """Connections that hold a ticket."""
+    def __init__(
+        self,
+        total: int,
+        per_source: int,
+        *,
+        per_second: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`per_second`: connections that one address may open each second; None: any number."""
+        self._per_source = per_source
+        self._reserve = total // 8
+        self._shared = total - len(Purpose) * self._reserve
+        """Places for all purposes, beyond the reserve that each one has."""
+        self._http_most = max(total // 4, 1)
+        self._clock = clock
+        self._rate: KeyedTokenBucket[str] | None = None
+        if per_second is not None:
+            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
+        self._places = {purpose: _Places() for purpose in Purpose}
+        self._sources: dict[str, dict[Ticket, None]] = {}
+        """The connections of each address, oldest first."""
 
-    def enter(self, address: str) -> Ticket | str:
-        if self.waiting >= self._total:
+    @property
+    def waiting(self) -> int:
+        """Connections that hold a place."""
+        return sum(places.held for places in self._places.values())
+
+    def held(self) -> dict[str, int]:
+        """Return how many places are taken for each purpose, for the metrics."""
+        return {purpose.value: places.held for purpose, places in self._places.items()}
+
+    def evicted(self) -> dict[str, int]:
+        """Return how many connections were closed, by purpose, to make room; for the metrics."""
+        return {purpose.value: places.evicted for purpose, places in self._places.items()}
+
+    def enter(self, address: str, *, through_proxy: bool = False) -> Ticket | str:
+        """Give a connection from `address` a place; `through_proxy`: `Ticket.came_from` says later where it is from.
+
+        A balancer's own address has no bound: every connection comes from it.
+        """
+        ticket = Ticket(self, address)
+        if not through_proxy and (reason := self._count(ticket, source_of(address))):
+            return reason
+        if self.place(ticket, Purpose.ARRIVING):
+            ticket.leave()
             return "cap_total"
-        source = source_of(address)
-        if not self._sources.acquire(source):
-            return "cap_address"
-        self.waiting += 1
-        return Ticket(self, address, source)
+        return ticket
 
-    def leave(self, source: str, *, counted: bool = True) -> None:
-        self.waiting -= counted
-        self._sources.release(source)
+    # -- for tickets -----------------------------------------------------------------------------------------------
+
+    def _count(self, ticket: Ticket, source: str) -> str:
+        """Count a connection for its address, or return the name of the bound that refuses it."""
+        now = self._clock()
+        if self._rate is not None and self._rate.reserve(source, now) is None:
+            return "rate_address"
+        of_source = self._sources.get(source)
+        if of_source is not None and len(of_source) >= self._per_source:
+            stalled = next((one for one in of_source if one.waits_since < now - PATIENCE), None)
+            if stalled is None:
+                return "cap_address"
+            self._evict(stalled)
+        self._sources.setdefault(source, {})[ticket] = None
+        ticket.source = source
+        return ""
+
+    def forget(self, ticket: Ticket) -> None:
+        """Take a ticket out of the count of its address."""
+        of_source = self._sources.get(ticket.source)
+        if of_source is None:
+            return
+        of_source.pop(ticket, None)
+        if not of_source:
+            del self._sources[ticket.source]
+
+    def place(self, ticket: Ticket, purpose: Purpose) -> str:
+        """Give `ticket`, which has none, a place for `purpose`, or return the name of the bound that refuses it."""
+        if not self._free(purpose) and not self._make_room(purpose, ticket):
+            return f"cap_{purpose.value}"
+        self._places[purpose].held += 1
+        ticket.purpose = purpose
+        self.wait(ticket)
+        return ""
+
+    def unplace(self, ticket: Ticket) -> None:
+        """Take the place of `ticket`, if it has one."""
+        if ticket.purpose is not None:
+            places = self._places[ticket.purpose]
+            places.held -= 1
+            places.waiting.pop(ticket, None)
+            ticket.purpose = None
+
+    def wait(self, ticket: Ticket) -> None:
+        """From now on `ticket` waits for its peer."""
+        if ticket.purpose is not None:
+            waiting = self._places[ticket.purpose].waiting
+            waiting.pop(ticket, None)
+            waiting[ticket] = None
+            ticket.waits_since = self._clock()
+
+    def work(self, ticket: Ticket) -> None:
+        """From now on the relay works for `ticket`, which is not closed to make room."""
+        if ticket.purpose is not None:
+            self._places[ticket.purpose].waiting.pop(ticket, None)
+            ticket.waits_since = float("inf")
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _free(self, purpose: Purpose) -> bool:
+        held = self._places[purpose].held
+        if purpose is Purpose.HTTP and held >= self._http_most:
+            return False
+        if held < self._reserve:
+            return True
+        return sum(max(places.held - self._reserve, 0) for places in self._places.values()) < self._shared
+
+    def _make_room(self, purpose: Purpose, newcomer: Ticket) -> bool:
+        """Close one connection so that `newcomer` has a place for `purpose`; say whether there was one to close."""
+        http = self._places[Purpose.HTTP]
+        if purpose is not Purpose.HTTP and http.held > self._reserve and http.waiting:
+            self._evict(next(iter(http.waiting)))
+            return True
+        candidates = list(islice(self._places[purpose].waiting, CANDIDATES))
+        if not candidates:
+            return False
+        # Of equals the first, which has waited longest.
+        found = max(candidates, key=self._of_its_source)
+        patience_ends = self._clock() - (ARRIVAL_PATIENCE if purpose is Purpose.ARRIVING else PATIENCE)
+        if self._of_its_source(found) > self._of_its_source(newcomer) or found.waits_since < patience_ends:
+            self._evict(found)
+            return True
+        if candidates[0].waits_since < patience_ends:
+            self._evict(candidates[0])
+            return True
+        return False
+
+    def _of_its_source(self, ticket: Ticket) -> int:
+        return len(self._sources.get(ticket.source, ()))
+
+    def _evict(self, ticket: Ticket) -> None:
+        if ticket.purpose is not None:
+            self._places[ticket.purpose].evicted += 1
+        ticket.leave()
+        ticket.on_evicted()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Ticket:
     """One unauthenticated connection; `set_aside` and `leave` may be called more than once."""
 
-    __slots__ = ("_admission", "_counted", "_source", "address")
+    __slots__ = ("_admission", "address", "on_evicted", "purpose", "source", "waits_since")
 
-    def __init__(self, admission: Admission, address: str, source: str) -> None:
+    def __init__(self, admission: Admission, address: str) -> None:
         self._admission: Admission | None = admission
-        self._counted = True
-        self._source = source
         self.address = address
-        """The peer's IP, for the log."""
+        """The peer's IP, for the log; behind a balancer that of the connection's origin, once it is known."""
+        self.source = ""
+        """The key under which the connection counts for its address; empty: for none."""
+        self.purpose: Purpose | None = None
+        """What it has a place for; None: it has none."""
+        self.waits_since = float("inf")
+        """Since when it waits for its peer, monotonic seconds; infinite: the relay works for it."""
+        self.on_evicted: Callable[[], None] = _nothing
+        """Closes the connection. The place is free already when it is called."""
+
+    def came_from(self, address: str) -> str:
+        """Count for `address`, of which a balancer has told; return the name of the bound that refuses it, or ""."""
+        self.address = address
+        return "" if self._admission is None else self._admission._count(self, source_of(address))
+
+    def becomes(self, purpose: Purpose) -> str:
+        """Exchange its place for one for `purpose`; return the name of the bound that refuses it, or ""."""
+        if self._admission is None:
+            return ""
+        self._admission.unplace(self)
+        return self._admission.place(self, purpose)
+
+    def waits(self) -> None:
+        """The connection waits for its peer: it may have to make room."""
+        if self._admission is not None:
+            self._admission.wait(self)
+
+    def works(self) -> None:
+        """The relay works for the connection, which keeps its place."""
+        if self._admission is not None:
+            self._admission.work(self)
 
     def set_aside(self) -> None:
-        """Count no more against the total."""
-        if self._admission is not None and self._counted:
-            self._counted = False
-            self._admission.waiting -= 1
+        """Give the place up and count against the address only: for a queue that has a bound of its own."""
+        if self._admission is not None:
+            self._admission.unplace(self)
+            self.waits_since = float("inf")
 
     def leave(self) -> None:
         if self._admission is not None:
-            self._admission.leave(self._source, counted=self._counted)
+            self._admission.unplace(self)
+            self._admission.forget(self)
             self._admission = None

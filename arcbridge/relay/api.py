@@ -29,7 +29,7 @@ from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
-from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.net.address import source_of
 from arcbridge.pki.authority import (
     Authority,
@@ -42,6 +42,7 @@ from arcbridge.pki.authority import (
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.access import Access
+from arcbridge.relay.admission import Ticket
 from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 
@@ -57,6 +58,15 @@ HEAD_DEADLINE = 10.0
 KEEPALIVE = 30.0
 """Seconds that an idle connection is kept: clients ask rarely, and each one held counts against the relay's caps."""
 
+ANONYMOUS_LIFE = 60.0
+"""Seconds that a connection lives on which no credential was found good, or since the last one was."""
+
+ANONYMOUS_REQUESTS = 100
+"""Requests that such a connection may send."""
+
+ANSWER_DEADLINE = 15.0
+"""Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
+
 FIELD_LIMIT = 64 * 1024
 """Bytes of one header: access tokens with many groups exceed aiohttp's 8190."""
 
@@ -67,8 +77,29 @@ noise cheap."""
 FAILURES_RATE = 1 / 6
 """Failed enrolments per second that grow back."""
 
+STRANGERS = 200
+"""Requests without a credential that one address has at once; an agent sends one in its life."""
+
+STRANGERS_RATE = 50.0
+"""Such requests per second that grow back. At 0.2 ms each an address takes a hundredth of a core."""
+
+USER_REQUESTS_PER_MINUTE = 240
+"""Requests of one subject, and as many at once, unless the settings say otherwise."""
+
+RENEWALS = 20
+"""Renewals that the agents of one cluster have at once: they share one certificate, which lasts for days."""
+
+RENEWALS_RATE = 1 / 6
+"""Renewals per second and cluster that grow back."""
+
 SOURCES = 4096
-"""Sources whose failures are counted."""
+"""Addresses, and clusters, whose requests are counted."""
+
+SUBJECTS = 16_384
+"""Subjects whose requests are counted."""
+
+LOG_INTERVAL = 10.0
+"""Seconds between two lines in the log about requests that one limit refuses."""
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -98,6 +129,21 @@ CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 
 PeerCertificate = Callable[[web.Request], bytes | None]
 """The verified TLS client certificate (DER) of a request's connection, or None."""
+
+
+class Limited:
+    """How many requests each limit has refused."""
+
+    LIMITS = ("address", "enrolments", "user", "renewals")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(self.LIMITS, 0)
+        self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
+
+    def count(self, limit: str) -> bool:
+        """Count a refusal; say whether the log is to tell of it."""
+        self.counts[limit] += 1
+        return self._bursts.seen(limit, time.monotonic()) is not None
 
 
 class ApiRefusal(ArcbridgeError):
@@ -131,21 +177,24 @@ class _Api:
     certificate_life: float
     ca_pem: str
     failures: KeyedTokenBucket[str]
+    """Failed enrolments, by address."""
+    strangers: KeyedTokenBucket[str]
+    """Requests that need no credential, by address."""
+    callers: KeyedTokenBucket[str]
+    """Requests with an access token, by subject."""
+    renewals: KeyedTokenBucket[str]
+    """Renewals, by cluster."""
+    limited: Limited
     monotonic: Callable[[], float]
     peer_certificate: PeerCertificate
     renewed_twice: Callable[[], None]
 
     async def ca(self, request: web.Request) -> web.Response:
+        self._spend("address", self.strangers, source_of(_source(request)), "too many requests from this address")
         return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
 
     async def enrol(self, request: web.Request) -> web.Response:
-        source = request.remote or ""
-        if wait := self.failures.wait(source_of(source), self.monotonic()):
-            raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "too many failed enrolments from this address: wait",
-                retry_after=math.ceil(wait),
-            )
+        source = _source(request)
         join_token, csr, cluster_ca = await _body(request, "join_token", "csr", "cluster_ca")
         try:
             # The request is judged before the token is consumed, so that a mistake in it costs no use.
@@ -154,9 +203,19 @@ class _Api:
             token_id = JoinToken.parse(join_token).id
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
-            self.failures.take(source_of(source), self.monotonic())
             log.warning("enrolment refused", source=source, reason=error.message)
-            raise
+            # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours
+            # behind one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
+            now = self.monotonic()
+            if self.failures.reserve(source_of(source), now) is not None:
+                raise
+            self.limited.count("enrolments")
+            raise ApiRefusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"too many failed enrolments from this address, and this one failed, too: {error.message}",
+                retry_after=math.ceil(self.failures.wait(source_of(source), now)),
+            ) from error
+        _proved(request)
         # A relay of the fleet that counts nothing may have written the record since.
         state = record.keys.get(key)
         answer = await self._sign(csr, record, 1 if state is None else state.generation)
@@ -173,6 +232,8 @@ class _Api:
         try:
             cluster = self.authority.authenticate_agent(certificate)
             record = admit(await self.registry.cluster(cluster), certificate)
+            _proved(request)
+            self._spend("renewals", self.renewals, cluster, "this cluster's agents renew too often")
             csr, stored = await _body(request, "csr", optional=("stored",))
             shown = ShownCertificate(
                 agent_key_hash(certificate), agent_generation(certificate), agent_issued_at(certificate)
@@ -186,15 +247,15 @@ class _Api:
             log.error(
                 "agent certificate renewed twice",
                 cluster=cluster,
-                source=request.remote or "",
+                source=_source(request),
                 generation=shown.generation,
                 reason=error.message,
             )
             raise
         except EnrolmentRefused as error:
-            log.warning("renewal refused", source=request.remote or "", reason=error.message)
+            log.warning("renewal refused", source=_source(request), reason=error.message)
             raise
-        log.info("certificate renewed", cluster=cluster, source=request.remote or "", generation=generation)
+        log.info("certificate renewed", cluster=cluster, source=_source(request), generation=generation)
         return web.json_response(answer)
 
     async def clusters(self, request: web.Request) -> web.Response:
@@ -237,7 +298,19 @@ class _Api:
         identity = await self.verifier.verify(token.strip())
         if (refused := self.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
+        _proved(request)
+        self._spend("user", self.callers, identity.subject, "you ask this relay too often")
         return identity
+
+    def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
+        """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
+        now = self.monotonic()
+        if bucket.reserve(key, now) is not None:
+            return
+        wait = max(math.ceil(bucket.wait(key, now)), 1)
+        if self.limited.count(limit):
+            log.warning("api requests refused", reason=limit)
+        raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
 
 
 def build_app(
@@ -252,6 +325,8 @@ def build_app(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
+    user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
+    limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
 ) -> web.Application:
     """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
@@ -270,6 +345,10 @@ def build_app(
         certificate_life,
         ca_pem or authority.certificate_pem,
         KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
+        KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
+        KeyedTokenBucket(user_requests_per_minute, user_requests_per_minute / 60, size=SUBJECTS),
+        KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),
+        limited or Limited(),
         monotonic,
         peer_certificate,
         renewed_twice,
@@ -305,6 +384,8 @@ class ApiServer:
         """Requests that were no HTTP; read by the metrics."""
         self.slow = 0
         """Connections that sent no request in time."""
+        self.outlived = 0
+        """Connections that were closed because their life without a credential was over."""
 
     async def start(self) -> None:
         """Run the application's start-up; nothing listens yet."""
@@ -317,20 +398,25 @@ class ApiServer:
             await self._runner.server.shutdown(deadline)
         await self._runner.cleanup()
 
-    def __call__(self) -> asyncio.Protocol:
+    def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
+        """Return the protocol of one connection, which has the place of `ticket` where the listener counts it."""
         # Made here and not by aiohttp's Server: that one drops all limits when it does not know one of them.
         server = self._runner.server
         if server is None:
             raise RuntimeError("ApiServer.start() comes first")
-        return _Connection(self, server)
+        return _Connection(self, server, ticket)
 
 
 class _Connection(web.RequestHandler):
-    """One connection, with our words for what the parser refuses."""
+    """One connection, with our words for what the parser refuses.
 
-    __slots__ = ("_head_timer", "_owner")
+    Without a credential it has a life and a number of requests, counted anew from each request whose token or
+    certificate was found good. While it waits for its peer the listener may close it to make room (`admission`).
+    """
 
-    def __init__(self, owner: ApiServer, server: web.Server) -> None:
+    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working")
+
+    def __init__(self, owner: ApiServer, server: web.Server, ticket: Ticket | None) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -343,15 +429,91 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._owner = owner
+        self._ticket = ticket
         self._head_timer: asyncio.TimerHandle | None = None
+        self._life_timer: asyncio.TimerHandle | None = None
+        self._anonymous_requests = 0
+        """Requests since a credential was found good."""
+        self._working = False
+        """A request is under way."""
+        self._over = False
+        """The answer to the request that is under way is the last one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._head_timer = asyncio.get_running_loop().call_later(HEAD_DEADLINE, self._too_slow)
+        loop = asyncio.get_running_loop()
+        self._head_timer = loop.call_later(HEAD_DEADLINE, self._too_slow)
+        self._life_timer = loop.call_later(ANONYMOUS_LIFE, self._life_over)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.head_arrived()
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = None
         super().connection_lost(exc)
+
+    @property
+    def source(self) -> str:
+        """The peer's IP; behind a balancer that of the connection's origin."""
+        return "" if self._ticket is None else self._ticket.address
+
+    def begin(self) -> None:
+        """A request has arrived: the relay works for it."""
+        self.head_arrived()
+        self._working = True
+        self._anonymous_requests += 1
+        self.works()
+
+    def works(self) -> None:
+        if self._ticket is not None:
+            self._ticket.works()
+
+    def waits(self) -> None:
+        """The relay waits for the peer, for a body or for a request."""
+        if self._ticket is not None:
+            self._ticket.waits()
+
+    def proved(self) -> None:
+        """The request that is under way came with a credential that is good."""
+        self._anonymous_requests = 0
+        self._over = False
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = asyncio.get_running_loop().call_later(ANONYMOUS_LIFE, self._life_over)
+
+    def is_last(self, answer: web.StreamResponse) -> bool:
+        """Say whether the connection ends with `answer`: its life is over, or a stranger was refused.
+
+        A stranger who tries again pays for a new connection, whose number the address bounds. So the cost of verifying
+        bad credentials is bounded, and no address is locked out by the failures of a neighbour.
+        """
+        anonymous = self._anonymous_requests > 0
+        return self._over or self._anonymous_requests >= ANONYMOUS_REQUESTS or (anonymous and answer.status >= 400)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        # A peer that does not read its answer is one that the relay waits for.
+        self.waits()
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._working = False
+            self.waits()
+
+    def _life_over(self) -> None:
+        self._life_timer = None
+        if self.transport is None:
+            return
+        if self._working and not self._over:
+            self._over = True
+            self._life_timer = asyncio.get_running_loop().call_later(ANSWER_DEADLINE, self._life_over)
+            return
+        self._owner.outlived += 1
+        if self._working:
+            self.transport.abort()
+        else:
+            self.force_close()
 
     def head_arrived(self) -> None:
         """The first request is there: from now on aiohttp's own keepalive timer watches."""
@@ -376,9 +538,9 @@ class _Connection(web.RequestHandler):
         self.head_arrived()
         if status < 500:
             self._owner.malformed += 1
-            log.debug("malformed request", source=request.remote or "", error=type(exc).__name__)
+            log.debug("malformed request", source=_source(request), error=type(exc).__name__)
         else:
-            log.error("request failed", source=request.remote or "", error=type(exc).__name__)
+            log.error("request failed", source=_source(request), error=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: it can only be cut off")
         if status < 500:
@@ -400,9 +562,20 @@ class _Connection(web.RequestHandler):
 async def _errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn every exception into an answer of ours."""
-    if isinstance(request.protocol, _Connection):
-        request.protocol.head_arrived()
+    """Turn every exception into an answer of ours, and end the connection with its last answer."""
+    connection = request.protocol
+    if not isinstance(connection, _Connection):
+        return await _answer(request, handler)
+    connection.begin()
+    answer = await _answer(request, handler)
+    if connection.is_last(answer):
+        answer.force_close()
+    return answer
+
+
+async def _answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -470,12 +643,17 @@ async def _body(request: web.Request, *names: str, optional: tuple[str, ...] = (
     if (request.content_length or 0) > BODY_LIMIT:
         raise too_large
     data = bytearray()
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.waits()
     try:
         async with asyncio.timeout(BODY_DEADLINE):
             async for chunk in request.content.iter_any():
                 data += chunk
                 if len(data) > BODY_LIMIT:
                     raise too_large
+        if isinstance(connection, _Connection):
+            connection.works()
     except TimeoutError as error:
         raise ApiRefusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time") from error
     except web.RequestPayloadError as error:
@@ -515,6 +693,18 @@ def _internal() -> web.Response:
     return _error(
         HTTPStatus.INTERNAL_SERVER_ERROR, "the relay failed: its log has the cause; tell its operator", code="internal"
     )
+
+
+def _source(request: web.BaseRequest) -> str:
+    """Return the IP of the peer; behind a balancer, which only the listener knows, that of the connection's origin."""
+    connection = request.protocol
+    return (connection.source if isinstance(connection, _Connection) else "") or request.remote or ""
+
+
+def _proved(request: web.Request) -> None:
+    """Note that this request's credential is good."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.proved()
 
 
 def _route(request: web.Request) -> str:

@@ -9,6 +9,10 @@ signatures costs both ends more than anything else here: without a bound the han
 the connections that wait longest would give up just before their turn. A connection that would wait for longer than
 `LONGEST_WAIT` is refused at once, and the agent's own jitter brings it back later.
 
+A turn is no reward for strangers: an address from which too many handshakes came to nothing has a turn only while no
+other connection waits for one. So a flood without certificates takes what is left over, and its neighbours behind the
+same address are not shut out.
+
 Each agent is told which users' logins are revoked: all of them when its connection begins, each change later
 (docs/protocol.md, "Revocations"). While the relay does not know yet, it says nothing, and the agent keeps what it knew.
 
@@ -34,13 +38,14 @@ import structlog
 from arcbridge.errors import ArcbridgeError, ConnectionLost, EnrolmentRefused, JoinRefused
 from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.relay.admission import Ticket
+from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
@@ -66,6 +71,12 @@ SETTLE: Final = 10.0
 in silence needs 25 to notice, so it does not come twice in less."""
 INSTANCES: Final = 4096
 """Instances whose last replacement is remembered."""
+FAILURES: Final = 20
+"""Handshakes of one address that may come to nothing at once before it has its turns after all others."""
+FAILURES_RATE: Final = 0.5
+"""Such handshakes per second that are forgotten."""
+SOURCES: Final = 4096
+"""Addresses whose failures are counted."""
 LONGEST_WAIT: Final = 3.0
 """Seconds that a connection waits for its handshake: an agent gives the whole of it 5."""
 LAPSED_MARGIN: Final = 30.0
@@ -189,6 +200,8 @@ class ControlServer:
         self._handshakes = TokenBucket(BURST, agents_per_second)
         self._refusals = TokenBucket(1, max(agents_per_second / 10, 1.0))
         """Handshakes that are made only to say that there is no turn."""
+        self._failures: KeyedTokenBucket[str] = KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES)
+        """Handshakes that came to nothing, by address."""
         self.waiting = 0
         """Connections that wait for their turn."""
         self._replacements: KeyedTokenBucket[tuple[str, str]] = KeyedTokenBucket(1, 1 / SETTLE, size=INSTANCES)
@@ -219,12 +232,15 @@ class ControlServer:
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
+            self._failed(ticket)
             log.info("control connection refused", source=ticket.address, reason=_reason(error))
             session.abort(ConnectionLost("the TLS handshake failed"))
             sock.close()
             return
         except BaseException:
-            session.abort(ConnectionLost("the relay is stopping"))
+            # The relay is stopping, or the handshake has stalled and has to make room.
+            self._failed(ticket)
+            session.abort(ConnectionLost("the relay closed the connection during its handshake"))
             reset(sock)
             raise
         try:
@@ -305,7 +321,8 @@ class ControlServer:
     async def _turn(self, sock: socket.socket, ticket: Ticket) -> bool | None:
         """Wait for this connection's turn. Return false when it has none and may be told so, None when it is closed."""
         now = time.monotonic()
-        wait = self._handshakes.reserve(now, LONGEST_WAIT)
+        last_in_line = self._failures.wait(source_of(ticket.address), now) > 0
+        wait = self._handshakes.reserve(now, 0.0 if last_in_line else LONGEST_WAIT)
         if wait is None:
             self._counters.agents_paced += 1
             if self._refusals.reserve(now) is not None:
@@ -327,6 +344,11 @@ class ControlServer:
             if has_ended(sock):
                 reset(sock)
                 return None
+            # From here on it waits for its peer, as any other: handshakes that stall are bounded by the places.
+            if ticket.becomes(Purpose.CONTROL):
+                self._counters.agents_paced += 1
+                reset(sock)
+                return None
         return True
 
     async def _admit(
@@ -336,6 +358,7 @@ class ControlServer:
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
             # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).
+            self._failed(ticket)
             self._refused(ticket, "", "the handshake is not that of a control connection")
             session.abort(ConnectionLost("not a control connection"))
             return False
@@ -351,6 +374,7 @@ class ControlServer:
             if adoptable:
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
         except EnrolmentRefused as error:
+            self._failed(ticket)
             self._refused(ticket, link.cluster, error.message)
             session.close(GoawayCode.REVOKED, error.message)
             return False
@@ -456,6 +480,10 @@ class ControlServer:
         except RegistryUnavailable as error:
             # Only a date for people; the agent stays connected.
             log.warning("cluster not noted as seen", cluster=link.cluster, reason=error.message)
+
+    def _failed(self, ticket: Ticket) -> None:
+        """Count a handshake that came to nothing because of the peer."""
+        self._failures.reserve(source_of(ticket.address), time.monotonic())
 
     def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1

@@ -5,10 +5,15 @@ from __future__ import annotations
 from arcbridge.net.client_hello import Reason
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Buckets
+from arcbridge.relay.proxy_protocol import ProxyRefusal
 
 REJECTIONS = (
     "cap_total",
+    "cap_control",
+    "cap_join",
+    "cap_http",
     "cap_address",
+    "rate_address",
     "descriptors",
     "peek_timeout",
     "peek_closed",
@@ -16,6 +21,7 @@ REJECTIONS = (
     "handshake",
     "failed",
     *(reason.value for reason in Reason),
+    *(reason.value for reason in ProxyRefusal),
 )
 """Why a connection was closed before it said who it is."""
 LOSSES = ("policy", "user", "cluster")

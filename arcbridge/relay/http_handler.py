@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import structlog
@@ -21,12 +22,13 @@ log = structlog.get_logger("arcbridge.relay")
 
 class HttpHandler:
     """`serve` is a handler of the listener. Connecting here authenticates no peer, so the ticket is kept as long as
-    the connection lives: the caps on unauthenticated peers bound the API's connections as well."""
+    the connection lives: the places for unauthenticated peers bound the API's connections as well. How long a
+    connection lives is the protocol's, which gets the ticket for that."""
 
     def __init__(
         self,
         context: Callable[[], ssl.SSLContext],
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[[Ticket], asyncio.Protocol],
         counters: Counters,
     ) -> None:
         self._context = context
@@ -34,7 +36,7 @@ class HttpHandler:
         self._counters = counters
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
-        connection = _Connection(self._protocol)
+        connection = _Connection(partial(self._protocol, ticket))
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(

@@ -9,6 +9,9 @@ Why not just read: the TLS of the chosen handler needs the same bytes. So they a
 ClientHello keeps a level-triggered loop awake (65,000 wake-ups in 0.2 s from one idle peer, measured), SO_RCVLOWAT is
 raised to what the parser needs, and set back before the socket is handed over.
 
+Behind a load balancer that the settings name, a PROXY protocol header comes first. It is taken from the socket, and
+from then on the connection counts for the address that the header names; header and ClientHello share one deadline.
+
 The peek picks the handler and proves nothing: each handler checks what its handshake really selected.
 """
 
@@ -19,20 +22,26 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from arcbridge.errors import ConfigError
+from arcbridge.limiters import Bursts
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import limit
 from arcbridge.net.sockets import AcceptLoop, receive, reset, send_all, tune
-from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay import proxy_protocol
+from arcbridge.relay.admission import Admission, Purpose, Ticket
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.proxy_protocol import Networks, ProxyIncomplete, ProxyRefusal, is_among
 from arcbridge.relay.tcp_state import has_ended
 
 PEEK_DEADLINE: Final = 5.0
+LOG_INTERVAL: Final = 10.0
+"""Seconds between two lines in the log about connections that one bound refuses."""
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
 
@@ -40,6 +49,9 @@ _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 52\r\n"
     b"Connection: close\r\nServer: arcbridge\r\n\r\nThis port speaks TLS only: use https:// in the URL.\n"
 )
+
+_PURPOSES: Final = {client_hello.CONTROL: Purpose.CONTROL, client_hello.HTTP: Purpose.HTTP}
+"""The purposes of connections by protocol; every other protocol is for joins."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -57,17 +69,23 @@ class Listener:
         counters: Counters,
         *,
         peek_deadline: float = PEEK_DEADLINE,
+        balancers: Networks = (),
     ) -> None:
+        """`balancers`: where connections come from that begin with a PROXY protocol header."""
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers
         self._admission = admission
         self._counters = counters
         self._peek_deadline = peek_deadline
+        self._balancers = balancers
         self._accepting: AcceptLoop | None = None
         self._spare = -1
         """A descriptor kept for the moment when there is no other; -1: none."""
         self._arrivals: set[_Arrival] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: Bursts[str] = Bursts(LOG_INTERVAL)
+        """Connections for which there is no place, by the bound that refused them, and those closed to make room, by
+        their purpose."""
 
     def start(self, listen: Address, *, shared: bool = False) -> Address:
         """Bind, accept, and return the bound address. Raises `ConfigError` that names the setting.
@@ -118,10 +136,10 @@ class Listener:
 
     def _accepted(self, sock: socket.socket, host: str) -> None:
         self._counters.accepted += 1
-        ticket = self._admission.enter(host)
+        through_proxy = is_among(host, self._balancers)
+        ticket = self._admission.enter(host, through_proxy=through_proxy)
         if isinstance(ticket, str):
-            self._counters.rejected[ticket] += 1
-            reset(sock)
+            self._turn_away(sock, host, ticket)
             return
         try:
             tune(sock)
@@ -130,7 +148,7 @@ class Listener:
             ticket.leave()
             sock.close()
             return
-        arrival = _Arrival(self, sock, ticket)
+        arrival = _Arrival(self, sock, ticket, through_proxy)
         self._arrivals.add(arrival)
         arrival.start(self._peek_deadline)
 
@@ -162,29 +180,63 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
+    def refused(self, arrival: _Arrival, reason: str) -> None:
+        """Close a connection for which the bound `reason` has no place."""
+        self._arrivals.discard(arrival)
+        arrival.ticket.leave()
+        self._turn_away(arrival.sock, arrival.ticket.address, reason)
+
     def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        handler = self._handler(hello)
-        if handler is None:
+        protocol = self._protocol(hello)
+        if protocol is None:
             self._counters.rejected["no_protocol"] += 1
             arrival.ticket.leave()
             reset(arrival.sock)
             return
-        self._run(self._enter(handler, arrival.sock, arrival.ticket))
+        if reason := arrival.ticket.becomes(_PURPOSES.get(protocol, Purpose.JOIN)):
+            self.refused(arrival, reason)
+            return
+        self._run(self._handlers[protocol], arrival)
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
         self._arrivals.discard(arrival)
         self._counters.rejected[reason] += 1
         if reason == client_hello.Reason.PLAIN_HTTP.value:
-            self._run(self._enter(_answer_plain_http, arrival.sock, arrival.ticket))
+            self._run(_answer_plain_http, arrival)
         else:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _handler(self, hello: client_hello.ClientHello) -> ConnectionHandler | None:
-        if not hello.alpn:
-            return self._handlers.get(client_hello.HTTP)
-        return next((self._handlers[name] for name in hello.alpn if name in self._handlers), None)
+    def _protocol(self, hello: client_hello.ClientHello) -> bytes | None:
+        offered = hello.alpn or (client_hello.HTTP,)
+        return next((name for name in offered if name in self._handlers), None)
+
+    def evict(self, arrival: _Arrival) -> None:
+        """Close a connection whose place another one takes."""
+        self._arrivals.discard(arrival)
+        reset(arrival.sock)
+        self._tell_of_evicted(Purpose.ARRIVING, arrival.ticket)
+
+    def _evict_task(self, task: asyncio.Task[None], purpose: Purpose, ticket: Ticket) -> None:
+        # A handler that is cancelled closes its socket.
+        task.cancel()
+        self._tell_of_evicted(purpose, ticket)
+
+    def _tell_of_evicted(self, purpose: Purpose, ticket: Ticket) -> None:
+        since_last = self._told.seen(purpose.value, self._loop.time())
+        if since_last is not None:
+            log.warning(
+                "connections closed to make room", reason=purpose.value, source=ticket.address, connections=since_last
+            )
+
+    def _turn_away(self, sock: socket.socket, address: str, reason: str) -> None:
+        """Close a connection for which there is no place."""
+        self._counters.rejected[reason] += 1
+        reset(sock)
+        since_last = self._told.seen(reason, self._loop.time())
+        if since_last is not None:
+            log.warning("connections turned away", reason=reason, source=address, connections=since_last)
 
     async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
@@ -198,21 +250,25 @@ class Listener:
         finally:
             ticket.leave()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def _run(self, handler: ConnectionHandler, arrival: _Arrival) -> None:
+        ticket = arrival.ticket
+        task = self._loop.create_task(self._enter(handler, arrival.sock, ticket))
+        ticket.on_evicted = partial(self._evict_task, task, ticket.purpose or Purpose.ARRIVING, ticket)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 class _Arrival:
-    """A connection whose ClientHello is not complete yet."""
+    """A connection whose ClientHello, or the PROXY protocol header before it, is not complete yet."""
 
-    __slots__ = ("_deadline", "_listener", "_lowat", "_reading", "_repeek", "sock", "ticket")
+    __slots__ = ("_deadline", "_expects_header", "_listener", "_lowat", "_reading", "_repeek", "sock", "ticket")
 
-    def __init__(self, listener: Listener, sock: socket.socket, ticket: Ticket) -> None:
+    def __init__(self, listener: Listener, sock: socket.socket, ticket: Ticket, expects_header: bool) -> None:
         self._listener = listener
+        self._expects_header = expects_header
         self.sock = sock
         self.ticket = ticket
+        ticket.on_evicted = self._evict
         self._lowat = 1
         self._reading = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -235,6 +291,11 @@ class _Arrival:
         if not data:
             self.reject("peek_closed")
             return
+        if self._expects_header:
+            rest = self._header(data)
+            if not rest:
+                return
+            data = rest
         answer = client_hello.peek(data)
         if isinstance(answer, client_hello.Incomplete):
             self._wait_for(answer.need, len(data))
@@ -246,6 +307,28 @@ class _Arrival:
         if self._lowat != 1:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._listener.arrived(self, answer)
+
+    def _header(self, data: bytes) -> bytes:
+        """Take the balancer's header from the socket; return the bytes behind it that are there, or nothing where
+        this connection goes on later, or not at all."""
+        answer = proxy_protocol.peek(data)
+        if isinstance(answer, ProxyIncomplete):
+            self._wait_for(answer.need, len(data))
+            return b""
+        if isinstance(answer, ProxyRefusal):
+            self.reject(answer.value)
+            return b""
+        # All of it is there: it was peeked at.
+        self.sock.recv(answer.size)
+        self._expects_header = False
+        if self._lowat != 1:
+            self._lowat = 1
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        if reason := self.ticket.came_from(answer.source or self.ticket.address):
+            self._leave()
+            self._listener.refused(self, reason)
+            return b""
+        return data[answer.size :]
 
     def _wait_for(self, need: int, have: int) -> None:
         """Sleep until `need` bytes are there."""
@@ -271,6 +354,10 @@ class _Arrival:
     def reject(self, reason: str) -> None:
         self._leave()
         self._listener.rejected(self, reason)
+
+    def _evict(self) -> None:
+        self._leave()
+        self._listener.evict(self)
 
     def _leave(self) -> None:
         """Remove every timer and callback from the socket."""

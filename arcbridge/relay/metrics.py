@@ -6,8 +6,8 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.access import Access
-from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import ApiServer
+from arcbridge.relay.admission import Admission, Purpose
+from arcbridge.relay.api import ApiServer, Limited
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
@@ -15,6 +15,7 @@ from arcbridge.relay.hop import OUTCOMES as HOP_OUTCOMES
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.session_places import LIMITS as JOIN_LIMITS
 from arcbridge.relay.siblings.handover import OUTCOMES as HANDOVER_OUTCOMES
 from arcbridge.relay.siblings.handover import Handovers
 
@@ -28,6 +29,7 @@ def register(
     pumps: Pumps,
     verifier: TokenVerifier,
     api: ApiServer,
+    api_refusals: Limited,
     certificate: ServerCertificate,
     access: Access,
 ) -> None:
@@ -43,6 +45,11 @@ def register(
     )
     gauge("connections_unauthenticated", "Connections that have not shown who they are.", None,
           lambda: admission.waiting)  # fmt: skip
+    purposes = tuple(purpose.value for purpose in Purpose)
+    gauge("connection_places", "Connections that have not shown who they are, by purpose.", {"purpose": purposes},
+          admission.held)  # fmt: skip
+    counter("connections_evicted_total", "Connections closed to make room for others.", {"purpose": purposes},
+            admission.evicted)  # fmt: skip
     counter("accept_pauses_total", "How often accepting waited for file descriptors.", None,
             lambda: counters.accept_pauses)  # fmt: skip
 
@@ -71,6 +78,8 @@ def register(
         lambda: counters.joins,
     )
     metrics.histogram("join_seconds", "From a client's JOIN to its pump.", None, lambda: counters.join_seconds)
+    counter("joins_limited_total", "Joins of clients refused by a limit of the relay.", {"limit": JOIN_LIMITS},
+            lambda: rendezvous.places.refused)  # fmt: skip
     gauge("joins_pending", "Clients that wait for their agent.", None, lambda: rendezvous.pending)
     counter("agent_joins_refused_total", "Joins of agents that were refused.", None,
             lambda: counters.agent_joins_refused)  # fmt: skip
@@ -105,6 +114,10 @@ def register(
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,
             lambda: api.slow)  # fmt: skip
+    counter("api_expired_connections_total", "Connections to the HTTP API whose life without a credential was over.",
+            None, lambda: api.outlived)  # fmt: skip
+    counter("api_requests_limited_total", "Requests to the HTTP API refused by a limit.", {"limit": Limited.LIMITS},
+            lambda: api_refusals.counts)  # fmt: skip
     gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
           lambda: certificate.expires)  # fmt: skip
 

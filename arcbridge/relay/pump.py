@@ -70,6 +70,7 @@ class Pump:
         "identity",
         "join_id",
         "not_reading",
+        "on_ended",
         "pipes",
         "started_at",
     )
@@ -95,6 +96,8 @@ class Pump:
         holds the client's end, and a cut there ends this pair, too."""
         self.pipes = pipes
         self.not_reading = not_reading
+        self.on_ended: Callable[[], None] | None = None
+        """Called once, after both sockets are closed, besides what `Pumps` was given for all."""
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
@@ -450,6 +453,7 @@ class Pumps:
         join_id: str = "",
         cluster: str = "",
         identity: Identity | None = None,
+        on_ended: Callable[[], None] | None = None,
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on; `identity`: whose session it is."""
         pump = Pump(
@@ -462,6 +466,7 @@ class Pumps:
             cluster=cluster,
             identity=identity,
         )
+        pump.on_ended = on_ended
         self._open.add(pump)
         self.total += 1
         if self._timer is None:
@@ -500,4 +505,6 @@ class Pumps:
         self._not_reading.discard(pump)
         self.bytes_to_agent += pump.bytes_to_agent
         self.bytes_to_client += pump.bytes_to_client
+        if pump.on_ended is not None:
+            pump.on_ended()
         self._on_done(pump)

@@ -50,7 +50,6 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import KeyedTokenBucket
-from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP
@@ -63,6 +62,7 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.hop import Hops, token_of
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
+from arcbridge.relay.session_places import JoinLimited, SessionPlace, SessionPlaces
 from arcbridge.relay.siblings.channel import ChannelClosed
 from arcbridge.relay.siblings.handover import AgentJoin, Handovers
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
@@ -70,11 +70,11 @@ from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 DIAL_DEADLINE: Final = 10.0
 """From DIAL to the agent's JOIN."""
 GUESSES: Final = 50
-"""Void dial tokens that one source may show at once; agents whose client has left show some, too."""
+"""Void dial tokens that the agents of one cluster may show at once; those whose client has left show some, too."""
 GUESSES_RATE: Final = 1.0
 """Void dial tokens per second that grow back."""
-SOURCES: Final = 4096
-"""Sources whose void tokens are counted."""
+CLUSTERS: Final = 4096
+"""Clusters whose void tokens are counted."""
 _VOID: Final = "this dial token is void: the client has left, another agent was faster, or it came too late"
 _RETRY_AFTER: Final = 5
 
@@ -144,7 +144,8 @@ class Rendezvous:
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
-        self._guesses: KeyedTokenBucket[str] = KeyedTokenBucket(GUESSES, GUESSES_RATE, size=SOURCES)
+        self.places = SessionPlaces(limits)
+        self._guesses: KeyedTokenBucket[str] = KeyedTokenBucket(GUESSES, GUESSES_RATE, size=CLUSTERS)
         self.draining = False
         """Refuse new clients; agents that were asked to come are still let in."""
         self.joining = 0
@@ -176,6 +177,7 @@ class Rendezvous:
             request = await self._request(join, ticket)
             if request is None:
                 return
+            ticket.works()
             if request.role == "agent":
                 handed_over = await self._agent(join, request, ticket)
             elif request.role == "client":
@@ -235,8 +237,12 @@ class Rendezvous:
         self._counters.joins[code.name.lower()] += 1
         cause = failure.__cause__
         reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
-        log.warning("join failed", **fields, code=code.name, reason=reason)
+        if not isinstance(failure, JoinLimited):
+            log.warning("join failed", **fields, code=code.name, reason=reason)
+        elif (count := self.places.told(failure)) is not None:
+            log.warning("joins refused", **fields, code=code.name, reason=failure.limit, joins=count)
         if code is not JoinCode.GONE:
+            ticket.waits()
             await join.refuse(
                 JoinReply(code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=join_id)
             )
@@ -248,10 +254,31 @@ class Rendezvous:
         identity = await self._identify(request)
         ticket.leave()
         fields["user"] = identity.username
+        resumes = bool(request.instance)
+        self.places.spend(identity, resumes=resumes)
         cluster_ca = await self._authorise(identity, request)
         cluster = request.cluster
         fields["cluster"] = cluster
-        self._require_room()
+        if self.draining:
+            raise _going_away()
+        place = self.places.enter(identity, resumes=resumes, pending=len(self._waiting), sessions=len(self._pumps))
+        try:
+            return await self._pump(join, request, join_id, fields, identity, cluster_ca, place)
+        except BaseException:
+            place.leave()
+            raise
+
+    async def _pump(
+        self,
+        join: ServerJoin,
+        request: JoinRequest,
+        join_id: str,
+        fields: dict[str, object],
+        identity: Identity,
+        cluster_ca: str,
+        place: SessionPlace,
+    ) -> Pump:
+        cluster = request.cluster
         token = secrets.token_urlsafe(16)
         if self._hops is not None:
             token = token_of(self._hops.relay_id, token)
@@ -286,6 +313,7 @@ class Rendezvous:
             if agent is not None:
                 await self._let_go(agent)
             raise
+        place.joined()
         return self._pumps.join(
             join.sock,
             agent.join.sock,
@@ -294,6 +322,7 @@ class Rendezvous:
             join_id=join_id,
             cluster=cluster,
             identity=identity,
+            on_ended=place.leave,
         )
 
     async def _identify(self, request: JoinRequest) -> Identity:
@@ -341,10 +370,9 @@ class Rendezvous:
             raise _refused(loss)
 
     def _require_room(self) -> None:
+        """Raise `JoinRefused` where no agent can be passed on: its session has a place at the relay that waits."""
         if self.draining:
             raise _going_away()
-        if len(self._waiting) >= self._limits.pending_joins:
-            raise JoinRefused(JoinCode.OVERLOADED, "too many clients wait for their agents; try again", retry_after=5)
         if len(self._pumps) + len(self._waiting) >= self._limits.sessions:
             raise JoinRefused(
                 JoinCode.OVERLOADED, "this relay holds all the sessions it may; try again", retry_after=10
@@ -416,6 +444,7 @@ class Rendezvous:
             return True
         self._counters.agent_joins_refused += 1
         log.warning("agent's join refused", source=ticket.address, code=JoinCode(refusal.code).name, reason=reason)
+        ticket.waits()
         await join.refuse(refusal)
         return False
 
@@ -431,37 +460,43 @@ class Rendezvous:
         except RegistryUnavailable as error:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the relay's registry does not answer", retry_after=5)
             return reply, error.message
-        if wait := self._guesses.wait(source_of(ticket.address), time.monotonic()):
-            self._counters.tokens_refused += 1
-            reply = JoinReply(
-                code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=math.ceil(wait)
-            )
-            return reply, "too many void tokens from this address"
         ticket.leave()
         if self._hops is not None and self._hops.elsewhere(request):
-            return await self._pass_on(self._hops, join, request, cluster, ticket)
+            return await self._pass_on(self._hops, join, request, cluster)
         if self._handovers is not None and self._handovers.elsewhere(request):
             return await self._hand_over(self._handovers, join, request, cluster, ticket)
         reason = self._pair(join, request, cluster, ticket.address)
         if reason:
-            self._guesses.take(source_of(ticket.address), time.monotonic())
-            return JoinReply(code=JoinCode.GONE, message=_VOID), reason
+            return self._void(cluster, JoinReply(code=JoinCode.GONE, message=_VOID)), reason
         return None, ""
 
+    def _void(self, cluster: str, reply: JoinReply) -> JoinReply:
+        """Return the answer to a void token: `reply`, or to wait where the cluster's agents have shown too many.
+
+        A token is judged before the limit is. A user who joins and leaves without end makes agents show void tokens,
+        and that must not keep away the agent whose client still waits. Tokens of 128 bits need no bound on guessing;
+        what a try costs is bounded by the connection that it takes.
+        """
+        now = time.monotonic()
+        if self._guesses.reserve(cluster, now) is not None:
+            return reply
+        wait = math.ceil(self._guesses.wait(cluster, now))
+        return JoinReply(code=JoinCode.OVERLOADED, message="too many void dial tokens: wait", retry_after=wait)
+
     async def _pass_on(
-        self, hops: Hops, join: ServerJoin, request: JoinRequest, cluster: str, ticket: Ticket
+        self, hops: Hops, join: ServerJoin, request: JoinRequest, cluster: str
     ) -> tuple[JoinReply | None, str]:
         """Pass on an agent whose client waits at another relay of the fleet."""
         try:
             self._require_room()
             await hops.forward(join, request, cluster)
         except JoinRefused as error:
+            reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
             if error.code == JoinCode.GONE:
                 self._counters.tokens_refused += 1
-                self._guesses.take(source_of(ticket.address), time.monotonic())
+                reply = self._void(cluster, reply)
             else:
                 await hops.give_up(request)
-            reply = JoinReply(code=error.code, message=error.message, retry_after=error.retry_after or 0)
             return reply, f"hop: {error.message}"
         return None, ""
 
@@ -478,8 +513,7 @@ class Rendezvous:
             reply = JoinReply(code=JoinCode.INTERNAL, message="the join could not be handed over", retry_after=1)
             return reply, f"hand-over: {error.message}"
         if reason:
-            self._guesses.take(source_of(ticket.address), time.monotonic())
-            return JoinReply(code=JoinCode.GONE, message=_VOID), reason
+            return self._void(cluster, JoinReply(code=JoinCode.GONE, message=_VOID)), reason
         return None, ""
 
     def _pair(self, join: AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from arcbridge.config import RelayConfig
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
@@ -31,7 +31,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import ApiServer, build_app
+from arcbridge.relay.api import ApiServer, Limited, build_app
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
@@ -45,6 +45,7 @@ from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.metrics import register, register_handovers, register_hops
+from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
@@ -105,8 +106,17 @@ async def _start(
     issuers = authentication.load(config.authentication)
     policy = PolicyFile(config.policy)
     access = Access(policy)
-    for setting in ("sessions", "agents", "agents_per_second"):
+    for setting in (
+        "sessions",
+        "agents",
+        "agents_per_second",
+        "connections_per_second_per_address",
+        "sessions_per_user",
+        "joins_per_minute_per_user",
+        "requests_per_minute_per_user",
+    ):
         _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
+    balancers = parse_networks(config.proxy_protocol_from)
     shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
     warn(fits, shared)
@@ -123,7 +133,7 @@ async def _start(
     verifier = TokenVerifier(issuers, fetcher)
     stack.push_async_callback(verifier.close)
 
-    counters = Counters()
+    counters, api_refusals = Counters(), Limited()
     await fleet.start()
     stack.push_async_callback(fleet.close)
     api = ApiServer(
@@ -134,6 +144,8 @@ async def _start(
             verifier=verifier,
             access=access,
             certificate_life=config.agent_certificate_life,
+            user_requests_per_minute=limits.requests_per_minute_per_user,
+            limited=api_refusals,
             renewed_twice=counters.count_renewed_twice,
         )
     )
@@ -169,7 +181,11 @@ async def _start(
         handovers=None if membership is None else membership.handovers,
     )
     http = HttpHandler(lambda: certificate.contexts[ALPN_HTTP], api, counters)
-    admission = Admission(limits.unauthenticated, limits.unauthenticated_per_address)
+    admission = Admission(
+        limits.unauthenticated,
+        limits.unauthenticated_per_address,
+        per_second=limits.connections_per_second_per_address,
+    )
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
@@ -178,13 +194,13 @@ async def _start(
     if fleet.peers is not None:
         handlers[client_hello.HOP] = rendezvous.serve_hop
         fleet.peers.on_failed = rendezvous.hop_failed
-    listener = Listener(handlers, admission, counters)
+    listener = Listener(handlers, admission, counters, balancers=balancers)
 
     drain = Drain(
         listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
     )
     metrics, checks = Metrics("relay"), Checks()
-    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, certificate, access)
+    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, api_refusals, certificate, access)
     fleet.add_metrics(metrics)
     if hops is not None:
         register_hops(metrics, hops)
@@ -279,7 +295,8 @@ class _Maintenance:
                 self._noted = time.monotonic()
                 self._certificate.refresh()
                 await self._note()
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, StateError) as error:
+            # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:
                 log.error("registry unavailable", reason=error.message)
             self.registry_error = error.message

@@ -138,7 +138,7 @@ def api_server(directory: Path) -> Iterator[tuple[Cluster, Path]]:
 
 def measure(name: str, cluster: Cluster, agent_token: Path, directory: Path, phases: Phases) -> dict[str, Any]:
     """Run one attack beside honest callers and return what it did."""
-    attack = ATTACKS[name]
+    attack, load = ATTACKS[name], machine.load_average()
     directory.mkdir(mode=0o700, parents=True)
     setting = Setting(cluster, agent_token, directory, enrols=attack.enrols)
     world = setting.world
@@ -167,6 +167,7 @@ def measure(name: str, cluster: Cluster, agent_token: Path, directory: Path, pha
             "title": attack.title,
             "api_server": f"kube-apiserver {KUBERNETES_VERSION}",
             "commit": machine.commit(),
+            "load_average_before": load,
             "seconds": {"alone": phases.alone, "attack": phases.attack, "after": phases.after},
             "honest": _honest(honest.stdout_path.read_text(), alone, attacked, ended),
             "roles": watch.over(alone, attacked, ended),

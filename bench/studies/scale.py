@@ -111,6 +111,9 @@ class _Hall:
         limits = (
             f"\n[limits]\nsessions = {size.sessions + WARM_SESSIONS + 50}\nunauthenticated = {UNAUTHENTICATED}\n"
             f"agents = {size.agents + WARM_AGENTS + 10}\n"
+            # One user and few addresses stand for many.
+            f"sessions_per_user = {size.sessions + WARM_SESSIONS + 50}\njoins_per_minute_per_user = 1000000\n"
+            "connections_per_second_per_address = 100000\n"
         )
         try:
             self.world.start_relay(extra=limits)

@@ -253,11 +253,16 @@ def test_bytes_a_second_are_paced_each_way() -> None:
     assert account.bytes_sent(100_000, 50.0) == 0.0
     assert account.bytes_sent(100_000, 50.0) == pytest.approx(1.0)
     assert account.bytes_sent(10_000_000, 50.0) == MAX_PACE, "a pause is shorter than the other end's patience"
+    assert account.bytes_sent(0, 50.0 + MAX_PACE) == pytest.approx(0.0), "and no more than that is owed"
 
 
 def test_what_was_paced_is_counted() -> None:
     accounts = Accounts(AgentLimitsConfig(bytes_per_second_to_user=100_000), monotonic=Clock())
-    accounts.enter(ALICE, Member()).bytes_sent(150_000, 50.0)
+    account = accounts.enter(ALICE, Member())
+    account.bytes_sent(100_000, 50.0)
+    assert accounts.paced_seconds == {"to_cluster": 0.0, "to_user": 0.0}
+    account.bytes_sent(50_000, 50.0)
+    account.bytes_sent(0, 50.1)
     assert accounts.paced_seconds == {"to_cluster": 0.0, "to_user": pytest.approx(0.5)}
 
 

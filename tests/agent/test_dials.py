@@ -104,6 +104,24 @@ async def test_b7_no_more_than_64_at_once(world: World, monkeypatch: pytest.Monk
     assert control.dials.refused == 10
 
 
+async def test_a_client_that_never_speaks_keeps_no_dial_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#L4: a dial is over when the relay has joined it; what the client does then counts elsewhere."""
+    monkeypatch.setattr(module, "MAX_DIALS", 2)
+    relay, control = world.relay, world.control
+    silent = []
+    for number in range(2):
+        relay.dial(token=f"{number:032}")
+        silent.append((await asyncio.wait_for(relay.joins.get(), 5))[1])
+    await world.until(lambda: not control.dials._dialling, "both are joined")
+    assert len(control.dials) == 2
+    dial = relay.dial(token="n" * 32)
+    assert (await relay.status(dial.token)).code == DialStatus.WILL_JOIN
+    silent.append((await asyncio.wait_for(relay.joins.get(), 5))[1])
+    for sock in silent:
+        sock.close()
+    await world.until(lambda: not len(control.dials), "all are over")
+
+
 async def test_what_may_come_back_is_let_through_when_nothing_new_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,39 @@ async def test_a_handshake_that_fails_leaves_nothing() -> None:
     ours.close()
 
 
+async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#L4: all places are taken by connections that never authenticate, one of them without even TLS.
+    The next one, which has a token, is let in, and the longest there goes with a reason that lets it try again."""
+    monkeypatch.setattr(module, "MAX_UNAUTHENTICATED", 2)
+    judge, monotonic = FakeAuthenticator(), Clock()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), monotonic=monotonic)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    silent = asyncio.ensure_future(sessions.serve(theirs, SERVER, "silent"))
+    await asyncio.sleep(0)
+    monotonic.now += 0.1
+    async with joined(sessions, None) as (stalled, _):
+        assert not sessions.accepts_connection(may_come_back=True)
+        monotonic.now += module.STALLED
+        assert sessions.accepts_connection()
+        async with joined(sessions, "t") as (client, handler):
+            with pytest.raises(ConnectionLost):
+                await asyncio.wait_for(silent, 5)
+            async with asyncio.timeout(5):
+                while not handler.accepted:
+                    await asyncio.sleep(0.005)
+            assert not stalled.closed
+            assert not client.closed
+            monotonic.now += module.STALLED
+            monkeypatch.setattr(module, "MAX_UNAUTHENTICATED", 1)
+            async with joined(sessions, "t"):
+                error = await end_of(stalled)
+                assert isinstance(error, SessionEnded)
+                assert error.code == GoawayCode.LIMIT
+    ours.close()
+
+
 # -- resumption -----------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,15 @@ def test_what_is_printed_loads_again(tmp_path: Path) -> None:
             ),
             "certificate and key go together",
         ),
+        (
+            RelayConfig(
+                public_address="r:1",
+                authentication=Path(__file__),
+                policy=Path(__file__),
+                proxy_protocol_from=("balancer",),
+            ),
+            "proxy_protocol_from: 'balancer' is no address or network",
+        ),
     ],
 )
 def test_check(config: object, words: str) -> None:

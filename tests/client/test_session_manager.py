@@ -154,6 +154,7 @@ class TestRefusals:
             (JoinCode.NO_AGENT, Unreachable, 'cluster "prod" has no connected agent', None),
             (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", None),
             (JoinCode.OVERLOADED, Unreachable, "no room", 1),
+            (JoinCode.LIMIT, Unreachable, "as many sessions as the relay allows a user", 1),
             (JoinCode.DRAINING, Unreachable, "about to restart", 1),
             (JoinCode.INTERNAL, Unreachable, "its log says why", None),
         ],
@@ -402,6 +403,22 @@ class TestComingBack:
                     await asyncio.sleep(0.01)
                 assert await echo(session) == b"hello"
         assert len(far.requests) == 2
+
+    async def test_v18_a_relay_that_refuses_the_revoked_user_does_not_hide_why(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 0.01)
+        async with running(make(far, tmp_path)) as session:
+            await session.ready()
+            far.reply = JoinReply(code=JoinCode.FORBIDDEN)
+            far.sessions[0].close(GoawayCode.REVOKED, "access was revoked: ask the cluster's operator for access")
+            async with asyncio.timeout(10):
+                while len(far.requests) < 3:
+                    await asyncio.sleep(0.01)
+                    if session.failure is not None:
+                        with pytest.raises(PermissionRefused, match="was revoked: ask the cluster's operator"):
+                            await session.ready()
 
     async def test_an_end_at_the_greatest_age_is_followed_by_another_session(
         self, far: FarSide, tmp_path: Path

@@ -205,6 +205,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
         "tokenMode": False, "auditFile": "", "logLevel": "debug", "observe": {"port": 9999, "annotations": False},
         "targets": {"git": {"address": "git:22", "users": ["oidc:anna\\\"quoted"]}},
+        "limits": {"bytes_per_day": 2**40, "streams": 9, "groups": {'oidc:c"i': {"streams": 70, "bytes_per_day": 0}},
+                   "users": {"oidc:anna@example.org": {"sessions": 2}}},
         "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
                           "users": ["a"], "groups": ["b"]},
         "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
@@ -219,6 +221,10 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     rendered = helm.template("-f", str(tmp_path / "values.yaml"))
     settings = check_settings(rendered, tmp_path)
     assert settings.targets["git"].users == ('oidc:anna\\"quoted',)
+    assert (settings.limits.streams, settings.limits.bytes_per_day, settings.limits.sessions) == (9, 2**40, 32)
+    of_group = settings.limits.groups['oidc:c"i']
+    assert (of_group.streams, of_group.bytes_per_day, of_group.sessions) == (70, 0, None)
+    assert settings.limits.users["oidc:anna@example.org"].sessions == 2
     assert (settings.token_mode, settings.audit.file, settings.observe.log_level) == (False, "", "debug")
     assert settings.session.max_age == 90 * 60
     assert settings.denylist_file == Path("/etc/arcbridge-denylist/denylist.toml")
@@ -267,7 +273,8 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
         ("relays=null", "relays"), ("relays={http://relay}", "relays"), ("relayCAPin=sha256:12", "relayCAPin"),
         ("relay=x", "relay"), ("joinToken.value=secret", "value"), ("impersonation.mode=both", "mode"),
         ("terminationGracePeriodSeconds=30", "terminationGracePeriodSeconds"), ("targets.x.address=a:1", "targets"),
-        ("impersonation.verbs={*}", "verbs"), ("logLevel=loud", "logLevel"), ("workload.kind=StatefulSet", "kind"),
+        ("impersonation.verbs={*}", "verbs"), ("limits.streams=-1", "streams"), ("limits.streams=x", "streams"),
+        ("logLevel=loud", "logLevel"), ("workload.kind=StatefulSet", "kind"),
         ("impersonation.users={system:kube-controller-manager}", "users"), ("impersonation.users={a,*}", "users"),
         ("impersonation.groups={system:masters}", "groups"), ("impersonation.groups={oidc:*}", "groups"),
         ("impersonation.serviceAccounts={system:serviceaccount:a:b}", "serviceAccounts"),

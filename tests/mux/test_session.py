@@ -567,21 +567,21 @@ def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) ->
 
 
 class Pacer:
-    """Makes a session wait for as long as a test says, in pieces of 5 ms."""
+    """Makes a session wait for as long as a test says, in pieces of `wait` seconds."""
 
-    def __init__(self, *, sending: bool, reading: bool) -> None:
-        self.sending, self.reading = sending, reading
+    def __init__(self, *, sending: bool, reading: bool, wait: float = 0.005) -> None:
+        self.sending, self.reading, self.wait = sending, reading, wait
         self.sent = self.received = self.asked = 0
 
     def bytes_sent(self, count: int, now: float) -> float:
         self.sent += count
         self.asked += self.sending
-        return 0.005 if self.sending else 0.0
+        return self.wait if self.sending else 0.0
 
     def bytes_received(self, count: int, now: float) -> float:
         self.received += count
         self.asked += self.reading
-        return 0.005 if self.reading else 0.0
+        return self.wait if self.reading else 0.0
 
 
 async def _write_in_pieces(io: StreamIO) -> None:
@@ -621,14 +621,15 @@ def test_nothing_is_read_while_the_pacer_says_so(loop: str) -> None:
     async def main() -> None:
         async with connected("tls") as ends:
             mine, theirs = await ends.stream()
-            pacer = ends.agent.pacer = Pacer(sending=False, reading=True)
+            pacer = ends.agent.pacer = Pacer(sending=False, reading=True, wait=0.2)
             writing = asyncio.ensure_future(_write_in_pieces(mine))
-            await soon(lambda: pacer.asked > 1)
-            early, asked = pacer.received, pacer.asked
-            await soon(lambda: pacer.asked > asked + 5)
-            assert pacer.received <= early + 512 * 1024, "what the transport had decrypted already"
-            assert ends.agent.transport is not None
-            assert not ends.agent.transport.is_reading()
+            await soon(lambda: pacer.asked > 0)
+            transport, began = ends.agent.transport, asyncio.get_running_loop().time()
+            assert transport is not None
+            assert not transport.is_reading()
+            await soon(transport.is_reading)
+            assert asyncio.get_running_loop().time() - began >= 0.15
+            assert pacer.received < 3_000_000
             pacer.reading = False
             got = 0
             while got < 3_000_000:

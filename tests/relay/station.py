@@ -31,6 +31,7 @@ from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import Listener
+from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.rendezvous import Rendezvous
@@ -90,6 +91,8 @@ class Station:
         self.access = Access(self.policy)
         self.access.learn_users({})
         self.agents_per_second: float = AGENTS_PER_SECOND
+        self.balancers: Networks = ()
+        """Set before `open`: where connections begin with a PROXY protocol header."""
         self.ended: list[Pump] = []
         self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
         self.address = Address("127.0.0.1", 0)
@@ -121,8 +124,12 @@ class Station:
             handovers=self.handovers,
             dial_deadline=self.dial_deadline,
         )
-        http = HttpHandler(lambda: contexts[ALPN_HTTP], EchoUpper, self.counters)
-        self.admission = Admission(self.limits.unauthenticated, self.limits.unauthenticated_per_address)
+        http = HttpHandler(lambda: contexts[ALPN_HTTP], lambda ticket: EchoUpper(), self.counters)
+        self.admission = Admission(
+            self.limits.unauthenticated,
+            self.limits.unauthenticated_per_address,
+            per_second=self.limits.connections_per_second_per_address,
+        )
         self.listener = Listener(
             {
                 client_hello.CONTROL: self.control.serve,
@@ -132,6 +139,7 @@ class Station:
             self.admission,
             self.counters,
             peek_deadline=self.peek_deadline,
+            balancers=self.balancers,
         )
         self.address = self.listener.start(self.address)
 

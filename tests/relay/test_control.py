@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import ssl
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import send_all
 from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
@@ -432,6 +434,41 @@ async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path)
         async with Agent(relay) as three:
             await three.registered()
             assert relay.counters.agents_flapping == 0
+
+
+async def test_strangers_without_a_certificate_do_not_take_the_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#L1: a flood of control connections without a certificate uses up the handshakes that there are.
+    An agent from elsewhere has its turn at once all the same."""
+    monkeypatch.setattr(control_module, "BURST", 30)
+    async with station(tmp_path, "prod", agents_per_second=2) as relay:
+
+        async def stranger(source: str) -> None:
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                sock.bind((source, 0))
+                try:
+                    await asyncio.get_running_loop().sock_connect(sock, (relay.address.host, relay.address.port))
+                    pipe = TlsPipe(sock, client_context(ALPN_CONTROL), server_hostname=RELAY)
+                    await pipe.handshake()
+                    while await pipe.read():
+                        pass
+                except (OSError, EOFError):
+                    pass
+
+        for _ in range(8):
+            await asyncio.gather(*(stranger("127.0.7.1") for _ in range(10)))
+        assert relay.counters.rejected["handshake"] >= 20
+        paced = relay.counters.agents_paced
+        flood = asyncio.gather(*(stranger("127.0.7.1") for _ in range(20)))
+        async with asyncio.timeout(10):
+            while relay.counters.agents_paced < paced + 10:
+                await asyncio.sleep(0)
+            async with Agent(relay) as agent:
+                await agent.registered()
+        await flood
+        assert relay.control.waiting == 0
 
 
 async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

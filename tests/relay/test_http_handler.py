@@ -30,7 +30,7 @@ async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
     """docs/threats.md#J13: a context that negotiated something else, as if peek and handshake had disagreed."""
     made: list[EchoUpper] = []
 
-    def protocol() -> EchoUpper:
+    def protocol(ticket: Ticket) -> EchoUpper:
         made.append(EchoUpper())
         return made[-1]
 
@@ -56,7 +56,7 @@ async def test_a_failed_handshake_is_counted_and_closed() -> None:
     assert isinstance(ticket, Ticket)
     with near:
         near.send(b"this is no TLS at all")
-        await HttpHandler(lambda: server_contexts()[ALPN_HTTP], EchoUpper, counters).serve(far, ticket)
+        await HttpHandler(lambda: server_contexts()[ALPN_HTTP], lambda ticket: EchoUpper(), counters).serve(far, ticket)
         assert counters.rejected["handshake"] == 1
         try:
             while await asyncio.wait_for(receive(near, 100), 5):

@@ -5,12 +5,15 @@ form.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
 import ssl
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +27,11 @@ from arcbridge.relay import listener as listener_module
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import Listener, bind
+from arcbridge.relay.proxy_protocol import parse_networks
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
 from tests.relay.station import Agent, Station, station
+from tests.relay.test_proxy_protocol import header, tlv
 
 
 async def http_echo(relay: Station, context: ssl.SSLContext | None = None) -> bytes:
@@ -218,6 +223,210 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
         assert await http_echo(relay) == b"HELLO"
         for sock in first:
             sock.close()
+
+
+STALLS = {
+    "arriving": b"",
+    "join": client_hello(["arcbridge-join/1"]),
+    "control": client_hello(["arcbridge-control/1"]),
+    "http": client_hello(["http/1.1"]),
+}
+"""What a peer sends before it goes silent, by the purpose for which it takes a place."""
+
+
+async def dial_from(relay: Station, source: str) -> socket.socket:
+    """Connect from another loopback address, as another peer."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind((source, 0))
+    await asyncio.get_running_loop().sock_connect(sock, (relay.address.host, relay.address.port))
+    return sock
+
+
+@pytest.mark.parametrize("stall", STALLS)
+async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> None:
+    """docs/threats.md#L1: eight addresses hold all they may, and each of their handshakes has stalled. Honest peers
+    join, reach the HTTP API and connect as agents meanwhile, and none is refused."""
+    limits = RelayLimitsConfig(unauthenticated=64, unauthenticated_per_address=20)
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
+        await agent.registered()
+        stalled = []
+        for _ in range(20):
+            for number in range(8):
+                try:
+                    stalled.append(await dial_from(relay, f"127.0.7.{number + 1}"))
+                    stalled[-1].send(STALLS[stall])
+                except OSError:
+                    # It was refused, or had to make room already.
+                    pass
+        async with asyncio.timeout(10):
+            while relay.counters.accepted < 161:
+                await asyncio.sleep(0.005)
+        assert relay.admission.waiting <= 64
+        for _ in range(5):
+            near, _ = await relay.join()
+            near.close()
+            assert await http_echo(relay) == b"HELLO"
+        async with Agent(relay, instance="i2") as other:
+            await other.registered()
+        # Honest connections came from an address of their own, and none was turned away or closed.
+        assert relay.counters.joins["ok"] == 5
+        assert sum(relay.admission.evicted().values()) > 0
+        for sock in stalled:
+            sock.close()
+        await relay.settled()
+        assert relay.listener.peeking == 0
+
+
+def open_sockets() -> set[str]:
+    """The inodes of this process' TCP sockets and others."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {link for link in found if link.startswith("socket:")}
+
+
+async def test_a_handler_that_makes_room_closes_its_socket(tmp_path: Path) -> None:
+    """Connections in the middle of a TLS handshake are closed with RST, and leave no descriptor behind."""
+    before = open_sockets()
+    limits = RelayLimitsConfig(unauthenticated=8, unauthenticated_per_address=100)
+    async with station(tmp_path, limits=limits) as relay:
+        for purpose in ("join", "control", "http"):
+            stalled = []
+            for _ in range(10):
+                sock = await dial_from(relay, "127.0.7.1")
+                sock.send(STALLS[purpose])
+                stalled.append(sock)
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                while relay.admission.held()[purpose] < 2:
+                    await asyncio.sleep(0.005)
+            for number in range(3):
+                newcomer = await dial_from(relay, f"127.0.7.{number + 2}")
+                newcomer.send(STALLS[purpose])
+                stalled.append(newcomer)
+            async with asyncio.timeout(5):
+                while not relay.admission.evicted()[purpose]:
+                    await asyncio.sleep(0.005)
+            for sock in stalled:
+                sock.close()
+            await relay.settled()
+    assert open_sockets() <= before
+
+
+def as_balancer(source: str = "192.0.2.1", **more: Any) -> bytes:
+    return header(source, **more)
+
+
+async def through_balancer(relay: Station, first: bytes, alpn: str = ALPN_HTTP) -> tuple[socket.socket, TlsPipe]:
+    """Connect, say `first`, and prepare the TLS behind it."""
+    sock = await relay.dial()
+    await send_all(sock, first)
+    return sock, TlsPipe(sock, client_context(alpn), server_hostname=RELAY)
+
+
+@contextlib.asynccontextmanager
+async def behind_balancer(tmp_path: Path, **limits: int) -> AsyncIterator[Station]:
+    relay = Station(tmp_path, RelayLimitsConfig(**limits), 10.0, 0.5)
+    relay.balancers = parse_networks(["127.0.0.1"])
+    await relay.open()
+    try:
+        await relay.enrol("prod")
+        yield relay
+    finally:
+        await relay.close()
+
+
+@pytest.mark.parametrize("pieces", ["whole", "bytes", "one segment", "large"])
+async def test_behind_a_balancer_the_hello_follows_the_header(tmp_path: Path, pieces: str) -> None:
+    tlvs = tlv(0xEA, bytes(1500)) if pieces == "large" else b""
+    data = as_balancer(tlvs=tlvs)
+    async with behind_balancer(tmp_path) as relay:
+        sock = await relay.dial()
+        with sock:
+            pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
+            if pieces == "bytes":
+                for n in range(len(data)):
+                    await send_all(sock, data[n : n + 1])
+                    await asyncio.sleep(0.001)
+            elif pieces == "one segment":
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+                sock.send(data)
+            else:
+                await send_all(sock, data)
+            shaking = asyncio.ensure_future(pipe.handshake())
+            await asyncio.sleep(0.01)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+            await shaking
+            await pipe.write(b"behind a balancer")
+            assert await pipe.read() == b"BEHIND A BALANCER"
+            (ticket,) = relay.admission._sources["192.0.2.1"]
+            assert ticket.address == "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n", "proxy_v1"),
+        (client_hello(["http/1.1"]), "proxy_missing"),
+        (b"GET / HTTP/1.1\r\n\r\n", "proxy_missing"),
+        (header(family=0x31, block=bytes(216)), "proxy_malformed"),
+        (header(tlvs=bytes(2048)), "proxy_too_large"),
+        (header()[:20], "peek_timeout"),
+        (header(), "peek_timeout"),
+    ],
+)
+async def test_what_a_balancer_may_not_say(tmp_path: Path, data: bytes, reason: str) -> None:
+    async with behind_balancer(tmp_path) as relay:
+        with await relay.dial() as sock:
+            await send_all(sock, data)
+            assert await is_closed(sock)
+        await rejected(relay, reason)
+        assert relay.admission.waiting == 0
+        assert relay.admission._sources == {}
+
+
+async def test_a_header_from_anywhere_else_is_no_hello(tmp_path: Path) -> None:
+    """A stranger cannot choose the address that it counts for."""
+    async with station(tmp_path) as relay:
+        with await relay.dial() as sock:
+            await send_all(sock, as_balancer() + client_hello(["http/1.1"]))
+            assert await is_closed(sock)
+        await rejected(relay, "not_tls")
+
+
+@pytest.mark.parametrize("data", [header(command=0x20, block=b""), header(family=0x00, block=b"")])
+async def test_a_balancer_that_names_no_source_counts_for_itself(tmp_path: Path, data: bytes) -> None:
+    async with behind_balancer(tmp_path) as relay:
+        sock, pipe = await through_balancer(relay, data)
+        with sock:
+            await pipe.handshake()
+            await pipe.write(b"x")
+            assert await pipe.read() == b"X"
+            assert set(relay.admission._sources) == {"127.0.0.1"}
+
+
+async def test_behind_a_balancer_each_origin_has_its_own_places(tmp_path: Path) -> None:
+    """docs/threats.md#L2: all connections come from one address, and the bound sees through it."""
+    async with behind_balancer(tmp_path, unauthenticated_per_address=3) as relay:
+        silent = [(await through_balancer(relay, as_balancer("192.0.2.1")))[0] for _ in range(3)]
+        async with asyncio.timeout(5):
+            while len(relay.admission._sources.get("192.0.2.1", ())) < 3:
+                await asyncio.sleep(0.005)
+        fourth, _ = await through_balancer(relay, as_balancer("192.0.2.1"))
+        with fourth:
+            assert await is_closed(fourth)
+        assert relay.counters.rejected["cap_address"] == 1
+        for source in ("192.0.2.2", "2001:db8::1"):
+            sock, pipe = await through_balancer(relay, as_balancer(source))
+            with sock:
+                await pipe.handshake()
+                await pipe.write(b"x")
+                assert await pipe.read() == b"X"
+        for sock in silent:
+            sock.close()
+        await relay.settled()
 
 
 async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:

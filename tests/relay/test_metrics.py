@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.api import Limited
 from arcbridge.relay.counters import REJECTIONS
 from arcbridge.relay.metrics import register
+from arcbridge.relay.session_places import LIMITS
 from tests.relay.station import station
 
 
@@ -14,7 +16,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
     async with station(tmp_path) as relay:
         metrics = Metrics("relay")
         verifier = SimpleNamespace(verified=3, refused=1)
-        api = SimpleNamespace(malformed=0, slow=0)
+        api = SimpleNamespace(malformed=0, slow=0, outlived=0)
         register(
             metrics,
             relay.counters,
@@ -24,6 +26,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             relay.pumps,
             verifier,  # type: ignore[arg-type]
             api,  # type: ignore[arg-type]
+            Limited(),
             SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
             relay.access,
         )
@@ -34,5 +37,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         assert 'arcbridge_relay_tokens_total{result="verified"} 3.0' in text
         for reason in REJECTIONS:
             assert f'reason="{reason}"' in text
+        for limit in LIMITS:
+            assert f'arcbridge_relay_joins_limited_total{{limit="{limit}"}} 0.0' in text
         for code in JoinCode:
             assert f'arcbridge_relay_joins_total{{result="{code.name.lower()}"}} 0.0' in text

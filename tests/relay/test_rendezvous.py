@@ -190,8 +190,15 @@ async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path)
         assert relay.counters.tokens_refused == 13
 
 
-async def test_guessing_is_slowed_down(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+async def test_void_tokens_keep_no_agent_away(tmp_path: Path) -> None:
+    """docs/threats.md#L5: agents show void tokens without end, as they do when clients join and leave. They are told to
+    wait, and the agent whose client still waits is let in, as is that of another cluster behind the same address."""
+    async with (
+        station(tmp_path, "prod", "other") as relay,
+        Agent(relay, on_dial=swallow) as agent,
+        Agent(relay, "other", "o1") as neighbour,
+    ):
+        await agent.registered()
         codes = []
         for _ in range(55):
             with pytest.raises(JoinRefused) as caught:
@@ -199,6 +206,73 @@ async def test_guessing_is_slowed_down(tmp_path: Path) -> None:
             codes.append(code_of(caught))
         assert codes[0] == JoinCode.GONE
         assert codes[-1] == JoinCode.OVERLOADED
+        assert caught.value.retry_after
+        joining = asyncio.create_task(relay.join())
+        while not agent.dials:
+            await asyncio.sleep(0.005)
+        await agent.join(agent.dials[0].token)
+        near, _ = await joining
+        near.close()
+        near, _ = await relay.join("alice", "other")
+        near.close()
+        assert len(neighbour.dials) == 1
+
+
+async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
+    """docs/threats.md#L3: alice joins thirty times without a pause, and her joins come to nothing. Bob joins, and a
+    session of alice's comes back, as if she had not."""
+    limits = RelayLimitsConfig(joins_per_minute_per_user=5, pending_joins=20, sessions=20)
+
+    async def only_for_bob(agent: Agent, dial: Dial) -> None:
+        if relay.rendezvous.places.pending_of.get("https://issuer.test#bob") or dial.instance:
+            await consent_and_join(agent, dial)
+
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=only_for_bob) as agent:
+        await agent.registered()
+        flood = [asyncio.create_task(relay.join("alice")) for _ in range(30)]
+        async with asyncio.timeout(10):
+            while relay.rendezvous.places.refused["user_joins"] < 25 or len(agent.dials) < 5:
+                await asyncio.sleep(0.005)
+        near, _ = await relay.join("bob")
+        back, _ = await relay.join("alice", instance="i1")
+        for sock in (near, back):
+            sock.close()
+        refused = [task for task in flood if task.done()]
+        assert len(refused) == 25
+        for task in refused:
+            error = task.exception()
+            assert isinstance(error, JoinRefused)
+            assert (error.code, error.retry_after) == (JoinCode.LIMIT, 12)
+            assert "at most 5 in a minute" in error.message
+        for task in flood:
+            task.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
+    assert relay.counters.joins["limit"] == 25
+
+
+async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> None:
+    limits = RelayLimitsConfig(sessions_per_user=2)
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
+        await agent.registered()
+        socks = [(await relay.join())[0] for _ in range(2)]
+        with pytest.raises(JoinRefused, match="you have 2 sessions") as caught:
+            await relay.join()
+        assert code_of(caught) == JoinCode.LIMIT
+        near, _ = await relay.join("bob")
+        near.close()
+        socks.pop().close()
+        agent.sockets[1].close()
+        async with asyncio.timeout(5):
+            while relay.rendezvous.places.sessions_of.get("https://issuer.test#alice") != 1:
+                await asyncio.sleep(0.005)
+        socks.append((await relay.join())[0])
+        for sock in socks:
+            sock.close()
+        for sock in agent.sockets:
+            sock.close()
+        async with asyncio.timeout(5):
+            while relay.rendezvous.places.sessions_of:
+                await asyncio.sleep(0.005)
 
 
 async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_path: Path) -> None:

@@ -296,6 +296,16 @@ async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
         config.policy.write_text("[[allow]]\nnonsense = 1\n")
         await asyncio.sleep(0.1)
         assert 'sessions_cut_total{reason="policy"} 0.0' in await relay.metrics()
+
+        async def fails(self: SqliteRegistry) -> object:
+            raise StateError("registry.db is damaged")
+
+        # The policy counts whatever has become of the registry.
+        monkeypatch.setattr(SqliteRegistry, "user_revocations", fails)
+        monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+        async with asyncio.timeout(10):
+            while "arcbridge_relay_ready 0.0" not in await relay.metrics():
+                await asyncio.sleep(0.02)
         config.policy.write_text(POLICY.replace("alice", "bob"))
         for name in ("oidc:alice", f"{URL}#alice"):
             # In one breath: end what runs, and nothing is revoked.
@@ -427,6 +437,8 @@ async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -
             ({"policy": None}, "policy: required"),
             ({"limits": replace(config.limits, agents=0)}, "limits.agents: must be at least 1"),
             ({"limits": replace(config.limits, sessions=-1)}, "limits.sessions: must be at least 1"),
+            ({"limits": replace(config.limits, joins_per_minute_per_user=0)}, "joins_per_minute_per_user: must be"),
+            ({"proxy_protocol_from": ("10.0.0.5/24",)}, "proxy_protocol_from: '10.0.0.5/24' is no address or network"),
             ({"policy": missing}, "missing"),
             ({"policy": tmp_path / "bad"}, "bad"),
             ({"authentication": missing}, "missing"),

@@ -36,6 +36,10 @@ limits.request_burst = 1_000_000
 limits.bytes_per_second_to_cluster = 1_000_000_000_000
 limits.bytes_per_second_to_user = 1_000_000_000_000
 limits.bytes_per_day = 1_000_000_000_000_000_000
+limits.apiserver_seats = 1_000
+limits.connects_per_second = 100_000
+limits.agent_connects_per_second = 100_000
+limits.waiting_bytes = 268_435_456
 """
 """Settings of an agent at which one user makes the load of many: each limit counts, and none is reached."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig
+from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.gathered import snapshot
 from arcbridge.observe.health import Checks
@@ -54,10 +55,24 @@ class WorkerMembership:
 
     def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
         """Return this process' part of what the whole relay may hold: an equal one, rounded up, because the kernel
-        spreads connections evenly; shared counters would cost a message between processes for each connection."""
+        spreads connections evenly; shared counters would cost a message between processes for each connection.
+
+        A user's few connections are spread less evenly than those of all, so a user's part has three standard
+        deviations more: a user within the limit is hardly ever refused because the kernel chose one worker too often.
+        At all workers together a user may have more than the limit says, by as much as these deviations at most.
+        """
 
         def part(of: int) -> int:
             return max(-(-of // self.count), 1)
+
+        def user_part(of: int) -> int:
+            return min(part(of) + math.ceil(3 * math.sqrt(of / self.count)), of)
+
+        def parts(of: dict[str, RelayUserLimitsConfig]) -> dict[str, RelayUserLimitsConfig]:
+            return {
+                name: RelayUserLimitsConfig(user_part(one.sessions), user_part(one.joins_per_minute))
+                for name, one in of.items()
+            }
 
         return replace(
             limits,
@@ -67,6 +82,12 @@ class WorkerMembership:
             agents=part(limits.agents),
             pending_joins=part(limits.pending_joins),
             agents_per_second=part(limits.agents_per_second),
+            connections_per_second_per_address=part(limits.connections_per_second_per_address),
+            sessions_per_user=user_part(limits.sessions_per_user),
+            joins_per_minute_per_user=user_part(limits.joins_per_minute_per_user),
+            requests_per_minute_per_user=user_part(limits.requests_per_minute_per_user),
+            groups=parts(limits.groups),
+            users=parts(limits.users),
         )
 
     async def acquainted(self) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import StreamContext
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux import memory
 from arcbridge.mux.stream import WRITE_HIGH
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
@@ -223,7 +227,7 @@ async def test_an_answer_whose_connection_is_closed_behind_it_is_whole(bench: Be
     await wire.until(b"0\r\n\r\n")
 
 
-LARGE = bytes(4 << 20)
+LARGE = bytes(2 << 20)
 
 
 def stalled(bench: Bench, path: str, *headers: str) -> Wire:
@@ -236,13 +240,16 @@ def stalled(bench: Bench, path: str, *headers: str) -> Wire:
 
 
 @pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
-async def test_l31_answers_that_are_not_read_hold_few_seats(bench: Bench, headers: tuple[str, ...]) -> None:
+async def test_l31_answers_that_are_not_read_hold_few_seats(
+    bench: Bench, headers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A caller who reads nothing keeps the API server waiting with a few answers, whatever it asks for."""
+    monkeypatch.setattr("arcbridge.agent.kube.exchange.LONGEST_WAIT", 1000.0)
     account = bench.caller.account
     account.seats.most = 3
     bench.api.routes[PATH] = reply(200, LARGE)
-    wires = [stalled(bench, PATH, *headers) for _ in range(10)]
-    async with asyncio.timeout(10):
+    wires = [stalled(bench, PATH, *headers) for _ in range(6)]
+    async with asyncio.timeout(60):
         while len(bench.api.requests) < 3 or account.seats.held < 3:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -256,7 +263,7 @@ async def test_l31_answers_that_are_not_read_hold_few_seats(bench: Bench, header
             assert wire.io.transport is not None
             wire.io.transport.resume_reading()
             assert len((await wire.answer()).body) == len(LARGE)
-            while len(bench.api.requests) < min(11, 5 + number):
+            while len(bench.api.requests) < min(7, 5 + number):
                 await asyncio.sleep(0.01)
         while account.seats.held:
             await asyncio.sleep(0.01)
@@ -273,7 +280,7 @@ async def test_l31_who_finds_no_seat_is_told_so(
     account.seats.most = 1
     bench.api.routes[PATH] = reply(200, LARGE)
     wire = stalled(bench, PATH, *headers)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not account.seats.held or not bench.api.requests:
             await asyncio.sleep(0.01)
         for _ in range(3):
@@ -374,3 +381,44 @@ async def test_l34_answers_of_the_agents_own_do_not_pile_up(
     wire.io.transport.resume_reading()
     for _ in range(count):  # none is lost
         assert (await wire.answer()).status == 403
+
+
+async def test_honest_use_notices_none_of_the_bounds(bench: Bench) -> None:
+    """Watches, paused logs and a large list over a slow link at once: nothing is refused, reset or held up."""
+    pods, logs, objects = PATH, f"{PATH}/a/log", "/api/v1/namespaces/default/configmaps"
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b'{"type":"ADDED"}\n', end=False))
+        await exchange.reader.read()
+
+    async def follow(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, *[bytes(60_000)] * 20, end=False))
+        await exchange.reader.read()
+
+    bench.api.routes |= {pods: watch, logs: follow, objects: reply(200, LARGE)}
+    account, agent = bench.caller.account, bench.agents[0]
+    relief = BacklogRelief(memory.backlog)
+    async with asyncio.timeout(60):
+        watches = [bench.stream() for _ in range(40)]
+        for wire in watches:
+            await wire.send(f"GET {pods}?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+        paused = [stalled(bench, f"{logs}?follow=true") for _ in range(20)]
+        while account.connections < 60 or agent.backlog.held < 20 * 256 * 1024:
+            await asyncio.sleep(0.01)
+        slow = stalled(bench, objects)
+        for _ in range(50):
+            assert (await bench.get("/api/v1/other")).status == 200
+        assert not agent.backlog.full
+        relief.relieve([SimpleNamespace(session=agent, detached_at=None)], time.monotonic() + 3600)
+        assert relief.streams_reset == 0, "there is room, however long they pause"
+        assert slow.io.transport is not None
+        slow.io.transport.resume_reading()
+        assert len((await slow.answer()).body) == len(LARGE)
+        for wire in watches:
+            assert (await wire.head())[0] == 200
+        for wire in paused:
+            assert wire.io.transport is not None
+            wire.io.transport.resume_reading()
+            assert (await wire.head())[0] == 200
+            assert len(await wire.exactly(1_000_000)) == 1_000_000
+    assert not any(record.limit for record in bench.audit.kept)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections import Counter
 
 import pytest
 
-from arcbridge.config import RelayLimitsConfig
+from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -29,6 +31,27 @@ async def test_limits_are_divided_and_never_nothing() -> None:
     assert (part.pending_joins, part.agents_per_second) == (1, 100)
     assert part.join_deadline == limits.join_deadline
     assert made(1).share(limits) == limits
+
+
+async def test_a_user_within_the_limit_is_refused_by_no_worker() -> None:
+    """The kernel chooses a worker for each connection: a user's part leaves room for an uneven choice."""
+    limits = RelayLimitsConfig(
+        sessions_per_user=200,
+        joins_per_minute_per_user=8,
+        groups={"ci": RelayUserLimitsConfig(2000, 0)},
+        users={"robot": RelayUserLimitsConfig(1, 600)},
+    )
+    part = made(4).share(limits)
+    assert part.sessions_per_user == 50 + 22
+    assert part.joins_per_minute_per_user == 2 + 5
+    assert part.groups == {"ci": RelayUserLimitsConfig(500 + 68, 0)}
+    assert part.users == {"robot": RelayUserLimitsConfig(1, 150 + 37)}
+    assert part.connections_per_second_per_address == 50
+    refused = 0
+    for seed in range(1000):
+        chosen = Counter(random.Random(seed).choices(range(4), k=200))
+        refused += max(chosen.values()) > part.sessions_per_user
+    assert refused <= 10
 
 
 async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,178 @@
+"""A user who takes nothing of what he asks for, with real processes: the agent stays small, and others are served.
+
+The hostile side speaks the real protocol through the real modules, and lies about one thing: it grants no credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.mux.session import MuxSession
+from arcbridge.relay.data_dir import open_authority
+from arcbridge.wire.frames import FIRST_CREDIT
+from arcbridge.wire.limits import Limits
+from bench.hostile.place import Answer, Person, Place, request
+from tests.support.cluster import KUBECTL_MINORS, Cluster
+from tests.support.reports import metrics
+from tests.support.world import ALICE, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, User, World
+
+MOST_MEMORY = 200 * 1024**2
+"""Bytes of the agent's resident memory that no single user may make it reach; its pod has 640 MiB."""
+MALLORY = User("hostile", ALICE.groups)
+TAKES_NOTHING = Limits(stream_window=FIRST_CREDIT, max_stream_window=FIRST_CREDIT, churn_burst=10**9)
+
+
+class Fountain:
+    """A TCP server that sends as much as is taken."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        drop, block = threading.Event(), bytes(65536)
+        while not drop.is_set():
+            try:
+                self._listener.settimeout(0.01)
+                sock, _ = self._listener.accept()
+                sock.setblocking(False)
+                self._sockets.append(sock)
+            except TimeoutError:
+                pass
+            except OSError:
+                return
+            for sock in list(self._sockets):
+                try:
+                    while sock.send(block):
+                        pass
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._sockets.remove(sock)
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(5)
+        for sock in self._sockets:
+            sock.close()
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An organisation of this module's own, whose agent has little memory for what waits."""
+    fountain = Fountain()
+    with World(api, directory=tmp_path_factory.mktemp("hostile")) as world:
+        world.agent_settings = "limits.agent_waiting_bytes = 25165824"
+        world.targets["fountain"] = (fountain.address, ALICE.groups)
+        yield world.start()
+    fountain.close()
+
+
+def place(world: World) -> Place:
+    person = Person(MALLORY.name, world.token(MALLORY, RELAY_AUDIENCE), world.token(MALLORY, CLUSTER_AUDIENCE))
+    relay_ca = open_authority(world.relay_config.parent / "data").certificate_pem
+    return Place(relay_port=world.relay_port, relay_ca=relay_ca, cluster=world.cluster, people=(person,))
+
+
+def memory(world: World) -> int:
+    """The agent's resident memory, bytes."""
+    status = Path(f"/proc/{world.agent.pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])
+
+
+def counters(world: World) -> dict[str, float]:
+    found = metrics(world.agent_observe)
+    return {name.removeprefix("arcbridge_agent_"): value for name, value in found.items()}
+
+
+async def reached(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until a condition of the agent's holds; it is asked in a thread, so that the session goes on meanwhile."""
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.1)
+
+
+def attack(world: World, target: str, count: int, meanwhile: Callable[[MuxSession], Callable[[], bool]]) -> int:
+    """Ask for `count` answers on one session and take none, until the condition holds; the agent's largest memory."""
+    largest = 0
+
+    async def run() -> None:
+        nonlocal largest
+        session = await place(world).establish(place(world).people[0], limits=TAKES_NOTHING)
+        payload = request("/openapi/v2") if target == "kubernetes" else b"x"
+        for _ in range(count):
+            session.open(target, Answer(payload, stalled=True))
+            await asyncio.sleep(0)
+        done = meanwhile(session)
+
+        def looked() -> bool:
+            nonlocal largest
+            largest = max(largest, memory(world))
+            return done()
+
+        try:
+            await reached(looked, 60)
+            assert not session.closed
+        finally:
+            session.close()
+            await session.wait_ended()
+
+    asyncio.run(run())
+    return largest
+
+
+def test_answers_of_the_api_server_that_are_not_read(world: World, cluster: Cluster) -> None:
+    """671 times `/openapi/v2`: it took the agent from 57 to 671 MiB."""
+    alice = world.start_client(ALICE)
+    kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], alice.kubeconfig)
+    calls: list[float] = []
+
+    def meanwhile(session: MuxSession) -> Callable[[], bool]:
+        began = time.monotonic()
+
+        def done() -> bool:
+            kubectl.run("get", "namespaces")  # raises unless it succeeds
+            calls.append(time.monotonic())
+            now = counters(world)
+            assert now["apiserver_connections"] <= 100
+            return len(calls) >= 5 and now['limit_refusals_total{limit="apiserver_seats"}'] > 0 and calls[-1] > began
+
+        return done
+
+    try:
+        assert attack(world, "kubernetes", 671, meanwhile) < MOST_MEMORY
+    finally:
+        alice.process.stop()
+
+
+def test_streams_of_a_target_that_are_not_read(world: World) -> None:
+    """Above what may wait for all, the streams that have been stalled longest are reset; a session goes on."""
+    most = 0.0
+
+    def meanwhile(session: MuxSession) -> Callable[[], bool]:
+        def done() -> bool:
+            nonlocal most
+            now = counters(world)
+            most = max(most, now["waiting_bytes"])
+            return now["stalled_streams_reset_total"] >= 10
+
+        return done
+
+    assert attack(world, "tcp:fountain", 300, meanwhile) < MOST_MEMORY  # a session may have more than the agent here
+    assert 20 * 1024**2 < most < (24 + 16) * 1024**2, "the bound, and two portions for each stream"
+    asyncio.run(reached_soon(world))
+
+
+async def reached_soon(world: World) -> None:
+    """Nothing waits any more once the session is gone."""
+    await reached(lambda: counters(world)["waiting_bytes"] == 0, 20)
