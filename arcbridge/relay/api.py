@@ -216,7 +216,9 @@ class _Api:
                 retry_after=math.ceil(self.failures.wait(source_of(source), now)),
             ) from error
         _proved(request)
-        answer = await self._sign(csr, record, record.keys[key].generation)
+        # A relay of the fleet that counts nothing may have written the record since.
+        state = record.keys.get(key)
+        answer = await self._sign(csr, record, 1 if state is None else state.generation)
         log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
         return web.json_response(answer)
 

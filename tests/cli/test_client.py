@@ -264,6 +264,29 @@ async def test_status_names_the_first_step_that_fails(shell: Shell, far: FarSide
     assert [line.split()[:2] for line in out.splitlines()] == [["STEP", "STATE"], ["login", "ok"], ["relay", "failed"]]
 
 
+async def test_one_token_for_both_reaches_no_relay_unless_a_setting_says_so(shell: Shell, far: FarSide) -> None:
+    """docs/threats.md#T10: the sentence, the exit code, and that nothing was sent."""
+    login(shell.directory, access="SECRET", cluster="SECRET")
+    got, _, err = await shell.run(*shell.trusting)
+    assert got == ExitCode.USAGE
+    assert err.startswith("error: relay and cluster would get the same token")
+    assert "one_token = true under [login]" in err
+    assert "SECRET" not in err
+    got, out, _ = await shell.run(*shell.trusting, "status", "-o", "json")
+    assert got == ExitCode.USAGE
+    (step,) = json.loads(out)["steps"]
+    assert (step["name"], step["state"]) == ("login", "failed")
+    assert "the same token" in step["detail"]
+    assert far.requests == []
+
+    settings = shell.directory / "client.toml"
+    settings.write_text("[login]\none_token = true\n")
+    _, out, _ = await shell.run(*shell.trusting, "--config", str(settings), "status")
+    assert "; one token for both" in out
+    async with shell.proxy("--config", str(settings)):
+        assert (far.requests[0].token, far.auths[0].token) == ("SECRET", "SECRET")
+
+
 async def test_another_relay_and_which_one_it_was(shell: Shell, far: FarSide) -> None:
     shell.always[shell.always.index("--relay") + 1] = f"https://127.0.0.1:1,{far.address}"
     async with shell.proxy("-v") as (process, _):

@@ -147,6 +147,17 @@ def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
     assert [one["key"] for one in pod["tolerations"]] == ["arcbridge.io/agent"]
 
 
+def test_settings_without_a_value(helm: Helm, tmp_path: Path) -> None:
+    text = '[limits.groups."oidc:ci"]\nrequests_per_second = 500\n[audit]\nfile = ""\n'
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({"settings": text}))
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    check_workload(rendered)
+    settings = check_settings(rendered, tmp_path)
+    assert settings.audit.file == ""
+    assert set(settings.limits.groups) == {"oidc:ci"}
+    assert settings.targets["database"].groups == ("oidc:database-operators",)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_any_name_is_a_rule_without_names(helm: Helm, mode: str) -> None:
     """The name `*` would let the API server take it for a wildcard, where a request has many groups."""
