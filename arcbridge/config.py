@@ -163,6 +163,12 @@ class AgentStateConfig:
 class AuditConfig:
     file: str = field(default="-", metadata=_MAY_BE_PATH)
     """Path of the audit log (JSON lines); `-` is standard output; empty switches it off."""
+    on_failure: str = "continue"
+    """While the log cannot be written: `continue` (what is missing is counted), or `refuse` every request."""
+    commands: bool = True
+    """Whether the command lines of exec and of ephemeral containers are recorded."""
+    fsync: bool = False
+    """Whether records reach the disk before what they record leaves; else they outlive the process, not the machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
@@ -37,6 +38,8 @@ class Authenticated:
 
     identity: Identity
     token_mode: bool
+    token_digest: bytes = b""
+    """Of the token that was reviewed, in token mode (`kube.authorize.token_digest`)."""
 
 
 class Authenticator:
@@ -67,7 +70,7 @@ class Authenticator:
         if auth.kind == "bearer":
             if not self._token_mode:
                 raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
-            return Authenticated(await self._review(auth.token), True)
+            return Authenticated(await self._review(auth.token), True, token_digest(auth.token.encode()))
         raise Unauthenticated("this kind of token is not known here: the client may be newer than the agent")
 
     async def _review(self, token: str) -> Identity:

@@ -168,6 +168,14 @@ def register(
     metrics.counter("certificate_failures_total", "Failed enrolments and renewals.", None, lambda: keeper.failures)
     metrics.counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
     metrics.counter("audit_dropped_total", "Audit records that were lost.", None, lambda: audit.dropped)
+    metrics.gauge("audit_failing", "1 while audit records cannot be written.", None, lambda: float(bool(audit.failure)))
+    metrics.counter("audit_failures_total", "Times that the audit log began to fail.", None, lambda: audit.failures)
+    metrics.counter("audit_refused_total", "Requests refused for want of a record.", None, lambda: audit.refused)
+    metrics.counter(
+        "audit_unrecorded_total", "Requests that went on before their record was written.", None,
+        lambda: audit.unrecorded,
+    )  # fmt: skip
+    metrics.gauge("audit_chain_records", "Number of the newest record in its chain.", None, lambda: audit.chain_records)
     if verifier is not None:
         found = verifier
         metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)

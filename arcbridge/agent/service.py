@@ -63,7 +63,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
     relays = check(config)
     instance = f"agent-{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:
-        audit = AuditLog(config.audit.file)
+        audit = open_audit(config, instance)
         stack.push_async_callback(asyncio.to_thread, audit.close)
         api = ApiServer(endpoint_of(config.kubernetes))
         api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
@@ -118,6 +118,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             denylist=denylist,
         )
         checks.add("control", control.unready)
+        checks.add("audit", audit.unready)
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()
         stack.push_async_callback(observe.stop)
@@ -144,6 +145,18 @@ async def enroll(config: AgentConfig) -> None:
     finally:
         if api is not None:
             await api.close()
+
+
+def open_audit(config: AgentConfig, instance: str) -> AuditLog:
+    """Open the audit log. Raises ConfigError."""
+    settings = config.audit
+    return AuditLog(
+        settings.file,
+        on_failure=settings.on_failure,
+        commands=settings.commands,
+        fsync=settings.fsync,
+        instance=instance,
+    )
 
 
 def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -> CredentialKeeper:
@@ -182,6 +195,8 @@ def check(config: AgentConfig) -> list[Address]:
         raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
+    if config.audit.on_failure not in ("continue", "refuse"):
+        raise ConfigError('audit.on_failure: "continue" or "refuse"')
     read_targets(config.targets)
     check_limits(config.limits)
     return relays

@@ -30,6 +30,7 @@ from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
 from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, covering
 from arcbridge.agent.targets import PREFIX, TcpTargets
@@ -371,7 +372,7 @@ class AgentSession(BaseHandler):
             return
         limit = caller.account.refuses_stream(self._sessions.monotonic(), plain=target.startswith(PREFIX))
         if limit is not None:
-            self._report(caller, limit, f"{self._join_id}-{stream.id}-0", target)
+            self._report(caller, limit, caller.request_id(stream.id, 0), target)
             stream.abort(ResetCode.LIMIT)
         elif target == "kubernetes":
             self._sessions.proxy.serve(stream, caller)
@@ -524,6 +525,9 @@ class AgentSession(BaseHandler):
         session.pacer = account
         session.backlog.move(account.waiting)
         self._began_at = sessions.clock(), sessions.monotonic()
+        if found.token_mode:
+            self._caller.tokens.add(found.token_digest)
+            self._caller.review_token = self._is_own_token
         mode = "bearer" if found.token_mode else "oidc"
         self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
         session_id, secret = os.urandom(16), os.urandom(16)
@@ -542,6 +546,7 @@ class AgentSession(BaseHandler):
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
             return False
         self._adopt_newer(caller, found)
+        caller.tokens.add(found.token_digest)
         session.accept_auth(self._auth_ok(session.session_id, session.resume_secret, caller))
         self._check_expiry()
         return True
@@ -553,6 +558,21 @@ class AgentSession(BaseHandler):
         if found.identity.supersedes(caller.identity):
             caller.identity = found.identity
             caller.account.adopt(found.identity)
+
+    async def _is_own_token(self, token: str) -> bool:
+        """Ask the API server whether a token that a request carries is of the user who opened the session.
+
+        Raises RequestRefusal where that cannot be told. It does not renew the session: AUTH does.
+        """
+        caller = self._caller
+        assert caller is not None, "requests come to sessions that were accepted"
+        try:
+            found = await self._sessions.authenticator.authenticate(Auth(kind="bearer", token=token))
+        except (Unauthenticated, PermissionRefused):
+            return False
+        except ArcbridgeError as error:
+            raise RequestRefusal(503, error.message) from error
+        return found.identity.subject == caller.identity.subject
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
@@ -588,6 +608,7 @@ class AgentSession(BaseHandler):
         assert session is not None, "only sessions that were accepted can be found"
         assert caller is not None
         self._adopt_newer(caller, found)
+        caller.tokens.add(found.token_digest)
         self.via, self.joined_at = carrier.via, carrier.joined_at
         self._resumed_at = self._sessions.monotonic()
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
@@ -606,7 +627,7 @@ class AgentSession(BaseHandler):
     ) -> None:
         if self._sessions.audit is not None:
             record = AuditRecord(
-                request=request or f"{self._join_id}-0-0",
+                request=request or caller.request_id(0, 0),
                 session=self._join_id,
                 user=caller.identity.username,
                 groups=len(caller.identity.groups),
@@ -631,7 +652,7 @@ class AgentSession(BaseHandler):
         if self._sessions.audit is not None:
             self._sessions.audit.write(
                 AuditRecord(
-                    request=f"{self._join_id}-0-0",
+                    request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
                     session=self._join_id,
                     user=identity.username,
                     groups=len(identity.groups),

@@ -87,10 +87,10 @@ class TcpTargets:
 
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
-        session, identity = caller.session, caller.identity
+        identity = caller.identity
         record = AuditRecord(
-            request=f"{session}-{stream.id}-1",
-            session=session,
+            request=caller.request_id(stream.id, 1),
+            session=caller.session,
             user=identity.username,
             groups=len(identity.groups),
             verb="connect",
@@ -103,25 +103,15 @@ class TcpTargets:
             self._refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
         elif len(self._connecting) >= MAX_CONNECTING:
             self._refuse(stream, caller, record, ResetCode.LIMIT, "too many connections are being made")
+        elif refusal := self._audit.refusal():
+            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         else:
-            try:
-                begun = begin(found.address)
-            except ArcbridgeError as error:
-                self._unreachable(stream, record, error)
-                return
-            if begun is not None and begun[1]:
-                stream.attach(self._splice(stream, begun[0], record))  # the target answered within the call
-                return
             connecting = _Connecting()
             stream.attach(connecting)
-            sock = None if begun is None else begun[0]
-            task = asyncio.get_running_loop().create_task(self._connect(stream, found, sock, connecting, record))
-            connecting.task = task
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-            if sock is not None:
-                # Cancelled before its first step, the task never held it.
-                task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
+            # The record stands before the target hears of the connection.
+            self._audit.begin(
+                record, lambda refusal: self._recorded(stream, found, caller, connecting, record, refusal)
+            )
 
     async def close(self) -> None:
         """End dials under way; connected streams end with their sessions."""
@@ -129,6 +119,43 @@ class TcpTargets:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _recorded(
+        self,
+        stream: StreamTransport,
+        target: Target,
+        caller: Caller,
+        connecting: _Connecting,
+        record: AuditRecord,
+        refusal: str,
+    ) -> None:
+        """The record of a connection was written (perhaps within the call that asked for it), or could not be."""
+        if connecting.lost:
+            record.outcome = "cut"
+            self._audit.write(record)
+        elif refusal:
+            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
+        else:
+            try:
+                self._begin(stream, target, connecting, record)
+            except ArcbridgeError as error:
+                self._unreachable(stream, record, error)
+            except Exception as error:
+                self._defect(stream, record, error)
+
+    def _begin(self, stream: StreamTransport, target: Target, connecting: _Connecting, record: AuditRecord) -> None:
+        begun = begin(target.address)
+        if begun is not None and begun[1]:
+            self._join(stream, begun[0], record)  # the target answered within the call
+            return
+        sock = None if begun is None else begun[0]
+        task = asyncio.get_running_loop().create_task(self._connect(stream, target, sock, connecting, record))
+        connecting.task = task
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        if sock is not None:
+            # Cancelled before its first step, the task never held it.
+            task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
 
     async def _connect(
         self,
@@ -145,9 +172,9 @@ class TcpTargets:
             else:
                 sock = begun
                 await finish(sock, target.address, deadline=CONNECT_DEADLINE)
+            self._join(stream, sock, record)
         except ArcbridgeError as error:
             self._unreachable(stream, record, error)
-            return
         except asyncio.CancelledError:
             record.outcome = "cut"
             self._audit.write(record)
@@ -155,9 +182,22 @@ class TcpTargets:
             if connecting.lost:
                 return  # the stream ended first, which cancelled this task
             raise
+        except Exception as error:
+            self._defect(stream, record, error)
+
+    def _join(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
         stream.set_protocol(splice := self._splice(stream, sock, record))
         splice.connection_made(stream)
         stream.resume_reading()
+
+    def _defect(self, stream: StreamTransport, record: AuditRecord, error: Exception) -> None:
+        """A connection failed for no fault of the target: it leaves its record all the same."""
+        self.failed += 1
+        record.outcome, record.reason = "failed", type(error).__name__
+        self._audit.write(record)
+        stream.abort(ResetCode.INTERNAL)
+        text = "a TCP target could not be served"
+        asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
 
     def _unreachable(self, stream: StreamTransport, record: AuditRecord, error: ArcbridgeError) -> None:
         self.failed += 1
@@ -190,7 +230,7 @@ class TcpTargets:
         self.refused += 1
         record.outcome, record.reason = "refused", reason
         now = time.monotonic()
-        recorded = self._records.reserve(caller.identity.subject, now) is not None
+        recorded = record.begun or self._records.reserve(caller.identity.subject, now) is not None
         if not recorded:
             omitted = caller.account.refuse(Limit.TARGETS, now)
             if omitted is not None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from arcbridge.agent.authenticator import Authenticated
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.authorize import Caller, token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, Unauthenticated
@@ -56,7 +56,7 @@ class FakeAuthenticator:
         """Accept `token`; unless `issued` says more it was issued 1000 s before it expires."""
         at = max(expires - 1000.0, 0.0) if issued is None else issued
         identity = Identity(name, "", groups, f"i#{name}", "i", expires, issued_at=at)
-        self.known[token] = Authenticated(identity, token_mode)
+        self.known[token] = Authenticated(identity, token_mode, token_digest(token.encode()) if token_mode else b"")
 
     async def authenticate(self, auth: Auth) -> Authenticated:
         self.asked.append(auth.token)

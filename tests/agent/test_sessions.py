@@ -24,6 +24,8 @@ from structlog.testing import capture_logs
 from arcbridge.agent import sessions as module
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets, read_targets
@@ -915,6 +917,34 @@ async def test_the_callers_absence_is_known_to_whoever_has_deadlines_for_him() -
         assert caller.connected_since == math.inf
         await resume(held.sessions, held.client)
         assert 0 < caller.connected_since <= time.monotonic()
+
+
+async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "robot", token_mode=True)
+    judge.add("rotated", "robot", token_mode=True)
+    judge.add("stranger", "other", token_mode=True)
+    judge.add("renewed", "robot", token_mode=True)
+    judge.known["away"] = Unreachable("the API server does not answer")
+    sessions, proxy = make_sessions(judge, Clock())
+    async with joined(sessions) as (client, handler):
+        client.open("kubernetes", StreamIO())
+        while not proxy.callers:
+            await asyncio.sleep(0.005)
+        caller = proxy.callers[0]
+        assert token_digest(b"t") in caller.tokens
+        assert caller.review_token is not None
+        assert await caller.review_token("rotated")
+        assert not await caller.review_token("stranger")
+        assert not await caller.review_token("unknown")
+        with pytest.raises(RequestRefusal) as caught:
+            await caller.review_token("away")
+        assert caught.value.status_code == 503
+        client.authenticate(Auth(kind="bearer", token="renewed"))
+        await handler.accepted_again.wait()
+        assert token_digest(b"renewed") in caller.tokens
+        assert token_digest(b"t") in caller.tokens, "requests that are on their way may still carry it"
+        assert token_digest(b"stranger") not in caller.tokens
 
 
 # -- limits of one user -----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -117,6 +117,68 @@ async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.Monke
         io.reset(ResetCode.CANCELLED)
         assert (await audit.wait(1))[0].outcome == "cut"
     await targets.close()
+
+
+async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
+    audit = RecordedAudit()
+    waiting: list[Callable[[str], None]] = []
+    audit.begin = lambda record, recorded: waiting.append(recorded)  # type: ignore[method-assign]
+    targets = TcpTargets(read_targets({"ops": TargetConfig(echo, groups=("ops",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "ops")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _), asyncio.timeout(10):
+        await client.wait_established()
+        first, second, third = (StreamIO() for _ in range(3))
+        for number, io in enumerate((first, second, third), 1):
+            client.open("tcp:ops", io)
+            await io.write(b"early")
+            while len(waiting) < number:
+                await asyncio.sleep(0.005)
+        assert targets.opened == 0
+        served = list(sessions._open)
+        waiting[0]("")
+        assert await first.read() == b"early"
+        waiting[1]("the disk is full")
+        with pytest.raises(StreamReset) as caught:
+            await second.read()
+        assert caught.value.code == ResetCode.INTERNAL
+        third.transport.abort()
+        while served[0].streams > 1:
+            await asyncio.sleep(0.005)
+        waiting[2]("")
+        assert targets.opened == 1
+        refused, cut = await audit.wait(2)
+        assert (refused.outcome, refused.reason) == ("refused", "the disk is full")
+        assert cut.outcome == "cut"
+    await targets.close()
+
+
+async def test_a20_a_connection_that_fails_leaves_its_record(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets({"ops": TargetConfig(echo, groups=("ops",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "ops")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with joined(sessions) as (client, _):
+        await client.wait_established()
+        for number, place in enumerate(("begin", "SocketSplice"), 1):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"arcbridge.agent.targets.{place}", fail)
+                io = StreamIO()
+                client.open("tcp:ops", io)
+                with pytest.raises(StreamReset):
+                    await io.read()
+                assert (await audit.wait(number))[-1].outcome == "failed"
+                assert isinstance(told[-1], RuntimeError)
+    await targets.close()
+    asyncio.get_running_loop().set_exception_handler(None)
 
 
 async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_counted() -> None:

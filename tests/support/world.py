@@ -155,6 +155,8 @@ class World:
         )
         self.agent_settings = ""
         """Further settings of every agent, such as `resumption = false`: lines that belong to no section."""
+        self.agent_audit = ""
+        """Further settings of every agent in its section `audit`."""
         self.relay_settings = ""
         """The same for every relay."""
         self.relay_listens = [f"127.0.0.1:{fixed_port()}" for _ in range(relays)]
@@ -355,6 +357,7 @@ class World:
 
                 [audit]
                 file = "audit.jsonl"
+                {self.agent_audit}
 
                 [observe]
                 listen = "127.0.0.1:{self.agent_observes[index]}"

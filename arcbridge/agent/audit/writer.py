@@ -185,6 +185,7 @@ class AuditWriter:
             self._seal()
             self._write_pending()
         except OSError as error:
+            self.failures += not was
             self.failure = error.strerror or type(error).__name__
             self._keep_whole_lines()
             self._take(waiters)
@@ -196,7 +197,6 @@ class AuditWriter:
         for waiter in waiters:
             waiter(self.failure)
         if self.failure and not was:
-            self.failures += 1
             _log.warning("audit log cannot be written", file=self._name, reason=self.failure)
         elif was and not self.failure:
             _log.warning("audit log is written again", file=self._name, lost=self.dropped - self._reported)

@@ -4,16 +4,19 @@
 answers a `Plan` or raises a `RequestRefusal`. It sends nothing and reads no body. Invariant: there is no plan for a
 subject other than the caller himself unless the API server's approval of exactly that pair is shown.
 
-The steps, in this order: framing and target, header names, verb and resource (for the audit record), limits, the
-upgrade asked for, the subject (`--as`), the outgoing headers.
+The steps, in this order: framing and target, header names, what is asked for (for the audit record), whether the audit
+log can be written, limits, the upgrade asked for, the subject (`--as`) or the caller's own token, the outgoing headers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
+import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import structlog
 from aiohttp import HttpVersion11
@@ -21,30 +24,41 @@ from aiohttp.http import HttpVersion
 
 from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.audit.log import Recorded
+from arcbridge.agent.audit.record import Value
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.framing import check_framing, check_target, content_length, has_body
+from arcbridge.agent.kube.asked import Asked, asked, query_details
+from arcbridge.agent.kube.framing import check_framing, content_length, has_body
 from arcbridge.agent.kube.impersonation import (
     ORIGINAL_USER,
     Headers,
     RawHeaders,
     Subject,
+    bearer_token,
     check_names,
     impersonated_headers,
     own_token_headers,
     requested_subject,
 )
-from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.pod_body import is_inspected
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, asks_upgrade, requested_upgrade
 from arcbridge.identity.claims import Identity
+from arcbridge.limiters import TokenBucket
 
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""
-MAX_CACHED_TARGET = 512
-"""Characters of a target whose meaning is remembered."""
+MAX_TOKENS = 8
+"""Tokens of one session that are remembered: the one of AUTH, and those that it was renewed with."""
+TOKEN_REVIEWS = 8
+"""Reviews of tokens that a session's requests may cause at once, and one more each five seconds."""
 SAFE_ID = re.compile(r"[0-9A-Za-z.-]{1,200}")
 """Session names and request ids that may stand in a header as they are; the relay makes the names."""
+
+MAX_JOIN_ID = 20
+"""Characters of a join id that request ids begin with; a relay's have 16. With all of it, some parts of the API server
+would cut the agent's own part off."""
 
 _REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _MALFORMED = "a header of the outgoing request is malformed; nothing was sent"
@@ -99,6 +113,32 @@ class SubjectLines:
         return self._lines
 
 
+class ReviewedTokens:
+    """The tokens of one session in token mode that the API server has reviewed, as hashes.
+
+    A request carries its own token. Were it another's, the API server would see another user than the audit log.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: list[bytes] = []
+
+    def add(self, digest: bytes) -> None:
+        """A token was reviewed (its `token_digest`); of many the newest are remembered."""
+        if digest and digest not in self._hashes:
+            self._hashes = [*self._hashes[1 - MAX_TOKENS :], digest]
+
+    def __contains__(self, digest: bytes) -> bool:
+        found = False
+        for known in self._hashes:  # all of them: how long it takes says nothing
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+
+def token_digest(token: bytes) -> bytes:
+    """What is kept of a token."""
+    return hashlib.sha256(token).digest()
+
+
 @dataclass(slots=True)
 class Caller:
     """Who a session speaks for."""
@@ -116,6 +156,22 @@ class Caller:
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
     plain_lines: dict[bytes, bytes | None] = field(default_factory=dict)
     """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
+    tokens: ReviewedTokens = field(default_factory=ReviewedTokens)
+    """The tokens that requests may carry, in token mode."""
+    review_token: Callable[[str], Awaitable[bool]] | None = None
+    """Asks whether a token that is not among them is the same user's; None: no other token is taken."""
+    reviews: TokenBucket = field(default_factory=lambda: TokenBucket(TOKEN_REVIEWS, 0.2))
+    """How often that is asked."""
+    request_prefix: str = ""
+    """What the ids of its requests begin with: the join id, which the relay chooses, and a part that the agent does. So
+    no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
+
+    def __post_init__(self) -> None:
+        self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
+
+    def request_id(self, stream_id: int, number: int) -> str:
+        """The id of a request: the `number`th of a stream."""
+        return f"{self.request_prefix}-{stream_id}-{number}"
 
 
 @dataclass(slots=True)
@@ -174,6 +230,10 @@ class Plan:
     length: str
     """The caller's Content-Length, empty where the body is chunked."""
     upgrade: UpgradeRequest | None
+    begins: bool = False
+    """Whether the record `begun` is written before the request leaves."""
+    inspected: bool = False
+    """Whether its body is looked at on its way (`pod_body`)."""
 
     @property
     def repeatable(self) -> bool:
@@ -209,6 +269,14 @@ class ReviewNeeded(Exception):
         self.subject = subject
 
 
+class TokenUnknown(Exception):
+    """The request carries a token that its session does not hold."""
+
+    def __init__(self, token: bytes) -> None:
+        super().__init__("the token has to be reviewed first")
+        self.token = token
+
+
 class Authorizer:
     """Authorizes the requests of one agent, and keeps their accounts: counters and audit records."""
 
@@ -226,7 +294,7 @@ class Authorizer:
         self.stats.requests += 1
         caller = stream.caller
         return AuditRecord(
-            request=f"{caller.session}-{stream.stream_id}-{stream.requests}",
+            request=caller.request_id(stream.stream_id, stream.requests),
             session=caller.session,
             user=caller.identity.username,
             groups=len(caller.identity.groups),
@@ -265,7 +333,8 @@ class Authorizer:
     ) -> Plan:
         """Answer how the request goes on. Nothing has left when it raises RequestRefusal.
 
-        Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for.
+        Raises ReviewNeeded for `--as` unless `approval` is of this identity and of exactly the subject asked for, and
+        in token mode TokenUnknown for a token that the session does not hold.
         """
         caller = stream.caller
         identity = caller.identity
@@ -274,14 +343,14 @@ class Authorizer:
             check_framing(head.method, head.version, head.fields)
             check_names(head.fields)
             upgrade_asked = asks_upgrade(head.fields)
-        info = _info(head.method, head.target, upgrade_asked)
-        record.verb, record.group, record.resource = info.verb, info.group, info.resource
-        record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
-        record.path = info.path_class
+        wanted = asked(head.method, head.target, upgrade_asked)
+        self._note(record, wanted, head)
+        if refusal := self._audit.refusal():
+            raise RequestRefusal(503, refusal)
         if not stream.admitted:  # else it was, before the review of `--as`
             self._admit(stream, record)
         if caller.token_mode:
-            own, lines = False, _serialised(own_token_headers(head.fields))
+            own, lines = False, _serialised(self._own_token(caller, head, record))
         elif head.plain is not None:
             subject_lines = caller.subject_lines.of(identity, self._api.authorization(), self._api.impersonable)
             own, lines = True, head.plain + subject_lines
@@ -290,23 +359,53 @@ class Authorizer:
             authorization = self._api.authorization()
             own, lines = True, _serialised(impersonated_headers(head.fields, subject, authorization=authorization))
         if head.plain is not None:
-            return Plan(record.request, head.method, head.target, lines, own, False, "", None)
+            return Plan(record.request, head.method, head.target, lines, own, False, "", None, wanted.begins)
         body = has_body(head.fields)
-        upgrade = requested_upgrade(head.method, head.fields, info, has_body=body)
+        upgrade = requested_upgrade(head.method, head.fields, wanted.info, has_body=body)
         if upgrade is not None:
             record.upgrade = upgrade.protocol
             self._admit_upgrade(stream, record)
         length = content_length(head.fields) if body else ""
-        return Plan(record.request, head.method, head.target, lines, own, body, length, upgrade)
+        inspected = body and is_inspected(wanted.info, head.method)
+        return Plan(
+            record.request, head.method, head.target, lines, own, body, length, upgrade, wanted.begins, inspected
+        )
 
     async def authorize_reviewed(self, stream: StreamContext, head: RequestHead, record: AuditRecord) -> Plan:
-        """`authorize`, after the API server has reviewed `--as` where it is asked for. Raises RequestRefusal."""
+        """`authorize`, after the API server has reviewed `--as`, or another token, where that is asked for.
+
+        Raises RequestRefusal.
+        """
         approval = None
         while True:  # once more where the caller's identity was renewed during the review
             try:
                 return self.authorize(stream, head, record, approval)
             except ReviewNeeded as needed:
                 approval = await self._reviewer.approve(needed.identity, needed.subject)
+            except TokenUnknown as unknown:
+                await self._review_token(stream.caller, unknown.token)
+
+    # -- records before the first byte ----------------------------------------------------------------------------
+
+    @property
+    def commands(self) -> bool:
+        """Whether records hold command lines."""
+        return self._audit.commands
+
+    def record_begun(self, record: AuditRecord, recorded: Recorded) -> None:
+        """Write that a request begins; `recorded` is called with a refusal, or without when the request may leave."""
+        self._audit.begin(record, recorded)
+
+    async def recorded_begun(self, record: AuditRecord) -> None:
+        """`record_begun`, awaited. Raises RequestRefusal."""
+        if refusal := await self._audit.begun(record):
+            raise RequestRefusal(503, refusal)
+
+    async def recorded_details(self, record: AuditRecord, details: dict[str, Value]) -> None:
+        """Write what a request's body asks for. Raises RequestRefusal."""
+        record.details = details
+        if refusal := await self._audit.detailed(record):
+            raise RequestRefusal(503, refusal)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -356,31 +455,50 @@ class Authorizer:
                 stream.upgrading = False
                 stream.caller.account.end_upgrade()
 
+    def _note(self, record: AuditRecord, wanted: Asked, head: RequestHead) -> None:
+        """Write what is asked for into the record."""
+        info = wanted.info
+        record.verb, record.group, record.resource = info.verb, info.group, info.resource
+        record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
+        record.path, record.asked = info.path_class, wanted.text
+        if wanted.detailed:
+            record.details = query_details(info, head.target, commands=self._audit.commands)
+
+    @staticmethod
+    def _own_token(caller: Caller, head: RequestHead, record: AuditRecord) -> Headers:
+        """The headers of a request in token mode. Raises TokenUnknown for a token that the session does not hold."""
+        token = bearer_token(head.fields)
+        if token_digest(token) not in caller.tokens:
+            raise TokenUnknown(token)
+        subject = requested_subject(head.fields)
+        if subject is not None:  # the API server judges it; the record says it
+            record.as_user, record.as_groups = subject.user, subject.groups
+        return own_token_headers(head.fields)
+
+    async def _review_token(self, caller: Caller, token: bytes) -> None:
+        """Take another token for a session if it is the same user's: a file was rewritten. Raises RequestRefusal."""
+        refusal = RequestRefusal(
+            401,
+            "the request's token is not that of the user who opened this session; use the token that the client was "
+            "started with, or start the client with this one",
+        )
+        if caller.review_token is None or caller.reviews.reserve(time.monotonic()) is None:
+            raise refusal
+        if not await caller.review_token(token.decode("latin-1")):
+            raise refusal
+        caller.tokens.add(token_digest(token))
+
     def _subject(
         self, identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None
     ) -> Subject:
         """Whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
-        asked = requested_subject(head.fields)
-        if asked is None:
+        other = requested_subject(head.fields)
+        if other is None:
             return Subject.of(identity, self._api.impersonable)
-        record.as_user = asked.user
-        if approval is None or approval.identity is not identity or approval.subject != asked:
-            raise ReviewNeeded(identity, asked)
-        return Subject(asked.user, asked.uid, asked.groups, (*asked.extra, (ORIGINAL_USER, identity.username)))
-
-
-def _info(method: str, target: str, upgrade: bool) -> RequestInfo:
-    """What a request asks for. Raises RequestRefusal for a target that is not passed on."""
-    if len(target) > MAX_CACHED_TARGET:
-        check_target(target)
-        return request_info(method, target, upgrade=upgrade)
-    return _cached_info(method, target, upgrade)
-
-
-@lru_cache(maxsize=1024)
-def _cached_info(method: str, target: str, upgrade: bool) -> RequestInfo:
-    check_target(target)
-    return request_info(method, target, upgrade=upgrade)
+        record.as_user, record.as_groups = other.user, other.groups
+        if approval is None or approval.identity is not identity or approval.subject != other:
+            raise ReviewNeeded(identity, other)
+        return Subject(other.user, other.uid, other.groups, (*other.extra, (ORIGINAL_USER, identity.username)))
 
 
 def _serialised(headers: Headers) -> bytes:

@@ -10,11 +10,15 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from arcbridge.agent.kube.pod_body import Inspection
+
 
 class RequestBody:
     """The body of one request, read once."""
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, inspection: Inspection | None = None) -> None:
+        """`inspection` sees each chunk; the body's end waits for it."""
+        self._inspection = inspection
         self._content = request.content
         self._protocol = request.protocol
         self._continue_due = request.headers.get("Expect", "") != ""
@@ -41,12 +45,15 @@ class RequestBody:
                 raise
             finally:
                 self._idle.set()
-            if not chunk:
-                self.finished = True
-                return
+            last = not chunk or self._content.at_eof()
             self.count += len(chunk)
-            yield chunk
-            if self._content.at_eof():
+            if self._inspection is not None:
+                self._inspection.feed(chunk)
+                if last:
+                    await self._inspection.complete()
+            if chunk:
+                yield chunk
+            if last:
                 self.finished = True
                 return
 

@@ -188,20 +188,22 @@ class Exchange:
         return connection or await self._pool.dial(own=self._plan.own, account=account)
 
     async def _dial_and_send(self) -> None:
+        connection: UpstreamConnection | None = None
         try:
             connection = await self._connect()
+            self._dialling = None
+            self._send(connection)
         except RequestRefusal as refusal:
             self._dialling = None
             self.fail(refusal)
-            return
         except Exception as error:
             self._dialling = None
-            text = "a connection to the API server could not be made"
+            if connection is not None:
+                connection.drop()
+            self._record.outcome = "failed"
+            text = "a request could not be sent to the API server"
             asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
             self.fail(RequestRefusal(500, "the agent failed; its log has the cause"))
-            return
-        self._dialling = None
-        self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
@@ -228,6 +230,8 @@ class Exchange:
                 await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             if chunked:
                 await connection.write(b"0\r\n\r\n")
+        except RequestRefusal as refusal:  # its end must not leave
+            self.fail(refusal)
         except Exception as error:
             if body.error is not None:
                 self.fail(bad_request("the body of the request is malformed or broke off"))

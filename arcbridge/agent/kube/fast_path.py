@@ -14,7 +14,7 @@ from typing import cast
 
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.authorize import Authorizer, StreamContext
+from arcbridge.agent.kube.authorize import Authorizer, Plan, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.server import KubeProtocol
@@ -116,22 +116,52 @@ class FastPath(asyncio.Protocol):
             self._hand_over(data)
             return
         self._record = record = self._authorizer.begin(self._context, "GET")
-        stream = cast(StreamTransport, self._stream)
         try:
             plan = self._authorizer.authorize(self._context, head, record)
-            exchange = Exchange(
-                self._api.upstream,
-                stream,
-                plan,
-                record,
-                self._ended,
-                account=caller.account,
-                paused=self._writing_paused,
-            )
-            self._exchange = exchange
-            exchange.start(self._api.authority)
-        except RequestRefusal as refusal:
-            self._refuse(refusal)
+            if plan.begins:
+                self._authorizer.record_begun(record, lambda refusal: self._recorded(record, plan, refusal))
+            else:
+                self._start(record, plan)
+        except Exception as error:
+            self._failed(error)
+
+    def _recorded(self, record: AuditRecord, plan: Plan, refusal: str) -> None:
+        """The record of a request that lasts was written, perhaps within the call that asked for it, or not."""
+        if self._record is not record:
+            return  # the request was cut meanwhile
+        try:
+            if refusal:
+                raise RequestRefusal(503, refusal)
+            self._start(record, plan)
+        except Exception as error:
+            self._failed(error)
+
+    def _start(self, record: AuditRecord, plan: Plan) -> None:
+        exchange = Exchange(
+            self._api.upstream,
+            cast(StreamTransport, self._stream),
+            plan,
+            record,
+            self._ended,
+            account=self._context.caller.account,
+            paused=self._writing_paused,
+        )
+        self._exchange = exchange
+        exchange.start(self._api.authority)
+
+    def _failed(self, error: Exception) -> None:
+        """Nothing has left: answer a refusal, or a defect of the agent's."""
+        if not isinstance(error, RequestRefusal):
+            record = self._record
+            if record is None:
+                raise error  # the request is over, and its record is written
+            record.outcome = "failed"
+            text = "a plain request could not be served"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+            error = RequestRefusal(500, "the agent failed; its log has the cause")
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._refuse(error)
 
     def _hand_over(self, data: bytes) -> None:
         """From here on the stream is the general protocol's."""
@@ -177,8 +207,10 @@ class FastPath(asyncio.Protocol):
         # 400 ends the connection, as on the general path.
         close = refusal.status_code == 400
         stream.owed = False
-        stream.write(status_answer(refusal, request_id=record.request, close=close))
-        self._finish()
+        try:
+            stream.write(status_answer(refusal, request_id=record.request, close=close))
+        finally:
+            self._finish()
         if close:
             stream.close()
         else:
@@ -189,12 +221,14 @@ class FastPath(asyncio.Protocol):
         if self._record is None:
             return
         self._record.outcome = "cut"
-        if self._exchange is not None:
-            self._exchange.cancel()
         if self._held is not None:
             self._held.cancel()
             self._held = None
-        self._finish()
+        try:
+            if self._exchange is not None:
+                self._exchange.cancel()
+        finally:
+            self._finish()
 
     def _finish(self) -> None:
         record, self._record, self._exchange = self._record, None, None

@@ -35,8 +35,24 @@ HOP_BY_HOP = frozenset(
 """RFC 9110 §7.6.1; `proxy-*` goes as a family, below."""
 REBUILT = frozenset({"host", "content-length", "expect"})
 """Written anew: where the request goes and how its body is framed."""
-_IDENTITY_PREFIXES = ("impersonate-", "x-remote-", "x-forwarded-", "proxy-")
-_IDENTITY_HEADERS = frozenset({"authorization", "forwarded", "x-real-ip", "x-original-user", "audit-id"})
+_IDENTITY_PREFIXES = ("impersonate-", "x-remote-", "x-forwarded-", "x-original-", "proxy-")
+_IDENTITY_HEADERS = frozenset(
+    {
+        "authorization",
+        "audit-id",
+        # Where a request comes from: the API server's audit log believes these (`sourceIPs`), or a proxy before it may.
+        "forwarded",
+        "x-forwarded",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "fastly-client-ip",
+        "via",
+    }
+)
 
 ORIGINAL_USER = "arcbridge.io/original-user"
 """Extra key under which the API server's audit log shows who is behind a `--as`."""
@@ -142,13 +158,21 @@ def own_token_headers(inbound: RawHeaders) -> Headers:
 
     A request without exactly one bearer token is 401: the agent's own is never a substitute.
     """
-    tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
-    if len(tokens) != 1 or not re.fullmatch(rb"(?i:bearer) +[^\s]+", tokens[0]):
-        raise RequestRefusal(401, "this session carries service-account tokens, and the request has none")
+    token = bearer_token(inbound)
     headers = cleaned_headers(inbound, keep_authorization=True)
-    if [value.encode() for name, value in headers if name.lower() == "authorization"] != tokens:
+    sent = [value.encode().partition(b" ")[2].strip(b" ") for name, value in headers if name.lower() == "authorization"]
+    if sent != [token]:
         raise RequestRefusal(500, "the request's own token was lost on the way")
     return headers
+
+
+def bearer_token(inbound: RawHeaders) -> bytes:
+    """The one bearer token of a request in token mode. Raises RequestRefusal 401."""
+    tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
+    found = re.fullmatch(rb"(?i:bearer) +([^\s]+)", tokens[0]) if len(tokens) == 1 else None
+    if found is None:
+        raise RequestRefusal(401, "this session carries service-account tokens, and the request has none")
+    return found[1]
 
 
 def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> None:

@@ -23,11 +23,13 @@ import time
 from aiohttp import HttpVersion10, web
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
+from arcbridge.agent.audit.record import Value
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import SAFE_ID, Authorizer, Caller, Plan, RequestHead, StreamContext
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
+from arcbridge.agent.kube.pod_body import Inspection
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
@@ -79,12 +81,17 @@ class KubeProxy:
         stream = protocol.context
         await protocol.drained()  # answers of the agent's own would pile up for a caller that takes none
         record = self.authorizer.begin(stream, request.method)
+        inspection: Inspection | None = None
         try:
             head = RequestHead(request.method, request.raw_path, request.raw_headers, version=request.version)
             plan = await self.authorizer.authorize_reviewed(stream, head, record)
+            if plan.begins:
+                await self.authorizer.recorded_begun(record)
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, request, plan, record)
-            body = RequestBody(request) if plan.has_body else None
+            if plan.inspected:
+                inspection = self._inspection(request, record)
+            body = RequestBody(request, inspection) if plan.has_body else None
             close_line = _connection_line(request)
             exchange = await self._exchange(protocol, request, plan, record, body=body, close_line=close_line)
             return AnsweredResponse(keep_alive=not exchange.closes)
@@ -103,8 +110,27 @@ class KubeProxy:
             if record.outcome != "upgraded":
                 record.outcome = "cut"
             raise
+        except Exception as error:
+            record.outcome, record.reason = "failed", type(error).__name__
+            text = "a request could not be served"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+            answer = RequestRefusal(500, "the agent failed; its log has the cause")
+            self.authorizer.refuse(stream, record, answer)
+            if protocol.stream.is_closing():
+                raise ConnectionResetError("the request failed behind the beginning of its answer") from error
+            return protocol.answer(answer, request_id=record.request, close=True, method=request.method)
         finally:
+            if inspection is not None:
+                inspection.release()
             self.authorizer.finish(stream, record)
+
+    def _inspection(self, request: web.BaseRequest, record: AuditRecord) -> Inspection:
+        """What looks at the body of a write to a pod on its way."""
+
+        async def found(details: dict[str, Value]) -> None:
+            await self.authorizer.recorded_details(record, details)
+
+        return Inspection(request.raw_headers, found, commands=self.authorizer.commands)
 
     async def _exchange(
         self,

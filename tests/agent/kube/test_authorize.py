@@ -11,17 +11,22 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.agent.accounts import Accounts
+from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.authorize import (
+    SAFE_ID,
     Authorizer,
     Caller,
     Plan,
     RequestHead,
+    ReviewedTokens,
     ReviewNeeded,
     StreamContext,
     SubjectLines,
+    TokenUnknown,
+    token_digest,
 )
+from arcbridge.agent.kube.fast_path_parser import plain_head
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
@@ -90,7 +95,8 @@ async def test_both_ways_to_read_a_head_give_the_same_plan(desk: Desk) -> None:
     assert first.lines == again.lines == general.lines == LINES
     assert dataclasses.replace(again, request_id=first.request_id) == first
     assert dataclasses.replace(general, request_id=first.request_id) == first
-    assert [plan.request_id for plan in (first, again, general)] == [f"0123456789abcdef-1-{n}" for n in (1, 2, 3)]
+    ids = [plan.request_id for plan in (first, again, general)]
+    assert ids == [desk.caller.request_id(1, n) for n in (1, 2, 3)]
     assert [(r.verb, r.resource) for r in desk.audit.kept] == [("list", "pods")] * 3
 
 
@@ -225,6 +231,7 @@ async def test_in_token_mode_the_callers_token_goes_on_and_no_identity_is_added(
     with pytest.raises(RequestRefusal) as caught:
         desk.plan(plain())
     assert caught.value.status_code == 401
+    desk.caller.tokens.add(token_digest(b"own"))
     plan = desk.plan(parsed((b"Authorization", b"Bearer own")))
     assert not plan.own
     assert plan.lines == b"Authorization: Bearer own\r\n"
@@ -313,7 +320,7 @@ def test_a_head_without_exactly_one_identity_does_not_leave(lines: bytes) -> Non
 
 @pytest.mark.parametrize("session", ["a\r\nImpersonate-User: root", "a b", "ü"])
 async def test_a_session_whose_name_could_not_stand_in_a_header_sends_nothing(desk: Desk, session: str) -> None:
-    desk.caller.session = session
+    desk.stream.caller = dataclasses.replace(desk.caller, session=session)
     with pytest.raises(RequestRefusal, match="malformed"):
         desk.plan(plain()).request_head("h:1")
 
@@ -367,3 +374,100 @@ async def test_each_end_is_counted_once(desk: Desk) -> None:
     assert (stats.in_flight, stats.code_2xx, stats.code_4xx, stats.refused, stats.cut) == (0, 1, 1, 1, 1)
     assert [record.outcome for record in desk.audit.kept] == ["answered", "refused", "cut"]
     await asyncio.sleep(0)
+
+
+# -- request ids, tokens and the audit log --------------------------------------------------------------------------
+
+
+def test_a15_the_agent_makes_its_half_of_a_request_id() -> None:
+    """A relay that gives two sessions one join id gives no two requests one id, and chooses none."""
+    for join_id in ("0123456789abcdef", "a" * 200):
+        first, second = (Caller(join_id, ALICE, Account(Accounts(), ALICE)) for _ in range(2))
+        assert first.request_id(1, 1) != second.request_id(1, 1)
+        assert first.request_id(1, 1).startswith(join_id[:16])
+        assert SAFE_ID.fullmatch(first.request_id(2**31, 10**6))
+        assert len(first.request_id(2**31, 10**6)) <= 64, "parts of the API server would cut it off"
+
+
+async def test_a18_a_token_that_the_session_does_not_hold(desk: Desk) -> None:
+    desk.caller.token_mode = True
+    desk.caller.tokens.add(token_digest(b"own"))
+    other = parsed((b"Authorization", b"Bearer other"))
+    with pytest.raises(TokenUnknown):
+        desk.plan(other)
+    record = desk.authorizer.begin(desk.stream, "GET")
+    with pytest.raises(RequestRefusal, match="not that of the user who opened this session") as caught:
+        await desk.authorizer.authorize_reviewed(desk.stream, other, record)
+    assert caught.value.status_code == 401
+    asked: list[str] = []
+
+    async def review(token: str) -> bool:
+        asked.append(token)
+        return token == "renewed"
+
+    desk.caller.review_token = review
+    for _ in range(2):
+        renewed = parsed((b"Authorization", b"bearer  renewed"))
+        plan = await desk.authorizer.authorize_reviewed(desk.stream, renewed, record)
+        assert plan.lines == b"Authorization: bearer  renewed\r\n"
+    assert asked == ["renewed"], "it is remembered"
+    for _ in range(20):
+        with pytest.raises(RequestRefusal):
+            await desk.authorizer.authorize_reviewed(desk.stream, other, record)
+    assert asked.count("other") < 10, "a session cannot make the agent ask for ever"
+
+
+def test_a18_few_tokens_are_remembered() -> None:
+    tokens = ReviewedTokens()
+    for number in range(100):
+        tokens.add(token_digest(b"%d" % number))
+        tokens.add(token_digest(b"%d" % number))
+    held = [number for number in range(100) if token_digest(b"%d" % number) in tokens]
+    assert held == list(range(92, 100))
+    tokens.add(b"")
+    assert b"" not in tokens
+
+
+async def test_a18_as_is_recorded_in_token_mode_too(desk: Desk) -> None:
+    desk.caller.token_mode = True
+    desk.caller.tokens.add(token_digest(b"own"))
+    head = parsed(
+        (b"Authorization", b"Bearer own"), (b"Impersonate-User", b"carol"), (b"Impersonate-Group", b"system:masters")
+    )
+    assert b"Impersonate-User: carol" in desk.plan(head).lines
+    assert (desk.audit.kept[-1].as_user, desk.audit.kept[-1].as_groups) == ("carol", ("system:masters",))
+    assert desk.audit.kept[-1].user == "alice"
+
+
+async def test_a11_no_plan_while_the_log_that_must_be_written_cannot_be(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk.audit, "refusal", lambda: "the agent cannot write its audit log")
+    for head in (plain(), parsed(), parsed(method="POST")):
+        with pytest.raises(RequestRefusal) as caught:
+            desk.plan(head)
+        assert (caught.value.status_code, caught.value.retry_after) == (503, None)
+
+
+HEADERS_OF_ORIGIN = [
+    "Audit-ID", "aUDIT-id", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded", "Forwarded",
+    "X-Real-Ip", "X-Remote-User", "X-Remote-Group", "X-Remote-Uid", "X-Remote-Extra-Scopes", "X-Client-Ip",
+    "X-Cluster-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip", "Fastly-Client-Ip", "X-Original-User",
+    "X-Original-Forwarded-For", "X-Envoy-External-Address", "Via",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS_OF_ORIGIN)
+async def test_a19_no_header_that_says_where_a_request_comes_from_goes_on(desk: Desk, name: str) -> None:
+    """At both entrances, and in both modes."""
+    data = f"GET /api HTTP/1.1\r\nHost: k\r\nAccept: a\r\n{name}: forged\r\n\r\n".encode()
+    head = plain_head(data, {})
+    assert head is not None, "it came to the fast entrance"
+    general = parsed((b"Accept", b"a"), (name.encode(), b"forged"))
+    for plan in (desk.plan(head), desk.plan(general)):
+        assert b"forged" not in plan.request_head("h:1")
+        assert plan.request_head("h:1").lower().count(b"audit-id:") == 1
+    desk.caller.token_mode = True
+    desk.caller.tokens.add(token_digest(b"own"))
+    general = parsed((b"Authorization", b"Bearer own"), (name.encode(), b"forged"))
+    assert b"forged" not in desk.plan(general).request_head("h:1")

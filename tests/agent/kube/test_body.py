@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,8 @@ def bodies(monkeypatch: pytest.MonkeyPatch) -> list[RequestBody]:
     made: list[RequestBody] = []
 
     class Kept(RequestBody):
-        def __init__(self, request: object) -> None:
-            super().__init__(request)  # type: ignore[arg-type]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             made.append(self)
 
     monkeypatch.setattr("arcbridge.agent.kube.proxy.RequestBody", Kept)

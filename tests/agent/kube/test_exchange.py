@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from arcbridge.agent.backlog_relief import BacklogRelief
-from arcbridge.agent.kube.authorize import StreamContext
+from arcbridge.agent.kube.authorize import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import SessionEnded, StreamReset
@@ -197,6 +197,7 @@ async def test_an_answer_to_a_caller_of_http_1_0_that_breaks_off_is_a_reset(benc
 
 
 async def test_idle_connections_of_the_two_kinds_are_not_mixed(bench: Bench) -> None:
+    bench.caller.tokens.add(token_digest(b"own"))
     for token_mode in (False, True, False, True):
         bench.caller.token_mode = token_mode
         assert (await bench.get(PATH, "Authorization: Bearer own")).status == 200

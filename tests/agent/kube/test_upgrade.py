@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.errors import StreamReset
 from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
@@ -96,6 +97,7 @@ async def test_what_reaches_the_api_server(bench: Bench, head: bytes, switch: by
 
 async def test_token_mode_upgrades_with_the_callers_token(bench: Bench) -> None:
     bench.caller.token_mode = True
+    bench.caller.tokens.add(token_digest(b"own"))
     bench.api.routes[EXEC] = reply(403, b"{}")
     wire = bench.stream()
     await wire.send(WEBSOCKET.replace(b"Host: k\r\n", b"Host: k\r\nAuthorization: Bearer own\r\n"))

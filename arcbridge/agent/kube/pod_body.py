@@ -1,0 +1,285 @@
+"""Finds in the body of a write to a pod what an audit must show: privileges, and containers that are added to it.
+
+It looks at bodies of a bounded length, in JSON or in Kubernetes' protobuf, on their way to the API server; others are
+said to be `unparsed`. It changes nothing and decides nothing. Invariants: a body is held once, up to MAX_BODY, and all
+that are held together up to MAX_HELD; its last byte leaves after the record of what it asks for is written.
+
+What is privileged: what the Pod Security Standard "Baseline" refuses outright (privileged containers, the host's
+namespaces and paths, added capabilities, HostProcess).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from arcbridge.agent.audit.record import Value
+from arcbridge.agent.kube.asked import redacted_command
+from arcbridge.agent.kube.impersonation import RawHeaders
+from arcbridge.agent.kube.request_info import RequestInfo
+
+MAX_BODY = 128 * 1024
+"""Bytes of a body that is looked at; a pod's manifest has a few thousand."""
+MAX_HELD = 4 * 1024 * 1024
+"""Bytes of all bodies that are held at once."""
+
+_MAGIC = b"k8s\x00"
+_HOST = ("hostNetwork", "hostPID", "hostIPC")
+
+
+def is_inspected(info: RequestInfo, method: str) -> bool:
+    """Whether the body of a request is looked at: it creates or changes a pod, or adds containers to one."""
+    if info.resource != "pods" or info.group:
+        return False
+    if info.subresource == "":
+        return method in ("POST", "PUT", "PATCH")
+    return info.subresource == "ephemeralcontainers" and method in ("PUT", "PATCH")
+
+
+class Inspection:
+    """Looks at one body as it passes. `release` must be called at the end of the request."""
+
+    held = 0
+    """Bytes of all bodies that are held now."""
+
+    def __init__(
+        self, headers: RawHeaders, found: Callable[[dict[str, Value]], Awaitable[None]], *, commands: bool
+    ) -> None:
+        """`found` is awaited with what the body asks for, where that is something."""
+        self._found = found
+        self._commands = commands
+        self._type = _header(headers, b"content-type").partition(";")[0].strip().lower()
+        self._unparsed = "encoded" if _header(headers, b"content-encoding") not in ("", "identity") else ""
+        self._body = bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        """A part of the body passes."""
+        if self._unparsed:
+            return
+        if len(self._body) + len(chunk) > MAX_BODY:
+            self._give_up("too long")
+        elif Inspection.held + len(chunk) > MAX_HELD:
+            self._give_up("too many at once")
+        else:
+            Inspection.held += len(chunk)
+            self._body += chunk
+
+    async def complete(self) -> None:
+        """The last part is about to leave. Raises what `found` raises."""
+        details: dict[str, Value] = {"unparsed": self._unparsed}
+        if not self._unparsed:
+            details = pod_details(bytes(self._body), self._type, commands=self._commands)
+        self.release()
+        if details:
+            await self._found(details)
+
+    def release(self) -> None:
+        """Forget the body."""
+        Inspection.held -= len(self._body)
+        self._body = bytearray()
+
+    def _give_up(self, why: str) -> None:
+        self._unparsed = why
+        self.release()
+
+
+def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, Value]:
+    """What a body asks for; empty where that is nothing an audit must show."""
+    try:
+        if body.startswith(_MAGIC):
+            document: Any = _pod_of_protobuf(body)
+        else:
+            # kubectl writes JSON also where the type says YAML (server-side apply).
+            document = json.loads(body, object_pairs_hook=_Object)
+    except (ValueError, RecursionError, IndexError):
+        return {"unparsed": content_type.rpartition("/")[2] or "malformed"}
+    found = _Found(commands)
+    for value in _patched(document) if content_type == "application/json-patch+json" else [document]:
+        found.look(value)
+    return found.details()
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object with all its pairs: of a key that stands there twice, Go merges the values, so both count."""
+
+
+def _patched(document: Any) -> Iterator[Any]:
+    """The values of a JSON patch (RFC 6902), each in the objects that its path names."""
+    for operation in document if isinstance(document, list) else []:
+        if not isinstance(operation, _Object):
+            continue
+        fields = dict(operation)
+        path, value = fields.get("path"), fields.get("value")
+        if isinstance(path, str):
+            for segment in reversed(path.split("/")[1:]):
+                name = segment.replace("~1", "/").replace("~0", "~")
+                value = [value] if name == "-" or name.isdigit() else _Object([(name, value)])
+            yield value
+
+
+@dataclass(slots=True)
+class _Found:
+    commands: bool
+    privileges: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
+
+    def look(self, document: Any) -> None:
+        """Look through a whole document, whatever its shape: an object, a part of one, a list."""
+        waiting: list[tuple[Any, str]] = [(document, "")]
+        while waiting:
+            value, name = waiting.pop()
+            if isinstance(value, _Object):
+                name = next((str(item) for key, item in value if key == "name" and isinstance(item, str)), name)
+                for key, item in value:
+                    self._pair(key, item, name)
+                    waiting.append((item, name))
+            elif isinstance(value, list):
+                waiting += [(item, name) for item in value]
+
+    def _pair(self, key: str, item: Any, name: str) -> None:
+        if key in _HOST and item is True:
+            self.privileges.append(key)
+        elif key in ("privileged", "hostProcess") and item is True:
+            self.privileges.append(f"{key} {name}".rstrip())
+        elif key == "hostPath" and isinstance(item, _Object):
+            self.privileges.append(f"hostPath {dict(item).get('path', '')}")
+        elif key == "capabilities" and isinstance(item, _Object):
+            for part, added in item:
+                if part == "add" and isinstance(added, list):
+                    self.privileges += [f"capability {one} {name}".rstrip() for one in added if isinstance(one, str)]
+        elif key == "ephemeralContainers" and isinstance(item, list):
+            for container in item:
+                if isinstance(container, _Object):
+                    self._ephemeral(container)
+
+    def _ephemeral(self, container: _Object) -> None:
+        for key, item in container:
+            if key in ("command", "args") and isinstance(item, list):
+                self.command += [word for word in item if isinstance(word, str)]
+            elif isinstance(item, str):
+                wanted = {"name": self.names, "image": self.images, "targetContainerName": self.beside}
+                if key in wanted:
+                    wanted[key].append(item)
+
+    def details(self) -> dict[str, Value]:
+        details: dict[str, Value] = {}
+        for key, values in (
+            ("privileged", list(dict.fromkeys(self.privileges))),
+            ("ephemeral_containers", self.names),
+            ("images", self.images),
+            ("target_containers", self.beside),
+            ("command", redacted_command(self.command) if self.commands else []),
+        ):
+            if values:
+                details[key] = values
+        return details
+
+
+# -- Kubernetes' protobuf ---------------------------------------------------------------------------------------------
+# Source: k8s.io/api/core/v1/generated.proto and k8s.io/apimachinery/pkg/runtime/generated.proto (the numbers of fields;
+# they never change). A table says of each field that is wanted its name in JSON and its kind; `""` as the name means
+# that the fields of the message belong to the one around it, as in JSON.
+
+_Table = dict[int, tuple[str, Any]]
+_SECURITY: _Table = {
+    1: ("capabilities", {1: ("add", [str])}),
+    2: ("privileged", bool),
+    10: ("windowsOptions", {4: ("hostProcess", bool)}),
+}
+_CONTAINER: _Table = {
+    1: ("name", str), 2: ("image", str), 3: ("command", [str]), 4: ("args", [str]), 15: ("securityContext", _SECURITY),
+}  # fmt: skip
+_POD: _Table = {
+    2: (
+        "spec",
+        {
+            1: ("volumes", [{1: ("name", str), 2: ("", {1: ("hostPath", {1: ("path", str)})})}]),
+            2: ("containers", [_CONTAINER]),
+            11: ("hostNetwork", bool),
+            12: ("hostPID", bool),
+            13: ("hostIPC", bool),
+            14: ("securityContext", {8: ("windowsOptions", {4: ("hostProcess", bool)})}),
+            20: ("initContainers", [_CONTAINER]),
+            34: ("ephemeralContainers", [{1: ("", _CONTAINER), 2: ("targetContainerName", str)}]),
+        },
+    )
+}
+
+
+def _pod_of_protobuf(body: bytes) -> _Object:
+    """The wanted fields of a Pod as JSON has them. Raises ValueError or IndexError."""
+    raw = b""
+    for number, value in _message(body[len(_MAGIC) :]):
+        if number == 2 and isinstance(value, bytes):
+            raw = value
+        elif number == 3 and value:
+            raise ValueError("an encoded message")
+    return _object(raw, _POD)
+
+
+def _object(data: bytes, table: _Table) -> _Object:
+    pairs = _Object()
+    lists: dict[str, list[Any]] = {}
+    for number, value in _message(data):
+        name, kind = table.get(number, ("", None))
+        if kind is None:
+            continue
+        inner = kind[0] if isinstance(kind, list) else kind
+        if inner is bool:
+            if not isinstance(value, int):
+                raise ValueError("a field of another kind")
+            item: Any = bool(value)
+        elif not isinstance(value, bytes):
+            raise ValueError("a field of another kind")
+        else:
+            item = value.decode() if inner is str else _object(value, inner)
+        if not name:
+            pairs += item
+        elif isinstance(kind, list):
+            lists.setdefault(name, []).append(item)
+        else:
+            pairs.append((name, item))
+    pairs += lists.items()
+    return pairs
+
+
+def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        kind = tag & 7
+        if kind == 0:
+            number, position = _varint(data, position)
+            yield tag >> 3, number
+            continue
+        if kind == 2:
+            size, position = _varint(data, position)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError("a kind of field that Kubernetes does not use")
+        if position + size > len(data):
+            raise ValueError("a field ends behind its message")
+        yield tag >> 3, data[position : position + size]
+        position += size
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise ValueError("a number of more than 64 bits")
+
+
+def _header(headers: RawHeaders, wanted: bytes) -> str:
+    return next((value.decode("utf-8", "replace").strip() for name, value in headers if name.lower() == wanted), "")
