@@ -212,8 +212,11 @@ def test_a16_a_privileged_pod_as_the_api_server_itself_writes_it(world: World, a
             ],
         },
     }  # fmt: skip
-    wanted = ["capability SYS_ADMIN c", "hostPID", "hostPath /etc", "privileged c"]
+    wanted = ["capability SYS_ADMIN c", "hostPID", "hostPath /etc"]
     code, body = ask(alice, "POST", PODS, json.dumps(pod).encode(), Content_Type="application/json")
+    assert code == 422, body  # this API server runs without --allow-privileged
+    refused = json.dumps(pod).replace('"privileged": true', '"privileged": false')
+    code, body = ask(alice, "POST", PODS, refused.encode(), Content_Type="application/json")
     assert code == 201, body
     protobuf = "application/vnd.kubernetes.protobuf"
     code, body = ask(alice, "GET", f"{PODS}/audited-pod", Accept=protobuf)
@@ -234,9 +237,10 @@ def test_a16_a_privileged_pod_as_the_api_server_itself_writes_it(world: World, a
     def details() -> list[dict[str, Any]]:
         return [one for one in world.audit_lines() if one.get("stage") == "details" and one["verb"] != "delete"]
 
-    ours = [one for one in until(lambda: len(details()) >= 3 and details(), "they are recorded")][-3:]
-    assert [sorted(one.get("privileged", [])) for one in ours[:2]] == [sorted(wanted)] * 2
-    assert (ours[2]["ephemeral_containers"], ours[2]["target_containers"]) == (["d"], ["c"])
+    ours = [one for one in until(lambda: len(details()) >= 4 and details(), "they are recorded")][-4:]
+    asked = [sorted(one.get("privileged", [])) for one in ours[:3]]
+    assert asked == [sorted([*wanted, "privileged c"]), sorted(wanted), sorted(wanted)]
+    assert (ours[3]["ephemeral_containers"], ours[3]["target_containers"]) == (["d"], ["c"])
     for one in ours:
         stages = [line["stage"] for line in world.audit_lines() if line.get("request") == one["request"]]
         assert stages == ["begun", "details", "ended"]
