@@ -203,8 +203,8 @@ class AgentLimitsConfig:
     """Connections of kubectl and other programs, idle ones included, and those to TCP targets."""
     upgraded_streams: int = 500
     """`exec`, `attach` and `port-forward`."""
-    bytes_per_second_to_cluster: int = 256 * 1024**2
-    bytes_per_second_to_user: int = 256 * 1024**2
+    bytes_per_second_to_cluster: int = 1024**3
+    bytes_per_second_to_user: int = 1024**3
     bytes_per_day: int = 1024**4
     """Both directions together, from 00:00 UTC."""
     sessions: int = 32
