@@ -349,7 +349,7 @@ class TestComingBack:
     async def test_v18_a_revoked_client_does_not_come_back_with_the_same_token(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running_session: bool
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.0)
+        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
         said = "access was revoked: ask the cluster's operator for access"
         accepted = far.auth_answer
         if not running_session:
