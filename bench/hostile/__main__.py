@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import sys
 import tempfile
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)  # what was started is ended
     result = _begun(args.json)
-    result["machine"], result["command"] = machine.describe(), shlex.join(["python", "-m", "bench.hostile", *argv])
+    result["machine"], result["command"] = machine.describe(), f"python -m bench.hostile{' --short' * args.short}"
     try:
         with tempfile.TemporaryDirectory(prefix="arcbridge-hostile-") as temporary:
             directory: Path = args.keep or Path(temporary)
