@@ -26,6 +26,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
 from arcbridge.wire.backlog import Backlog
+from arcbridge.wire.limits import DEFAULT
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
@@ -149,6 +150,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "churn",
         "connecting",
         "connections",
         "identity",
@@ -169,6 +171,8 @@ class Account:
         """The user's sessions, those without a connection included."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.churn = TokenBucket(DEFAULT.churn_burst, DEFAULT.churn_rate)
+        """Streams of the user that may end before their answers: a new session has no new burst."""
         self.seats = Seats(0)
         """Seats at the API server that the user's requests hold."""
         self.connecting = asyncio.Semaphore(CONNECTING)

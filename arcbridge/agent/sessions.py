@@ -524,6 +524,7 @@ class AgentSession(BaseHandler):
         self._caller = caller
         session.pacer = account
         session.backlog.move(account.waiting)
+        session.share_churn(account.churn)
         self._began_at = sessions.clock(), sessions.monotonic()
         if found.token_mode:
             self._caller.tokens.add(found.token_digest)

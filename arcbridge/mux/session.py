@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Protocol, assert_never, cast
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
+from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.mux.stream import StreamTransport
@@ -183,6 +184,10 @@ class MuxSession:
     def backlog(self) -> Backlog:
         """Bytes that wait towards the peer; `move` makes them a part of another backlog than the process's."""
         return self._machine.backlog
+
+    def share_churn(self, allowance: TokenBucket) -> None:
+        """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
+        self._machine.share_churn(allowance)
 
     @property
     def resumable(self) -> bool:

@@ -18,6 +18,7 @@ from 0: `sent` and `received` are those counts, told to the peer by ACK, PING an
 from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.congestion import CongestionWindow
@@ -343,6 +344,10 @@ class Session:
     def backlog(self) -> Backlog:
         """Bytes that wait towards the peer: in its streams, and sent but not confirmed."""
         return self._context.backlog
+
+    def share_churn(self, allowance: TokenBucket) -> None:
+        """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
+        self.stream_table.churn = allowance
 
     def stalled(self, before: float) -> list[Stream]:
         """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""

@@ -29,12 +29,12 @@ class StreamTable:
     """Streams that are not over, by id."""
 
     __slots__ = (
-        "_churn",
         "_context",
         "_decoder",
         "_lifecycle",
         "_sender",
         "_session_window",
+        "churn",
         "early",
         "first_credit",
         "growth",
@@ -59,8 +59,8 @@ class StreamTable:
         self._sender = sender
         self._decoder = decoder
         self._session_window = session_window
-        self._churn = TokenBucket(limits.churn_burst, limits.churn_rate)
-        """Streams that may end before their answers."""
+        self.churn = TokenBucket(limits.churn_burst, limits.churn_rate)
+        """Streams that may end before their answers; several sessions may share one."""
         self.streams = context.streams
         self.growth = Growth(limits.session_window // 2, budget)
         """Bytes by which the streams' windows grew: at most half of the session's, so that readers that stop cannot
@@ -237,7 +237,7 @@ class StreamTable:
 
     def count_churn(self) -> None:
         """A stream has ended by RESET, or before its answer. Where too many do the session ends."""
-        if not self._churn.take(self._context.now):
+        if not self.churn.take(self._context.now):
             self._context.owner.fail(GoawayCode.LIMIT, "streams end before their answers faster than is allowed")
 
     def settle(self, stream: Stream, *, keep_received: bool) -> None:

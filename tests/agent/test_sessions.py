@@ -6,6 +6,7 @@ docs/threats.md#S6, docs/threats.md#S7, docs/threats.md#S8, docs/threats.md#S10)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -989,6 +990,29 @@ async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset
     assert (first["limit"], first["verb"], first["target"]) == ("streams", "open", "kubernetes")
     assert first["reason"].startswith("3 connections of yours are open")
     assert (rest["limit"], rest["verb"], rest["omitted"]) == ("streams", "limit", 2), "none is missing at the end"
+
+
+async def test_m7_streams_that_end_before_their_answers_count_per_user() -> None:
+    """The user's next session has no burst of its own; another user has a whole one."""
+    async with holding() as held:
+        opened = 0
+        for join_id in ("k" * 16, "l" * 16):
+            async with joined(held.sessions, join_id=join_id, alone=False) as (client, _):
+                await client.wait_established()
+                while not client.closed and opened < 2 * DEFAULT.churn_burst:
+                    io = StreamIO()
+                    client.open("nothing", io)
+                    opened += 1
+                    with contextlib.suppress(StreamReset, ConnectionLost, SessionEnded):
+                        await io.read()
+                assert "before their answers" in (await asyncio.wait_for(client.wait_ended(), 10)).message
+        assert DEFAULT.churn_burst < opened < 1.5 * DEFAULT.churn_burst
+        async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
+            await mallory.wait_established()
+            io = StreamIO()
+            mallory.open("nothing", io)
+            assert await refusal_of(io) == ResetCode.UNKNOWN_TARGET
+        await held.echo(b"what runs in a session without such streams goes on")
 
 
 async def test_l23_another_user_is_not_touched() -> None:

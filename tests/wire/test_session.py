@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
@@ -492,6 +493,20 @@ def test_m7_resets_that_the_peer_provokes_count_too(how: str) -> None:
         if one.machine.state is State.CLOSED:
             break
     assert n <= DEFAULT.churn_burst + 1
+
+
+def test_m7_sessions_that_share_an_allowance_have_one_burst() -> None:
+    """A peer that begins a new session for each burst gets no more than with one."""
+    allowance, ended = TokenBucket(DEFAULT.churn_burst, 0.0), 0
+    for _ in range(3):
+        one = agent()
+        one.machine.share_churn(allowance)
+        for n in range(DEFAULT.churn_burst // 2 + 1):
+            if one.machine.state is not State.CLOSED:
+                one.feed(opening(2 * n + 1), reset(2 * n + 1, ResetCode.CANCELLED))
+                ended += 1
+        assert (one.machine.state is State.CLOSED) == (ended > DEFAULT.churn_burst)
+    assert ended == DEFAULT.churn_burst + 2, "the third session ended with its first such stream"
 
 
 def test_m7_an_honest_rate_of_cancellations_is_fine() -> None:

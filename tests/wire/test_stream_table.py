@@ -201,7 +201,7 @@ def test_m7_a_stream_that_ends_before_its_answer_counts_once_whoever_ended_it(ho
     stream.owed = not answered
     ENDS[how](parts.table, stream)
     assert parts.table.streams == {}
-    counted = 10 - parts.table._churn._left
+    counted = 10 - parts.table.churn._left
     assert counted == (0 if answered and how in IN_ORDER else 1)
 
 
@@ -210,7 +210,7 @@ def test_m7_of_its_own_streams_an_end_counts_those_that_the_peer_resets(how: str
     parts = Parts(Side.INITIATOR, limits=Limits(churn_burst=10, churn_rate=0.0))
     stream = parts.table.open("kubernetes", None)
     ENDS[how](parts.table, stream)
-    assert 10 - parts.table._churn._left == (how in ("reset by the peer", "refused for the peer's fault"))
+    assert 10 - parts.table.churn._left == (how in ("reset by the peer", "refused for the peer's fault"))
 
 
 def test_at_the_end_nothing_is_promised_any_more() -> None:
