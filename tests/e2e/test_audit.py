@@ -58,6 +58,7 @@ def organisation(directory: Path, audit: str = "") -> Iterator[tuple[World, Clie
         api = ApiServer(fake.url, fake.ca_file, fake.token_file)
         world = stack.enter_context(World(api, directory=directory / "world"))
         world.agent_audit = audit
+        world.agent_settings = "limits.apiserver_seats = 300\n"  # one user holds as many requests open as many do
         world.start()
         yield world, world.start_client(ALICE), fake
 
