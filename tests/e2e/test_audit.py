@@ -202,7 +202,7 @@ def test_a16_a_privileged_pod_as_the_api_server_itself_writes_it(world: World, a
     pod = {
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "audited-pod"},
         "spec": {
-            "schedulerName": "none",  # so that nothing changes it between GET and PUT
+            "nodeName": "nowhere",  # so that no node changes it between GET and PUT
             "hostPID": True,
             "volumes": [{"name": "root", "hostPath": {"path": "/etc"}}],
             "containers": [
