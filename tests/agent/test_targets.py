@@ -213,7 +213,7 @@ async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         await client.wait_established()
-        client._machine.stream_table._churn = TokenBucket(10**9, 0)  # a hostile client does not mind
+        client._machine.stream_table.churn = TokenBucket(10**9, 0)  # a hostile client does not mind
         opened = 0
         async with asyncio.timeout(20):
             while client.usable and opened < 5000:
@@ -239,7 +239,7 @@ async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
         await client.wait_established()
         (handler,) = sessions._open
         assert handler.session is not None
-        churn = handler.session._machine.stream_table._churn
+        churn = handler.session._machine.stream_table.churn
         churn.rate = 0.0
         for number in range(1, 4):
             io = StreamIO()

@@ -185,9 +185,9 @@ class AuditWriter:
             self._seal()
             self._write_pending()
         except OSError as error:
+            self._keep_whole_lines()
             self.failures += not was
             self.failure = error.strerror or type(error).__name__
-            self._keep_whole_lines()
             self._take(waiters)
         else:
             self.failure = ""

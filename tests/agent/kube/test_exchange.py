@@ -316,7 +316,7 @@ async def test_a_request_that_is_repeated_keeps_its_seat(bench: Bench) -> None:
 async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Bench, headers: tuple[str, ...]) -> None:
     """OPEN, GET, FIN: all in order, and each would cost the API server a connection."""
     request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
-    bench.client._machine.stream_table._churn = TokenBucket(10**9, 0)  # a hostile client does not mind
+    bench.client._machine.stream_table.churn = TokenBucket(10**9, 0)  # a hostile client does not mind
     opened = 0
     async with asyncio.timeout(30):
         while bench.client.usable and opened < 5000:
@@ -341,7 +341,7 @@ async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Benc
 
 @pytest.mark.parametrize("headers", [(), ("TE: trailers",)], ids=["fast", "general"])
 async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Bench, headers: tuple[str, ...]) -> None:
-    bench.client._machine.stream_table._churn = TokenBucket(0, 0)
+    bench.client._machine.stream_table.churn = TokenBucket(0, 0)
     for number in range(30):
         wire = bench.stream()
         path = PATH if number % 3 else "/api/../x"  # refused by the agent: an answer, too
@@ -352,7 +352,7 @@ async def test_m7_streams_that_end_behind_their_answers_do_not_count(bench: Benc
         assert await wire.rest() == b""
     assert not bench.client.closed
     (agent,) = bench.agents
-    churn = agent._machine.stream_table._churn
+    churn = agent._machine.stream_table.churn
     assert churn._left == churn.burst
 
 
