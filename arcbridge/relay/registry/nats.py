@@ -605,8 +605,17 @@ class NatsRegistry(Registry):
         async def collect() -> None:
             watcher = await store.watch(keys, inactive_threshold=10.0)
             try:
-                while (entry := await _next(watcher, timeout)) is not None:
-                    found[entry[0]] = entry[1]
+                # The mark of the end may come before the first entries: nats-py sets it when none was handed over yet,
+                # also where some have arrived and wait for their turn of the loop.
+                seen = wanted = 0
+                while (entry := await _next(watcher, timeout)) is not None or not seen:
+                    if entry is not None:
+                        found[entry[0]] = entry[1]
+                        seen += 1
+                    elif not (wanted := await _delivered(watcher)):
+                        break
+                    if wanted and seen >= wanted:
+                        break
             finally:
                 await _stop(watcher)
 
@@ -662,6 +671,12 @@ async def _next(watcher: KeyValue.KeyWatcher, timeout: float) -> tuple[str, _Val
     if entry is None:
         return None
     return entry.key, _Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
+
+
+async def _delivered(watcher: KeyValue.KeyWatcher) -> int:
+    """Return how many entries the server has sent."""
+    subscription: Any = watcher._sub
+    return int((await subscription.consumer_info()).delivered.consumer_seq)
 
 
 async def _stop(watcher: KeyValue.KeyWatcher) -> None:

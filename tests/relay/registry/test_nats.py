@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,34 @@ class TestNatsFaults:
         for n in won:
             await relays[(n + 1) % 3].redeem_join_token(token, f"{n:064x}", pem)
         assert (await relays[2].list_join_tokens())[0].used == uses
+
+    async def test_a_mark_of_the_end_before_the_first_entry(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """nats-py tells of the end first where entries wait for their turn of the loop: none is left out."""
+        registry = await opened(connections, clock, stack)
+        _, store = await registry._opened()
+        watch = store.watch
+
+        async def early(*arguments: Any, **options: Any) -> Any:
+            watcher = await watch(*arguments, **options)
+            entries = []
+            while (entry := await asyncio.wait_for(watcher._updates.get(), 10)) is not None:
+                entries.append(entry)
+            for one in (None, *entries):
+                watcher._updates.put_nowait(one)
+            return watcher
+
+        monkeypatch.setattr(store, "watch", early)
+
+        async def same() -> tuple[object, object]:
+            return None, store
+
+        monkeypatch.setattr(registry, "_opened", same)
+        assert await registry.list_join_tokens() == []
+        for _ in range(3):
+            await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        assert len(await registry.list_join_tokens()) == 3
 
     async def test_dying_between_the_two_writes(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
