@@ -102,7 +102,7 @@ class Stream:
         """The object that acts for the stream in the shell."""
         self.owed = False
         """Whether the peer opened it and lacks an answer, or a part of one: the shell says when it has all of it. A
-        stream that ends before counts as churn, whoever ended it (docs/threats.md#M7)."""
+        stream that ends before counts as churn, whichever end ended it (docs/threats.md#M7)."""
         self.sending = SendState.OPEN
         self.credit = credit
         """Bytes the peer still accepts; may be negative for a moment when its HELLO lowers the first window."""

@@ -469,13 +469,13 @@ class NatsRegistry(Registry):
             for copy in (self._revoked, self._users):
                 copy.update({token: _Value(value.data, 0) for token, value in copy.items()})
         self._made = made
-        watcher = await self._answered(store.watch("cluster.>"), CALL)
+        watch = _Watch(await self._answered(store.watch("cluster.>"), CALL))
         until = self._monotonic() + FOLLOW
         fresh: dict[str, _Value] | None = {}
         try:
             while self._monotonic() < until and not client.is_closed:
                 try:
-                    found = await _next(watcher, 1.0)
+                    found = await watch.next(1.0)
                 except TimeoutError:
                     continue
                 if found is None:
@@ -491,7 +491,7 @@ class NatsRegistry(Registry):
                 elif kind == "binding":
                     (self._bindings if fresh is None else fresh)[token] = value
         finally:
-            await _stop(watcher)
+            await watch.stop()
 
     # The bucket.
 
@@ -603,21 +603,12 @@ class NatsRegistry(Registry):
         found: dict[str, _Value] = {}
 
         async def collect() -> None:
-            watcher = await store.watch(keys, inactive_threshold=10.0)
+            watch = _Watch(await store.watch(keys, inactive_threshold=10.0))
             try:
-                # The mark of the end may come before the first entries: nats-py sets it when none was handed over yet,
-                # also where some have arrived and wait for their turn of the loop.
-                seen = wanted = 0
-                while (entry := await _next(watcher, timeout)) is not None or not seen:
-                    if entry is not None:
-                        found[entry[0]] = entry[1]
-                        seen += 1
-                    elif not (wanted := await _delivered(watcher)):
-                        break
-                    if wanted and seen >= wanted:
-                        break
+                while (entry := await watch.next(timeout)) is not None:
+                    found[entry[0]] = entry[1]
             finally:
-                await _stop(watcher)
+                await watch.stop()
 
         try:
             await self._answered(collect(), timeout)
@@ -664,28 +655,48 @@ def _digest(user: str) -> str:
     return hashlib.sha256(user.encode()).hexdigest()[:40]
 
 
-async def _next(watcher: KeyValue.KeyWatcher, timeout: float) -> tuple[str, _Value] | None:
-    """Return a key and its value; None once, when all that was there at the beginning has been told."""
-    async with asyncio.timeout(timeout):
-        entry: Any = await watcher._updates.get()
-    if entry is None:
-        return None
-    return entry.key, _Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
+class _Watch:
+    """The entries of a bucket, and each change behind them.
 
+    nats-py marks the end of what was there when it has handed over no entry yet, also where some have arrived and wait
+    for their turn of the loop. Here the mark comes behind all that the server had sent by then.
+    """
 
-async def _delivered(watcher: KeyValue.KeyWatcher) -> int:
-    """Return how many entries the server has sent."""
-    subscription: Any = watcher._sub
-    return int((await subscription.consumer_info()).delivered.consumer_seq)
+    def __init__(self, watcher: KeyValue.KeyWatcher) -> None:
+        self._watcher = watcher
+        self._seen = 0
+        """Entries so far."""
+        self._marked = -1
+        """Entries behind which the end is to be marked, because nats-py did so too early; -1: it did not."""
 
+    async def next(self, timeout: float) -> tuple[str, _Value] | None:
+        """Return a key and its value; None once, when all that was there at the beginning has been told.
 
-async def _stop(watcher: KeyValue.KeyWatcher) -> None:
-    try:
-        async with asyncio.timeout(1.0):
-            await watcher.stop()  # type: ignore[no-untyped-call]
-    except Exception:
-        # Its connection is over, and the consumer goes by itself.
-        pass
+        Raises TimeoutError after `timeout` seconds without either.
+        """
+        if self._seen == self._marked:
+            self._marked = -1
+            return None
+        async with asyncio.timeout(timeout):
+            entry: Any = await self._watcher._updates.get()
+            if entry is None and not self._seen:
+                subscription: Any = self._watcher._sub
+                sent = (await subscription.consumer_info()).delivered.consumer_seq
+                if sent:
+                    self._marked = sent
+                    entry = await self._watcher._updates.get()
+        if entry is None:
+            return None
+        self._seen += 1
+        return entry.key, _Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
+
+    async def stop(self) -> None:
+        """End it; the consumer goes by itself where its connection is over."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self._watcher.stop()  # type: ignore[no-untyped-call]
+        except Exception:
+            pass
 
 
 def _decoded(value: bytes | None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class TestNatsFaults:
             return None, store
 
         monkeypatch.setattr(registry, "_opened", same)
-        assert await registry.list_join_tokens() == []
+        assert await registry.list_join_tokens() == [], "none is there: the mark is right"
         for _ in range(3):
             await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         assert len(await registry.list_join_tokens()) == 3
