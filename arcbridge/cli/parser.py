@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that tells mistakes in the house's form and never guesses abbreviations."""
 
     def error(self, message: str) -> NoReturn:
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        if groups and message.endswith(": "):  # argparse names what is missing, and a list of sub-commands has no name
+            message = f"a sub-command is needed: one of {', '.join(groups[0].choices)}"
         # One line, then what to do; the usage block of argparse fills a screen and hides the mistake.
         sys.stderr.write(f"error: {message}\nrun `{self.prog} --help` for the flags and sub-commands\n")
         raise UsageError

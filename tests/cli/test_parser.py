@@ -95,6 +95,12 @@ def test_mistakes_are_two_lines(role: str, line: str, capsys: pytest.CaptureFixt
     assert "--help" in told[1]
 
 
+def test_a_group_without_a_sub_command_names_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(["user"], "relay")
+    assert capsys.readouterr().err.startswith("error: a sub-command is needed: one of revoke, restore, list\n")
+
+
 @pytest.mark.parametrize("line", ["--help", "-h", "forward --help", "config print -h", "config --help"])
 def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -98,9 +97,7 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fill = AuditRecord(request="r", session="s", reason="x" * 1000)
     for _ in range(200):
         log.write(fill)
-    began = time.monotonic()
-    told = await asyncio.wait_for(log.begun(record()), 10)
-    assert time.monotonic() - began < 9
+    told = await asyncio.wait_for(log.begun(record()), 9)
     assert told == ("" if policy == "continue" else module.refusal_text("it takes no data"))
     async with asyncio.timeout(10):
         while not log.failure:
