@@ -1,7 +1,7 @@
-"""Limiters: how often something may happen, and how much of it may happen at once.
+"""Limiters: how often something may happen, and how often it is told.
 
 They decide and never wait, and they read no clock: each call is given the time in monotonic seconds. No limiter grows
-without bound, however many keys a peer makes up. Every rate and every cap of arcbridge is one of these; which key they
+without bound, however many keys a peer makes up. Every rate of arcbridge is one of these; which key they
 count (an address, a subject, a name of an event) is the caller's choice.
 """
 
@@ -31,11 +31,11 @@ class TokenBucket:
     def take(self, now: float, count: float = 1.0) -> bool:
         """Take `count` tokens; false when there were not as many. The debt is kept, so a flood stays refused."""
         left = self._left
-        if now > self._then:
+        if now > self._then:  # a time that lies back gives nothing, now or later
             left += (now - self._then) * self.rate
-        if left > self.burst:
-            left = self.burst
-        self._then = now
+            self._then = now
+            if left > self.burst:
+                left = self.burst
         self._left = left = left - count
         return left >= 0.0
 
@@ -58,18 +58,6 @@ class TokenBucket:
         if missing <= 0.0:
             return 0.0
         return missing / self.rate if self.rate else math.inf
-
-    def spend(self, now: float, count: float = 1.0) -> bool:
-        """Take `count` tokens where there are as many; else take none and return false: who is refused owes nothing."""
-        left = self._left
-        if now > self._then:
-            left += (now - self._then) * self.rate
-            self._then = now
-            if left > self.burst:
-                left = self.burst
-        enough = left >= count
-        self._left = left - count if enough else left
-        return enough
 
     def change(self, now: float, burst: float, rate: float) -> None:
         """Hold `burst` tokens at most and refill at `rate` from now on; what was spent stays spent."""
@@ -143,35 +131,6 @@ class KeyedTokenBucket(Generic[Key]):
     def _has_place(self, now: float) -> bool:
         """Say whether a new key can be counted without forgetting what another one owes."""
         return len(self._buckets) < self.size or next(iter(self._buckets.values())).is_full(now)
-
-
-class KeyedConcurrency(Generic[Key]):
-    """How many each key holds at once, at most `most`. A key that holds nothing takes no memory."""
-
-    __slots__ = ("_held", "most")
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._held: dict[Key, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def acquire(self, key: Key) -> bool:
-        """Hold one more, or return false where `key` holds all it may."""
-        held = self._held.get(key, 0)
-        if held >= self.most:
-            return False
-        self._held[key] = held + 1
-        return True
-
-    def release(self, key: Key) -> None:
-        """Hold one less; each `acquire` that returned true has one `release`."""
-        held = self._held[key] - 1
-        if held:
-            self._held[key] = held
-        else:
-            del self._held[key]
 
 
 class Bursts(Generic[Key]):

@@ -244,7 +244,7 @@ class Account:
             return Limit.CONCURRENT_REQUESTS
         if self._day_spent and self._has_spent_day(now):
             return Limit.BYTES_PER_DAY
-        if self._requests is not None and not self._requests.spend(now):
+        if self._requests is not None and self._requests.reserve(now) is None:
             return Limit.REQUESTS_PER_SECOND
         self.in_flight += 1
         return None
@@ -331,7 +331,7 @@ class Account:
         """Return the seconds for which the answer to a refused request is held."""
         if self._prompt is None:
             self._prompt = TokenBucket(PROMPT_REFUSALS, PROMPT_REFUSALS)
-        return 0.0 if self._prompt.spend(now) else HOLD
+        return HOLD if self._prompt.reserve(now) is None else 0.0
 
     def explain(self, limit: Limit) -> LimitReached:
         """Return what to tell the user of a limit that was reached."""
@@ -392,7 +392,9 @@ class Account:
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
         self._to_user = _bucket(self._to_user, now, to_user, to_user)
         self._day_most = limits.bytes_per_day or math.inf
-        self._day_spent = self.moved_today >= self._day_most
+        was, self._day_spent = self._day_spent, self.moved_today >= self._day_most
+        if self._day_spent and not was and now < self._day_ends:
+            self._spend_day()
 
     def _spend_day(self) -> None:
         """The user has moved as many bytes as a day allows: what runs ends."""

@@ -24,8 +24,10 @@ from arcbridge.wire.records import Revoke
 CLOCK_SKEW = 10.0
 """Seconds by which the clocks of an issuer and of a relay may differ, as `identity.verifier` forgives them: a token
 that was issued so shortly after a revocation's time may have been issued before it, and counts as older."""
-MAX_LIST = 4 * 1024 * 1024
-"""Characters of names and reasons that one relay may make this agent keep: 50 000 users with their reasons."""
+MAX_LIST = 16 * 1024 * 1024
+"""Bytes that one relay may make this agent keep, roughly: 50 000 users with their reasons."""
+ENTRY = 256
+"""Bytes of an entry without its texts: a list of short names is no smaller in memory."""
 MAX_REASON = 200
 """Bytes of a reason as users see it."""
 RELAY, CLUSTER = "relay", "cluster"
@@ -70,7 +72,7 @@ class Revocations:
         self._clock = clock
         self._relays: dict[str, dict[str, Revocation]] = {}
         self._sizes: dict[str, int] = {}
-        """Characters that each relay's list takes."""
+        """Bytes that each relay's list takes, roughly."""
         self._denied: Mapping[str, Revocation] = {}
         self._news: dict[str, Revocation] = {}
         self.on_news: Callable[[], None] = lambda: None
@@ -149,4 +151,4 @@ def covering(users: Mapping[str, Revocation], identity: Identity) -> Revocation 
 
 
 def _size(revocation: Revocation) -> int:
-    return len(revocation.user) + len(revocation.reason)
+    return ENTRY + len(revocation.user) + len(revocation.reason)

@@ -140,14 +140,21 @@ def _warn_of_literal() -> None:
 
 
 def without_token(command: Sequence[str], literal: str) -> list[str] | None:
-    """Return a command line without `--token` and its literal; None where it is not in it."""
-    kept = list(command)
-    for number, word in enumerate(kept):
-        if word == f"--token={literal}":
-            return kept[:number] + kept[number + 1 :]
-        if word == "--token" and kept[number + 1 : number + 2] == [literal]:
-            return kept[:number] + kept[number + 2 :]
-    return None
+    """Return a command line without each `--token` and its value; None where `literal` is none of them.
+
+    Of several the last counts: one that stayed would be taken by the program that begins once more.
+    """
+    kept: list[str] = []
+    values: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word == "--token":
+            values.append(next(words, ""))
+        elif word.startswith("--token="):
+            values.append(word.removeprefix("--token="))
+        else:
+            kept.append(word)
+    return kept if literal in values else None
 
 
 # --- commands that answer and end -----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ LEEWAY = 10.0
 MAX_LIFETIME = 400 * 86400.0
 """Seconds from `iat` to `exp`: a year, which some issuers give to machines, and some days. An `exp` further away (2^53
 means 285 million years) is a mistake of the issuer, and such a token would never end what it opened. It is refused and
-not shortened: at the first login the refusal is seen by those who can mend it, and a shortened one by none."""
+not shortened: the operator sees a refusal at the first login, and would not notice a shortened lifetime."""
 CACHE_TIME = 60.0
 CACHE_SIZE = 4096
 MAX_CANDIDATES = 10

@@ -82,8 +82,10 @@ class Access:
         return None
 
     def refusal(self, identity: Identity) -> Loss | None:
-        """Say why `identity` may use nothing here; None: it may use what the policy gives it. For who comes: raises
-        `RegistryUnavailable` before it is known who is revoked."""
+        """Say why `identity` may use nothing here; None: it may use what the policy gives it.
+
+        Asked of a user who joins or calls the API; raises `RegistryUnavailable` before it is known who is revoked.
+        """
         if self.users is None:
             raise RegistryUnavailable("the relay does not know yet whose logins are revoked")
         return self._refusal(identity)

@@ -109,7 +109,8 @@ class Admission:
     def enter(self, address: str, *, through_proxy: bool = False) -> Ticket | str:
         """Give a connection from `address` a place; `through_proxy`: `Ticket.came_from` says later where it is from.
 
-        A balancer's own address has no bound: every connection comes from it.
+        A balancer's own address has no bound before the header is read, since every connection comes from it.
+        Afterwards it counts for the connections whose header names no origin.
         """
         ticket = Ticket(self, address)
         if not through_proxy and (reason := self._count(ticket, source_of(address))):

@@ -255,7 +255,7 @@ class ControlServer:
             await self._live(link, session)
         finally:
             if not session.closed:
-                session.abort(ConnectionLost("the relay is stopping"))
+                session.abort(ConnectionLost("the relay closed the connection"))
 
     async def drain(self, message: str) -> None:
         """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
@@ -365,13 +365,16 @@ class ControlServer:
         try:
             link.cluster = agent_cluster(certificate)
             link.lapses = agent_expiry(certificate) + LAPSED_MARGIN * (1 + self._random())
+            ticket.works()
             record = await self._registry.cluster(link.cluster)
             adoptable = record is None and agent_ca_pin(certificate) != ""
             if not adoptable:
                 admit(record, certificate)
+            ticket.waits()
             if not await self._introduced(link, session, ticket):
                 return False
             if adoptable:
+                ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
         except EnrolmentRefused as error:
             self._failed(ticket)

@@ -13,7 +13,8 @@ Rules:
 2. The client hears OK only after the agent's side is raw: until then the client is told of every failure.
 3. An agent of another cluster that shows a valid token has no effect on the join it belongs to.
 4. "Unknown" and "not allowed" are one answer, and both questions are always asked.
-5. Every join ends paired or with both sockets closed, and leaves one line in the log.
+5. Every join ends paired or with both sockets closed, and leaves one line in the log; those that
+   a limit refuses share one (`session_places`).
 6. In a relay of several processes a token begins with the id of the worker that waits. An agent that comes out at
    another one is handed over (`relay.siblings.handover`); all of the above is judged where the client waits.
 7. In a fleet a token begins with the id of the relay that waits. An agent that shows it elsewhere is passed on to that

@@ -498,8 +498,7 @@ class Sender:
             if self.resend:  # a last word in the middle of what is sent again would not be understood
                 self.resend.clear()
                 self.control.clear()
-        if self.history is not None:
-            self.history.clear()
+        self.forget_history()  # what still leaves, the last word among it, is not kept
 
 
 def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:

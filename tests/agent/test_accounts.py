@@ -302,8 +302,12 @@ def test_more_bytes_a_day_by_a_renewal() -> None:
     account.bytes_sent(1000, 500.0)
     account.adopt(replace(ALICE, groups=("more",), issued_at=1.0))
     assert admitted(account, 500.0, 1) == [None]
+    (member,) = account.members
+    assert isinstance(member, Member)
+    assert member.ended == 1
     account.adopt(replace(ALICE, issued_at=2.0))
     assert admitted(account, 500.0, 1) == [Limit.BYTES_PER_DAY]
+    assert member.ended == 2, "what runs ends as well"
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

@@ -323,7 +323,7 @@ async def test_v11_each_relay_has_a_list_that_outlives_its_connection(three: Wor
 async def test_v14_a_list_that_is_too_long_is_an_error_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revocations, "MAX_LIST", 8)
+    monkeypatch.setattr(revocations, "MAX_LIST", 2 * revocations.ENTRY + 8)
     with capture_logs() as logs:
         link_of(world).send_revoke(Revoke("alice", 5000, True))
         link_of(world).send_revoke(Revoke("bob", 5000))

@@ -142,7 +142,7 @@ def test_the_news_are_told_once_and_name_every_user() -> None:
 
 
 def test_v14_a_relay_cannot_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LIST", 100)
+    monkeypatch.setattr(module, "MAX_LIST", 10 * module.ENTRY + 100)
     lists = made()
     for number in range(20):
         kept = lists.hear("r1", Revoke(f"user-{number:05}", 1500))

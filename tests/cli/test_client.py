@@ -229,6 +229,8 @@ async def test_a_token_does_not_stay_on_the_command_line(shell: Shell, far: FarS
     [
         (["python", "-m", "arcbridge", "--token", "t", "-n", "a"], ["python", "-m", "arcbridge", "-n", "a"]),
         (["python", "x", "-n", "a", "--token=t"], ["python", "x", "-n", "a"]),
+        (["python", "x", "--token", "s", "--token", "t", "login"], ["python", "x", "login"]),
+        (["python", "x", "--token=s", "login", "--token=t"], ["python", "x", "login"]),
         (["python", "x", "--token", "other"], None),
         (["python", "x", "t"], None),
         (["python", "x", "--token"], None),

@@ -15,6 +15,7 @@ import yaml
 
 from arcbridge.client.kubeconfig import MARK, Entry, Kubeconfig, render
 from arcbridge.errors import ConfigError, StateError
+from tests.support.processes import require_or_skip
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 
@@ -279,7 +280,7 @@ class TestUndo:
 class TestKubectl:
     def test_it_reads_what_we_write(self, tmp_path: Path) -> None:
         if KUBECTL is None:
-            pytest.skip("no kubectl")
+            require_or_skip("kubectl", "no kubectl")
         path = tmp_path / "config"
         path.write_text(FOREIGN.replace("mode: 0123, flag: yes, ", "").replace("namespace: on", "namespace: 'on'"))
         at(path).merge(entry(), switch=True)

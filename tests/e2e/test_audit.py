@@ -43,10 +43,12 @@ def fake_api(directory: Path) -> Iterator[FakeApiServer]:
 
     for path in (PODS, f"{PODS}/p/exec"):
         fake.routes[path] = never
-    yield fake
-    asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    try:
+        yield fake
+    finally:
+        asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
 
 
 @contextmanager

@@ -460,12 +460,13 @@ def test_m9_streams_whose_peer_grants_nothing_hold_little(loop: str) -> None:
                 ends.client.open("kubernetes", mine[-1])
                 mine[-1].transport.pause_reading()
             theirs = [await ends.agent_handler.opened.get() for _ in mine]
-            for _ in range(5):
+            backlog = ends.agent.backlog
+            before, now = [-1], [0]
+            while before != now or not all(one.paused for one in theirs):  # until the last credit has come
                 for one in theirs:
                     one.pour(1 << 20)
                 await turns()
-            backlog = ends.agent.backlog
-            assert all(one.paused for one in theirs)
+                before, now = now, [one.transport.get_write_buffer_size() for one in theirs]
             # One read is under way when the bound is reached; then each stream holds two small portions at the most.
             bound = BACKLOG + buffer.SIZE + 2 * buffer.PORTION * len(theirs)
             assert BACKLOG <= backlog.held <= bound

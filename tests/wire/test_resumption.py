@@ -483,6 +483,21 @@ def test_history_goes_when_the_session_ends() -> None:
     assert budget.held == 0
 
 
+def test_what_leaves_after_the_end_is_not_kept() -> None:
+    """The last word of each session would stay in the budget of all for as long as the process runs."""
+    pair = ready()
+    seen = pair.client.open()
+    pair.drive_resuming()
+    machine = pair.agent.machine
+    assert machine.sender.history is not None
+    budget = machine.sender.history._budget
+    machine.sender.send(machine.streams[seen.stream.id], b"x" * 1000)
+    machine.fail(GoawayCode.LIMIT, "too much")
+    assert machine.sender.data_to_send(1 << 20), "the last word"
+    assert budget.held == 0
+    assert machine.backlog.held == 0
+
+
 def test_draining_goes_on_over_a_resumption() -> None:
     pair = ready()
     seen = pair.client.open()

@@ -128,19 +128,20 @@ class AuditLog:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _ahead(self, record: AuditRecord, line: Callable[[AuditRecord], str], recorded: Recorded) -> None:
-        self.records += 1
-        record.begun = True
         if self._writer is None:
+            self.records += 1
+            record.begun = True
             recorded("")
             return
-        waiting = _Waiting(self, recorded)
-        failure = self.failure
-        if not failure and self._writer.put(line(record), waiting):
+        waiting, failure, written = _Waiting(self, recorded), self.failure, False
+        if not (failure and self.refuses):
+            self.records += 1
+            written = self._writer.put(line(record), None if failure else waiting)
+            record.begun = record.begun or written
+        if written and not failure:
             waiting.start()
-            return
-        if failure and not self.refuses:
-            self._writer.put(line(record))
-        waiting.decide(failure or "its queue is full")
+        else:
+            waiting.decide(failure or "its queue is full")
 
     async def _awaited(self, record: AuditRecord, write: Callable[[AuditRecord, Recorded], None]) -> str:
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()

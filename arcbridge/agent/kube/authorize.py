@@ -5,7 +5,7 @@ answers a `Plan` or raises a `RequestRefusal`. It sends nothing and reads no bod
 subject other than the caller himself unless the API server's approval of exactly that pair is shown.
 
 The steps, in this order: framing and target, header names, what is asked for (for the audit record), whether the audit
-log can be written, limits, the upgrade asked for, the subject (`--as`) or the caller's own token, the outgoing headers.
+log can be written, limits, the subject (`--as`) or the caller's own token, the outgoing headers, the upgrade asked for.
 """
 
 from __future__ import annotations
@@ -440,7 +440,7 @@ class Authorizer:
     def _report(stream: StreamContext, record: AuditRecord, limit: Limit) -> None:
         """Count a refusal; one of each burst is logged and recorded."""
         omitted = stream.caller.account.refuse(limit, time.monotonic())
-        stream.unrecorded = omitted is None
+        stream.unrecorded = omitted is None and not record.begun  # `begun` has its `ended`, whatever came of it
         if omitted is not None:
             record.limit, record.omitted = limit, omitted
             _log.warning("limit reached", session=record.session, user=record.user, reason=limit.value, omitted=omitted)

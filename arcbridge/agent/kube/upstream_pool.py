@@ -33,6 +33,7 @@ from arcbridge.net.sockets import disable_user_timeout
 from arcbridge.net.tlstransport import connect_tls
 from arcbridge.wire.backlog import Backlog
 
+_NO_CONNECTION = "the API server cannot be reached: no connection in time"
 CONNECT_DEADLINE = 10.0
 """Seconds for TCP and TLS to the API server, which is near; longer means it is down."""
 MAX_IDLE = 64
@@ -394,8 +395,15 @@ class UpstreamPool:
             else:
                 await _pass(self.limit.user_turn(account, self._clock()))
                 await _pass(self.limit.turn(account, self._clock()))
-                async with account.connecting:
+                try:
+                    async with asyncio.timeout(CONNECT_DEADLINE):
+                        await account.connecting.acquire()
+                except TimeoutError as error:  # those before it wait for an API server that does not answer
+                    raise RequestRefusal(504, _NO_CONNECTION) from error
+                try:
                     await self._connect(connection)
+                finally:
+                    account.connecting.release()
         except BaseException:
             connection.drop()  # a cancellation may come when the transport exists already
             raise
@@ -470,7 +478,7 @@ class UpstreamPool:
                     sock.close()
                     raise
         except TimeoutError as error:
-            raise RequestRefusal(504, "the API server cannot be reached: no connection in time") from error
+            raise RequestRefusal(504, _NO_CONNECTION) from error
         except ssl.SSLCertVerificationError as error:
             text = "the API server's certificate is not the configured CA's (kubernetes.ca_file)"
             raise RequestRefusal(502, text) from error

@@ -1,7 +1,7 @@
 """Which renewals of an agent's certificate are its owner's: each generation is renewed once (docs/threats.md#E11).
 
-A renewal keeps the agent's key and counts the generation that its certificate states up by one. A holder of a copy of
-a credential can renew it too, and then two renewals of one generation reach the registry, with two requests. This
+A renewal keeps the agent's key and counts the generation that its certificate states up by one. A thief with a copy of
+the credential can renew it too, and then two renewals of one generation reach the registry, with two requests. This
 module decides what a renewal is, from what the registry holds of the key; it stores nothing and knows no engine.
 
 Pods that share a credential, and an agent whose answer was lost, repeat the *same* request, because it was stored

@@ -133,6 +133,8 @@ class NatsRegistry(Registry):
         self._bindings: dict[str, _Value] = {}
         self._revoked: dict[str, _Value] = {}
         self._users: dict[str, _Value] = {}
+        self._users_read = False
+        """Whether the users of the bucket were ever read whole."""
         self._contact: float | None = None
         self._complete = False
         self._made: object = None
@@ -412,8 +414,11 @@ class NatsRegistry(Registry):
         try:
             for key, value in (await self._all("user.>", CALL)).items():
                 _take(self._users, key.removeprefix("user."), value)
+            self._users_read = True
         except RegistryUnavailable:
             self._require_copy()
+            if not self._users_read:  # the copy of the clusters says nothing of the users
+                raise
         records = [_user(data) for data, _ in self._users.values() if data is not None]
         return {record.user: record for record in sorted(records, key=lambda record: record.user)}
 

@@ -121,9 +121,12 @@ async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_loop_that_has_ended_is_not_called(tmp_path: Path) -> None:
-    waiting = module._Waiting(AuditLog(""), lambda _: None)
+    told: list[str] = []
+    waiting = module._Waiting(AuditLog(""), told.append)
     waiting._loop = asyncio.new_event_loop()
     waiting._loop.close()
     waiting("")
+    assert told == []
     waiting.decide("")
     waiting.decide("")
+    assert told == [""], "once"

@@ -159,6 +159,18 @@ async def test_l21_requests_of_both_entrances_draw_on_one_allowance(desk: Desk) 
     assert (desk.authorizer.stats.requests, desk.authorizer.stats.refused) == (6, 2)
 
 
+async def test_a12_a_request_that_has_begun_has_its_end_whatever_came_of_it(desk: Desk) -> None:
+    """A burst of refusals leaves one record, but what has a record `begun` is not left open."""
+    stream = StreamContext(limited(), 1)
+    for begun in (False, True, False, True):
+        record = desk.authorizer.begin(stream, "POST")
+        record.begun = begun
+        refusal = RequestRefusal(429, "too much", retry_after=1, limit="connects_per_second")
+        desk.authorizer.refuse(stream, record, refusal)
+        desk.authorizer.finish(stream, record)
+    assert [record.begun for record in desk.audit.kept] == [False, True, True]
+
+
 async def test_l22_requests_under_way_are_of_one_user(desk: Desk) -> None:
     caller = limited(concurrent_requests=2)
     streams = [StreamContext(caller, number) for number in (1, 3, 5)]

@@ -109,7 +109,10 @@ async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list
     return heads, re.sub(rb"Audit-Id: [^\r]*", b"Audit-Id: *", got), ended, fields
 
 
-async def _on_both(bench: Bench, monkeypatch: pytest.MonkeyPatch, data: bytes, route: Route | None = None) -> None:
+Outcome = tuple[list[bytes], bytes, str, dict[str, object]]
+
+
+async def _on_both(bench: Bench, monkeypatch: pytest.MonkeyPatch, data: bytes, route: Route | None = None) -> Outcome:
     served: list[bool] = []
     make_general = bench.proxy._server.protocol
 
@@ -125,6 +128,7 @@ async def _on_both(bench: Bench, monkeypatch: pytest.MonkeyPatch, data: bytes, r
         slow = await _outcome(bench, data, route)
     assert served == [True]
     assert fast == slow
+    return fast
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
@@ -147,7 +151,8 @@ async def test_an_api_server_that_is_down(bench: Bench, monkeypatch: pytest.Monk
 async def test_too_many_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
     monkeypatch.setattr("arcbridge.agent.accounts.BURST_GAP", 0.0)  # a record of each refusal, to compare
-    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+    heads, _, _, record = await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+    assert (heads, record["outcome"], record["status"]) == ([], "refused", 429)
 
 
 async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

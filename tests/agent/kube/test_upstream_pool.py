@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -284,6 +284,23 @@ async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Pat
         assert most == CONNECTING
         for connection in made:
             connection.drop()
+
+
+async def test_a_request_waits_for_its_turn_to_connect_no_longer_than_for_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API server that does not answer keeps those before it for as long, one after the other."""
+    monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.CONNECT_DEADLINE", 0.02)
+    async with serving(tmp_path, Clock()) as (_, api):
+        account = Accounts(AgentLimitsConfig()).enter(ALICE, Member())
+        async with AsyncExitStack() as stack:
+            for _ in range(CONNECTING):
+                await stack.enter_async_context(account.connecting)
+            with pytest.raises(RequestRefusal, match="no connection in time") as caught:
+                await asyncio.wait_for(api.upstream.dial(own=True, account=account), 10)
+            assert caught.value.status_code == 504
+            assert account.connections == 0
+        assert not account.connecting.locked()
 
 
 async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

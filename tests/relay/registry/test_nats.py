@@ -135,6 +135,7 @@ class TestNatsFaults:
         await registry.revoke_cluster("bad")
         await registry.revoke_user("alice", int(clock.now), "left")
         await until(lambda: {"prod", "bad"} <= set(registry._bindings))
+        assert set(await registry.user_revocations()) == {"alice"}, "a relay reads them before it serves"
         open_token = await registry.create_join_token("other", expires_at=clock.now + HOUR)
         getattr(own_server, how)()
         record, bad = await registry.cluster("prod"), await registry.cluster("bad")
@@ -171,6 +172,29 @@ class TestNatsFaults:
         assert {record.name for record in await registry.clusters()} == {"prod", "bad", "other"}
         assert await registry.revocations() == {"bad"}
         assert set(await registry.user_revocations()) == {"alice"}
+
+    async def test_users_that_were_never_read_are_not_taken_for_none(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The copy of the clusters may be whole while JetStream does not answer for the users."""
+        first = await opened(connections, clock, stack)
+        await first.revoke_user("alice", int(clock.now))
+        registry = await opened(connections, clock, stack)
+        await until(lambda: registry._complete)
+        whole = registry._all
+
+        async def without_users(keys: str, *rest: float) -> Any:
+            if keys == "user.>":
+                raise RegistryUnavailable("no answer in time")
+            return await whole(keys, *rest)
+
+        monkeypatch.setattr(registry, "_all", without_users)
+        with pytest.raises(RegistryUnavailable):
+            await registry.user_revocations()
+        monkeypatch.undo()
+        assert set(await registry.user_revocations()) == {"alice"}
+        monkeypatch.setattr(registry, "_all", without_users)
+        assert set(await registry.user_revocations()) == {"alice"}, "what is known stays in force"
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
