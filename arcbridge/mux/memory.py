@@ -25,8 +25,9 @@ windows grow no more; while it is spent, sessions pause early and new ones are r
 
 
 backlog: Final = Backlog(256 * 1024 * 1024)
-"""Bytes that wait towards the peers of all sessions of this process: half of what a small pod has. Above it streams are
-fed in small portions, and an agent resets those that have been stalled longest (`agent.backlog_relief`)."""
+"""Bytes that wait towards the peers of all sessions of this process: two fifths of what the agent's pod has in the
+manifests. Above it streams are fed in small portions, and an agent resets those that have been stalled longest
+(`agent.backlog_relief`)."""
 
 
 def tune_allocator() -> bool:

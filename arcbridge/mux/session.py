@@ -337,10 +337,10 @@ class MuxSession:
         self.wake()
 
     def reset_streams(self, code: ResetCode) -> None:
-        """End all streams with a RESET; the session goes on."""
+        """End all streams with a RESET. The session goes on, unless these are more than may end so at once
+        (docs/threats.md#M7)."""
         for stream in list(self._machine.streams.values()):
-            if stream.owner is not None:
-                cast(StreamTransport, stream.owner).abort(code)
+            self.reset(stream, code)
 
     def send_revoke(self, revoke: Revoke) -> None:
         """Relay: send one user's revocation."""
