@@ -18,6 +18,7 @@ import structlog
 from arcbridge import __version__
 from arcbridge.agent.accounts import Accounts, check_limits
 from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.audit.log import check_policy
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
@@ -195,8 +196,7 @@ def check(config: AgentConfig) -> list[Address]:
         raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
-    if config.audit.on_failure not in ("continue", "refuse"):
-        raise ConfigError('audit.on_failure: "continue" or "refuse"')
+    check_policy(config.audit.on_failure)
     read_targets(config.targets)
     check_limits(config.limits)
     return relays

@@ -36,8 +36,7 @@ class AuditLog:
         instance: str = "",
     ) -> None:
         """Open the file at once. Raises ConfigError."""
-        if on_failure not in (CONTINUE, REFUSE):
-            raise ConfigError(f'audit.on_failure: "{CONTINUE}" or "{REFUSE}" is needed')
+        check_policy(on_failure)
         self.commands = commands
         """Whether command lines are recorded."""
         self.refuses = on_failure == REFUSE
@@ -185,6 +184,12 @@ class _Waiting(Waiter):
         if failure:
             self._log.unrecorded += 1
         recorded("")
+
+
+def check_policy(on_failure: str) -> None:
+    """Raise ConfigError unless this is a policy for records that cannot be written."""
+    if on_failure not in (CONTINUE, REFUSE):
+        raise ConfigError(f'audit.on_failure: "{CONTINUE}" or "{REFUSE}" is needed')
 
 
 def refusal_text(failure: str) -> str:

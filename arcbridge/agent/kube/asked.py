@@ -15,6 +15,7 @@ from urllib.parse import unquote_plus
 from arcbridge.agent.audit.record import Value, asked_text
 from arcbridge.agent.kube.framing import check_target
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.observe.foreign_text import REDACTED
 
 MAX_CACHED_TARGET = 512
@@ -23,8 +24,7 @@ MAX_FIELDS = 256
 """Fields of a query that are looked at for a command line."""
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-_LONG_VERBS = frozenset({"watch", "proxy"})
-_LONG_SUBRESOURCES = frozenset({"exec", "attach", "portforward", "proxy"})
+_LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
 _TRUE = frozenset({"", "1", "t", "true"})
 
 _SECRET_WORD = r"[\w.-]*(?:token|secret|passw(?:or)?d|pwd|credential|private[_-]?key|api[_-]?key|authorization)s?"
@@ -67,7 +67,7 @@ _cached = lru_cache(maxsize=1024)(_read)
 
 def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
     """Tell whether a request lasts or may change something: a kill of the agent must not take its only record."""
-    if upgrade or method not in _READS or info.verb in _LONG_VERBS or info.subresource in _LONG_SUBRESOURCES:
+    if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
         return True
     return info.subresource == "log" and any(value.lower() in _TRUE for value in _values(target, "follow"))
 

@@ -70,7 +70,7 @@ class Exchange:
         record: AuditRecord,
         ended: Ended,
         *,
-        account: Account | None = None,
+        account: Account,
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
@@ -79,7 +79,7 @@ class Exchange:
         """`account`: of the user whose connections are counted."""
         self._pool = pool
         self._account = account
-        self._seats = account.seats if account is not None and _takes_seat(plan, record) else None
+        self._seats = account.seats if _takes_seat(plan, record) else None
         """The user's seats at the API server; None where the request takes none."""
         self._seated = False
         """It has one."""
@@ -176,16 +176,14 @@ class Exchange:
         """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
         if self._seats is None or self._seated:
             return await self._pool.dial(own=self._plan.own, account=self._account)
-        account = self._account
-        assert account is not None
         try:
             # Not all at once: many that came together would be refused in one turn of the loop.
             await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
         except TimeoutError:
-            raise too_much(account, Limit.APISERVER_SEATS, time.monotonic()) from None
+            raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
         self._seated = True
-        connection = self._pool.take(own=self._plan.own, account=account) if self._plan.repeatable else None
-        return connection or await self._pool.dial(own=self._plan.own, account=account)
+        connection = self._pool.take(own=self._plan.own, account=self._account) if self._plan.repeatable else None
+        return connection or await self._pool.dial(own=self._plan.own, account=self._account)
 
     async def _dial_and_send(self) -> None:
         connection: UpstreamConnection | None = None

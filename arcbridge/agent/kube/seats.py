@@ -15,7 +15,8 @@ from collections import deque
 
 LONG_RUNNING_VERBS = frozenset({"watch", "proxy"})
 LONG_RUNNING_SUBRESOURCES = frozenset({"attach", "exec", "log", "portforward", "proxy"})
-"""What the API server takes for long-running, and gives no seat: its `--min-request-timeout` speaks of the same."""
+"""What the API server takes for long-running, and gives no seat: as kube-apiserver configures its
+`BasicLongRunningRequestCheck`."""
 
 
 class Seats:
