@@ -592,7 +592,7 @@ class TestClusters:
         assert (status, error(answer)[0], found["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
         assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
 
-    async def test_t21_a_bound_token_needs_its_proof(self, relay: Relay) -> None:
+    async def test_t30_a_bound_token_needs_its_proof(self, relay: Relay) -> None:
         """A stolen access token would list the clusters otherwise, though it joins none."""
         text = "token-of-ann.bound"
         good = KEY.sign_proof(text, relay.spki, "", time.time())

@@ -488,7 +488,7 @@ def proving(token: str = "alice", *, key: ProofKey = KEY, pin: str = "") -> Call
     return lambda shown: key.sign_proof(token, spki_of(shown), pin, time.time())
 
 
-async def test_t21_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> None:
+async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
         relay.bindings["alice"] = binding({"cnf": {"jkt": KEY.thumbprint}})
@@ -515,7 +515,7 @@ async def test_t21_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> N
         client.close()
 
 
-async def test_t22_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
+async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
         relay.rendezvous._proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
