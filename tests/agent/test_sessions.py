@@ -1300,7 +1300,7 @@ async def test_t31_the_other_settings(policy: ProofPolicy) -> None:
             await client.wait_established()
 
 
-async def test_t33_an_older_agent_passes_over_the_proof() -> None:
+async def test_t30_an_older_agent_passes_over_the_proof() -> None:
     """A token that is bound is a bearer token there, as it was before."""
     judge, text = FakeAuthenticator(), bound_token()
     judge.add(text, "alice")
@@ -1310,7 +1310,7 @@ async def test_t33_an_older_agent_passes_over_the_proof() -> None:
         assert handler.accepted[0].subject == "alice"
 
 
-async def test_t33_an_older_client_is_served_with_an_unbound_token_alone() -> None:
+async def test_t30_an_older_client_is_served_with_an_unbound_token_alone() -> None:
     sessions = real_sessions(Clock())
     async with joined(sessions, issuing.token(issuing.claims()), alone=False) as (client, _):
         await client.wait_established()
