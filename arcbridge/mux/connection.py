@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import SocketErrorPoll, socket_error_poll
+from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.wire.records import Auth
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_error_poll", "_polled", "_session", "auth", "label", "transport")
+    __slots__ = ("_error_poll", "_session", "auth", "label", "transport")
 
     def __init__(self, session: MuxSession, auth: Auth | None = None, label: str = "") -> None:
         """With `auth` the connection resumes the session once it stands; `label` is its join id."""
@@ -31,26 +31,13 @@ class MuxConnection(asyncio.BufferedProtocol):
         self.auth = auth
         self.label = label
         self.transport: asyncio.Transport | None = None
-        self._error_poll: SocketErrorPoll | None = None
-        """Asked after each read; None for a transport that reads on until it finds the error itself."""
-        self._polled = False
-        """Whether the next poll includes this connection."""
+        self._error_poll: TransportErrorPoll | None = None
+        """Told of each read; None for a transport that reads on until it finds the error itself."""
 
     def poll_for_errors(self) -> None:
-        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone.
-
-        uvloop reports a reset that comes with the last bytes together with them, and never again.
-        """
+        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone."""
         if self.transport is not None:
-            self._error_poll = socket_error_poll()
-
-    def poll_error(self) -> None:
-        """Make the transport read again, which finds a pending error (called by the poll)."""
-        self._polled = False
-        transport = self.transport
-        if transport is not None and transport.is_reading():
-            transport.pause_reading()
-            transport.resume_reading()
+            self._error_poll = TransportErrorPoll(self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -68,9 +55,8 @@ class MuxConnection(asyncio.BufferedProtocol):
             self._session.data_received(buffer.VIEW[:nbytes])
         if buffer.POISON:
             buffer.poison(nbytes)
-        if self._error_poll is not None and not self._polled:
-            self._polled = True
-            self._error_poll.add(self)
+        if self._error_poll is not None:
+            self._error_poll.was_read()
 
     def eof_received(self) -> bool:
         return False
@@ -86,7 +72,7 @@ class MuxConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         if self._error_poll is not None:
-            self._error_poll.remove(self)
+            self._error_poll.stop()
             self._error_poll = None
         if self._session is not None:
             self._session.connection_lost(self, exc)
