@@ -76,8 +76,8 @@ def test_the_newest_is_refused_among_equals() -> None:
 
 
 def test_crowds_do_not_displace_each_other() -> None:
-    """docs/threats.md#J15: ten addresses come again whenever they were refused. A newcomer that displaced an equal would
-    cost a handshake each time; only what waits too long gives way."""
+    """docs/threats.md#J15: ten addresses come again whenever they were refused. Each that displaced an equal would
+    cost a handshake; only what waits too long gives way."""
     clock, closed = Clock(), Closed()
     admission = Admission(1000, 100, clock=clock)
     hostile = [f"10.0.0.{number}" for number in range(10)]
