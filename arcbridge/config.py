@@ -287,6 +287,16 @@ class LoginConfig:
     scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     audience: str = ""
     """Audience to ask for in the access token, where the issuer takes such a parameter."""
+    cluster_audience: str = ""
+    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
+    cluster_audience_by: str = "resource"
+    """How a token for that audience is asked for: `resource` or `audience` at a refresh, or `exchange` (RFC 8693)."""
+    workload: str = ""
+    """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
+    key_file: Path | None = None
+    """Private key (JWK) that tokens are bound to; none: a login keeps its own, a command or workload gets a new one."""
+    dpop: bool = True
+    """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"
