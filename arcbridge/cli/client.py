@@ -282,9 +282,9 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
     from arcbridge.client import proof_keys
 
-    file, output = config.login.key_file, invocation.text("output", "table")
+    file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:
-        raise ConfigError("login.key_file: required; give --key-file FILE")
+        raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
     key = proof_keys.load_or_make(file)
     names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
     if output in ("json", "yaml"):

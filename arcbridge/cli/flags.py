@@ -330,7 +330,13 @@ CLIENT_FLAGS = (
         metavar="KIND",
         roles=(CLIENT,),
     ),
-    Flag("--key-file", help="key that tokens are bound to", key="login.key_file", metavar="FILE", roles=(CLIENT,)),
+    Flag(
+        "--proof-key-file",
+        help="key that tokens are bound to",
+        key="login.proof_key_file",
+        metavar="FILE",
+        roles=(CLIENT,),
+    ),
     Flag("--oidc-ca-file", help="CA of the issuer", key="login.ca_file", metavar="FILE", roles=(CLIENT,)),
     Flag(
         "--grant-type",
@@ -387,7 +393,7 @@ COMMANDS = (
     ),
     Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
-    Command("key", help="make the key of --key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
+    Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
     Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),

@@ -27,7 +27,7 @@ class UnverifiedClaims:
 
 def read_unverified(token: str) -> UnverifiedClaims:
     """Read the claims that the client needs; all are empty for a text that is not a JWT."""
-    claims = unverified_claims(token)
+    claims = claims_unverified(token)
     end, audience = claims.get("exp"), claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     valid = isinstance(end, int | float) and not isinstance(end, bool) and 0 < end < 1e12
@@ -40,8 +40,8 @@ def read_unverified(token: str) -> UnverifiedClaims:
     )
 
 
-def unverified_claims(token: str) -> dict[str, Any]:
-    """All claims; none for a text that is not a JWT."""
+def claims_unverified(token: str) -> dict[str, Any]:
+    """Return what a token claims; nothing for a text that is not a JWT."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > _LIMIT:
         return {}

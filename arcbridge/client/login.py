@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from arcbridge.client import proof_keys
@@ -73,6 +74,7 @@ class Login:
         self._clock = clock
         self._environment = environment
         self._redirect_ports = redirect_ports
+        self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
@@ -131,14 +133,28 @@ class Login:
                         return one
                     raise
 
-    def key(self) -> ProofKey:
-        """The key that this login's tokens are bound to, made at first use. Raises StateError."""
-        if self._config.key_file is not None:
-            return proof_keys.load_or_make(self._config.key_file)
-        return proof_keys.load_or_make(self._cache.key_path)
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
+        return self._remembered(proof_keys.load(self._key_path))
+
+    def _own_key(self) -> ProofKey:
+        key = self._remembered(proof_keys.load_or_make(self._key_path))
+        assert key is not None
+        return key
+
+    @property
+    def _key_path(self) -> Path:
+        return self._config.proof_key_file or self._cache.key_path
+
+    def _remembered(self, key: ProofKey | None) -> ProofKey | None:
+        """The same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
+        if key is None or self._key is None or key.thumbprint != self._key.thumbprint:
+            self._key = key
+        return self._key
 
     def _issuer(self) -> Issuer:
-        key = self.key() if self._config.dpop else None
+        key = self._own_key() if self._config.dpop else None
         return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
@@ -255,7 +271,7 @@ class Login:
         if not endpoints.authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
-        key = self.key()
+        key = self._own_key()
         nonce = key.nonce()
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         callback = _Callback(state, issuer.url)

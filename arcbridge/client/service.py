@@ -84,7 +84,6 @@ class ClientContext:
             self._pair(),
             token=token,
             token_file=None if token else config.token_file,
-            key=self._key(),
         )
         self.tokens.interactive = terminal.may_log_in
         self.token = token
@@ -101,14 +100,14 @@ class ClientContext:
 
     def _key(self) -> ProofKey | None:
         """The key of the settings, which must exist; None: each source of tokens has its own."""
-        file = self.config.login.key_file
+        file = self.config.login.proof_key_file
         if file is None:
             return None
         from arcbridge.client import proof_keys
 
         key = proof_keys.load(file)
         if key is None:
-            raise ConfigError(f"login.key_file: {file} does not exist; `arcbridge --role client key` makes it")
+            raise ConfigError(f"login.proof_key_file: {file} does not exist; `arcbridge --role client key` makes it")
         return key
 
     def login(self) -> Login:

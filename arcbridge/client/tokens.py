@@ -5,7 +5,7 @@ the same text, wherever they come from, unless `login.one_token` says so; then a
 (docs/threats.md#T10). Audiences are not compared. Files are read at every use, because other programs refresh them.
 
 Where `login.cluster_audience` is set, each cluster has a token of its own, which `for_cluster` keeps apart. Tokens may
-be bound to a key of this client (`identity.proof`); `key` is the one.
+be bound to a key of this client (`identity.proof`); `prove` shows that they are this client's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 
 if TYPE_CHECKING:
-    from arcbridge.identity.proof import ProofKey  # only a client that can have bound tokens loads it
+    # A client whose tokens are bound to no key never needs it.
+    from arcbridge.identity.proof import ProofKey
 
 COMMAND_DEADLINE = 120.0
 """Seconds: a command may itself ask the user."""
@@ -63,16 +64,17 @@ class OneToken(ConfigError):
 class TokenPair(Protocol):
     """What gives the tokens: a login, a command, a workload's surroundings. `force`: not those it has kept."""
 
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which its tokens are bound; None: they are bound to none that it knows of. Raises StateError."""
+        ...
+
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """The relay's and the cluster's token together."""
         ...
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
         """A token for `audience`, which is one cluster's."""
-        ...
-
-    def key(self) -> ProofKey:
-        """The key that these tokens may be bound to. Raises StateError."""
         ...
 
 
@@ -86,19 +88,18 @@ class Tokens:
         *,
         token: str = "",
         token_file: Path | None = None,
-        key: ProofKey | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`key`: of `login.key_file`; a pair has its own where this is None."""
         self._login = login
         self._pair = pair
         self._token = token
         self._token_file = token_file
-        self._key = key
         self._clock = clock
         self._cluster = ""
         self._refused = False
         self._audience_refused = False
+        self._file_key: ProofKey | None = None
+        """The key that `login.proof_key_file` held last."""
         self._shown = ""  # what the relay was given last
         self._warned = False
         self.interactive = False
@@ -115,12 +116,6 @@ class Tokens:
         found._cluster = cluster
         found._shown = ""
         return found
-
-    def key(self) -> ProofKey | None:
-        """The key that these tokens may be bound to; None: there is none. Raises StateError."""
-        if self._key is None and self._pair is not None:
-            return self._pair.key()
-        return self._key
 
     async def access(self) -> str:
         """For the relay."""
@@ -140,9 +135,34 @@ class Tokens:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
 
+    def prove(self, token: str, certificate: bytes, pin: str = "") -> str:
+        """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
+        the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
+
+        Raises StateError where a key cannot be used.
+        """
+        for key in self._keys():
+            from arcbridge.identity.proof import binding, spki_of
+
+            if binding(claims_unverified(token)).names(key.thumbprint):
+                return key.sign_proof(token, spki_of(certificate), pin, self._clock())
+        return ""
+
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
         self._refused = self._audience_refused = True
+
+    def _keys(self) -> Iterator[ProofKey]:
+        if self._pair is not None and (own := self._pair.key) is not None:
+            yield own
+        if self._login.proof_key_file is not None:
+            from arcbridge.client import proof_keys
+
+            key = proof_keys.load(self._login.proof_key_file)
+            if key is not None and (self._file_key is None or key.thumbprint != self._file_key.thumbprint):
+                self._file_key = key  # else the one that is ready to sign
+            if key is not None and self._file_key is not None:
+                yield self._file_key
 
     async def _relay_token(self) -> tuple[str, str]:
         """The relay's token, and where it comes from."""
@@ -247,12 +267,9 @@ class TokenCommand:
         self._kept: dict[str, TokenSet] = {}
         self._running = asyncio.Lock()
 
-    def key(self) -> ProofKey:
-        """In memory alone, unless it comes from a file."""
-        if self._key is None:
-            from arcbridge.identity.proof import ProofKey
-
-            self._key = ProofKey.generate()
+    @property
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: the program has not been run."""
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
@@ -270,7 +287,11 @@ class TokenCommand:
             return kept
 
     async def _run(self, audience: str) -> TokenSet:
-        name, key = self._command[0], self.key()
+        if self._key is None:
+            from arcbridge.identity.proof import ProofKey
+
+            self._key = ProofKey.generate()
+        name, key = self._command[0], self._key
         names = {
             "ARCBRIDGE_PROOF_THUMBPRINT": key.thumbprint,
             "ARCBRIDGE_PROOF_AUDIENCE": key.audience(),

@@ -2,9 +2,9 @@
 
 Both let the caller choose the audience, so each token names the place that it is for and the key that it is bound to
 (`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
-`arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.key_file` names one. Nothing is
-written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the audiences that
-were asked for.
+`arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.proof_key_file` names one.
+Nothing is written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the
+audiences that were asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from arcbridge.client.jwt_unverified import read_unverified, unverified_claims
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import read_token
 from arcbridge.config import LoginConfig
@@ -65,6 +65,7 @@ class WorkloadTokens:
         else:
             self._service = _Kubernetes.of(environment, service_account)
 
+    @property
     def key(self) -> ProofKey:
         """In memory alone, unless it comes from a file."""
         if self._key is None:
@@ -85,7 +86,7 @@ class WorkloadTokens:
             return kept
 
     async def _ask(self, audience: str) -> AudienceToken:
-        wanted = self._service.audiences(audience, self.key())
+        wanted = self._service.audiences(audience, self.key)
         text = await self._service.ask(wanted)
         found = read_unverified(text)
         if not set(wanted) <= set(found.audiences):
@@ -151,7 +152,7 @@ class _Kubernetes:
 
     async def ask(self, audiences: list[str]) -> str:
         own = read_token(self.directory / "token")
-        claims = unverified_claims(own)
+        claims = claims_unverified(own)
         subject = read_unverified(own).subject.split(":")
         if len(subject) != 4 or subject[:2] != ["system", "serviceaccount"]:
             raise Unauthenticated(f"the token in {self.directory} is not a ServiceAccount's")

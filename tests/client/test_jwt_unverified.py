@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arcbridge.client.jwt_unverified import UnverifiedClaims, read_unverified, unverified_claims
+from arcbridge.client.jwt_unverified import UnverifiedClaims, claims_unverified, read_unverified
 
 
 def token(claims: object) -> str:
@@ -25,7 +25,7 @@ def test_claims() -> None:
 )
 def test_audiences(audience: object, found: tuple[str, ...]) -> None:
     assert read_unverified(token({"aud": audience})).audiences == found
-    assert unverified_claims(token({"aud": audience})) == {"aud": audience}
+    assert claims_unverified(token({"aud": audience})) == {"aud": audience}
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import pytest
 
 from arcbridge.client import login as login_module
 from arcbridge.client import proof_keys
-from arcbridge.client.jwt_unverified import read_unverified, unverified_claims
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
-from arcbridge.identity.proof import Binding, BindingKind, binding
+from arcbridge.identity.proof import Binding, BindingKind, ProofKey, binding
 from tests.support.issuer import Issuer
 
 
@@ -251,8 +251,14 @@ def dpop(issuer: Issuer) -> Iterator[Issuer]:
     issuer.settings(dpop="off", dpop_nonce=False, nonce_at_refresh=False, resources=None)
 
 
+def one_key(login: Login) -> ProofKey:
+    key = login.key
+    assert key is not None
+    return key
+
+
 def bound(token: str) -> Binding:
-    return binding(unverified_claims(token))
+    return binding(claims_unverified(token))
 
 
 class TestBoundTokens:
@@ -260,13 +266,13 @@ class TestBoundTokens:
         login = await with_browser(issuer, tmp_path)
         tokens = await login.log_in()
         assert bound(tokens.id_token).kind is BindingKind.NONCE
-        assert bound(tokens.id_token).names(login.key().thumbprint)
+        assert bound(tokens.id_token).names(one_key(login).thumbprint)
         assert bound(tokens.access_token).kind is BindingKind.NONE, "this issuer does no DPoP"
         (file,) = tmp_path.glob("*.key")
         assert file.stat().st_mode & 0o777 == 0o600
         # Another run of the client has the same key.
         again = make(issuer, tmp_path, Terminal(issuer))
-        assert again.key().thumbprint == login.key().thumbprint
+        assert one_key(again).thumbprint == one_key(login).thumbprint
 
     async def test_an_issuer_may_leave_the_nonce_out_at_a_refresh(self, issuer: Issuer, tmp_path: Path) -> None:
         login = await with_browser(issuer, tmp_path)
@@ -279,7 +285,7 @@ class TestBoundTokens:
         await login.log_in()
         for _ in range(2):
             tokens = await login.tokens(interactive=False, force=True)
-            assert bound(tokens.id_token).names(login.key().thumbprint)
+            assert bound(tokens.id_token).names(one_key(login).thumbprint)
 
     @pytest.mark.parametrize("nonce", [False, True])
     async def test_dpop_binds_access_tokens_at_login_and_refresh(
@@ -296,7 +302,7 @@ class TestBoundTokens:
             )
             tokens = await login.log_in()
             for _ in range(3):
-                assert bound(tokens.access_token) == Binding(BindingKind.CNF_JKT, (login.key().thumbprint,))
+                assert bound(tokens.access_token) == Binding(BindingKind.CNF_JKT, (one_key(login).thumbprint,))
                 tokens = await login.tokens(interactive=False, force=True)
 
     async def test_the_code_is_bound_too(self, dpop: Issuer, tmp_path: Path) -> None:
@@ -327,18 +333,20 @@ class TestBoundTokens:
 
     async def test_a_key_of_the_settings(self, issuer: Issuer, tmp_path: Path) -> None:
         key = proof_keys.load_or_make(tmp_path / "own.json")
-        login = await with_browser(issuer, tmp_path / "cache", key_file=tmp_path / "own.json")
+        login = await with_browser(issuer, tmp_path / "cache", proof_key_file=tmp_path / "own.json")
         assert bound((await login.log_in()).id_token).names(key.thumbprint)
         assert not list((tmp_path / "cache").glob("*.key"))
 
     async def test_a_logout_takes_the_key_away(self, issuer: Issuer, tmp_path: Path) -> None:
         login = make(issuer, tmp_path, Terminal(issuer))
         await login.log_in()
-        first = login.key().thumbprint
+        first = one_key(login).thumbprint
         cache = login._cache
         assert cache.clear()
         assert not list(tmp_path.glob("*.key"))
-        assert login.key().thumbprint != first
+        assert login.key is None
+        await login.log_in()
+        assert one_key(login).thumbprint != first
 
 
 PER_CLUSTER: dict[str, Any] = {"cluster_audience": "arcbridge-{cluster}", "audience": "arcbridge-relay"}
@@ -354,7 +362,7 @@ class TestOneAudiencePerCluster:
         two = await login.for_audience("arcbridge-b", interactive=False)
         assert read_unverified(one.text).audiences == ("arcbridge-a",)
         assert read_unverified(two.text).audiences == ("arcbridge-b",)
-        assert bound(one.text).names(login.key().thumbprint), "an access token, so DPoP binds it"
+        assert bound(one.text).names(one_key(login).thumbprint), "an access token, so DPoP binds it"
         assert dpop.requests("/token") == asked + 2
         # Kept by audience, for every process of this user.
         again = make(dpop, tmp_path, Terminal(dpop), cluster_audience_by=by, **PER_CLUSTER)

@@ -8,21 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ExitCode, StateError, Unauthenticated
 from arcbridge.identity.proof import ProofKey
-from tests.client.test_session_manager import jwt_like, login
+from tests.client.test_session_manager import RELAY_CA, jwt_like, login
 
 
 class Pair:
+    key: ProofKey | None = None
+
     def __init__(self, tokens: TokenSet) -> None:
         self.set = tokens
         self.asked: list[tuple[bool, bool]] = []
         self.audiences: list[tuple[str, bool]] = []
-        self.own = ProofKey.generate()
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         self.asked.append((interactive, force))
@@ -31,9 +34,6 @@ class Pair:
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
         self.audiences.append((audience, force))
         return AudienceToken(f"for {audience}", 1.0, 2.0)
-
-    def key(self) -> ProofKey:
-        return self.own
 
 
 def one_file(field: str, path: Path, *, one_token: bool = False) -> LoginConfig:
@@ -215,23 +215,35 @@ class TestOneAudiencePerCluster:
 
 
 class TestKeys:
-    def test_of_whom(self, tmp_path: Path) -> None:
-        pair, own = Pair(TokenSet()), ProofKey.generate()
-        assert Tokens(LoginConfig(), pair).key() is pair.own
-        assert Tokens(LoginConfig(), pair, key=own).for_cluster("a").key() is own
-        assert Tokens(login(tmp_path), None).key() is None
-
     async def test_a_command_finds_the_names_of_its_key(self) -> None:
         code = (
             "import json, os; e = os.environ; print(json.dumps({'access_token': e['ARCBRIDGE_PROOF_THUMBPRINT'], "
             "'id_token': e['ARCBRIDGE_PROOF_AUDIENCE'] + ' ' + e['ARCBRIDGE_PROOF_NONCE'] + ' ' + e['OTHER']}))"
         )
         command = TokenCommand((sys.executable, "-c", code), environment={"OTHER": "stays"})
-        tokens, key = await command.tokens(interactive=False), command.key()
+        assert command.key is None
+        tokens, key = await command.tokens(interactive=False), command.key
+        assert key is not None
         assert tokens.access_token == key.thumbprint
         assert tokens.id_token == f"{key.audience()} {key.nonce()} stays"
-        assert command.key() is key
-        assert TokenCommand(("x",)).key().thumbprint != key.thumbprint, "in memory, of one process"
+        assert command.key is key
+        own = ProofKey.generate()
+        given = TokenCommand((sys.executable, "-c", code), key=own, environment={"OTHER": ""})
+        assert (await given.tokens(interactive=False)).access_token == own.thumbprint
+
+    async def test_what_a_command_binds_to_its_key_comes_with_a_proof(self) -> None:
+        """A token with the audience that the command found in its environment."""
+        code = (
+            "import base64, json, os\n"
+            "def claims(aud): return base64.urlsafe_b64encode(json.dumps({'aud': aud}).encode()).decode()\n"
+            "def token(aud): return f'h.{claims(aud)}.s'\n"
+            "key = os.environ['ARCBRIDGE_PROOF_AUDIENCE']\n"
+            "print(json.dumps({'access_token': token(['relay', key]), 'id_token': token(['cluster'])}))"
+        )
+        tokens = Tokens(LoginConfig(), TokenCommand((sys.executable, "-c", code)))
+        der = x509.load_pem_x509_certificate(RELAY_CA.certificate_pem.encode()).public_bytes(Encoding.DER)
+        assert tokens.prove(await tokens.access(), der)
+        assert tokens.prove((await tokens.cluster()).text, der) == ""
 
     async def test_a_command_is_run_for_each_audience(self, tmp_path: Path) -> None:
         count = tmp_path / "count"

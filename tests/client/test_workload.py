@@ -12,7 +12,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client.jwt_unverified import read_unverified, unverified_claims
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
@@ -61,16 +61,16 @@ async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None
     found = job(issuer)
     relay = (await found.tokens(interactive=False)).access_token
     cluster = (await found.for_audience("arcbridge-a", interactive=False)).text
-    key = found.key()
+    key = found.key
     assert read_unverified(relay).audiences == (f"{key.audience()}@arcbridge-relay",)
     assert read_unverified(cluster).audiences == (f"{key.audience()}@arcbridge-a",)
     for token in (relay, cluster):
-        bound = binding(unverified_claims(token))
+        bound = binding(claims_unverified(token))
         assert bound.kind is BindingKind.AUDIENCE
         assert bound.names(key.thumbprint)
-    assert job(issuer).key().thumbprint != key.thumbprint, "in memory, of one process"
+    assert job(issuer).key.thumbprint != key.thumbprint, "in memory, of one process"
     own = ProofKey.generate()
-    assert job(issuer, key=own).key() is own
+    assert job(issuer, key=own).key is own
 
 
 async def test_a_job_s_token_is_kept_until_it_is_old_or_refused(issuer: Issuer) -> None:
@@ -155,13 +155,13 @@ async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
     pod = api.pod()
     relay = (await pod.tokens(interactive=False)).access_token
     cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
-    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key().audience())
-    assert binding(unverified_claims(cluster)).names(pod.key().thumbprint)
+    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
     path, authorization, body = api.asked[1]
     assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
     assert authorization == f"Bearer {(api.directory / 'token').read_text()}"
     assert body["spec"] == {
-        "audiences": ["arcbridge-a", pod.key().audience()],
+        "audiences": ["arcbridge-a", pod.key.audience()],
         "expirationSeconds": 3600,
         "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "builder-1", "uid": "u-1"},
     }

@@ -27,6 +27,7 @@ from arcbridge.identity.proof import (
     Binding,
     BindingKind,
     Peer,
+    ProofChecker,
     ProofKey,
     ProofPolicy,
     ProofRefused,
@@ -219,12 +220,12 @@ BAD_CLAIMS: dict[str, tuple[Any, str]] = {
     "peer list": ({**CLAIMS, "peer": [CLAIMS["peer"]]}, "proof.peer"),
     "no pin": (without(CLAIMS, "pin"), "proof.peer"),
     "pin in capitals": ({**CLAIMS, "pin": PIN.upper()}, "proof.peer"),
-    "no iat": (without(CLAIMS, "iat"), "proof.iat"),
-    "iat text": ({**CLAIMS, "iat": str(int(NOW))}, "proof.iat"),
-    "iat true": ({**CLAIMS, "iat": True}, "proof.iat"),
-    "iat with a fraction": ({**CLAIMS, "iat": NOW}, "proof.iat"),
-    "iat of 2^53": ({**CLAIMS, "iat": 2**53}, "proof.iat"),
-    "iat huge": ({**CLAIMS, "iat": 10**300}, "proof.iat"),
+    "no iat": (without(CLAIMS, "iat"), "proof.shape"),
+    "iat text": ({**CLAIMS, "iat": str(int(NOW))}, "proof.shape"),
+    "iat true": ({**CLAIMS, "iat": True}, "proof.shape"),
+    "iat with a fraction": ({**CLAIMS, "iat": NOW}, "proof.shape"),
+    "iat of 2^53": ({**CLAIMS, "iat": 2**53}, "proof.shape"),
+    "iat huge": ({**CLAIMS, "iat": 10**300}, "proof.shape"),
     "iat negative": ({**CLAIMS, "iat": -int(NOW)}, "proof.iat"),
     "a list": ([CLAIMS], "proof.shape"),
     "two peers": (json.dumps(CLAIMS).replace('"peer"', '"peer": "", "peer"', 1).encode(), "proof.shape"),
@@ -401,10 +402,19 @@ def test_key_of_an_audience() -> None:
 
 
 def demanded(policy: ProofPolicy, claims: dict[str, Any], proof: str) -> str:
+    bound, checker = binding(claims), ProofChecker(policy, "the agent", clock=lambda: NOW)
+    rule = ""
     try:
-        require_proof(policy, binding(claims), TOKEN, proof, Peer(SPKI, PIN, "the agent"), NOW)
+        proved = checker.check(bound, TOKEN, proof, Peer(SPKI, PIN))
     except ProofRefused as error:
-        return error.rule
+        rule = error.rule
+    if rule:
+        assert sum(checker.taken.values()) == 0
+        assert [reason for reason, count in checker.refused.items() if count] == [rule.removeprefix("proof.")]
+        return rule
+    assert [kind for kind, count in checker.taken.items() if count] == [bound.kind.value]
+    assert sum(checker.refused.values()) == 0
+    assert proved == ("" if bound.kind is BindingKind.NONE else KEY.thumbprint)
     return "taken"
 
 
