@@ -181,15 +181,22 @@ def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
         "urllib.request.urlopen(sys.argv[1], context=context).read()\n"
     )
     browser.chmod(0o700)
-    login = person.run(
-        *(*person.login[:-2], "--grant-type", "authcode", "login"), env={"BROWSER": f"{browser} %s", "DISPLAY": ""}
-    )
+    # The id token is for the client that logs in; this one has the name of A's audience.
+    issuer = world.issuer
+    arguments = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", f"arcbridge-{A}", "--grant-type", "authcode"]
+    arguments += ["--oidc-ca-file", str(issuer.ca_file)]
+    login = person.run(*arguments, "login", env={"BROWSER": f"{browser} %s", "DISPLAY": ""})
     assert login.wait(30) == 0, login.tail()
     tokens, key_file = person.kept()
     document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
     assert key is not None
     bound = binding(claims_unverified(document["id_token"]))
     assert (bound.kind, bound.names(key.thumbprint)) == (BindingKind.NONCE, True)
+    status = person.run(*arguments, "status", clusters=(A,))
+    assert status.wait(30) == 0, status.tail()
+    assert "reachable as alice@example.com" in status.output()
+    said = refused(person, A, document["access_token"], document["id_token"])
+    assert "bound to a key and came without a proof" in said
 
 
 @pytest.mark.parametrize("audiences", [[f"arcbridge-{A}", RELAY_AUDIENCE], [RELAY_AUDIENCE, f"arcbridge-{A}", "x"]])
