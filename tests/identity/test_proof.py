@@ -35,6 +35,7 @@ from arcbridge.identity.proof import (
     check_proof,
     key_of,
     peer_hash,
+    place_of,
     require_proof,
     spki_of,
     thumbprint_of,
@@ -525,3 +526,23 @@ def test_the_key_of_a_certificate() -> None:
     assert spki_of(certificate.public_bytes(serialization.Encoding.DER)) == expected
     with pytest.raises(ValueError, match="asn1"):
         spki_of(b"none")
+
+
+@pytest.mark.parametrize(
+    ("audience", "key", "place"),
+    [
+        ("arcbridge:key:T", "T", "arcbridge:key:T"),
+        ("arcbridge:key:T@relay", "T", "relay"),
+        ("arcbridge:key:T@a@b", "T", "a@b"),
+        ("arcbridge:key:@relay", "", "relay"),
+        ("arcbridge:key:T@", "T", ""),
+        ("relay", "", "relay"),
+        ("x@relay", "", "x@relay"),
+    ],
+)
+def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
+    assert (key_of(audience), place_of(audience)) == (key, place)
+    if audience.startswith("arcbridge:key:"):
+        bound = binding({"aud": audience})
+        assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
+        assert bound.names("T") is (key == "T")
