@@ -1,8 +1,9 @@
 """Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh.
 
-The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
-`state` and `nonce` are checked. Tokens are saved before they are used: an issuer that rotates refresh tokens has
-already forgotten the former one.
+The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes. It
+has both loopback addresses and answers no other user of the machine: the command line of the browser, which all users
+can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are used: an
+issuer that rotates refresh tokens has already forgotten the former one.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import structlog
+
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.client.listening import listen_local
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.net.peer_user import is_other_user
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -33,6 +38,8 @@ DEVICE_WAIT_MOST = 1800.0
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
+
+log = structlog.get_logger("arcbridge.client")
 
 Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
@@ -163,7 +170,7 @@ class Login:
         verifier, state, nonce = (secrets.token_urlsafe(32) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         callback = _Callback(state, issuer.url)
-        server, port = await self._listen(callback)
+        servers, port = await self._listen(callback)
         try:
             redirect = f"http://localhost:{port}"
             question = {
@@ -188,7 +195,8 @@ class Login:
             except TimeoutError as error:
                 raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
         answer = await issuer.post(endpoints.token, {**form, **self._who()})
@@ -201,13 +209,15 @@ class Login:
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
         return self._keep(answer)
 
-    async def _listen(self, callback: _Callback) -> tuple[asyncio.Server, int]:
+    async def _listen(self, callback: _Callback) -> tuple[list[asyncio.Server], int]:
         for port in self._redirect_ports:
             try:
-                server = await asyncio.start_server(callback.serve, "127.0.0.1", port, limit=_HEAD_LIMIT)
-            except OSError:
+                # Both addresses of `localhost`: at the other one another program would get the answer.
+                sockets = listen_local(port)
+            except ConfigError:
                 continue  # another program listens there
-            return server, int(server.sockets[0].getsockname()[1])
+            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
+            return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
         raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
 
@@ -244,6 +254,9 @@ class _Callback:
         assert task is not None
         self._connections.add(task)
         try:
+            if is_other_user(writer.get_extra_info("socket")):
+                log.warning("a program of another user asked for the answer to the login; it got none")
+                return
             async with asyncio.timeout(10):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, text = self._judge(head.split(b"\r\n", 1)[0].decode("latin-1"))
