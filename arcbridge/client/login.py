@@ -1,9 +1,9 @@
 """Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh.
 
-The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes. It
-has both loopback addresses and answers no other user of the machine: the command line of the browser, which all users
-can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are used: an
-issuer that rotates refresh tokens has already forgotten the former one.
+The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
+It has both loopback addresses and answers no other user of the machine: the command line of the browser, which all
+users can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are
+used: an issuer that rotates refresh tokens has already forgotten the former one.
 """
 
 from __future__ import annotations
