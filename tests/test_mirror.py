@@ -29,6 +29,7 @@ OTHER_FOLDERS = {
     "demo": "demo/",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
+    "release": "release/",
     "helm": "the Go module of Helm",
     "support": "the parts that tests are made of",
 }
