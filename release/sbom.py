@@ -1,7 +1,7 @@
 """The bill of materials: what an environment has installed, as CycloneDX 1.6 JSON.
 
 cyclonedx-py reads names, versions, licences and dependencies from what is installed. It knows no hashes, because an
-installed distribution does not say which file it came from; they are added here, and the licences that are in a file alone.
+installed distribution does not say which file it came from; they are added here, and licences that are in a file alone.
 Each component has exactly one hash and at least one licence. The bill covers Python distributions, not the interpreter
 and not the system below it.
 """

@@ -24,6 +24,7 @@ WITHOUT_MODULE: dict[str, str] = {
 }
 OTHER_FOLDERS = {
     "bench": "bench/",
+    "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
