@@ -74,6 +74,8 @@ def describe(number: int, seen: Seen) -> str:
             f"  carried: {len(outer.rest_of_client)} bytes from its client, {len(outer.rest_of_server)} to it",
             f"  readable of these: a ClientHello for {seen.inner.server_name!r}, {', '.join(seen.inner.protocols)}",
         ]
+    if not seen.recorded.ended:
+        lines.append("  NOT RECORDED TO ITS END")
     return "\n".join(lines)
 
 

@@ -16,7 +16,9 @@ from typing import Final
 _IPV4: Final = 0x0800
 _IPV6: Final = 0x86DD
 _TCP: Final = 6
+_FIN: Final = 0x01
 _SYN: Final = 0x02
+_RST: Final = 0x04
 _ACK: Final = 0x10
 
 # Link type -> bytes before the packet, and where in them its EtherType is; none for raw IP.
@@ -36,6 +38,8 @@ class _Direction:
     def __init__(self) -> None:
         self.first: int | None = None
         """Sequence number of the first byte; None until the SYN has come."""
+        self.ended = False
+        """Whether a FIN or RST was recorded."""
         self._segments: dict[int, bytes] = {}
 
     def add(self, sequence: int, payload: bytes) -> None:
@@ -67,6 +71,8 @@ class Connection:
     """Seconds since 1970."""
     from_client: bytes
     from_server: bytes
+    ended: bool
+    """Whether it was recorded to its end, both ways or by a reset."""
 
 
 def connections(path: Path, port: int) -> list[Connection]:
@@ -91,10 +97,17 @@ def connections(path: Path, port: int) -> list[Connection]:
                 raise BadCapture("a connection is older than the recording: start tcpdump first, then the client")
         elif flags & _SYN:
             current[key][1].first = (sequence + 1) & 0xFFFFFFFF
-        elif payload:
-            current[key][0 if to_server else 1].add(sequence, payload)
+        else:
+            there, back = current[key]
+            way = there if to_server else back
+            if payload:
+                way.add(sequence, payload)
+            way.ended = way.ended or bool(flags & (_FIN | _RST))
+            if flags & _RST:
+                there.ended = back.ended = True
     return [
-        Connection(client, server, began, there.stream(), back.stream()) for client, server, began, there, back in found
+        Connection(client, server, began, there.stream(), back.stream(), there.ended and back.ended)
+        for client, server, began, there, back in found
     ]
 
 

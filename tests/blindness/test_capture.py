@@ -10,7 +10,7 @@ import pytest
 from tests.blindness.capture import BadCapture, connections
 
 PORT = 8443
-SYN, ACK = 0x02, 0x10
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 
 def packet(source: tuple[str, int], target: tuple[str, int], sequence: int, flags: int, payload: bytes = b"") -> bytes:
@@ -73,6 +73,14 @@ def test_a_port_that_is_used_again_is_another_connection(tmp_path: Path) -> None
         packet(CLIENT, SERVER, 7001, ACK, b"two"),
     ]
     assert [each.from_client for each in connections(recording(tmp_path / "r", packets), PORT)] == [b"one", b"two"]
+
+
+def test_whether_the_end_was_recorded(tmp_path: Path) -> None:
+    fin = [packet(CLIENT, SERVER, 101, ACK | FIN), packet(SERVER, CLIENT, 901, ACK | FIN, b"last")]
+    for said, ended in (([], False), (fin[:1], False), (fin, True), ([packet(SERVER, CLIENT, 901, RST)], True)):
+        (found,) = connections(recording(tmp_path / "r", [*opening(), *said]), PORT)
+        assert found.ended is ended
+        assert found.from_server == (b"last" if said == fin else b"")
 
 
 def test_a_byte_that_was_not_recorded_is_an_error(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ same recording, opened with the client's keys.
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import shutil
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from tests.blindness.__main__ import main
+from tests.blindness.capture import connections
 from tests.blindness.sight import Seen, find, look, memory
 from tests.blindness.tls import Closed, read_key_log
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip
-from tests.support.reports import page
+from tests.support.reports import page, until
 from tests.support.world import CLUSTER, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, User, World
 
 SECRET = ("user", "group", "namespace", "object", "written", "answered", "typed", "printed")
@@ -136,7 +139,7 @@ def evidence(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPath
         for file in [*world.logs.glob("relay*"), *(world.relay_config.parent / "data").rglob("*")]:
             if file.is_file():
                 evidence.relay_kept[file.name] = file.read_bytes()
-        stop_tcpdump(tcpdump)
+        stop_tcpdump(tcpdump, evidence)
         yield evidence
 
 
@@ -146,7 +149,10 @@ def start_tcpdump(world: World, recording: Path) -> ManagedProcess:
     if tcpdump is None:
         require_or_skip("tcpdump", "tcpdump is missing; install it")
     process = ManagedProcess(
-        [tcpdump, "-i", "lo", "-s", "0", "-B", "65536", "-U", "-w", recording, "tcp", "port", str(world.relay_port)],
+        [
+            *(tcpdump, "-i", "lo", "-s", "0", "-B", "65536", "--immediate-mode", "-U", "-w", recording),
+            *("tcp", "port", str(world.relay_port)),
+        ],
         log_dir=world.logs,
         name="tcpdump",
     )
@@ -158,8 +164,14 @@ def start_tcpdump(world: World, recording: Path) -> ManagedProcess:
     return process
 
 
-def stop_tcpdump(process: ManagedProcess) -> None:
-    """End it as Ctrl-C does, so that it writes what it has. A packet that it lost would be one that nobody searched."""
+def stop_tcpdump(process: ManagedProcess, evidence: Evidence) -> None:
+    """End it as Ctrl-C does, once it has written the last packet: it leaves what the kernel still holds for it."""
+    port = evidence.world.relay_port
+    with socket.socket() as last:
+        last.bind(("127.0.0.1", 0))
+        assert last.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+        near = last.getsockname()
+    until(lambda: near in [each.client for each in connections(evidence.recording, port)], "the last SYN is recorded")
     process.signal(signal.SIGINT)
     process.wait(15)
     process.wait_for_line("^0 packets dropped by kernel", timeout=5)
@@ -168,6 +180,7 @@ def stop_tcpdump(process: ManagedProcess) -> None:
 def test_no_mark_is_in_what_the_relay_sees(evidence: Evidence) -> None:
     seen = evidence.look()
     assert sum(connection.inner is not None for connection in seen) >= 2, "both ends of a pair are recorded"
+    assert all(connection.recorded.ended for connection in seen), "and all of it"
     for number, connection in enumerate(seen):
         assert find(evidence.hidden, connection.of_relay) == [], f"connection {number}"
 
