@@ -24,11 +24,13 @@ WITHOUT_MODULE: dict[str, str] = {
 }
 OTHER_FOLDERS = {
     "bench": "bench/",
+    "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
+    "release": "release/",
     "helm": "the Go module of Helm",
     "support": "the parts that tests are made of",
 }
