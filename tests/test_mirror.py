@@ -30,6 +30,7 @@ OTHER_FOLDERS = {
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
     "helm": "the Go module of Helm",
+    "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "support": "the parts that tests are made of",
 }
 
