@@ -21,7 +21,7 @@ from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.outer_tls import OuterTls
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost
+from arcbridge.errors import ArcbridgeError, BytesAltered, ConfigError, ConnectionLost
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
@@ -148,7 +148,7 @@ class Dials:
             if own_failure:
                 self._join_failed_at = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
-            (log.warning if own_failure else log.info)("join failed", reason=reason)
+            (log.warning if own_failure or isinstance(error, BytesAltered) else log.info)("join failed", reason=reason)
         else:
             self.joins += 1
             self._join_failed_at = None

@@ -34,9 +34,17 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
 from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, covering
 from arcbridge.agent.targets import PREFIX, TcpTargets
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
+from arcbridge.errors import (
+    ArcbridgeError,
+    BytesAltered,
+    ConnectionLost,
+    PermissionRefused,
+    RemoteProtocolError,
+    Unauthenticated,
+)
 from arcbridge.identity.claims import Identity
 from arcbridge.mux import memory
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.session_tls import accept_session, fast_tls
@@ -165,7 +173,7 @@ class Sessions:
             await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
-            lost = ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
+            lost = alteration(error) or ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
             session.abort(lost)
             raise lost from error
         except BaseException:
@@ -383,7 +391,8 @@ class AgentSession(BaseHandler):
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
             self._caller.connected_since = math.inf
-        self._log.info("session detached", reason=error.message, streams=self.streams)
+        tell = self._log.warning if isinstance(error, BytesAltered) else self._log.info
+        tell("session detached", reason=error.message, streams=self.streams)
 
     def resumed(self, session: MuxSession) -> None:
         seconds = self._end_detachment()

@@ -10,6 +10,7 @@ from typing import Protocol, assert_never, cast
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
@@ -416,7 +417,7 @@ class MuxSession:
         if exc is None:
             self._machine.receive_eof(monotonic())
         else:
-            error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
+            error = alteration(exc) or ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
             self._machine.connection_lost(monotonic(), error)
         self.act()
