@@ -367,6 +367,8 @@ class AgentSession(BaseHandler):
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
         """Decide about AUTHs one at a time; of several that wait the newest counts."""
+        if self._caller is None and self._crossed(session):
+            return
         self._pending_auth = auth
         if self._authenticating is None or self._authenticating.done():
             self._authenticating = asyncio.get_running_loop().create_task(
@@ -459,6 +461,18 @@ class AgentSession(BaseHandler):
         self.detached_at = None
         self._sessions.detached_seconds += seconds
         return seconds
+
+    def _crossed(self, session: MuxSession) -> bool:
+        """Refuse a client that was joined under another id than this agent: log and audit would say of one user's session
+        what another one did (docs/threats.md#B2). Older clients do not say theirs."""
+        hello = session.peer_hello
+        if hello is None or hello.join_id in ("", self._join_id):
+            return False
+        self._sessions.refused += 1
+        reason = "the client was joined under another id than this agent: the relay has crossed two joins"
+        self._log.warning("session refused", reason=reason, connection=self.via)
+        session.refuse_auth(GoawayCode.CROSSED, reason)
+        return True
 
     async def _authenticate_pending(self, session: MuxSession) -> None:
         while (auth := self._pending_auth) is not None:

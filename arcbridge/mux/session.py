@@ -109,6 +109,7 @@ class MuxSession:
             agent=agent,
             software=software,
             cluster_ca=cluster_ca,
+            join_id=label if kind is Kind.SESSION and side is Side.INITIATOR else "",
             budget=memory.budget,
             backlog=memory.backlog,
         )
@@ -378,7 +379,7 @@ class MuxSession:
                 transport.abort()
                 return
             self._drop_connection()
-            self._machine.resumption.begin(auth, monotonic())
+            self._machine.resumption.begin(auth, monotonic(), connection.label)
             self.label = connection.label or self.label
             self._arm_timer()
         self._connection, self._transport = connection, transport
