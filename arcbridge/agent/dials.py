@@ -24,7 +24,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, BytesAltered, ConfigError, ConnectionLost
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
-from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.wire.records import Dial, JoinRequest
 
@@ -48,6 +48,7 @@ class DialStatus(IntEnum):
     CLUSTER = 3
     INSTANCE = 4
     DRAINING = 5
+    JOIN_ID = 6
 
 
 class Dials:
@@ -98,6 +99,8 @@ class Dials:
             return DialStatus.DRAINING, "the agent is stopping"
         if len(self._dialling) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
+        if not JOIN_ID.fullmatch(dial.join_id):
+            return DialStatus.JOIN_ID, "the join has an id that no relay makes"
         if dial.cluster != self._keeper.current.cluster:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
         if dial.instance and not may_come_back:
