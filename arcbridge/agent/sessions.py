@@ -422,6 +422,8 @@ class AgentSession(BaseHandler):
         if self._caller is not None:
             self._leave(self._caller)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+        elif isinstance(error, BytesAltered):
+            self._log.warning("session refused", reason=error.message)
 
     def end_streams(self) -> None:
         """Reset all streams in the next turn, with LIMIT: the user may move no more bytes today."""
@@ -463,8 +465,8 @@ class AgentSession(BaseHandler):
         return seconds
 
     def _crossed(self, session: MuxSession) -> bool:
-        """Refuse a client that was joined under another id than this agent: log and audit would say of one user's session
-        what another one did (docs/threats.md#B2). Older clients do not say theirs."""
+        """Refuse a client that was joined under another id than this agent: log and audit would say that one user did
+        what another one does (docs/threats.md#B2). Older clients do not say theirs."""
         hello = session.peer_hello
         if hello is None or hello.join_id in ("", self._join_id):
             return False
