@@ -115,6 +115,9 @@ class RelayConfig:
     """AuthenticationConfiguration (YAML) for the access tokens of clients. Required."""
     policy: Path | None = None
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
+    proof: str = "if-bound"
+    """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
+    and bound tokens are refused)."""
     proxy_protocol_from: tuple[str, ...] = ()
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
     workers: int = 1
@@ -249,6 +252,9 @@ class AgentConfig:
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
+    proof: str = "if-bound"
+    """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
+    and bound tokens are refused)."""
     token_mode: bool = True
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
     control_connections: int = 2
@@ -272,6 +278,9 @@ class LoginConfig:
     """Token for the relay, re-read on every use."""
     id_token_file: Path | None = None
     """Token for the cluster."""
+    proof_key_file: Path | None = None
+    """Private JWK of the key to which tokens from files or a command are bound; made by `arcbridge` where tokens come
+    from a login."""
     one_token: bool = False
     """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 
 _LIMIT = 64 * 1024
 
@@ -25,15 +26,7 @@ class UnverifiedClaims:
 
 def read_unverified(token: str) -> UnverifiedClaims:
     """Read the claims that the client needs; all are empty for a text that is not a JWT."""
-    parts = token.split(".")
-    if len(parts) != 3 or len(token) > _LIMIT:
-        return UnverifiedClaims()
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return UnverifiedClaims()
-    if not isinstance(claims, dict):
-        return UnverifiedClaims()
+    claims = claims_unverified(token)
     end = claims.get("exp")
     valid = isinstance(end, int | float) and not isinstance(end, bool) and 0 < end < 1e12
     return UnverifiedClaims(
@@ -42,6 +35,18 @@ def read_unverified(token: str) -> UnverifiedClaims:
         subject=_text(claims.get("sub")),
         issuer=_text(claims.get("iss")),
     )
+
+
+def claims_unverified(token: str) -> dict[str, Any]:
+    """Return what a token claims; nothing for a text that is not a JWT."""
+    parts = token.split(".")
+    if len(parts) != 3 or len(token) > _LIMIT:
+        return {}
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 def _text(value: object) -> str:

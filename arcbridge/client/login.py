@@ -23,6 +23,7 @@ from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -40,6 +41,9 @@ OpenBrowser = Callable[[str], Awaitable[bool]]
 
 class Login:
     """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
+
+    key: ProofKey | None = None
+    """The key to which its tokens are bound."""
 
     def __init__(
         self,

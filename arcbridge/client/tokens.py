@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+
+if TYPE_CHECKING:
+    # A client whose tokens are bound to no key never needs it.
+    from arcbridge.identity.proof import ProofKey
 
 COMMAND_DEADLINE = 120.0
 """Seconds: a command may itself ask the user."""
@@ -56,6 +60,11 @@ class OneToken(ConfigError):
 class TokenPair(Protocol):
     """Something that gives both tokens together."""
 
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which its tokens are bound; None: they are bound to none that it knows of."""
+        ...
+
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet: ...
 
 
@@ -77,6 +86,8 @@ class Tokens:
         self._token_file = token_file
         self._clock = clock
         self._refused = False
+        self._file_key: ProofKey | None = None
+        """The key that `login.proof_key_file` held last."""
         self._shown = ""  # what the relay was given last
         self._warned = False
         self.interactive = False
@@ -105,9 +116,34 @@ class Tokens:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
 
+    def prove(self, token: str, certificate: bytes, pin: str = "") -> str:
+        """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
+        the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
+
+        Raises StateError where a key cannot be used.
+        """
+        for key in self._keys():
+            from arcbridge.identity.proof import binding, spki_of
+
+            if binding(claims_unverified(token)).names(key.thumbprint):
+                return key.sign_proof(token, spki_of(certificate), pin, self._clock())
+        return ""
+
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
         self._refused = True
+
+    def _keys(self) -> Iterator[ProofKey]:
+        if self._pair is not None and self._pair.key is not None:
+            yield self._pair.key
+        if self._login.proof_key_file is not None:
+            from arcbridge.client import proof_keys
+
+            key = proof_keys.load(self._login.proof_key_file)
+            if key is not None and (self._file_key is None or key.thumbprint != self._file_key.thumbprint):
+                self._file_key = key  # else the one that is ready to sign
+            if key is not None and self._file_key is not None:
+                yield self._file_key
 
     async def _relay_token(self) -> tuple[str, str]:
         """The relay's token, and where it comes from."""
@@ -182,6 +218,8 @@ class Tokens:
 
 class TokenCommand:
     """`login.command`: a program that prints both tokens as JSON; its answer is kept until it grows old."""
+
+    key: ProofKey | None = None
 
     def __init__(self, command: tuple[str, ...], *, clock: Callable[[], float] = time.time) -> None:
         self._command = command

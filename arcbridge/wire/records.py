@@ -139,11 +139,15 @@ class Hello(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Auth(Record):
-    """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it)."""
+    """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it).
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2)
+    `proof` shows that the caller holds the key to which the token is bound (`identity.proof`); empty for others.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3)
     kind: str = "oidc"
     token: str = ""
+    proof: str = ""
 
     def __repr__(self) -> str:
         return f"Auth(kind={self.kind!r}, token of {len(self.token)} characters)"
@@ -247,15 +251,19 @@ class Revoke(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class JoinRequest(Record):
-    """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's)."""
+    """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    `proof` is a client's, as in `Auth`.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
     role: str = ""
     cluster: str = ""
     token: str = ""
     instance: str = ""
     version: str = ""
     hops: int = 0
+    proof: str = ""
 
     def __repr__(self) -> str:
         return f"JoinRequest(role={self.role!r}, cluster={self.cluster!r}, instance={self.instance!r})"

@@ -12,10 +12,13 @@ from arcbridge.client.token_cache import TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ExitCode, StateError, Unauthenticated
+from arcbridge.identity.proof import ProofKey
 from tests.client.test_session_manager import jwt_like, login
 
 
 class Pair:
+    key: ProofKey | None = None
+
     def __init__(self, tokens: TokenSet) -> None:
         self.set = tokens
         self.asked: list[tuple[bool, bool]] = []
