@@ -32,6 +32,7 @@ OTHER_FOLDERS = {
     "fuzz": "every parser of outside input",
     "release": "release/",
     "helm": "the Go module of Helm",
+    "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "support": "the parts that tests are made of",
 }
 
