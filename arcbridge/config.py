@@ -117,6 +117,8 @@ class RelayConfig:
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
     proxy_protocol_from: tuple[str, ...] = ()
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that an access token may have."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
@@ -247,6 +249,10 @@ class AgentConfig:
     """Holds `id.secret`; needed for the first start and after the certificate has lapsed."""
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
+    forbidden_audiences: tuple[str, ...] = ()
+    """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that a user's token may have."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     token_mode: bool = True
