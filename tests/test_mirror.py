@@ -30,6 +30,7 @@ OTHER_FOLDERS = {
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
     "helm": "the Go module of Helm",
+    "keycloak": "real processes with a real identity provider",
     "support": "the parts that tests are made of",
 }
 
