@@ -19,11 +19,13 @@ import structlog
 
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import TokenSet, token_set
-from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 
+COMMAND_DEADLINE = 120.0
+"""Seconds: a command may itself ask the user."""
 _TOKEN_LIMIT = 64 * 1024
+_OUTPUT_LIMIT = 256 * 1024
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -195,9 +197,25 @@ class TokenCommand:
 
     async def _run(self) -> TokenSet:
         name = self._command[0]
-        output = await output_of("login.command", self._command)
         try:
-            document = json.loads(output)
+            process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise Unauthenticated(f"login.command: cannot run {name}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(COMMAND_DEADLINE):
+                output, _ = await process.communicate()
+        except TimeoutError as error:
+            raise Unauthenticated(f"login.command: {name} gave no token within {COMMAND_DEADLINE:.0f} s") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise Unauthenticated(f"login.command: {name} ended with code {process.returncode}")
+        try:
+            document = json.loads(output) if len(output) <= _OUTPUT_LIMIT else None
         except ValueError:
             document = None
         if not isinstance(document, dict):

@@ -197,6 +197,6 @@ class TestCommand:
             await TokenCommand(("/does/not/exist",)).tokens(interactive=False)
 
     async def test_a_slow_one_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.client.token_program.DEADLINE", 0.3)
+        monkeypatch.setattr("arcbridge.client.tokens.COMMAND_DEADLINE", 0.3)
         with pytest.raises(Unauthenticated, match="gave no token within"):
             await self.command("import time; time.sleep(60)").tokens(interactive=False)
