@@ -165,10 +165,10 @@ class Dials:
             version=self._software,
             hops=dial.hops,
         )
-        context, inner = self._outer.context(ALPN_JOIN), self._certificate.context(credential)
+        context, inner = self._outer.context(ALPN_JOIN), self._certificate.tls(credential)
         sock = await connect(address, deadline=deadline)
         await client_join(sock, context, address.host, request, deadline=deadline)
         task = asyncio.current_task()
         if task is not None:
             self._dialling.discard(task)
-        await self._sessions.serve(sock, inner, dial.join_id, via=str(address))
+        await self._sessions.serve(sock, inner.context, dial.join_id, via=str(address), peer=inner.peer)

@@ -34,6 +34,7 @@ from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
+from arcbridge.identity.proof import ProofChecker, policy_of
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.net.address import Address, parse_address
@@ -81,7 +82,8 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         proxy = KubeProxy(api, audit)
         stack.push_async_callback(proxy.close, HURRY)
         keeper = _keeper(config, api, relays)
-        authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
+        proofs = ProofChecker(policy_of(config.proof), "the agent")
+        authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
         revocations = Revocations()
         memory.backlog.most = config.limits.agent_waiting_bytes
         sessions = Sessions(
@@ -117,6 +119,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             keeper=keeper,
             audit=audit,
             verifier=verifier,
+            proofs=proofs,
             denylist=denylist,
         )
         checks.add("control", control.unready)
@@ -197,6 +200,7 @@ def check(config: AgentConfig) -> list[Address]:
         raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
+    policy_of(config.proof)
     check_policy(config.audit.on_failure)
     read_targets(config.targets)
     check_limits(config.limits)

@@ -26,7 +26,7 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Accounts, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
-from arcbridge.agent.authenticator import Authenticated, Authenticator
+from arcbridge.agent.authenticator import Authenticated, Authenticator, UnprovedToken
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
@@ -36,6 +36,7 @@ from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, 
 from arcbridge.agent.targets import PREFIX, TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.mux import memory
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
@@ -140,12 +141,21 @@ class Sessions:
             return False
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
-    async def serve(self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "") -> None:
+    async def serve(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        join_id: str,
+        *,
+        via: str = "",
+        peer: Peer = NO_PEER,
+    ) -> None:
         """Take over a socket joined at the relay `via`; returns when the end-to-end TLS handshake is complete.
 
-        Raises ConnectionLost when the handshake fails; the socket is closed then.
+        `peer`: what `context` shows, as proofs name it. Raises ConnectionLost when the handshake fails; the socket is
+        closed then.
         """
-        handler = AgentSession(self, join_id, via)
+        handler = AgentSession(self, join_id, via, peer)
         session = MuxSession(
             Side.ACCEPTOR,
             Kind.SESSION,
@@ -298,11 +308,13 @@ class Sessions:
 class AgentSession(BaseHandler):
     """The agent's side of one session, over one connection after the other; or of a connection that resumes one."""
 
-    def __init__(self, sessions: Sessions, join_id: str, via: str) -> None:
+    def __init__(self, sessions: Sessions, join_id: str, via: str, peer: Peer = NO_PEER) -> None:
         self._sessions = sessions
         self._join_id = join_id
         self.via = via
         """The relay at which the present connection was joined."""
+        self.peer = peer
+        """What this agent showed in the present connection, as proofs name it."""
         self.joined_at = sessions.monotonic()
         self.session: MuxSession | None = None
         self.handshaking: socket.socket | None = None
@@ -455,7 +467,7 @@ class AgentSession(BaseHandler):
         while (auth := self._pending_auth) is not None:
             self._pending_auth = None
             try:
-                found = await self._sessions.authenticator.authenticate(auth)
+                found = await self._sessions.authenticator.authenticate(auth, self.peer)
                 if found.identity.expires_at <= self._sessions.clock():
                     raise Unauthenticated("the token has expired; log in again")
                 if self._caller is None or found.identity.supersedes(self._caller.identity):
@@ -463,12 +475,14 @@ class AgentSession(BaseHandler):
                     self._sessions.revocations.check(found.identity)
             except AccessRevoked as error:
                 self._sessions.revoked += 1
-                verb = "authenticate" if session.resuming is None else "resume"
-                self._write_audit(found.identity, verb, "refused", error.message)
+                self._write_audit(found.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
             except ArcbridgeError as error:
+                if isinstance(error, UnprovedToken):
+                    # The token may be stolen: its owner's name is worth a record.
+                    self._write_audit(error.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
@@ -482,6 +496,10 @@ class AgentSession(BaseHandler):
                 taken = self._accept(session, found)
             if not taken:
                 return
+
+    @staticmethod
+    def _auth_verb(session: MuxSession) -> str:
+        return "authenticate" if session.resuming is None else "resume"
 
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
         """Refuse an AUTH; answers whether that ends the session."""
@@ -508,7 +526,7 @@ class AgentSession(BaseHandler):
         """Open a new session for as long as its token lasts; answers whether it is open."""
         identity, sessions = found.identity, self._sessions
         account = sessions.accounts.enter(identity, self)
-        caller = Caller(self._join_id, identity, account, found.token_mode)
+        caller = Caller(self._join_id, identity, account, found.token_mode, found.proved_key)
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
             sessions.refused += 1
             self._report(caller, Limit.SESSIONS)
@@ -530,7 +548,13 @@ class AgentSession(BaseHandler):
             self._caller.tokens.add(found.token_digest)
             self._caller.review_token = self._is_own_token
         mode = "bearer" if found.token_mode else "oidc"
-        self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
+        self._log.info(
+            "session opened",
+            user=identity.username,
+            groups=len(identity.groups),
+            mode=mode,
+            bound=identity.binding.kind.value,
+        )
         session_id, secret = os.urandom(16), os.urandom(16)
         session.accept_auth(self._auth_ok(session_id, secret, caller))
         if session.resumable:
@@ -557,7 +581,7 @@ class AgentSession(BaseHandler):
         """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
         one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal."""
         if found.identity.supersedes(caller.identity):
-            caller.identity = found.identity
+            caller.identity, caller.proved_key = found.identity, found.proved_key
             caller.account.adopt(found.identity)
 
     async def _is_own_token(self, token: str) -> bool:
@@ -568,12 +592,12 @@ class AgentSession(BaseHandler):
         caller = self._caller
         assert caller is not None, "requests come to sessions that were accepted"
         try:
-            found = await self._sessions.authenticator.authenticate(Auth(kind="bearer", token=token))
+            identity = await self._sessions.authenticator.review_in_session(token, caller.proved_key)
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:
             raise RequestRefusal(503, error.message) from error
-        return found.identity.subject == caller.identity.subject
+        return identity.subject == caller.identity.subject
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
@@ -610,7 +634,7 @@ class AgentSession(BaseHandler):
         assert caller is not None
         self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
-        self.via, self.joined_at = carrier.via, carrier.joined_at
+        self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
         self._check_expiry()
@@ -632,6 +656,7 @@ class AgentSession(BaseHandler):
                 session=self._join_id,
                 user=caller.identity.username,
                 groups=len(caller.identity.groups),
+                bound=caller.identity.binding.kind,
                 verb="open" if target else "limit",
                 target=target,
                 outcome="refused",
@@ -657,6 +682,7 @@ class AgentSession(BaseHandler):
                     session=self._join_id,
                     user=identity.username,
                     groups=len(identity.groups),
+                    bound=identity.binding.kind,
                     verb=verb,
                     outcome=outcome,
                     reason=reason,

@@ -59,9 +59,12 @@ async def join(
     token = await tokens.access()
     request = JoinRequest(role="client", cluster=cluster, token=token, instance=instance, version=__version__)
 
+    def prove(certificate: bytes) -> str:
+        return tokens.prove(token, certificate)
+
     async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
         try:
-            return await _join_through(relay, request)
+            return await _join_through(relay, request, prove)
         except ArcbridgeError as error:
             raise_user_error(error, cluster)
 
@@ -73,11 +76,13 @@ async def join(
     return Joined(relay, sock, reply)
 
 
-async def _join_through(relay: RelayAccess, request: JoinRequest) -> tuple[socket.socket, JoinReply]:
+async def _join_through(
+    relay: RelayAccess, request: JoinRequest, prove: Callable[[bytes], str]
+) -> tuple[socket.socket, JoinReply]:
     context = await relay.context(ALPN_JOIN)
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
     try:
-        reply = await client_join(sock, context, relay.address.host, request)
+        reply = await client_join(sock, context, relay.address.host, request, prove=prove)
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()

@@ -3,7 +3,7 @@
 A proof is a JWS (RFC 7515) in compact form, signed with ES256 by the P-256 key whose public half is in its header, over
 the token (`ath`), the peer it is shown to (`peer`, the key of the certificate that this peer showed in the same TLS
 connection), the cluster (`pin`, empty at a relay) and the time (`iat`). Whom the token is bound to says the token
-alone: `binding` reads that from claims that were verified before. This module verifies no token, reads no clock and
+alone: `binding` reads that from claims that were verified before. This module verifies no token and
 keeps nothing of what it saw; it makes the client's DPoP proofs (RFC 9449) for the issuer's token endpoint, too.
 
 Invariant: `require_proof` returns only where the token may be used by the party at the other end of the connection:
@@ -20,11 +20,13 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from arcbridge.errors import LocalProtocolError, StateError
+from arcbridge.errors import ConfigError, LocalProtocolError, StateError
 from arcbridge.identity.refusal import TokenRefused
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 TYPE: Final = "arcbridge-proof+jwt"
 """`typ` of a proof: a signature that was made for another purpose is none (RFC 8725 §3.11)."""
+HEADER: Final = "Arcbridge-Proof"
+"""The header of an HTTP request to a relay that carries the proof of its access token."""
 DPOP_TYPE: Final = "dpop+jwt"
 MAX_PROOF: Final = 2048
 """Characters of a proof; those made here have about 650."""
@@ -50,8 +54,54 @@ _MAX_KEY_AUDIENCES: Final = 16
 """Audiences of one token that name a key; the others beyond it name none."""
 
 
+_SENTENCES: Final = {
+    "unbound": '{place} takes only tokens that are bound to a key (proof = "required"), and this one is not: update '
+    "arcbridge, log in again, and see docs/security.md for how your issuer can bind tokens",
+    "off": 'the token is bound to a key, and {place} checks no proofs (proof = "off"): use a token that is not bound, '
+    'or ask the operator to set proof = "if-bound"',
+    "cnf": "the token is bound to a key by its issuer in a way that is not known here: have tokens issued that are "
+    "bound by DPoP (cnf.jkt), or not bound",
+    "missing": "the token is bound to a key and came without a proof of it: log in again on this machine, or update "
+    "arcbridge here; a token that was copied from elsewhere is of no use without its key",
+    "key": "the token is bound to another key than this machine's: log in again on this machine; a token that was "
+    "copied from elsewhere is of no use without its key",
+    "size": "the proof of the token's key is too long: update arcbridge at both ends",
+    "shape": "the proof of the token's key is malformed: update arcbridge at both ends",
+    "ath": "the proof of the token's key belongs to another token: log in again",
+    "peer": "the proof of the token's key was made for another end than {place}: another party may be in between, or "
+    "took it elsewhere; tell the operator",
+    "iat": "the proof of the token's key is not of now: the clocks of this machine and of {place} differ by more than "
+    f"{IAT_WINDOW / 60:.0f} minutes; set the wrong one",
+    "signature": "the proof of the token's key is not signed with that key: log in again",
+}
+"""What each refusal says to the user, who may be at another machine than the end that refused."""
+REFUSALS: Final = tuple(_SENTENCES)
+"""Why a good token is refused for want of a good proof."""
+
+
+def explain(reason: str, place: str) -> str:
+    """Return the sentence for one of `REFUSALS`; `place` is the end that refused, as in "the relay"."""
+    return _SENTENCES[reason].format(place=place)
+
+
+def refusal_in(message: str) -> str:
+    """Return the one of `REFUSALS` that the message of a `ProofRefused` names, as another end sent it; else "".
+
+    So a client can say the sentence itself, and shows no text of a relay.
+    """
+    found = _NAMED.search(message)
+    return found[1] if found is not None and found[1] in _SENTENCES else ""
+
+
+_NAMED = re.compile(r" \(proof\.([a-z]{1,20})\)\Z", re.ASCII)
+
+
 class ProofRefused(TokenRefused):
-    """A bound token came without its proof, or the proof is not good; `rule` begins with `proof.`."""
+    """A good token came without a good proof of the key it is bound to; `reason` is one of `REFUSALS`."""
+
+    def __init__(self, reason: str, place: str) -> None:
+        super().__init__(f"proof.{reason}", f"{explain(reason, place)} (proof.{reason})")
+        self.reason = reason
 
 
 class BindingKind(StrEnum):
@@ -67,7 +117,7 @@ class BindingKind(StrEnum):
 
 
 class ProofPolicy(StrEnum):
-    """The setting `proof` of agents and relays (docs/protocol.md, "Proof of possession")."""
+    """The setting `proof` of agents and relays (docs/protocol.md §6)."""
 
     REQUIRED = "required"
     """Tokens must be bound, and come with their proof."""
@@ -75,6 +125,15 @@ class ProofPolicy(StrEnum):
     """Bound tokens must come with their proof; others are bearer tokens."""
     OFF = "off"
     """No proof is looked at: others are bearer tokens, and bound ones are refused."""
+
+
+def policy_of(setting: str) -> ProofPolicy:
+    """Read the setting `proof`. Raises ConfigError."""
+    try:
+        return ProofPolicy(setting)
+    except ValueError:
+        known = ", ".join(f'"{policy}"' for policy in ProofPolicy)
+        raise ConfigError(f"proof: one of {known} is needed") from None
 
 
 class Binding(NamedTuple):
@@ -119,7 +178,18 @@ def binding(claims: Mapping[str, Any]) -> Binding:
 
 def key_of(audience: str) -> str:
     """Return the thumbprint of the key that an audience names; empty where it names none."""
-    return audience.removeprefix(AUDIENCE_PREFIX) if audience.startswith(AUDIENCE_PREFIX) else ""
+    return audience.removeprefix(AUDIENCE_PREFIX).partition("@")[0] if audience.startswith(AUDIENCE_PREFIX) else ""
+
+
+def place_of(audience: str) -> str:
+    """Return the audience proper of one that also names a key, `arcbridge:key:THUMBPRINT@AUDIENCE`; otherwise itself.
+
+    An issuer that gives one audience only, as GitHub Actions does, says both in it.
+    """
+    if audience.startswith(AUDIENCE_PREFIX):
+        _, at, place = audience.partition("@")
+        return place if at else audience
+    return audience
 
 
 def _nonce_of(thumbprint: str) -> str:
@@ -246,48 +316,67 @@ class Peer(NamedTuple):
     """DER of the SubjectPublicKeyInfo of the certificate that this end showed in the connection."""
     pin: str = ""
     """The cluster's pin at an agent; empty at a relay."""
-    place: str = "this end"
-    """What the end is, for sentences: "the agent" or "the relay"."""
 
 
-def require_proof(policy: ProofPolicy, bound: Binding, token: str, proof: str, peer: Peer, now: float) -> None:
+NO_PEER: Final = Peer(b"")
+"""An end that has shown no certificate; no proof is good for it, since none is made with this."""
+
+
+def require_proof(
+    policy: ProofPolicy, bound: Binding, token: str, proof: str, peer: Peer, now: float, *, place: str = "this end"
+) -> str:
     """Raise ProofRefused unless a verified token that is bound as `bound` says may be used with `proof`.
 
-    A proof beside a token that is not bound says nothing about the token's user, and is not looked at.
+    Returns the thumbprint of the key that was proved; empty for a token that is not bound, beside which a proof says
+    nothing about the token's user and is not looked at. `place` is the end that checks, for sentences.
     """
     if bound.kind is BindingKind.NONE:
         if policy is ProofPolicy.REQUIRED:
-            raise ProofRefused(
-                "proof.unbound",
-                f'{peer.place} takes only tokens that are bound to a key (proof = "required"), and this one is not: '
-                "update arcbridge, log in again, and look up in docs/security.md how your issuer can bind tokens",
-            )
-        return
+            raise ProofRefused("unbound", place)
+        return ""
     if policy is ProofPolicy.OFF:
-        raise ProofRefused(
-            "proof.off",
-            f'the token is bound to a key ({bound.kind}), and {peer.place} checks no proofs (proof = "off"): '
-            'log in with a token that is not bound, or ask the operator to set proof = "if-bound"',
-        )
+        raise ProofRefused("off", place)
     if bound.kind is BindingKind.UNKNOWN:
-        raise ProofRefused(
-            "proof.cnf",
-            "the token is bound to a key by its issuer in a way that is not known here: have tokens issued that are "
-            "bound by DPoP (cnf.jkt), or not bound",
-        )
+        raise ProofRefused("cnf", place)
     if not proof:
-        raise ProofRefused(
-            "proof.missing",
-            f"the token is bound to a key ({bound.kind}) and came without a proof of it: log in again on this machine, "
-            "or update arcbridge here; a token that was copied from elsewhere is of no use without its key",
-        )
-    thumbprint = check_proof(proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=now, place=peer.place)
+        raise ProofRefused("missing", place)
+    thumbprint = check_proof(proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=now, place=place)
     if not bound.names(thumbprint):
-        raise ProofRefused(
-            "proof.key",
-            f"the token is bound to another key ({bound.kind}) than this machine's: log in again on this machine; a "
-            "token that was copied from elsewhere is of no use without its key",
-        )
+        raise ProofRefused("key", place)
+    return thumbprint
+
+
+class ProofChecker:
+    """What one end demands of the tokens it is shown, and how many of each kind came."""
+
+    def __init__(self, policy: ProofPolicy, place: str, *, clock: Callable[[], float] = time.time) -> None:
+        """`place`: "the agent" or "the relay", for sentences; `clock`: unix seconds."""
+        self.policy = policy
+        self._place = place
+        self._clock = clock
+        self.taken = {kind.value: 0 for kind in BindingKind}
+        """Tokens that were taken, by how they were bound."""
+        self.refused = dict.fromkeys(REFUSALS, 0)
+        """Tokens that were refused for want of a good proof, by why."""
+
+    def check(self, bound: Binding, token: str, proof: str, peer: Peer) -> str:
+        """Do as `require_proof` does, and count."""
+        try:
+            proved = require_proof(self.policy, bound, token, proof, peer, self._clock(), place=self._place)
+        except ProofRefused as error:
+            self.refused[error.reason] += 1
+            raise
+        self.taken[bound.kind.value] += 1
+        return proved
+
+    def check_within(self, bound: Binding, proved: str) -> None:
+        """Raise ProofRefused unless a verified token that a request carries may be used in a session whose own token
+        came with a proof of the key `proved` (empty: with none)."""
+        if bound.kind is BindingKind.NONE and self.policy is not ProofPolicy.REQUIRED:
+            return
+        if not proved or not bound.names(proved):
+            self.refused["key"] += 1
+            raise ProofRefused("key", self._place)
 
 
 def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:
@@ -296,40 +385,30 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     `place` names the end that checks, for the sentence about clocks.
     """
     if len(proof) > MAX_PROOF:
-        raise _malformed("size")
+        raise ProofRefused("size", place)
     parts = proof.split(".")
-    if len(parts) != 3:
-        raise _malformed("shape")
     try:
+        if len(parts) != 3:
+            raise ValueError("not three parts")
         header, claims = _json_object(_decode(parts[0])), _json_object(_decode(parts[1]))
         signature = _decode(parts[2], 64)
         # No member beside these: a header that says more could mean more to another reader.
         if header.keys() != {"typ", "alg", "jwk"} or header["typ"] != TYPE or header["alg"] != "ES256":
             raise ValueError("another header")
         x, y = _public_point(header["jwk"])
+        issued = claims.get("iat")
+        if not isinstance(issued, int) or isinstance(issued, bool) or issued.bit_length() > 53:
+            raise ValueError("no time")
     except ValueError:
-        raise _malformed("shape") from None
-    issued = claims.get("iat")
-    if not isinstance(issued, int) or isinstance(issued, bool) or issued.bit_length() > 53:
-        raise _malformed("iat")
+        raise ProofRefused("shape", place) from None
     if not _same(claims.get("ath"), token_hash(token)):
-        raise ProofRefused("proof.ath", "the proof of the token's key is of another token: log in again")
+        raise ProofRefused("ath", place)
     if not (_same(claims.get("peer"), peer_hash(peer_spki)) and _same(claims.get("pin"), pin)):
-        raise ProofRefused(
-            "proof.peer",
-            f"the proof of the token's key was made for another end than {place}: another party may be in between, "
-            "or took it elsewhere; tell the operator",
-        )
+        raise ProofRefused("peer", place)
     if abs(now - issued) > IAT_WINDOW:
-        raise ProofRefused(
-            "proof.iat",
-            f"the proof of the token's key is not of now: this machine's clock and that of {place} differ by more than "
-            f"{IAT_WINDOW / 60:.0f} minutes; set the clock",
-        )
+        raise ProofRefused("iat", place)
     if not _signed(x, y, signature, f"{parts[0]}.{parts[1]}".encode()):
-        raise ProofRefused(
-            "proof.signature", "the signature of the proof of the token's key is not valid: log in again"
-        )
+        raise ProofRefused("signature", place)
     return thumbprint_of(header["jwk"]["x"], header["jwk"]["y"])
 
 
@@ -381,12 +460,6 @@ def _signed(x: bytes, y: bytes, signature: bytes, signed: bytes) -> bool:
     except (ValueError, InvalidSignature):  # ValueError: not a point of the curve
         return False
     return True
-
-
-def _malformed(what: str) -> ProofRefused:
-    return ProofRefused(
-        f"proof.{what}", "the proof of the token's key is malformed: arcbridge at one end may be newer; update both"
-    )
 
 
 def _same(value: object, wanted: str) -> bool:

@@ -28,6 +28,7 @@ from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
 from arcbridge.identity.keys import KeySet
+from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
 
 MAX_TOKEN = 64 * 1024
@@ -219,9 +220,10 @@ class TokenVerifier:
         named = [audience] if isinstance(audience, str) else audience
         if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
             raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
-        if not set(named) & set(issuer.audiences):
+        places = {place_of(item) for item in named}
+        if not places & set(issuer.audiences):
             raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
-        if set(named) & self._accept.forbidden_audiences:
+        if places & self._accept.forbidden_audiences:
             raise TokenRefused(
                 "token.aud.forbidden",
                 "the token is also meant for another place (audience), which could use it here; have one issued for "

@@ -6,6 +6,7 @@ It holds no rule of the protocol. Its transport decrypts straight into the buffe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
@@ -15,6 +16,9 @@ from arcbridge.wire.records import Auth
 if TYPE_CHECKING:
     from arcbridge.mux.session import MuxSession
 
+AuthMaker = Callable[[bytes], Auth]
+"""Makes the AUTH for a connection from the certificate (DER) that the peer showed in it; may raise ArcbridgeError."""
+
 WRITE_HIGH = 256 * 1024
 """Bytes that may wait in the transport before payload waits in its streams instead, where order is fair."""
 WRITE_LOW = 64 * 1024
@@ -23,13 +27,18 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_error_poll", "_polled", "_session", "auth", "label", "transport")
+    __slots__ = ("_error_poll", "_polled", "_session", "auth", "label", "resumes", "transport")
 
-    def __init__(self, session: MuxSession, auth: Auth | None = None, label: str = "") -> None:
-        """With `auth` the connection resumes the session once it stands; `label` is its join id."""
+    def __init__(
+        self, session: MuxSession, auth: Auth | AuthMaker | None = None, *, resumes: bool = False, label: str = ""
+    ) -> None:
         self._session: MuxSession | None = session
         self.auth = auth
+        """What is sent once the connection stands; None: what the session has been given."""
+        self.resumes = resumes
+        """Whether the connection resumes the session."""
         self.label = label
+        """The join id of a connection that resumes."""
         self.transport: asyncio.Transport | None = None
         self._error_poll: SocketErrorPoll | None = None
         """Asked after each read; None for a transport that reads on until it finds the error itself."""
@@ -59,6 +68,13 @@ class MuxConnection(asyncio.BufferedProtocol):
             self.transport.abort()
         else:
             self._session.connection_made(self, self.transport)
+
+    def make_auth(self) -> Auth | None:
+        """Return the AUTH for this connection, once its TLS stands. Raises what its maker raises."""
+        auth, self.auth = self.auth, None
+        if auth is None or isinstance(auth, Auth):
+            return auth
+        return auth(peer_certificate(self.transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
@@ -100,3 +116,10 @@ class MuxConnection(asyncio.BufferedProtocol):
         self._session = None
         if self.transport is not None:
             self.transport.abort()
+
+
+def peer_certificate(transport: asyncio.Transport | None) -> bytes:
+    """The certificate (DER) that the peer showed in a TLS connection; empty where there is none."""
+    tls = None if transport is None else transport.get_extra_info("ssl_object")
+    found: bytes | None = None if tls is None else tls.getpeercert(True)
+    return found or b""

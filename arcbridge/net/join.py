@@ -21,12 +21,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import IntEnum
 from typing import Final, NoReturn, TypeVar
 
 from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net.sockets import receive, reset
+from arcbridge.net.tls import ServerContext
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
 
@@ -67,16 +69,19 @@ async def client_join(
     *,
     alpn: str = ALPN,
     deadline: float = WHOLE_DEADLINE,
+    prove: Callable[[bytes], str] | None = None,
 ) -> JoinReply:
     """An end's side (client or agent) over a connected socket; after it the socket is raw and still the caller's.
 
-    On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and
-    words, `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
-    connection ended, `RemoteProtocolError` when the relay broke the protocol.
+    `prove` makes the request's proof from the certificate (DER) that the relay shows.
+
+    On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and words,
+    `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
+    connection ended, `RemoteProtocolError` when the relay broke the protocol, and what `prove` raises.
     """
     try:
         async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request, alpn)
+            return await _client_join(sock, context, server_name, request, alpn, prove)
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -89,7 +94,12 @@ async def client_join(
 
 
 async def _client_join(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str, request: JoinRequest, alpn: str
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str,
+    request: JoinRequest,
+    alpn: str,
+    prove: Callable[[bytes], str] | None,
 ) -> JoinReply:
     pipe = TlsPipe(sock, context, server_hostname=server_name)
     try:
@@ -99,6 +109,8 @@ async def _client_join(
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
     if pipe.alpn != alpn:
         raise RemoteProtocolError(f"{server_name} does not speak {alpn}: is this an arcbridge relay?")
+    if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
+        request = replace(request, proof=proof)
     await pipe.write(_framed(request.encode()))
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
@@ -136,10 +148,12 @@ class ServerJoin:
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_pipe", "_protocol", "sock")
+    __slots__ = ("_broken", "_pipe", "_protocol", "own_key", "sock")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, protocol: str = ALPN) -> None:
+    def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN) -> None:
         self.sock = sock
+        self.own_key = context.spki
+        """SubjectPublicKeyInfo (DER) of the certificate that this side shows."""
         self._protocol = protocol
         self._pipe = TlsPipe(sock, context, server_side=True)
         self._broken = False

@@ -14,6 +14,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.tls import inner_client_context, inner_server_context
@@ -58,7 +59,7 @@ class FakeAuthenticator:
         identity = Identity(name, "", groups, f"i#{name}", "i", expires, issued_at=at)
         self.known[token] = Authenticated(identity, token_mode, token_digest(token.encode()) if token_mode else b"")
 
-    async def authenticate(self, auth: Auth) -> Authenticated:
+    async def authenticate(self, auth: Auth, peer: Peer) -> Authenticated:
         self.asked.append(auth.token)
         if self.hold is not None:
             await self.hold.wait()
@@ -66,6 +67,9 @@ class FakeAuthenticator:
         if isinstance(found, ArcbridgeError):
             raise found
         return found
+
+    async def review_in_session(self, token: str, proved_key: str) -> Identity:
+        return (await self.authenticate(Auth(kind="bearer", token=token), NO_PEER)).identity
 
 
 class FakeProxy:

@@ -27,6 +27,7 @@ from arcbridge.identity.proof import (
     Binding,
     BindingKind,
     Peer,
+    ProofChecker,
     ProofKey,
     ProofPolicy,
     ProofRefused,
@@ -34,6 +35,7 @@ from arcbridge.identity.proof import (
     check_proof,
     key_of,
     peer_hash,
+    place_of,
     require_proof,
     spki_of,
     thumbprint_of,
@@ -218,12 +220,12 @@ BAD_CLAIMS: dict[str, tuple[Any, str]] = {
     "peer list": ({**CLAIMS, "peer": [CLAIMS["peer"]]}, "proof.peer"),
     "no pin": (without(CLAIMS, "pin"), "proof.peer"),
     "pin in capitals": ({**CLAIMS, "pin": PIN.upper()}, "proof.peer"),
-    "no iat": (without(CLAIMS, "iat"), "proof.iat"),
-    "iat text": ({**CLAIMS, "iat": str(int(NOW))}, "proof.iat"),
-    "iat true": ({**CLAIMS, "iat": True}, "proof.iat"),
-    "iat with a fraction": ({**CLAIMS, "iat": NOW}, "proof.iat"),
-    "iat of 2^53": ({**CLAIMS, "iat": 2**53}, "proof.iat"),
-    "iat huge": ({**CLAIMS, "iat": 10**300}, "proof.iat"),
+    "no iat": (without(CLAIMS, "iat"), "proof.shape"),
+    "iat text": ({**CLAIMS, "iat": str(int(NOW))}, "proof.shape"),
+    "iat true": ({**CLAIMS, "iat": True}, "proof.shape"),
+    "iat with a fraction": ({**CLAIMS, "iat": NOW}, "proof.shape"),
+    "iat of 2^53": ({**CLAIMS, "iat": 2**53}, "proof.shape"),
+    "iat huge": ({**CLAIMS, "iat": 10**300}, "proof.shape"),
     "iat negative": ({**CLAIMS, "iat": -int(NOW)}, "proof.iat"),
     "a list": ([CLAIMS], "proof.shape"),
     "two peers": (json.dumps(CLAIMS).replace('"peer"', '"peer": "", "peer"', 1).encode(), "proof.shape"),
@@ -400,10 +402,19 @@ def test_key_of_an_audience() -> None:
 
 
 def demanded(policy: ProofPolicy, claims: dict[str, Any], proof: str) -> str:
+    bound, checker = binding(claims), ProofChecker(policy, "the agent", clock=lambda: NOW)
+    rule = ""
     try:
-        require_proof(policy, binding(claims), TOKEN, proof, Peer(SPKI, PIN, "the agent"), NOW)
+        proved = checker.check(bound, TOKEN, proof, Peer(SPKI, PIN))
     except ProofRefused as error:
-        return error.rule
+        rule = error.rule
+    if rule:
+        assert sum(checker.taken.values()) == 0
+        assert [reason for reason, count in checker.refused.items() if count] == [rule.removeprefix("proof.")]
+        return rule
+    assert [kind for kind, count in checker.taken.items() if count] == [bound.kind.value]
+    assert sum(checker.refused.values()) == 0
+    assert proved == ("" if bound.kind is BindingKind.NONE else KEY.thumbprint)
     return "taken"
 
 
@@ -515,3 +526,23 @@ def test_the_key_of_a_certificate() -> None:
     assert spki_of(certificate.public_bytes(serialization.Encoding.DER)) == expected
     with pytest.raises(ValueError, match="asn1"):
         spki_of(b"none")
+
+
+@pytest.mark.parametrize(
+    ("audience", "key", "place"),
+    [
+        ("arcbridge:key:T", "T", "arcbridge:key:T"),
+        ("arcbridge:key:T@relay", "T", "relay"),
+        ("arcbridge:key:T@a@b", "T", "a@b"),
+        ("arcbridge:key:@relay", "", "relay"),
+        ("arcbridge:key:T@", "T", ""),
+        ("relay", "", "relay"),
+        ("x@relay", "", "x@relay"),
+    ],
+)
+def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
+    assert (key_of(audience), place_of(audience)) == (key, place)
+    if audience.startswith("arcbridge:key:"):
+        bound = binding({"aud": audience})
+        assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
+        assert bound.names("T") is (key == "T")

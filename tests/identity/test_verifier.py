@@ -176,6 +176,28 @@ async def test_t3_the_relay_s_audience_is_not_the_cluster_s() -> None:
     assert await refused(token(claims(aud="arcbridge-relay"))) == "token.aud"
 
 
+@pytest.mark.parametrize(
+    ("audience", "rule"),
+    [
+        ("arcbridge:key:T@cluster", ""),
+        (["arcbridge:key:T", "cluster"], ""),
+        ("arcbridge:key:T", "token.aud"),
+        ("arcbridge:key:T@", "token.aud"),
+        ("arcbridge:key:T@other", "token.aud"),
+        ("arcbridge:key:T@x@cluster", "token.aud"),
+        ("x@cluster", "token.aud"),
+        (["arcbridge:key:T@cluster", "arcbridge:key:T@relay"], "token.aud.forbidden"),
+    ],
+)
+async def test_an_audience_may_name_the_place_and_a_key(audience: object, rule: str) -> None:
+    """Whether the token is bound to the key is `identity.proof`'s to say; here it must be meant for this place."""
+    subject = verifier(accept=Acceptance(frozenset({"relay"})))
+    if rule:
+        assert await refused(token(claims(aud=audience)), subject) == rule
+    else:
+        assert (await subject.verify(token(claims(aud=audience)))).username == "oidc:alice"
+
+
 TYPES = [
     *("logout+jwt", "application/logout+jwt", "Logout+JWT"),
     *("dpop+jwt", "arcbridge-proof+jwt", "application/arcbridge-proof+jwt"),

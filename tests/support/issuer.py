@@ -373,6 +373,9 @@ class IssuerServer:
         form = _form(await request.post())
         client = self._client(request, form)
         jkt = self._proven_key(request)
+        resource = form.get("resource") or form.get("audience", "")
+        if resource and self.settings.resources is not None and resource not in self.settings.resources:
+            raise Refused("invalid_target", "this client may not ask for that audience")
         match form.get("grant_type"):
             case "authorization_code":
                 grant = self._redeem_code(client, form)
@@ -392,9 +395,7 @@ class IssuerServer:
             raise Refused("invalid_grant", "bound to another key")
         # A public client's refresh token is bound to the key of its first use (RFC 9449 §5).
         grant = replace(grant, jkt=jkt)
-        if resource := form.get("resource") or form.get("audience"):
-            if self.settings.resources is not None and resource not in self.settings.resources:
-                raise Refused("invalid_target", "this client may not ask for that audience")
+        if resource:
             grant = replace(grant, resource=resource)
         answer = self.tokens(grant)
         if form.get("grant_type") == TOKEN_EXCHANGE:

@@ -397,7 +397,8 @@ def test_audiences_at_a_refresh_and_by_exchange(issuer: Issuer) -> None:
     assert verify(issuer, exchanged["access_token"], "arcbridge-b")["groups"] == ["platform"]
     issuer.settings(resources=["arcbridge-a"])
     assert issuer.request("POST", "/token", exchange)[1]["error"] == "invalid_target"
-    assert issuer.request("POST", "/token", {**exchange, "subject_token": "x"})[1]["error"] == "invalid_request"
+    wrong = {**exchange, "audience": "arcbridge-a", "subject_token": "x"}
+    assert issuer.request("POST", "/token", wrong)[1]["error"] == "invalid_request"
 
 
 def test_a_job_of_a_pipeline_asks_for_its_audience(issuer: Issuer) -> None:
