@@ -33,6 +33,7 @@ OTHER_FOLDERS = {
     "release": "release/",
     "helm": "the Go module of Helm",
     "hostile": "a relay, an agent or a client with one lie, against the other roles",
+    "keycloak": "real processes with a real identity provider",
     "support": "the parts that tests are made of",
 }
 
