@@ -27,9 +27,11 @@ OTHER_FOLDERS = {
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
+    "differential": "the agent's parsers beside other ones, over the network",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
     "helm": "the Go module of Helm",
+    "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
 }
 
