@@ -181,7 +181,18 @@ def binding(claims: Mapping[str, Any]) -> Binding:
 
 def key_of(audience: str) -> str:
     """Return the thumbprint of the key that an audience names; empty where it names none."""
-    return audience.removeprefix(AUDIENCE_PREFIX) if audience.startswith(AUDIENCE_PREFIX) else ""
+    return audience.removeprefix(AUDIENCE_PREFIX).partition("@")[0] if audience.startswith(AUDIENCE_PREFIX) else ""
+
+
+def place_of(audience: str) -> str:
+    """Return the audience proper of one that also names a key, `arcbridge:key:THUMBPRINT@AUDIENCE`; otherwise itself.
+
+    An issuer that gives one audience only, as GitHub Actions does, says both in it.
+    """
+    if audience.startswith(AUDIENCE_PREFIX):
+        _, at, place = audience.partition("@")
+        return place if at else audience
+    return audience
 
 
 def _nonce_of(thumbprint: str) -> str:

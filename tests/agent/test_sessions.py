@@ -41,9 +41,9 @@ from arcbridge.mux import memory
 from arcbridge.mux.connection import AuthMaker, peer_certificate
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.tls import inner_server_context
-from arcbridge.wire.frames import GoawayCode, ResetCode
+from arcbridge.wire.frames import VERSION, GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
-from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
+from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Revoke
 from arcbridge.wire.session import Kind, Side, State
 from tests.identity import issuer as issuing
 from tests.support.stream_io import StreamIO
@@ -502,6 +502,32 @@ async def test_s3_two_at_once() -> None:
         assert held.old.epoch == 2
         # Attached and replaced at once, with or without a word, or too late.
         assert not isinstance(first, Goaway) or first.code == GoawayCode.REPLACED
+
+
+@pytest.mark.parametrize("join_id", ["knock", "", "of another user"])
+async def test_b2_a_client_of_another_join_is_refused_before_its_token_is_looked_at(join_id: str) -> None:
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock())
+    hello = Hello(VERSION, VERSION, "resume", DEFAULT.stream_window, DEFAULT.max_streams, join_id=join_id)
+    answer = await knock(sessions, hello)
+    if join_id != "of another user":  # an older client says none
+        assert isinstance(answer, AuthOk)
+    else:
+        assert isinstance(answer, Goaway)
+        assert (answer.code, judge.asked) == (GoawayCode.CROSSED, [])
+        assert "crossed two joins" in answer.message
+    await sessions.close()
+
+
+async def test_b2_a_resumption_over_another_join_leaves_the_session_to_its_owner() -> None:
+    async with holding() as held:
+        await held.cut()
+        answer = await knock(held.sessions, asks_for(held.client, join_id="of another user"))
+        assert isinstance(answer, Goaway)
+        assert answer.code == GoawayCode.CROSSED
+        await resume(held.sessions, held.client)
+        await held.echo(b"still there")
 
 
 async def test_s1_counts_that_cannot_be_true_end_the_session() -> None:

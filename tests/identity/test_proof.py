@@ -34,6 +34,7 @@ from arcbridge.identity.proof import (
     check_proof,
     key_of,
     peer_hash,
+    place_of,
     require_proof,
     thumbprint_of,
     token_hash,
@@ -352,7 +353,7 @@ NOT_BOUND: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("claims", NOT_BOUND, ids=str)
+@pytest.mark.parametrize("claims", NOT_BOUND)
 def test_a_token_is_not_bound(claims: dict[str, Any]) -> None:
     assert binding(claims) == Binding()
 
@@ -380,7 +381,7 @@ NO_KEY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("claims", NO_KEY, ids=str)
+@pytest.mark.parametrize("claims", NO_KEY)
 def test_what_is_bound_to_another_key_or_in_another_way_is_not_unbound(claims: dict[str, Any]) -> None:
     found = binding(claims)
     assert found.kind is not BindingKind.NONE
@@ -481,7 +482,7 @@ def test_a_key_does_not_show_its_private_half() -> None:
         json.dumps({**json.loads(KEY.to_jwk()), "d": "AA"}).encode(),
         json.dumps({**json.loads(KEY.to_jwk()), "more": "x" * 5000}).encode(),
     ],
-    ids=str,
+    ids=["empty", "no field", "a list", "no text", "public", "another curve", "another number", "too large"],
 )
 def test_another_file_is_no_key(data: bytes) -> None:
     with pytest.raises(StateError):
@@ -512,3 +513,26 @@ def test_dpop() -> None:
     plain = jwt.decode(KEY.dpop("GET", "https://x/", NOW), options={"verify_signature": False})
     assert plain.keys() == {"jti", "htm", "htu", "iat"}
     assert rule(proof) == "proof.shape", "it is no proof for a peer"
+
+
+T = KEY.thumbprint
+
+
+@pytest.mark.parametrize(
+    ("audience", "key", "place"),
+    [
+        (f"arcbridge:key:{T}", T, f"arcbridge:key:{T}"),
+        (f"arcbridge:key:{T}@relay", T, "relay"),
+        (f"arcbridge:key:{T}@a@b", T, "a@b"),
+        ("arcbridge:key:@relay", "", "relay"),
+        (f"arcbridge:key:{T}@", T, ""),
+        ("relay", "", "relay"),
+        ("x@relay", "", "x@relay"),
+    ],
+)
+def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
+    assert (key_of(audience), place_of(audience)) == (key, place)
+    if audience.startswith("arcbridge:key:"):
+        bound = binding({"aud": audience})
+        assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
+        assert bound.names(T) is (key == T)
