@@ -24,12 +24,16 @@ WITHOUT_MODULE: dict[str, str] = {
 }
 OTHER_FOLDERS = {
     "bench": "bench/",
+    "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
+    "release": "release/",
     "helm": "the Go module of Helm",
+    "hostile": "a relay, an agent or a client with one lie, against the other roles",
+    "keycloak": "real processes with a real identity provider",
     "support": "the parts that tests are made of",
 }
 
