@@ -10,8 +10,7 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,11 +36,9 @@ from arcbridge.identity.proof import (
     peer_hash,
     place_of,
     require_proof,
-    spki_of,
     thumbprint_of,
     token_hash,
 )
-from arcbridge.pki.authority import Authority
 
 NOW = 1_800_000_000.0
 TOKEN = "head.claims.signature"
@@ -516,16 +513,6 @@ def test_dpop() -> None:
     plain = jwt.decode(KEY.dpop("GET", "https://x/", NOW), options={"verify_signature": False})
     assert plain.keys() == {"jti", "htm", "htu", "iat"}
     assert rule(proof) == "proof.shape", "it is no proof for a peer"
-
-
-def test_the_key_of_a_certificate() -> None:
-    certificate = x509.load_pem_x509_certificate(Authority.create("test").certificate_pem.encode())
-    expected = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    assert spki_of(certificate.public_bytes(serialization.Encoding.DER)) == expected
-    with pytest.raises(ValueError, match="asn1"):
-        spki_of(b"none")
 
 
 @pytest.mark.parametrize(
