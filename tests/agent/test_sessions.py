@@ -1324,3 +1324,22 @@ async def test_t31_the_other_settings(policy: ProofPolicy) -> None:
             assert await reason_of(client) == "unbound"
         else:
             await client.wait_established()
+
+
+async def test_t30_an_older_agent_passes_over_the_proof() -> None:
+    """A token that is bound is a bearer token there, as it was before."""
+    judge, text = FakeAuthenticator(), bound_token()
+    judge.add(text, "alice")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions, proving(text)) as (client, handler):
+        await client.wait_established()
+        assert handler.accepted[0].subject == "alice"
+
+
+async def test_t30_an_older_client_is_served_with_an_unbound_token_alone() -> None:
+    sessions = real_sessions(Clock())
+    async with joined(sessions, issuing.token(issuing.claims()), alone=False) as (client, _):
+        await client.wait_established()
+    async with joined(sessions, bound_token()) as (client, _):
+        ended = await end_of(client)
+        assert "update arcbridge here" in ended.message
