@@ -34,13 +34,22 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
 from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, covering
 from arcbridge.agent.targets import PREFIX, TcpTargets
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
+from arcbridge.errors import (
+    ArcbridgeError,
+    BytesAltered,
+    ConnectionLost,
+    PermissionRefused,
+    RemoteProtocolError,
+    Unauthenticated,
+)
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.mux import memory
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.session_tls import accept_session, fast_tls
+from arcbridge.net.fast_tls import fast_tls
+from arcbridge.net.session_tls import accept_session
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -175,7 +184,7 @@ class Sessions:
             await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
-            lost = ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
+            lost = alteration(error) or ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
             session.abort(lost)
             raise lost from error
         except BaseException:
@@ -371,6 +380,8 @@ class AgentSession(BaseHandler):
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
         """Decide about AUTHs one at a time; of several that wait the newest counts."""
+        if self._caller is None and self._crossed(session):
+            return
         self._pending_auth = auth
         if self._authenticating is None or self._authenticating.done():
             self._authenticating = asyncio.get_running_loop().create_task(
@@ -395,7 +406,8 @@ class AgentSession(BaseHandler):
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
             self._caller.connected_since = math.inf
-        self._log.info("session detached", reason=error.message, streams=self.streams)
+        tell = self._log.warning if isinstance(error, BytesAltered) else self._log.info
+        tell("session detached", reason=error.message, streams=self.streams)
 
     def resumed(self, session: MuxSession) -> None:
         seconds = self._end_detachment()
@@ -423,6 +435,8 @@ class AgentSession(BaseHandler):
         if self._caller is not None:
             self._leave(self._caller)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+        elif isinstance(error, BytesAltered):
+            self._log.warning("session refused", reason=error.message)
 
     def end_streams(self) -> None:
         """Reset all streams in the next turn, with LIMIT: the user may move no more bytes today."""
@@ -462,6 +476,18 @@ class AgentSession(BaseHandler):
         self.detached_at = None
         self._sessions.detached_seconds += seconds
         return seconds
+
+    def _crossed(self, session: MuxSession) -> bool:
+        """Refuse a client that was joined under another id than this agent: log and audit would say that one user did
+        what another one does (docs/threats.md#B2). Older clients do not say theirs."""
+        hello = session.peer_hello
+        if hello is None or hello.join_id in ("", self._join_id):
+            return False
+        self._sessions.refused += 1
+        reason = "the client was joined under another id than this agent: the relay has crossed two joins"
+        self._log.warning("session refused", reason=reason, connection=self.via)
+        session.refuse_auth(GoawayCode.CROSSED, reason)
+        return True
 
     async def _authenticate_pending(self, session: MuxSession) -> None:
         while (auth := self._pending_auth) is not None:

@@ -185,6 +185,11 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
+    trust = context.trust()
+    for one in found:
+        # Scripts read the pins from here, and would trust what the relay says.
+        if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
+            print_warning(wrong)
     if output in ("", "table"):
         found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
         if not found:
@@ -263,7 +268,7 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
 def _ago(seen: object) -> str:
     import time
 
-    if not isinstance(seen, int | float) or seen <= 0:
+    if not isinstance(seen, int | float) or not 0 < seen < 1e12:
         return "never"
     seconds = max(0.0, time.time() - seen)
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):

@@ -26,6 +26,7 @@ from arcbridge.errors import (
     RemoteProtocolError,
     Unreachable,
 )
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
@@ -140,5 +141,5 @@ async def shake_hands(
                 "another party may be in between: tell the relay's operator"
             ) from error
         if isinstance(error, OSError):
-            raise ConnectionLost("it ended during the handshake with the agent") from error
+            raise alteration(error) or ConnectionLost("it ended during the handshake with the agent") from error
         raise

@@ -14,10 +14,11 @@ from arcbridge.client.refusal import of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
-from arcbridge.errors import PermissionRefused, Unreachable
+from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.mux.connection import peer_certificate
 from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.pki.names import check_cluster_name
 
 DEADLINE = 15.0
 """Seconds for the whole answer."""
@@ -45,6 +46,14 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
         raise Unreachable(f"{relay.address.url} did not answer with clusters: is this an arcbridge relay?")
+    for one in document:
+        try:
+            # A name goes into files that shells read, and to terminals (docs/threats.md#B3).
+            check_cluster_name(str(one["name"]))
+        except ConfigError as error:
+            raise Unreachable(
+                f"{relay.address.url} listed a cluster under a name that no cluster has; tell the relay's operator"
+            ) from error
     return sorted(document, key=lambda one: str(one["name"]))
 
 

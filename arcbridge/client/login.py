@@ -2,10 +2,12 @@
 for one cluster each by `resource` (RFC 8707), `audience` or token exchange (RFC 8693).
 
 The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
-`state` and `nonce` are checked. Tokens are saved before they are used: an issuer that rotates refresh tokens has
-already forgotten the former one. The login has a key (`client.proof_keys`) to which its tokens are bound where the
-issuer can do that: by DPoP, and the id token of the authorization code flow by its nonce, which names the key. PKCE is
-what protects the code here (RFC 9700 §2.1.1), so the nonce need not be a new one each time.
+It has both loopback addresses and answers no other user of the machine: the command line of the browser, which all
+users can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are
+used: an issuer that rotates refresh tokens has already forgotten the former one. The login has a key
+(`client.proof_keys`) to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the
+authorization code flow by its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the
+nonce need not be a new one each time.
 """
 
 from __future__ import annotations
@@ -24,14 +26,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import structlog
+
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.client.listening import listen_local
 from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
+from arcbridge.net.peer_user import is_other_user
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -46,6 +52,8 @@ _HEAD_LIMIT = 16 * 1024
 BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
 """Values of `login.cluster_audience_by`."""
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
+
+log = structlog.get_logger("arcbridge.client")
 
 Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
@@ -283,7 +291,7 @@ class Login:
         key = self._own_key()
         nonce = key.nonce()
         callback = _Callback(state, issuer.url)
-        server, port = await self._listen(callback)
+        servers, port = await self._listen(callback)
         try:
             redirect = f"http://localhost:{port}"
             question = {
@@ -309,7 +317,8 @@ class Login:
             except TimeoutError as error:
                 raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
         answer = await self._ask(issuer, endpoints, form)
@@ -322,13 +331,15 @@ class Login:
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
         return await self._begin(issuer, answer)
 
-    async def _listen(self, callback: _Callback) -> tuple[asyncio.Server, int]:
+    async def _listen(self, callback: _Callback) -> tuple[list[asyncio.Server], int]:
         for port in self._redirect_ports:
             try:
-                server = await asyncio.start_server(callback.serve, "127.0.0.1", port, limit=_HEAD_LIMIT)
-            except OSError:
+                # Both addresses of `localhost`: at the other one another program would get the answer.
+                sockets = listen_local(port)
+            except ConfigError:
                 continue  # another program listens there
-            return server, int(server.sockets[0].getsockname()[1])
+            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
+            return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
         raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
 
@@ -389,6 +400,9 @@ class _Callback:
         assert task is not None
         self._connections.add(task)
         try:
+            if is_other_user(writer.get_extra_info("socket")):
+                log.warning("a program of another user asked for the answer to the login; it got none")
+                return
             async with asyncio.timeout(10):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, text = self._judge(head.split(b"\r\n", 1)[0].decode("latin-1"))

@@ -171,6 +171,17 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 )
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
+            case GoawayCode.CROSSED:
+                return Unreachable(
+                    f"the relay joined you to an agent of {name} that came for another user; if it happens again, tell "
+                    "the relay's operator",
+                    retry_after=RETRY_SOON,
+                )
+            case GoawayCode.PROTOCOL | GoawayCode.FLOW_CONTROL:
+                return Unreachable(
+                    f"the agent of {name} ended the session because this client broke the protocol; its log says how",
+                    retry_after=RETRY_SOON,
+                )
             case GoawayCode.GONE:
                 return Unreachable(
                     f"the agent of {name} no longer has the session: it was restarted, or it waited too long",
@@ -180,6 +191,8 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
     if isinstance(error, ConnectionLost):
         return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
+    if isinstance(error, RemoteProtocolError):
+        return Unreachable(f"the session with {name} ended: {error.message}", retry_after=RETRY_SOON)
     return error
 
 

@@ -369,7 +369,7 @@ class ResumableSession:
         except ArcbridgeError as error:
             # Where the old connection still works, its token is renewed as before.
             self.renewal, self.expires_in = before
-            if not isinstance(error, SessionEnded):
+            if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                 self._relays.failed(joined.relay)
             raise_user_error(error, self._cluster)
         finally:

@@ -324,7 +324,7 @@ class SessionManager(BaseHandler):
                     raise await resumable.session.wait_ended()
                 return resumable
             except ArcbridgeError as error:
-                if not isinstance(error, SessionEnded):
+                if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                     self.relays.failed(joined.relay)
                 attempts_left -= 1
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):

@@ -10,6 +10,7 @@ from typing import Protocol, assert_never, cast
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import AuthMaker, MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
@@ -108,6 +109,7 @@ class MuxSession:
             agent=agent,
             software=software,
             cluster_ca=cluster_ca,
+            join_id=label if kind is Kind.SESSION and side is Side.INITIATOR else "",
             budget=memory.budget,
             backlog=memory.backlog,
         )
@@ -388,7 +390,7 @@ class MuxSession:
                 transport.abort()
                 return
             self._drop_connection()
-            self._machine.resumption.begin(auth, monotonic())
+            self._machine.resumption.begin(auth, monotonic(), connection.label)
             self.label = connection.label or self.label
             self._arm_timer()
         elif auth is not None:
@@ -429,7 +431,7 @@ class MuxSession:
         if exc is None:
             self._machine.receive_eof(monotonic())
         else:
-            error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
+            error = alteration(exc) or ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
             self._machine.connection_lost(monotonic(), error)
         self.act()

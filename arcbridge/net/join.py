@@ -19,6 +19,7 @@ Deadlines in seconds: handshake 5, JOIN record 5, close_notify 3; `client_join` 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -39,6 +40,9 @@ REQUEST_DEADLINE: Final = 5.0
 WHOLE_DEADLINE: Final = 20.0
 """The relay gives up at 15 s and says why; this is above it, so the reason arrives."""
 _LINGER: Final = 1.0
+
+JOIN_ID: Final = re.compile(r"[0-9A-Za-z.-]{1,64}")
+"""What the id of a join looks like. The relay chooses it, and both ends put it into logs, audit and headers."""
 
 
 class JoinCode(IntEnum):
@@ -116,6 +120,8 @@ async def _client_join(
     reply = JoinReply.decode(record)
     if reply.code:
         raise JoinRefused(reply.code, reply.message or "the relay refused", retry_after=reply.retry_after or None)
+    if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
+        raise RemoteProtocolError("the relay gave the join an id that no relay makes")
     try:
         async with asyncio.timeout(CLOSE_DEADLINE):
             if rest or await pipe.read():

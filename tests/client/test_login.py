@@ -150,6 +150,39 @@ class TestAuthorizationCode:
         await visits[0]
         assert seen == [400, 400, 200]
 
+    async def test_w12_another_user_gets_no_answer_and_gives_none(
+        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another user knows `state` from the browser's command line and brings a code of an account of its own."""
+        others: list[bool] = []
+        monkeypatch.setattr(login_module, "is_other_user", lambda sock: others.pop())
+        answers: list[str] = []
+        visits = []
+
+        async def visit(url: str) -> None:
+            back = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+            state = parse_qs(urlsplit(url).query)["state"][0]
+            others.append(True)
+            reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
+            writer.write(f"GET /?{urlencode({'state': state, 'code': 'other'})} HTTP/1.1\r\n\r\n".encode())
+            try:
+                answers.append((await reader.read()).decode())
+            except ConnectionError:
+                answers.append("")
+            writer.close()
+            others.append(False)
+            answers.append((await browse(url, issuer))[1])
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert answers[0] == ""
+        assert answers[1].startswith("HTTP/1.1 200")
+        assert read_unverified(tokens.id_token).subject == "alice"
+
     async def test_a_foreign_nonce(self, issuer: Issuer, tmp_path: Path) -> None:
         visits = []
 
@@ -176,9 +209,14 @@ class TestAuthorizationCode:
             await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
         assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
 
-    async def test_squatted_ports(self, issuer: Issuer, tmp_path: Path) -> None:
-        with socket.socket() as squatter:
-            squatter.bind(("127.0.0.1", 0))
+    @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+    async def test_squatted_ports(self, issuer: Issuer, tmp_path: Path, family: int, host: str) -> None:
+        """docs/threats.md#W12: a browser may go to either address of `localhost`."""
+        with socket.socket(family) as squatter:
+            try:
+                squatter.bind((host, 0))
+            except OSError:
+                pytest.skip(f"no {host}")
             squatter.listen()
             taken = squatter.getsockname()[1]
             with pytest.raises(Unauthenticated, match=f"local ports {taken} are in use"):
