@@ -15,6 +15,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -39,9 +40,14 @@ from arcbridge.config import (
     LoginConfig,
     RelayConfig,
 )
+from arcbridge.net.address import parse_address
+from arcbridge.net.dialer import connect
+from arcbridge.net.join import client_join
+from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.pki.pins import pin_of
 from arcbridge.relay import service as relay_service
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.identity.issuer import URL, Document, Issuer, claims, token
 from tests.support.fake_apiserver import Exchange, FakeApiServer, Request, Route, reply
 from tests.support.world import fixed_port
@@ -220,6 +226,7 @@ class Organisation:
         self.clusters: dict[str, Cluster] = {}
         self.relay_address = ""
         self.relay_pin = ""
+        self.relay_ca = ""
         self.policy = '[[allow]]\ngroups = ["platform"]\nclusters = ["*"]\n'
         self.registry: SqliteRegistry
         self._stack = AsyncExitStack()
@@ -268,6 +275,7 @@ class Organisation:
             work = relay_service.serve(config, info.set_result, stopping, hurry)
             await self._run(work, info, stopping, hurry)
         self.relay_pin = info.result().ca_pin
+        self.relay_ca = (directory / "data" / "ca.crt").read_text()
         self.registry = await SqliteRegistry.open(directory / "data")
         self._stack.push_async_callback(self.registry.close)
 
@@ -346,6 +354,13 @@ class Organisation:
             waiting.cancel()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def joined(self, access_token: str, cluster: str = CLUSTER, **fields: Any) -> tuple[socket.socket, JoinReply]:
+        """Join as a client of whatever make, with a token; raises JoinRefused with the relay's words."""
+        context = outer_client_context(RelayTrust(self.relay_ca), ALPN_JOIN)
+        request = JoinRequest(**{"role": "client", "cluster": cluster, "token": access_token, **fields})
+        sock = await connect(parse_address(self.relay_address), deadline=5)
+        return sock, await client_join(sock, context, "127.0.0.1", request)
 
     # -- looking ------------------------------------------------------------------------------------------------
 
