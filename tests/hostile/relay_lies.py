@@ -23,6 +23,7 @@ from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest
 from arcbridge.wire.session import Kind, Side
+from tests.hostile.by_hand import say
 from tests.hostile.wire_lies import tcp_pair
 
 
@@ -70,14 +71,14 @@ class OtherClusterAndCa(OtherCluster):
 
 
 class KeepsTokens(Rendezvous):
-    """Keeps the access tokens that it is shown."""
+    """Keeps the JOINs of clients, with tokens and proofs."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.tokens: list[str] = []
+        self.requests: list[JoinRequest] = []
 
     async def _identify(self, request: JoinRequest) -> Identity:
-        self.tokens.append(request.token)
+        self.requests.append(request)
         return await super()._identify(request)
 
 
@@ -148,12 +149,6 @@ class Control(ControlServer):
     def connections(self) -> set[ControlConnection]:
         """The agents that are connected."""
         return set(self._open)
-
-
-def say(session: MuxSession, body: bytes) -> None:
-    """Send a frame as it is, whether its sender may send it or not."""
-    session._sender.control.append(body)
-    session.wake()
 
 
 def refuses_with(reply: JoinReply) -> type[Rendezvous]:

@@ -375,7 +375,8 @@ async def test_b5_the_access_token_that_the_relay_was_shown_opens_no_session(tmp
     async with Organisation.running(tmp_path, relay={"Rendezvous": rendezvous}) as org:
         async with org.client() as alice:
             assert (await alice.get()).status == 200
-        (token,) = made[0].tokens
+        (seen,) = made[0].requests
+        token = seen.token
         sock, reply = await org.joined(token)
         session = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler(), label=reply.join_id)
         session.authenticate(Auth(kind="oidc", token=token))
