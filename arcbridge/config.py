@@ -120,6 +120,8 @@ class RelayConfig:
     and bound tokens are refused)."""
     proxy_protocol_from: tuple[str, ...] = ()
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that an access token may have."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
@@ -250,6 +252,10 @@ class AgentConfig:
     """Holds `id.secret`; needed for the first start and after the certificate has lapsed."""
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
+    forbidden_audiences: tuple[str, ...] = ()
+    """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that a user's token may have."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     proof: str = "if-bound"
@@ -279,8 +285,8 @@ class LoginConfig:
     id_token_file: Path | None = None
     """Token for the cluster."""
     proof_key_file: Path | None = None
-    """Private JWK of the key to which tokens from files or a command are bound; made by `arcbridge` where tokens come
-    from a login."""
+    """Private JWK of the key to which tokens are bound; none: a login keeps its own, a command or workload gets a new
+    one, and tokens from files are bound to none."""
     one_token: bool = False
     """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()
@@ -290,6 +296,14 @@ class LoginConfig:
     scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     audience: str = ""
     """Audience to ask for in the access token, where the issuer takes such a parameter."""
+    cluster_audience: str = ""
+    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
+    cluster_audience_by: str = "resource"
+    """How a token for that audience is asked for: `resource` or `audience` at a refresh, or `exchange` (RFC 8693)."""
+    workload: str = ""
+    """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
+    dpop: bool = True
+    """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"

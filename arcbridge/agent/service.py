@@ -35,7 +35,7 @@ from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.proof import ProofChecker, policy_of
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.fetch import HttpFetcher
@@ -74,7 +74,8 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         stack.push_async_callback(fetcher.close)
         verifier = None
         if config.authentication is not None:
-            verifier = TokenVerifier(authentication.load(config.authentication), fetcher)
+            accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
+            verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
             stack.push_async_callback(verifier.close)
         targets = TcpTargets(read_targets(config.targets), audit)
         stack.push_async_callback(targets.close)

@@ -48,7 +48,8 @@ from arcbridge.mux import memory
 from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.session_tls import accept_session, fast_tls
+from arcbridge.net.fast_tls import fast_tls
+from arcbridge.net.session_tls import accept_session
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Hello

@@ -283,11 +283,29 @@ def _until(expires_at: float) -> str:
     return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(expires_at)) if expires_at else ""
 
 
+def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Print what binds tokens to the key of the settings, which is made if it is not there."""
+    from arcbridge.client import proof_keys
+
+    file, output = config.login.proof_key_file, invocation.text("output", "table")
+    if file is None:
+        raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
+    key = proof_keys.load_or_make(file)
+    names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
+    if output in ("json", "yaml"):
+        print_document(names, output)
+    else:
+        rows = [{"name": name, "value": value} for name, value in names.items()]
+        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+    return ExitCode.DONE
+
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
     "clusters": _answer(_clusters),
     "login": _answer(_login),
+    "key": _key,
     "logout": _answer(_logout),
     "status": _answer(_status),
 }

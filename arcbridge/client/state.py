@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from arcbridge.errors import StateError
 from arcbridge.pki.names import is_cluster_name
-from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.private_files import (
+    ensure_private_directory,
+    locked,
+    read_file,
+    refuse_foreign_directory,
+    write_private,
+)
 
 if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority
@@ -49,12 +55,18 @@ class StateDirectory:
 
     @classmethod
     def find(cls, explicit: Path | None, environment: Mapping[str, str]) -> StateDirectory:
-        if explicit is not None:
-            return cls(explicit, explicit / "cache")
-        return cls(
-            _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
-            _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+        """The directory of the settings, else the one of `environment`; raises StateError for another user's."""
+        found = (
+            cls(explicit, explicit / "cache")
+            if explicit is not None
+            else cls(
+                _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
+                _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+            )
         )
+        for directory in (found.path, found.cache):
+            refuse_foreign_directory(directory)
+        return found
 
     @property
     def pins_file(self) -> Path:

@@ -50,6 +50,8 @@ AUDIENCE_PREFIX: Final = "arcbridge:key:"
 """How an audience that names a key begins."""
 MAX_KEY_FILE: Final = 4096
 """Bytes of a key that is read from a file."""
+_THUMBPRINT: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+"""A SHA-256 in base64url."""
 _MAX_KEY_AUDIENCES: Final = 16
 """Audiences of one token that name a key; the others beyond it name none."""
 
@@ -159,26 +161,39 @@ def binding(claims: Mapping[str, Any]) -> Binding:
     Whatever names a key in a way that is malformed, or not known here, binds to no key at all: such a token is refused
     and does not pass for unbound.
     """
-    if claims.get("cnf") is not None:
-        confirmation = claims["cnf"]
+    confirmation = claims.get("cnf")
+    if confirmation is not None:
         thumbprint = confirmation.get("jkt") if isinstance(confirmation, Mapping) else None
-        if isinstance(thumbprint, str) and thumbprint.isascii():
+        if isinstance(thumbprint, str) and _THUMBPRINT.fullmatch(thumbprint):
             return Binding(BindingKind.CNF_JKT, (thumbprint,))
         return Binding(BindingKind.UNKNOWN)
     nonce = claims.get("nonce")
-    if isinstance(nonce, str) and nonce.startswith(NONCE_PREFIX) and nonce.isascii():
-        return Binding(BindingKind.NONCE, (nonce,))
+    if isinstance(nonce, str) and nonce.startswith(NONCE_PREFIX):
+        well_formed = _THUMBPRINT.fullmatch(nonce.removeprefix(NONCE_PREFIX))
+        return Binding(BindingKind.NONCE, (nonce,) if well_formed else ())
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    named = tuple(key_of(one) for one in audiences if isinstance(one, str) and one.startswith(AUDIENCE_PREFIX))
+    named = [key_of(one) for one in audiences if isinstance(one, str) and one.startswith(AUDIENCE_PREFIX)]
     if named:
-        return Binding(BindingKind.AUDIENCE, tuple(one for one in named[:_MAX_KEY_AUDIENCES] if one.isascii()))
+        keys = tuple(one for one in named[:_MAX_KEY_AUDIENCES] if _THUMBPRINT.fullmatch(one))
+        return Binding(BindingKind.AUDIENCE, keys)
     return UNBOUND
 
 
 def key_of(audience: str) -> str:
     """Return the thumbprint of the key that an audience names; empty where it names none."""
-    return audience.removeprefix(AUDIENCE_PREFIX) if audience.startswith(AUDIENCE_PREFIX) else ""
+    return audience.removeprefix(AUDIENCE_PREFIX).partition("@")[0] if audience.startswith(AUDIENCE_PREFIX) else ""
+
+
+def place_of(audience: str) -> str:
+    """Return the audience proper of one that also names a key, `arcbridge:key:THUMBPRINT@AUDIENCE`; otherwise itself.
+
+    An issuer that gives one audience only, as GitHub Actions does, says both in it.
+    """
+    if audience.startswith(AUDIENCE_PREFIX):
+        _, at, place = audience.partition("@")
+        return place if at else audience
+    return audience
 
 
 def _nonce_of(thumbprint: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import SocketErrorPoll, socket_error_poll
+from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.wire.records import Auth
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_error_poll", "_polled", "_session", "auth", "label", "resumes", "transport")
+    __slots__ = ("_error_poll", "_session", "auth", "label", "resumes", "transport")
 
     def __init__(
         self, session: MuxSession, auth: Auth | AuthMaker | None = None, *, resumes: bool = False, label: str = ""
@@ -40,26 +40,13 @@ class MuxConnection(asyncio.BufferedProtocol):
         self.label = label
         """The join id of a connection that resumes."""
         self.transport: asyncio.Transport | None = None
-        self._error_poll: SocketErrorPoll | None = None
-        """Asked after each read; None for a transport that reads on until it finds the error itself."""
-        self._polled = False
-        """Whether the next poll includes this connection."""
+        self._error_poll: TransportErrorPoll | None = None
+        """Told of each read; None for a transport that reads on until it finds the error itself."""
 
     def poll_for_errors(self) -> None:
-        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone.
-
-        uvloop reports a reset that comes with the last bytes together with them, and never again.
-        """
+        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone."""
         if self.transport is not None:
-            self._error_poll = socket_error_poll()
-
-    def poll_error(self) -> None:
-        """Make the transport read again, which finds a pending error (called by the poll)."""
-        self._polled = False
-        transport = self.transport
-        if transport is not None and transport.is_reading():
-            transport.pause_reading()
-            transport.resume_reading()
+            self._error_poll = TransportErrorPoll(self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -84,9 +71,8 @@ class MuxConnection(asyncio.BufferedProtocol):
             self._session.data_received(buffer.VIEW[:nbytes])
         if buffer.POISON:
             buffer.poison(nbytes)
-        if self._error_poll is not None and not self._polled:
-            self._polled = True
-            self._error_poll.add(self)
+        if self._error_poll is not None:
+            self._error_poll.was_read()
 
     def eof_received(self) -> bool:
         return False
@@ -102,7 +88,7 @@ class MuxConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         if self._error_poll is not None:
-            self._error_poll.remove(self)
+            self._error_poll.stop()
             self._error_poll = None
         if self._session is not None:
             self._session.connection_lost(self, exc)

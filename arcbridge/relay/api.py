@@ -599,6 +599,7 @@ async def _answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     try:
+        _refuse_page(request)
         return await handler(request)
     except web.HTTPException as error:
         return _error(HTTPStatus(error.status), HTTPStatus(error.status).phrase)
@@ -727,6 +728,12 @@ def _proved(request: web.Request) -> None:
     """Note that this request's credential is good."""
     if isinstance(request.protocol, _Connection):
         request.protocol.proved()
+
+
+def _refuse_page(request: web.Request) -> None:
+    """Raise `ApiRefusal` for what a browser sends on behalf of a page: nothing here is for one (docs/threats.md#W5)."""
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        raise ApiRefusal(HTTPStatus.FORBIDDEN, "the relay's API is not for web pages")
 
 
 def _route(request: web.Request) -> str:

@@ -21,7 +21,7 @@ from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker, policy_of
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.net.descriptors import raise_limit
@@ -132,7 +132,7 @@ async def _start(
 
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    verifier = TokenVerifier(issuers, fetcher)
+    verifier = TokenVerifier(issuers, fetcher, accept=Acceptance(max_lifetime=config.max_token_lifetime))
     stack.push_async_callback(verifier.close)
 
     counters, api_refusals = Counters(), Limited()

@@ -144,7 +144,9 @@ def proved(kind: str, text: str, *, key: ProofKey = KEY, peer: Peer = PEER) -> A
 
 
 @pytest.mark.parametrize(
-    "bound", [{"cnf": {"jkt": KEY.thumbprint}}, {"nonce": KEY.nonce()}, {"aud": ["cluster", KEY.audience()]}], ids=str
+    "bound",
+    [{"cnf": {"jkt": KEY.thumbprint}}, {"nonce": KEY.nonce()}, {"aud": ["cluster", KEY.audience()]}],
+    ids=["cnf", "nonce", "audience"],
 )
 async def test_t21_a_bound_token_counts_with_the_proof_of_its_key_alone(made: Made, bound: dict[str, object]) -> None:
     fake, judge = made

@@ -35,6 +35,7 @@ from arcbridge.identity.proof import (
     check_proof,
     key_of,
     peer_hash,
+    place_of,
     require_proof,
     spki_of,
     thumbprint_of,
@@ -355,7 +356,7 @@ NOT_BOUND: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("claims", NOT_BOUND, ids=str)
+@pytest.mark.parametrize("claims", NOT_BOUND)
 def test_a_token_is_not_bound(claims: dict[str, Any]) -> None:
     assert binding(claims) == Binding()
 
@@ -383,7 +384,7 @@ NO_KEY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("claims", NO_KEY, ids=str)
+@pytest.mark.parametrize("claims", NO_KEY)
 def test_what_is_bound_to_another_key_or_in_another_way_is_not_unbound(claims: dict[str, Any]) -> None:
     found = binding(claims)
     assert found.kind is not BindingKind.NONE
@@ -484,7 +485,7 @@ def test_a_key_does_not_show_its_private_half() -> None:
         json.dumps({**json.loads(KEY.to_jwk()), "d": "AA"}).encode(),
         json.dumps({**json.loads(KEY.to_jwk()), "more": "x" * 5000}).encode(),
     ],
-    ids=str,
+    ids=["empty", "no field", "a list", "no text", "public", "another curve", "another number", "too large"],
 )
 def test_another_file_is_no_key(data: bytes) -> None:
     with pytest.raises(StateError):
@@ -525,3 +526,23 @@ def test_the_key_of_a_certificate() -> None:
     assert spki_of(certificate.public_bytes(serialization.Encoding.DER)) == expected
     with pytest.raises(ValueError, match="asn1"):
         spki_of(b"none")
+
+
+@pytest.mark.parametrize(
+    ("audience", "key", "place"),
+    [
+        ("arcbridge:key:T", "T", "arcbridge:key:T"),
+        ("arcbridge:key:T@relay", "T", "relay"),
+        ("arcbridge:key:T@a@b", "T", "a@b"),
+        ("arcbridge:key:@relay", "", "relay"),
+        ("arcbridge:key:T@", "T", ""),
+        ("relay", "", "relay"),
+        ("x@relay", "", "x@relay"),
+    ],
+)
+def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
+    assert (key_of(audience), place_of(audience)) == (key, place)
+    if audience.startswith("arcbridge:key:"):
+        bound = binding({"aud": audience})
+        assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
+        assert bound.names("T") is (key == "T")
