@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcbridge.errors import StateError
+from arcbridge.pki.names import is_cluster_name
 from arcbridge.pki.private_files import (
     ensure_private_directory,
     locked,
@@ -175,7 +176,11 @@ class StateDirectory:
     # -- names, for completion ----------------------------------------------------------------------------------------
 
     def keep_cluster_names(self, names: list[str]) -> None:
-        """Write the names that completion offers; they are a convenience, so failing to is nothing."""
+        """Write the names that completion offers; they are a convenience, so failing to is nothing.
+
+        A shell that completes reads them: what is not a cluster's name is left out (docs/threats.md#B3).
+        """
+        names = [name for name in names if is_cluster_name(name)]
         try:
             ensure_private_directory(self.cache)
             write_private(self.cache / "clusters", "".join(f"{name}\n" for name in sorted(names)).encode())

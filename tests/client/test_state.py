@@ -158,6 +158,7 @@ def test_names_for_completion(tmp_path: Path) -> None:
     kept = state(tmp_path)
     kept.keep_cluster_names(["b", "a"])
     kept.add_cluster_name("c")
+    kept.add_cluster_name("$(touch ran)")
     kept.add_cluster_name("a")
     assert (tmp_path / "cache/clusters").read_text() == "a\nb\nc\n"
     (tmp_path / "file").write_text("")
