@@ -28,10 +28,14 @@ OTHER_FOLDERS = {
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
+    "differential": "the agent's parsers beside other ones, over the network",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
     "release": "release/",
     "helm": "the Go module of Helm",
+    "hostile": "a relay, an agent or a client with one lie, against the other roles",
+    "keycloak": "real processes with a real identity provider",
+    "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
 }
 

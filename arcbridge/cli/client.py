@@ -185,6 +185,11 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
+    trust = context.trust()
+    for one in found:
+        # Scripts read the pins from here, and would trust what the relay says.
+        if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
+            print_warning(wrong)
     if output in ("", "table"):
         found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
         if not found:
@@ -263,7 +268,7 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
 def _ago(seen: object) -> str:
     import time
 
-    if not isinstance(seen, int | float) or seen <= 0:
+    if not isinstance(seen, int | float) or not 0 < seen < 1e12:
         return "never"
     seconds = max(0.0, time.time() - seen)
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
@@ -278,11 +283,29 @@ def _until(expires_at: float) -> str:
     return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(expires_at)) if expires_at else ""
 
 
+def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Print what binds tokens to the key of the settings, which is made if it is not there."""
+    from arcbridge.client import proof_keys
+
+    file, output = config.login.proof_key_file, invocation.text("output", "table")
+    if file is None:
+        raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
+    key = proof_keys.load_or_make(file)
+    names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
+    if output in ("json", "yaml"):
+        print_document(names, output)
+    else:
+        rows = [{"name": name, "value": value} for name, value in names.items()]
+        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+    return ExitCode.DONE
+
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
     "clusters": _answer(_clusters),
     "login": _answer(_login),
+    "key": _key,
     "logout": _answer(_logout),
     "status": _answer(_status),
 }

@@ -26,6 +26,7 @@ from arcbridge.errors import (
     RemoteProtocolError,
     Unreachable,
 )
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
@@ -59,9 +60,12 @@ async def join(
     token = await tokens.access()
     request = JoinRequest(role="client", cluster=cluster, token=token, instance=instance, version=__version__)
 
+    def prove(certificate: bytes) -> str:
+        return tokens.prove(token, certificate)
+
     async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
         try:
-            return await _join_through(relay, request)
+            return await _join_through(relay, request, prove)
         except ArcbridgeError as error:
             raise_user_error(error, cluster)
 
@@ -73,11 +77,13 @@ async def join(
     return Joined(relay, sock, reply)
 
 
-async def _join_through(relay: RelayAccess, request: JoinRequest) -> tuple[socket.socket, JoinReply]:
+async def _join_through(
+    relay: RelayAccess, request: JoinRequest, prove: Callable[[bytes], str]
+) -> tuple[socket.socket, JoinReply]:
     context = await relay.context(ALPN_JOIN)
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
     try:
-        reply = await client_join(sock, context, relay.address.host, request)
+        reply = await client_join(sock, context, relay.address.host, request, prove=prove)
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()
@@ -135,5 +141,5 @@ async def shake_hands(
                 "another party may be in between: tell the relay's operator"
             ) from error
         if isinstance(error, OSError):
-            raise ConnectionLost("it ended during the handshake with the agent") from error
+            raise alteration(error) or ConnectionLost("it ended during the handshake with the agent") from error
         raise

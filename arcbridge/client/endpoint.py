@@ -381,9 +381,10 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
 def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
     """None for the client certificate of this cluster; it is of our CA, or the handshake had failed."""
     if not peer or not isinstance(peer, dict):
+        # A stranger does not learn which cluster it is of.
         return Unauthenticated(
             "this endpoint is for the user whose kubeconfig holds its client certificate; "
-            f'start your own: arcbridge --role client --cluster "{cluster}"'
+            "start your own: arcbridge --role client --cluster NAME"
         )
     names = [value for rdn in peer.get("subject", ()) for key, value in rdn if key == "commonName"]
     if names != [cluster]:

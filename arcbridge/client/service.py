@@ -36,6 +36,7 @@ from arcbridge.pki.pins import PinStore
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.
     from arcbridge.client.login import Login, OpenBrowser, Say
+    from arcbridge.identity.proof import ProofKey
     from arcbridge.observe.server import ObserveServer
 
 log = structlog.get_logger("arcbridge.client")
@@ -78,15 +79,36 @@ class ClientContext:
         self.relays = Relays.of(config)
         if token:
             token = check_token(token.encode(), "--token")
-        self.tokens = Tokens(config.login, self._pair(), token=token, token_file=None if token else config.token_file)
+        self.tokens = Tokens(
+            config.login,
+            self._pair(),
+            token=token,
+            token_file=None if token else config.token_file,
+        )
         self.tokens.interactive = terminal.may_log_in
         self.token = token
 
     def _pair(self) -> TokenPair | None:
         login = self.config.login
+        if login.workload:
+            from arcbridge.client.workload import WorkloadTokens
+
+            return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
-            return TokenCommand(login.command)
+            return TokenCommand(login.command, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
+
+    def _key(self) -> ProofKey | None:
+        """The key of the settings, which must exist; None: each source of tokens has its own."""
+        file = self.config.login.proof_key_file
+        if file is None:
+            return None
+        from arcbridge.client import proof_keys
+
+        key = proof_keys.load(file)
+        if key is None:
+            raise ConfigError(f"login.proof_key_file: {file} does not exist; `arcbridge --role client key` makes it")
+        return key
 
     def login(self) -> Login:
         """The configured OIDC login; raises ConfigError when there is none."""
@@ -121,7 +143,11 @@ class ClientContext:
 
     def session(self, cluster: str) -> SessionManager:
         return SessionManager(
-            self.relays.apart(), cluster, self.tokens, self.trust(), resumption=self.config.resumption
+            self.relays.apart(),
+            cluster,
+            self.tokens.for_cluster(cluster),
+            self.trust(),
+            resumption=self.config.resumption,
         )
 
     def trust(self) -> ClusterTrust:

@@ -31,12 +31,13 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.mux.connection import peer_certificate
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Goaway
+from arcbridge.wire.records import AuthOk, Goaway
 from arcbridge.wire.session import Kind, Side
 
 FAILURE_HOLD = 1.0
@@ -323,7 +324,7 @@ class SessionManager(BaseHandler):
                     raise await resumable.session.wait_ended()
                 return resumable
             except ArcbridgeError as error:
-                if not isinstance(error, SessionEnded):
+                if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                     self.relays.failed(joined.relay)
                 attempts_left -= 1
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):
@@ -371,8 +372,13 @@ class SessionManager(BaseHandler):
                 software=f"arcbridge {__version__}",
             )
             resumable = self._resumables[session] = self._make_resumable(session, joined)
-            session.authenticate(Auth(kind=token.kind, token=token.text))
-            await shake_hands(joined, self.cluster, session.protocol, established)
+            sent = token
+            await shake_hands(
+                joined,
+                self.cluster,
+                lambda: session.protocol(lambda certificate: resumable.auth(sent, certificate)),
+                established,
+            )
         except BaseException as error:
             self._note_revoked(error, token)
             if session is not None:
@@ -445,7 +451,7 @@ class SessionManager(BaseHandler):
             if resumable.renewal is not renewal:
                 return  # a resumption has sent a token meanwhile
             if token.text != renewal.sent.text and session.usable:
-                session.authenticate(Auth(kind=token.kind, token=token.text))
+                session.authenticate(resumable.auth(token, peer_certificate(session.transport)))
                 resumable.expires_in = 0.0
                 resumable.schedule_renewal(token)
                 self._log.debug("token renewed", session=session.label)

@@ -310,6 +310,6 @@ def test_times() -> None:
 
     now = time.time()
     assert [_ago(now - age) for age in (5, 600, 7300, 200000)] == ["5 s ago", "10 min ago", "2 h ago", "2 d ago"]
-    assert _ago(0) == _ago(None) == "never"
+    assert _ago(0) == _ago(None) == _ago(10**400) == _ago(float("inf")) == "never"
     assert _until(0) == ""
     assert _until(now).startswith(", until 2")

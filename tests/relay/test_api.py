@@ -823,6 +823,31 @@ class TestLimits:
         await listener.wait_closed()
 
 
+class TestPages:
+    """docs/threats.md#W5: a browser carries a page's requests into networks that the page's author cannot reach."""
+
+    @pytest.mark.parametrize(
+        "headers",
+        [{"Origin": "https://page.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+        ids=["origin", "null", "fetch"],
+    )
+    async def test_w5_a_page_changes_and_reads_nothing(self, relay: Relay, headers: dict[str, str]) -> None:
+        token = await relay.token()
+        # As a form posts it: of a type that needs no leave.
+        body = json.dumps(relay.enrolment(token, make_key())).encode()
+        form = {**headers, "Content-Type": "text/plain"}
+        status, answer, got = await relay.call("POST", "/v1/enrol", headers=form, data=body)
+        assert (status, error(answer)[0]) == (403, "forbidden")
+        for method, path in (("GET", "/v1/ca"), ("GET", "/v1/clusters"), ("OPTIONS", "/v1/enrol"), ("GET", "/none")):
+            bearer = {**headers, "Authorization": "Bearer user-alice"}
+            status, answer, got = await relay.call(method, path, headers=bearer)
+            assert (status, error(answer)[0]) == (403, "forbidden")
+            assert not [name for name in got if name.lower().startswith("access-control-")]
+        assert await relay.registry.cluster("prod") is None
+        status, _, _ = await relay.call("POST", "/v1/enrol", headers={"Sec-Fetch-Site": "none"}, data=body)
+        assert status == 200, "the token was not used up"
+
+
 class TestBadHttp:
     """Whatever arrives, the answer is ours, and nothing of what arrived is in it or in a log (docs/threats.md#A3,
     #O1).

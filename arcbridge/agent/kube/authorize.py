@@ -151,6 +151,8 @@ class Caller:
     """What the user holds over all sessions."""
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
+    proved_key: str = ""
+    """Thumbprint of the key to which the session's token is bound; empty: it is not bound."""
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
@@ -298,6 +300,7 @@ class Authorizer:
             session=caller.session,
             user=caller.identity.username,
             groups=len(caller.identity.groups),
+            bound=caller.identity.binding.kind,
             method=method,
         )
 

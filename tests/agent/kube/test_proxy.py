@@ -129,6 +129,32 @@ async def test_a_chunked_body_is_chunked_anew(bench: Bench) -> None:
     assert impersonation_of(bench.api.last)["impersonate-user"] == [b"alice"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_h5_a_trailer_is_no_header_of_the_next_request(bench: Bench, at_once: bool) -> None:
+    """aiohttp 3.14 puts the last trailer of a chunked body before the headers of the request that comes next."""
+    first = b"POST /api HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    wire = bench.stream()
+    if at_once:
+        await wire.send(first + b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n")
+    else:
+        await wire.send(first)
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (200, ["close"])
+    assert await wire.rest() == b"", "the connection ends with the answer"
+    assert [request.method for request in bench.api.requests] == ["POST"]
+    assert all(not request.header("x-trailer") for request in bench.api.requests)
+
+
+@pytest.mark.parametrize("options", ["close, keep-alive", "keep-alive, close", "CLOSE ,keep-alive", "x, close, y"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_close_counts_wherever_it_stands(bench: Bench, options: str, version: str) -> None:
+    wire = bench.stream()
+    await wire.send(f"GET /api HTTP/{version}\r\nHost: k\r\nConnection: {options}\r\n\r\n".encode())
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (200, ["close"])
+    assert await wire.rest() == b""
+
+
 async def test_no_body(bench: Bench) -> None:
     assert (await bench.get(PODS, method="DELETE")).status == 200
     assert bench.api.last.header("content-length") == [b"0"]
