@@ -102,8 +102,10 @@ class Login:
                 if kept.refresh_token:
                     try:
                         return await self._refresh(issuer, kept)
-                    except IssuerError:
-                        pass  # revoked or too old: a new login is the answer
+                    except IssuerError as error:
+                        if error.code == "invalid_dpop_proof":
+                            raise _refused(error) from error  # a new login would fare the same
+                        # Revoked or too old: a new login is the answer.
                     except Unreachable:
                         if kept.usable(self._clock()) and not force:
                             return kept
@@ -237,8 +239,7 @@ class Login:
                 return await self._device_code(issuer, endpoints)
             return await self._authorization_code(issuer, endpoints)
         except IssuerError as error:
-            clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
-            raise Unauthenticated(f"the issuer refused the login ({_words(error)}){clock}") from error
+            raise _refused(error) from error
 
     async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
@@ -420,6 +421,11 @@ class _Callback:
             return "200 OK", "You are logged in. You may close this window."
         self.code.set_exception(IssuerError(query.get("error", "no_code")[:64]))
         return "200 OK", "The login was refused. You may close this window."
+
+
+def _refused(error: IssuerError) -> Unauthenticated:
+    clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
+    return Unauthenticated(f"the issuer refused the login ({_words(error)}){clock}")
 
 
 def _words(error: IssuerError) -> str:

@@ -362,8 +362,13 @@ class TestBoundTokens:
         assert bound(tokens.access_token).kind is BindingKind.NONE
 
     async def test_a_clock_that_is_wrong_is_named(self, dpop: Issuer, tmp_path: Path) -> None:
-        dpop.settings(dpop="required", clock_skew=900)
+        dpop.settings(dpop="required")
+        before = make(dpop, tmp_path / "before", Terminal(dpop))
+        await before.log_in()
+        dpop.settings(clock_skew=900)
         try:
+            with pytest.raises(Unauthenticated, match="compare this machine's clock"):
+                await before.tokens(interactive=False, force=True)
             with pytest.raises(Unauthenticated, match=r"invalid_dpop_proof.*compare this machine's clock"):
                 await (await with_browser(dpop, tmp_path)).log_in()
         finally:
