@@ -11,7 +11,7 @@ WORKDIR /src
 RUN python -m venv --without-pip /opt/arcbridge
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY arcbridge ./arcbridge
-RUN python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile ".[fleet]" \
+RUN python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile ".[cel,fleet]" \
     # Compiled here, because nothing can be written later; by hash, so that timestamps do not matter.
     && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
 
