@@ -389,7 +389,10 @@ COMMANDS = (
         help="carry a TCP target of the cluster to a local port",
         roles=(CLIENT,),
         arguments=(("target", "name of the target in the agent's settings", ()),),
-        flags=(Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),),
+        flags=(
+            Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),
+            Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
+        ),
     ),
     Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),

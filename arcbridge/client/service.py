@@ -246,11 +246,15 @@ async def run_forward(
     target: str,
     listen: str,
     *,
+    any_user: bool = False,
     token: str = "",
     environment: Mapping[str, str] = os.environ,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry a TCP target of the one named cluster to a local address until cancelled."""
+    """Carry a TCP target of the one named cluster to a local address until cancelled.
+
+    `any_user`: also for programs of other users of this machine.
+    """
     check_target_name(target)
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
@@ -259,7 +263,7 @@ async def run_forward(
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)
-    forward = Forward(session, target, sock)
+    forward = Forward(session, target, sock, any_user=any_user)
     observer: ObserveServer | None = None
     try:
         observer = await _observe(config, [], forwards=[forward], sessions=[session])

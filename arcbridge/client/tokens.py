@@ -26,7 +26,7 @@ import structlog
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
 if TYPE_CHECKING:
     # A client whose tokens are bound to no key never needs it.
@@ -154,14 +154,21 @@ class Tokens:
         """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
         the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
 
-        Raises StateError where a key cannot be used.
+        Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
         """
         key = self._key_of(token)
         if key is None:
             return ""
         from arcbridge.identity.proof import spki_of
 
-        return key.sign_proof(token, spki_of(certificate), pin, self._clock())
+        try:
+            spki = spki_of(certificate)
+        except ValueError as error:
+            raise Unreachable(
+                "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                "have it issued anew, or use a token that is bound to no key"
+            ) from error
+        return key.sign_proof(token, spki, pin, self._clock())
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
