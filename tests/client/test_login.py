@@ -94,6 +94,18 @@ class TestDeviceCode:
         assert await login.tokens(interactive=False) == tokens
         assert len(person.lines) == shown
 
+    async def test_only_who_began_it_gets_the_tokens(self, issuer: Issuer, tmp_path: Path) -> None:
+        """By PKCE, where the issuer has it at the device endpoint; Keycloak does."""
+        real = login_module.Issuer.post
+
+        async def post(self: Any, url: str, form: Any, headers: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, headers)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(login_module.Issuer, "post", post)
+            with pytest.raises(Unauthenticated, match="code_verifier"):
+                await make(issuer, tmp_path, Terminal(issuer)).log_in()
+
     async def test_refused(self, issuer: Issuer, tmp_path: Path) -> None:
         person = Terminal(issuer)
         person.denies = True
