@@ -484,6 +484,16 @@ class TestOneAudiencePerCluster:
         assert await login.for_audience("arcbridge-a", interactive=False, force=True) != one
         assert await login.for_audience("arcbridge-b", interactive=False) == two
 
+    async def test_parallel_processes_trade_once(self, dpop: Issuer, tmp_path: Path) -> None:
+        await make(dpop, tmp_path, Terminal(dpop), **PER_CLUSTER).log_in()
+        before = dpop.requests("/token")
+        logins = [make(dpop, tmp_path, Terminal(dpop), **PER_CLUSTER) for _ in range(5)]
+        found = await asyncio.gather(
+            *(one.for_audience(f"arcbridge-{name}", interactive=False) for one in logins for name in "ab")
+        )
+        assert len({token.text for token in found}) == 2
+        assert dpop.requests("/token") == before + 2
+
     async def test_an_issuer_that_does_not_know_the_cluster(self, dpop: Issuer, tmp_path: Path) -> None:
         dpop.settings(resources=["arcbridge-a", "arcbridge-relay"])
         login = make(dpop, tmp_path, Terminal(dpop), **PER_CLUSTER)
