@@ -60,6 +60,7 @@ async def join(
     words. Cancelled or failed, it leaves no socket.
     """
     token = await tokens.access()
+    tokens.prepare()
     request = JoinRequest(role="client", cluster=cluster, token=token, instance=instance, version=__version__)
 
     def prove(certificate: bytes) -> str:

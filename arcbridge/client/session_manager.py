@@ -460,7 +460,7 @@ class SessionManager(BaseHandler):
                 return
             if renewal.ends_at and renewal.ends_at - loop.time() < 60:
                 self._log.warning("the login ends soon and there is no newer token", session=session.label)
-        renewal.at = loop.time() + RENEWAL_RETRY
+        renewal.again(loop.time(), RENEWAL_RETRY)
 
     # -- callbacks of `MuxSession` ------------------------------------------------------------------------------------
 
