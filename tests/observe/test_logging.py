@@ -185,7 +185,8 @@ def test_a_flood_is_bounded_and_counted(stream: io.StringIO) -> None:
     last = lines(stream)[-1]
     assert last["event"] == "log.omitted"
     assert last["omitted_event"] == "join.refused"
-    assert last["omitted"] == logs.omitted()
+    # A slow machine lets some more through meanwhile, and each tells of those before it.
+    assert sum(line.get("omitted", 0) for line in lines(stream)) == logs.omitted()
 
 
 @pytest.mark.parametrize("arguments", [("loud", "json"), ("info", "xml"), ("in\x1bfo", "json")])
