@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit fuzz bench report soak lock sbom dist clean
+.PHONY: help run test lint unit fuzz bench report soak claim lock sbom dist clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
@@ -22,6 +22,7 @@ help:
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
 	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
+	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
 	@echo "  make dist    wheel, source archive, bill of materials and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
@@ -71,6 +72,10 @@ DURATION ?= 1200
 
 soak: $(STAMP)
 	@$(BIN)/python -m bench.soak --duration $(DURATION) $(if $(OUT),--out $(OUT)) $(SOAK_ARGS)
+
+claim: $(STAMP)
+	@$(if $(CODE),,echo "error: which claim? make claim CODE=C1, as in docs/security.md" >&2; exit 2)
+	@tests=$$($(BIN)/python -m tests.support.citations $(CODE)) && $(BIN)/python -m pytest $$tests $(PYTEST_ARGS)
 
 lock: $(STAMP)
 	@$(BIN)/python -m release lock $(if $(UPGRADE),--upgrade)

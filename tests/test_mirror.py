@@ -20,7 +20,7 @@ WITHOUT_MODULE: dict[str, str] = {
     "test_layers": "about all modules",
     "test_mirror": "this file",
     "test_start": "the executable as a process",
-    "test_threats": "about docs/threats.md",
+    "test_threats": "about docs/threats.md and docs/security.md",
 }
 OTHER_FOLDERS = {
     "bench": "bench/",

@@ -241,7 +241,8 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
         token = await context.tokens.cluster()
         same = "; one token for both" if await context.tokens.access() == token.text else ""
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
-        steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
+        detail = f"{mode}{_until(token.expires_at)}{_bound(token.text)}{same}"
+        steps.append({"name": "login", "state": "ok", "detail": detail})
         found = await list_clusters(context.relays, context.tokens)
         url = context.relays.in_use.address.url if context.relays.in_use is not None else ""
         steps.append({"name": "relay", "state": "ok", "detail": f"{url}; clusters: {len(found)}"})
@@ -286,6 +287,15 @@ def _until(expires_at: float) -> str:
     import time
 
     return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(expires_at)) if expires_at else ""
+
+
+def _bound(token: str) -> str:
+    """How the cluster's token says that it is bound to a key; empty where it is bound to none."""
+    from arcbridge.client.jwt_unverified import claims_unverified
+    from arcbridge.identity.proof import BindingKind, binding
+
+    kind = binding(claims_unverified(token)).kind
+    return f", bound to a key ({kind})" if kind is not BindingKind.NONE else ""
 
 
 def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:

@@ -95,7 +95,7 @@ def _or(choices: tuple[str, ...]) -> str:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
 COLOURS = ("auto", "always", "never")
-GRANTS = ("auto", "device-code", "authcode")
+GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")

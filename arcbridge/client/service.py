@@ -96,6 +96,10 @@ class ClientContext:
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
+        if login.issuer and login.grant_type == "client-credentials":
+            from arcbridge.client.client_credentials import ClientCredentials
+
+            return ClientCredentials(login, key=self._key())
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:
@@ -115,6 +119,8 @@ class ClientContext:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        if login.grant_type == "client-credentials":
+            raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
         return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
@@ -125,7 +131,7 @@ class ClientContext:
             self.state.token_directory,
             issuer=login.issuer,
             client_id=login.client_id,
-            scopes=login.scopes,
+            scopes=(*login.scopes, *login.relay_scopes),
             audience=login.audience,
         )
 

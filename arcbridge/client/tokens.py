@@ -11,7 +11,9 @@ be bound to a key of this client (`identity.proof`); `prove` shows that they are
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
@@ -24,7 +26,7 @@ import structlog
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
 if TYPE_CHECKING:
     # A client whose tokens are bound to no key never needs it.
@@ -135,17 +137,32 @@ class Tokens:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
 
+    def prepare(self) -> None:
+        """Import in a thread what `prove` needs, which takes 40 ms once: meanwhile the relay is being connected to.
+
+        Raises StateError where a key cannot be used.
+        """
+        if "arcbridge.identity.p256" not in sys.modules and any(True for _ in self._keys()):
+            asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "arcbridge.identity.p256")
+
     def prove(self, token: str, certificate: bytes, pin: str = "") -> str:
         """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
         the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
 
-        Raises StateError where a key cannot be used.
+        Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
         """
         for key in self._keys():
             from arcbridge.identity.proof import binding, spki_of
 
             if binding(claims_unverified(token)).names(key.thumbprint):
-                return key.sign_proof(token, spki_of(certificate), pin, self._clock())
+                try:
+                    spki = spki_of(certificate)
+                except ValueError as error:
+                    raise Unreachable(
+                        "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                        "have it issued anew, or use a token that is bound to no key"
+                    ) from error
+                return key.sign_proof(token, spki, pin, self._clock())
         return ""
 
     def refused(self) -> None:
@@ -159,7 +176,7 @@ class Tokens:
             from arcbridge.client import proof_keys
 
             key = proof_keys.load(self._login.proof_key_file)
-            if key is not None and (self._file_key is None or key.thumbprint != self._file_key.thumbprint):
+            if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
                 self._file_key = key  # else the one that is ready to sign
             if key is not None and self._file_key is not None:
                 yield self._file_key

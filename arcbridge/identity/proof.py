@@ -15,7 +15,6 @@ a bound token without the proof of its key never passes, whatever the setting.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -30,7 +29,7 @@ from arcbridge.errors import ConfigError, LocalProtocolError, StateError
 from arcbridge.identity.refusal import TokenRefused
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from arcbridge.identity.p256 import PrivateKey
 
 TYPE: Final = "arcbridge-proof+jwt"
 """`typ` of a proof: a signature that was made for another purpose is none (RFC 8725 §3.11)."""
@@ -210,7 +209,7 @@ class ProofKey:
         self._x, self._y, self._d = x, y, d
         self.thumbprint = thumbprint_of(x, y)
         """RFC 7638, SHA-256, base64url."""
-        self._private: ec.EllipticCurvePrivateKey | None = None
+        self._private: PrivateKey | None = None
         self._header: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -219,12 +218,10 @@ class ProofKey:
     @classmethod
     def generate(cls) -> ProofKey:
         """Make a new key."""
-        from cryptography.hazmat.primitives.asymmetric import ec
+        from arcbridge.identity.p256 import PrivateKey
 
-        private = ec.generate_private_key(ec.SECP256R1())
-        numbers = private.private_numbers()
-        public = numbers.public_numbers
-        key = cls(*(_encode(number.to_bytes(32, "big")) for number in (public.x, public.y, numbers.private_value)))
+        private = PrivateKey.generate()
+        key = cls(*(_encode(number) for number in private.numbers()))
         key._private = private
         return key
 
@@ -288,25 +285,19 @@ class ProofKey:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _sign(self, kind: str, claims: dict[str, Any]) -> str:
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec, utils
-
         header = self._header.get(kind)
         if header is None:
             header = _encode(_dump({"typ": kind, "alg": "ES256", "jwk": self.public_jwk()}))
             self._header[kind] = header
         signed = f"{header}.{_encode(_dump(claims))}"
-        r, s = utils.decode_dss_signature(self._key().sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{_encode(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+        return f"{signed}.{_encode(self._key().sign(signed.encode()))}"
 
-    def _key(self) -> ec.EllipticCurvePrivateKey:
+    def _key(self) -> PrivateKey:
         if self._private is None:
-            from cryptography.hazmat.primitives.asymmetric import ec
+            from arcbridge.identity.p256 import PrivateKey
 
-            x, y, d = (int.from_bytes(_decode(member, 32), "big") for member in (self._x, self._y, self._d))
-            public = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1())
             try:
-                self._private = ec.EllipticCurvePrivateNumbers(d, public).private_key()
+                self._private = PrivateKey.load(*(_decode(member, 32) for member in (self._x, self._y, self._d)))
             except ValueError:
                 # Not chained: the cause could quote the numbers.
                 raise StateError("the key that this login is bound to is damaged; log in again") from None
@@ -411,7 +402,9 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
         raise ProofRefused("peer", place)
     if abs(now - issued) > IAT_WINDOW:
         raise ProofRefused("iat", place)
-    if not _signed(x, y, signature, f"{parts[0]}.{parts[1]}".encode()):
+    from arcbridge.identity.p256 import is_signed
+
+    if not is_signed(x, y, signature, proof[: -len(parts[2]) - 1].encode()):
         raise ProofRefused("signature", place)
     return thumbprint_of(header["jwk"]["x"], header["jwk"]["y"])
 
@@ -430,11 +423,9 @@ def peer_hash(spki: bytes) -> str:
 
 def spki_of(certificate: bytes) -> bytes:
     """Return the SubjectPublicKeyInfo (DER) of a certificate (DER). Raises ValueError."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from arcbridge.identity import p256
 
-    key = x509.load_der_x509_certificate(certificate).public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return p256.spki_of(certificate)
 
 
 def thumbprint_of(x: str, y: str) -> str:
@@ -452,26 +443,15 @@ def _public_point(jwk: object) -> tuple[bytes, bytes]:
     return _decode(x, 32), _decode(y, 32)
 
 
-def _signed(x: bytes, y: bytes, signature: bytes, signed: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
-
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    try:
-        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + x + y)
-        key.verify(utils.encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
-    except (ValueError, InvalidSignature):  # ValueError: not a point of the curve
-        return False
-    return True
-
-
 def _same(value: object, wanted: str) -> bool:
     return isinstance(value, str) and hmac.compare_digest(value.encode(errors="replace"), wanted.encode())
 
 
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
+
+
 def _dump(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def _encode(data: bytes) -> str:
@@ -480,23 +460,11 @@ def _encode(data: bytes) -> str:
 
 def _decode(text: str, size: int | None = None) -> bytes:
     """Base64url as RFC 7515 §2 has it, in its one spelling, of `size` bytes. Raises ValueError."""
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("not base64url") from error
+    # Lenient, because the comparison is exact: it refuses whatever the decoder passes over.
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if _encode(data) != text or (size is not None and len(data) != size):
         raise ValueError("another spelling or length")
     return data
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -508,3 +476,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = _JSON.decode(data.decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value

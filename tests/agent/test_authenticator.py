@@ -144,9 +144,11 @@ def proved(kind: str, text: str, *, key: ProofKey = KEY, peer: Peer = PEER) -> A
 
 
 @pytest.mark.parametrize(
-    "bound", [{"cnf": {"jkt": KEY.thumbprint}}, {"nonce": KEY.nonce()}, {"aud": ["cluster", KEY.audience()]}], ids=str
+    "bound",
+    [{"cnf": {"jkt": KEY.thumbprint}}, {"nonce": KEY.nonce()}, {"aud": ["cluster", KEY.audience()]}],
+    ids=["cnf", "nonce", "audience"],
 )
-async def test_t21_a_bound_token_counts_with_the_proof_of_its_key_alone(made: Made, bound: dict[str, object]) -> None:
+async def test_t30_a_bound_token_counts_with_the_proof_of_its_key_alone(made: Made, bound: dict[str, object]) -> None:
     fake, judge = made
     fake.routes[REVIEW] = who(username="system:serviceaccount:a:b", uid="u")
     for kind, text in (("oidc", token(claims(**bound))), ("bearer", service_token(1500, **bound))):
@@ -165,21 +167,21 @@ async def test_t21_a_bound_token_counts_with_the_proof_of_its_key_alone(made: Ma
     assert sum(judge.proofs.refused.values()) == 8
 
 
-async def test_t21_a_token_that_is_kept_in_memory_is_proved_each_time(made: Made) -> None:
+async def test_t30_a_token_that_is_kept_in_memory_is_proved_each_time(made: Made) -> None:
     text = token(claims(nonce=KEY.nonce()))
     await made[1].authenticate(proved("oidc", text), PEER)
     with pytest.raises(UnprovedToken):
         await made[1].authenticate(Auth(kind="oidc", token=text), PEER)
 
 
-async def test_t21_a_token_that_the_api_server_refuses_is_refused_for_that(made: Made) -> None:
+async def test_t30_a_token_that_the_api_server_refuses_is_refused_for_that(made: Made) -> None:
     made[0].routes[REVIEW] = reply(401, b"{}")
     with pytest.raises(Unauthenticated) as caught:
         await made[1].authenticate(Auth(kind="bearer", token=service_token(1500, nonce=KEY.nonce())), PEER)
     assert not isinstance(caught.value, UnprovedToken)
 
 
-async def test_t22_required_takes_no_bearer_tokens(made: Made) -> None:
+async def test_t31_required_takes_no_bearer_tokens(made: Made) -> None:
     made[1].proofs = ProofChecker(ProofPolicy.REQUIRED, "the agent", clock=lambda: NOW)
     made[0].routes[REVIEW] = who(username="x")
     for kind, text in (("oidc", token(claims())), ("bearer", "opaque")):
@@ -187,7 +189,7 @@ async def test_t22_required_takes_no_bearer_tokens(made: Made) -> None:
             await made[1].authenticate(proved(kind, text), PEER)
 
 
-async def test_t21_a_request_s_own_token_is_bound_to_the_key_of_its_session(made: Made) -> None:
+async def test_t30_a_request_s_own_token_is_bound_to_the_key_of_its_session(made: Made) -> None:
     fake, judge = made
     fake.routes[REVIEW] = who(username="x")
     bound, unbound = service_token(1500, aud=[KEY.audience()]), service_token(1500)

@@ -1159,7 +1159,7 @@ async def test_a_renewal_changes_the_limits_of_the_session() -> None:
         assert await second.read() == b"x"
 
 
-# -- tokens that are bound to a key (docs/threats.md#T21, docs/threats.md#T23) -----------------------------------------
+# -- tokens that are bound to a key (docs/threats.md#T30, docs/threats.md#T32) -----------------------------------------
 
 KEY = ProofKey.generate()
 
@@ -1197,7 +1197,7 @@ async def reason_of(client: MuxSession) -> str:
     return refusal_in(ended.message)
 
 
-async def test_t21_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
+async def test_t30_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
     audit = AuditLog(str(tmp_path / "audit"))
     sessions = real_sessions(Clock(), audit)
     async with joined(sessions, proving(bound_token())) as (client, handler):
@@ -1207,7 +1207,7 @@ async def test_t21_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
     audit.close()
 
 
-async def test_t21_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> None:
+async def test_t30_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> None:
     audit = AuditLog(str(tmp_path / "audit"))
     sessions = real_sessions(Clock(), audit)
     text = bound_token()
@@ -1227,7 +1227,7 @@ async def test_t21_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> Non
     assert not any(text in line for line in (tmp_path / "audit").read_text().splitlines())
 
 
-async def test_t23_what_one_agent_saw_is_worth_nothing_at_another() -> None:
+async def test_t32_what_one_agent_saw_is_worth_nothing_at_another() -> None:
     """The second agent replays AUTH word for word, as one would that collects them."""
     seen: list[Auth] = []
 
@@ -1249,7 +1249,7 @@ async def test_t23_what_one_agent_saw_is_worth_nothing_at_another() -> None:
     await second.close()
 
 
-async def test_t23_each_connection_of_a_session_has_a_proof_of_its_own() -> None:
+async def test_t32_each_connection_of_a_session_has_a_proof_of_its_own() -> None:
     sessions = real_sessions(Clock())
     text = bound_token()
     async with joined(sessions, proving(text)) as (client, handler):
@@ -1278,7 +1278,7 @@ async def test_t23_each_connection_of_a_session_has_a_proof_of_its_own() -> None
         assert not client.closed
 
 
-async def test_t23_a_renewal_needs_a_proof_as_well() -> None:
+async def test_t32_a_renewal_needs_a_proof_as_well() -> None:
     sessions = real_sessions(Clock())
     for unproved, reason in (
         (Auth(token=bound_token(iat=1001)), "missing"),
@@ -1290,7 +1290,7 @@ async def test_t23_a_renewal_needs_a_proof_as_well() -> None:
             assert await reason_of(client) == reason
 
 
-async def test_t23_a_renewal_from_before_a_loss_changes_nothing() -> None:
+async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
     """It is sent again with the rest, and what it says about the time is old then."""
     clock = Clock()
     sessions = real_sessions(clock)
@@ -1311,7 +1311,7 @@ async def test_t23_a_renewal_from_before_a_loss_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("policy", [ProofPolicy.REQUIRED, ProofPolicy.OFF])
-async def test_t22_the_other_settings(policy: ProofPolicy) -> None:
+async def test_t31_the_other_settings(policy: ProofPolicy) -> None:
     sessions = real_sessions(Clock(), policy=policy)
     required = policy is ProofPolicy.REQUIRED
     async with joined(sessions, proving(bound_token()), alone=False) as (client, _):
@@ -1324,3 +1324,22 @@ async def test_t22_the_other_settings(policy: ProofPolicy) -> None:
             assert await reason_of(client) == "unbound"
         else:
             await client.wait_established()
+
+
+async def test_t30_an_older_agent_passes_over_the_proof() -> None:
+    """A token that is bound is a bearer token there, as it was before."""
+    judge, text = FakeAuthenticator(), bound_token()
+    judge.add(text, "alice")
+    sessions, _ = make_sessions(judge, Clock())
+    async with joined(sessions, proving(text)) as (client, handler):
+        await client.wait_established()
+        assert handler.accepted[0].subject == "alice"
+
+
+async def test_t30_an_older_client_is_served_with_an_unbound_token_alone() -> None:
+    sessions = real_sessions(Clock())
+    async with joined(sessions, issuing.token(issuing.claims()), alone=False) as (client, _):
+        await client.wait_established()
+    async with joined(sessions, bound_token()) as (client, _):
+        ended = await end_of(client)
+        assert "update arcbridge here" in ended.message

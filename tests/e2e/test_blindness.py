@@ -129,7 +129,10 @@ def evidence(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPath
         )
         assert marks["printed"] in done.stdout
         assert marks["user"] in kubectl.run("auth", "whoami").stdout
-        evidence.relay_memory = memory(world.relay.pid)
+        try:
+            evidence.relay_memory = memory(world.relay.pid)
+        except PermissionError:
+            require_or_skip("tcpdump", "only root may read the memory of a role")
         evidence.relay_kept = {"metrics": page(world.relay_observe).encode()}
         evidence.access_token = (client.directory / "access-token").read_text()
         evidence.cluster_token = (client.directory / "id-token").read_text()

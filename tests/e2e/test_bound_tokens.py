@@ -233,6 +233,16 @@ def test_jwts_of_other_purposes_and_long_ones(
     assert wait_for_record(world.agents[0], "session refused", after=mark)["rule"] == rule
 
 
+def test_the_relay_has_the_same_rules(world: World, person: Person) -> None:
+    key_file = person.directory / "key"
+    bound = {"cnf": {"jkt": proof_keys.load_or_make(key_file).thumbprint}}
+    good = world.issuer.mint(sub="alice", aud=f"arcbridge-{A}", claims=bound)
+    for headers, lifetime in (({"typ": "logout+jwt"}, 600), ({}, 7201)):
+        access = world.issuer.mint(sub="alice", aud=RELAY_AUDIENCE, claims=bound, headers=headers, lifetime=lifetime)
+        said = refused(person, A, access, good, "--proof-key-file", str(key_file))
+        assert "the relay does not accept the access token" in said
+
+
 def test_a_job_of_github_actions(world: World, cluster: Cluster, person: Person) -> None:
     """One audience in each token, which names the place and the job's key; that is nowhere but in its memory."""
     env = {

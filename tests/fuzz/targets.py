@@ -19,9 +19,6 @@ import jwt
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import framing, impersonation
@@ -348,8 +345,7 @@ def proof(data: bytes) -> None:
     header, separator, claims = data.partition(b"\n")
     if separator:
         signed = f"{proofs._encode(header)}.{proofs._encode(claims)}"
-        r, s = decode_dss_signature(PROOF_KEY._key().sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        text = f"{signed}.{proofs._encode(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+        text = f"{signed}.{proofs._encode(PROOF_KEY._key().sign(signed.encode()))}"
     try:
         thumbprint = proofs.check_proof(
             text, token=PROOF_TOKEN, peer_spki=PROOF_SPKI, pin=PROOF_PIN, now=PROOF_NOW, place="the agent"
