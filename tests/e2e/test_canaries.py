@@ -496,7 +496,6 @@ def test_the_search_finds_what_is_there(done: Run) -> None:
         *("token", "bearer", "login", "proof-key", "key", "join", "agent", "body", "query", "command", "proxy"),
         *("resume-secret", "dial-token", "pkce-verifier", "setting", "damaged", "program", "malformed", "address"),
     }
-    print(len(done.canaries.names), "secrets,", len(done.outputs), "outputs,", sum(map(len, done.outputs.values())), "bytes")
     assert len(done.canaries.names) > 150
     value = secrets.token_hex(16)
     own = Canaries()
