@@ -321,6 +321,24 @@ class Run:
             attempts.append(lambda n=name, w=words: self.command(f"program-{n}", *w))
         return attempts
 
+    def bad_clients(self) -> list[Callable[[], object]]:
+        """Secrets, keys and assertions of a confidential client, which the issuer refuses or no one can read."""
+        attempts: list[Callable[[], object]] = []
+        issuer = f'issuer = "{self.world.issuer.url}"\nclient_id = "ci"\nca_file = "{self.inputs}/issuer.pem"\n'
+        for name, (setting, text) in {
+            "wrong": ("client_secret_file", "{}"),
+            "lines": ("client_secret_file", "{}\n{}"),
+            "key": ("client_key_file", "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n"),
+            "assertion": ("client_assertion_file", "{}"),
+        }.items():
+            value = self.secret(f"client/{name}")
+            path = self.file(f"client-{name}", text.format(value, value))
+            grant = 'grant_type = "device-code"\n'
+            config = self.file(f"client-{name}.toml", f'[login]\n{issuer}{grant}{setting} = "{path}"\n')
+            words = ("--role", "client", "--config", str(config), "--relay", self.world.relay_url, "login")
+            attempts.append(lambda n=name, w=words: self.command(f"client-{n}", *w))
+        return attempts
+
     def bad_networks(self) -> list[Callable[[], object]]:
         """Credentials of proxies, and in the addresses of relays."""
         attempts: list[Callable[[], object]] = []
@@ -478,7 +496,8 @@ def done(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPathFact
             this.bearers()
             this.logins()
             with ThreadPoolExecutor(3) as pool:
-                attempts = [*this.bad_tokens(), *this.bad_settings(), *this.bad_states(), *this.bad_networks()]
+                attempts = [*this.bad_tokens(), *this.bad_settings(), *this.bad_states(), *this.bad_clients()]
+                attempts += this.bad_networks()
                 for result in [pool.submit(attempt) for attempt in attempts]:
                     result.result()
             this.malformed()
