@@ -18,6 +18,9 @@ from release import lock, sbom
 from release.artifacts import sha256
 from tests.release.test_lock import applies, entries, environment
 
+# What comes from an index comes as fast as it comes.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def bill(dist: Path) -> dict[str, Any]:
