@@ -299,7 +299,12 @@ class LoginConfig:
     cluster_audience: str = ""
     """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
     cluster_audience_by: str = "resource"
-    """How a token for that audience is asked for: `resource` or `audience` at a refresh, or `exchange` (RFC 8693)."""
+    """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
+    8693)."""
+    cluster_scopes: tuple[str, ...] = ()
+    """Scopes of the request for a cluster's token by `scope`, `{audience}` being its audience; empty: `{audience}`."""
+    relay_scopes: tuple[str, ...] = ()
+    """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""
     """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
     dpop: bool = True
@@ -307,7 +312,17 @@ class LoginConfig:
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"
-    """`auto`, `device-code` or `authcode`."""
+    """`auto`, `device-code`, `authcode`, or `client-credentials` for a program without a person."""
+    client_secret_file: Path | None = None
+    """The client's secret at the issuer; this or one of the next three for a confidential client, none for a public."""
+    client_key_file: Path | None = None
+    """Private key (PEM) with which the client signs assertions of its own (private_key_jwt)."""
+    client_key_id: str = ""
+    """`kid` in the header of such an assertion, where the issuer knows several keys of the client."""
+    client_assertion_file: Path | None = None
+    """An assertion that another issuer signed, such as a workload's token (RFC 7523); re-read on every use."""
+    client_assertion_command: tuple[str, ...] = ()
+    """Prints such an assertion on stdout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -607,7 +607,7 @@ class AgentSession(BaseHandler):
         """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
         one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal."""
         if found.identity.supersedes(caller.identity):
-            caller.identity, caller.proved_key = found.identity, found.proved_key
+            caller.adopt(found.identity, found.proved_key)
             caller.account.adopt(found.identity)
 
     async def _is_own_token(self, token: str) -> bool:
@@ -682,7 +682,7 @@ class AgentSession(BaseHandler):
                 session=self._join_id,
                 user=caller.identity.username,
                 groups=len(caller.identity.groups),
-                bound=caller.identity.binding.kind,
+                bound=caller.bound,
                 verb="open" if target else "limit",
                 target=target,
                 outcome="refused",
@@ -708,7 +708,7 @@ class AgentSession(BaseHandler):
                     session=self._join_id,
                     user=identity.username,
                     groups=len(identity.groups),
-                    bound=identity.binding.kind,
+                    bound=identity.binding.kind.value,
                     verb=verb,
                     outcome=outcome,
                     reason=reason,

@@ -93,7 +93,7 @@ class TcpTargets:
             session=caller.session,
             user=identity.username,
             groups=len(identity.groups),
-            bound=identity.binding.kind,
+            bound=caller.bound,
             verb="connect",
             target=target,
         )

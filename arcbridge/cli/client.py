@@ -42,10 +42,15 @@ def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
 
 def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
     target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
+    any_user = invocation.switch("any_user")
     _configure_logging(config)
     from arcbridge.client.service import run_forward
 
-    return _serve(lambda ready: run_forward(config, _terminal(sys.stdout), target, listen, token=token, ready=ready))
+    return _serve(
+        lambda ready: run_forward(
+            config, _terminal(sys.stdout), target, listen, any_user=any_user, token=token, ready=ready
+        )
+    )
 
 
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:

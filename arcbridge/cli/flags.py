@@ -95,7 +95,7 @@ def _or(choices: tuple[str, ...]) -> str:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
 COLOURS = ("auto", "always", "never")
-GRANTS = ("auto", "device-code", "authcode")
+GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
@@ -389,7 +389,10 @@ COMMANDS = (
         help="carry a TCP target of the cluster to a local port",
         roles=(CLIENT,),
         arguments=(("target", "name of the target in the agent's settings", ()),),
-        flags=(Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),),
+        flags=(
+            Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),
+            Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
+        ),
     ),
     Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),

@@ -19,6 +19,7 @@ from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import (
     ArcbridgeError,
+    ConfigError,
     ConnectionLost,
     JoinRefused,
     PermissionRefused,
@@ -33,6 +34,7 @@ from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.session_tls import connect_session
 from arcbridge.net.tls import ALPN_JOIN, inner_client_context
 from arcbridge.pki.names import cluster_server_name
+from arcbridge.pki.pins import pin_of
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 CONNECT_DEADLINE = 10.0
@@ -89,9 +91,12 @@ async def _join_through(
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()
         raise
-    if not reply.cluster_ca:
+    try:
+        pin_of(reply.cluster_ca)
+    except ConfigError as error:
         sock.close()
-        raise RemoteProtocolError("the relay did not say the cluster's CA")
+        said = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
+        raise RemoteProtocolError(f"the relay {said}; tell its operator") from error
     return sock, reply
 
 

@@ -135,7 +135,9 @@ class LocalEndpoint:
         self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            self.log.debug("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
+            # That an end broke the rules happens to no honest one.
+            tell = self.log.warning if _broke_rules(result.error) else self.log.debug
+            tell("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
 
 class UnprovenConnections:
@@ -395,7 +397,14 @@ def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
     return None
 
 
+def _broke_rules(error: Exception) -> bool:
+    return isinstance(error, StreamReset) and error.code in (ResetCode.PROTOCOL, ResetCode.FLOW_CONTROL)
+
+
 def _reason(error: Exception) -> str:
+    if _broke_rules(error):
+        assert isinstance(error, StreamReset)
+        return f"stream reset ({ResetCode(error.code).name}): one of the two ends broke the protocol"
     if isinstance(error, StreamReset):
         try:
             return f"stream reset ({ResetCode(error.code).name})"

@@ -37,6 +37,8 @@ class IssuerEndpoints:
     device_authorization: str = ""
     dpop: bool = False
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
+    secret_in_form: bool = False
+    """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
 
 
 class _Answer(NamedTuple):
@@ -53,6 +55,11 @@ class IssuerError(Exception):
         super().__init__(code)
         self.code = code
         self.description = description
+
+    @property
+    def words(self) -> str:
+        """The issuer's word and its own explanation, for messages."""
+        return f"{self.code}: {self.description}" if self.description else self.code
 
 
 class Issuer:
@@ -111,18 +118,20 @@ class Issuer:
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),
                 dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
+                secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
+                and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
             )
             if not found.token:
                 raise Unreachable(f"the issuer {self.url} names no token endpoint")
             self._endpoints = found
         return self._endpoints
 
-    async def post(self, url: str, form: Mapping[str, str]) -> dict[str, Any]:
+    async def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else."""
-        status, document, nonce = await self._request("POST", url, form, self._dpop(url))
+        status, document, nonce = await self._request("POST", url, form, self._dpop(url), headers)
         if document.get("error") == "use_dpop_nonce" and nonce:
             # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
-            status, document, _ = await self._request("POST", url, form, self._dpop(url))
+            status, document, _ = await self._request("POST", url, form, self._dpop(url), headers)
         if status == 200:
             return document
         code = document.get("error")
@@ -138,9 +147,16 @@ class Issuer:
             return ""
         return self._key.dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
 
-    async def _request(self, method: str, url: str, form: Mapping[str, str] | None, dpop: str = "") -> _Answer:
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        form: Mapping[str, str] | None,
+        dpop: str = "",
+        more: Mapping[str, str] | None = None,
+    ) -> _Answer:
         assert self._session is not None, "use `async with`"
-        headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {})}
+        headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {}), **(more or {})}
         try:
             async with self._session.request(
                 method, url, data=form, allow_redirects=False, headers=headers

@@ -34,6 +34,8 @@ class KubeconfigFile:
         self.path = path
         self.document: dict[Any, Any] = {}
         self.changed = False
+        self.holds_ours = False
+        """Whether the file has an entry of ours, so that it was changed by us before; set by `Kubeconfig`."""
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -107,7 +109,8 @@ class KubeconfigFile:
             mode = 0o600
             if target.exists():
                 mode = os.stat(target).st_mode & 0o700 or 0o600
-                self._back_up(target, mode)
+                if not self.holds_ours:  # a copy would keep our key, and a token, for longer than the file does
+                    self._back_up(target, mode)
             _replace(target, data, mode)
         except OSError as error:
             raise StateError(f"cannot write {self.path}: {error.strerror}; choose another file with --file") from error
@@ -179,6 +182,11 @@ class KubeconfigFile:
                 item for item in self._list(section) if not (isinstance(item, dict) and item.get("name") == name)
             ]
             self.changed = True
+
+    def bodies(self, section: str) -> list[dict[Any, Any]]:
+        """The bodies of all entries."""
+        bodies = [item.get(section[:-1]) for item in self._list(section) if isinstance(item, dict)]
+        return [body for body in bodies if isinstance(body, dict)]
 
     def _list(self, section: str) -> list[Any]:
         value = self.document.get(section)

@@ -23,11 +23,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import structlog
 
-from arcbridge.client import proof_keys
+from arcbridge.client import proof_keys, second_audience
+from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.listening import listen_local
@@ -47,7 +49,7 @@ _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
-BY_AUDIENCE = ("resource", "audience", "exchange")
+BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
 """Values of `login.cluster_audience_by`."""
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
 
@@ -75,6 +77,7 @@ class Login:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         if config.cluster_audience_by not in BY_AUDIENCE:
             raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+        self._authentication = ClientAuthentication(config, clock)
         self._config = config
         self._cache = cache
         self._say = say
@@ -98,6 +101,7 @@ class Login:
             kept = self._cache.load()
             if kept.fresh(self._clock()) and (refused is None or not kept.same_login(refused)):
                 return kept
+            why = ""
             async with self._issuer() as issuer:
                 if kept.refresh_token:
                     try:
@@ -105,7 +109,7 @@ class Login:
                     except IssuerError as error:
                         if error.code == "invalid_dpop_proof":
                             raise _refused(error) from error  # a new login would fare the same
-                        # Revoked or too old: a new login is the answer.
+                        why = f" ({error.words})"  # revoked or too old: a new login is the answer
                     except Unreachable:
                         if kept.usable(self._clock()) and not force:
                             return kept
@@ -113,7 +117,7 @@ class Login:
                 elif kept.usable(self._clock()) and not force:
                     return kept
                 if not interactive:
-                    raise Unauthenticated("the login has ended; run `arcbridge --role client login`")
+                    raise Unauthenticated(f"the login has ended{why}; run `arcbridge --role client login`")
                 return await self._log_in(issuer)
 
     async def log_in(self) -> TokenSet:
@@ -137,7 +141,7 @@ class Login:
                 try:
                     return await self._trade_or_log_in(issuer, kept, audience, interactive=interactive)
                 except IssuerError as error:
-                    raise self._no_token_for(audience, f"the issuer refused it ({_words(error)})") from error
+                    raise self._no_token_for(audience, f"the issuer refused it ({error.words})") from error
                 except Unreachable:
                     if one is not None and one.usable(self._clock()) and one != refused:
                         return one
@@ -171,12 +175,8 @@ class Login:
 
     async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
         endpoints = await issuer.endpoints()
-        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token, **self._who()}
-        by = self._config.cluster_audience_by
-        if self._config.cluster_audience and self._config.audience and by != "exchange":
-            # Said again, because the last refresh may have named a cluster.
-            form[by] = self._config.audience
-        answer = await issuer.post(endpoints.token, form)
+        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+        answer = await self._ask(issuer, endpoints, {**form, **second_audience.for_relay(self._config)})
         # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
         was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
         if now and was and now != was:
@@ -195,7 +195,9 @@ class Login:
             if error.code != "invalid_grant":
                 raise
             if not interactive:
-                raise Unauthenticated("the login has ended; run `arcbridge --role client login`") from error
+                raise Unauthenticated(
+                    f"the login has ended ({error.words}); run `arcbridge --role client login`"
+                ) from error
         return await self._trade(issuer, await self._log_in(issuer), audience)
 
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
@@ -205,10 +207,11 @@ class Login:
             form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token, "audience": audience}
             form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
         elif kept.refresh_token:
-            form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token, by: audience}
+            form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+            form |= second_audience.for_cluster(self._config, audience)
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
-        answer = await issuer.post(endpoints.token, {**form, **self._who()})
+        answer = await self._ask(issuer, endpoints, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
@@ -245,7 +248,11 @@ class Login:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
-        answer = await issuer.post(endpoints.device_authorization, {**self._who(), **self._wanted()})
+        who = await self._authentication.proof(endpoints)
+        # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
+        verifier = secrets.token_urlsafe(32)
+        wanted = {**self._wanted(), **_challenge(verifier)}
+        answer = await issuer.post(endpoints.device_authorization, {**wanted, **who.form}, who.headers)
         device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
         if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
@@ -256,13 +263,13 @@ class Login:
         interval = _positive(answer.get("interval"), 5.0)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
-        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, **self._who()}
+        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
         while True:
             await asyncio.sleep(interval)
             if loop.time() > deadline:
                 raise Unauthenticated("the device code has expired before the login; start again")
             try:
-                return self._keep(await issuer.post(endpoints.token, form))
+                given = await self._ask(issuer, endpoints, form)
             except IssuerError as error:
                 if error.code == "slow_down":
                     interval += 5.0  # RFC 8628 §3.5
@@ -274,6 +281,8 @@ class Login:
                     raise
             except Unreachable:
                 interval = min(interval * 2, 60.0)  # RFC 8628 §3.5: back off when the connection fails
+            else:
+                return await self._begin(issuer, given)
 
     async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
@@ -282,7 +291,6 @@ class Login:
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
         key = self._own_key()
         nonce = key.nonce()
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         callback = _Callback(state, issuer.url)
         servers, port = await self._listen(callback)
         try:
@@ -292,11 +300,10 @@ class Login:
                 "redirect_uri": redirect,
                 "state": state,
                 "nonce": nonce,
-                "code_challenge": challenge,
-                "code_challenge_method": "S256",
+                **_challenge(verifier),
                 # The code, too, is of no use without the key (RFC 9449 §10).
                 **({"dpop_jkt": key.thumbprint} if endpoints.dpop and self._config.dpop else {}),
-                **self._who(),
+                "client_id": self._config.client_id,
                 **self._wanted(),
             }
             joint = "&" if urlsplit(endpoints.authorization).query else "?"
@@ -315,7 +322,7 @@ class Login:
                 server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
-        answer = await issuer.post(endpoints.token, {**form, **self._who()})
+        answer = await self._ask(issuer, endpoints, form)
         id_token = answer.get("id_token")
         if isinstance(id_token, str) and not hmac.compare_digest(
             read_unverified(id_token).nonce.encode(), nonce.encode()
@@ -323,7 +330,7 @@ class Login:
             # The token came over TLS from the issuer, so its signature may go unchecked here (OpenID Connect Core
             # §3.1.3.7); the nonce may not: it binds the token to this login.
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
-        return self._keep(answer)
+        return await self._begin(issuer, answer)
 
     async def _listen(self, callback: _Callback) -> tuple[list[asyncio.Server], int]:
         for port in self._redirect_ports:
@@ -339,8 +346,26 @@ class Login:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _who(self) -> dict[str, str]:
-        return {"client_id": self._config.client_id}
+    async def _ask(self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]) -> dict[str, Any]:
+        """What the token endpoint answers to a form of this client."""
+        who = await self._authentication.proof(endpoints)
+        return await issuer.post(endpoints.token, {**form, **who.form}, who.headers)
+
+    async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
+        """Keep what a new login gave, once it is such that each end may have its part."""
+        if not self._config.relay_scopes:
+            return self._keep(answer)
+        # This access token is good at every end, and stays here: the relay gets one that is good at the relay alone.
+        # Until then the cache has nothing that another process could show.
+        refresh = answer.get("refresh_token")
+        if not isinstance(refresh, str) or not refresh:
+            raise Unauthenticated(
+                "login.relay_scopes: the login gave no refresh token, by which the relay's token is had (scope "
+                "offline_access); have the issuer set up for it, or take the setting out"
+            )
+        login = TokenSet(refresh_token=refresh)
+        self._cache.save(login)
+        return await self._refresh(issuer, login)
 
     def _wanted(self) -> dict[str, str]:
         wanted = {"scope": " ".join(self._config.scopes)}
@@ -425,11 +450,13 @@ class _Callback:
 
 def _refused(error: IssuerError) -> Unauthenticated:
     clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
-    return Unauthenticated(f"the issuer refused the login ({_words(error)}){clock}")
+    return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
 
 
-def _words(error: IssuerError) -> str:
-    return f"{error.code}: {error.description}" if error.description else error.code
+def _challenge(verifier: str) -> dict[str, str]:
+    """What a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    return {"code_challenge": digest, "code_challenge_method": "S256"}
 
 
 def _positive(value: object, default: float) -> float:

@@ -92,6 +92,14 @@ class Renewal:
         # 80 % of the life, or five minutes before its end, but not in the first half.
         self.at = now + max(min(0.8 * lifetime, lifetime - 300), 0.5 * lifetime) if lifetime > 0 else 0.0
 
+    def again(self, now: float, interval: float) -> None:
+        """Schedule another try after `interval` seconds, or sooner where so long a wait would miss the token's end.
+
+        The first try may come a moment before the login takes its own token for old, and finds that one.
+        """
+        left = self.ends_at - now if self.ends_at else 4 * interval
+        self.at = now + min(interval, max(left / 4, 1.0))
+
 
 class ResumableSession:
     """Keeps one session alive; its owner reports what happens to the session."""

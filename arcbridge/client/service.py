@@ -96,6 +96,10 @@ class ClientContext:
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
+        if login.issuer and login.grant_type == "client-credentials":
+            from arcbridge.client.client_credentials import ClientCredentials
+
+            return ClientCredentials(login, key=self._key())
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:
@@ -115,6 +119,8 @@ class ClientContext:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        if login.grant_type == "client-credentials":
+            raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
         return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
@@ -125,7 +131,7 @@ class ClientContext:
             self.state.token_directory,
             issuer=login.issuer,
             client_id=login.client_id,
-            scopes=login.scopes,
+            scopes=(*login.scopes, *login.relay_scopes),
             audience=login.audience,
         )
 
@@ -240,11 +246,15 @@ async def run_forward(
     target: str,
     listen: str,
     *,
+    any_user: bool = False,
     token: str = "",
     environment: Mapping[str, str] = os.environ,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry a TCP target of the one named cluster to a local address until cancelled."""
+    """Carry a TCP target of the one named cluster to a local address until cancelled.
+
+    `any_user`: also for programs of other users of this machine.
+    """
     check_target_name(target)
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
@@ -253,7 +263,7 @@ async def run_forward(
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)
-    forward = Forward(session, target, sock)
+    forward = Forward(session, target, sock, any_user=any_user)
     observer: ObserveServer | None = None
     try:
         observer = await _observe(config, [], forwards=[forward], sessions=[session])

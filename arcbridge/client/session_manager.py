@@ -27,12 +27,14 @@ from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
     PermissionRefused,
+    RemoteProtocolError,
     SessionEnded,
     Unauthenticated,
     Unreachable,
 )
 from arcbridge.mux.connection import peer_certificate
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
@@ -458,7 +460,7 @@ class SessionManager(BaseHandler):
                 return
             if renewal.ends_at and renewal.ends_at - loop.time() < 60:
                 self._log.warning("the login ends soon and there is no newer token", session=session.label)
-        renewal.at = loop.time() + RENEWAL_RETRY
+        renewal.again(loop.time(), RENEWAL_RETRY)
 
     # -- callbacks of `MuxSession` ------------------------------------------------------------------------------------
 
@@ -479,6 +481,10 @@ class SessionManager(BaseHandler):
                     "the agent drains the session", session=session.label, code=goaway.code, reason=goaway.message
                 )
             self._changed.set()
+
+    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
+        """No agent opens streams; each would take a window of this process's memory (docs/threats.md#D3)."""
+        session.abort(RemoteProtocolError("the other end broke the protocol: it opened a stream, which no agent does"))
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         resumable = self._resumables.get(session)

@@ -26,7 +26,7 @@ import structlog
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
 if TYPE_CHECKING:
     # A client whose tokens are bound to no key never needs it.
@@ -149,13 +149,20 @@ class Tokens:
         """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
         the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
 
-        Raises StateError where a key cannot be used.
+        Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
         """
         for key in self._keys():
             from arcbridge.identity.proof import binding, spki_of
 
             if binding(claims_unverified(token)).names(key.thumbprint):
-                return key.sign_proof(token, spki_of(certificate), pin, self._clock())
+                try:
+                    spki = spki_of(certificate)
+                except ValueError as error:
+                    raise Unreachable(
+                        "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                        "have it issued anew, or use a token that is bound to no key"
+                    ) from error
+                return key.sign_proof(token, spki, pin, self._clock())
         return ""
 
     def refused(self) -> None:

@@ -1,12 +1,13 @@
 """Kubernetes' own AuthenticationConfiguration, read strictly.
 
 Source: Kubernetes, "Authenticating" / "Using Authentication Configuration", kind `AuthenticationConfiguration`,
-`apiserver.config.k8s.io/v1`. A file written for kube-apiserver is read unchanged. What is not carried out here (CEL
-expressions, egress selectors, anonymous access) is refused by its path and never ignored: an ignored rule is a
-rule that an operator relies on.
+`apiserver.config.k8s.io/v1`. A file written for kube-apiserver is read unchanged. What is not carried out here (egress
+selectors, anonymous access) is refused by its path and never ignored: an ignored rule is a rule that an operator relies
+on. Errors name the path, line and column of the field.
 
-The two `userValidationRules` that the documentation recommends (no `system:` user, no `system:` group)
-are accepted word for word, because `identity.claims` always enforces them.
+CEL expressions are compiled here, by `identity.cel`, which is imported for a file that has one. The two
+`userValidationRules` that the documentation recommends (no `system:` user, no `system:` group) need no compiler,
+because `identity.claims` always enforces them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from arcbridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from arcbridge.identity.cel.compiler import Expression
+    from arcbridge.identity.cel.mapping import Expressions, Rule
 
 API_VERSIONS = ("apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1")
 """v1beta1 differs from v1 in no field that is carried out here; files from before 1.34 have it."""
@@ -40,7 +45,7 @@ BUILT_IN_RULES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ClaimRule:
-    """A claim must be there and, unless `required_value` is empty, be exactly this JSON string."""
+    """A claim must be there and be exactly this JSON string, also where that is empty: so does kube-apiserver."""
 
     claim: str
     required_value: str
@@ -64,9 +69,12 @@ class IssuerConfig:
     ca_pem: str | None
     audiences: tuple[str, ...]
     rules: tuple[ClaimRule, ...]
-    username: PrefixedClaim
+    username: PrefixedClaim | None
+    """None where an expression gives it."""
     groups: PrefixedClaim | None
     uid_claim: str | None
+    expressions: Expressions | None = None
+    """Everything that is an expression, compiled; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +123,80 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
     """Parse YAML (or JSON, which is YAML). Raises ConfigError `source: path: what is wrong`."""
     if len(text) > MAX_FILE_SIZE:
         raise ConfigError(f"{source}: larger than {MAX_FILE_SIZE} bytes")
+    loader = _StrictLoader(text)
     try:
-        document = yaml.load(text, Loader=_StrictLoader)
+        node = loader.get_single_node()
+        document = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise ConfigError(f"{source}: {where}not valid YAML") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error.message}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deeply") from error
+    finally:
+        loader.dispose()
     try:
         return from_mapping(document)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error.message}") from error
+        raise ConfigError(f"{source}: {_place(error, text, node)}{error.message}") from error
+
+
+class _InExpression(ConfigError):
+    """An expression is wrong at a place inside it, counted from 1."""
+
+    def __init__(self, message: str, line: int, column: int) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+
+def _place(error: ConfigError, text: str, root: yaml.Node | None) -> str:
+    """Where in the file the field stands that an error's message begins with, or the nearest one around it."""
+    nodes: dict[str, yaml.Node] = {}
+    _collect(root, "", nodes, set())
+    path = error.message.partition(": ")[0]
+    while path and path not in nodes:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    node = nodes.get(path)
+    if node is None:
+        return ""
+    line, column = node.start_mark.line + 1, node.start_mark.column + 1
+    if isinstance(error, _InExpression) and isinstance(node, yaml.ScalarNode):
+        line, column = _inside(text, node, error.line, error.column)
+    return f"line {line}, column {column}: "
+
+
+def _inside(text: str, node: yaml.ScalarNode, line: int, column: int) -> tuple[int, int]:
+    """The place in the file of a place in a scalar; where that is folded or has escapes, the scalar's beginning."""
+    start = node.start_mark
+    quoted = node.style in ("'", '"')
+    raw = text[start.index + quoted : node.end_mark.index - quoted]
+    if node.style == "|":
+        lines, wanted = text.splitlines(), node.value.splitlines()
+        if line <= len(wanted) and start.line + line < len(lines):
+            indent = lines[start.line + line].find(wanted[line - 1])
+            if indent >= 0:
+                return start.line + line + 1, indent + column
+    elif raw == node.value and line == 1:
+        return start.line + 1, start.column + quoted + column
+    return start.line + 1, start.column + 1
+
+
+def _collect(node: yaml.Node | None, path: str, out: dict[str, yaml.Node], seen: set[int]) -> None:
+    """All fields below `node` by their paths. A node that an alias repeats is gone into once."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if path:
+        out[path] = node
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _collect(value, f"{path}.{key.value}" if path else str(key.value), out, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect(value, f"{path}[{index}]", out, seen)
 
 
 def from_mapping(document: object) -> AuthenticationConfig:
@@ -172,58 +242,194 @@ def _issuer(document: object, path: str) -> IssuerConfig:
         raise ConfigError(f"{issuer.at('audienceMatchPolicy')}: must be MatchAny with several audiences")
     issuer.done()
 
-    rules = tuple(
-        _rule(r, f"{path}.claimValidationRules[{n}]") for n, r in enumerate(entry.items("claimValidationRules"))
-    )
-    _unique([(f"{path}.claimValidationRules[{n}].claim", r.claim) for n, r in enumerate(rules)])
-
+    compiled = _Compiled(path)
+    rules = _claim_rules(entry, path, compiled)
     mappings = entry.fields("claimMappings")
-    username = _prefixed(mappings.fields("username"))
+    username = _prefixed(mappings.fields("username"), compiled, "username", required=True)
     groups_fields = mappings.optional_fields("groups")
-    groups = _prefixed(groups_fields) if groups_fields is not None else None
-    uid = mappings.optional_fields("uid")
+    groups = None if groups_fields is None else _prefixed(groups_fields, compiled, "groups", required=False)
     uid_claim = None
+    uid = mappings.optional_fields("uid")
     if uid is not None:
-        uid.refuse("expression", "CEL expressions are not carried out here; use claim")
-        uid_claim = uid.text("claim")
+        uid_claim = uid.optional_text("claim") or None
+        expression = uid.optional_text("expression")
+        if expression and uid_claim:
+            raise ConfigError(f"{mappings.at('uid')}: claim and expression can't both be set")
+        if expression:
+            compiled.mapping("uid", uid.at("expression"), expression)
         uid.done()
-    for n, item in enumerate(mappings.items("extra")):
-        extra = _Fields(item, f"{mappings.at('extra')}[{n}]")
-        extra.refuse("valueExpression", "CEL expressions are not carried out here; remove this extra")
-        raise ConfigError(f"{mappings.at('extra')}[{n}].valueExpression: missing")
+    _extra(mappings, compiled)
     mappings.done()
+    _user_rules(entry, path, compiled)
+    entry.done()
+    compiled.check_email()
+    return IssuerConfig(
+        path, url, discovery, ca_pem, audiences, rules, username, groups, uid_claim, compiled.expressions()
+    )
 
+
+class _Compiled:
+    """The expressions of one issuer while its entry is read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._mappings: dict[str, Expression] = {}
+        self._extra: list[tuple[str, Expression]] = []
+        self._claim_rules: list[Rule] = []
+        self._user_rules: list[Rule] = []
+
+    def mapping(self, name: str, path: str, source: str) -> None:
+        """Take the expression of user name, groups or uid."""
+        self._mappings[name] = _compile(path, source, "claims")
+
+    def extra(self, key: str, path: str, source: str) -> None:
+        """Take the expression of an extra key."""
+        self._extra.append((key, _compile(path, source, "claims")))
+
+    def claim_rule(self, path: str, source: str, message: str) -> None:
+        """Take a rule on claims."""
+        compiled = _compile(path, source, "claims", rule=True)
+        from arcbridge.identity.cel.mapping import Rule
+
+        self._claim_rules.append(Rule(path, compiled, message))
+
+    def user_rule(self, path: str, source: str, message: str) -> None:
+        """Take a rule on the user."""
+        compiled = _compile(path, source, "user", rule=True)
+        from arcbridge.identity.cel.mapping import Rule
+
+        self._user_rules.append(Rule(path, compiled, message))
+
+    def check_email(self) -> None:
+        """Refuse a user name that is made of an e-mail address, unless something asks whether it was verified."""
+        username = self._mappings.get("username")
+        if username is None or not username.selects("email"):
+            return
+        asking = [username, *(extra for _, extra in self._extra), *(rule.expression for rule in self._claim_rules)]
+        if not any(expression.selects("email_verified") for expression in asking):
+            raise ConfigError(
+                f"{self._path}.claimMappings.username.expression: claims.email_verified must be used here, in "
+                "extra[*].valueExpression or in claimValidationRules[*].expression when claims.email is used"
+            )
+
+    def expressions(self) -> Expressions | None:
+        """All of them; None where there is none."""
+        if not (self._mappings or self._extra or self._claim_rules or self._user_rules):
+            return None
+        from arcbridge.identity.cel.mapping import Expressions
+
+        return Expressions(
+            self._path,
+            self._mappings.get("username"),
+            self._mappings.get("groups"),
+            self._mappings.get("uid"),
+            tuple(self._extra),
+            tuple(self._claim_rules),
+            tuple(self._user_rules),
+        )
+
+
+def _compile(path: str, source: str, variable: str, *, rule: bool = False) -> Expression:
+    try:
+        from arcbridge.identity.cel.compiler import ExpressionError, compile_claims, compile_user
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: CEL expressions need the package cel-expr-python: pip install 'arcbridge[cel]'"
+        ) from error
+    try:
+        return compile_user(source) if variable == "user" else compile_claims(source, rule=rule)
+    except ExpressionError as error:
+        message = f"{path}: {error.message}"
+        if error.line:
+            raise _InExpression(message, error.line, error.column) from error
+        raise ConfigError(message) from error
+
+
+def _claim_rules(entry: _Fields, path: str, compiled: _Compiled) -> tuple[ClaimRule, ...]:
+    rules: list[ClaimRule] = []
+    seen: set[tuple[str, str]] = set()
+    for n, item in enumerate(entry.items("claimValidationRules")):
+        rule = _Fields(item, f"{path}.claimValidationRules[{n}]")
+        claim, expression = rule.optional_text("claim"), rule.optional_text("expression")
+        required, message = rule.optional_text("requiredValue"), rule.optional_text("message")
+        rule.done()
+        if bool(claim) == bool(expression):
+            raise ConfigError(f"{rule.at('claim')}: needs either claim or expression")
+        given = ("claim", claim) if claim else ("expression", expression)
+        if given in seen:
+            raise ConfigError(f"{rule.at(given[0])}: is given twice")
+        seen.add(given)
+        if claim:
+            if message:
+                raise ConfigError(f"{rule.at('message')}: belongs to expression, not to claim")
+            rules.append(ClaimRule(claim, required))
+            continue
+        if required:
+            raise ConfigError(f"{rule.at('requiredValue')}: belongs to claim, not to expression")
+        compiled.claim_rule(rule.at("expression"), expression, message)
+    return tuple(rules)
+
+
+def _user_rules(entry: _Fields, path: str, compiled: _Compiled) -> None:
+    seen: set[str] = set()
     for n, item in enumerate(entry.items("userValidationRules")):
         rule = _Fields(item, f"{path}.userValidationRules[{n}]")
-        expression = rule.text("expression")
-        rule.optional_text("message")
+        expression, message = rule.text("expression"), rule.optional_text("message")
         rule.done()
+        if expression in seen:
+            raise ConfigError(f"{rule.at('expression')}: is given twice")
+        seen.add(expression)
         if expression not in BUILT_IN_RULES:
-            raise ConfigError(
-                f"{rule.at('expression')}: CEL expressions are not carried out here, except the two standard "
-                "rules against 'system:' names, which always hold"
-            )
-    entry.done()
-    return IssuerConfig(path, url, discovery, ca_pem, audiences, rules, username, groups, uid_claim)
+            compiled.user_rule(rule.at("expression"), expression, message)
 
 
-def _rule(document: object, path: str) -> ClaimRule:
-    rule = _Fields(document, path)
-    rule.refuse("expression", "CEL expressions are not carried out here; use claim and requiredValue")
-    rule.refuse("message", "belongs to expression, which is not carried out here")
-    claim = rule.text("claim")
-    required = rule.optional_text("requiredValue")
-    rule.done()
-    return ClaimRule(claim, required)
+_EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
+_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_RESERVED_DOMAINS = ("kubernetes.io", "k8s.io")
+OWN_EXTRA = "arcbridge.io/original-user"
+"""The extra key that the agent sets itself, for the API server's audit log."""
 
 
-def _prefixed(fields: _Fields) -> PrefixedClaim:
-    fields.refuse("expression", "CEL expressions are not carried out here; use claim and prefix")
-    claim = fields.text("claim")
-    if not fields.has("prefix"):
-        raise ConfigError(f'{fields.at("prefix")}: must be given beside claim (it may be "")')
+def _extra(mappings: _Fields, compiled: _Compiled) -> None:
+    seen: set[str] = set()
+    for n, item in enumerate(mappings.items("extra")):
+        extra = _Fields(item, f"{mappings.at('extra')}[{n}]")
+        key, expression = extra.text("key"), extra.text("valueExpression")
+        extra.done()
+        at = extra.at("key")
+        if key != key.lower():
+            raise ConfigError(f"{at}: must be lowercase")
+        match = _EXTRA_KEY.fullmatch(key)
+        if match is None or not _DOMAIN.fullmatch(match[1]) or len(match[1]) > 253:
+            raise ConfigError(f"{at}: must be a domain-prefixed path (such as example.org/foo)")
+        if any(match[1] == domain or match[1].endswith(f".{domain}") for domain in _RESERVED_DOMAINS):
+            raise ConfigError(f"{at}: k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use")
+        if key == OWN_EXTRA:
+            raise ConfigError(f"{at}: is set by the agent itself")
+        if key in seen:
+            raise ConfigError(f"{at}: is given twice")
+        seen.add(key)
+        compiled.extra(key, extra.at("valueExpression"), expression)
+
+
+def _prefixed(fields: _Fields, compiled: _Compiled, name: str, *, required: bool) -> PrefixedClaim | None:
+    claim, expression = fields.optional_text("claim"), fields.optional_text("expression")
+    has_prefix = fields.has("prefix")
     prefix = fields.optional_text("prefix")
     fields.done()
+    if claim and expression:
+        raise ConfigError(f"{fields.path}: claim and expression can't both be set")
+    if expression:
+        if has_prefix:
+            raise ConfigError(f"{fields.at('prefix')}: belongs to claim, not to expression")
+        compiled.mapping(name, fields.at("expression"), expression)
+        return None
+    if not claim:
+        if required:
+            raise ConfigError(f"{fields.path}: needs claim or expression")
+        return None
+    if not has_prefix:
+        raise ConfigError(f'{fields.at("prefix")}: must be given beside claim (it may be "")')
     return PrefixedClaim(claim, prefix)
 
 
@@ -255,16 +461,16 @@ def _unique(values: list[tuple[str, str]]) -> None:
 class _Fields:
     """The fields of one mapping; each is taken once, and `done()` refuses those that were not taken."""
 
-    __slots__ = ("_left", "_path")
+    __slots__ = ("_left", "path")
 
     def __init__(self, document: object, path: str) -> None:
         if not isinstance(document, Mapping):
             raise ConfigError(f"{path or 'document'}: must be a mapping")
-        self._path = path
+        self.path = path
         self._left: dict[str, object] = {str(key): value for key, value in document.items()}
 
     def at(self, name: str) -> str:
-        return f"{self._path}.{name}" if self._path else name
+        return f"{self.path}.{name}" if self.path else name
 
     def has(self, name: str) -> bool:
         return self._left.get(name) is not None

@@ -12,18 +12,24 @@ Refusals are `TokenRefused` with a rule for our log; the caller never sees a cla
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcbridge.identity.authentication import IssuerConfig, PrefixedClaim
 from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
 
+if TYPE_CHECKING:
+    from arcbridge.identity.cel.mapping import Budget
+
 MAX_NAME = 1024
 """Bytes of a user name, uid or group: far above any real one, far below a header line's limit."""
 MAX_GROUPS = 1000
 """Groups of one token: at 1 KiB each that is the MiB Go allows for a request head; real tokens stop at 200."""
+
+MAX_EXTRA = 100
+"""Values of all extra keys of a token together; each is a header of every request that the agent makes for it."""
 
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
@@ -110,49 +116,80 @@ def is_plain(name: str, limit: int = MAX_NAME) -> bool:
     return all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in name)
 
 
-def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any]) -> Identity:
-    """Map the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience."""
+def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None = None) -> Identity:
+    """Map the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience.
+
+    With a `budget`, raises BudgetExceeded where the issuer's expressions cost more than that.
+    """
     for rule in issuer.rules:
+        # Types first: `True == 1` and friends.
         value = claims.get(rule.claim)
-        if value is None or (rule.required_value and value != rule.required_value):
-            raise TokenRefused("claims.rule", "the token does not have a claim that this place requires")
-        # `True == 1` and friends: a required value matches a JSON string only.
-        if rule.required_value and not isinstance(value, str):
+        if not isinstance(value, str) or value != rule.required_value:
             raise TokenRefused("claims.rule", "the token does not have a claim that this place requires")
 
     subject = claims.get("sub")
     if not isinstance(subject, str) or not is_plain(subject):
         raise TokenRefused("claims.sub", "the token has no usable subject")
 
-    username = claims.get(issuer.username.claim)
-    if not isinstance(username, str) or not username:
-        raise TokenRefused("claims.username", "the token has no user name that this place can use")
-    if issuer.username.claim == "email" and claims.get("email_verified") is not True:
-        raise TokenRefused("claims.email_verified", "the e-mail address in the token is not verified by its issuer")
-    username = _name(issuer.username.prefix + username, "username")
-
-    groups = _groups(issuer.groups, claims) if issuer.groups is not None else ()
-
-    uid = ""
-    if issuer.uid_claim is not None:
-        value = claims.get(issuer.uid_claim)
-        if not isinstance(value, str) or not is_plain(value):
-            raise TokenRefused("claims.uid", "the token has no user id that this place can use")
-        uid = value
-
+    username, groups, uid, extra = _mapped(issuer, claims, budget)
     return Identity(
         username=username,
         uid=uid,
-        groups=groups,
+        groups=tuple(dict.fromkeys(groups)),
         subject=f"{issuer.url}#{subject}",
         issuer=issuer.url,
         expires_at=float(claims["exp"]),
+        extra=extra,
         issued_at=float(claims.get("iat", 0.0)),
         binding=binding(claims),
     )
 
 
-def _groups(mapping: PrefixedClaim, claims: Mapping[str, Any]) -> tuple[str, ...]:
+_Names = tuple[str, tuple[str, ...], str, Mapping[str, tuple[str, ...]]]
+"""User name, groups, uid and extra."""
+
+
+def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None) -> _Names:
+    if issuer.expressions is None:
+        return _username(issuer, claims), _groups(issuer.groups, claims), _uid(issuer.uid_claim, claims), {}
+    from arcbridge.identity.cel.mapping import Budget
+
+    budget = budget or Budget()
+    mapped = issuer.expressions.map(claims, budget)
+    username = _username(issuer, claims) if mapped.username is None else _name(mapped.username, "username")
+    groups = _groups(issuer.groups, claims) if mapped.groups is None else _group_names("", mapped.groups)
+    uid = _uid(issuer.uid_claim, claims) if mapped.uid is None else mapped.uid
+    if uid and not is_plain(uid):
+        raise TokenRefused("claims.uid", "the token has no user id that this place can use")
+    if sum(map(len, mapped.extra.values())) > MAX_EXTRA:
+        raise TokenRefused("claims.extra.many", f"the token has more than {MAX_EXTRA} extra values")
+    if not all(is_plain(value) for values in mapped.extra.values() for value in values):
+        raise TokenRefused("claims.extra.characters", "an extra value has characters or a length that are refused")
+    issuer.expressions.check_user(username, uid, groups, mapped.extra, budget)
+    return username, groups, uid, mapped.extra
+
+
+def _username(issuer: IssuerConfig, claims: Mapping[str, Any]) -> str:
+    username = None if issuer.username is None else claims.get(issuer.username.claim)
+    if issuer.username is None or not isinstance(username, str) or not username:
+        raise TokenRefused("claims.username", "the token has no user name that this place can use")
+    if issuer.username.claim == "email" and claims.get("email_verified") is not True:
+        raise TokenRefused("claims.email_verified", "the e-mail address in the token is not verified by its issuer")
+    return _name(issuer.username.prefix + username, "username")
+
+
+def _uid(claim: str | None, claims: Mapping[str, Any]) -> str:
+    if claim is None:
+        return ""
+    value = claims.get(claim)
+    if not isinstance(value, str) or not is_plain(value):
+        raise TokenRefused("claims.uid", "the token has no user id that this place can use")
+    return value
+
+
+def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[str, ...]:
+    if mapping is None:
+        return ()
     value = claims.get(mapping.claim)
     # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
     pointers = claims.get("_claim_names")
@@ -167,10 +204,14 @@ def _groups(mapping: PrefixedClaim, claims: Mapping[str, Any]) -> tuple[str, ...
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TokenRefused("claims.groups", "the groups in the token are not a list of names")
+    return _group_names(mapping.prefix, names)
+
+
+def _group_names(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
     if len(names) > MAX_GROUPS:
         raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
-    # An empty entry carries no right; kube-apiserver drops it, too.
-    return tuple(dict.fromkeys(_name(mapping.prefix + name, "groups") for name in names if name))
+    # An empty entry carries no right, and with a prefix would become a group of its own.
+    return tuple(_name(prefix + name, "groups") for name in names if name)
 
 
 def _name(name: str, what: str) -> str:

@@ -10,6 +10,7 @@ SHA-256 of the token for 60 s at most, never past `exp`, and not past a change o
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -51,6 +52,10 @@ because Kubernetes and Dex give none. It is a list of what is accepted and not o
 subject."""
 CACHE_TIME = 60.0
 CACHE_SIZE = 4096
+LOOP_COST = 5_000
+"""Units of cost (`identity.cel`) that a token's expressions may spend in the event loop: 5 ms. Usual ones cost 50."""
+LOOP_TIME = 0.02
+"""Seconds that they may last there."""
 MAX_CANDIDATES = 10
 """Keys tried for a token without `kid`: bounds the signature checks one token can cost."""
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
@@ -109,6 +114,7 @@ class TokenVerifier:
         self._keys = {issuer.url: KeySet(issuer, fetch, monotonic) for issuer in config.issuers}
         # sha256(token) -> (identity, monotonic deadline, issuer's key generation)
         self._results: OrderedDict[bytes, tuple[Identity, float, int]] = OrderedDict()
+        self._expensive = asyncio.Lock()
         self.verified = 0
         self.refused = 0
 
@@ -198,7 +204,20 @@ class TokenVerifier:
         _check_kind(header, claims)
         self._check_times(claims)
         self._check_audience(issuer, claims)
-        return map_claims(issuer, claims), generation
+        return await self._mapped(issuer, claims), generation
+
+    async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
+        """Map the claims. Expressions that cost more than the event loop may spend are evaluated in a thread."""
+        if issuer.expressions is None:
+            return map_claims(issuer, claims)
+        from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+
+        try:
+            return map_claims(issuer, claims, Budget(LOOP_COST, LOOP_TIME))
+        except BudgetExceeded:
+            # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most.
+            async with self._expensive:
+                return await asyncio.to_thread(map_claims, issuer, claims, Budget())
 
     def _check_times(self, claims: dict[str, Any]) -> None:
         now = self._clock()

@@ -17,7 +17,7 @@ from arcbridge.client import login as login_module
 from arcbridge.client import proof_keys
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.login import Login
-from arcbridge.client.token_cache import TokenCache
+from arcbridge.client.token_cache import TokenCache, TokenSet
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import Binding, BindingKind, ProofKey, binding
@@ -56,10 +56,11 @@ def make(
     **more: Any,
 ) -> Login:
     settings: dict[str, Any] = {"grant_type": "device-code", **more}
-    config = LoginConfig(issuer=settings.pop("issuer", issuer.url), client_id="cli", ca_file=issuer.ca_file, **settings)
+    where, client = settings.pop("issuer", issuer.url), settings.pop("client_id", "cli")
+    config = LoginConfig(issuer=where, client_id=client, ca_file=issuer.ca_file, **settings)
     return Login(
         config,
-        TokenCache(directory, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=config.audience),
+        TokenCache(directory, issuer=config.issuer, client_id=client, scopes=config.scopes, audience=config.audience),
         say=person.say,
         open_browser=browser,
         environment={},
@@ -440,8 +441,8 @@ class TestOneAudiencePerCluster:
         await login.log_in()
         real = login_module.Issuer.post
 
-        async def post(self: Any, url: str, form: Any) -> dict[str, Any]:
-            return await real(self, url, {name: form[name] for name in form if name != "resource"})
+        async def post(self: Any, url: str, form: Any, headers: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "resource"}, headers)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(login_module.Issuer, "post", post)
@@ -492,5 +493,68 @@ class TestOneAudiencePerCluster:
         assert await login.for_audience("arcbridge-a", interactive=False) != one
 
     def test_an_unknown_way_to_ask(self, issuer: Issuer, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cluster_audience_by: must be one of resource, audience, exchange"):
-            make(issuer, tmp_path, Terminal(issuer), cluster_audience_by="scope")
+        with pytest.raises(ConfigError, match="cluster_audience_by: must be one of resource, audience, scope"):
+            make(issuer, tmp_path, Terminal(issuer), cluster_audience_by="magic")
+
+
+BY_SCOPE: dict[str, Any] = {
+    "scopes": ("openid", "offline_access", "audience:arcbridge-relay", "audience:arcbridge-a", "audience:arcbridge-b"),
+    "relay_scopes": ("openid", "audience:arcbridge-relay"),
+    "cluster_audience": "arcbridge-{cluster}",
+    "cluster_audience_by": "scope",
+    "cluster_scopes": ("audience:{audience}",),
+}
+
+
+class TestAudiencesByScope:
+    @pytest.mark.parametrize("grant", ["device-code", "authcode"])
+    async def test_no_token_for_several_ends_is_kept(self, dpop: Issuer, tmp_path: Path, grant: str) -> None:
+        visits: list[asyncio.Task[tuple[int, str]]] = []
+        kept = []
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.create_task(browse(url, dpop)))
+            return True
+
+        login = make(dpop, tmp_path, Terminal(dpop), browser=browser, grant_type=grant, **BY_SCOPE)
+        save = login._cache.save
+
+        def watch(tokens: TokenSet) -> None:
+            kept.append(tokens.access_token)
+            save(tokens)
+
+        login._cache.save = watch  # type: ignore[method-assign]
+        tokens = await login.log_in()
+        assert read_unverified(tokens.access_token).audiences == ("arcbridge-relay",)
+        assert read_unverified((await login.for_audience("arcbridge-a", interactive=False)).text).audiences == (
+            "arcbridge-a",
+        )
+        assert read_unverified((await login.for_audience("arcbridge-b", interactive=False)).text).audiences == (
+            "arcbridge-b",
+        )
+        renewed = await login.tokens(interactive=False, force=True)
+        assert read_unverified(renewed.access_token).audiences == ("arcbridge-relay",)
+        assert {read_unverified(token).audiences for token in kept if token} == {("arcbridge-relay",)}
+
+    async def test_without_a_refresh_token(self, issuer: Issuer, tmp_path: Path) -> None:
+        scopes = {**BY_SCOPE, "scopes": ("openid", "audience:arcbridge-relay")}
+        login = make(issuer, tmp_path, Terminal(issuer), **scopes)
+        with pytest.raises(Unauthenticated, match=r"login\.relay_scopes: .*no refresh token"):
+            await login.log_in()
+        assert not login._cache.load().usable(time.time())
+
+    async def test_what_the_login_was_not_given(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer), **BY_SCOPE)
+        await login.log_in()
+        with pytest.raises(ConfigError, match=r"arcbridge-c by 'scope': .*invalid_scope"):
+            await login.for_audience("arcbridge-c", interactive=False)
+
+    async def test_a_confidential_client_proves_itself_at_each_step(self, issuer: Issuer, tmp_path: Path) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("ci-secret\n")
+        login = make(issuer, tmp_path, Terminal(issuer), client_id="ci", client_secret_file=secret, **BY_SCOPE)
+        await login.log_in()
+        assert (await login.for_audience("arcbridge-a", interactive=False)).text
+        secret.write_text("another")
+        with pytest.raises(Unauthenticated, match="invalid_client"):
+            await login.tokens(interactive=False, force=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ExitCode, StateError, Unauthenticated
-from arcbridge.identity.proof import ProofKey
+from arcbridge.errors import ExitCode, StateError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey, check_proof, spki_of
+from arcbridge.pki.authority import Authority
 from tests.client.test_session_manager import RELAY_CA, jwt_like, login
 
 
@@ -299,3 +303,56 @@ class TestCommand:
         monkeypatch.setattr("arcbridge.client.tokens.COMMAND_DEADLINE", 0.3)
         with pytest.raises(Unauthenticated, match="gave no token within"):
             await self.command("import time; time.sleep(60)").tokens(interactive=False)
+
+
+class TestProofs:
+    """Which tokens `prove` makes a proof for; what is sent with it is in tests/client/test_session_manager.py."""
+
+    KEY = ProofKey.generate()
+
+    def tokens(self) -> Tokens:
+        pair = Pair(TokenSet("access", "id"))
+        pair.key = self.KEY
+        return Tokens(LoginConfig(), pair, clock=lambda: 1000.0)
+
+    def certificate(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(Authority.create("test").certificate_pem)
+
+    def test_a_token_that_names_the_key(self) -> None:
+        certificate, token = self.certificate(), jwt_like(600, nonce=self.KEY.nonce())
+        proof = self.tokens().prove(token, certificate, "sha256:pin")
+        found = check_proof(proof, token=token, peer_spki=spki_of(certificate), pin="sha256:pin", now=1000.0)
+        assert found == self.KEY.thumbprint
+
+    def test_a_token_that_names_none(self) -> None:
+        for text in ("opaque", "", "a.b.c", jwt_like(600), jwt_like(600, nonce="random")):
+            assert self.tokens().prove(text, self.certificate()) == ""
+
+    def test_a_certificate_that_cannot_be_read(self) -> None:
+        for certificate in (b"", b"none"):
+            with pytest.raises(Unreachable, match="certificate"):
+                self.tokens().prove(jwt_like(600, nonce=self.KEY.nonce()), certificate)
+
+    async def test_what_proofs_need_is_imported_where_there_is_a_key_alone(self, tmp_path: Path) -> None:
+        code = (
+            "import asyncio, sys\n"
+            "from pathlib import Path\n"
+            "from arcbridge.client.tokens import Tokens\n"
+            "from arcbridge.config import LoginConfig\n"
+            "async def main(file):\n"
+            "    Tokens(LoginConfig(proof_key_file=file), None).prepare()\n"
+            "    await asyncio.get_running_loop().shutdown_default_executor()\n"
+            "    print('cryptography' in sys.modules)\n"
+            "asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None))\n"
+        )
+        (tmp_path / "key").touch(0o600)
+        (tmp_path / "key").write_bytes(self.KEY.to_jwk())
+        for arguments, expected in (
+            ([], "False"),
+            ([str(tmp_path / "key")], "True"),
+            ([str(tmp_path / "no")], "False"),
+        ):
+            done = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+            )
+            assert done.stdout.strip() == expected

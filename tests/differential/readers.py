@@ -92,12 +92,16 @@ def _h11_request(data: bytes, found: Reading) -> bytes | None:
             return None
 
 
-def h11_responses(data: bytes, methods: Sequence[bytes], *, ended: bool = False) -> Reading:
-    """What h11's client reads that has sent requests with these methods; `ended`: the connection ends in order."""
+def h11_responses(data: bytes, methods: Sequence[bytes], *, ended: bool = False, upgrade: bool = False) -> Reading:
+    """What h11's client reads that has sent requests with these methods.
+
+    `ended`: the connection ends in order; `upgrade`: the requests asked for one.
+    """
+    asked = [("Host", "k"), *([("Connection", "Upgrade"), ("Upgrade", "websocket")] if upgrade else [])]
     found = Reading(rest=data)
     for method in methods:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-        connection.send(h11.Request(method=method, target="/", headers=[("Host", "k")]))
+        connection.send(h11.Request(method=method, target="/", headers=asked))
         connection.send(h11.EndOfMessage())
         if found.rest:
             connection.receive_data(found.rest)

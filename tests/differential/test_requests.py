@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from tests.support.cluster import Unavailable
 from tests.support.net_http import NetHttp
@@ -16,6 +16,9 @@ from tests.support.processes import require_or_skip
 from .request_inputs import BY_HAND, generated
 from .requests import Requests
 from .world import two_users
+
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without making a failure small: each try of one that waits in vain takes seconds."""
 
 
 @pytest.fixture(scope="module", params=["both entrances", "general path"])
@@ -59,7 +62,7 @@ def test_generated(attacked: tuple[asyncio.Runner, Requests]) -> None:
     runner, requests = attacked
     before = requests.passed.total()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300, deadline=None, phases=QUICK, report_multiple_bugs=False)
     @given(generated())
     def attack(drawn: tuple[str, list[bytes]]) -> None:
         runner.run(requests.attack(*drawn))

@@ -7,6 +7,7 @@ ended. Nothing here parses HTTP for the agent.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ class Users:
         while loop.time() < give_up:
             await self.turns()
             enough = bool(stream.end) or final_heads(bytes(stream.data)) >= until
-            if enough and user.delivered and not user.in_flight:
+            if enough and user.delivered and user.in_flight == user.caller.account.upgrades:
                 return
             now = (len(stream.data), user.client._machine.sent, len(self.audit.kept), self.proxy.stats.requests)
             if now != before:
@@ -188,13 +189,12 @@ class Users:
             await asyncio.sleep(0.001)
 
 
+_HEAD = re.compile(rb"(?:\A|[\n}])HTTP/1\.1 (?:[2-9]|101)")
+
+
 def final_heads(data: bytes) -> int:
-    """Return how many final answers (not 1xx) have begun in `data`, at least."""
-    return sum(
-        data[at + 9 : at + 10] != b"1"
-        for at in range(len(data))
-        if data.startswith(b"HTTP/1.1 ", at) and (at == 0 or data[at - 1 : at] in (b"\n", b"}"))
-    )
+    """Return how many answers that are not interim have begun in `data`, at least; 101 is none of the interim ones."""
+    return len(_HEAD.findall(data))
 
 
 @asynccontextmanager

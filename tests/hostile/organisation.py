@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import importlib
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -39,9 +41,15 @@ from arcbridge.config import (
     LoginConfig,
     RelayConfig,
 )
+from arcbridge.identity.proof import ProofKey
+from arcbridge.net.address import parse_address
+from arcbridge.net.dialer import connect
+from arcbridge.net.join import client_join
+from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.pki.pins import pin_of
 from arcbridge.relay import service as relay_service
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.identity.issuer import URL, Document, Issuer, claims, token
 from tests.support.fake_apiserver import Exchange, FakeApiServer, Request, Route, reply
 from tests.support.world import fixed_port
@@ -50,20 +58,24 @@ CLUSTER = "prod"
 RELAY_AUDIENCE = "relay"
 
 Lies = Mapping[str, Any]
-"""Name of a part in the role's `service` module -> what stands in its place."""
+"""Name of a part in the role's `service` module, or the whole path of one in another module -> what stands in its
+place."""
 
 
 @contextlib.contextmanager
 def lying(service: ModuleType, lies: Lies) -> Iterator[None]:
-    """Let a role that starts meanwhile be made with these parts."""
-    honest = {name: getattr(service, name) for name in lies}
-    for name, part in lies.items():
-        setattr(service, name, part)
+    """Let a role be made with these parts; those of other modules stay until the end of the organisation."""
+    honest = []
+    for path, part in lies.items():
+        module, _, name = path.rpartition(".")
+        place = importlib.import_module(module) if module else service
+        honest.append((place, name, getattr(place, name)))
+        setattr(place, name, part)
     try:
         yield
     finally:
-        for name, part in honest.items():
-            setattr(service, name, part)
+        for place, name, part in reversed(honest):
+            setattr(place, name, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,13 @@ class Person:
     name: str
     groups: tuple[str, ...] = ("platform",)
 
+    key: ProofKey | None = None
+    """To which the person's tokens are bound, by an audience; None: they are bearer tokens."""
+
     def claims(self, audience: str, **changes: Any) -> dict[str, Any]:
         """Good claims of now."""
-        return claims(time.time(), sub=self.name, aud=audience, groups=list(self.groups), **changes)
+        named: Any = audience if self.key is None else [audience, self.key.audience()]
+        return claims(time.time(), sub=self.name, **{"aud": named, "groups": list(self.groups), **changes})
 
     def token(self, audience: str, **changes: Any) -> str:
         """A token of the organisation's issuer."""
@@ -220,6 +236,7 @@ class Organisation:
         self.clusters: dict[str, Cluster] = {}
         self.relay_address = ""
         self.relay_pin = ""
+        self.relay_ca = ""
         self.policy = '[[allow]]\ngroups = ["platform"]\nclusters = ["*"]\n'
         self.registry: SqliteRegistry
         self._stack = AsyncExitStack()
@@ -268,16 +285,17 @@ class Organisation:
             work = relay_service.serve(config, info.set_result, stopping, hurry)
             await self._run(work, info, stopping, hurry)
         self.relay_pin = info.result().ca_pin
+        self.relay_ca = (directory / "data" / "ca.crt").read_text()
         self.registry = await SqliteRegistry.open(directory / "data")
         self._stack.push_async_callback(self.registry.close)
 
-    async def add_cluster(self, name: str, *, lies: Lies, audience: str = "cluster") -> Cluster:
+    async def add_cluster(self, name: str, *, lies: Lies, audience: str = "cluster", **settings: Any) -> Cluster:
         """A cluster with one agent, enrolled and connected."""
         directory = self.directory / name
         directory.mkdir()
         api = await self._stack.enter_async_context(TaggedApiServer.serving(directory))
         cluster = self.clusters[name] = Cluster(name, directory, api, audience, lies=lies)
-        await self.start_agent(cluster)
+        await self.start_agent(cluster, **settings)
         record = await self.registry.cluster(name)
         assert record is not None
         cluster.pin = pin_of(record.ca_pem)
@@ -303,6 +321,8 @@ class Organisation:
         )
         connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stopping, hurry = asyncio.Event(), asyncio.Event()
+        lasting = {path: part for path, part in cluster.lies.items() if "." in path}
+        self._stack.enter_context(lying(agent_service, lasting))
         with lying(agent_service, {"HttpFetcher": self._fetcher, **cluster.lies}):
             work = agent_service.serve(replace(config, **changes), lambda: connected.set_result(None), stopping, hurry)
             await self._run(work, connected, stopping, hurry)
@@ -320,6 +340,11 @@ class Organisation:
         (directory / "access-token").write_text(person.token(RELAY_AUDIENCE))
         (directory / "id-token").write_text(person.token(found.audience))
         client = Client(person, cluster, directory)
+        key_file = None
+        if person.key is not None:
+            key_file = directory / "proof-key.jwk"
+            key_file.touch(mode=0o600)
+            key_file.write_bytes(person.key.to_jwk())
         settings = ClientConfig(
             relay=f"https://{self.relay_address}",
             relay_ca_pin=self.relay_pin,
@@ -328,7 +353,11 @@ class Organisation:
             port=0,
             file=str(directory / "kubeconfig"),
             state_dir=directory / "state",
-            login=LoginConfig(access_token_file=directory / "access-token", id_token_file=directory / "id-token"),
+            login=LoginConfig(
+                access_token_file=directory / "access-token",
+                id_token_file=directory / "id-token",
+                proof_key_file=key_file,
+            ),
         )
         ready = asyncio.Event()
         terminal = client_service.Terminal(tell=client.lines.append)
@@ -346,6 +375,13 @@ class Organisation:
             waiting.cancel()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def joined(self, access_token: str, cluster: str = CLUSTER, **fields: Any) -> tuple[socket.socket, JoinReply]:
+        """Join as a client of whatever make, with a token; raises JoinRefused with the relay's words."""
+        context = outer_client_context(RelayTrust(self.relay_ca), ALPN_JOIN)
+        request = JoinRequest(**{"role": "client", "cluster": cluster, "token": access_token, **fields})
+        sock = await connect(parse_address(self.relay_address), deadline=5)
+        return sock, await client_join(sock, context, "127.0.0.1", request)
 
     # -- looking ------------------------------------------------------------------------------------------------
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
+
+from aiohttp import web
 
 from arcbridge.identity.claims import Identity
-from arcbridge.mux.session import MuxSession
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.net.session_tls import accept_session
+from arcbridge.net.tls import inner_server_context
 from arcbridge.pki.authority import Authority
+from arcbridge.pki.names import cluster_server_name
+from arcbridge.relay.api import build_app
 from arcbridge.relay.control import ControlConnection, ControlServer
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.rendezvous import Rendezvous
-from arcbridge.wire.frames import FrameType, frame
-from arcbridge.wire.records import Dial, JoinReply, JoinRequest
+from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest
+from arcbridge.wire.session import Kind, Side
+from tests.hostile.by_hand import say
+from tests.hostile.wire_lies import tcp_pair
 
 
 class CrossingPumps(Pumps):
@@ -62,14 +71,14 @@ class OtherClusterAndCa(OtherCluster):
 
 
 class KeepsTokens(Rendezvous):
-    """Keeps the access tokens that it is shown."""
+    """Keeps the JOINs of clients, with tokens and proofs."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.tokens: list[str] = []
+        self.requests: list[JoinRequest] = []
 
     async def _identify(self, request: JoinRequest) -> Identity:
-        self.tokens.append(request.token)
+        self.requests.append(request)
         return await super()._identify(request)
 
 
@@ -124,7 +133,7 @@ def _changed(dial: Dial, fields: dict[str, Any]) -> Dial:
 class Control(ControlServer):
     """The real one; tests say on its connections what no relay says."""
 
-    made: list[Control]
+    made: ClassVar[list[Control]] = []
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -142,17 +151,73 @@ class Control(ControlServer):
         return set(self._open)
 
 
-def say(session: MuxSession, body: bytes) -> None:
-    """Send a frame as it is, whether its sender may send it or not."""
-    session._sender.control.append(body)
-    session.wake()
+def refuses_with(reply: JoinReply) -> type[Rendezvous]:
+    """A rendezvous that refuses each client with this reply."""
+
+    class RefusesWith(Rendezvous):
+        async def _client(self, join: Any, request: JoinRequest, *args: Any) -> bool:
+            await join.refuse(reply)
+            return False
+
+    return RefusesWith
 
 
-def record(kind: FrameType, body: bytes, stream_id: int = 0) -> bytes:
-    """A frame over these bytes."""
-    return frame(kind, stream_id, body)
+def lists_also(name: str) -> Callable[..., web.Application]:
+    """An API whose list of clusters has one more."""
+
+    def build(**settings: Any) -> web.Application:
+        app = build_app(**settings)
+
+        @web.middleware
+        async def lie(request: web.Request, handler: Any) -> web.StreamResponse:
+            answer = await handler(request)
+            if request.path == "/v1/clusters" and isinstance(answer, web.Response):
+                rows = json.loads(answer.body or b"[]")
+                return web.json_response([*rows, {"name": name, "state": "Connected"}])
+            return answer
+
+        app.middlewares.insert(0, lie)
+        return app
+
+    return build
 
 
-async def pause() -> None:
-    """A turn of the loop for everyone."""
-    await asyncio.sleep(0)
+class Impostor(Pumps, BaseHandler):
+    """Ends the end-to-end TLS itself, with a certificate of `OwnCa`, and takes every login."""
+
+    made: ClassVar[list[Impostor]] = []
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.tokens: list[Auth] = []
+        self._work: set[asyncio.Task[None]] = set()
+        self._sessions: list[MuxSession] = []
+        self.made.append(self)
+
+    def join(self, client: socket.socket, agent: socket.socket, **settings: Any) -> Pump:
+        near, far = tcp_pair()
+        task = asyncio.ensure_future(self._impersonate(far, settings["cluster"]))
+        self._work.add(task)
+        agent.close()
+        return super().join(client, near, **settings)
+
+    async def _impersonate(self, sock: socket.socket, cluster: str) -> None:
+        issued = OwnCa.ca.issue_server([cluster_server_name(cluster)])
+        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, agent="agent-1")
+        self._sessions.append(session)
+        context = inner_server_context(issued.certificate_pem, issued.key_pem)
+        try:
+            await accept_session(sock, context, session.protocol(), handshake_deadline=5)
+        except OSError:
+            sock.close()
+
+    def auth_received(self, session: MuxSession, auth: Auth) -> None:
+        self.tokens.append(auth)
+        session.accept_auth(AuthOk(subject="alice", expires_in=600))
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.abort()
+        for task in self._work:
+            task.cancel()
+        super().close()

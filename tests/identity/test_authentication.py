@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from arcbridge.errors import ConfigError
-from arcbridge.identity.authentication import load, parse
+from arcbridge.identity.authentication import ClaimRule, load, parse
 
 HEAD = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
 FULL = (
@@ -56,7 +58,9 @@ def test_a_full_file_of_kube_apiserver() -> None:
     assert issuer.ca_pem is not None
     assert issuer.audiences == ("one", "two")
     assert issuer.rules[0].required_value == "example.com"
+    assert issuer.username is not None
     assert issuer.username.claim == "email"
+    assert issuer.expressions is None
     assert issuer.groups is not None
     assert issuer.groups.prefix == "oidc:"
     assert issuer.uid_claim == "oid"
@@ -91,26 +95,58 @@ BAD = [
     (SMALL.replace("[one]", "[one]\n    certificateAuthority: x"), "jwt[0].issuer.certificateAuthority"),
     (SMALL.replace("[one]", "[one]\n    extra: x"), "jwt[0].issuer.extra: unknown field"),
     (SMALL.replace(', prefix: ""', ""), "jwt[0].claimMappings.username.prefix: must be given"),
-    (SMALL.replace('{claim: sub, prefix: ""}', "{expression: claims.sub}"), "jwt[0].claimMappings.username.expression"),
+    (
+        SMALL.replace('claim: sub, prefix: ""', "claim: a, expression: 'true'"),
+        "jwt[0].claimMappings.username: claim and",
+    ),
+    (SMALL.replace('claim: sub, prefix: ""', "prefix: a, expression: 'true'"), "username.prefix: belongs to claim"),
+    (SMALL.replace('claim: sub, prefix: ""', 'prefix: ""'), "jwt[0].claimMappings.username: needs claim or expression"),
     (
         SMALL.replace('    username: {claim: sub, prefix: ""}\n', "    groups: {claim: g, prefix: ''}\n"),
         "username: missing",
     ),
-    (SMALL + "    groups: {expression: claims.g}\n", "jwt[0].claimMappings.groups.expression"),
-    (SMALL + "    uid: {expression: claims.g}\n", "jwt[0].claimMappings.uid.expression"),
+    (SMALL + "    uid: {claim: a, expression: claims.g}\n", "jwt[0].claimMappings.uid: claim and expression"),
     (SMALL + "    uid: {claim: a, prefix: b}\n", "jwt[0].claimMappings.uid.prefix: unknown field"),
+    (SMALL + "    extra: [{key: example.com/a}]\n", "claimMappings.extra[0].valueExpression: missing"),
+    (SMALL + "    extra: [{valueExpression: claims.a}]\n", "claimMappings.extra[0].key: missing"),
+    (SMALL + "    extra: [{key: a, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
+    (SMALL + "    extra: [{key: a_b/c, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
+    (SMALL + "    extra: [{key: a.b/, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
+    (SMALL + "    extra: [{key: a.b/C, valueExpression: claims.a}]\n", "extra[0].key: must be lowercase"),
+    (SMALL + "    extra: [{key: x.k8s.io/c, valueExpression: claims.a}]\n", "extra[0].key: k8s.io, kubernetes.io and"),
+    (SMALL + "    extra: [{key: kubernetes.io/c, valueExpression: claims.a}]\n", "extra[0].key: k8s.io, kubernetes.io"),
     (
-        SMALL + "    extra: [{key: example.com/a, valueExpression: claims.a}]\n",
-        "claimMappings.extra[0].valueExpression",
+        SMALL + "    extra: [{key: arcbridge.io/original-user, valueExpression: claims.a}]\n",
+        "extra[0].key: is set by the agent itself",
+    ),
+    (
+        SMALL + "    extra: [{key: a.b/c, valueExpression: claims.a}, {key: a.b/c, valueExpression: claims.b}]\n",
+        "extra[1].key: is given twice",
     ),
     (SMALL + "    other: 1\n", "jwt[0].claimMappings.other: unknown field"),
-    (SMALL + "  claimValidationRules: [{expression: 'true'}]\n", "jwt[0].claimValidationRules[0].expression"),
+    (SMALL + "  claimValidationRules: [{}]\n", "jwt[0].claimValidationRules[0].claim: needs either"),
+    (
+        SMALL + "  claimValidationRules: [{claim: a, expression: 'true'}]\n",
+        "claimValidationRules[0].claim: needs either",
+    ),
+    (SMALL + "  claimValidationRules: [{claim: a, message: b}]\n", "claimValidationRules[0].message: belongs to"),
+    (
+        SMALL + "  claimValidationRules: [{expression: 'true', requiredValue: b}]\n",
+        "claimValidationRules[0].requiredValue: belongs to claim",
+    ),
+    (
+        SMALL + "  claimValidationRules: [{expression: 'true'}, {expression: 'true'}]\n",
+        "claimValidationRules[1].expression: is given twice",
+    ),
     (
         SMALL + "  claimValidationRules: [{claim: a}, {claim: a}]\n",
         "jwt[0].claimValidationRules[1].claim: is given twice",
     ),
     (SMALL + "  claimValidationRules: [{claim: a, requiredValue: 7}]\n", "requiredValue: must be a string"),
-    (SMALL + "  userValidationRules: [{expression: 'false'}]\n", "jwt[0].userValidationRules[0].expression"),
+    (
+        SMALL + "  userValidationRules: [{expression: 'false'}, {expression: 'false'}]\n",
+        "jwt[0].userValidationRules[1].expression: is given twice",
+    ),
     (SMALL + "  userValidationRules: [{}]\n", "jwt[0].userValidationRules[0].expression: missing"),
     (SMALL + SMALL[len(HEAD) + 1 :].replace("jwt:\n", ""), "jwt[1].issuer.url: is given twice"),
     (SMALL + "  issuer: {}\n", "line 10: key 'issuer' is given twice"),
@@ -127,6 +163,123 @@ def test_refused_by_path(text: str, message: str) -> None:
         parse(text, source="auth.yaml")
     assert caught.value.message.startswith("auth.yaml: ")
     assert message in caught.value.message
+
+
+USERNAME = '{claim: sub, prefix: ""}'
+
+# A file, and the beginning of its error: the place in the file, the field, and what is wrong.
+PLACES = [
+    (
+        SMALL.replace(USERNAME, "{expression: claims.sub + 1 + 'a'}"),
+        "line 9, column 43: jwt[0].claimMappings.username.expression: found no matching overload for '_+_'",
+    ),
+    (
+        SMALL.replace(USERNAME, '{expression: "claims.sub +"}'),
+        "line 9, column 41: jwt[0].claimMappings.username.expression: Syntax error",
+    ),
+    (
+        SMALL.replace(USERNAME, "\n      expression: |\n        'a' +\n        nothing\n"),
+        "line 12, column 9: jwt[0].claimMappings.username.expression: undeclared reference to 'nothing'",
+    ),
+    (
+        SMALL.replace(USERNAME, "\n      expression: >\n        'a' +\n        nothing\n"),
+        "line 10, column 19: jwt[0].claimMappings.username.expression: undeclared reference to 'nothing'",
+    ),
+    (
+        SMALL.replace(USERNAME, "{expression: claims.email}"),
+        "line 9, column 28: jwt[0].claimMappings.username.expression: claims.email_verified must be used",
+    ),
+    (
+        SMALL + "  claimValidationRules: [{expression: claims.admin}]\n",
+        "line 10, column 39: jwt[0].claimValidationRules[0].expression: must evaluate to bool",
+    ),
+    (
+        SMALL + "  userValidationRules: [{expression: user.name != ''}]\n",
+        "line 10, column 42: jwt[0].userValidationRules[0].expression: expression of type 'kubernetes.UserInfo'",
+    ),
+    (
+        SMALL + "    extra: [{key: a.b/c, valueExpression: 'claims.a.map(x, x)'}]\n",
+        "line 10, column 50: jwt[0].claimMappings.extra[0].valueExpression: expression of type 'any' cannot be",
+    ),
+    (
+        SMALL + "    uid: {expression: \"int('x')\"}\n",
+        "line 10, column 23: jwt[0].claimMappings.uid.expression: not an int",
+    ),
+    (SMALL + "    other: 1\n", "line 10, column 12: jwt[0].claimMappings.other: unknown field"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), PLACES, ids=[row[1] for row in PLACES])
+def test_an_error_names_path_line_and_column(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, source="auth.yaml")
+    assert caught.value.message.startswith(f"auth.yaml: {message}")
+
+
+def test_expressions_in_every_place() -> None:
+    text = (
+        SMALL.replace(USERNAME, "{expression: claims.sub}")
+        + """
+    groups: {expression: "dyn(claims.groups).map(g, 'x:' + g)"}
+    uid: {expression: string(claims.number)}
+    extra:
+    - {key: example.com/a, valueExpression: claims.a}
+    - {key: example.com/b, valueExpression: 'claims.?b.orValue(null)'}
+  claimValidationRules:
+  - {claim: hd, requiredValue: example.com}
+  - {expression: "claims.number > 4", message: too small}
+  userValidationRules:
+  - expression: "!user.username.startsWith('system:')"
+  - {expression: "user.groups.size() < 10"}
+"""
+    )
+    (issuer,) = parse(text).issuers
+    assert (issuer.username, issuer.groups, issuer.uid_claim) == (None, None, None)
+    assert issuer.rules == (ClaimRule("hd", "example.com"),)
+    found = issuer.expressions
+    assert found is not None
+    assert found.username is not None
+    assert found.username.source == "claims.sub"
+    assert [key for key, _ in found.extra] == ["example.com/a", "example.com/b"]
+    assert [(rule.path, rule.message) for rule in found.claim_rules] == [
+        ("jwt[0].claimValidationRules[1].expression", "too small")
+    ]
+    assert [rule.path for rule in found.user_rules] == ["jwt[0].userValidationRules[1].expression"]
+
+
+@pytest.mark.parametrize(
+    ("username", "rest"),
+    [
+        ("claims.email_verified ? claims.email : ''", ""),
+        ("claims.email", "    extra: [{key: a.b/c, valueExpression: string(claims.email_verified)}]\n"),
+        ("claims.email", "  claimValidationRules: [{expression: 'claims.?email_verified.orValue(true) == true'}]\n"),
+        ("claims['email']", ""),
+    ],
+)
+def test_an_email_address_needs_a_look_at_email_verified(username: str, rest: str) -> None:
+    """Kubernetes' own rule, which only sees `claims.email` and `claims.?email`."""
+    text = SMALL.replace(USERNAME, f'{{expression: "{username}"}}') + rest
+    assert parse(text).issuers[0].expressions is not None
+
+
+def test_no_library_for_a_file_without_expressions() -> None:
+    code = f"import sys; from arcbridge.identity.authentication import parse; parse({FULL!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not any(name.startswith(("cel_expr_python", "arcbridge.identity.cel")) for name in done.stdout.split())
+
+
+def test_without_the_library_an_expression_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("arcbridge.identity.cel")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cel_expr_python", None)
+    with pytest.raises(ConfigError, match=r"uid\.expression: .*pip install 'arcbridge\[cel\]'"):
+        parse(SMALL + "    uid: {expression: claims.a}\n")
+
+
+def test_aliases_cannot_make_the_search_for_a_place_long() -> None:
+    laughs = "a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(30))
+    with pytest.raises(ConfigError, match="apiVersion: missing"):
+        parse(laughs)
 
 
 def test_at_most_64_issuers() -> None:

@@ -112,14 +112,24 @@ RULES = (
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"tenant": 7, "hd": "x"}, {"tenant": "8", "hd": "x"}, {"tenant": ["7"], "hd": "x"}, {"tenant": "7"}]
+    "changes",
+    [
+        {},
+        {"tenant": 7, "hd": ""},
+        {"tenant": "8", "hd": ""},
+        {"tenant": ["7"], "hd": ""},
+        {"tenant": "7"},
+        # Without `requiredValue` a claim must be the empty string, in kube-apiserver too.
+        {"tenant": "7", "hd": "x"},
+        {"tenant": "7", "hd": False},
+    ],
 )
 def test_required_claims(changes: dict[str, Any]) -> None:
     assert refusal(RULES, **changes) == "claims.rule"
 
 
 def test_required_claims_that_are_there() -> None:
-    assert mapped(RULES, tenant="7", hd="x").username == "oidc:alice"
+    assert mapped(RULES, tenant="7", hd="").username == "oidc:alice"
 
 
 def test_which_of_two_identities_of_a_subject_counts() -> None:

@@ -53,7 +53,9 @@ def test_numbers_at_the_edges_are_no_signature(r: int, s: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "y"), [(bytes(32), bytes(32)), (Y, X), (b"\xff" * 32, b"\xff" * 32), (X, Y[::-1]), (b"", b""), (X + X, Y)]
+    ("x", "y"),
+    [(bytes(32), bytes(32)), (Y, X), (b"\xff" * 32, b"\xff" * 32), (X, Y[::-1]), (b"", b""), (X + X, Y)],
+    ids=["zero", "swapped", "too large", "another y", "empty", "too long"],
 )
 def test_what_is_no_point_signs_nothing(x: bytes, y: bytes) -> None:
     assert not is_signed(x, y, SIGNATURE, DATA)

@@ -529,6 +529,7 @@ T = "T" * 43
         ("relay", "", "relay"),
         ("x@relay", "", "x@relay"),
     ],
+    ids=["key", "both", "two signs", "no key", "no place", "place", "another prefix"],
 )
 def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
     assert (key_of(audience), place_of(audience)) == (key, place)

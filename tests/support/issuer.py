@@ -61,6 +61,8 @@ SECRETS = {"ci": "ci-secret"}
 ACTIONS_SECRET = "the-jobs-own-secret"
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+# A scope that begins so says whom an access token is for.
+AUDIENCE_SCOPE = "audience:"
 REFRESH_LIFETIME = 24 * 3600.0
 CODE_LIFETIME = 60.0
 
@@ -123,6 +125,8 @@ class Grant:
     redirect_uri: str = ""
     ends: float = 0.0
     family: str = ""
+    refresh_scope: str = ""
+    """What the refresh token stands for, where a request asked for less; empty: the same."""
     jkt: str = ""
     """Thumbprint of the key that code and refresh token are bound to; empty: to none."""
 
@@ -299,6 +303,10 @@ class IssuerServer:
         """Return what the token endpoint answers for a grant that has been accepted."""
         user = grant.user or grant.client
         access = self.claims(user, grant.resource or self.settings.access_audience)
+        # Where scopes say whom a token is for, as at Keycloak and Entra ID.
+        by_scope = [scope.removeprefix(AUDIENCE_SCOPE) for scope in grant.scope.split() if AUDIENCE_SCOPE in scope]
+        if by_scope:
+            access["aud"] = by_scope if len(by_scope) > 1 else by_scope[0]
         access |= {"client_id": grant.client, "scope": grant.scope}
         if grant.jkt:
             access["cnf"] = {"jkt": grant.jkt}
@@ -317,12 +325,15 @@ class IssuerServer:
             if grant.nonce:
                 identity["nonce"] = grant.nonce
             answer["id_token"] = self.sign(identity, headers={})
-        if grant.user and "offline_access" in scopes:
+        refreshable = grant.refresh_scope or grant.scope
+        if grant.user and "offline_access" in refreshable.split():
             token = secrets.token_urlsafe(24)
             family = grant.family or secrets.token_hex(8)
             nonce = grant.nonce if self.settings.nonce_at_refresh else ""
             # What was asked for at one refresh is not asked for at the next (RFC 8707 §2.2).
             kept = replace(grant, nonce=nonce, resource=grant.granted, family=family)
+            # Nor does a refresh for less take anything from the next one (RFC 6749 §6).
+            kept = replace(kept, scope=refreshable, refresh_scope="")
             self.refresh[token] = replace(kept, ends=time.monotonic() + REFRESH_LIFETIME)
             answer["refresh_token"] = token
         return answer
@@ -495,7 +506,7 @@ class IssuerServer:
         scope = form.get("scope", grant.scope)
         if not set(scope.split()) <= set(grant.scope.split()):
             raise Refused("invalid_scope", "more than was granted")
-        return replace(grant, scope=scope)
+        return replace(grant, scope=scope, refresh_scope=grant.scope)
 
     def _redeem_device(self, client: str, form: Mapping[str, str]) -> Grant:
         device = self.devices.get(form.get("device_code", ""))

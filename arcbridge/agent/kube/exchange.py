@@ -220,7 +220,7 @@ class Exchange:
         """Stream the caller's body, chunked anew where it has no length."""
         chunked = not self._plan.length
         try:
-            async for chunk in body.chunks():
+            async for chunk in body.chunks(answered=self.begun):
                 await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             if chunked:
                 await connection.write(b"0\r\n\r\n")

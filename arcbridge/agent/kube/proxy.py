@@ -100,8 +100,10 @@ class KubeProxy:
             self.authorizer.refuse(stream, record, refusal)
             if refusal.hold:
                 await asyncio.sleep(refusal.hold)
-            # 400 ends the connection: it is not certain where the next request would start.
+            # 400 ends the connection: it is not certain where the next request would start. Of a body that has not
+            # come, the rest is read for a while, and then the stream ends.
             ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
+            ends = ends or not request.content.is_eof()
             return protocol.answer(
                 refusal, request_id=record.request, close=ends or not _goes_on(request), method=request.method
             )

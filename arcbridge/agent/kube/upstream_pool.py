@@ -22,7 +22,15 @@ from typing import Protocol, cast
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.connect_limit import ConnectLimit
-from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
+from arcbridge.agent.kube.response import (
+    CHUNKED,
+    MAX_HEAD,
+    ChunkedBody,
+    ResponseHead,
+    begins_well,
+    read_head,
+    unusable_answer,
+)
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
 from arcbridge.agent.kube.upstream_tls import connect_upstream
@@ -269,7 +277,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._head += bytes(buffer.VIEW[start:count])
                 end = self._head.find(b"\r\n\r\n", max(0, begun - 3))
                 if end < 0:
-                    if len(self._head) > MAX_HEAD:
+                    if len(self._head) > MAX_HEAD or not begins_well(self._head, begun):
                         raise unusable_answer()
                     return
                 head, self._head = self._head[: end + 4], b""

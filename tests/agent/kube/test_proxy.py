@@ -171,6 +171,31 @@ async def test_expect_100_continue_is_answered(bench: Bench) -> None:
     assert bench.api.last.header("expect") == []
 
 
+async def test_an_expectation_of_http_1_0_is_ignored(bench: Bench) -> None:
+    """RFC 9110 §10.1.1: such a caller knows no interim answers."""
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello".encode())
+    assert (await wire.answer()).status == 200
+    assert await wire.rest() == b""
+
+
+async def test_a_refusal_before_the_body_has_come_ends_the_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.server.LINGER", 0.05)
+
+    async def gone(exchange: Exchange) -> None:
+        exchange.reset()
+
+    bench.api.read_body = False
+    bench.api.routes[PODS] = gone
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nContent-Length: 50\r\n\r\nbegun".encode())
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (502, ["close"])
+    assert await wire.rest() == b""
+
+
 async def test_head_204_and_304_have_no_body(bench: Bench) -> None:
     bench.api.routes["/api/v1/a"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
     bench.api.routes["/api/v1/b"] = b"HTTP/1.1 204 No Content\r\n\r\n"

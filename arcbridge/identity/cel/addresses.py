@@ -1,0 +1,367 @@
+"""Kubernetes' libraries for URLs, IP addresses and CIDR blocks, read as Go's `net/url` and `net/netip` read them.
+
+Nothing is resolved or connected to: these are functions on text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from arcbridge.identity.cel.strings import text
+from arcbridge.identity.cel.values import EvaluationError, Map, Opaque, StringList, Value, no_such_overload
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Url(Opaque):
+    """`url(…)`: its parts, each as the function of that name gives it."""
+
+    scheme: str
+    host: str
+    path: str
+    query: str
+    whole: str
+
+    type_name = "kubernetes.URL"
+
+    @property
+    def key(self) -> object:
+        return self.whole
+
+    @property
+    def hostname(self) -> str:
+        """The host without its port and without the brackets of an IPv6 address."""
+        name = self.host
+        colon = name.rfind(":")
+        if colon >= 0 and re.fullmatch(r":[0-9]*", name[colon:]):
+            name = name[:colon]
+        return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
+    @property
+    def port(self) -> str:
+        """The port as it was written, or empty."""
+        match = re.search(r":([0-9]*)$", self.host)
+        return match[1] if match else ""
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PORT = re.compile(r"(:[0-9]*)?")
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:\[\]<>\"%\x80-\U0010ffff-]*")
+_USER = re.compile(r"[A-Za-z0-9._:~!$&'()*+,;=%@-]*")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HOST_ESCAPE = re.compile(r"%(?!25|[89A-Fa-f][0-9A-Fa-f])")
+_PATH_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~$&+,/:;=@")
+_PATH_VALID = _PATH_SAFE | frozenset("!'()*[]%")
+
+
+def read_url(value: Value, *, fragment: bool = True) -> Url:
+    """Read an absolute URL or an absolute path; `fragment` cuts off what follows `#`. Raises EvaluationError."""
+    whole = text(value)
+    if fragment:
+        read_url(whole, fragment=False)
+        whole, _, after = whole.partition("#")
+        _unescape(after)
+    if _CONTROL.search(whole) or not whole:
+        raise EvaluationError("URL parse error")
+    if whole == "*":
+        return Url("", "", "*", "", whole)
+    if whole.startswith(":"):
+        raise EvaluationError("URL parse error: missing protocol scheme")
+    match = _SCHEME.match(whole)
+    scheme = match[1].lower() if match else ""
+    rest, _, query = whole[match.end() if match else 0 :].partition("?")
+    if not rest.startswith("/"):
+        if scheme:
+            return Url(scheme, "", "", query, whole)
+        raise EvaluationError("URL parse error: invalid URI for request")
+    host = ""
+    if rest.startswith("//") and (scheme or (fragment and not rest.startswith("///"))):
+        authority, slash, path = rest[2:].partition("/")
+        rest = slash + path
+        user, at, host = authority.rpartition("@")
+        if at and (not _USER.fullmatch(user) or _BAD_ESCAPE.search(user)):
+            raise EvaluationError("URL parse error: invalid userinfo")
+        host = _host(scheme, host)
+    path = _unescape(rest)
+    escaped = rest if set(rest) <= _PATH_VALID else _escape(path)
+    return Url(scheme, host, escaped, query, whole)
+
+
+def is_url(value: Value) -> bool:
+    """`isURL`."""
+    string = text(value)
+    try:
+        read_url(string, fragment=False)
+    except EvaluationError:
+        return False
+    return True
+
+
+def query_of(url: Url) -> Map:
+    """`getQuery`: the values of each name, in their order; a pair that cannot be read is left out."""
+    out: dict[str, list[str]] = {}
+    for pair in url.query.split("&"):
+        if not pair or ";" in pair:
+            continue
+        name, _, content = pair.partition("=")
+        try:
+            key, item = _unescape(name.replace("+", " ")), _unescape(content.replace("+", " "))
+        except EvaluationError:
+            continue
+        out.setdefault(key, []).append(item)
+    return Map.of({key: StringList(items) for key, items in out.items()})
+
+
+def _host(scheme: str, host: str) -> str:
+    bracket = host.rfind("[")
+    if bracket > 0:
+        raise EvaluationError("URL parse error: invalid IP-literal")
+    if bracket == 0:
+        close = host.rfind("]")
+        if close < 0 or not _PORT.fullmatch(host[close + 1 :]):
+            raise EvaluationError("URL parse error: invalid host")
+        literal, percent, zone = host[1:close].partition("%25")
+        if not isinstance(_address(literal), ipaddress.IPv6Address) or (percent and not zone):
+            raise EvaluationError("URL parse error: invalid host")
+        return f"[{literal}{'%' + _unescape(zone) if percent else ''}]{host[close + 1 :]}"
+    colon = host.find(":")
+    if colon >= 0:
+        if scheme not in ("http", "https"):
+            colon = host.rfind(":")
+        if not _PORT.fullmatch(host[colon:]):
+            raise EvaluationError("URL parse error: invalid port")
+    if not _HOST.fullmatch(host) or _HOST_ESCAPE.search(host):
+        raise EvaluationError("URL parse error: invalid host")
+    return _unescape(host)
+
+
+def _unescape(escaped: str) -> str:
+    if "%" not in escaped:
+        return escaped
+    if _BAD_ESCAPE.search(escaped):
+        raise EvaluationError("URL parse error: invalid URL escape")
+    return unquote_to_bytes(escaped).decode("utf-8", "replace")
+
+
+def _escape(path: str) -> str:
+    out = []
+    for char in path:
+        if char in _PATH_SAFE:
+            out.append(char)
+        else:
+            out.extend(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+    return "".join(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Ip(Opaque):
+    """`ip(…)`: an address without a zone, and no IPv4 address inside an IPv6 one."""
+
+    address: Address
+
+    type_name = "net.IP"
+
+    @property
+    def key(self) -> object:
+        return self.address
+
+    @property
+    def size(self) -> int:
+        return self.address.max_prefixlen // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cidr(Opaque):
+    """`cidr(…)`: an address, which may have bits after the prefix, and the prefix's length."""
+
+    address: Address
+    bits: int
+
+    type_name = "net.CIDR"
+
+    @property
+    def key(self) -> object:
+        return (self.address, self.bits)
+
+    @property
+    def size(self) -> int:
+        return (self.bits + 7) // 8
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        """The block itself."""
+        return _network(self.address, self.bits)
+
+
+def _network(address: Address, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if isinstance(address, ipaddress.IPv4Address):
+        return ipaddress.IPv4Network((address, bits), strict=False)
+    return ipaddress.IPv6Network((address, bits), strict=False)
+
+
+def _address(literal: str) -> Address:
+    try:
+        return ipaddress.ip_address(literal)
+    except ValueError as error:
+        raise EvaluationError("not an IP address") from error
+
+
+def read_ip(value: Value) -> Ip:
+    """Read an address. Raises EvaluationError."""
+    string = text(value)
+    address = _address(string)
+    if "%" in string or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None):
+        raise EvaluationError("IP addresses with a zone, and IPv4-mapped ones, are not allowed")
+    return Ip(address)
+
+
+def read_cidr(value: Value) -> Cidr:
+    """Read a block such as `10.0.0.0/8`. Raises EvaluationError."""
+    string, slash, bits = text(value).rpartition("/")
+    if not slash or not re.fullmatch(r"0|[1-9][0-9]{0,2}", bits):
+        raise EvaluationError("not a CIDR block")
+    address = read_ip(string).address
+    if int(bits) > address.max_prefixlen:
+        raise EvaluationError("prefix length out of range")
+    return Cidr(address, int(bits))
+
+
+def is_ip(value: Value) -> bool:
+    """`isIP`."""
+    string = text(value)
+    try:
+        read_ip(string)
+    except EvaluationError:
+        return False
+    return True
+
+
+def is_cidr(value: Value) -> bool:
+    """`isCIDR`."""
+    string = text(value)
+    try:
+        read_cidr(string)
+    except EvaluationError:
+        return False
+    return True
+
+
+def write_ip(ip: Ip) -> str:
+    """The canonical text of an address."""
+    return str(ip.address)
+
+
+def is_canonical(value: Value) -> bool:
+    """`ip.isCanonical`."""
+    string = text(value)
+    return write_ip(read_ip(string)) == string
+
+
+def ip_property(name: str, value: Value) -> Value:
+    """One of the functions on an address that take nothing else."""
+    if not isinstance(value, Ip):
+        raise no_such_overload()
+    address = value.address
+    if name == "family":
+        return address.version
+    if name == "isUnspecified":
+        return address.is_unspecified
+    if name == "isLoopback":
+        return address.is_loopback
+    local_multicast = (
+        address in ipaddress.IPv4Network("224.0.0.0/24")
+        if isinstance(address, ipaddress.IPv4Address)
+        else (address.packed[0] == 0xFF and address.packed[1] & 0x0F == 0x02)
+    )
+    if name == "isLinkLocalMulticast":
+        return local_multicast
+    if name == "isLinkLocalUnicast":
+        return address.is_link_local
+    broadcast = address == ipaddress.IPv4Address("255.255.255.255")
+    special = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local
+    return not broadcast and not special
+
+
+IP_PROPERTIES = (
+    "family",
+    "isUnspecified",
+    "isLoopback",
+    "isLinkLocalMulticast",
+    "isLinkLocalUnicast",
+    "isGlobalUnicast",
+)
+
+
+def _cidr(value: Value) -> Cidr:
+    if isinstance(value, str):
+        return read_cidr(value)
+    if not isinstance(value, Cidr):
+        raise no_such_overload()
+    return value
+
+
+def _block(value: Value) -> Cidr:
+    if not isinstance(value, Cidr):
+        raise no_such_overload()
+    return value
+
+
+def contains_ip(block: Value, wanted: Value) -> bool:
+    """`containsIP`, of an address or its text."""
+    outer = _block(block)
+    inner = read_ip(wanted) if isinstance(wanted, str) else wanted
+    if not isinstance(inner, Ip):
+        raise no_such_overload()
+    return inner.address.version == outer.address.version and inner.address in outer.network
+
+
+def contains_cidr(block: Value, wanted: Value) -> bool:
+    """`containsCIDR`, of a block or its text."""
+    outer, inner = _block(block), _cidr(wanted)
+    if outer.address.version != inner.address.version or outer.bits > inner.bits:
+        return False
+    return inner.network.network_address in outer.network
+
+
+def masked(block: Value) -> Cidr:
+    """`masked`: the block's first address."""
+    outer = _block(block)
+    return Cidr(outer.network.network_address, outer.bits)
+
+
+def address_of(block: Value) -> Ip:
+    """`ip()` of a block."""
+    return Ip(_block(block).address)
+
+
+def prefix_length(block: Value) -> int:
+    """`prefixLength`."""
+    return _block(block).bits
+
+
+def write_cidr(block: Cidr) -> str:
+    """The canonical text of a block."""
+    return f"{block.address}/{block.bits}"
+
+
+def url_part(name: str, value: Value) -> Value:
+    """One of the functions on a URL."""
+    if not isinstance(value, Url):
+        raise no_such_overload()
+    if name == "getQuery":
+        return query_of(value)
+    return {
+        "getScheme": value.scheme,
+        "getHost": value.host,
+        "getHostname": value.hostname,
+        "getPort": value.port,
+        "getEscapedPath": value.path,
+    }[name]
+
+
+URL_PARTS = ("getScheme", "getHost", "getHostname", "getPort", "getEscapedPath", "getQuery")

@@ -1,0 +1,268 @@
+"""Compiles the expressions of an AuthenticationConfiguration: parses, checks types, and checks what Kubernetes checks.
+
+The library parses and type-checks. What kube-apiserver refuses besides when it loads a file is refused here: literals
+that are no timestamp, duration or regular expression, lists and maps of mixed types, formats that do not fit their
+arguments, constants that cannot be computed. Invariant: what is answered can be evaluated without the library, except
+for regular expressions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from arcbridge.identity.cel import declarations, formatting, regex
+from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, build
+from arcbridge.identity.cel.syntax import (
+    BOOL,
+    Call,
+    Checked,
+    Identifier,
+    ListLiteral,
+    Literal,
+    MapLiteral,
+    MessageLiteral,
+    Node,
+    Select,
+    Type,
+    children,
+    descendants,
+    read,
+)
+from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Value
+
+MAX_LENGTH = 100_000
+"""Characters of an expression: the bound of kube-apiserver's parser."""
+_LITERAL = re.compile(r"""(?s)(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*""")
+"""Texts and comments. A backtick outside them quotes a field's name for the library, and is an error in Kubernetes."""
+_MESSAGE = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+
+
+class ExpressionError(Exception):
+    """An expression cannot be used. `line` and `column` count from 1 in the expression; 0: the whole of it."""
+
+    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.column = column
+
+
+class Expression:
+    """A compiled expression. It holds no state of an evaluation, so that several threads may evaluate it."""
+
+    __slots__ = ("_checked", "_run", "_variable", "source")
+
+    def __init__(self, source: str, variable: str, checked: Checked, run: Run) -> None:
+        self.source = source
+        self._variable = variable
+        self._checked = checked
+        self._run = run
+
+    def evaluate(
+        self,
+        value: Claims,
+        limit: int = COST_LIMIT,
+        deadline: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> tuple[Value, int]:
+        """Answer the result, with `claims` or `user` as `value`, and what it cost.
+
+        Raises EvaluationError, or LimitExceeded where it would cost more than `limit` or last longer than `deadline`.
+        """
+        state = Evaluation({self._variable: value}, limit, deadline, clock)
+        try:
+            return self._run(state), state.cost
+        except RecursionError as error:
+            raise LimitExceeded("a claim is nested too deeply") from error
+
+    def selects(self, field: str) -> bool:
+        """Tell whether the expression reads `claims.field` or `claims.?field`; by Kubernetes' rule no other form."""
+        return any(_selects(node, self._variable, field) for node in descendants(self._checked.root))
+
+
+def compile_claims(source: str, *, rule: bool = False) -> Expression:
+    """Compile an expression on `claims`; the result of a `rule` must be a bool. Raises ExpressionError."""
+    return _compile(source, "claims", rule)
+
+
+def compile_user(source: str) -> Expression:
+    """Compile a rule on `user`. Raises ExpressionError."""
+    return _compile(source, "user", True)
+
+
+@lru_cache(maxsize=2)
+def _environment(variable: str) -> Any:
+    return declarations.claims_environment() if variable == "claims" else declarations.user_environment()
+
+
+def _compile(source: str, variable: str, rule: bool) -> Expression:
+    if len(source) > MAX_LENGTH:
+        raise ExpressionError(f"longer than {MAX_LENGTH} characters")
+    if "`" in _LITERAL.sub("", source):
+        raise ExpressionError("unsupported syntax: '`'")
+    try:
+        source.encode()
+        serialized = _environment(variable).compile(source).serialize()
+    except RuntimeError as error:
+        raise _said(str(error)) from None
+    except UnicodeEncodeError as error:
+        raise ExpressionError("not valid Unicode") from error
+    try:
+        checked = read(serialized)
+        _Checks(source, variable, checked).run(rule)
+        run = _built(source, checked)
+    except RecursionError:
+        raise ExpressionError("nested too deeply") from None
+    return Expression(source, variable, checked, run)
+
+
+def _said(text: str) -> ExpressionError:
+    if "recursion" in text:
+        return ExpressionError("nested deeper than the parser goes, which is 32 levels")
+    match = _MESSAGE.search(text)
+    if match is None:
+        return ExpressionError(text.removeprefix("INVALID_ARGUMENT: ").partition(" [")[0].partition("\n")[0])
+    # The library counts columns from 1, and marks what comes at the end one further.
+    return ExpressionError(match[3], int(match[1]), int(match[2]))
+
+
+def _built(source: str, checked: Checked) -> Run:
+    try:
+        return build(checked.root, checked.type_of)
+    except (EvaluationError, LimitExceeded) as error:
+        raise ExpressionError(str(error)) from error
+
+
+def _selects(node: Node, variable: str, field: str) -> bool:
+    if isinstance(node, Select):
+        return isinstance(node.operand, Identifier) and node.operand.name == variable and node.field == field
+    if isinstance(node, Call) and node.function == "_?._" and node.target is None:
+        operand, name = node.arguments
+        return (
+            isinstance(operand, Identifier)
+            and operand.name == variable
+            and isinstance(name, Literal)
+            and name.value == field
+        )
+    return False
+
+
+class _Checks:
+    """The checks of one expression beyond its types; each raises ExpressionError at the node that is wrong."""
+
+    __slots__ = ("_checked", "_source", "_variable")
+
+    def __init__(self, source: str, variable: str, checked: Checked) -> None:
+        self._source = source
+        self._variable = variable
+        self._checked = checked
+
+    def run(self, rule: bool) -> None:
+        """Carry out all of them; a `rule` must be a bool."""
+        root = self._checked.root
+        exempt = self._in_formats(root)
+        for node in descendants(root):
+            if isinstance(node, Call):
+                self._literals(node)
+                self._format(node)
+            elif isinstance(node, Identifier):
+                self._presence(node)
+            elif isinstance(node, MessageLiteral):
+                raise self._error(node, f"messages such as {node.name} are not carried out here")
+            elif isinstance(node, ListLiteral) and node.id not in exempt:
+                self._same_types([(item, index in node.optional) for index, item in enumerate(node.elements)])
+            elif isinstance(node, MapLiteral) and node.id not in exempt:
+                self._same_types([(entry.key, False) for entry in node.entries])
+                self._same_types([(entry.value, entry.optional) for entry in node.entries])
+        if rule and self._checked.type_of(root).name != BOOL:
+            raise ExpressionError("must evaluate to bool")
+
+    def _error(self, node: Node, message: str) -> ExpressionError:
+        position = self._checked.positions.get(node.id, 0)
+        before = self._source[:position]
+        line = before.count("\n")
+        return ExpressionError(message, line + 1, position - (before.rfind("\n") + 1) + 1)
+
+    def _literals(self, call: Call) -> None:
+        arguments = call.arguments
+        if call.function in ("timestamp", "duration") and arguments and isinstance(arguments[0], Literal):
+            try:
+                build(call, self._checked.type_of)
+            except EvaluationError:
+                raise self._error(arguments[0], f"invalid {call.function} argument") from None
+        if call.function in ("matches", "find", "findAll") and arguments and isinstance(arguments[0], Literal):
+            pattern = arguments[0].value
+            try:
+                regex.check(pattern if isinstance(pattern, str) else "")
+            except EvaluationError:
+                raise self._error(arguments[0], f"invalid {call.function} argument") from None
+
+    def _presence(self, node: Identifier) -> None:
+        # The checker reads `has(user.uid)` as `user.uid`; only the node's place, at the dot or not, tells them apart.
+        position = self._checked.positions.get(node.id, 0)
+        if "." in node.name and node.name.startswith("user.") and self._source[position : position + 1] != ".":
+            raise self._error(node, f"has({node.name}) is not carried out here: every user has the field")
+
+    def _in_formats(self, root: Node) -> set[int]:
+        """The ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""
+        return {
+            inner.id
+            for node in descendants(root)
+            if isinstance(node, Call) and node.function == "format"
+            for inner in descendants(node)
+            if inner is not node
+        }
+
+    def _same_types(self, items: list[tuple[Node, bool]]) -> None:
+        expected: Type | None = None
+        for node, optional in items:
+            found = self._checked.type_of(node)
+            if optional and found.parameters:
+                found = found.parameters[0]
+            if expected is None:
+                expected = found
+            elif not _equivalent(expected, found):
+                raise self._error(node, f"expected type '{expected}' but found '{found}'")
+
+    def _format(self, call: Call) -> None:
+        if call.function != "format" or not isinstance(call.target, Literal) or not isinstance(call.target.value, str):
+            return
+        if len(call.arguments) != 1 or not isinstance(call.arguments[0], ListLiteral):
+            return
+        arguments = call.arguments[0].elements
+        try:
+            clauses = [clause for clause in formatting.clauses(call.target.value) if clause.kind]
+        except EvaluationError as error:
+            raise self._error(call, str(error)) from None
+        for index, clause in enumerate(clauses):
+            if index >= len(arguments):
+                raise self._error(call, f"index {index} out of range")
+            wrong = self._unformattable(arguments[index], formatting.ACCEPTED[clause.kind], deep=clause.kind == "s")
+            if wrong is not None:
+                kind = self._checked.type_of(wrong)
+                raise self._error(wrong, f"error during formatting: %{clause.kind} does not take the type {kind}")
+        if len(arguments) > len(clauses):
+            raise self._error(call, f"too many arguments supplied to string.format (expected {len(clauses)})")
+
+    def _unformattable(self, node: Node, accepted: frozenset[str], *, deep: bool) -> Node | None:
+        """The node, of `node` and what is inside it, that a clause does not take."""
+        if self._checked.type_of(node).name not in accepted:
+            return node
+        if not deep or not isinstance(node, ListLiteral | MapLiteral):
+            return None
+        for inner in children(node):
+            wrong = self._unformattable(inner, accepted, deep=True)
+            if wrong is not None:
+                return wrong
+        return None
+
+
+def _equivalent(left: Type, right: Type) -> bool:
+    if left.name != right.name or len(left.parameters) != len(right.parameters):
+        return False
+    return all(map(_equivalent, left.parameters, right.parameters))

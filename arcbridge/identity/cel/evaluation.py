@@ -1,0 +1,476 @@
+"""Runs a checked expression: its tree becomes a closure per node, once, which each evaluation calls.
+
+An evaluation is bounded by `limit`, in the units in which kube-apiserver counts (its own limit is 1,000,000 for an
+expression), and by `deadline`, because units are no seconds; beyond either it raises LimitExceeded, which nothing in an
+expression absorbs. Errors of an expression are
+exceptions, except in a macro's accumulator, which holds them as values until an `&&`, `||` or the result asks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, LIST_COST, MAP_COST, TYPES, Function
+from arcbridge.identity.cel.lists import total
+from arcbridge.identity.cel.strings import MAX_SIZE
+from arcbridge.identity.cel.syntax import (
+    Call,
+    Comprehension,
+    Identifier,
+    ListLiteral,
+    Literal,
+    MapLiteral,
+    MessageLiteral,
+    Node,
+    Select,
+    Type,
+)
+from arcbridge.identity.cel.syntax import UInt as UIntLiteral
+from arcbridge.identity.cel.values import (
+    NONE,
+    Claims,
+    Duration,
+    EvaluationError,
+    LimitExceeded,
+    Map,
+    Optional,
+    UInt,
+    Value,
+    lookup_key,
+    no_such_overload,
+)
+
+COST_LIMIT = 1_000_000
+"""What one expression may cost: kube-apiserver's own limit, there about a tenth of a second."""
+
+
+class Evaluation:
+    """The variables of one evaluation and what it has cost so far. `deadline` is a time of `clock`, in seconds."""
+
+    __slots__ = ("clock", "cost", "deadline", "limit", "variables")
+
+    def __init__(
+        self,
+        variables: dict[str, Value],
+        limit: int = COST_LIMIT,
+        deadline: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.variables = variables
+        self.limit = limit
+        self.deadline = deadline
+        self.clock = clock
+        self.cost = 0
+
+    def spend(self, cost: int) -> None:
+        """Add `cost`. Raises LimitExceeded."""
+        self.cost += cost
+        if self.cost > self.limit or self.clock() > self.deadline:
+            raise LimitExceeded("the expression costs too much for these claims")
+
+
+Run = Callable[[Evaluation], Value]
+
+
+class _Accumulated(list[Value]):
+    """The list that a macro is making: it alone grows in place, or `map` would take quadratic time."""
+
+    __slots__ = ()
+
+
+class _AccumulatedMap(Map):
+    """The map that a macro is making."""
+
+    __slots__ = ()
+
+    def with_entry(self, key: Value, value: Value) -> Map:
+        """Add the entry to this map itself."""
+        found = lookup_key(key)
+        if found in self._entries:
+            raise EvaluationError("insert failed: the key is there already")
+        if len(self._entries) >= MAX_SIZE:
+            raise LimitExceeded("a map has too many entries")
+        self._entries[found] = (key, value)
+        return self
+
+
+def build(node: Node, types: Callable[[Node], Type]) -> Run:
+    """Make the closure of a tree. Raises EvaluationError for a constant that can never be computed."""
+    return _Builder(types).build(node)
+
+
+class _Builder:
+    __slots__ = ("_types",)
+
+    def __init__(self, types: Callable[[Node], Type]) -> None:
+        self._types = types
+
+    def build(self, node: Node) -> Run:
+        if _constant(node):
+            value = self._run_once(node)
+            return lambda state: value
+        return self._node(node)
+
+    def _run_once(self, node: Node) -> Value:
+        return self._node(node)(Evaluation({}))
+
+    def _node(self, node: Node) -> Run:
+        if isinstance(node, Literal):
+            value = UInt(node.value.value) if isinstance(node.value, UIntLiteral) else node.value
+            return lambda state: value
+        if isinstance(node, Identifier):
+            return _identifier(node.name)
+        if isinstance(node, Select):
+            return self._select(node)
+        if isinstance(node, Call):
+            return self._call(node)
+        if isinstance(node, ListLiteral):
+            return self._list(node)
+        if isinstance(node, MapLiteral):
+            return self._map(node)
+        if isinstance(node, Comprehension):
+            return self._comprehension(node)
+        assert isinstance(node, MessageLiteral)
+        return _message(node.name)
+
+    def _select(self, node: Select) -> Run:
+        operand, field = self.build(node.operand), node.field
+        if node.presence:
+            return lambda state: _find_maybe(operand(state), field)[0]
+
+        def select(state: Evaluation) -> Value:
+            value = operand(state)
+            state.spend(1)
+            return _selected(value, field)
+
+        return select
+
+    def _call(self, node: Call) -> Run:
+        special = _SPECIAL.get(node.function)
+        arguments = ([node.target] if node.target is not None else []) + list(node.arguments)
+        runs = [self.build(argument) for argument in arguments]
+        if special is not None:
+            return special(*runs)
+        if node.function == "sum":
+            kind = self._types(node).name
+            known = kind if kind in ("int", "uint", "double", "duration") else ""
+            return _called(Function(lambda value: total(value, known or _kind_of(value)), _elements), runs)
+        function = FUNCTIONS.get((node.function, len(runs)))
+        if function is None:
+            raise EvaluationError(f"the function {node.function} is not carried out here")
+        return _called(function, runs)
+
+    def _list(self, node: ListLiteral) -> Run:
+        runs = [(self.build(element), index in node.optional) for index, element in enumerate(node.elements)]
+
+        def make(state: Evaluation) -> Value:
+            out: list[Value] = []
+            for run, optional in runs:
+                value = run(state)
+                if optional:
+                    if not isinstance(value, Optional):
+                        raise no_such_overload()
+                    if not value.present:
+                        continue
+                    value = value.value
+                out.append(value)
+            state.spend(LIST_COST)
+            return out
+
+        return make
+
+    def _map(self, node: MapLiteral) -> Run:
+        runs = [(self.build(entry.key), self.build(entry.value), entry.optional) for entry in node.entries]
+
+        def make(state: Evaluation) -> Value:
+            entries: dict[object, tuple[Value, Value]] = {}
+            for key_run, value_run, optional in runs:
+                key, value = key_run(state), value_run(state)
+                found = lookup_key(key)
+                if optional:
+                    if not isinstance(value, Optional):
+                        raise no_such_overload()
+                    if not value.present:
+                        entries.pop(found, None)
+                        continue
+                    value = value.value
+                entries[found] = (key, value)
+            state.spend(MAP_COST)
+            return Map(entries)
+
+        return make
+
+    def _comprehension(self, node: Comprehension) -> Run:
+        over, start = self.build(node.range), self.build(node.start)
+        condition, step, result = self.build(node.condition), self.build(node.step), self.build(node.result)
+        accumulator, first, second = node.accumulator, node.variable, node.variable2
+        grows_list = isinstance(node.start, ListLiteral) and not node.start.elements
+        grows_map = isinstance(node.start, MapLiteral) and not node.start.entries
+
+        def run(state: Evaluation) -> Value:
+            values = over(state)
+            variables = state.variables
+            shadowed = {name: variables[name] for name in (accumulator, first, second) if name in variables}
+            try:
+                pairs = _pairs(values, two=bool(second))
+                variables[accumulator] = (
+                    _Accumulated() if grows_list else _AccumulatedMap({}) if grows_map else _held(start, state)
+                )
+                for key, value in pairs:
+                    variables[first] = key
+                    if second:
+                        variables[second] = value
+                    # An iteration costs at least this much also where nothing in it does.
+                    state.spend(0)
+                    if _held(condition, state) is False:
+                        break
+                    variables[accumulator] = _held(step, state)
+                made = variables[accumulator]
+                if type(made) is _Accumulated:
+                    variables[accumulator] = list(made)
+                elif type(made) is _AccumulatedMap:
+                    variables[accumulator] = Map({lookup_key(key): (key, value) for key, value in made.items()})
+                return result(state)
+            finally:
+                for name in (accumulator, first, second):
+                    variables.pop(name, None)
+                variables.update(shadowed)
+
+        return run
+
+
+def _elements(value: Value) -> int:
+    return len(value) if isinstance(value, list) else 1
+
+
+def _kind_of(values: Value) -> str:
+    """The type in which a list is summed whose static type says nothing: that of its first element."""
+    first = values[0] if isinstance(values, list) and values else 0
+    return {int: "int", UInt: "uint", float: "double", Duration: "duration"}.get(type(first), "int")
+
+
+def _held(run: Run, state: Evaluation) -> Value:
+    """The value, or the error as one."""
+    try:
+        return run(state)
+    except EvaluationError as error:
+        return error
+
+
+def _pairs(values: Value, *, two: bool) -> Iterator[tuple[Value, Value]]:
+    """What a macro goes through: (element, None), or with two variables (index, element) or (key, value)."""
+    if isinstance(values, list):
+        return enumerate(values) if two else ((item, None) for item in values)
+    if isinstance(values, Map):
+        return values.items() if two else ((key, None) for key, _ in values.items())
+    if isinstance(values, Claims):
+        missing = EvaluationError("no such key")
+        return ((item, missing) for item in values.walk())
+    raise no_such_overload()
+
+
+def _identifier(name: str) -> Run:
+    known = TYPES.get(name)
+    path = name.split(".")
+
+    def run(state: Evaluation) -> Value:
+        state.spend(1)
+        value = state.variables.get(name, known)
+        if isinstance(value, EvaluationError):
+            raise value
+        if value is None and name not in state.variables and len(path) == 2:
+            # `user.groups` is declared under this name, and kept as a field of `user`.
+            state.spend(1)
+            return _selected(state.variables[path[0]], path[1])
+        return value
+
+    return run
+
+
+def _called(function: Function, runs: list[Run]) -> Run:
+    call, cost = function
+    if len(runs) == 1:
+        (only,) = runs
+
+        def one_argument(state: Evaluation) -> Value:
+            value = only(state)
+            state.spend(cost(value))
+            return call(value)
+
+        return one_argument
+    if len(runs) == 2:
+        left_run, right_run = runs
+
+        def two_arguments(state: Evaluation) -> Value:
+            left, right = left_run(state), right_run(state)
+            if type(left) is _Accumulated and type(right) is list:
+                state.spend(1)
+                left.extend(right)
+                if len(left) > MAX_SIZE:
+                    raise LimitExceeded("a list has too many elements")
+                return left
+            state.spend(cost(left, right))
+            return call(left, right)
+
+        return two_arguments
+
+    def many_arguments(state: Evaluation) -> Value:
+        values = [run(state) for run in runs]
+        state.spend(cost(*values))
+        return call(*values)
+
+    return many_arguments
+
+
+def _and(left: Run, right: Run) -> Run:
+    return _logical(left, right, False)
+
+
+def _or(left: Run, right: Run) -> Run:
+    return _logical(left, right, True)
+
+
+def _logical(left: Run, right: Run, decides: bool) -> Run:
+    """`&&` (decided by false) or `||` (by true): a side that decides hides an error of the other."""
+
+    def run(state: Evaluation) -> Value:
+        failed: EvaluationError | None = None
+        for side in (left, right):
+            try:
+                value = side(state)
+                if value is decides:
+                    return decides
+                if not isinstance(value, bool):
+                    raise no_such_overload()
+            except EvaluationError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return not decides
+
+    return run
+
+
+def _conditional(condition: Run, yes: Run, no: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        value = condition(state)
+        if not isinstance(value, bool):
+            raise no_such_overload()
+        return yes(state) if value else no(state)
+
+    return run
+
+
+def _not_strictly_false(operand: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        state.spend(1)
+        return _held(operand, state) is not False
+
+    return run
+
+
+def _index(operand: Run, index: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        value, key = operand(state), index(state)
+        state.spend(1)
+        return _selected(value, key)
+
+    return run
+
+
+def _optional_index(operand: Run, index: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        value, key = operand(state), index(state)
+        state.spend(1)
+        found, inner = _find_maybe(value, key)
+        return Optional(inner) if found else NONE
+
+    return run
+
+
+def _or_value(optional: Run, otherwise: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        state.spend(1)
+        value = optional(state)
+        if not isinstance(value, Optional):
+            return value
+        return value.value if value.present else otherwise(state)
+
+    return run
+
+
+def _or_optional(optional: Run, otherwise: Run) -> Run:
+    def run(state: Evaluation) -> Value:
+        state.spend(1)
+        value = optional(state)
+        return otherwise(state) if isinstance(value, Optional) and not value.present else value
+
+    return run
+
+
+_SPECIAL: dict[str, Callable[..., Run]] = {
+    "_&&_": _and,
+    "_||_": _or,
+    "_?_:_": _conditional,
+    "@not_strictly_false": _not_strictly_false,
+    "_[_]": _index,
+    "_?._": _optional_index,
+    "_[?_]": _optional_index,
+    "orValue": _or_value,
+    "or": _or_optional,
+}
+
+
+def _selected(value: Value, key: Value) -> Value:
+    """`value.key` or `value[key]`; of an optional value an optional one. Raises EvaluationError."""
+    if isinstance(value, Optional):
+        found, inner = _find_maybe(value, key)
+        return Optional(inner) if found else NONE
+    found, inner = _find(value, key)
+    if not found:
+        raise EvaluationError("no such key")
+    return inner
+
+
+def _find_maybe(value: Value, key: Value) -> tuple[bool, Value]:
+    """Tell whether a key is there, and what stands there; no value has keys but a map, a list, and what wraps one."""
+    if isinstance(value, Optional):
+        if not value.present:
+            return False, None
+        value = value.value
+    return _find(value, key)
+
+
+def _find(value: Value, key: Value) -> tuple[bool, Value]:
+    if isinstance(value, Map | Claims):
+        return value.find(key)
+    if isinstance(value, list):
+        if isinstance(key, bool) or not isinstance(key, int | float) or key != key or key in (_INF, -_INF):
+            raise EvaluationError("unsupported index type in list")
+        if key != int(key):
+            raise EvaluationError("unsupported index value in list")
+        position = int(key)
+        return (True, value[position]) if 0 <= position < len(value) else (False, None)
+    return False, None
+
+
+_INF = float("inf")
+
+
+def _constant(node: Node) -> bool:
+    """Tell whether a node is computed once: literals, aggregates of them, conversions of them."""
+    if isinstance(node, Literal):
+        return True
+    if isinstance(node, ListLiteral):
+        return not node.optional and all(map(_constant, node.elements))
+    if isinstance(node, MapLiteral):
+        return all(not entry.optional and _constant(entry.key) and _constant(entry.value) for entry in node.entries)
+    if isinstance(node, Call) and node.target is None and len(node.arguments) == 1 and node.function in CONVERSIONS:
+        return _constant(node.arguments[0])
+    return False
+
+
+def _message(name: str) -> Run:
+    raise EvaluationError(f"messages such as {name} are not carried out here")

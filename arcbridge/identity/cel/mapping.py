@@ -1,0 +1,146 @@
+"""Evaluates the expressions of one issuer for one token: user name, groups, uid, extra and rules.
+
+What the results must be is Kubernetes' own: a text for user name and uid, a text or a list of texts for groups and
+extra, where nothing (null, "", []) leaves the value out. Refusals name the field of the configuration, never a claim. A
+token's expressions share a `Budget`, so that claims that are made to be expensive stall nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from arcbridge.identity.cel.compiler import Expression
+from arcbridge.identity.cel.evaluation import COST_LIMIT
+from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Map, StringList, Value
+from arcbridge.identity.refusal import TokenRefused
+
+TOKEN_LIMIT = 4 * COST_LIMIT
+"""What all expressions of an issuer may cost for one token. Kubernetes bounds each expression alone."""
+TOKEN_TIME = 4.0
+"""Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0015-cel.md)."""
+
+
+class BudgetExceeded(Exception):
+    """The expressions cost more than this budget, though not more than is allowed: evaluate again with a larger one."""
+
+
+class Budget:
+    """What the expressions of one token may still cost, and how long they may last (seconds of `clock`)."""
+
+    __slots__ = ("_clock", "_deadline", "_left", "_whole")
+
+    def __init__(
+        self, cost: int = TOKEN_LIMIT, seconds: float = TOKEN_TIME, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._left = cost
+        self._whole = cost >= TOKEN_LIMIT
+        self._clock = clock
+        self._deadline = clock() + seconds
+
+    def evaluate(self, path: str, expression: Expression, value: Claims) -> Value:
+        """The result of an expression. Raises TokenRefused or BudgetExceeded."""
+        limit = min(self._left, COST_LIMIT)
+        try:
+            result, cost = expression.evaluate(value, limit, self._deadline, self._clock)
+        except EvaluationError as error:
+            raise TokenRefused("claims.expression", f"{path} has no result for this token") from error
+        except LimitExceeded as error:
+            if not self._whole:
+                raise BudgetExceeded from error
+            raise TokenRefused("claims.cost", f"{path} costs too much for this token") from error
+        self._left -= cost
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An expression that must be true, and what is said where it is not."""
+
+    path: str
+    expression: Expression
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What the expressions made of the claims; None where there is no expression for it."""
+
+    username: str | None = None
+    groups: tuple[str, ...] | None = None
+    uid: str | None = None
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expressions:
+    """All expressions of one issuer. `path`: where it stands in the file (`jwt[0]`)."""
+
+    path: str
+    username: Expression | None
+    groups: Expression | None
+    uid: Expression | None
+    extra: tuple[tuple[str, Expression], ...]
+    claim_rules: tuple[Rule, ...]
+    user_rules: tuple[Rule, ...]
+
+    def map(self, claims: Mapping[str, Any], budget: Budget) -> Mapped:
+        """Map verified claims, and check the rules on them. Raises TokenRefused or BudgetExceeded."""
+        value = Claims.from_json(claims)
+        mappings = f"{self.path}.claimMappings"
+        username = groups = uid = None
+        if self.username is not None:
+            path = f"{mappings}.username.expression"
+            username = _text(path, budget.evaluate(path, self.username, value))
+            if not username:
+                raise TokenRefused("claims.username", f"{path} gives no user name for this token")
+        if self.groups is not None:
+            path = f"{mappings}.groups.expression"
+            groups = _texts(path, budget.evaluate(path, self.groups, value))
+        if self.uid is not None:
+            path = f"{mappings}.uid.expression"
+            uid = _text(path, budget.evaluate(path, self.uid, value))
+        extra = {}
+        for index, (key, expression) in enumerate(self.extra):
+            path = f"{mappings}.extra[{index}].valueExpression"
+            values = _texts(path, budget.evaluate(path, expression, value))
+            if values:
+                extra[key] = values
+        _check(self.claim_rules, value, budget, "claims.rule")
+        return Mapped(username, groups, uid, extra)
+
+    def check_user(
+        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]], budget: Budget
+    ) -> None:
+        """Check the rules on the user. Raises TokenRefused or BudgetExceeded."""
+        if not self.user_rules:
+            return
+        extra_map = Map.of({key: StringList(values) for key, values in extra.items()}, escaped=True)
+        user = Claims(
+            {"username": username, "uid": uid, "groups": StringList(groups), "extra": extra_map}, "kubernetes.UserInfo"
+        )
+        _check(self.user_rules, user, budget, "user.rule")
+
+
+def _check(rules: Sequence[Rule], value: Claims, budget: Budget, refusal: str) -> None:
+    for rule in rules:
+        if budget.evaluate(rule.path, rule.expression, value) is not True:
+            raise TokenRefused(refusal, rule.message or f"{rule.path} does not hold for this token")
+
+
+def _text(path: str, value: Value) -> str:
+    if not isinstance(value, str):
+        raise TokenRefused("claims.expression", f"{path} does not give a string for this token")
+    return value
+
+
+def _texts(path: str, value: Value) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    values = [value] if isinstance(value, str) else value
+    # A list of bare strings, as `split` makes it, is refused by kube-apiserver too: `.map(x, x)` makes a list of it.
+    if isinstance(values, StringList) or not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise TokenRefused("claims.expression", f"{path} gives neither a string nor a list of strings for this token")
+    return tuple(text for text in values if text)

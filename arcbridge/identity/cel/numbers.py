@@ -1,0 +1,78 @@
+"""How Go reads and writes numbers, which is what `int(…)`, `double(…)` and `string(…)` of an expression give."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from arcbridge.identity.cel.values import EvaluationError, UInt, checked_int, checked_uint
+
+_INT = re.compile(r"[+-]?[0-9]{1,40}")
+_UINT = re.compile(r"[0-9]{1,40}")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)[pP][+-]?[0-9]+")
+_SEPARATOR = re.compile(r"(?<=[0-9])_(?=[0-9])")
+_SPECIAL = re.compile(r"nan|[+-]?inf(inity)?", re.IGNORECASE)
+
+
+def read_int(text: str) -> int:
+    """A decimal integer of 64 bits. Raises EvaluationError."""
+    if not _INT.fullmatch(text):
+        raise EvaluationError("not an int")
+    return checked_int(int(text))
+
+
+def read_uint(text: str) -> UInt:
+    """A decimal integer without a sign. Raises EvaluationError."""
+    if not _UINT.fullmatch(text):
+        raise EvaluationError("not a uint")
+    return checked_uint(int(text))
+
+
+def read_double(text: str) -> float:
+    """A decimal or hexadecimal number, with `_` between digits where that helps. Raises EvaluationError."""
+    text = _SEPARATOR.sub("", text)
+    try:
+        if _SPECIAL.fullmatch(text):
+            return float(text)
+        if _DECIMAL.fullmatch(text):
+            number = float(text)
+        elif _HEX.fullmatch(text):
+            number = float.fromhex(text)
+        else:
+            raise EvaluationError("not a double")
+    except (ValueError, OverflowError) as error:
+        raise EvaluationError("not a double") from error
+    if math.isinf(number):
+        raise EvaluationError("not a double")
+    return number
+
+
+def write_double(value: float) -> str:
+    """The shortest text that gives the same number again, with an exponent below 10^-4 and from 10^6 or 10^21 on."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    sign = "-" if math.copysign(1.0, value) < 0 else ""
+    if value == 0:
+        return sign + "0"
+    mantissa, _, exponent_text = f"{abs(value)!r}".partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    exponent = len(whole) - 1 + int(exponent_text or 0)
+    if whole == "0":
+        exponent = -1 - (len(fraction) - len(fraction.lstrip("0"))) + int(exponent_text or 0)
+    digits = digits.rstrip("0") or "0"
+    if exponent < -4 or exponent >= LARGE_EXPONENT:
+        rest = digits[1:]
+        return f"{sign}{digits[0]}{'.' + rest if rest else ''}e{'-' if exponent < 0 else '+'}{abs(exponent):02}"
+    if exponent < 0:
+        return f"{sign}0.{'0' * (-exponent - 1)}{digits}"
+    if len(digits) <= exponent + 1:
+        return sign + digits.ljust(exponent + 1, "0")
+    return f"{sign}{digits[: exponent + 1]}.{digits[exponent + 1 :]}"
+
+
+LARGE_EXPONENT = 6
+"""The exponent from which a double is written with one."""

@@ -1,0 +1,143 @@
+"""Kubernetes' library for resource quantities (`1.5Gi`), read as `k8s.io/apimachinery/pkg/api/resource` reads them.
+
+A quantity is an exact number; what it was written as is kept no longer than `is_integer` needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from arcbridge.identity.cel.strings import text
+from arcbridge.identity.cel.values import INT_MAX, INT_MIN, EvaluationError, Opaque, Value, no_such_overload
+
+_QUANTITY = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?([eEinumkKMGTP]*[+-]?[0-9]*)")
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+_NANO = Fraction(1, 10**9)
+_MAX_DIGITS = 1000
+"""Digits and powers of ten of a quantity; more are refused, where Kubernetes would compute with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity(Opaque):
+    """`quantity(…)`. `small`: it fits the 64-bit form, which alone can be taken as an integer; `scale`: of that."""
+
+    number: Fraction
+    small: bool = True
+    scale: int = 0
+
+    type_name = "kubernetes.Quantity"
+
+    @property
+    def key(self) -> object:
+        return self.number
+
+
+def read_quantity(value: Value) -> Quantity:
+    """Read a quantity. Raises EvaluationError."""
+    string = text(value)
+    match = _QUANTITY.fullmatch(string)
+    if match is None or not string or len(string) > _MAX_DIGITS:
+        raise EvaluationError("not a quantity")
+    sign, digits, decimals, suffix = match[1], match[2].lstrip("0"), match[3] or "", match[4]
+    if not digits and match[3] is None and match[2] and not suffix:
+        return Quantity(Fraction(0))
+    if not match[2] and match[3] is None:
+        raise EvaluationError("not a quantity")
+    exponent, binary = 0, 0
+    if suffix in _DECIMAL:
+        exponent = _DECIMAL[suffix]
+    elif suffix in _BINARY:
+        binary = _BINARY[suffix]
+    elif re.fullmatch(r"[eE][+-]?[0-9]{1,18}", suffix):
+        exponent = int(suffix[1:])
+        if abs(exponent) > _MAX_DIGITS:
+            raise EvaluationError("a quantity with such an exponent is not carried out here")
+    else:
+        raise EvaluationError("unable to parse quantity's suffix")
+    number = Fraction(int((digits or "0") + decimals), 10 ** len(decimals)) * Fraction(10) ** exponent * 2**binary
+    shown = len(digits or "0") + len(decimals)
+    fast = (not decimals and 15 - shown - int(binary * 3 / 10) - 1 >= 0) if binary else 18 - shown >= 0
+    scale = 0 if binary else exponent - len(decimals)
+    if fast and scale >= -9 and abs(number) <= INT_MAX * Fraction(10) ** max(0, scale):
+        return Quantity(-number if sign == "-" else number, True, scale)
+    if number:
+        # Rounded away from zero to a billionth, and for binary suffixes capped.
+        number = Fraction(-((-number) // _NANO)) * _NANO
+        if binary:
+            number = min(number, Fraction(INT_MAX))
+    return Quantity(-number if sign == "-" else number, False)
+
+
+def is_quantity(value: Value) -> bool:
+    """`isQuantity`."""
+    string = text(value)
+    try:
+        read_quantity(string)
+    except EvaluationError:
+        return False
+    return True
+
+
+def _quantity(value: Value) -> Quantity:
+    if not isinstance(value, Quantity):
+        raise no_such_overload()
+    return value
+
+
+def as_integer(value: Value) -> int:
+    """`asInteger`. Raises EvaluationError."""
+    quantity = _quantity(value)
+    if not quantity.small or quantity.scale < 0 or not INT_MIN <= quantity.number <= INT_MAX:
+        raise EvaluationError("cannot convert value to integer")
+    return int(quantity.number)
+
+
+def is_integer(value: Value) -> bool:
+    """`isInteger`."""
+    try:
+        as_integer(_quantity(value))
+    except EvaluationError:
+        return False
+    return True
+
+
+def as_double(value: Value) -> float:
+    """`asApproximateFloat`."""
+    try:
+        return float(_quantity(value).number)
+    except OverflowError as error:
+        raise EvaluationError("the quantity is too large") from error
+
+
+def sign(value: Value) -> int:
+    """`sign`."""
+    number = _quantity(value).number
+    return (number > 0) - (number < 0)
+
+
+def compare(left: Quantity, right: Quantity) -> int:
+    """The order of two quantities."""
+    return (left.number > right.number) - (left.number < right.number)
+
+
+def add(left: Value, right: Value) -> Quantity:
+    """`add`, of a quantity or an int."""
+    return _combined(left, right, lambda one, other: one + other)
+
+
+def subtract(left: Value, right: Value) -> Quantity:
+    """`sub`, of a quantity or an int."""
+    return _combined(left, right, lambda one, other: one - other)
+
+
+def _combined(left: Value, right: Value, operation: Callable[[Fraction, Fraction], Fraction]) -> Quantity:
+    one = _quantity(left)
+    other = Quantity(Fraction(right)) if type(right) is int else _quantity(right)
+    number = operation(one.number, other.number)
+    scale = min(one.scale, other.scale)
+    small = one.small and other.small and abs(number) <= INT_MAX * Fraction(10) ** scale
+    return Quantity(number, small, scale if one.number and other.number else (one if one.number else other).scale)

@@ -1,0 +1,177 @@
+"""Timestamps and durations: reading them, writing them, and their parts, as Go's package `time` does it for CEL.
+
+Source: the CEL specification's "Timestamps and durations"; RFC 3339. Nothing here asks a clock: an expression has no
+way to learn the present time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import zoneinfo
+from collections.abc import Callable, Mapping
+
+from arcbridge.identity.cel.values import (
+    INT_MAX,
+    INT_MIN,
+    NANOSECONDS,
+    Duration,
+    EvaluationError,
+    Timestamp,
+    Value,
+    checked_timestamp,
+    no_such_overload,
+)
+
+_TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d{1,2}):(\d\d):(\d\d)(?:[.,](\d+))?(Z|([+-])(\d\d):(\d\d))", re.ASCII)
+_UNITS = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "μs": 1_000,
+    "ms": 1_000_000,
+    "s": NANOSECONDS,
+    "m": 60 * NANOSECONDS,
+    "h": 3600 * NANOSECONDS,
+}
+_DURATION_PART = re.compile(r"(\d*)(?:\.(\d*))?(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+
+
+def read_timestamp(text: str) -> Timestamp:
+    """Read RFC 3339. Raises EvaluationError."""
+    match = _TIMESTAMP.fullmatch(text)
+    if match is None:
+        raise EvaluationError("not a timestamp")
+    year, month, day, hour, minute, second = (int(match[n]) for n in range(1, 7))
+    offset = 0
+    if match[8] != "Z":
+        hours, minutes = int(match[10]), int(match[11])
+        if hours > 24 or minutes > 59:
+            raise EvaluationError("not a timestamp")
+        offset = (hours * 60 + minutes) * 60 * (-1 if match[9] == "-" else 1)
+    try:
+        days = datetime.date(year, month, day).toordinal() - _EPOCH
+    except ValueError as error:
+        raise EvaluationError("not a timestamp") from error
+    if hour > 23 or minute > 59 or second > 59:
+        raise EvaluationError("not a timestamp")
+    seconds = days * 86400 + hour * 3600 + minute * 60 + second - offset
+    fraction = int((match[7] or "")[:9].ljust(9, "0"))
+    return checked_timestamp(seconds * NANOSECONDS + fraction, offset)
+
+
+def write_timestamp(value: Timestamp) -> str:
+    """RFC 3339 in the offset in which the timestamp was written, with as many digits of a second as it needs."""
+    seconds, fraction = divmod(value.nanoseconds, NANOSECONDS)
+    days, rest = divmod(seconds + value.offset, 86400)
+    try:
+        date = datetime.date.fromordinal(days + _EPOCH)
+    except (ValueError, OverflowError) as error:
+        raise EvaluationError("timestamp overflow") from error
+    text = f"{date.isoformat()}T{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    if fraction:
+        text += "." + f"{fraction:09}".rstrip("0")
+    if not value.offset:
+        return text + "Z"
+    minutes = abs(value.offset) // 60
+    return f"{text}{'-' if value.offset < 0 else '+'}{minutes // 60:02}:{minutes % 60:02}"
+
+
+def read_duration(text: str) -> Duration:
+    """Read a duration such as `1h30m`. Raises EvaluationError."""
+    rest = text
+    negative = rest.startswith("-")
+    if rest[:1] in ("-", "+"):
+        rest = rest[1:]
+    if rest == "0":
+        return Duration(0)
+    total = 0
+    at = 0
+    while at < len(rest):
+        match = _DURATION_PART.match(rest, at)
+        if match is None or not (match[1] or match[2]):
+            raise EvaluationError("not a duration")
+        if len(match[1]) > 25:
+            raise EvaluationError("not a duration")
+        unit = _UNITS[match[3]]
+        total += int(match[1] or 0) * unit
+        if match[2]:
+            digits = match[2][:18]
+            total += int(digits) * unit // 10 ** len(digits)
+        at = match.end()
+        if total > INT_MAX + 1:
+            raise EvaluationError("not a duration")
+    total = -total if negative else total
+    if not rest or not INT_MIN <= total <= INT_MAX:
+        raise EvaluationError("not a duration")
+    return Duration(total)
+
+
+def write_duration(value: Duration) -> str:
+    """Seconds, such as `5400s` or `0.5s`."""
+    seconds = value.nanoseconds / NANOSECONDS
+    text = f"{seconds:.9f}".rstrip("0").rstrip(".")
+    return ("-0" if text == "-0" else text) + "s"
+
+
+def _local(value: Timestamp, zone: str) -> tuple[datetime.date, int]:
+    """The date, and the second of the day, in a zone: a name, `+01:00`, or empty for UTC."""
+    seconds = value.nanoseconds // NANOSECONDS
+    days, rest = divmod(seconds + _offset(seconds, zone), 86400)
+    try:
+        return datetime.date.fromordinal(days + _EPOCH), rest
+    except (ValueError, OverflowError) as error:
+        raise EvaluationError("timestamp overflow") from error
+
+
+def _offset(seconds: int, zone: str) -> int:
+    if zone in ("", "UTC"):
+        return 0
+    hours, colon, minutes = zone.partition(":")
+    if colon:
+        if not re.fullmatch(r"[+-]?\d{1,9}", hours, re.ASCII) or not re.fullmatch(r"[+-]?\d{1,9}", minutes, re.ASCII):
+            raise EvaluationError("not a time zone")
+        sign = -1 if zone[0] == "-" else 1
+        return (int(hours) * 60 + sign * int(minutes)) * 60
+    try:
+        info = zoneinfo.ZoneInfo(zone)
+        moment = datetime.datetime.fromtimestamp(seconds, info)
+        offset = moment.utcoffset()
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, OverflowError) as error:
+        raise EvaluationError("unknown time zone") from error
+    return 0 if offset is None else int(offset.total_seconds())
+
+
+_PARTS: Mapping[str, Callable[[datetime.date, int, int], int]] = {
+    "getFullYear": lambda date, second, fraction: date.year,
+    "getMonth": lambda date, second, fraction: date.month - 1,
+    "getDayOfYear": lambda date, second, fraction: date.timetuple().tm_yday - 1,
+    "getDate": lambda date, second, fraction: date.day,
+    "getDayOfMonth": lambda date, second, fraction: date.day - 1,
+    "getDayOfWeek": lambda date, second, fraction: date.isoweekday() % 7,
+    "getHours": lambda date, second, fraction: second // 3600,
+    "getMinutes": lambda date, second, fraction: second // 60 % 60,
+    "getSeconds": lambda date, second, fraction: second % 60,
+    "getMilliseconds": lambda date, second, fraction: fraction // 1_000_000,
+}
+_DURATION_PARTS = {
+    "getHours": 3600 * NANOSECONDS,
+    "getMinutes": 60 * NANOSECONDS,
+    "getSeconds": NANOSECONDS,
+    "getMilliseconds": 1_000_000,
+}
+
+
+def part(name: str, value: Value, zone: Value = "") -> int:
+    """One of the `get…` functions of a timestamp or a duration. Raises EvaluationError."""
+    if isinstance(value, Duration) and zone == "" and name in _DURATION_PARTS:
+        whole = abs(value.nanoseconds) // _DURATION_PARTS[name]
+        return -whole if value.nanoseconds < 0 else whole
+    if not isinstance(value, Timestamp) or not isinstance(zone, str):
+        raise no_such_overload()
+    date, second = _local(value, zone)
+    return _PARTS[name](date, second, value.nanoseconds % NANOSECONDS)
+
+
+PARTS = tuple(_PARTS)

@@ -1,0 +1,411 @@
+"""The values that an expression computes with: what they are in Python, their types, equality, order and size.
+
+    CEL        Python                       CEL          Python
+    null       None                         list         list, or StringList
+    bool       bool                         map          Map
+    int        int                          timestamp    Timestamp
+    uint       UInt                         duration     Duration
+    double     float                        type         TypeValue
+    string     str                          optional     Optional
+    bytes      bytes                        opaque types subclasses of Opaque
+
+`Claims` is the variable `claims`: kube-apiserver's map there can do less than a map, and it walks through its values
+where a map walks through its keys. Values never change after they were made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+Value = Any
+
+INT_MIN, INT_MAX, UINT_MAX = -(2**63), 2**63 - 1, 2**64 - 1
+NANOSECONDS = 10**9
+MIN_SECONDS, MAX_SECONDS = -62135596800, 253402300799
+"""0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, the bounds of a timestamp."""
+
+
+class EvaluationError(Exception):
+    """An expression has no result for these claims; `||`, `&&` and macros may still absorb it."""
+
+
+class LimitExceeded(Exception):
+    """The evaluation costs more, or would make a larger value, than is allowed; nothing absorbs it."""
+
+
+def no_such_overload() -> EvaluationError:
+    """The error of an operation that its operands do not have."""
+    return EvaluationError("no such overload")
+
+
+class UInt(int):
+    """An unsigned integer, apart from `int` by its type alone."""
+
+    __slots__ = ()
+
+
+class StringList(list[str]):
+    """A list that a function made of bare strings (`split`, `findAll`).
+
+    kube-apiserver cannot take such a list as the result of a mapping, and refuses the token.
+    """
+
+    __slots__ = ()
+
+
+class ClaimList(list[Any]):
+    """A list that came with the claims: `optional.ofNonZeroValue` takes it for something also where it is empty."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """`nanoseconds` since 1970 in UTC; `offset`: the seconds east of UTC in which it was written."""
+
+    nanoseconds: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """`nanoseconds`, of which a 64-bit number holds 292 years."""
+
+    nanoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TypeValue:
+    """A type as a value, such as `string`."""
+
+    name: str
+
+
+class Optional:
+    """`optional.of(value)`; `NONE` is `optional.none()`."""
+
+    __slots__ = ("_value", "present")
+
+    def __init__(self, value: Value, *, present: bool = True) -> None:
+        self._value = value
+        self.present = present
+
+    @property
+    def value(self) -> Value:
+        """The value inside. Raises EvaluationError where there is none."""
+        if not self.present:
+            raise EvaluationError("optional.none() dereference")
+        return self._value
+
+
+NONE: Final = Optional(None, present=False)
+
+
+class Opaque:
+    """A value of a type that Kubernetes adds. `type_name`: its name in CEL; `key`: equal values have equal keys."""
+
+    __slots__ = ()
+    type_name = ""
+
+    @property
+    def key(self) -> object:
+        """What equality compares."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """The size that costs are computed from."""
+        return 1
+
+
+class Map:
+    """A map. `escaped` is true for one that came with the claims: its keys are also found by their escaped names."""
+
+    __slots__ = ("_entries", "escaped")
+
+    def __init__(self, entries: dict[object, tuple[Value, Value]], *, escaped: bool = False) -> None:
+        self._entries = entries
+        self.escaped = escaped
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, Value], *, escaped: bool = False) -> Map:
+        """Make a map with strings for keys."""
+        return cls({key: (key, value) for key, value in pairs.items()}, escaped=escaped)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: Value) -> bool:
+        return lookup_key(key) in self._entries
+
+    def keys(self) -> Iterator[Value]:
+        """The keys, in the order in which they came."""
+        return (key for key, _ in self._entries.values())
+
+    def items(self) -> Iterator[tuple[Value, Value]]:
+        """Keys with their values."""
+        return iter(self._entries.values())
+
+    def find(self, key: Value) -> tuple[bool, Value]:
+        """Tell whether `key` is there, and its value."""
+        if self.escaped and isinstance(key, str):
+            key = unescaped(key) or key
+        entry = self._entries.get(lookup_key(key))
+        return (False, None) if entry is None else (True, entry[1])
+
+    def with_entry(self, key: Value, value: Value) -> Map:
+        """This map and one entry more. Raises EvaluationError where the key is there already."""
+        found = lookup_key(key)
+        if found in self._entries:
+            raise EvaluationError("insert failed: the key is there already")
+        return Map({**self._entries, found: (key, value)})
+
+
+class Claims:
+    """The variable `claims`, or the whole `user`: fields that can be selected, and little else.
+
+    The fields of a token become CEL values when an expression first reads them, so that one that cannot be a value
+    spoils no expression that does not read it.
+    """
+
+    __slots__ = ("_fields", "_raw", "type_name")
+
+    def __init__(self, fields: Mapping[str, Value], type_name: str = "kubernetes.claims") -> None:
+        self._fields = dict(fields)
+        self._raw: dict[str, Any] = {}
+        self.type_name = type_name
+
+    @classmethod
+    def from_json(cls, claims: Mapping[str, Any]) -> Claims:
+        """The claims of a token, as its JSON was parsed."""
+        made = cls({})
+        made._raw = dict(claims)
+        return made
+
+    def find(self, key: Value) -> tuple[bool, Value]:
+        """Tell whether a field is there, by its name or its escaped name, and its value. Raises EvaluationError."""
+        if not isinstance(key, str):
+            raise no_such_overload()
+        name = unescaped(key)
+        if name is None or (name not in self._fields and name not in self._raw):
+            return False, None
+        return True, self._field(name)
+
+    def walk(self) -> Iterator[Value]:
+        """What a macro with one variable goes through: the values."""
+        return (self._field(name) for name in [*self._fields, *(n for n in self._raw if n not in self._fields)])
+
+    def _field(self, name: str) -> Value:
+        if name not in self._fields:
+            self._fields[name] = from_json(self._raw[name])
+        return self._fields[name]
+
+
+def lookup_key(key: Value) -> object:
+    """The dictionary key for a map's key: numbers of all types that are equal have the same."""
+    if isinstance(key, bool):
+        return ("bool", key)
+    if isinstance(key, float):
+        return int(key) if math.isfinite(key) and key == int(key) else ("double", key)
+    if isinstance(key, UInt):
+        return int(key)
+    if isinstance(key, str | int):
+        return key
+    raise EvaluationError("unsupported key type")
+
+
+_ESCAPED = re.compile(r"__([^_]+)__")
+_SYMBOLS = {"underscores": "__", "dot": ".", "dash": "-", "slash": "/"}
+_RESERVED = frozenset(
+    {"true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if"}
+)
+_RESERVED |= {"import", "let", "loop", "package", "namespace", "return", "var", "void", "while"}
+
+
+def unescaped(name: str) -> str | None:
+    """Undo Kubernetes' escaping of field names (`my__dash__claim`); None where an escape is not one."""
+    if "__" not in name:
+        return name
+    good = True
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal good
+        inner = match[1]
+        if inner in _SYMBOLS:
+            return _SYMBOLS[inner]
+        good = good and inner in _RESERVED and len(match[0]) == len(name)
+        return inner
+
+    plain = _ESCAPED.sub(replace, name)
+    return plain if good else None
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, from an escape such as `\\ud800`. Go reads U+FFFD there."""
+
+
+def from_json(value: Value) -> Value:
+    """Make a CEL value of parsed JSON: numbers are doubles, as in kube-apiserver. Raises EvaluationError."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, int | float):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise EvaluationError("a number is too large")
+        return number
+    if isinstance(value, list):
+        return ClaimList(map(from_json, value))
+    return Map.of({from_json(key): from_json(item) for key, item in value.items()}, escaped=True)
+
+
+TYPE_NAMES: Mapping[type, str] = {
+    type(None): "null_type",
+    bool: "bool",
+    int: "int",
+    UInt: "uint",
+    float: "double",
+    str: "string",
+    bytes: "bytes",
+    list: "list",
+    StringList: "list",
+    ClaimList: "list",
+    Map: "map",
+    Timestamp: "google.protobuf.Timestamp",
+    Duration: "google.protobuf.Duration",
+    TypeValue: "type",
+    Optional: "optional_type",
+}
+
+
+def type_name(value: Value) -> str:
+    """The name of a value's type."""
+    name = TYPE_NAMES.get(type(value))
+    return name if name is not None else str(value.type_name)
+
+
+def is_number(value: Value) -> bool:
+    """Tell whether `value` is an int, uint or double."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def equal(left: Value, right: Value) -> bool:
+    """CEL's `==`: values of different types differ, numbers are compared across types. Raises EvaluationError."""
+    if left is None or right is None:
+        return left is right
+    if isinstance(left, Claims):
+        if isinstance(right, Claims):
+            return left is right
+        raise no_such_overload()
+    if is_number(left):
+        return is_number(right) and bool(left == right)
+    if isinstance(left, bool | str | bytes | Timestamp | Duration | TypeValue):
+        if isinstance(left, Timestamp):
+            return isinstance(right, Timestamp) and left.nanoseconds == right.nanoseconds
+        return type(left) is type(right) and bool(left == right)
+    if isinstance(left, list):
+        return isinstance(right, list) and len(left) == len(right) and all(map(_not_unequal, left, right))
+    if isinstance(left, Map):
+        if not isinstance(right, Map) or len(left) != len(right):
+            return False
+        for key, value in left.items():
+            found, other = right.find(key)
+            if not found or not _not_unequal(value, other):
+                return False
+        return True
+    if isinstance(left, Optional):
+        if not isinstance(right, Optional):
+            return False
+        if left.present and right.present:
+            return equal(left.value, right.value)
+        return left.present == right.present
+    if isinstance(left, Opaque):
+        if type(left) is not type(right):
+            raise no_such_overload()
+        return left.key == right.key
+    raise no_such_overload()
+
+
+def _not_unequal(left: Value, right: Value) -> bool:
+    # Inside a list or a map, what cannot be compared does not count as a difference: so does kube-apiserver.
+    try:
+        return equal(left, right)
+    except EvaluationError:
+        return True
+
+
+def compare(left: Value, right: Value) -> int:
+    """The order of two values: -1, 0 or 1. Raises EvaluationError where they have none."""
+    if is_number(left) and is_number(right):
+        if left != left or right != right:
+            raise EvaluationError("NaN values cannot be ordered")
+    elif isinstance(left, str) and isinstance(right, str):
+        left, right = left.encode("utf-8", "surrogatepass"), right.encode("utf-8", "surrogatepass")
+    elif isinstance(left, Timestamp | Duration) and type(left) is type(right):
+        left, right = left.nanoseconds, right.nanoseconds
+    elif type(left) is not type(right) or not isinstance(left, bool | bytes):
+        raise no_such_overload()
+    return int(left > right) - int(left < right)
+
+
+def size(value: Value) -> int:
+    """The size that costs are computed from: characters, bytes, elements, entries, and 1 for all else."""
+    if isinstance(value, str | bytes | list | Map):
+        return len(value)
+    if isinstance(value, Opaque):
+        return value.size
+    if isinstance(value, Optional) and value.present:
+        return size(value.value)
+    return 1
+
+
+def is_zero(value: Value) -> bool:
+    """Tell whether `optional.ofNonZeroValue` takes `value` for nothing."""
+    if value is None:
+        return True
+    if isinstance(value, ClaimList):
+        return False
+    if isinstance(value, bool | int | float | str | bytes | list):
+        return not value
+    if isinstance(value, Map):
+        return len(value) == 0 and not value.escaped
+    if isinstance(value, Duration):
+        return value.nanoseconds == 0
+    # Go's zero time is the first day of year 1.
+    return isinstance(value, Timestamp) and value.nanoseconds == MIN_SECONDS * NANOSECONDS
+
+
+def checked_int(value: int) -> int:
+    """`value`, if it is an int of 64 bits. Raises EvaluationError."""
+    if not INT_MIN <= value <= INT_MAX:
+        raise EvaluationError("integer overflow")
+    return value
+
+
+def checked_uint(value: int) -> UInt:
+    """`value` as an unsigned int of 64 bits. Raises EvaluationError."""
+    if not 0 <= value <= UINT_MAX:
+        raise EvaluationError("unsigned integer overflow")
+    return UInt(value)
+
+
+def checked_timestamp(nanoseconds: int, offset: int = 0) -> Timestamp:
+    """A timestamp within the years 1 to 9999. Raises EvaluationError."""
+    if not MIN_SECONDS <= nanoseconds // NANOSECONDS <= MAX_SECONDS:
+        raise EvaluationError("timestamp overflow")
+    return Timestamp(nanoseconds, offset)
+
+
+def checked_duration(nanoseconds: int) -> Duration:
+    """A duration of at most 292 years. Raises EvaluationError."""
+    if not INT_MIN <= nanoseconds <= INT_MAX:
+        raise EvaluationError("duration overflow")
+    return Duration(nanoseconds)

@@ -1,0 +1,98 @@
+"""Kubernetes' library for semantic versions: `semver('1.2.3').isGreaterThan(semver('1.2.0'))`.
+
+Source: Semantic Versioning 2.0.0, which the text must follow to the letter unless it is to be normalized first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from arcbridge.identity.cel.strings import text
+from arcbridge.identity.cel.values import UINT_MAX, EvaluationError, Opaque, Value, no_such_overload
+
+_PART = r"(0|[1-9][0-9]{0,19})"
+_VERSION = re.compile(
+    rf"{_PART}\.{_PART}\.{_PART}(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Opaque):
+    """`semver(…)`. `before`: the identifiers of a pre-release; metadata of a build does not count."""
+
+    major: int
+    minor: int
+    patch: int
+    before: tuple[str, ...] = ()
+
+    type_name = "kubernetes.Semver"
+
+    @property
+    def key(self) -> object:
+        return (self.major, self.minor, self.patch, self.before)
+
+
+def read_version(value: Value, normalize: Value = False) -> Version:
+    """Read a version; `normalize` allows a `v` in front, missing parts and leading zeros. Raises EvaluationError."""
+    string = text(value)
+    if not isinstance(normalize, bool):
+        raise no_such_overload()
+    match = _VERSION.fullmatch(_normalized(string) if normalize else string)
+    if match is None:
+        raise EvaluationError("not a semantic version")
+    numbers = [int(match[n]) for n in (1, 2, 3)]
+    before = tuple(match[4].split(".")) if match[4] else ()
+    if max(numbers) > UINT_MAX or any(_zeros(part) or (part.isdigit() and int(part) > UINT_MAX) for part in before):
+        raise EvaluationError("not a semantic version")
+    return Version(numbers[0], numbers[1], numbers[2], before)
+
+
+def _zeros(part: str) -> bool:
+    return part.isdigit() and len(part) > 1 and part[0] == "0"
+
+
+def _normalized(string: str) -> str:
+    parts = string.removeprefix("v").split(".", 2)
+    for index, part in enumerate(parts):
+        if len(part) > 1:
+            shorter = part.lstrip("0")
+            parts[index] = shorter if shorter[:1].isdigit() and shorter[:1].isascii() else "0" + shorter
+    if len(parts) < 3 and ("+" in parts[-1] or "-" in parts[-1]):
+        raise EvaluationError("a short version has no pre-release")
+    return ".".join(parts + ["0"] * (3 - len(parts)))
+
+
+def is_version(value: Value, normalize: Value = False) -> bool:
+    """`isSemver`."""
+    string = text(value)
+    try:
+        read_version(string, normalize)
+    except EvaluationError:
+        return False
+    return True
+
+
+def compare(left: Version, right: Version) -> int:
+    """The order of two versions: a pre-release comes before its release."""
+    one, other = (left.major, left.minor, left.patch), (right.major, right.minor, right.patch)
+    if one != other:
+        return 1 if one > other else -1
+    if not left.before or not right.before:
+        return bool(right.before) - bool(left.before)
+    ours, theirs = [_rank(part) for part in left.before], [_rank(part) for part in right.before]
+    return (ours > theirs) - (ours < theirs)
+
+
+def _rank(part: str) -> tuple[int, int, str]:
+    return (0, int(part), "") if part.isdigit() else (1, 0, part)
+
+
+def part(name: str, value: Value) -> int:
+    """`major`, `minor` or `patch`."""
+    if not isinstance(value, Version):
+        raise no_such_overload()
+    return {"major": value.major, "minor": value.minor, "patch": value.patch}[name]
+
+
+PARTS = ("major", "minor", "patch")

@@ -1,0 +1,100 @@
+"""What is refused when an expression is loaded, and where it is said to be wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.identity.cel.compiler import (
+    MAX_LENGTH,
+    Expression,
+    ExpressionError,
+    compile_claims,
+    compile_user,
+)
+
+# The expression, line and column (0: of the whole), and what is wrong.
+WRONG = [
+    ("claims.sub +", (1, 13), "Syntax error"),
+    ("claims.sub\n  + 1 + 'a'", (2, 7), "found no matching overload for '_+_'"),
+    ("nothing", (1, 1), "undeclared reference to 'nothing'"),
+    ("claims.groups.map(g, g)", (1, 7), "expression of type 'any' cannot be the range"),
+    ("claims.sub.matches('(')", (1, 20), "invalid matches argument"),
+    ("'a'.find('[') == ''", (1, 10), "invalid find argument"),
+    ("timestamp('yesterday') > timestamp(0)", (1, 11), "invalid timestamp argument"),
+    ("duration('1x') > duration('1s')", (1, 10), "invalid duration argument"),
+    ("[1, 'a']", (1, 5), "expected type 'int' but found 'string'"),
+    ("['a', claims.sub]", (1, 13), "expected type 'string' but found 'any'"),
+    ("{'a': 1, 'b': 'c'}", (1, 15), "expected type 'int' but found 'string'"),
+    ("'%s'.format([claims.sub])", (1, 20), "%s does not take the type any"),
+    ("'%d'.format([1.5])", (1, 14), "%d does not take the type double"),
+    ("'%s'.format([[claims.sub]])", (1, 21), "%s does not take the type any"),
+    ("'%s %s'.format(['a'])", (1, 15), "index 1 out of range"),
+    ("'%s'.format(['a', 'b'])", (1, 12), "too many arguments supplied to string.format (expected 1)"),
+    ("'%z'.format(['a'])", (1, 12), "could not parse formatting clause"),
+    ("int('x') == 1", (0, 0), "not an int"),
+    ("claims.`a.b`", (0, 0), "unsupported syntax: '`'"),
+    ("google.protobuf.Int32Value{value: 1} == 1", (1, 1), "messages such as google.protobuf.Int32Value"),
+    ("authorizer.path('/').check('get').allowed()", (1, 1), "undeclared reference to 'authorizer'"),
+    ("'" + "a" * MAX_LENGTH + "'", (0, 0), f"longer than {MAX_LENGTH} characters"),
+    ("+".join(["claims.sub"] * 40), (0, 0), "nested deeper than the parser goes"),
+    ("(" * 40 + "1" + ")" * 40, (0, 0), "nested deeper than the parser goes"),
+    ("\ud800", (0, 0), "not valid Unicode"),
+    ("", (1, 1), "Syntax error"),
+]
+
+
+@pytest.mark.parametrize(("source", "place", "message"), WRONG, ids=range(len(WRONG)))
+def test_refused(source: str, place: tuple[int, int], message: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        compile_claims(source)
+    assert message in caught.value.message
+    assert (caught.value.line, caught.value.column) == place
+
+
+@pytest.mark.parametrize("source", ["claims.sub", "dyn(true)", "1", "claims.?a"])
+def test_a_rule_is_a_bool(source: str) -> None:
+    assert isinstance(compile_claims(source), Expression)
+    with pytest.raises(ExpressionError, match="must evaluate to bool"):
+        compile_claims(source, rule=True)
+
+
+@pytest.mark.parametrize("source", ["user.name == ''", "user['uid'] == ''", "user.?uid.hasValue()", "size(user) == 4"])
+def test_fields_of_the_user(source: str) -> None:
+    with pytest.raises(ExpressionError):
+        compile_user(source)
+
+
+@pytest.mark.parametrize("source", ["has(user.uid) == has(user.uid)", "has( user . uid ) + 'a' == 'a'"])
+def test_a_presence_test_of_a_users_field_is_no_text(source: str) -> None:
+    """The checker takes it for the field itself, which would compare texts."""
+    with pytest.raises(ExpressionError, match=r"has\(user.uid\) is not carried out here"):
+        compile_user(source)
+    assert isinstance(compile_user("user . uid == user.uid"), Expression)
+
+
+@pytest.mark.parametrize("source", ["'`' == '`'", '"a`b" != "c"', "true // `", "'\\'`' == ''", '"""`""" == ""'])
+def test_a_backtick_in_a_text_is_no_syntax(source: str) -> None:
+    assert isinstance(compile_claims(source), Expression)
+
+
+def test_a_long_chain_of_alternatives_is_not_nested() -> None:
+    chain = " || ".join(f"claims.sub == 'user-{n}'" for n in range(500))
+    assert isinstance(compile_claims(chain, rule=True), Expression)
+
+
+SELECTS = [
+    ("claims.email", True),
+    ("claims.?email", True),
+    ("has(claims.email)", True),
+    ("[1].exists(x, claims.email == 'a')", True),
+    ("{'a': claims.email.lowerAscii()}['a']", True),
+    ("claims['email']", False),
+    ("claims.nested.email", False),
+    ("'claims.email'", False),
+    ("dyn(claims).email", False),
+]
+
+
+@pytest.mark.parametrize(("source", "selects"), SELECTS, ids=[row[0] for row in SELECTS])
+def test_which_expressions_read_a_claim(source: str, selects: bool) -> None:
+    assert compile_claims(source).selects("email") is selects

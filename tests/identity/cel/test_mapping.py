@@ -1,0 +1,152 @@
+"""Whole configurations and tokens: the table of configurations.yaml, budgets, and what a refusal says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import ConfigError
+from arcbridge.identity.authentication import IssuerConfig, parse
+from arcbridge.identity.cel.mapping import TOKEN_LIMIT, Budget, BudgetExceeded
+from arcbridge.identity.claims import MAX_EXTRA, map_claims
+from arcbridge.identity.refusal import TokenRefused
+from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, token_claims
+
+ISSUER = "https://issuer.example"
+NOW = 1_700_000_000
+TABLE = configurations()
+
+
+def issuer(**jwt: Any) -> IssuerConfig:
+    document = {
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": {"url": ISSUER, "audiences": [AUDIENCE]}, **jwt}],
+    }
+    return parse(json.dumps(document)).issuers[0]
+
+
+def user(config: IssuerConfig, claims: dict[str, Any], budget: Budget | None = None) -> dict[str, Any]:
+    """The user as SelfSubjectReview says it."""
+    identity = map_claims(config, token_claims(claims, ISSUER, NOW), budget)
+    found = {
+        "username": identity.username,
+        "uid": identity.uid,
+        "groups": list(identity.groups),
+        "extra": {key: list(values) for key, values in identity.extra.items()},
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+ACCEPTED = [(config, token) for config in TABLE for token in config.tokens]
+IDS = [f"{config.name}-{json.dumps(token.claims)[:60]}" for config, token in ACCEPTED]
+
+
+@pytest.mark.parametrize(("config", "token"), ACCEPTED, ids=IDS)
+def test_the_user_that_kube_apiserver_makes(config: Configuration, token: Token) -> None:
+    if token.here is None:
+        with pytest.raises(TokenRefused):
+            user(issuer(**config.jwt), token.claims)
+    else:
+        assert user(issuer(**config.jwt), token.claims) == token.here
+    # Every difference has its reason in the table.
+    assert (token.here == token.user) == (not token.why)
+
+
+NOT_ACCEPTED = [config for config in TABLE if not config.tokens]
+
+
+@pytest.mark.parametrize("config", NOT_ACCEPTED, ids=[config.name for config in NOT_ACCEPTED])
+def test_files_that_kube_apiserver_does_not_accept(config: Configuration) -> None:
+    with pytest.raises(ConfigError, match=r"jwt\[0\]\."):
+        issuer(**config.jwt)
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(ACCEPTED) >= 170
+    assert sum(token.user is None for _, token in ACCEPTED) >= 50
+    assert len(NOT_ACCEPTED) >= 25
+
+
+USERNAME = {"username": {"claim": "sub", "prefix": ""}}
+REFUSALS = [
+    (
+        {"claimMappings": {"username": {"expression": "claims.nope"}}},
+        ("claims.expression", "jwt[0].claimMappings.username.expression has no result for this token"),
+    ),
+    (
+        {"claimMappings": {"username": {"expression": "1"}}},
+        ("claims.expression", "jwt[0].claimMappings.username.expression does not give a string for this token"),
+    ),
+    (
+        {"claimMappings": {**USERNAME, "groups": {"expression": "[1]"}}},
+        (
+            "claims.expression",
+            "jwt[0].claimMappings.groups.expression gives neither a string nor a list of strings for this token",
+        ),
+    ),
+    (
+        {"claimMappings": {"username": {"expression": "''"}}},
+        ("claims.username", "jwt[0].claimMappings.username.expression gives no user name for this token"),
+    ),
+    (
+        {"claimMappings": USERNAME, "claimValidationRules": [{"expression": "false", "message": "come back later"}]},
+        ("claims.rule", "come back later"),
+    ),
+    (
+        {"claimMappings": USERNAME, "userValidationRules": [{"expression": "false"}]},
+        ("user.rule", "jwt[0].userValidationRules[0].expression does not hold for this token"),
+    ),
+    (
+        {
+            "claimMappings": USERNAME,
+            "claimValidationRules": [{"expression": "lists.range(2000000).all(i, true)"}],
+        },
+        ("claims.cost", "jwt[0].claimValidationRules[0].expression costs too much for this token"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("jwt", "said"), REFUSALS, ids=[row[1][1] for row in REFUSALS])
+def test_what_a_refusal_says(jwt: dict[str, Any], said: tuple[str, str]) -> None:
+    with pytest.raises(TokenRefused) as caught:
+        user(issuer(**jwt), {"sub": "secret-of-the-token"})
+    assert (caught.value.rule, str(caught.value)) == said
+
+
+def test_too_many_extra_values() -> None:
+    values = f"lists.range({MAX_EXTRA + 1}).map(i, 'v' + string(i))"
+    config = issuer(claimMappings={**USERNAME, "extra": [{"key": "a.b/c", "valueExpression": values}]})
+    with pytest.raises(TokenRefused) as caught:
+        user(config, {})
+    assert caught.value.rule == "claims.extra.many"
+
+
+RULE = "lists.range(60000).all(i, true)"
+
+
+def test_a_small_budget_is_no_refusal() -> None:
+    config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": RULE}])
+    with pytest.raises(BudgetExceeded):
+        user(config, {}, Budget(5_000))
+    assert user(config, {}, Budget()) == {"username": "user-1"}
+
+
+def test_the_expressions_of_a_token_share_a_budget() -> None:
+    rules = [{"expression": f"{RULE} && {n} >= 0"} for n in range(40)]
+    with pytest.raises(TokenRefused) as caught:
+        user(issuer(claimMappings=USERNAME, claimValidationRules=rules), {})
+    assert caught.value.rule == "claims.cost"
+    assert user(issuer(claimMappings=USERNAME, claimValidationRules=rules[:5]), {}) == {"username": "user-1"}
+
+
+def test_a_budget_has_an_end_in_time() -> None:
+    config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": "lists.range(50).all(i, true)"}])
+    seconds = itertools.count()
+    with pytest.raises(BudgetExceeded):
+        user(config, {}, Budget(5_000, 20.0, lambda: next(seconds)))
+    with pytest.raises(TokenRefused):
+        user(config, {}, Budget(TOKEN_LIMIT, 20.0, lambda: next(seconds)))

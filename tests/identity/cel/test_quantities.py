@@ -1,0 +1,54 @@
+"""Quantities of Kubernetes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from arcbridge.identity.cel.quantities import add, as_double, as_integer, compare, is_integer, read_quantity, subtract
+from arcbridge.identity.cel.values import INT_MAX, EvaluationError
+
+NUMBERS = [
+    ("0", Fraction(0)),
+    ("1k", Fraction(1000)),
+    ("-1.5Gi", Fraction(-3 * 2**29)),
+    ("100m", Fraction(1, 10)),
+    ("1e3", Fraction(1000)),
+    ("1E3", Fraction(1000)),
+    ("1E", Fraction(10**18)),
+    (".5", Fraction(1, 2)),
+    ("1.", Fraction(1)),
+    ("+3n", Fraction(3, 10**9)),
+    ("0.1n", Fraction(1, 10**9)),
+    ("16Ei", Fraction(INT_MAX)),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), NUMBERS, ids=[row[0] for row in NUMBERS])
+def test_quantities(text: str, number: Fraction) -> None:
+    assert read_quantity(text).number == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", " 1", "1 ", "1ki", "1KB", "abc", "1e", "1e1000000000", "1" * 2000, "--1", "1.2.3"]
+)
+def test_no_quantity(text: str) -> None:
+    with pytest.raises(EvaluationError):
+        read_quantity(text)
+
+
+def test_integers_are_those_of_64_bits_written_as_such() -> None:
+    assert as_integer(read_quantity("1Mi")) == 1 << 20
+    assert is_integer(read_quantity("50k"))
+    for text in ("1.5", "1500m", "100E", "1.0"):
+        assert not is_integer(read_quantity(text))
+    assert as_double(read_quantity("1.5")) == 1.5
+
+
+def test_arithmetic() -> None:
+    half = read_quantity("500m")
+    assert compare(add(half, half), read_quantity("1")) == 0
+    assert subtract(read_quantity("1k"), 1).number == 999
+    with pytest.raises(EvaluationError):
+        add(half, 0.5)

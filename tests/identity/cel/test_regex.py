@@ -1,0 +1,69 @@
+"""Regular expressions: the language of RE2, whole matches, and a bound on what one may take."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.identity.cel import regex
+from arcbridge.identity.cel.values import EvaluationError, LimitExceeded
+
+GROUPS = [
+    ("(a)b", "(?:a)b"),
+    ("(?P<n>a)(?<m>b)", "(?:a)(?:b)"),
+    ("(?:a)(?i)b(?i:c)", "(?:a)(?i)b(?i:c)"),
+    ("\\(a\\)", "\\(a\\)"),
+    ("[(]a[)]", "[(]a[)]"),
+    ("[]()]", "[]()]"),
+    ("[^]()]", "[^]()]"),
+    ("[[:alpha:](]", "[[:alpha:](]"),
+    ("\\Q(a)\\E(b)", "\\Q(a)\\E(?:b)"),
+    ("\\Q(a", "\\Q(a"),
+    ("((a)|(b))*", "(?:(?:a)|(?:b))*"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "without"), GROUPS, ids=[row[0] for row in GROUPS])
+def test_groups_that_capture_nothing(pattern: str, without: str) -> None:
+    assert regex.without_groups(pattern) == without
+    regex.check(without)
+
+
+@given(st.text("ab()[]^\\QE|*?", max_size=8), st.text("ab()[]^", max_size=8))
+def test_a_pattern_means_the_same_without_its_groups(pattern: str, text: str) -> None:
+    try:
+        expected = regex.matches(text, pattern)
+    except EvaluationError:
+        return
+    assert regex.matches(text, regex.without_groups(pattern)) == expected
+
+
+@pytest.mark.parametrize("pattern", ["(", "[", "a**", "(?=a)", "\\1", "a{1001}", "(?<n", "\ud800"])
+def test_no_pattern(pattern: str) -> None:
+    with pytest.raises(EvaluationError):
+        regex.check(pattern)
+
+
+def test_matches_are_whole() -> None:
+    assert regex.find("alice@example.com", "(ali)ce@") == "alice@"
+    assert regex.find("a", "b") == ""
+    assert regex.find_all("a1b22", "([0-9])([0-9])?") == ["1", "22"]
+    assert regex.find_all("aaa", "a", 2) == ["a", "a"]
+    assert regex.find_all("aaa", "a", 0) == []
+    with pytest.raises(EvaluationError, match="empty text"):
+        regex.find_all("abc", "x*")
+
+
+def test_a_pattern_that_python_would_run_for_years() -> None:
+    assert regex.matches("a" * 30_000 + "!", "^(a+)+$") is False
+
+
+def test_a_pattern_is_too_expensive_for_a_long_text() -> None:
+    pattern = "(.{1,1000})(.{1,1000})z"
+    assert regex.weight(pattern) == 1000 * len(pattern)
+    assert regex.matches("a" * 100, pattern) is False
+    with pytest.raises(LimitExceeded):
+        regex.matches("a" * 30_000, pattern)
+    assert regex.weight("^[a-z]{1,64}@example") == 64 * 20
+    assert regex.weight("a{2,}b{3}") == 6 * 9

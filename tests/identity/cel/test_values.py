@@ -1,0 +1,121 @@
+"""Equality, order, keys and escaped names of values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.identity.cel.values import (
+    NONE,
+    ClaimList,
+    Claims,
+    Duration,
+    EvaluationError,
+    Map,
+    Optional,
+    Timestamp,
+    UInt,
+    compare,
+    equal,
+    from_json,
+    is_zero,
+    size,
+    type_name,
+    unescaped,
+)
+
+ESCAPED = [
+    ("a__dot__b", "a.b"),
+    ("my__dash__claim", "my-claim"),
+    ("a__slash__b", "a/b"),
+    ("a__underscores__b", "a__b"),
+    ("__in__", "in"),
+    ("plain_name", "plain_name"),
+    ("__nothing__", None),
+    ("x__in__", None),
+    ("a__b", "a__b"),
+]
+
+
+@pytest.mark.parametrize(("name", "plain"), ESCAPED, ids=[row[0] for row in ESCAPED])
+def test_escaped_names(name: str, plain: str | None) -> None:
+    assert unescaped(name) == plain
+
+
+def test_numbers_are_equal_across_types_and_nothing_else_is() -> None:
+    assert equal(1, 1.0)
+    assert equal(UInt(1), 1)
+    for left, right in ((1, True), (0, False), ("1", 1), (b"a", "a"), ([], Map.of({})), (None, 0), (NONE, None)):
+        assert not equal(left, right)
+        assert not equal(right, left)
+    assert not equal(float("nan"), float("nan"))
+    assert equal(Timestamp(5, 3600), Timestamp(5))
+    assert not equal(Duration(5), Timestamp(5))
+    assert equal(Optional([1]), Optional([1.0]))
+
+
+def test_keys_of_different_types() -> None:
+    table = Map({1: (1, "int"), ("bool", True): (True, "bool"), "1": ("1", "string")})
+    assert [table.find(key)[1] for key in (1, 1.0, UInt(1), True, "1")] == ["int", "int", "int", "bool", "string"]
+    assert table.find(1.5) == (False, None)
+    with pytest.raises(EvaluationError, match="unsupported key"):
+        table.find(None)
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, "a"), (None, None), ([1], [1]), (True, 1), (Duration(1), 1)])
+def test_what_has_no_order(left: Any, right: Any) -> None:
+    with pytest.raises(EvaluationError):
+        compare(left, right)
+
+
+def test_order() -> None:
+    assert compare("é", "z") == 1
+    assert compare("\ue000", "\U00010000") == -1, "by code points, which is by bytes of UTF-8"
+    assert compare(1, 1.5) == -1
+    assert compare(True, False) == 1
+    assert compare(b"a", b"a") == 0
+    with pytest.raises(EvaluationError, match="NaN"):
+        compare(1, float("nan"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_whatever_a_claim_is_it_is_a_value_that_equals_itself(document: Any) -> None:
+    try:
+        value = from_json(document)
+    except EvaluationError:
+        return
+    assert equal(value, from_json(document))
+    assert size(value) >= 0
+    assert type_name(value)
+
+
+def test_half_a_character_of_a_claim() -> None:
+    assert from_json("a\ud800") == "a\ufffd"
+    with pytest.raises(EvaluationError, match="too large"):
+        from_json(10**400)
+
+
+def test_what_counts_for_nothing() -> None:
+    assert all(map(is_zero, [None, False, 0, 0.0, "", b"", [], Map.of({}), Duration(0)]))
+    assert not any(map(is_zero, [True, 1, "a", [0], Timestamp(0), ClaimList(), from_json({})]))
+
+
+def test_claims_can_do_less_than_a_map() -> None:
+    claims = Claims.from_json({"a.b": 1})
+    assert claims.find("a__dot__b") == claims.find("a.b") == (True, 1.0)
+    assert claims.find("__nope__") == (False, None)
+    assert list(claims.walk()) == [1.0]
+    assert equal(claims, claims)
+    for wrong in (lambda: claims.find(1), lambda: equal(claims, Map.of({}))):
+        with pytest.raises(EvaluationError):
+            wrong()
