@@ -1,21 +1,31 @@
-# syntax=docker/dockerfile:1
 # One image for all roles:  docker build -t arcbridge .  &&  docker run --rm arcbridge --version
 #
 # Made to run without root, without a writable root file system and without capabilities:
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges …
 # A relay also needs its data directory on a volume that user 65532 may write.
 
-FROM python:3.13-slim-trixie AS build
+# By digest: an image that was looked at stays the one that is built on. SECURITY.md says how to check and renew it.
+ARG BASE=python:3.13-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
+
+FROM ${BASE} AS build
 WORKDIR /src
-# --without-pip: what installs things has no place in the image that runs.
-RUN python -m venv --without-pip /opt/arcbridge
+COPY locks ./locks
+# Every file by its hash. Wheels run no code here; nkeys, which is published as source alone, is built by what the build lock names.
+RUN python -m venv /opt/tools \
+    && /opt/tools/bin/python -m pip install --no-cache-dir --require-hashes --only-binary :all: -r locks/build.txt \
+    && /opt/tools/bin/python -m pip wheel --no-cache-dir --require-hashes --only-binary :all: --no-binary nkeys \
+        --no-build-isolation --wheel-dir /opt/wheels -r locks/runtime.txt
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY arcbridge ./arcbridge
-RUN python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile ".[cel,fleet]" \
+# --without-pip: what installs things has no place in the image that runs. --no-index: nothing comes that is not locked.
+RUN /opt/tools/bin/python -m hatchling build --directory /opt/wheels --target wheel \
+    && python -m venv --without-pip /opt/arcbridge \
+    && python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile \
+        --no-index --find-links /opt/wheels "arcbridge[cel,fleet]" \
     # Compiled here, because nothing can be written later; by hash, so that timestamps do not matter.
     && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
 
-FROM python:3.13-slim-trixie
+FROM ${BASE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="arcbridge" \

@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit fuzz bench report soak clean
+.PHONY: help run test lint unit fuzz bench report soak claim lock sbom dist clean
 
 help:
 	@sed -n '2,3s/^#  //p' Makefile
@@ -22,6 +22,10 @@ help:
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
 	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
+	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
+	@echo "  make dist    wheel, source archive, bill of materials and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make sbom    the bill of materials alone (CycloneDX)"
+	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
 
 $(STAMP): pyproject.toml arcbridge/__init__.py
@@ -68,6 +72,16 @@ DURATION ?= 1200
 
 soak: $(STAMP)
 	@$(BIN)/python -m bench.soak --duration $(DURATION) $(if $(OUT),--out $(OUT)) $(SOAK_ARGS)
+
+claim: $(STAMP)
+	@$(if $(CODE),,echo "error: which claim? make claim CODE=C1, as in docs/security.md" >&2; exit 2)
+	@tests=$$($(BIN)/python -m tests.support.citations $(CODE)) && $(BIN)/python -m pytest $$tests $(PYTEST_ARGS)
+
+lock: $(STAMP)
+	@$(BIN)/python -m release lock $(if $(UPGRADE),--upgrade)
+
+sbom dist: $(STAMP)
+	@$(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -115,8 +115,13 @@ class RelayConfig:
     """AuthenticationConfiguration (YAML) for the access tokens of clients. Required."""
     policy: Path | None = None
     """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
+    proof: str = "if-bound"
+    """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
+    and bound tokens are refused)."""
     proxy_protocol_from: tuple[str, ...] = ()
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that an access token may have."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
@@ -247,8 +252,15 @@ class AgentConfig:
     """Holds `id.secret`; needed for the first start and after the certificate has lapsed."""
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the users' cluster tokens; none: only token mode works."""
+    forbidden_audiences: tuple[str, ...] = ()
+    """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
+    max_token_lifetime: float = 172800.0
+    """Seconds from `iat` to `exp` that a user's token may have."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
+    proof: str = "if-bound"
+    """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
+    and bound tokens are refused)."""
     token_mode: bool = True
     """Whether sessions may carry the caller's own ServiceAccount token instead of an OIDC identity."""
     control_connections: int = 2
@@ -272,6 +284,9 @@ class LoginConfig:
     """Token for the relay, re-read on every use."""
     id_token_file: Path | None = None
     """Token for the cluster."""
+    proof_key_file: Path | None = None
+    """Private JWK of the key to which tokens are bound; none: a login keeps its own, a command or workload gets a new
+    one, and tokens from files are bound to none."""
     one_token: bool = False
     """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()
@@ -281,10 +296,33 @@ class LoginConfig:
     scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     audience: str = ""
     """Audience to ask for in the access token, where the issuer takes such a parameter."""
+    cluster_audience: str = ""
+    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
+    cluster_audience_by: str = "resource"
+    """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
+    8693)."""
+    cluster_scopes: tuple[str, ...] = ()
+    """Scopes of the request for a cluster's token by `scope`, `{audience}` being its audience; empty: `{audience}`."""
+    relay_scopes: tuple[str, ...] = ()
+    """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
+    workload: str = ""
+    """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
+    dpop: bool = True
+    """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"
-    """`auto`, `device-code` or `authcode`."""
+    """`auto`, `device-code`, `authcode`, or `client-credentials` for a program without a person."""
+    client_secret_file: Path | None = None
+    """The client's secret at the issuer; this or one of the next three for a confidential client, none for a public."""
+    client_key_file: Path | None = None
+    """Private key (PEM) with which the client signs assertions of its own (private_key_jwt)."""
+    client_key_id: str = ""
+    """`kid` in the header of such an assertion, where the issuer knows several keys of the client."""
+    client_assertion_file: Path | None = None
+    """An assertion that another issuer signed, such as a workload's token (RFC 7523); re-read on every use."""
+    client_assertion_command: tuple[str, ...] = ()
+    """Prints such an assertion on stdout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,10 @@ class ConnectionLost(ArcbridgeError):
     reason = "ServiceUnavailable"
 
 
+class BytesAltered(ConnectionLost):
+    """Bytes of a connection were changed, left out, repeated or added on the way; TLS did not take them."""
+
+
 class StreamReset(ArcbridgeError):
     """The stream was reset, by the peer or by us; `code` is a `wire.frames.ResetCode`."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -13,6 +15,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from arcbridge.observe import logging as observe_logging
+from tests.support.processes import require_or_skip
 from tests.support.tracebacks import numbered
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,6 +56,17 @@ def _fresh_logging() -> Iterator[None]:
     if structlog.is_configured():
         observe_logging.shutdown()
         structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """pip and a package index that answers; after this, whatever fails is a fault of ours."""
+    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--dest"]
+    done = subprocess.run(
+        [*probe, str(tmp_path_factory.mktemp("probe")), "pluggy==1.6.0"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        require_or_skip("index", "no package index can be reached, from which a release takes its tools")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

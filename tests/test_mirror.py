@@ -20,16 +20,22 @@ WITHOUT_MODULE: dict[str, str] = {
     "test_layers": "about all modules",
     "test_mirror": "this file",
     "test_start": "the executable as a process",
-    "test_threats": "about docs/threats.md",
+    "test_threats": "about docs/threats.md and docs/security.md",
 }
 OTHER_FOLDERS = {
     "bench": "bench/",
+    "blindness": "what a relay sees",
     "cluster": "the Go module of the test cluster",
     "config": "the files in config/",
     "demo": "demo/",
+    "differential": "the agent's parsers beside other ones, over the network",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
+    "release": "release/",
     "helm": "the Go module of Helm",
+    "hostile": "a relay, an agent or a client with one lie, against the other roles",
+    "keycloak": "real processes with a real identity provider",
+    "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
 }
 

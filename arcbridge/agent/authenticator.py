@@ -2,8 +2,9 @@
 reviews.
 
 In token mode (`bearer`) the caller's own token is shown to the API server in a SelfSubjectReview, over a connection
-without any credential of the agent's; the answer is who the caller is. Invariant: the token's own `exp` and `iat` are
-believed only after that, and only to end the session in time and to tell tokens from before a revocation.
+without any credential of the agent's; the answer is who the caller is. Invariant: what the token itself says is
+believed only after that, and only to end the session in time, to tell tokens from before a revocation, and to refuse a
+token that is bound to a key and comes without the proof of that key.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 
@@ -40,6 +42,17 @@ class Authenticated:
     token_mode: bool
     token_digest: bytes = b""
     """Of the token that was reviewed, in token mode (`kube.authorize.token_digest`)."""
+    proved_key: str = ""
+    """Thumbprint of the key to which the token is bound, as the caller has proved; empty: the token is not bound."""
+
+
+class UnprovedToken(Unauthenticated):
+    """A token that is good, and that the caller has not shown to be his own; `identity` is whose it is."""
+
+    def __init__(self, identity: Identity, error: ProofRefused) -> None:
+        super().__init__(error.message)
+        self.identity = identity
+        self.rule = error.rule
 
 
 class Authenticator:
@@ -51,27 +64,45 @@ class Authenticator:
         verifier: TokenVerifier | None,
         *,
         token_mode: bool,
+        proofs: ProofChecker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._verifier = verifier
         self._token_mode = token_mode
+        self.proofs = proofs or ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
         self._clock = clock
 
-    async def authenticate(self, auth: Auth) -> Authenticated:
-        """Answer who an AUTH speaks for.
+    async def authenticate(self, auth: Auth, peer: Peer = NO_PEER) -> Authenticated:
+        """Answer who an AUTH speaks for that came over a connection in which this agent showed itself as `peer`.
 
-        Raises Unauthenticated, PermissionRefused, or Unreachable (may succeed later).
+        Raises Unauthenticated (UnprovedToken, where the token is good), PermissionRefused, or Unreachable (may succeed
+        later).
         """
         if auth.kind == "oidc":
             if self._verifier is None:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
-            return Authenticated(await self._verifier.verify(auth.token), False)
-        if auth.kind == "bearer":
+            identity, digest = await self._verifier.verify(auth.token), b""
+        elif auth.kind == "bearer":
             if not self._token_mode:
                 raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
-            return Authenticated(await self._review(auth.token), True, token_digest(auth.token.encode()))
-        raise Unauthenticated("this kind of token is not known here: the client may be newer than the agent")
+            identity, digest = await self._review(auth.token), token_digest(auth.token.encode())
+        else:
+            raise Unauthenticated("this kind of token is not known here: the client may be newer than the agent")
+        try:
+            proved = self.proofs.check(identity.binding, auth.token, auth.proof, peer)
+        except ProofRefused as error:
+            raise UnprovedToken(identity, error) from error
+        return Authenticated(identity, auth.kind == "bearer", digest, proved)
+
+    async def review_in_session(self, token: str, proved_key: str) -> Identity:
+        """Answer whose a token is that a request carries in token mode, in a session that proved the key `proved_key`.
+
+        No request carries a proof; a bound token counts where its key is the session's. Raises as `authenticate`.
+        """
+        identity = await self._review(token)
+        self.proofs.check_within(identity.binding, proved_key)
+        return identity
 
     async def _review(self, token: str) -> Identity:
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -104,7 +135,7 @@ class Authenticator:
         groups = tuple(str(group) for group in info.get("groups") or ())
         uid = str(info.get("uid") or "")
         now = self._clock()
-        claims = _claims(token)
+        claims = _claims(token)  # the API server has accepted the token, and so its signature
         expires = min(_time(claims.get("exp")) or now + UNKNOWN_LIFE, now + MAX_LIFE)
         issued = _time(claims.get("iat"))
         return Identity(
@@ -115,6 +146,7 @@ class Authenticator:
             "cluster",
             expires,
             issued_at=issued if issued <= now + LEEWAY else 0.0,
+            binding=binding(claims),
         )
 
 

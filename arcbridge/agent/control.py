@@ -60,6 +60,10 @@ DEPARTURE_MEMORY = 60.0
 SLOW = 30
 """Seconds to wait at least after REVOKED and REPLACED: trying more often cannot help."""
 
+CLUSTER_REVOKED = "access was revoked: the relay says that this cluster is revoked; ask the relay's operator"
+"""What users are told whose sessions end with that. The relay's own words are for this agent's log: in the sentence of
+an agent they would be believed (docs/threats.md#V14)."""
+
 _log = structlog.get_logger("arcbridge.agent")
 
 
@@ -376,7 +380,7 @@ class ControlConnections:
             self.connects_failed += 1
         if code == GoawayCode.REVOKED:
             hint = max(hint or 0, SLOW)
-            self._sessions.revoke(str(link.relay), error.message)
+            self._sessions.revoke(str(link.relay), CLUSTER_REVOKED)
         elif code == GoawayCode.REPLACED and not any(other.relay == link.relay for other in self._links):
             hint = max(hint or 0, SLOW)
             log.error(

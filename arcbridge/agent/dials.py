@@ -21,10 +21,10 @@ from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.outer_tls import OuterTls
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost
+from arcbridge.errors import ArcbridgeError, BytesAltered, ConfigError, ConnectionLost
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
-from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.wire.records import Dial, JoinRequest
 
@@ -48,6 +48,7 @@ class DialStatus(IntEnum):
     CLUSTER = 3
     INSTANCE = 4
     DRAINING = 5
+    JOIN_ID = 6
 
 
 class Dials:
@@ -98,6 +99,8 @@ class Dials:
             return DialStatus.DRAINING, "the agent is stopping"
         if len(self._dialling) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
+        if not JOIN_ID.fullmatch(dial.join_id):
+            return DialStatus.JOIN_ID, "the join has an id that no relay makes"
         if dial.cluster != self._keeper.current.cluster:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
         if dial.instance and not may_come_back:
@@ -148,7 +151,7 @@ class Dials:
             if own_failure:
                 self._join_failed_at = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
-            (log.warning if own_failure else log.info)("join failed", reason=reason)
+            (log.warning if own_failure or isinstance(error, BytesAltered) else log.info)("join failed", reason=reason)
         else:
             self.joins += 1
             self._join_failed_at = None
@@ -165,10 +168,10 @@ class Dials:
             version=self._software,
             hops=dial.hops,
         )
-        context, inner = self._outer.context(ALPN_JOIN), self._certificate.context(credential)
+        context, inner = self._outer.context(ALPN_JOIN), self._certificate.tls(credential)
         sock = await connect(address, deadline=deadline)
         await client_join(sock, context, address.host, request, deadline=deadline)
         task = asyncio.current_task()
         if task is not None:
             self._dialling.discard(task)
-        await self._sessions.serve(sock, inner, dial.join_id, via=str(address))
+        await self._sessions.serve(sock, inner.context, dial.join_id, via=str(address), peer=inner.peer)

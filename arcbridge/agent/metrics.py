@@ -14,6 +14,8 @@ from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
+from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
+from arcbridge.identity.proof import BindingKind, ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
@@ -33,6 +35,7 @@ def register(
     keeper: CredentialKeeper,
     audit: AuditLog,
     verifier: TokenVerifier | None,
+    proofs: ProofChecker,
     denylist: Denylist | None = None,
 ) -> None:
     """Register every metric of the agent."""
@@ -176,6 +179,18 @@ def register(
         lambda: audit.unrecorded,
     )  # fmt: skip
     metrics.gauge("audit_chain_records", "Number of the newest record in its chain.", None, lambda: audit.chain_records)
+    metrics.counter(
+        "auths_total",
+        "AUTHs that were accepted, by how the token is bound to a key.",
+        {"bound": tuple(kind.value for kind in BindingKind)},
+        lambda: proofs.taken,
+    )
+    metrics.counter(
+        "proofs_refused_total",
+        "Good tokens that were refused because no good proof of their key came with them.",
+        {"reason": PROOF_REFUSALS},
+        lambda: proofs.refused,
+    )
     if verifier is not None:
         found = verifier
         metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)

@@ -34,7 +34,8 @@ from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.proof import ProofChecker, policy_of
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.fetch import HttpFetcher
@@ -73,14 +74,16 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         stack.push_async_callback(fetcher.close)
         verifier = None
         if config.authentication is not None:
-            verifier = TokenVerifier(authentication.load(config.authentication), fetcher)
+            accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
+            verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
             stack.push_async_callback(verifier.close)
         targets = TcpTargets(read_targets(config.targets), audit)
         stack.push_async_callback(targets.close)
         proxy = KubeProxy(api, audit)
         stack.push_async_callback(proxy.close, HURRY)
         keeper = _keeper(config, api, relays)
-        authenticator = Authenticator(api, verifier, token_mode=config.token_mode)
+        proofs = ProofChecker(policy_of(config.proof), "the agent")
+        authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
         revocations = Revocations()
         memory.backlog.most = config.limits.agent_waiting_bytes
         sessions = Sessions(
@@ -116,6 +119,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             keeper=keeper,
             audit=audit,
             verifier=verifier,
+            proofs=proofs,
             denylist=denylist,
         )
         checks.add("control", control.unready)
@@ -196,6 +200,7 @@ def check(config: AgentConfig) -> list[Address]:
         raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
+    policy_of(config.proof)
     check_policy(config.audit.on_failure)
     read_targets(config.targets)
     check_limits(config.limits)

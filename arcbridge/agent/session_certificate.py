@@ -6,11 +6,12 @@ they pin the CA. Invariant: its key is kept in memory alone.
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from arcbridge.net.tls import inner_server_context
+from arcbridge.identity.proof import Peer
+from arcbridge.net.tls import ServerContext, inner_server_context
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.credentials import AgentCredential, renew_at
 from arcbridge.pki.names import cluster_server_name
@@ -19,24 +20,33 @@ LIFE = 7 * 86400.0
 """Seconds that a certificate is valid. It may be short, because it is renewed without an operator."""
 
 
+class SessionTls(NamedTuple):
+    """How the agent meets a client."""
+
+    context: ServerContext
+    peer: Peer
+    """What a client has to name in the proof that a token is its own."""
+
+
 class SessionCertificate:
     """Hands out the TLS context for sessions."""
 
-    __slots__ = ("_clock", "_context", "_for", "_renew_at")
+    __slots__ = ("_clock", "_for", "_renew_at", "_tls")
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._context: ssl.SSLContext | None = None
+        self._tls: SessionTls | None = None
         self._for: tuple[str, str] = ("", "")
         self._renew_at = 0.0
 
-    def context(self, credential: AgentCredential) -> ssl.SSLContext:
-        """The context for `credential`; a few milliseconds when it must be issued anew. Raises StateError."""
+    def tls(self, credential: AgentCredential) -> SessionTls:
+        """The context for `credential`, and its key; a few milliseconds when they are made anew. Raises StateError."""
         wanted = (credential.cluster, credential.cluster_ca_certificate_pem)
-        if self._context is None or self._for != wanted or self._clock() >= self._renew_at:
+        if self._tls is None or self._for != wanted or self._clock() >= self._renew_at:
             authority = Authority.load(credential.cluster_ca_certificate_pem, credential.cluster_ca_key_pem)
             leaf = authority.issue_server([cluster_server_name(credential.cluster)], life=LIFE)
-            self._context = inner_server_context(leaf.certificate_pem, leaf.key_pem)
+            context = inner_server_context(leaf.certificate_pem, leaf.key_pem)
+            self._tls = SessionTls(context, Peer(context.spki, authority.pin))
             self._renew_at = renew_at(*certificate_validity(leaf.certificate_pem))
             self._for = wanted
-        return self._context
+        return self._tls

@@ -26,7 +26,7 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Accounts, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
-from arcbridge.agent.authenticator import Authenticated, Authenticator
+from arcbridge.agent.authenticator import Authenticated, Authenticator, UnprovedToken
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
@@ -34,12 +34,22 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal, Resumes
 from arcbridge.agent.revocations import AccessRevoked, Revocation, Revocations, covering
 from arcbridge.agent.targets import PREFIX, TcpTargets
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, RemoteProtocolError, Unauthenticated
+from arcbridge.errors import (
+    ArcbridgeError,
+    BytesAltered,
+    ConnectionLost,
+    PermissionRefused,
+    RemoteProtocolError,
+    Unauthenticated,
+)
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.mux import memory
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.session_tls import accept_session, fast_tls
+from arcbridge.net.fast_tls import fast_tls
+from arcbridge.net.session_tls import accept_session
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -140,12 +150,21 @@ class Sessions:
             return False
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
-    async def serve(self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "") -> None:
+    async def serve(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        join_id: str,
+        *,
+        via: str = "",
+        peer: Peer = NO_PEER,
+    ) -> None:
         """Take over a socket joined at the relay `via`; returns when the end-to-end TLS handshake is complete.
 
-        Raises ConnectionLost when the handshake fails; the socket is closed then.
+        `peer`: what `context` shows, as proofs name it. Raises ConnectionLost when the handshake fails; the socket is
+        closed then.
         """
-        handler = AgentSession(self, join_id, via)
+        handler = AgentSession(self, join_id, via, peer)
         session = MuxSession(
             Side.ACCEPTOR,
             Kind.SESSION,
@@ -165,7 +184,7 @@ class Sessions:
             await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
-            lost = ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
+            lost = alteration(error) or ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
             session.abort(lost)
             raise lost from error
         except BaseException:
@@ -298,11 +317,13 @@ class Sessions:
 class AgentSession(BaseHandler):
     """The agent's side of one session, over one connection after the other; or of a connection that resumes one."""
 
-    def __init__(self, sessions: Sessions, join_id: str, via: str) -> None:
+    def __init__(self, sessions: Sessions, join_id: str, via: str, peer: Peer = NO_PEER) -> None:
         self._sessions = sessions
         self._join_id = join_id
         self.via = via
         """The relay at which the present connection was joined."""
+        self.peer = peer
+        """What this agent showed in the present connection, as proofs name it."""
         self.joined_at = sessions.monotonic()
         self.session: MuxSession | None = None
         self.handshaking: socket.socket | None = None
@@ -359,6 +380,8 @@ class AgentSession(BaseHandler):
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
         """Decide about AUTHs one at a time; of several that wait the newest counts."""
+        if self._caller is None and self._crossed(session):
+            return
         self._pending_auth = auth
         if self._authenticating is None or self._authenticating.done():
             self._authenticating = asyncio.get_running_loop().create_task(
@@ -383,7 +406,8 @@ class AgentSession(BaseHandler):
         self.detached_at = self._sessions.monotonic()
         if self._caller is not None:
             self._caller.connected_since = math.inf
-        self._log.info("session detached", reason=error.message, streams=self.streams)
+        tell = self._log.warning if isinstance(error, BytesAltered) else self._log.info
+        tell("session detached", reason=error.message, streams=self.streams)
 
     def resumed(self, session: MuxSession) -> None:
         seconds = self._end_detachment()
@@ -411,6 +435,8 @@ class AgentSession(BaseHandler):
         if self._caller is not None:
             self._leave(self._caller)
             self._log.info("session ended", user=self._caller.identity.username, reason=error.message)
+        elif isinstance(error, BytesAltered):
+            self._log.warning("session refused", reason=error.message)
 
     def end_streams(self) -> None:
         """Reset all streams in the next turn, with LIMIT: the user may move no more bytes today."""
@@ -451,11 +477,23 @@ class AgentSession(BaseHandler):
         self._sessions.detached_seconds += seconds
         return seconds
 
+    def _crossed(self, session: MuxSession) -> bool:
+        """Refuse a client that was joined under another id than this agent: log and audit would say that one user did
+        what another one does (docs/threats.md#B2). Older clients do not say theirs."""
+        hello = session.peer_hello
+        if hello is None or hello.join_id in ("", self._join_id):
+            return False
+        self._sessions.refused += 1
+        reason = "the client was joined under another id than this agent: the relay has crossed two joins"
+        self._log.warning("session refused", reason=reason, connection=self.via)
+        session.refuse_auth(GoawayCode.CROSSED, reason)
+        return True
+
     async def _authenticate_pending(self, session: MuxSession) -> None:
         while (auth := self._pending_auth) is not None:
             self._pending_auth = None
             try:
-                found = await self._sessions.authenticator.authenticate(auth)
+                found = await self._sessions.authenticator.authenticate(auth, self.peer)
                 if found.identity.expires_at <= self._sessions.clock():
                     raise Unauthenticated("the token has expired; log in again")
                 if self._caller is None or found.identity.supersedes(self._caller.identity):
@@ -463,12 +501,14 @@ class AgentSession(BaseHandler):
                     self._sessions.revocations.check(found.identity)
             except AccessRevoked as error:
                 self._sessions.revoked += 1
-                verb = "authenticate" if session.resuming is None else "resume"
-                self._write_audit(found.identity, verb, "refused", error.message)
+                self._write_audit(found.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
             except ArcbridgeError as error:
+                if isinstance(error, UnprovedToken):
+                    # The token may be stolen: its owner's name is worth a record.
+                    self._write_audit(error.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
                 continue
@@ -482,6 +522,10 @@ class AgentSession(BaseHandler):
                 taken = self._accept(session, found)
             if not taken:
                 return
+
+    @staticmethod
+    def _auth_verb(session: MuxSession) -> str:
+        return "authenticate" if session.resuming is None else "resume"
 
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
         """Refuse an AUTH; answers whether that ends the session."""
@@ -508,7 +552,7 @@ class AgentSession(BaseHandler):
         """Open a new session for as long as its token lasts; answers whether it is open."""
         identity, sessions = found.identity, self._sessions
         account = sessions.accounts.enter(identity, self)
-        caller = Caller(self._join_id, identity, account, found.token_mode)
+        caller = Caller(self._join_id, identity, account, found.token_mode, found.proved_key)
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
             sessions.refused += 1
             self._report(caller, Limit.SESSIONS)
@@ -530,7 +574,13 @@ class AgentSession(BaseHandler):
             self._caller.tokens.add(found.token_digest)
             self._caller.review_token = self._is_own_token
         mode = "bearer" if found.token_mode else "oidc"
-        self._log.info("session opened", user=identity.username, groups=len(identity.groups), mode=mode)
+        self._log.info(
+            "session opened",
+            user=identity.username,
+            groups=len(identity.groups),
+            mode=mode,
+            bound=identity.binding.kind.value,
+        )
         session_id, secret = os.urandom(16), os.urandom(16)
         session.accept_auth(self._auth_ok(session_id, secret, caller))
         if session.resumable:
@@ -557,7 +607,7 @@ class AgentSession(BaseHandler):
         """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
         one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal."""
         if found.identity.supersedes(caller.identity):
-            caller.identity = found.identity
+            caller.adopt(found.identity, found.proved_key)
             caller.account.adopt(found.identity)
 
     async def _is_own_token(self, token: str) -> bool:
@@ -568,12 +618,12 @@ class AgentSession(BaseHandler):
         caller = self._caller
         assert caller is not None, "requests come to sessions that were accepted"
         try:
-            found = await self._sessions.authenticator.authenticate(Auth(kind="bearer", token=token))
+            identity = await self._sessions.authenticator.review_in_session(token, caller.proved_key)
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:
             raise RequestRefusal(503, error.message) from error
-        return found.identity.subject == caller.identity.subject
+        return identity.subject == caller.identity.subject
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
@@ -610,7 +660,7 @@ class AgentSession(BaseHandler):
         assert caller is not None
         self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
-        self.via, self.joined_at = carrier.via, carrier.joined_at
+        self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
         self._check_expiry()
@@ -632,6 +682,7 @@ class AgentSession(BaseHandler):
                 session=self._join_id,
                 user=caller.identity.username,
                 groups=len(caller.identity.groups),
+                bound=caller.bound,
                 verb="open" if target else "limit",
                 target=target,
                 outcome="refused",
@@ -657,6 +708,7 @@ class AgentSession(BaseHandler):
                     session=self._join_id,
                     user=identity.username,
                     groups=len(identity.groups),
+                    bound=identity.binding.kind.value,
                     verb=verb,
                     outcome=outcome,
                     reason=reason,

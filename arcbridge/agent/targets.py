@@ -93,6 +93,7 @@ class TcpTargets:
             session=caller.session,
             user=identity.username,
             groups=len(identity.groups),
+            bound=caller.bound,
             verb="connect",
             target=target,
         )

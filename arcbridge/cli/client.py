@@ -42,10 +42,15 @@ def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
 
 def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
     target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
+    any_user = invocation.switch("any_user")
     _configure_logging(config)
     from arcbridge.client.service import run_forward
 
-    return _serve(lambda ready: run_forward(config, _terminal(sys.stdout), target, listen, token=token, ready=ready))
+    return _serve(
+        lambda ready: run_forward(
+            config, _terminal(sys.stdout), target, listen, any_user=any_user, token=token, ready=ready
+        )
+    )
 
 
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
@@ -185,6 +190,11 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
+    trust = context.trust()
+    for one in found:
+        # Scripts read the pins from here, and would trust what the relay says.
+        if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
+            print_warning(wrong)
     if output in ("", "table"):
         found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
         if not found:
@@ -231,7 +241,8 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
         token = await context.tokens.cluster()
         same = "; one token for both" if await context.tokens.access() == token.text else ""
         mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
-        steps.append({"name": "login", "state": "ok", "detail": f"{mode}{_until(token.expires_at)}{same}"})
+        detail = f"{mode}{_until(token.expires_at)}{_bound(token.text)}{same}"
+        steps.append({"name": "login", "state": "ok", "detail": detail})
         found = await list_clusters(context.relays, context.tokens)
         url = context.relays.in_use.address.url if context.relays.in_use is not None else ""
         steps.append({"name": "relay", "state": "ok", "detail": f"{url}; clusters: {len(found)}"})
@@ -263,7 +274,7 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
 def _ago(seen: object) -> str:
     import time
 
-    if not isinstance(seen, int | float) or seen <= 0:
+    if not isinstance(seen, int | float) or not 0 < seen < 1e12:
         return "never"
     seconds = max(0.0, time.time() - seen)
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
@@ -278,11 +289,38 @@ def _until(expires_at: float) -> str:
     return time.strftime(", until %Y-%m-%d %H:%M", time.localtime(expires_at)) if expires_at else ""
 
 
+def _bound(token: str) -> str:
+    """How the cluster's token says that it is bound to a key; empty where it is bound to none."""
+    from arcbridge.client.jwt_unverified import claims_unverified
+    from arcbridge.identity.proof import BindingKind, binding
+
+    kind = binding(claims_unverified(token)).kind
+    return f", bound to a key ({kind})" if kind is not BindingKind.NONE else ""
+
+
+def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Print what binds tokens to the key of the settings, which is made if it is not there."""
+    from arcbridge.client import proof_keys
+
+    file, output = config.login.proof_key_file, invocation.text("output", "table")
+    if file is None:
+        raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
+    key = proof_keys.load_or_make(file)
+    names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
+    if output in ("json", "yaml"):
+        print_document(names, output)
+    else:
+        rows = [{"name": name, "value": value} for name, value in names.items()]
+        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+    return ExitCode.DONE
+
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
     "clusters": _answer(_clusters),
     "login": _answer(_login),
+    "key": _key,
     "logout": _answer(_logout),
     "status": _answer(_status),
 }

@@ -115,7 +115,9 @@ def _bash() -> str:
     cases = "\n".join(
         f"        {pattern}) " + {
             "files": 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; return ;;',
-            "clusters": f'COMPREPLY=($(compgen -W "$(cat {_CLUSTERS} 2>/dev/null)" -- "$cur")); return ;;',
+            # compgen expands its words as the shell does: only what can be a name may reach it (docs/threats.md#B3).
+            "clusters": f"""COMPREPLY=($(compgen -W "$(grep -xE '[a-z0-9.-]+' {_CLUSTERS} 2>/dev/null)" """
+            '-- "$cur")); return ;;',
             "nothing": "return ;;",
         }.get(what, f'COMPREPLY=($(compgen -W "{what}" -- "$cur")); return ;;')
         for pattern, what in _value_cases()

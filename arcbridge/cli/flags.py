@@ -95,7 +95,7 @@ def _or(choices: tuple[str, ...]) -> str:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json", "console")
 COLOURS = ("auto", "always", "never")
-GRANTS = ("auto", "device-code", "authcode")
+GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
@@ -316,6 +316,27 @@ CLIENT_FLAGS = (
         metavar="AUDIENCE",
         roles=(CLIENT,),
     ),
+    Flag(
+        "--cluster-audience",
+        help="audience of the token for a cluster; {cluster} is its name",
+        key="login.cluster_audience",
+        metavar="AUDIENCE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--workload",
+        help="ask for the tokens as a job or pod: github-actions or kubernetes",
+        key="login.workload",
+        metavar="KIND",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--proof-key-file",
+        help="key that tokens are bound to",
+        key="login.proof_key_file",
+        metavar="FILE",
+        roles=(CLIENT,),
+    ),
     Flag("--oidc-ca-file", help="CA of the issuer", key="login.ca_file", metavar="FILE", roles=(CLIENT,)),
     Flag(
         "--grant-type",
@@ -368,10 +389,14 @@ COMMANDS = (
         help="carry a TCP target of the cluster to a local port",
         roles=(CLIENT,),
         arguments=(("target", "name of the target in the agent's settings", ()),),
-        flags=(Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),),
+        flags=(
+            Flag("--listen", help="local address (default: 127.0.0.1:0)", metavar="HOST:PORT"),
+            Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
+        ),
     ),
     Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
+    Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
     Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),

@@ -6,6 +6,7 @@ import os
 import sys
 
 from arcbridge import __version__
+from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
@@ -92,18 +93,21 @@ def _config(invocation: Invocation) -> int:
 
 
 def _client(invocation: Invocation) -> int:
+    forbid_core_dumps()
     from arcbridge.cli.client import run_client
 
     return run_client(invocation)
 
 
 def _agent(invocation: Invocation) -> int:
+    forbid_core_dumps()
     from arcbridge.cli.agent import run_agent
 
     return run_agent(invocation)
 
 
 def _relay(invocation: Invocation) -> int:
+    forbid_core_dumps()
     from arcbridge.cli.relay import run_relay
 
     return run_relay(invocation)

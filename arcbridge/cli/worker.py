@@ -25,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.pop("NOTIFY_SOCKET", None)
     parent = socket.socket(fileno=int(arguments[2]))
     parent.set_inheritable(False)
+    from arcbridge.cli.core_dumps import forbid_core_dumps
+
+    forbid_core_dumps()
     from arcbridge.cli.loop import Interrupted, run_until_drained
     from arcbridge.relay.processes.worker import work
 

@@ -19,6 +19,7 @@ from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import (
     ArcbridgeError,
+    ConfigError,
     ConnectionLost,
     JoinRefused,
     PermissionRefused,
@@ -26,12 +27,14 @@ from arcbridge.errors import (
     RemoteProtocolError,
     Unreachable,
 )
+from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.session_tls import connect_session
 from arcbridge.net.tls import ALPN_JOIN, inner_client_context
 from arcbridge.pki.names import cluster_server_name
+from arcbridge.pki.pins import pin_of
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 CONNECT_DEADLINE = 10.0
@@ -57,11 +60,15 @@ async def join(
     words. Cancelled or failed, it leaves no socket.
     """
     token = await tokens.access()
+    tokens.prepare()
     request = JoinRequest(role="client", cluster=cluster, token=token, instance=instance, version=__version__)
+
+    def prove(certificate: bytes) -> str:
+        return tokens.prove(token, certificate)
 
     async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
         try:
-            return await _join_through(relay, request)
+            return await _join_through(relay, request, prove)
         except ArcbridgeError as error:
             raise_user_error(error, cluster)
 
@@ -73,18 +80,23 @@ async def join(
     return Joined(relay, sock, reply)
 
 
-async def _join_through(relay: RelayAccess, request: JoinRequest) -> tuple[socket.socket, JoinReply]:
+async def _join_through(
+    relay: RelayAccess, request: JoinRequest, prove: Callable[[bytes], str]
+) -> tuple[socket.socket, JoinReply]:
     context = await relay.context(ALPN_JOIN)
     sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
     try:
-        reply = await client_join(sock, context, relay.address.host, request)
+        reply = await client_join(sock, context, relay.address.host, request, prove=prove)
     except Unreachable as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             relay.forget()
         raise
-    if not reply.cluster_ca:
+    try:
+        pin_of(reply.cluster_ca)
+    except ConfigError as error:
         sock.close()
-        raise RemoteProtocolError("the relay did not say the cluster's CA")
+        said = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
+        raise RemoteProtocolError(f"the relay {said}; tell its operator") from error
     return sock, reply
 
 
@@ -135,5 +147,5 @@ async def shake_hands(
                 "another party may be in between: tell the relay's operator"
             ) from error
         if isinstance(error, OSError):
-            raise ConnectionLost("it ended during the handshake with the agent") from error
+            raise alteration(error) or ConnectionLost("it ended during the handshake with the agent") from error
         raise

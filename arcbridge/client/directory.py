@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 
 from arcbridge import __version__
+from arcbridge.client.refusal import of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
-from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
+from arcbridge.identity.proof import HEADER
+from arcbridge.mux.connection import peer_certificate
 from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.pki.names import check_cluster_name
 
 DEADLINE = 15.0
 """Seconds for the whole answer."""
@@ -27,29 +33,53 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     """
     token = await tokens.access()
     try:
-        _, found = await relays.first_of(lambda relay: _list_at(relay, token))
+        _, found = await relays.first_of(lambda relay: _list_at(relay, token, tokens))
     except RelaysFailed as failed:
         error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
         raise error from error.__cause__
     return found
 
 
-async def _list_at(relay: RelayAccess, token: str) -> list[dict[str, Any]]:
-    document = await _get(relay, token, "/v1/clusters")
+async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[str, Any]]:
+    document = await _get(relay, token, "/v1/clusters", tokens)
     if isinstance(document, dict):
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
         raise Unreachable(f"{relay.address.url} did not answer with clusters: is this an arcbridge relay?")
+    for one in document:
+        try:
+            # A name goes into files that shells read, and to terminals (docs/threats.md#B3).
+            check_cluster_name(str(one["name"]))
+        except ConfigError as error:
+            raise Unreachable(
+                f"{relay.address.url} listed a cluster under a name that no cluster has; tell the relay's operator"
+            ) from error
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-async def _get(relay: RelayAccess, token: str, path: str) -> Any:
+class _ProvingConnector(aiohttp.TCPConnector):
+    """Puts the proof of the access token into a request once the relay has shown its certificate."""
+
+    def __init__(self, context: ssl.SSLContext, prove: Callable[[bytes], str]) -> None:
+        super().__init__(ssl=context)
+        self._prove = prove
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
+        if proof := self._prove(peer_certificate(connection.transport)):
+            req.headers[HEADER] = proof
+        return connection
+
+
+async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any:
     context = await relay.context(ALPN_HTTP)
     url = relay.address.url
     try:
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context),
+                connector=_ProvingConnector(context, lambda certificate: tokens.prove(token, certificate)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=DEADLINE),
                 trust_env=True,
@@ -74,7 +104,7 @@ async def _get(relay: RelayAccess, token: str, path: str) -> Any:
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"the relay {url} cannot be reached ({type(error).__name__})") from error
     if status == 401:
-        raise Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
+        raise of_token("the relay does not accept the access token", _message(body), "the relay")
     if status == 403:
         raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:
@@ -83,3 +113,12 @@ async def _get(relay: RelayAccess, token: str, path: str) -> Any:
         return json.loads(body)
     except ValueError as error:
         raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
+
+
+def _message(body: bytes) -> str:
+    """The message of a refusal; it is searched and never shown."""
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return message if isinstance(message, str) else ""

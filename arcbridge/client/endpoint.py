@@ -135,7 +135,9 @@ class LocalEndpoint:
         self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            self.log.debug("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
+            # That an end broke the rules happens to no honest one.
+            tell = self.log.warning if _broke_rules(result.error) else self.log.debug
+            tell("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
 
 class UnprovenConnections:
@@ -381,9 +383,10 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
 def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
     """None for the client certificate of this cluster; it is of our CA, or the handshake had failed."""
     if not peer or not isinstance(peer, dict):
+        # A stranger does not learn which cluster it is of.
         return Unauthenticated(
             "this endpoint is for the user whose kubeconfig holds its client certificate; "
-            f'start your own: arcbridge --role client --cluster "{cluster}"'
+            "start your own: arcbridge --role client --cluster NAME"
         )
     names = [value for rdn in peer.get("subject", ()) for key, value in rdn if key == "commonName"]
     if names != [cluster]:
@@ -394,7 +397,14 @@ def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
     return None
 
 
+def _broke_rules(error: Exception) -> bool:
+    return isinstance(error, StreamReset) and error.code in (ResetCode.PROTOCOL, ResetCode.FLOW_CONTROL)
+
+
 def _reason(error: Exception) -> str:
+    if _broke_rules(error):
+        assert isinstance(error, StreamReset)
+        return f"stream reset ({ResetCode(error.code).name}): one of the two ends broke the protocol"
     if isinstance(error, StreamReset):
         try:
             return f"stream reset ({ResetCode(error.code).name})"

@@ -2,6 +2,9 @@
 
 Bytes move in `SocketSplice`, socket to stream and back, without a task and without being looked at. A stream opens
 as soon as a connection is accepted, because in many protocols the server speaks first.
+
+The port asks its callers for nothing, and what it leads to is reached with this user's rights: on loopback the programs
+of other users of the machine are refused, unless all users are to be served (docs/threats.md#W13).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.net.descriptors import explain
+from arcbridge.net.peer_user import is_other_user
 from arcbridge.net.sockets import AcceptLoop, reset
 from arcbridge.wire.frames import ResetCode
 
@@ -38,13 +42,15 @@ class ForwardStats:
 class Forward:
     """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
 
-    def __init__(self, session: SessionManager, target: str, sock: socket.socket) -> None:
+    def __init__(self, session: SessionManager, target: str, sock: socket.socket, *, any_user: bool = False) -> None:
         self._session = session
         self._target = f"tcp:{check_target_name(target)}"
         self._loop = asyncio.get_running_loop()
         self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
         self._tasks: set[asyncio.Task[None]] = set()
         self.stats = ForwardStats()
+        self._any_user = any_user
+        """Whether programs of other users of this machine are served."""
         self._log = log.bind(cluster=session.cluster, target=target)
 
     def start(self) -> None:
@@ -61,6 +67,13 @@ class Forward:
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.stats.accepted += 1
+        if not self._any_user and _is_other_user(sock):
+            self.stats.failed += 1
+            self._log.warning(
+                "connection refused", reason="a program of another user of this machine; --any-user lets them in"
+            )
+            reset(sock)
+            return
         session = self._session.current
         if session is not None:
             self._open(session, sock)
@@ -111,6 +124,13 @@ class Forward:
                 up=result.to_stream,
                 down=result.from_stream,
             )
+
+
+def _is_other_user(sock: socket.socket) -> bool:
+    try:
+        return is_other_user(sock)
+    except OSError:
+        return True  # it has gone already
 
 
 def check_target_name(target: str) -> str:

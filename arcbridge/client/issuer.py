@@ -1,26 +1,31 @@
 """The OIDC issuer as a login sees it: discovery, and forms posted to its endpoints.
 
 Nothing is specific to a vendor. HTTPS only, no redirects, bounded answers; the issuer that discovery names must be
-the one that was configured (OpenID Connect Discovery 1.0 §4.3).
+the one that was configured (OpenID Connect Discovery 1.0 §4.3). With a key, forms to the token endpoint of an issuer
+that does DPoP carry a proof of it (RFC 9449), so that access and refresh tokens are bound to the key.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.identity.proof import ProofKey
 
 DEADLINE = 20.0
 """Seconds for one request."""
 _LIMIT = 1024 * 1024
+_NONCE_LIMIT = 1024
+"""Characters of a nonce that the issuer wants in DPoP proofs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,17 @@ class IssuerEndpoints:
     token: str
     authorization: str = ""
     device_authorization: str = ""
+    dpop: bool = False
+    """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
+    secret_in_form: bool = False
+    """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
+
+
+class _Answer(NamedTuple):
+    status: int
+    document: dict[str, Any]
+    dpop_nonce: str
+    """What the issuer wants in the next DPoP proof; empty: it did not say."""
 
 
 class IssuerError(Exception):
@@ -40,17 +56,35 @@ class IssuerError(Exception):
         self.code = code
         self.description = description
 
+    @property
+    def words(self) -> str:
+        """The issuer's word and its own explanation, for messages."""
+        return f"{self.code}: {self.description}" if self.description else self.code
+
 
 class Issuer:
-    """One issuer. Use as an async context manager: it owns an HTTP session."""
+    """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+    `key`: what tokens are to be bound to, where the issuer does DPoP; None: nothing. `clock`: unix seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ca_file: Path | None = None,
+        *,
+        key: ProofKey | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
             raise ConfigError(f"login.issuer: {url!r} is not an https:// URL")
         self.url = url
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
+        self._key = key
+        self._clock = clock
+        self._dpop_nonce = ""
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
@@ -69,7 +103,7 @@ class Issuer:
     async def endpoints(self) -> IssuerEndpoints:
         """By discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
         if self._endpoints is None:
-            status, document = await self._request(
+            status, document, _ = await self._request(
                 "GET", self.url.rstrip("/") + "/.well-known/openid-configuration", None
             )
             if status != 200:
@@ -83,15 +117,21 @@ class Issuer:
                 token=_endpoint(document, "token_endpoint"),
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),
+                dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
+                secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
+                and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
             )
             if not found.token:
                 raise Unreachable(f"the issuer {self.url} names no token endpoint")
             self._endpoints = found
         return self._endpoints
 
-    async def post(self, url: str, form: Mapping[str, str]) -> dict[str, Any]:
+    async def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else."""
-        status, document = await self._request("POST", url, form)
+        status, document, nonce = await self._request("POST", url, form, self._dpop(url), headers)
+        if document.get("error") == "use_dpop_nonce" and nonce:
+            # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
+            status, document, _ = await self._request("POST", url, form, self._dpop(url), headers)
         if status == 200:
             return document
         code = document.get("error")
@@ -100,18 +140,33 @@ class Issuer:
             raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
         raise Unreachable(f"the issuer {self.url} answered with status {status}; try again")
 
-    async def _request(self, method: str, url: str, form: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
+    def _dpop(self, url: str) -> str:
+        """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""
+        endpoints = self._endpoints
+        if self._key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
+            return ""
+        return self._key.dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        form: Mapping[str, str] | None,
+        dpop: str = "",
+        more: Mapping[str, str] | None = None,
+    ) -> _Answer:
         assert self._session is not None, "use `async with`"
+        headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {}), **(more or {})}
         try:
             async with self._session.request(
-                method, url, data=form, allow_redirects=False, headers={"Accept": "application/json"}
+                method, url, data=form, allow_redirects=False, headers=headers
             ) as response:
                 body = b""
                 async for chunk in response.content.iter_chunked(65536):
                     body += chunk
                     if len(body) > _LIMIT:
                         raise Unreachable(f"the issuer {self.url} answered more than {_LIMIT} bytes")
-                status = response.status
+                status, nonce = response.status, response.headers.get("DPoP-Nonce", "") if dpop else ""
         except TimeoutError as error:
             raise Unreachable(f"the issuer {self.url} did not answer within {DEADLINE:.0f} s") from error
         except aiohttp.ClientSSLError as error:
@@ -125,12 +180,20 @@ class Issuer:
             document = json.loads(body)
         except ValueError:
             document = {}
-        return status, document if isinstance(document, dict) else {}
+        if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
+            nonce = ""
+        self._dpop_nonce = nonce or self._dpop_nonce
+        return _Answer(status, document if isinstance(document, dict) else {}, nonce)
 
 
 def _endpoint(document: Mapping[str, Any], key: str) -> str:
     url = document.get(key)
     return url if isinstance(url, str) and urlsplit(url).scheme == "https" else ""
+
+
+def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:
+    listed = document.get(key)
+    return isinstance(listed, list) and value in listed
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Reads claims of a JWT without verifying it, for the client, which only carries tokens: when it ends, and its nonce.
+"""Reads claims of a JWT without verifying it, for the client, which only carries tokens: its end, nonce and audiences.
 
 No decision about access may rest on what this returns; relay and agent verify (`arcbridge.identity`).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 
 _LIMIT = 64 * 1024
 
@@ -21,27 +22,34 @@ class UnverifiedClaims:
     nonce: str = ""
     subject: str = ""
     issuer: str = ""
+    audiences: tuple[str, ...] = ()
 
 
 def read_unverified(token: str) -> UnverifiedClaims:
     """Read the claims that the client needs; all are empty for a text that is not a JWT."""
-    parts = token.split(".")
-    if len(parts) != 3 or len(token) > _LIMIT:
-        return UnverifiedClaims()
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return UnverifiedClaims()
-    if not isinstance(claims, dict):
-        return UnverifiedClaims()
-    end = claims.get("exp")
+    claims = claims_unverified(token)
+    end, audience = claims.get("exp"), claims.get("aud")
+    audiences = audience if isinstance(audience, list) else [audience]
     valid = isinstance(end, int | float) and not isinstance(end, bool) and 0 < end < 1e12
     return UnverifiedClaims(
         expires_at=float(end) if valid and end is not None else 0.0,
         nonce=_text(claims.get("nonce")),
         subject=_text(claims.get("sub")),
         issuer=_text(claims.get("iss")),
+        audiences=tuple(one for one in audiences if isinstance(one, str)),
     )
+
+
+def claims_unverified(token: str) -> dict[str, Any]:
+    """Return what a token claims; nothing for a text that is not a JWT."""
+    parts = token.split(".")
+    if len(parts) != 3 or len(token) > _LIMIT:
+        return {}
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 def _text(value: object) -> str:

@@ -132,6 +132,9 @@ class Kubeconfig:
                 if file.exists() or file is self._new_file():
                     stack.enter_context(file.locked())
                 file.read()
+                file.holds_ours = any(
+                    _owner(body) is not None for section in _SECTIONS for body in file.bodies(section)
+                )
             yield
 
     def _save(self) -> None:

@@ -1,7 +1,8 @@
 """One kubeconfig file: lock, read, change in memory, replace.
 
 A symbolic link is resolved and its target replaced. The mode is 0600 or stricter afterwards, because our private key
-stands in the file now. The first change of a file leaves one backup beside it.
+stands in the file now. The first change of a file leaves one backup beside it. Of a directory that all users share, as
+/tmp is, a file or link that another user has made there is refused (docs/threats.md#W11).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
 from arcbridge.errors import StateError
+from arcbridge.pki.private_files import make_directories, refuse_planted
 
 LOCK_WAIT = 3.0
 """Seconds to wait for another writer. kubectl holds its lock for milliseconds and itself never waits."""
@@ -32,6 +34,8 @@ class KubeconfigFile:
         self.path = path
         self.document: dict[Any, Any] = {}
         self.changed = False
+        self.holds_ours = False
+        """Whether the file has an entry of ours, so that it was changed by us before; set by `Kubeconfig`."""
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -46,10 +50,11 @@ class KubeconfigFile:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold `<file>.lock`, as client-go does (`clientcmd/config.go`, lockFile); raises StateError if it stays."""
+        refuse_planted(self.path)
         lock = self.path.with_name(self.path.name + ".lock")
         deadline = time.monotonic() + LOCK_WAIT
         try:
-            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directories(self.path.parent, 0o755)
             while True:
                 try:
                     descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -73,6 +78,7 @@ class KubeconfigFile:
         """Load the file; an absent or empty one is an empty document. Raises StateError."""
         self.changed = False
         self.document = {}
+        refuse_planted(self.path)
         try:
             with self.path.open("rb") as file:
                 data = file.read(_LIMIT + 1)
@@ -103,7 +109,8 @@ class KubeconfigFile:
             mode = 0o600
             if target.exists():
                 mode = os.stat(target).st_mode & 0o700 or 0o600
-                self._back_up(target, mode)
+                if not self.holds_ours:  # a copy would keep our key, and a token, for longer than the file does
+                    self._back_up(target, mode)
             _replace(target, data, mode)
         except OSError as error:
             raise StateError(f"cannot write {self.path}: {error.strerror}; choose another file with --file") from error
@@ -111,6 +118,7 @@ class KubeconfigFile:
 
     def check_writable(self) -> None:
         """Raise StateError if `save` could not work; nothing is changed."""
+        refuse_planted(self.path)
         target = self.target
         place = target
         while not place.exists():
@@ -175,6 +183,11 @@ class KubeconfigFile:
             ]
             self.changed = True
 
+    def bodies(self, section: str) -> list[dict[Any, Any]]:
+        """The bodies of all entries."""
+        bodies = [item.get(section[:-1]) for item in self._list(section) if isinstance(item, dict)]
+        return [body for body in bodies if isinstance(body, dict)]
+
     def _list(self, section: str) -> list[Any]:
         value = self.document.get(section)
         if is_empty(value):
@@ -205,7 +218,7 @@ def _replace(target: Path, data: bytes, mode: int) -> None:
 
 
 def _write_in_place(target: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    descriptor = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
         # The mode first: the key must not be readable for a moment.
         if os.fstat(file.fileno()).st_mode & 0o077:

@@ -1,8 +1,13 @@
-"""Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh.
+"""Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh, and tokens
+for one cluster each by `resource` (RFC 8707), `audience` or token exchange (RFC 8693).
 
 The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
-`state` and `nonce` are checked. Tokens are saved before they are used: an issuer that rotates refresh tokens has
-already forgotten the former one.
+It has both loopback addresses and answers no other user of the machine: the command line of the browser, which all
+users can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are
+used: an issuer that rotates refresh tokens has already forgotten the former one. The login has a key
+(`client.proof_keys`) to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the
+authorization code flow by its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the
+nonce need not be a new one each time.
 """
 
 from __future__ import annotations
@@ -16,13 +21,23 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import structlog
+
+from arcbridge.client import proof_keys, second_audience
+from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import read_unverified
-from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
+from arcbridge.client.listening import listen_local
+from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey
+from arcbridge.net.peer_user import is_other_user
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -30,9 +45,15 @@ BROWSER_WAIT = 300.0
 """Seconds for the user to log in in the browser."""
 DEVICE_WAIT_MOST = 1800.0
 """Seconds to poll at most, whatever the issuer's `expires_in` says."""
+_EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+_ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
+BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
+"""Values of `login.cluster_audience_by`."""
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
+
+log = structlog.get_logger("arcbridge.client")
 
 Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
@@ -54,6 +75,9 @@ class Login:
     ) -> None:
         if not config.client_id:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+        if config.cluster_audience_by not in BY_AUDIENCE:
+            raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+        self._authentication = ClientAuthentication(config, clock)
         self._config = config
         self._cache = cache
         self._say = say
@@ -61,6 +85,7 @@ class Login:
         self._clock = clock
         self._environment = environment
         self._redirect_ports = redirect_ports
+        self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
@@ -74,14 +99,17 @@ class Login:
         async with self._cache.locked():
             # Another process may have refreshed while this one waited.
             kept = self._cache.load()
-            if kept.fresh(self._clock()) and (refused is None or kept != refused):
+            if kept.fresh(self._clock()) and (refused is None or not kept.same_login(refused)):
                 return kept
-            async with Issuer(self._config.issuer, self._config.ca_file) as issuer:
+            why = ""
+            async with self._issuer() as issuer:
                 if kept.refresh_token:
                     try:
                         return await self._refresh(issuer, kept)
-                    except IssuerError:
-                        pass  # revoked or too old: a new login is the answer
+                    except IssuerError as error:
+                        if error.code == "invalid_dpop_proof":
+                            raise _refused(error) from error  # a new login would fare the same
+                        why = f" ({error.words})"  # revoked or too old: a new login is the answer
                     except Unreachable:
                         if kept.usable(self._clock()) and not force:
                             return kept
@@ -89,24 +117,119 @@ class Login:
                 elif kept.usable(self._clock()) and not force:
                     return kept
                 if not interactive:
-                    raise Unauthenticated("the login has ended; run `arcbridge --role client login`")
+                    raise Unauthenticated(f"the login has ended{why}; run `arcbridge --role client login`")
                 return await self._log_in(issuer)
 
     async def log_in(self) -> TokenSet:
         """A new login, whatever is kept."""
-        async with self._cache.locked(), Issuer(self._config.issuer, self._config.ca_file) as issuer:
+        async with self._cache.locked(), self._issuer() as issuer:
             return await self._log_in(issuer)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        """A token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.
+
+        `force`, and what is raised: as for `tokens`; ConfigError besides where the issuer gives no such token.
+        """
+        refused = self._cache.load().by_audience.get(audience) if force else None
+        await self.tokens(interactive=interactive)
+        async with self._cache.locked():
+            kept = self._cache.load()
+            one = kept.by_audience.get(audience)
+            if one is not None and one.fresh(self._clock()) and one != refused:
+                return one
+            async with self._issuer() as issuer:
+                try:
+                    return await self._trade_or_log_in(issuer, kept, audience, interactive=interactive)
+                except IssuerError as error:
+                    raise self._no_token_for(audience, f"the issuer refused it ({error.words})") from error
+                except Unreachable:
+                    if one is not None and one.usable(self._clock()) and one != refused:
+                        return one
+                    raise
+
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
+        return self._remembered(proof_keys.load(self._key_path))
+
+    def _own_key(self) -> ProofKey:
+        key = self._remembered(proof_keys.load_or_make(self._key_path))
+        assert key is not None
+        return key
+
+    @property
+    def _key_path(self) -> Path:
+        return self._config.proof_key_file or self._cache.key_path
+
+    def _remembered(self, key: ProofKey | None) -> ProofKey | None:
+        """The same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
+        if key is None or self._key is None or key.thumbprint != self._key.thumbprint:
+            self._key = key
+        return self._key
+
+    def _issuer(self) -> Issuer:
+        key = self._own_key() if self._config.dpop else None
+        return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
     async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
         endpoints = await issuer.endpoints()
-        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token, "client_id": self._config.client_id}
-        answer = await issuer.post(endpoints.token, form)
+        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+        answer = await self._ask(issuer, endpoints, {**form, **second_audience.for_relay(self._config)})
+        # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
+        was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
+        if now and was and now != was:
+            raise Unauthenticated("the issuer's answer belongs to another login (nonce); log in again")
         # Some issuers send no id token at a refresh: the former one stays as long as it lasts.
         if "id_token" not in answer and read_unverified(kept.id_token).expires_at > self._clock():
             answer = {**answer, "id_token": kept.id_token}
-        return self._keep(answer, kept.refresh_token)
+        return self._keep(answer, kept.refresh_token, kept.by_audience)
+
+    async def _trade_or_log_in(
+        self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool
+    ) -> AudienceToken:
+        try:
+            return await self._trade(issuer, kept, audience)
+        except IssuerError as error:
+            if error.code != "invalid_grant":
+                raise
+            if not interactive:
+                raise Unauthenticated(
+                    f"the login has ended ({error.words}); run `arcbridge --role client login`"
+                ) from error
+        return await self._trade(issuer, await self._log_in(issuer), audience)
+
+    async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
+        """Have a token for `audience` by refresh token or access token, and keep it."""
+        endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
+        if by == "exchange":
+            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token, "audience": audience}
+            form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
+        elif kept.refresh_token:
+            form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+            form |= second_audience.for_cluster(self._config, audience)
+        else:
+            raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
+        answer = await self._ask(issuer, endpoints, form)
+        now = self._clock()
+        got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
+        token = AudienceToken(got.access_token, now, got.expires_at)
+        if by != "exchange" and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+            kept = replace(kept, refresh_token=renewed)
+            self._cache.save(kept)  # before anything can fail: the former one may be void
+        found = read_unverified(token.text).audiences
+        if audience not in found:
+            # An issuer that does not know the parameter ignores it: the token would be the relay's.
+            raise self._no_token_for(audience, "the issuer ignored that it was asked for")
+        self._cache.save(kept.with_audience(audience, token, now))
+        return token
+
+    def _no_token_for(self, audience: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"login.cluster_audience: there is no token for {audience} by {self._config.cluster_audience_by!r}: {why}; "
+            "have the issuer set up for it (docs/security.md), or take the setting out"
+        )
 
     async def _log_in(self, issuer: Issuer) -> TokenSet:
         endpoints = await issuer.endpoints()
@@ -119,14 +242,17 @@ class Login:
                 return await self._device_code(issuer, endpoints)
             return await self._authorization_code(issuer, endpoints)
         except IssuerError as error:
-            detail = f": {error.description}" if error.description else ""
-            raise Unauthenticated(f"the issuer refused the login ({error.code}{detail})") from error
+            raise _refused(error) from error
 
     async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
-        answer = await issuer.post(endpoints.device_authorization, {**self._who(), **self._wanted()})
+        who = await self._authentication.proof(endpoints)
+        # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
+        verifier = secrets.token_urlsafe(32)
+        wanted = {**self._wanted(), **_challenge(verifier)}
+        answer = await issuer.post(endpoints.device_authorization, {**wanted, **who.form}, who.headers)
         device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
         if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
@@ -137,13 +263,13 @@ class Login:
         interval = _positive(answer.get("interval"), 5.0)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
-        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, **self._who()}
+        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
         while True:
             await asyncio.sleep(interval)
             if loop.time() > deadline:
                 raise Unauthenticated("the device code has expired before the login; start again")
             try:
-                return self._keep(await issuer.post(endpoints.token, form))
+                given = await self._ask(issuer, endpoints, form)
             except IssuerError as error:
                 if error.code == "slow_down":
                     interval += 5.0  # RFC 8628 §3.5
@@ -155,15 +281,18 @@ class Login:
                     raise
             except Unreachable:
                 interval = min(interval * 2, 60.0)  # RFC 8628 §3.5: back off when the connection fails
+            else:
+                return await self._begin(issuer, given)
 
     async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
         if not endpoints.authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
-        verifier, state, nonce = (secrets.token_urlsafe(32) for _ in range(3))
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+        verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
+        key = self._own_key()
+        nonce = key.nonce()
         callback = _Callback(state, issuer.url)
-        server, port = await self._listen(callback)
+        servers, port = await self._listen(callback)
         try:
             redirect = f"http://localhost:{port}"
             question = {
@@ -171,9 +300,10 @@ class Login:
                 "redirect_uri": redirect,
                 "state": state,
                 "nonce": nonce,
-                "code_challenge": challenge,
-                "code_challenge_method": "S256",
-                **self._who(),
+                **_challenge(verifier),
+                # The code, too, is of no use without the key (RFC 9449 §10).
+                **({"dpop_jkt": key.thumbprint} if endpoints.dpop and self._config.dpop else {}),
+                "client_id": self._config.client_id,
                 **self._wanted(),
             }
             joint = "&" if urlsplit(endpoints.authorization).query else "?"
@@ -188,10 +318,11 @@ class Login:
             except TimeoutError as error:
                 raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
-        answer = await issuer.post(endpoints.token, {**form, **self._who()})
+        answer = await self._ask(issuer, endpoints, form)
         id_token = answer.get("id_token")
         if isinstance(id_token, str) and not hmac.compare_digest(
             read_unverified(id_token).nonce.encode(), nonce.encode()
@@ -199,22 +330,42 @@ class Login:
             # The token came over TLS from the issuer, so its signature may go unchecked here (OpenID Connect Core
             # §3.1.3.7); the nonce may not: it binds the token to this login.
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
-        return self._keep(answer)
+        return await self._begin(issuer, answer)
 
-    async def _listen(self, callback: _Callback) -> tuple[asyncio.Server, int]:
+    async def _listen(self, callback: _Callback) -> tuple[list[asyncio.Server], int]:
         for port in self._redirect_ports:
             try:
-                server = await asyncio.start_server(callback.serve, "127.0.0.1", port, limit=_HEAD_LIMIT)
-            except OSError:
+                # Both addresses of `localhost`: at the other one another program would get the answer.
+                sockets = listen_local(port)
+            except ConfigError:
                 continue  # another program listens there
-            return server, int(server.sockets[0].getsockname()[1])
+            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
+            return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
         raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _who(self) -> dict[str, str]:
-        return {"client_id": self._config.client_id}
+    async def _ask(self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]) -> dict[str, Any]:
+        """What the token endpoint answers to a form of this client."""
+        who = await self._authentication.proof(endpoints)
+        return await issuer.post(endpoints.token, {**form, **who.form}, who.headers)
+
+    async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
+        """Keep what a new login gave, once it is such that each end may have its part."""
+        if not self._config.relay_scopes:
+            return self._keep(answer)
+        # This access token is good at every end, and stays here: the relay gets one that is good at the relay alone.
+        # Until then the cache has nothing that another process could show.
+        refresh = answer.get("refresh_token")
+        if not isinstance(refresh, str) or not refresh:
+            raise Unauthenticated(
+                "login.relay_scopes: the login gave no refresh token, by which the relay's token is had (scope "
+                "offline_access); have the issuer set up for it, or take the setting out"
+            )
+        login = TokenSet(refresh_token=refresh)
+        self._cache.save(login)
+        return await self._refresh(issuer, login)
 
     def _wanted(self) -> dict[str, str]:
         wanted = {"scope": " ".join(self._config.scopes)}
@@ -222,8 +373,14 @@ class Login:
             wanted["audience"] = self._config.audience
         return wanted
 
-    def _keep(self, answer: Mapping[str, object], former_refresh_token: str = "") -> TokenSet:
+    def _keep(
+        self,
+        answer: Mapping[str, object],
+        former_refresh_token: str = "",
+        by_audience: Mapping[str, AudienceToken] | None = None,
+    ) -> TokenSet:
         tokens = token_set(dict(answer), self._clock(), former_refresh_token)
+        tokens = replace(tokens, by_audience=dict(by_audience or {}))
         if not tokens.access_token and not tokens.id_token:
             raise Unreachable(f"the issuer {self._config.issuer} answered without tokens")
         self._cache.save(tokens)
@@ -244,6 +401,9 @@ class _Callback:
         assert task is not None
         self._connections.add(task)
         try:
+            if is_other_user(writer.get_extra_info("socket")):
+                log.warning("a program of another user asked for the answer to the login; it got none")
+                return
             async with asyncio.timeout(10):
                 head = await reader.readuntil(b"\r\n\r\n")
                 status, text = self._judge(head.split(b"\r\n", 1)[0].decode("latin-1"))
@@ -286,6 +446,17 @@ class _Callback:
             return "200 OK", "You are logged in. You may close this window."
         self.code.set_exception(IssuerError(query.get("error", "no_code")[:64]))
         return "200 OK", "The login was refused. You may close this window."
+
+
+def _refused(error: IssuerError) -> Unauthenticated:
+    clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
+    return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
+
+
+def _challenge(verifier: str) -> dict[str, str]:
+    """What a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    return {"code_challenge": digest, "code_challenge_method": "S256"}
 
 
 def _positive(value: object, default: float) -> float:

@@ -95,7 +95,7 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
         case JoinCode.UNAUTHENTICATED:
-            return Unauthenticated("the relay does not accept the access token; log in again, or put a new token there")
+            return of_token("the relay does not accept the access token", error.message, "the relay")
         case JoinCode.FORBIDDEN:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask the relay's operator for access"
@@ -129,13 +129,23 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
 
 
+def of_token(what: str, said: str, place: str) -> Unauthenticated:
+    """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
+    from arcbridge.identity.proof import explain, refusal_in  # no start needs it
+
+    reason = refusal_in(said)
+    return Unauthenticated(
+        f"{what}; log in again, or put a new token there" if not reason else f"{what}: {explain(reason, place)}"
+    )
+
+
 def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
     """Why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         match error.code:
             case GoawayCode.UNAUTHENTICATED:
-                return Unauthenticated(f"{name} does not accept the token; log in again, or put a new token there")
+                return of_token(f"{name} does not accept the token", error.message, "its agent")
             case GoawayCode.EXPIRED if error.message.startswith(SESSION_TOO_OLD):
                 return Unreachable(
                     f"the session with {name} reached its greatest age; start again what ran in it, and log in again "
@@ -161,6 +171,17 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 )
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
+            case GoawayCode.CROSSED:
+                return Unreachable(
+                    f"the relay joined you to an agent of {name} that came for another user; if it happens again, tell "
+                    "the relay's operator",
+                    retry_after=RETRY_SOON,
+                )
+            case GoawayCode.PROTOCOL | GoawayCode.FLOW_CONTROL:
+                return Unreachable(
+                    f"the agent of {name} ended the session because this client broke the protocol; its log says how",
+                    retry_after=RETRY_SOON,
+                )
             case GoawayCode.GONE:
                 return Unreachable(
                     f"the agent of {name} no longer has the session: it was restarted, or it waited too long",
@@ -170,6 +191,8 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                 return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
     if isinstance(error, ConnectionLost):
         return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
+    if isinstance(error, RemoteProtocolError):
+        return Unreachable(f"the session with {name} ended: {error.message}", retry_after=RETRY_SOON)
     return error
 
 

@@ -92,6 +92,14 @@ class Renewal:
         # 80 % of the life, or five minutes before its end, but not in the first half.
         self.at = now + max(min(0.8 * lifetime, lifetime - 300), 0.5 * lifetime) if lifetime > 0 else 0.0
 
+    def again(self, now: float, interval: float) -> None:
+        """Schedule another try after `interval` seconds, or sooner where so long a wait would miss the token's end.
+
+        The first try may come a moment before the login takes its own token for old, and finds that one.
+        """
+        left = self.ends_at - now if self.ends_at else 4 * interval
+        self.at = now + min(interval, max(left / 4, 1.0))
+
 
 class ResumableSession:
     """Keeps one session alive; its owner reports what happens to the session."""
@@ -247,6 +255,11 @@ class ResumableSession:
         if self.renewal is not None:
             self.schedule_renewal(self.renewal.sent)
 
+    def auth(self, token: ClusterToken, certificate: bytes) -> Auth:
+        """Return the AUTH for a connection in which the agent showed `certificate` (DER). Raises StateError."""
+        proof = self._tokens.prove(token.text, certificate, self._ca_pin)
+        return Auth(kind=token.kind, token=token.text, proof=proof)
+
     # -- the one task -------------------------------------------------------------------------------------------------
 
     def _start(self, delay: float, *, now: bool = True) -> None:
@@ -345,19 +358,18 @@ class ResumableSession:
             raise
         before = self.renewal, self.expires_in
         self.renewal, self.expires_in = None, 0.0
-        auth = Auth(kind=token.kind, token=token.text)
         self._resume_pending = True
         try:
             await shake_hands(
                 joined,
                 self._cluster,
-                lambda: session.resume(auth, label=joined.reply.join_id),
+                lambda: session.resume(lambda certificate: self.auth(token, certificate), label=joined.reply.join_id),
                 session.wait_attached,
             )
         except ArcbridgeError as error:
             # Where the old connection still works, its token is renewed as before.
             self.renewal, self.expires_in = before
-            if not isinstance(error, SessionEnded):
+            if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                 self._relays.failed(joined.relay)
             raise_user_error(error, self._cluster)
         finally:

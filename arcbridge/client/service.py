@@ -36,6 +36,7 @@ from arcbridge.pki.pins import PinStore
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.
     from arcbridge.client.login import Login, OpenBrowser, Say
+    from arcbridge.identity.proof import ProofKey
     from arcbridge.observe.server import ObserveServer
 
 log = structlog.get_logger("arcbridge.client")
@@ -78,21 +79,48 @@ class ClientContext:
         self.relays = Relays.of(config)
         if token:
             token = check_token(token.encode(), "--token")
-        self.tokens = Tokens(config.login, self._pair(), token=token, token_file=None if token else config.token_file)
+        self.tokens = Tokens(
+            config.login,
+            self._pair(),
+            token=token,
+            token_file=None if token else config.token_file,
+        )
         self.tokens.interactive = terminal.may_log_in
         self.token = token
 
     def _pair(self) -> TokenPair | None:
         login = self.config.login
+        if login.workload:
+            from arcbridge.client.workload import WorkloadTokens
+
+            return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
-            return TokenCommand(login.command)
+            return TokenCommand(login.command, key=self._key(), environment=self.environment)
+        if login.issuer and login.grant_type == "client-credentials":
+            from arcbridge.client.client_credentials import ClientCredentials
+
+            return ClientCredentials(login, key=self._key())
         return self.login() if login.issuer else None
+
+    def _key(self) -> ProofKey | None:
+        """The key of the settings, which must exist; None: each source of tokens has its own."""
+        file = self.config.login.proof_key_file
+        if file is None:
+            return None
+        from arcbridge.client import proof_keys
+
+        key = proof_keys.load(file)
+        if key is None:
+            raise ConfigError(f"login.proof_key_file: {file} does not exist; `arcbridge --role client key` makes it")
+        return key
 
     def login(self) -> Login:
         """The configured OIDC login; raises ConfigError when there is none."""
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        if login.grant_type == "client-credentials":
+            raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
         return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
@@ -103,7 +131,7 @@ class ClientContext:
             self.state.token_directory,
             issuer=login.issuer,
             client_id=login.client_id,
-            scopes=login.scopes,
+            scopes=(*login.scopes, *login.relay_scopes),
             audience=login.audience,
         )
 
@@ -121,7 +149,11 @@ class ClientContext:
 
     def session(self, cluster: str) -> SessionManager:
         return SessionManager(
-            self.relays.apart(), cluster, self.tokens, self.trust(), resumption=self.config.resumption
+            self.relays.apart(),
+            cluster,
+            self.tokens.for_cluster(cluster),
+            self.trust(),
+            resumption=self.config.resumption,
         )
 
     def trust(self) -> ClusterTrust:
@@ -214,11 +246,15 @@ async def run_forward(
     target: str,
     listen: str,
     *,
+    any_user: bool = False,
     token: str = "",
     environment: Mapping[str, str] = os.environ,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry a TCP target of the one named cluster to a local address until cancelled."""
+    """Carry a TCP target of the one named cluster to a local address until cancelled.
+
+    `any_user`: also for programs of other users of this machine.
+    """
     check_target_name(target)
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
@@ -227,7 +263,7 @@ async def run_forward(
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)
-    forward = Forward(session, target, sock)
+    forward = Forward(session, target, sock, any_user=any_user)
     observer: ObserveServer | None = None
     try:
         observer = await _observe(config, [], forwards=[forward], sessions=[session])

@@ -27,16 +27,19 @@ from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
     PermissionRefused,
+    RemoteProtocolError,
     SessionEnded,
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.mux.connection import peer_certificate
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Goaway
+from arcbridge.wire.records import AuthOk, Goaway
 from arcbridge.wire.session import Kind, Side
 
 FAILURE_HOLD = 1.0
@@ -323,7 +326,7 @@ class SessionManager(BaseHandler):
                     raise await resumable.session.wait_ended()
                 return resumable
             except ArcbridgeError as error:
-                if not isinstance(error, SessionEnded):
+                if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                     self.relays.failed(joined.relay)
                 attempts_left -= 1
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):
@@ -371,8 +374,13 @@ class SessionManager(BaseHandler):
                 software=f"arcbridge {__version__}",
             )
             resumable = self._resumables[session] = self._make_resumable(session, joined)
-            session.authenticate(Auth(kind=token.kind, token=token.text))
-            await shake_hands(joined, self.cluster, session.protocol, established)
+            sent = token
+            await shake_hands(
+                joined,
+                self.cluster,
+                lambda: session.protocol(lambda certificate: resumable.auth(sent, certificate)),
+                established,
+            )
         except BaseException as error:
             self._note_revoked(error, token)
             if session is not None:
@@ -445,14 +453,14 @@ class SessionManager(BaseHandler):
             if resumable.renewal is not renewal:
                 return  # a resumption has sent a token meanwhile
             if token.text != renewal.sent.text and session.usable:
-                session.authenticate(Auth(kind=token.kind, token=token.text))
+                session.authenticate(resumable.auth(token, peer_certificate(session.transport)))
                 resumable.expires_in = 0.0
                 resumable.schedule_renewal(token)
                 self._log.debug("token renewed", session=session.label)
                 return
             if renewal.ends_at and renewal.ends_at - loop.time() < 60:
                 self._log.warning("the login ends soon and there is no newer token", session=session.label)
-        renewal.at = loop.time() + RENEWAL_RETRY
+        renewal.again(loop.time(), RENEWAL_RETRY)
 
     # -- callbacks of `MuxSession` ------------------------------------------------------------------------------------
 
@@ -473,6 +481,10 @@ class SessionManager(BaseHandler):
                     "the agent drains the session", session=session.label, code=goaway.code, reason=goaway.message
                 )
             self._changed.set()
+
+    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
+        """No agent opens streams; each would take a window of this process's memory (docs/threats.md#D3)."""
+        session.abort(RemoteProtocolError("the other end broke the protocol: it opened a stream, which no agent does"))
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
         resumable = self._resumables.get(session)

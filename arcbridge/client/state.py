@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcbridge.errors import StateError
-from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.names import is_cluster_name
+from arcbridge.pki.private_files import (
+    ensure_private_directory,
+    locked,
+    read_file,
+    refuse_foreign_directory,
+    write_private,
+)
 
 if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority
@@ -48,12 +55,18 @@ class StateDirectory:
 
     @classmethod
     def find(cls, explicit: Path | None, environment: Mapping[str, str]) -> StateDirectory:
-        if explicit is not None:
-            return cls(explicit, explicit / "cache")
-        return cls(
-            _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
-            _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+        """The directory of the settings, else the one of `environment`; raises StateError for another user's."""
+        found = (
+            cls(explicit, explicit / "cache")
+            if explicit is not None
+            else cls(
+                _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
+                _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+            )
         )
+        for directory in (found.path, found.cache):
+            refuse_foreign_directory(directory)
+        return found
 
     @property
     def pins_file(self) -> Path:
@@ -163,7 +176,11 @@ class StateDirectory:
     # -- names, for completion ----------------------------------------------------------------------------------------
 
     def keep_cluster_names(self, names: list[str]) -> None:
-        """Write the names that completion offers; they are a convenience, so failing to is nothing."""
+        """Write the names that completion offers; they are a convenience, so failing to is nothing.
+
+        A shell that completes reads them: what is not a cluster's name is left out (docs/threats.md#B3).
+        """
+        names = [name for name in names if is_cluster_name(name)]
         try:
             ensure_private_directory(self.cache)
             write_private(self.cache / "clusters", "".join(f"{name}\n" for name in sorted(names)).encode())

@@ -1,7 +1,7 @@
 """Tokens kept between runs: one file (0600) per login, replaced at once, refreshed by one process at a time.
 
-A file's name is the hash of issuer, client id, scopes and audience. A file that cannot be read is the same as none: a
-new login, never a crash.
+A file's name is the hash of issuer, client id, scopes and audience. Beside it is the key to which the login's tokens
+are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as none: a new login, never a crash.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import StateError
@@ -22,6 +23,24 @@ from arcbridge.pki.private_files import ensure_private_directory, read_file, wri
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
 LOCK_RETRY = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class AudienceToken:
+    """An access token for one audience, which a login's tokens were traded for. Times are unix seconds."""
+
+    text: str = field(repr=False)
+    obtained_at: float = 0.0
+    expires_at: float = 0.0
+    """0: not said."""
+
+    def fresh(self, now: float) -> bool:
+        """Whether to use it as it is (`TokenSet.fresh`)."""
+        return _fresh(self.obtained_at, self.expires_at, now)
+
+    def usable(self, now: float) -> bool:
+        """Whether it has not ended yet."""
+        return not self.expires_at or now < self.expires_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,8 @@ class TokenSet:
     obtained_at: float = 0.0
     expires_at: float = 0.0
     """When the first of access and id token ends; 0: not said."""
+    by_audience: dict[str, AudienceToken] = field(default_factory=dict)
+    """Tokens for one cluster each, by their audiences (`login.cluster_audience`)."""
 
     def __repr__(self) -> str:
         return f"TokenSet(expires_at={self.expires_at:.0f}, refreshable={bool(self.refresh_token)})"
@@ -45,14 +66,27 @@ class TokenSet:
         """
         if not self.access_token and not self.id_token:
             return False
-        if not self.expires_at:
-            return True
-        life = self.expires_at - self.obtained_at
-        return now < self.obtained_at + max(min(0.8 * life, life - 300), 0.5 * life)
+        return _fresh(self.obtained_at, self.expires_at, now)
 
     def usable(self, now: float) -> bool:
         """Whether they have not ended yet."""
         return bool(self.access_token or self.id_token) and (not self.expires_at or now < self.expires_at)
+
+    def same_login(self, other: TokenSet) -> bool:
+        """Whether access and id token are those of `other`: neither has been refreshed since."""
+        return (self.access_token, self.id_token) == (other.access_token, other.id_token)
+
+    def with_audience(self, audience: str, token: AudienceToken, now: float) -> TokenSet:
+        """The same with one more token; those that have ended are left out."""
+        kept = {name: one for name, one in self.by_audience.items() if one.usable(now)}
+        return replace(self, by_audience={**kept, audience: token})
+
+
+def _fresh(obtained_at: float, expires_at: float, now: float) -> bool:
+    if not expires_at:
+        return True
+    life = expires_at - obtained_at
+    return now < obtained_at + max(min(0.8 * life, life - 300), 0.5 * life)
 
 
 def token_set(answer: dict[str, object], now: float, former_refresh_token: str = "") -> TokenSet:
@@ -82,21 +116,25 @@ class TokenCache:
     def __init__(self, directory: Path, *, issuer: str, client_id: str, scopes: tuple[str, ...], audience: str) -> None:
         key = json.dumps([issuer, client_id, sorted(scopes), audience]).encode()
         self.path = directory / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
+        self.key_path = self.path.with_suffix(".key")
+        """The key that this login's tokens are bound to."""
 
     def load(self) -> TokenSet:
         """The kept tokens; an empty set when there are none or the file is unreadable."""
         try:
             data = read_file(self.path)
             document = json.loads(data) if data else {}
-            known = {one.name: document[one.name] for one in fields(TokenSet) if one.name in document}
-            kept = TokenSet(**known)
-        except (StateError, ValueError, TypeError):
+            access, identity, refresh = (
+                document.get(name, "") for name in ("access_token", "id_token", "refresh_token")
+            )
+            obtained, expires = (document.get(name, 0.0) for name in ("obtained_at", "expires_at"))
+            if not all(isinstance(text, str) for text in (access, identity, refresh)):
+                return TokenSet()
+            if not _is_time(obtained) or not _is_time(expires):
+                return TokenSet()
+            return TokenSet(access, identity, refresh, obtained, expires, _by_audience(document.get("by_audience")))
+        except (StateError, ValueError, AttributeError):
             return TokenSet()
-        texts = (kept.access_token, kept.id_token, kept.refresh_token)
-        times = (kept.obtained_at, kept.expires_at)
-        if not all(isinstance(text, str) for text in texts) or not all(isinstance(time, int | float) for time in times):
-            return TokenSet()
-        return kept
 
     def save(self, tokens: TokenSet) -> None:
         """Raises StateError."""
@@ -104,7 +142,10 @@ class TokenCache:
         write_private(self.path, json.dumps(asdict(tokens)).encode())
 
     def clear(self) -> bool:
-        """Forget the tokens; False when there were none."""
+        """Forget the tokens and their key; False when there were no tokens."""
+        from arcbridge.client import proof_keys
+
+        proof_keys.remove(self.key_path)
         try:
             self.path.unlink()
         except FileNotFoundError:
@@ -136,6 +177,21 @@ class TokenCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _by_audience(document: Any) -> dict[str, AudienceToken]:
+    """The tokens for single audiences that are whole; the others are had anew."""
+    found = {}
+    for audience, one in document.items() if isinstance(document, dict) else ():
+        if isinstance(one, dict):
+            text, obtained, expires = (one.get(name) for name in ("text", "obtained_at", "expires_at"))
+            if isinstance(text, str) and text and _is_time(obtained) and _is_time(expires):
+                found[audience] = AudienceToken(text, obtained, expires)
+    return found
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

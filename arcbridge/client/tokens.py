@@ -3,24 +3,34 @@
 The relay sees the first and must not be able to use it at the cluster. Invariant: neither is handed out while both are
 the same text, wherever they come from, unless `login.one_token` says so; then a warning says what that means
 (docs/threats.md#T10). Audiences are not compared. Files are read at every use, because other programs refresh them.
+
+Where `login.cluster_audience` is set, each cluster has a token of its own, which `for_cluster` keeps apart. Tokens may
+be bound to a key of this client (`identity.proof`); `prove` shows that they are this client's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from arcbridge.client.jwt_unverified import read_unverified
-from arcbridge.client.token_cache import TokenSet, token_set
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
+
+if TYPE_CHECKING:
+    # A client whose tokens are bound to no key never needs it.
+    from arcbridge.identity.proof import ProofKey
 
 COMMAND_DEADLINE = 120.0
 """Seconds: a command may itself ask the user."""
@@ -54,9 +64,20 @@ class OneToken(ConfigError):
 
 
 class TokenPair(Protocol):
-    """Something that gives both tokens together."""
+    """What gives the tokens: a login, a command, a workload's surroundings. `force`: not those it has kept."""
 
-    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet: ...
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which its tokens are bound; None: they are bound to none that it knows of. Raises StateError."""
+        ...
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """The relay's and the cluster's token together."""
+        ...
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        """A token for `audience`, which is one cluster's."""
+        ...
 
 
 class Tokens:
@@ -76,7 +97,11 @@ class Tokens:
         self._token = token
         self._token_file = token_file
         self._clock = clock
+        self._cluster = ""
         self._refused = False
+        self._audience_refused = False
+        self._file_key: ProofKey | None = None
+        """The key that `login.proof_key_file` held last."""
         self._shown = ""  # what the relay was given last
         self._warned = False
         self.interactive = False
@@ -87,11 +112,18 @@ class Tokens:
         """Whether the cluster gets the caller's own bearer token."""
         return bool(self._token or self._token_file)
 
+    def for_cluster(self, cluster: str) -> Tokens:
+        """The same sources for one cluster, with a memory of its own of what was shown and what was refused."""
+        found = copy(self)
+        found._cluster = cluster
+        found._shown = ""
+        return found
+
     async def access(self) -> str:
         """For the relay."""
         token, source = await self._relay_token()
         try:
-            other = (await self._cluster_token()).text
+            other = (await self._cluster_token()).text if self._cluster or not self._audience() else ""
         except ArcbridgeError:
             other = ""  # `cluster` says why, and compares then
         self._keep_apart(token, other, source)
@@ -105,9 +137,49 @@ class Tokens:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
 
+    def prepare(self) -> None:
+        """Import in a thread what `prove` needs, which takes 40 ms once: meanwhile the relay is being connected to.
+
+        Raises StateError where a key cannot be used.
+        """
+        if "arcbridge.identity.p256" not in sys.modules and any(True for _ in self._keys()):
+            asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "arcbridge.identity.p256")
+
+    def prove(self, token: str, certificate: bytes, pin: str = "") -> str:
+        """Return the proof that `token` is this client's, towards the peer that showed `certificate` (DER); `pin`: of
+        the cluster, empty towards a relay. Empty where the token is bound to none of this client's keys.
+
+        Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
+        """
+        for key in self._keys():
+            from arcbridge.identity.proof import binding, spki_of
+
+            if binding(claims_unverified(token)).names(key.thumbprint):
+                try:
+                    spki = spki_of(certificate)
+                except ValueError as error:
+                    raise Unreachable(
+                        "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                        "have it issued anew, or use a token that is bound to no key"
+                    ) from error
+                return key.sign_proof(token, spki, pin, self._clock())
+        return ""
+
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
-        self._refused = True
+        self._refused = self._audience_refused = True
+
+    def _keys(self) -> Iterator[ProofKey]:
+        if self._pair is not None and (own := self._pair.key) is not None:
+            yield own
+        if self._login.proof_key_file is not None:
+            from arcbridge.client import proof_keys
+
+            key = proof_keys.load(self._login.proof_key_file)
+            if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
+                self._file_key = key  # else the one that is ready to sign
+            if key is not None and self._file_key is not None:
+                yield self._file_key
 
     async def _relay_token(self) -> tuple[str, str]:
         """The relay's token, and where it comes from."""
@@ -133,6 +205,10 @@ class Tokens:
             return _cluster_token("bearer", self._current(self._token, "--token"))
         if self._login.id_token_file is not None:
             return _cluster_token("oidc", self._read(self._login.id_token_file)[0])
+        if self._pair is not None and (audience := self._audience()):
+            force, self._audience_refused = self._audience_refused, False
+            one = await self._pair.for_audience(audience, interactive=self.interactive, force=force)
+            return ClusterToken("oidc", one.text, one.expires_at)
         if self._pair is not None:
             tokens = await self._tokens(self._pair)
             return _cluster_token("oidc", tokens.id_token or tokens.access_token)
@@ -150,6 +226,10 @@ class Tokens:
             return read_token(file)
         except ArcbridgeError:
             return ""
+
+    def _audience(self) -> str:
+        """The audience that the cluster's token has to have; empty: every cluster gets the same token."""
+        return self._login.cluster_audience.replace("{cluster}", self._cluster)
 
     def _keep_apart(self, token: str, other: str, source: str) -> None:
         """Refuse, or warn of, a token that the other end gets too."""
@@ -181,25 +261,66 @@ class Tokens:
 
 
 class TokenCommand:
-    """`login.command`: a program that prints both tokens as JSON; its answer is kept until it grows old."""
+    """`login.command`: a program that prints both tokens as JSON; its answer is kept until it grows old.
 
-    def __init__(self, command: tuple[str, ...], *, clock: Callable[[], float] = time.time) -> None:
+    It finds in its environment what can bind tokens to this process's key: the key's thumbprint (RFC 7638), and the
+    audience and the nonce that name it. With `login.cluster_audience` it is run for each cluster besides, with the
+    audience that is wanted; what it prints as id token then (or as access token, where that is all) is for the cluster.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        *,
+        key: ProofKey | None = None,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment`: what the program finds besides."""
         self._command = command
         self._clock = clock
-        self._kept = TokenSet()
+        self._environment = dict(environment or {})
+        self._key = key
+        self._kept: dict[str, TokenSet] = {}
         self._running = asyncio.Lock()
 
-    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        async with self._running:
-            if force or not self._kept.fresh(self._clock()):
-                self._kept = await self._run()
-            return self._kept
+    @property
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: the program has not been run."""
+        return self._key
 
-    async def _run(self) -> TokenSet:
-        name = self._command[0]
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        return await self._current("", force)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        tokens = await self._current(audience, force)
+        return AudienceToken(tokens.id_token or tokens.access_token, tokens.obtained_at, tokens.expires_at)
+
+    async def _current(self, audience: str, force: bool) -> TokenSet:
+        async with self._running:
+            kept = self._kept.get(audience)
+            if force or kept is None or not kept.fresh(self._clock()):
+                kept = self._kept[audience] = await self._run(audience)
+            return kept
+
+    async def _run(self, audience: str) -> TokenSet:
+        if self._key is None:
+            from arcbridge.identity.proof import ProofKey
+
+            self._key = ProofKey.generate()
+        name, key = self._command[0], self._key
+        names = {
+            "ARCBRIDGE_PROOF_THUMBPRINT": key.thumbprint,
+            "ARCBRIDGE_PROOF_AUDIENCE": key.audience(),
+            "ARCBRIDGE_PROOF_NONCE": key.nonce(),
+            "ARCBRIDGE_TOKEN_AUDIENCE": audience,
+        }
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                env={**self._environment, **names},
             )
         except OSError as error:
             raise Unauthenticated(f"login.command: cannot run {name}: {error.strerror}") from error

@@ -65,6 +65,19 @@ class ClusterTrust:
             raise PinMismatch(mismatch_message(f"the CA of cluster {cluster!r}", known, found))
         return True
 
+    def contradiction(self, cluster: str, pin: str) -> str:
+        """What is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
+
+        The pin of the settings is left aside: it is for the one cluster that a command is about. Raises StateError.
+        """
+        kept = next((known for store in self._stores if (known := store.get(cluster))), "")
+        try:
+            if not kept or same_pin(kept, check_pin(pin)):
+                return ""
+        except ConfigError:
+            return f"the relay states a pin of cluster {cluster!r} that is none; do not use it"
+        return f"the relay states another pin: {mismatch_message(f'the CA of cluster {cluster!r}', kept, pin)}"
+
     @property
     def asks(self) -> bool:
         """Whether the user decides at first contact, which takes longer than an agent waits."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.identity.authentication import IssuerConfig, PrefixedClaim
+from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ _LOOK_ALIKE = str.maketrans(
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a verified token speaks for. `subject`: its owner, the same across renewals (`ISSUER#SUB` of an ID token);
-    `expires_at`, `issued_at`: unix seconds. `issued_at` is 0 for a token that does not say, which counts as old."""
+    `expires_at`, `issued_at`: unix seconds. `issued_at` is 0 for a token that does not say, which counts as old.
+    `binding`: to which key the token is bound. Only a token that came with its proof counts
+    (`identity.proof.ProofChecker`), and that is not checked here."""
 
     username: str
     uid: str
@@ -74,6 +77,7 @@ class Identity:
     expires_at: float
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     issued_at: float = 0.0
+    binding: Binding = UNBOUND
 
     def supersedes(self, other: Identity) -> bool:
         """Tell whether this identity, of a renewal, takes the place of `other`, of the same subject.
@@ -137,6 +141,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget |
         expires_at=float(claims["exp"]),
         extra=extra,
         issued_at=float(claims.get("iat", 0.0)),
+        binding=binding(claims),
     )
 
 

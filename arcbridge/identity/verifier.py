@@ -4,7 +4,7 @@ Nothing in the token decides how it is verified. `alg` must be one that the *key
 `jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: none
 is understood). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
 
-The order is: size, shape, header, issuer (exact), key, signature, times, audience, claims. Results are kept by
+The order is: size, shape, header, issuer (exact), key, signature, kind, times, audience, claims. Results are kept by
 SHA-256 of the token for 60 s at most, never past `exp`, and not past a change of the issuer's keys.
 """
 
@@ -19,14 +19,17 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jwt
 
+from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
 from arcbridge.identity.keys import KeySet
+from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
 
 MAX_TOKEN = 64 * 1024
@@ -35,9 +38,18 @@ MAX_HEADER = 8 * 1024
 LEEWAY = 10.0
 """Seconds of clock skew forgiven between the issuer and us, for `exp`, `nbf` and `iat` alike."""
 MAX_LIFETIME = 400 * 86400.0
-"""Seconds from `iat` to `exp`: a year, which some issuers give to machines, and some days. An `exp` further away (2^53
-means 285 million years) is a mistake of the issuer, and such a token would never end what it opened. It is refused and
-not shortened: the operator sees a refusal at the first login, and would not notice a shortened lifetime."""
+"""Seconds: the largest `Acceptance.max_lifetime`, a year and some days. Revocations are kept for as long."""
+DEFAULT_LIFETIME = 48 * 3600.0
+"""Seconds from `iat` to `exp` that a token may have unless the operator says otherwise. Of the issuers in
+docs/security.md#what-each-issuer-can-bind the longest default is 28 hours (Entra ID with continuous access evaluation),
+then 24 (Dex). A longer life mostly is a mistake of the issuer, and gives whoever copies the token as much time."""
+MIN_LIFETIME = 60.0
+"""Seconds: the smallest `Acceptance.max_lifetime`; GitLab's shortest tokens live for five minutes."""
+TOKEN_TYPES = frozenset({"jwt", "at+jwt"})
+"""What `typ` may say (RFC 7519 §5.1, RFC 9068 §2.1), in lower case and without `application/`. It may be absent,
+because Kubernetes and Dex give none. It is a list of what is accepted and not of what is refused (`logout+jwt`,
+`dpop+jwt`, `arcbridge-proof+jwt` and types to come): JWTs of other purposes can have the same issuer, audience and
+subject."""
 CACHE_TIME = 60.0
 CACHE_SIZE = 4096
 LOOP_COST = 5_000
@@ -50,11 +62,37 @@ ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "E
 """Asymmetric only: with a symmetric one, every verifier could also sign."""
 
 
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What a token must be beyond what the AuthenticationConfiguration says of its issuer; the same for all issuers."""
+
+    forbidden_audiences: frozenset[str] = frozenset()
+    """Audiences that a token must not have besides its own: with one of them it is good at another door as well."""
+    max_lifetime: float = DEFAULT_LIFETIME
+    """Seconds from `iat` to `exp` at most. A token that is valid for longer is refused and not shortened: the operator
+    sees a refusal at the first login, and would not notice a shortened lifetime."""
+
+    def check(self, config: AuthenticationConfig) -> None:
+        """Raise ConfigError, which names the setting, where no token, or none of an issuer, could be accepted."""
+        if not MIN_LIFETIME <= self.max_lifetime <= MAX_LIFETIME:
+            raise ConfigError(
+                f"max_token_lifetime: must be from {MIN_LIFETIME:.0f} s to {MAX_LIFETIME / 86400:.0f} days"
+            )
+        for issuer in config.issuers:
+            for audience in issuer.audiences:
+                if audience in self.forbidden_audiences:
+                    raise ConfigError(
+                        f"forbidden_audiences: {audience!r} is an audience of {issuer.path} in the authentication "
+                        "file; take it out of one of the two"
+                    )
+
+
 class TokenVerifier:
     """Verifies tokens of the configured issuers.
 
     `fetch` brings discovery documents and keys, `clock` is wall-clock unix seconds (token times), `monotonic` drives
-    the caches. `close()` must be awaited at the end; it ends background fetches.
+    the caches. `close()` must be awaited at the end; it ends background fetches. Raises ConfigError when `accept` and
+    `config` let no token in (`Acceptance.check`).
     """
 
     def __init__(
@@ -63,9 +101,12 @@ class TokenVerifier:
         fetch: Fetch,
         clock: Callable[[], float] = time.time,
         *,
+        accept: Acceptance | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         algorithms: Iterable[str] = ALGORITHMS,
     ) -> None:
+        self._accept = accept or Acceptance()
+        self._accept.check(config)
         self._config = config
         self._clock = clock
         self._monotonic = monotonic
@@ -160,8 +201,9 @@ class TokenVerifier:
                 continue
         if claims is None or claims != payload:
             raise TokenRefused("token.signature", "the token's signature is not valid")
+        _check_kind(header, claims)
         self._check_times(claims)
-        _check_audience(issuer, claims)
+        self._check_audience(issuer, claims)
         return await self._mapped(issuer, claims), generation
 
     async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
@@ -185,10 +227,26 @@ class TokenVerifier:
             raise TokenRefused("token.exp", "the token has expired; log in again")
         if now < max(issued, not_before) - LEEWAY:
             raise TokenRefused("token.nbf", "the token is not valid yet; compare the clocks")
-        if expires - issued > MAX_LIFETIME:
-            days = MAX_LIFETIME / 86400
+        if expires - issued > self._accept.max_lifetime:
             raise TokenRefused(
-                "token.life", f"the token is valid for more than {days:.0f} days; have a shorter one issued"
+                "token.life",
+                f"the token is valid for more than {_duration(self._accept.max_lifetime)}; have a shorter one issued, "
+                "or ask the operator about max_token_lifetime",
+            )
+
+    def _check_audience(self, issuer: IssuerConfig, claims: dict[str, Any]) -> None:
+        audience = claims.get("aud")
+        named = [audience] if isinstance(audience, str) else audience
+        if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
+            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+        places = {place_of(item) for item in named}
+        if not places & set(issuer.audiences):
+            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+        if places & self._accept.forbidden_audiences:
+            raise TokenRefused(
+                "token.aud.forbidden",
+                "the token is also meant for another place (audience), which could use it here; have one issued for "
+                "this place alone",
             )
 
 
@@ -205,13 +263,23 @@ _SIGNATURE_ONLY: Any = {
 }
 
 
-def _check_audience(issuer: IssuerConfig, claims: dict[str, Any]) -> None:
-    audience = claims.get("aud")
-    wanted = [audience] if isinstance(audience, str) else audience
-    if not isinstance(wanted, list) or not all(isinstance(item, str) for item in wanted):
-        raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
-    if not set(wanted) & set(issuer.audiences):
-        raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
+    """Refuse what the issuer signed for another purpose than to say who may come in."""
+    kind = header.get("typ")
+    if kind is not None and (not isinstance(kind, str) or kind.lower().removeprefix("application/") not in TOKEN_TYPES):
+        raise TokenRefused("token.typ", "this is not an access token or id token (typ)")
+    # Issuers may send logout tokens without a type of their own (OpenID Connect Back-Channel Logout 1.0 §2.4); every
+    # security event token has `events` (RFC 8417 §2.2), and no other token has.
+    if "events" in claims:
+        raise TokenRefused("token.events", "this is not an access token or id token (events)")
+
+
+def _duration(seconds: float) -> str:
+    """Whole days or hours for a message; anything shorter in seconds."""
+    for unit, name in ((86400, "days"), (3600, "hours")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:

@@ -6,14 +6,18 @@ It holds no rule of the protocol. Its transport decrypts straight into the buffe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
-from arcbridge.mux.socket_error_poll import SocketErrorPoll, socket_error_poll
+from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.wire.records import Auth
 
 if TYPE_CHECKING:
     from arcbridge.mux.session import MuxSession
+
+AuthMaker = Callable[[bytes], Auth]
+"""Makes the AUTH for a connection from the certificate (DER) that the peer showed in it; may raise ArcbridgeError."""
 
 WRITE_HIGH = 256 * 1024
 """Bytes that may wait in the transport before payload waits in its streams instead, where order is fair."""
@@ -23,34 +27,26 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_error_poll", "_polled", "_session", "auth", "label", "transport")
+    __slots__ = ("_error_poll", "_session", "auth", "label", "resumes", "transport")
 
-    def __init__(self, session: MuxSession, auth: Auth | None = None, label: str = "") -> None:
-        """With `auth` the connection resumes the session once it stands; `label` is its join id."""
+    def __init__(
+        self, session: MuxSession, auth: Auth | AuthMaker | None = None, *, resumes: bool = False, label: str = ""
+    ) -> None:
         self._session: MuxSession | None = session
         self.auth = auth
+        """What is sent once the connection stands; None: what the session has been given."""
+        self.resumes = resumes
+        """Whether the connection resumes the session."""
         self.label = label
+        """The join id of a connection that resumes."""
         self.transport: asyncio.Transport | None = None
-        self._error_poll: SocketErrorPoll | None = None
-        """Asked after each read; None for a transport that reads on until it finds the error itself."""
-        self._polled = False
-        """Whether the next poll includes this connection."""
+        self._error_poll: TransportErrorPoll | None = None
+        """Told of each read; None for a transport that reads on until it finds the error itself."""
 
     def poll_for_errors(self) -> None:
-        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone.
-
-        uvloop reports a reset that comes with the last bytes together with them, and never again.
-        """
+        """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone."""
         if self.transport is not None:
-            self._error_poll = socket_error_poll()
-
-    def poll_error(self) -> None:
-        """Make the transport read again, which finds a pending error (called by the poll)."""
-        self._polled = False
-        transport = self.transport
-        if transport is not None and transport.is_reading():
-            transport.pause_reading()
-            transport.resume_reading()
+            self._error_poll = TransportErrorPoll(self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -60,6 +56,13 @@ class MuxConnection(asyncio.BufferedProtocol):
         else:
             self._session.connection_made(self, self.transport)
 
+    def make_auth(self) -> Auth | None:
+        """Return the AUTH for this connection, once its TLS stands. Raises what its maker raises."""
+        auth, self.auth = self.auth, None
+        if auth is None or isinstance(auth, Auth):
+            return auth
+        return auth(peer_certificate(self.transport))
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
@@ -68,9 +71,8 @@ class MuxConnection(asyncio.BufferedProtocol):
             self._session.data_received(buffer.VIEW[:nbytes])
         if buffer.POISON:
             buffer.poison(nbytes)
-        if self._error_poll is not None and not self._polled:
-            self._polled = True
-            self._error_poll.add(self)
+        if self._error_poll is not None:
+            self._error_poll.was_read()
 
     def eof_received(self) -> bool:
         return False
@@ -86,7 +88,7 @@ class MuxConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         if self._error_poll is not None:
-            self._error_poll.remove(self)
+            self._error_poll.stop()
             self._error_poll = None
         if self._session is not None:
             self._session.connection_lost(self, exc)
@@ -100,3 +102,10 @@ class MuxConnection(asyncio.BufferedProtocol):
         self._session = None
         if self.transport is not None:
             self.transport.abort()
+
+
+def peer_certificate(transport: asyncio.Transport | None) -> bytes:
+    """The certificate (DER) that the peer showed in a TLS connection; empty where there is none."""
+    tls = None if transport is None else transport.get_extra_info("ssl_object")
+    found: bytes | None = None if tls is None else tls.getpeercert(True)
+    return found or b""

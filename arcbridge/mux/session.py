@@ -10,7 +10,8 @@ from typing import Protocol, assert_never, cast
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
-from arcbridge.mux.connection import MuxConnection
+from arcbridge.mux.alteration import alteration
+from arcbridge.mux.connection import AuthMaker, MuxConnection
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
@@ -108,6 +109,7 @@ class MuxSession:
             agent=agent,
             software=software,
             cluster_ca=cluster_ca,
+            join_id=label if kind is Kind.SESSION and side is Side.INITIATOR else "",
             budget=memory.budget,
             backlog=memory.backlog,
         )
@@ -236,14 +238,14 @@ class MuxSession:
             self._machine.stream_table.reset(stream, code)
             self.act()
 
-    def resume(self, auth: Auth, label: str = "") -> MuxConnection:
+    def resume(self, auth: Auth | AuthMaker, label: str = "") -> MuxConnection:
         """Initiator: a protocol for `create_connection`; once its TLS stands it takes the session over.
 
         The connection that is attached until then, if any, goes on until that moment and is dropped unread. Then
         await `wait_attached`. `label` is the new connection's join id.
         """
         self._attached = self._loop.create_future()
-        return MuxConnection(self, auth, label)
+        return MuxConnection(self, auth, resumes=True, label=label)
 
     async def wait_attached(self) -> None:
         """Until the connection of the last `resume` carries the session.
@@ -293,9 +295,12 @@ class MuxSession:
         self._machine.resumption.ask_to_move(self.label)
         self.wake()
 
-    def protocol(self) -> MuxConnection:
-        """A protocol for `create_connection` or `connect_accepted_socket` (TLS)."""
-        return MuxConnection(self)
+    def protocol(self, auth: AuthMaker | None = None) -> MuxConnection:
+        """A protocol for `create_connection` or `connect_accepted_socket` (TLS).
+
+        `auth`: initiator: makes the AUTH of the first flight, once the TLS stands; None: `authenticate` gives it.
+        """
+        return MuxConnection(self, auth)
 
     def authenticate(self, auth: Auth) -> None:
         """Send the token: in the first flight when called before the connection is made; later it renews."""
@@ -371,15 +376,25 @@ class MuxSession:
         if self.closed:
             transport.abort()
             return
-        if connection.auth is not None:
-            auth, connection.auth = connection.auth, None
-            if not self.resumable:
+        try:
+            auth = connection.make_auth()
+        except ArcbridgeError as error:
+            transport.abort()
+            if connection.resumes:
+                self._tell_attached(error)
+            else:
+                self.abort(error)
+            return
+        if connection.resumes:
+            if not self.resumable or auth is None:
                 transport.abort()
                 return
             self._drop_connection()
-            self._machine.resumption.begin(auth, monotonic())
+            self._machine.resumption.begin(auth, monotonic(), connection.label)
             self.label = connection.label or self.label
             self._arm_timer()
+        elif auth is not None:
+            self._machine.authenticate(auth)
         self._connection, self._transport = connection, transport
         self._flush()
 
@@ -416,7 +431,7 @@ class MuxSession:
         if exc is None:
             self._machine.receive_eof(monotonic())
         else:
-            error = ConnectionLost(f"the connection was lost ({type(exc).__name__})")
+            error = alteration(exc) or ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
             self._machine.connection_lost(monotonic(), error)
         self.act()

@@ -55,6 +55,38 @@ class SocketErrorPoll:
                 self.add(polled)
 
 
+class TransportErrorPoll:
+    """Makes one transport find its socket's error, because it learns of readiness from `loop.add_reader` alone.
+
+    uvloop reports a reset that comes with the last bytes together with them, and never again.
+    """
+
+    __slots__ = ("_included", "_poll", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._poll = socket_error_poll()
+        self._included = False
+        """Whether the next poll includes this transport."""
+
+    def was_read(self) -> None:
+        """Include the transport in the next poll: call it after each read."""
+        if not self._included:
+            self._included = True
+            self._poll.add(self)
+
+    def poll_error(self) -> None:
+        """Make the transport read again, which finds a pending error (called by the poll)."""
+        self._included = False
+        if self._transport.is_reading():
+            self._transport.pause_reading()
+            self._transport.resume_reading()
+
+    def stop(self) -> None:
+        """Poll no more: the connection is lost."""
+        self._poll.remove(self)
+
+
 _polls: WeakKeyDictionary[asyncio.AbstractEventLoop, SocketErrorPoll] = WeakKeyDictionary()
 
 

@@ -30,7 +30,7 @@ class Address:
 
 
 def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
-    """Return the address of a peer to connect to; raises `ConfigError` which quotes `text`.
+    """Return the address of a peer to connect to; raises `ConfigError` which quotes `text` without its credentials.
 
     A URL may be `https` only and may hold nothing but host and port: a path or credentials that would be
     silently dropped are refused instead.
@@ -39,13 +39,13 @@ def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     scheme, separator, after = rest.partition("://")
     if separator:
         if scheme.lower() != "https":
-            raise ConfigError(f"address {text!r}: only https:// is spoken here; write https://host:port")
+            raise ConfigError(f"address {_shown(text)!r}: only https:// is spoken here; write https://host:port")
         rest = after.removesuffix("/")
     address = _split(text, rest, default_port)
     if not address.host:
-        raise ConfigError(f"address {text!r} has no host; write https://host:port")
+        raise ConfigError(f"address {_shown(text)!r} has no host; write https://host:port")
     if not address.port:
-        raise ConfigError(f"address {text!r} has port 0; a peer has a port between 1 and 65535")
+        raise ConfigError(f"address {_shown(text)!r} has port 0; a peer has a port between 1 and 65535")
     return address
 
 
@@ -56,15 +56,15 @@ def parse_listen(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
 
 def _split(text: str, rest: str, default_port: int) -> Address:
     if any(character in rest for character in "/?#@\\ \t\r\n"):
-        raise ConfigError(f"address {text!r}: expected only host and port, such as relay.example.org:443")
+        raise ConfigError(f"address {_shown(text)!r}: expected only host and port, such as relay.example.org:443")
     if rest.startswith("["):
         host, bracket, tail = rest[1:].partition("]")
         if not bracket or (tail and not tail.startswith(":")) or not isinstance(_ip(host), ipaddress.IPv6Address):
-            raise ConfigError(f"address {text!r}: expected [IPv6 address]:port")
+            raise ConfigError(f"address {_shown(text)!r}: expected [IPv6 address]:port")
         port = tail[1:] if tail else None
     elif rest.count(":") > 1:
         if not isinstance(_ip(rest), ipaddress.IPv6Address):
-            raise ConfigError(f"address {text!r}: an IPv6 address with a port is written [address]:port")
+            raise ConfigError(f"address {_shown(text)!r}: an IPv6 address with a port is written [address]:port")
         host, port = rest, None
     else:
         host, colon, tail = rest.partition(":")
@@ -82,16 +82,16 @@ def _host(text: str, host: str) -> str:
     try:
         ascii_host = host.encode("ascii").decode() if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError as error:
-        raise ConfigError(f"address {text!r}: {host!r} is not a host name") from error
+        raise ConfigError(f"address {_shown(text)!r}: {host!r} is not a host name") from error
     if len(ascii_host) > 253 or not all(_LABEL.fullmatch(label) for label in ascii_host.split(".")):
-        raise ConfigError(f"address {text!r}: {host!r} is not a host name")
+        raise ConfigError(f"address {_shown(text)!r}: {host!r} is not a host name")
     return ascii_host
 
 
 def _port(text: str, port: str) -> int:
     # Length first: int() of a very long digit string is slow and raises another error.
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise ConfigError(f"address {text!r}: the port is a number between 1 and 65535")
+        raise ConfigError(f"address {_shown(text)!r}: the port is a number between 1 and 65535")
     return int(port)
 
 
@@ -113,3 +113,10 @@ def source_of(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False).network_address) + "/64"
+
+
+def _shown(text: str) -> str:
+    """`text` as an error may quote it: without the credentials and the query that a URL can hold, and not all of it."""
+    if "@" in text:
+        text = "…@" + text.rpartition("@")[2]
+    return re.split(r"[?#]", text, maxsplit=1)[0][:100]

@@ -21,6 +21,8 @@ MAX_DOCUMENT = 1 << 20
 DEADLINE = 10.0
 """Seconds for one document. A login waits for it when no keys are in memory yet."""
 
+_ACCEPT = "application/json, application/jwk-set+json"
+"""Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
@@ -64,7 +66,7 @@ class HttpFetcher:
     async def _get(self, url: URL, ca_pem: str | None) -> Fetched:
         session = self._open()
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
-        headers = {"Accept": "application/json", "User-Agent": "arcbridge", "Connection": "close"}
+        headers = {"Accept": _ACCEPT, "User-Agent": "arcbridge", "Connection": "close"}
         async with session.get(
             url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False, proxy=_proxy(url)
         ) as response:

@@ -19,14 +19,17 @@ Deadlines in seconds: handshake 5, JOIN record 5, close_notify 3; `client_join` 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import IntEnum
 from typing import Final, NoReturn, TypeVar
 
 from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net.sockets import receive, reset
+from arcbridge.net.tls import ServerContext
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
 
@@ -37,6 +40,9 @@ REQUEST_DEADLINE: Final = 5.0
 WHOLE_DEADLINE: Final = 20.0
 """The relay gives up at 15 s and says why; this is above it, so the reason arrives."""
 _LINGER: Final = 1.0
+
+JOIN_ID: Final = re.compile(r"[0-9A-Za-z.-]{1,64}")
+"""What the id of a join looks like. The relay chooses it, and both ends put it into logs, audit and headers."""
 
 
 class JoinCode(IntEnum):
@@ -67,16 +73,19 @@ async def client_join(
     *,
     alpn: str = ALPN,
     deadline: float = WHOLE_DEADLINE,
+    prove: Callable[[bytes], str] | None = None,
 ) -> JoinReply:
     """An end's side (client or agent) over a connected socket; after it the socket is raw and still the caller's.
 
-    On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and
-    words, `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
-    connection ended, `RemoteProtocolError` when the relay broke the protocol.
+    `prove` makes the request's proof from the certificate (DER) that the relay shows.
+
+    On any error, and when cancelled, the socket has been closed. Raises `JoinRefused` with the relay's code and words,
+    `Unreachable` when the relay's certificate is not trusted or it does not answer, `ConnectionLost` when the
+    connection ended, `RemoteProtocolError` when the relay broke the protocol, and what `prove` raises.
     """
     try:
         async with asyncio.timeout(deadline):
-            return await _client_join(sock, context, server_name, request, alpn)
+            return await _client_join(sock, context, server_name, request, alpn, prove)
     except TimeoutError as error:
         reset(sock)
         raise Unreachable(f"the relay {server_name} did not finish the join in time") from error
@@ -89,7 +98,12 @@ async def client_join(
 
 
 async def _client_join(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str, request: JoinRequest, alpn: str
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str,
+    request: JoinRequest,
+    alpn: str,
+    prove: Callable[[bytes], str] | None,
 ) -> JoinReply:
     pipe = TlsPipe(sock, context, server_hostname=server_name)
     try:
@@ -99,11 +113,15 @@ async def _client_join(
         raise Unreachable(f"the relay {server_name} did not finish the TLS handshake in time") from error
     if pipe.alpn != alpn:
         raise RemoteProtocolError(f"{server_name} does not speak {alpn}: is this an arcbridge relay?")
+    if prove is not None and (proof := prove(pipe.peer_certificate or b"")):
+        request = replace(request, proof=proof)
     await pipe.write(_framed(request.encode()))
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
     if reply.code:
         raise JoinRefused(reply.code, reply.message or "the relay refused", retry_after=reply.retry_after or None)
+    if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
+        raise RemoteProtocolError("the relay gave the join an id that no relay makes")
     try:
         async with asyncio.timeout(CLOSE_DEADLINE):
             if rest or await pipe.read():
@@ -136,10 +154,12 @@ class ServerJoin:
     name the step; then only `refuse` and `abort` may be called.
     """
 
-    __slots__ = ("_broken", "_pipe", "_protocol", "sock")
+    __slots__ = ("_broken", "_pipe", "_protocol", "own_key", "sock")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, protocol: str = ALPN) -> None:
+    def __init__(self, sock: socket.socket, context: ServerContext, protocol: str = ALPN) -> None:
         self.sock = sock
+        self.own_key = context.spki
+        """SubjectPublicKeyInfo (DER) of the certificate that this side shows."""
         self._protocol = protocol
         self._pipe = TlsPipe(sock, context, server_side=True)
         self._broken = False

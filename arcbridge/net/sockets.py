@@ -22,8 +22,8 @@ _NOTSENT_LOWAT: Final = 128 * 1024
 cost wake-ups on fast links; on a noisy loopback two runs each of 64 KiB to 1 MiB showed no difference in CPU per byte
 beyond the noise, and throughput varied too much to tell. The value is a start, not a result. It bounds this socket
 alone: what waits in all of them on the way, the relay's and the modem's included, is bounded by `wire.congestion`."""
-ACCEPT_BURST: Final = 64
-"""Connections accepted per wake-up and socket; the loop does other things in between."""
+ACCEPT_BURST: Final = 16
+"""Connections accepted per wake-up and socket, about 1 ms of work; the loop does other things in between."""
 ACCEPT_PAUSE: Final = 0.25
 """Seconds without accepting after descriptors ran out: long enough to cost nothing, short enough to go unnoticed."""
 

@@ -41,6 +41,17 @@ ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
 
 
+class ServerContext(ssl.SSLContext):
+    """The context of a server, which knows the key that its handshakes show.
+
+    A peer names that key when it proves that a token is its own (`identity.proof`), and OpenSSL does not tell a
+    connection's own certificate.
+    """
+
+    spki: bytes = b""
+    """SubjectPublicKeyInfo (DER) of the certificate."""
+
+
 @dataclass(frozen=True, slots=True)
 class RelayTrust:
     """How to know a relay: the PEM of its own CA, or None for the system's CAs."""
@@ -48,7 +59,7 @@ class RelayTrust:
     ca_pem: str | None = None
 
 
-def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str) -> dict[str, ssl.SSLContext]:
+def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str) -> dict[str, ServerContext]:
     """The relay's contexts by ALPN protocol.
 
     Control: a certificate of `agent_ca_pem` is required. Join and HTTP: one is asked for (clients have none), and if
@@ -63,7 +74,7 @@ def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str)
     return contexts
 
 
-def hop_server_context(certificate_pem: str, key_pem: str, relay_ca_pem: str) -> ssl.SSLContext:
+def hop_server_context(certificate_pem: str, key_pem: str, relay_ca_pem: str) -> ServerContext:
     """For the connections of other relays: a client certificate of the relays' own CA is required."""
     context = _server(certificate_pem, key_pem, ALPN_HOP)
     _trust(context, relay_ca_pem)
@@ -88,7 +99,7 @@ def outer_client_context(
     return context
 
 
-def inner_server_context(certificate_pem: str, key_pem: str) -> ssl.SSLContext:
+def inner_server_context(certificate_pem: str, key_pem: str) -> ServerContext:
     """The agent's end of the end-to-end TLS."""
     return _server(certificate_pem, key_pem, ALPN_SESSION)
 
@@ -146,12 +157,25 @@ async def fetch_relay_ca(
     return pem
 
 
-def _server(certificate_pem: str, key_pem: str, alpn: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, alpn)
     context.num_tickets = 0
     load_chain(context, certificate_pem, key_pem)
+    context.spki = _spki(certificate_pem)
     return context
+
+
+def _spki(certificate_pem: str) -> bytes:
+    """The key of the first certificate in the text, which is the one that OpenSSL shows."""
+    from arcbridge.identity.proof import spki_of
+
+    found = _CERTIFICATE.search(certificate_pem)
+    try:
+        return spki_of(ssl.PEM_cert_to_DER_cert(found.group())) if found is not None else b""
+    except ValueError:
+        # A certificate that OpenSSL reads and `cryptography` does not: no proof names its key, and no other one is.
+        return b""
 
 
 def _client(alpn: str) -> ssl.SSLContext:

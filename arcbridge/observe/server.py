@@ -1,7 +1,8 @@
 """The listener for machines that watch: /metrics, /livez, /readyz, /healthz.
 
 It is a listener of its own, on loopback by default, so that nothing of it is reachable where clients and agents
-connect. It has no authentication: what it answers holds no user, path or secret.
+connect. It has no authentication: what it answers holds no user, path or secret. A web page gets nothing: requests that
+a browser sends for one are refused, and so is a name that leads to loopback (DNS rebinding; docs/threats.md#W5).
 
 | path | answers |
 |---|---|
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -80,7 +82,7 @@ class ObserveServer:
         if not self.listen:
             return ""
         host, port = _split(self.listen)
-        app = web.Application(client_max_size=1024)
+        app = web.Application(client_max_size=1024, middlewares=[_refuse_pages])
         app.router.add_get("/livez", self._live)
         app.router.add_get("/healthz", self._live)
         app.router.add_get("/readyz", self._ready)
@@ -143,6 +145,35 @@ class ObserveServer:
             await self._gather()
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
+
+
+@web.middleware
+async def _refuse_pages(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer 403 to what a browser sends for a page.
+
+    Over plain HTTP a browser marks only some requests (`Origin`). A page whose name has been made to lead here is of
+    the same origin and marks none, but it has that name in `Host`, and on loopback no name but `localhost` is ours. In
+    other networks a scraper may know this process by any name.
+    """
+    near: tuple[str, ...] | None = request.transport.get_extra_info("sockname") if request.transport else None
+    foreign = near is not None and ipaddress.ip_address(near[0]).is_loopback and not _is_local(request.host)
+    if foreign or "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        return _plain("this is not for web pages\n", 403)
+    return await handler(request)
+
+
+def _is_local(host: str) -> bool:
+    """Whether a `Host` header has an address, which no foreign name server can have a part in, or `localhost`."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(text: str, status: int = 200) -> web.Response:

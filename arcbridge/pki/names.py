@@ -17,10 +17,15 @@ _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,61}[a-z0-9])?", re.ASCII)
 SERVER_NAME_SUFFIX = ".cluster.arcbridge"
 
 
+def is_cluster_name(name: str) -> bool:
+    """Tell whether `name` is canonical."""
+    # The length comes first: no pattern is run over a name of 64 KiB.
+    return 1 <= len(name) <= 63 and ".." not in name and _NAME.fullmatch(name) is not None
+
+
 def check_cluster_name(name: str) -> str:
     """Return `name` if it is canonical, else raise `ConfigError`, which never quotes what a peer may have sent."""
-    # The length comes first: no pattern is run over a name of 64 KiB.
-    if not 1 <= len(name) <= 63 or ".." in name or _NAME.fullmatch(name) is None:
+    if not is_cluster_name(name):
         raise ConfigError(
             "not a cluster name: use 1 to 63 lower-case letters, digits, '-' and '.', "
             "beginning and ending with a letter or digit, without '..'"

@@ -6,12 +6,16 @@ the old file or the new one, never half of either.
 
 Root gives what it makes to the owner of the directory: an operator who runs `token create` with sudo before the first
 start of the relay must not leave files behind that the relay's own user cannot read.
+
+What another user of the machine has put in the place of a file is never used (docs/threats.md#W11): a file is read only
+when it belongs to this user or to root, and directories are made so that no other user can put anything there.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +26,79 @@ LOCK_RETRY = 0.01
 """Seconds between two attempts to get a lock that another process or thread holds; locks are held for milliseconds."""
 
 
+MAX_LINKS = 40
+"""Symbolic links in one path, as in the kernel."""
+
+
 def ensure_private_directory(directory: Path) -> None:
-    """Make `directory` (0700) and its parents if they are missing; raises `StateError`."""
+    """Make `directory` and those of its parents that are missing, each 0700; raises `StateError`."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(directory, 0o700)
     except OSError as error:
         raise StateError(f"cannot make the directory {directory}: {error.strerror}") from error
+
+
+def make_directories(directory: Path, mode: int) -> None:
+    """Make `directory` and those of its parents that are missing, each with `mode`; raises OSError.
+
+    `Path.mkdir` leaves the mode of parents to the umask: with umask 0 every user could exchange what is in them.
+    """
+    if directory.is_dir():
+        return
+    make_directories(directory.parent, mode)
+    try:
+        directory.mkdir(mode=mode)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+
+
+def refuse_foreign_directory(directory: Path) -> None:
+    """Raise `StateError` where `directory` belongs to another user, or every user can write into it."""
+    refuse_planted(directory)
+    try:
+        status = directory.stat()
+    except OSError:
+        return  # it is made when it is needed, or that fails in words
+    if not _is_trusted(status, directory.parent):
+        raise StateError(f"{directory} belongs to another user, who could change what is in it; choose another one")
+    if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+        raise StateError(
+            f"every user of this machine can change what is in {directory}: chmod o-w, or choose another one"
+        )
+
+
+def refuse_planted(path: Path) -> None:
+    """Raise `StateError` where another user has made a part of `path` in a directory shared by all users, as /tmp is.
+
+    The rule is that of the kernel's fs.protected_symlinks and fs.protected_regular, which not every system sets, and
+    here it holds for directories too. A part may belong to this user or to the owner of the shared directory.
+    """
+    if os.name != "posix":
+        return
+    place, names = Path("/"), list((Path.cwd() / path).parts[1:])
+    links = 0
+    while names:
+        name = names.pop(0)
+        if name == "..":
+            place = place.parent
+            continue
+        entry = place / name
+        try:
+            within, status = place.stat(), entry.lstat()
+        except OSError:
+            return  # absent, or not to be reached: the one who opens it is told so
+        shared = within.st_mode & stat.S_ISVTX and within.st_mode & stat.S_IWOTH
+        if shared and status.st_uid not in (os.geteuid(), within.st_uid):
+            raise StateError(f"{entry} belongs to another user of this machine: choose a path outside {place}")
+        if not stat.S_ISLNK(status.st_mode):
+            place = entry
+        elif (links := links + 1) > MAX_LINKS:
+            return
+        else:
+            # From the root again: a relative target begins in a directory that was looked at already.
+            names = [*(place / os.readlink(entry)).parts[1:], *names]
+            place = Path("/")
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -59,9 +130,17 @@ def make_private(path: Path) -> None:
 
 
 def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
-    """The bytes of `path`, or None when it is absent; raises `StateError` when unreadable or over `limit` bytes."""
+    """The bytes of `path`, or None when it is absent.
+
+    Raises `StateError` when it is unreadable, over `limit` bytes, or another user's.
+    """
     try:
         with path.open("rb") as file:
+            if not _is_trusted(os.fstat(file.fileno()), path.parent):
+                raise StateError(
+                    f"{path} belongs to another user and is not used: remove it, or give it to the user who runs "
+                    "arcbridge (chown)"
+                )
             data = file.read(limit + 1)
     except FileNotFoundError:
         return None
@@ -107,6 +186,13 @@ def _open_or_make(path: Path) -> int:
     # Only what was made here: a file that was there may be a hard link to another user's.
     _give_to_owner(descriptor, path.parent)
     return descriptor
+
+
+def _is_trusted(status: os.stat_result, directory: Path) -> bool:
+    """Whether what has this status belongs to this user or root; for root also to the owner of its directory."""
+    if os.name != "posix" or status.st_uid in (0, os.geteuid()):
+        return True
+    return os.geteuid() == 0 and status.st_uid == directory.stat().st_uid
 
 
 def _give_to_owner(descriptor: int, directory: Path) -> None:

@@ -7,6 +7,7 @@
     GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
 
+The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
 a person. Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could
 not parse, which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here
@@ -29,8 +30,10 @@ from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.net.address import source_of
+from arcbridge.net.tls import ServerContext
 from arcbridge.pki.authority import (
     Authority,
     agent_generation,
@@ -130,6 +133,9 @@ CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 PeerCertificate = Callable[[web.Request], bytes | None]
 """The verified TLS client certificate (DER) of a request's connection, or None."""
 
+OwnKey = Callable[[web.Request], bytes]
+"""The SubjectPublicKeyInfo (DER) of the certificate that this relay showed in a request's connection."""
+
 
 class Limited:
     """How many requests each limit has refused."""
@@ -164,6 +170,12 @@ def tls_peer_certificate(request: web.Request) -> bytes | None:
     return certificate
 
 
+def tls_own_key(request: web.Request) -> bytes:
+    """Return the key that this relay showed on this connection; empty, which no proof names, where it is not known."""
+    tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+    return tls.context.spki if tls is not None and isinstance(tls.context, ServerContext) else b""
+
+
 @dataclass(frozen=True, slots=True)
 class _Api:
     """The handlers, with what they work on."""
@@ -187,6 +199,8 @@ class _Api:
     limited: Limited
     monotonic: Callable[[], float]
     peer_certificate: PeerCertificate
+    own_key: OwnKey
+    proofs: ProofChecker
     renewed_twice: Callable[[], None]
 
     async def ca(self, request: web.Request) -> web.Response:
@@ -295,7 +309,11 @@ class _Api:
         scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
-        identity = await self.verifier.verify(token.strip())
+        token = token.strip()
+        identity = await self.verifier.verify(token)
+        proofs = request.headers.getall(HEADER, [])
+        proof = proofs[0] if len(proofs) == 1 else ""
+        self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
         if (refused := self.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         _proved(request)
@@ -325,6 +343,8 @@ def build_app(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
     peer_certificate: PeerCertificate = tls_peer_certificate,
+    own_key: OwnKey = tls_own_key,
+    proofs: ProofChecker | None = None,
     user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
@@ -351,6 +371,8 @@ def build_app(
         limited or Limited(),
         monotonic,
         peer_certificate,
+        own_key,
+        proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay"),
         renewed_twice,
     )
     app = web.Application(middlewares=[_errors], client_max_size=BODY_LIMIT)
@@ -577,6 +599,7 @@ async def _answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     try:
+        _refuse_page(request)
         return await handler(request)
     except web.HTTPException as error:
         return _error(HTTPStatus(error.status), HTTPStatus(error.status).phrase)
@@ -705,6 +728,12 @@ def _proved(request: web.Request) -> None:
     """Note that this request's credential is good."""
     if isinstance(request.protocol, _Connection):
         request.protocol.proved()
+
+
+def _refuse_page(request: web.Request) -> None:
+    """Raise `ApiRefusal` for what a browser sends on behalf of a page: nothing here is for one (docs/threats.md#W5)."""
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        raise ApiRefusal(HTTPStatus.FORBIDDEN, "the relay's API is not for web pages")
 
 
 def _route(request: web.Request) -> str:

@@ -6,7 +6,6 @@ connection that stands is touched.
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import structlog
 
 from arcbridge.config import RelayTlsConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.net.tls import outer_server_contexts
+from arcbridge.net.tls import ServerContext, outer_server_contexts
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.credentials import renew_at
 
@@ -43,7 +42,7 @@ class ServerCertificate:
         self.expires = 0.0
         """Unix seconds."""
         self._renew_at = 0.0
-        self.contexts: dict[str, ssl.SSLContext] = {}
+        self.contexts: dict[str, ServerContext] = {}
         self._load()
 
     def refresh(self) -> None:

@@ -32,7 +32,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HOP, RelayTrust, hop_server_context, outer_client_context
+from arcbridge.net.tls import ALPN_HOP, RelayTrust, ServerContext, hop_server_context, outer_client_context
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.fleet.base import RelayPeers
 from arcbridge.relay.pump import Pump, Pumps
@@ -81,10 +81,10 @@ class Hops:
         self._pumps = pumps
         self._clock = clock
         self._made = 0.0
-        self._contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._contexts: tuple[ServerContext, ssl.SSLContext] | None = None
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
 
-    def server_context(self) -> ssl.SSLContext:
+    def server_context(self) -> ServerContext:
         """Return the TLS context for connections from other relays."""
         return self._fresh()[0]
 
@@ -146,7 +146,7 @@ class Hops:
         log.info("joined over a hop", session=reply.join_id, cluster=cluster, relay=relay_id)
         return self._pumps.join(sock, join.sock, to_client=left_over, join_id=reply.join_id, cluster=cluster)
 
-    def _fresh(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    def _fresh(self) -> tuple[ServerContext, ssl.SSLContext]:
         """Return contexts as server and as client, with certificates that are not old."""
         now = self._clock()
         if self._contexts is None or now - self._made > RENEW:

@@ -82,6 +82,11 @@ class Listener:
         self._spare = -1
         """A descriptor kept for the moment when there is no other; -1: none."""
         self._arrivals: set[_Arrival] = set()
+        self._queues: tuple[dict[_Arrival, ConnectionHandler], ...] = ({}, {})
+        """Connections that wait for their handler to start: joins and control connections, then HTTP, which strangers
+        can ask for as often as they like."""
+        self._starting = False
+        """Whether `_start_next` is scheduled."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: Bursts[str] = Bursts(LOG_INTERVAL)
         """Connections for which there is no place, by the bound that refused them, and those closed to make room, by
@@ -110,7 +115,7 @@ class Listener:
         self._close()
 
     def stop(self) -> None:
-        """Accept nothing more, and close connections that are still being peeked at; those handed on go on."""
+        """Accept nothing more, and close connections whose handler has not started; those handed on go on."""
         self._close()
         for arrival in list(self._arrivals):
             arrival.reject("peek_closed")
@@ -194,13 +199,35 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
             return
-        if reason := arrival.ticket.becomes(_PURPOSES.get(protocol, Purpose.JOIN)):
+        purpose = _PURPOSES.get(protocol, Purpose.JOIN)
+        if reason := arrival.ticket.becomes(purpose):
             self.refused(arrival, reason)
             return
-        self._run(self._handlers[protocol], arrival)
+        self._arrivals.add(arrival)
+        self._queues[purpose is Purpose.HTTP][arrival] = self._handlers[protocol]
+        arrival.ticket.on_evicted = partial(self.evict, arrival, purpose)
+        self._start_soon()
+
+    def _start_soon(self) -> None:
+        if not self._starting:
+            self._starting = True
+            self._loop.call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        """Start one handler. Each begins with a handshake, a millisecond of work: a hundred that came together would
+        keep every session waiting for a tenth of a second, so that the loop does all else between two of them."""
+        self._starting = False
+        queue = self._queues[0] or self._queues[1]
+        if not queue:  # those that waited were closed
+            return
+        arrival = next(iter(queue))
+        handler = queue.pop(arrival)
+        self._arrivals.discard(arrival)
+        self._run(handler, arrival)
+        self._start_soon()
 
     def rejected(self, arrival: _Arrival, reason: str) -> None:
-        self._arrivals.discard(arrival)
+        self._forget(arrival)
         self._counters.rejected[reason] += 1
         if reason == client_hello.Reason.PLAIN_HTTP.value:
             self._run(_answer_plain_http, arrival)
@@ -212,11 +239,16 @@ class Listener:
         offered = hello.alpn or (client_hello.HTTP,)
         return next((name for name in offered if name in self._handlers), None)
 
-    def evict(self, arrival: _Arrival) -> None:
-        """Close a connection whose place another one takes."""
-        self._arrivals.discard(arrival)
+    def evict(self, arrival: _Arrival, purpose: Purpose) -> None:
+        """Close a connection, whose handler has not started, because another one takes its place."""
+        self._forget(arrival)
         reset(arrival.sock)
-        self._tell_of_evicted(Purpose.ARRIVING, arrival.ticket)
+        self._tell_of_evicted(purpose, arrival.ticket)
+
+    def _forget(self, arrival: _Arrival) -> None:
+        self._arrivals.discard(arrival)
+        for queue in self._queues:
+            queue.pop(arrival, None)
 
     def _evict_task(self, task: asyncio.Task[None], purpose: Purpose, ticket: Ticket) -> None:
         # A handler that is cancelled closes its socket.
@@ -259,7 +291,8 @@ class Listener:
 
 
 class _Arrival:
-    """A connection whose ClientHello, or the PROXY protocol header before it, is not complete yet."""
+    """A connection whose ClientHello, or the PROXY protocol header before it, is not complete; then one whose handler
+    is yet to start."""
 
     __slots__ = ("_deadline", "_expects_header", "_listener", "_lowat", "_reading", "_repeek", "sock", "ticket")
 
@@ -357,7 +390,7 @@ class _Arrival:
 
     def _evict(self) -> None:
         self._leave()
-        self._listener.evict(self)
+        self._listener.evict(self, Purpose.ARRIVING)
 
     def _leave(self) -> None:
         """Remove every timer and callback from the socket."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
+from arcbridge.identity.proof import BindingKind, ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
@@ -28,6 +30,7 @@ def register(
     rendezvous: Rendezvous,
     pumps: Pumps,
     verifier: TokenVerifier,
+    proofs: ProofChecker,
     api: ApiServer,
     api_refusals: Limited,
     certificate: ServerCertificate,
@@ -110,6 +113,10 @@ def register(
         {"result": ("verified", "refused")},
         lambda: {"verified": verifier.verified, "refused": verifier.refused},
     )
+    counter("tokens_accepted_total", "Access tokens that were accepted, by how they are bound to a key.",
+            {"bound": tuple(kind.value for kind in BindingKind)}, lambda: proofs.taken)  # fmt: skip
+    counter("proofs_refused_total", "Good access tokens that were refused for want of a good proof of their key.",
+            {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
     counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,

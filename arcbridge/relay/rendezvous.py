@@ -31,7 +31,6 @@ import hmac
 import math
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,10 +49,11 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import Peer, ProofChecker, ProofPolicy, ProofRefused
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HOP
+from arcbridge.net.tls import ALPN_HOP, ServerContext
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.access import FORBIDDEN, Access, Loss
@@ -114,7 +114,7 @@ class Rendezvous:
     def __init__(
         self,
         *,
-        context: Callable[[], ssl.SSLContext],
+        context: Callable[[], ServerContext],
         fleet: Fleet,
         registry: Registry,
         verifier: Verifier,
@@ -123,6 +123,7 @@ class Rendezvous:
         counters: Counters,
         address: str,
         limits: RelayLimitsConfig,
+        proofs: ProofChecker | None = None,
         hops: Hops | None = None,
         handovers: Handovers | None = None,
         dial_deadline: float = DIAL_DEADLINE,
@@ -138,6 +139,7 @@ class Rendezvous:
         self._counters = counters
         self._address = address
         self._limits = limits
+        self._proofs = proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay")
         self._hops = hops
         self._handovers = handovers
         if handovers is not None:
@@ -253,8 +255,9 @@ class Rendezvous:
         self, join: ServerJoin, request: JoinRequest, ticket: Ticket, join_id: str, fields: dict[str, object]
     ) -> Pump:
         identity = await self._identify(request)
+        fields["user"], fields["bound"] = identity.username, identity.binding.kind.value
+        self._require_proof(join, request, identity)
         ticket.leave()
-        fields["user"] = identity.username
         resumes = bool(request.instance)
         self.places.spend(identity, resumes=resumes)
         cluster_ca = await self._authorise(identity, request)
@@ -338,6 +341,15 @@ class Rendezvous:
                 JoinCode.INTERNAL,
                 "the relay cannot verify tokens now because the issuer does not answer; try again",
                 retry_after=error.retry_after or _RETRY_AFTER,
+            ) from error
+
+    def _require_proof(self, join: ServerJoin, request: JoinRequest, identity: Identity) -> None:
+        """Raise `JoinRefused` unless the client has shown that the token is its own."""
+        try:
+            self._proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
+        except ProofRefused as error:
+            raise JoinRefused(
+                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}"
             ) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:

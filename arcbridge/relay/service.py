@@ -20,7 +20,8 @@ from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.proof import ProofChecker, policy_of
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.net.descriptors import raise_limit
@@ -116,6 +117,7 @@ async def _start(
         "requests_per_minute_per_user",
     ):
         _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
+    proofs = ProofChecker(policy_of(config.proof), "the relay")
     balancers = parse_networks(config.proxy_protocol_from)
     shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
@@ -130,7 +132,7 @@ async def _start(
 
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    verifier = TokenVerifier(issuers, fetcher)
+    verifier = TokenVerifier(issuers, fetcher, accept=Acceptance(max_lifetime=config.max_token_lifetime))
     stack.push_async_callback(verifier.close)
 
     counters, api_refusals = Counters(), Limited()
@@ -146,6 +148,7 @@ async def _start(
             certificate_life=config.agent_certificate_life,
             user_requests_per_minute=limits.requests_per_minute_per_user,
             limited=api_refusals,
+            proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
         )
     )
@@ -177,6 +180,7 @@ async def _start(
         counters=counters,
         address=str(public),
         limits=limits,
+        proofs=proofs,
         hops=hops,
         handovers=None if membership is None else membership.handovers,
     )
@@ -200,7 +204,20 @@ async def _start(
         listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
     )
     metrics, checks = Metrics("relay"), Checks()
-    register(metrics, counters, admission, control, rendezvous, pumps, verifier, api, api_refusals, certificate, access)
+    register(
+        metrics,
+        counters,
+        admission,
+        control,
+        rendezvous,
+        pumps,
+        verifier,
+        proofs,
+        api,
+        api_refusals,
+        certificate,
+        access,
+    )
     fleet.add_metrics(metrics)
     if hops is not None:
         register_hops(metrics, hops)

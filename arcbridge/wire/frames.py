@@ -109,6 +109,8 @@ class GoawayCode(IntEnum):
     FLOW_CONTROL = 13
     GONE = 14
     """The session that a connection wanted to resume is not here, or is over."""
+    CROSSED = 15
+    """The client was joined under another id than the agent: the relay has crossed two joins."""
 
 
 class StreamId(Enum):

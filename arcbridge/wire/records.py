@@ -109,10 +109,11 @@ class Hello(Record):
     With `session_id` the connection resumes a session: the initiator proves by `resume_secret` that it is its own,
     `received` and `sent` say how much of the session's byte sequences this end has and has sent, and `epoch` is higher
     than that of every connection before. The acceptor's answer has the same but for the secret. `cluster_ca` is the
-    PEM of an agent's cluster CA, on a control connection.
+    PEM of an agent's cluster CA, on a control connection. `join_id` is a client's: the join that it was told of; the
+    agent refuses another one than its own, because the relay has then crossed two joins (docs/threats.md#B2).
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     version: int = 0
     least: int = 0
     features: str = ""
@@ -126,6 +127,7 @@ class Hello(Record):
     sent: int = 0
     epoch: int = 0
     cluster_ca: str = ""
+    join_id: str = ""
 
     def __repr__(self) -> str:
         return (
@@ -137,11 +139,15 @@ class Hello(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Auth(Record):
-    """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it)."""
+    """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it).
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2)
+    `proof` shows that the caller holds the key to which the token is bound (`identity.proof`); empty for others.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3)
     kind: str = "oidc"
     token: str = ""
+    proof: str = ""
 
     def __repr__(self) -> str:
         return f"Auth(kind={self.kind!r}, token of {len(self.token)} characters)"
@@ -245,15 +251,19 @@ class Revoke(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class JoinRequest(Record):
-    """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's)."""
+    """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    `proof` is a client's, as in `Auth`.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
     role: str = ""
     cluster: str = ""
     token: str = ""
     instance: str = ""
     version: str = ""
     hops: int = 0
+    proof: str = ""
 
     def __repr__(self) -> str:
         return f"JoinRequest(role={self.role!r}, cluster={self.cluster!r}, instance={self.instance!r})"

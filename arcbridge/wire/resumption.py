@@ -24,7 +24,14 @@ from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side, State
 
 REFUSED_FOR_NOW = frozenset(
-    {GoawayCode.DRAINING, GoawayCode.REPLACED, GoawayCode.LIMIT, GoawayCode.TIMEOUT, GoawayCode.UNAVAILABLE}
+    {
+        GoawayCode.DRAINING,
+        GoawayCode.REPLACED,
+        GoawayCode.LIMIT,
+        GoawayCode.TIMEOUT,
+        GoawayCode.UNAVAILABLE,
+        GoawayCode.CROSSED,
+    }
 )
 """Answers to a resuming connection after which another one may succeed; any other ends the session."""
 
@@ -86,8 +93,8 @@ class Resumption:
         else:
             self._sender.forget_history()
 
-    def begin(self, auth: Auth, now: float) -> None:
-        """Initiator: a new connection stands; say on it which session it is to carry.
+    def begin(self, auth: Auth, now: float, join_id: str = "") -> None:
+        """Initiator: a new connection, made under `join_id`, stands; say on it which session it is to carry.
 
         A connection that is still attached is given up: its bytes must not come any more.
         """
@@ -98,7 +105,7 @@ class Resumption:
             self._detach(ConnectionLost("another connection takes its place"), tell=False)
         self.epoch += 1
         self.handshake, self._hello = ResumeHandshake(), None
-        self._sender.prelude = [self._resuming_hello(self.secret), record_frame(FrameType.AUTH, auth)]
+        self._sender.prelude = [self._resuming_hello(self.secret, join_id), record_frame(FrameType.AUTH, auth)]
         self._lifecycle.await_handshake(now)
 
     def take_over(self, hello: Hello, ok: AuthOk, now: float) -> None:
@@ -190,7 +197,7 @@ class Resumption:
         if tell:
             self._context.events.append(ev.Detached(error))
 
-    def _resuming_hello(self, secret: bytes) -> bytes:
+    def _resuming_hello(self, secret: bytes, join_id: str = "") -> bytes:
         hello = replace(
             self._hello_template,
             session_id=self.session_id,
@@ -198,6 +205,7 @@ class Resumption:
             received=self._receiver.received,
             sent=self._sender.sent,
             epoch=self.epoch,
+            join_id=join_id,
         )
         return record_frame(FrameType.HELLO, hello)
 

@@ -74,6 +74,7 @@ class Session:
         agent: str = "",
         software: str = "",
         cluster_ca: str = "",
+        join_id: str = "",
         budget: Budget | None = None,
         backlog: Backlog | None = None,
     ) -> None:
@@ -114,6 +115,7 @@ class Session:
             agent,
             software,
             cluster_ca=cluster_ca,
+            join_id=join_id,
         )
         self.resumption = Resumption(context, self.lifecycle, self.sender, self.receiver, hello)
         self.receiver.handlers = FrameHandlers(

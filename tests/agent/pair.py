@@ -14,9 +14,11 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import NO_PEER, Peer
+from arcbridge.mux.connection import AuthMaker
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.net.tls import inner_client_context, inner_server_context
+from arcbridge.net.tls import ServerContext, inner_client_context, inner_server_context
 from arcbridge.pki.authority import Authority
 from arcbridge.wire.frames import HEADER_SIZE, VERSION, FrameType, frame, unpack_header
 from arcbridge.wire.limits import DEFAULT
@@ -26,6 +28,7 @@ from arcbridge.wire.session import Kind, Side
 CA = Authority.create("test")
 LEAF = CA.issue_server(["one.cluster.arcbridge"])
 SERVER, CLIENT = inner_server_context(LEAF.certificate_pem, LEAF.key_pem), inner_client_context(CA.certificate_pem)
+PEER = Peer(SERVER.spki, CA.pin)
 
 
 class Clock:
@@ -58,7 +61,7 @@ class FakeAuthenticator:
         identity = Identity(name, "", groups, f"i#{name}", "i", expires, issued_at=at)
         self.known[token] = Authenticated(identity, token_mode, token_digest(token.encode()) if token_mode else b"")
 
-    async def authenticate(self, auth: Auth) -> Authenticated:
+    async def authenticate(self, auth: Auth, peer: Peer) -> Authenticated:
         self.asked.append(auth.token)
         if self.hold is not None:
             await self.hold.wait()
@@ -66,6 +69,9 @@ class FakeAuthenticator:
         if isinstance(found, ArcbridgeError):
             raise found
         return found
+
+    async def review_in_session(self, token: str, proved_key: str) -> Identity:
+        return (await self.authenticate(Auth(kind="bearer", token=token), NO_PEER)).identity
 
 
 class FakeProxy:
@@ -113,7 +119,12 @@ class ClientSide(BaseHandler):
 
 @asynccontextmanager
 async def joined(
-    sessions: Sessions, token: str | None = "t", join_id: str = "j" * 16, via: str = "", *, alone: bool = True
+    sessions: Sessions,
+    token: str | AuthMaker | None = "t",
+    join_id: str = "j" * 16,
+    via: str = "",
+    *,
+    alone: bool = True,
 ) -> AsyncIterator[tuple[MuxSession, ClientSide]]:
     """A client's session with `sessions` over end-to-end TLS; `token` is sent in the first flight.
 
@@ -121,9 +132,10 @@ async def joined(
     """
     handler = ClientSide()
     client = MuxSession(Side.INITIATOR, Kind.SESSION, handler, label=join_id)
-    if token is not None:
+    if isinstance(token, str):
         client.authenticate(Auth(kind="oidc", token=token))
-    await _join(sessions, client.protocol, join_id, via)
+    make = None if isinstance(token, str) else token
+    await _join(sessions, lambda: client.protocol(make), join_id, via)
     try:
         yield client, handler
     finally:
@@ -135,24 +147,35 @@ async def joined(
 
 
 async def resume(
-    sessions: Sessions, client: MuxSession, token: str = "t", join_id: str = "k" * 16, via: str = "", kind: str = "oidc"
+    sessions: Sessions,
+    client: MuxSession,
+    token: str | AuthMaker = "t",
+    join_id: str = "k" * 16,
+    via: str = "",
+    kind: str = "oidc",
+    server: ServerContext = SERVER,
 ) -> None:
     """Give the client's session another connection. Raises what `wait_attached` raises."""
-    protocol = client.resume(Auth(kind=kind, token=token), join_id)
-    await _join(sessions, lambda: protocol, join_id, via)
+    auth = Auth(kind=kind, token=token) if isinstance(token, str) else token
+    protocol = client.resume(auth, join_id)
+    await _join(sessions, lambda: protocol, join_id, via, server)
     async with asyncio.timeout(10):
         await client.wait_attached()
 
 
 async def _join(
-    sessions: Sessions, protocol: Callable[[], asyncio.BaseProtocol], join_id: str, via: str
+    sessions: Sessions,
+    protocol: Callable[[], asyncio.BaseProtocol],
+    join_id: str,
+    via: str,
+    server: ServerContext = SERVER,
 ) -> asyncio.BaseTransport:
     """Return two connected sockets, as a relay joins them."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setblocking(False)
-    serving = loop.create_task(sessions.serve(theirs, SERVER, join_id, via=via))
+    serving = loop.create_task(sessions.serve(theirs, server, join_id, via=via, peer=Peer(server.spki, CA.pin)))
     transport, _ = await loop.create_connection(
         protocol, sock=ours, ssl=CLIENT, server_hostname="one.cluster.arcbridge"
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.authenticator import MAX_LIFE, REVIEW, UNKNOWN_LIFE, Authenticator
+from arcbridge.agent.authenticator import MAX_LIFE, REVIEW, UNKNOWN_LIFE, Authenticator, UnprovedToken
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.config import KubernetesConfig
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.authentication import parse
+from arcbridge.identity.proof import Peer, ProofChecker, ProofKey, ProofPolicy
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 from tests.identity.issuer import CONFIG, Clock, Issuer, claims, token
@@ -133,3 +134,67 @@ async def test_modes_that_are_switched_off(made: Made) -> None:
             await closed.authenticate(Auth(kind=kind, token="t"))
     with pytest.raises(Unauthenticated):
         await made[1].authenticate(Auth(kind="future", token="t"))
+
+
+KEY, PEER = ProofKey.generate(), Peer(b"this agent", "sha256:" + "ab" * 32)
+
+
+def proved(kind: str, text: str, *, key: ProofKey = KEY, peer: Peer = PEER) -> Auth:
+    return Auth(kind=kind, token=text, proof=key.sign_proof(text, peer.spki, peer.pin, NOW))
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [{"cnf": {"jkt": KEY.thumbprint}}, {"nonce": KEY.nonce()}, {"aud": ["cluster", KEY.audience()]}],
+    ids=["cnf", "nonce", "audience"],
+)
+async def test_t30_a_bound_token_counts_with_the_proof_of_its_key_alone(made: Made, bound: dict[str, object]) -> None:
+    fake, judge = made
+    fake.routes[REVIEW] = who(username="system:serviceaccount:a:b", uid="u")
+    for kind, text in (("oidc", token(claims(**bound))), ("bearer", service_token(1500, **bound))):
+        found = await judge.authenticate(proved(kind, text), PEER)
+        assert found.proved_key == KEY.thumbprint
+        for stolen in (
+            Auth(kind=kind, token=text),
+            proved(kind, text, key=ProofKey.generate()),
+            proved(kind, text, peer=Peer(b"another agent", PEER.pin)),
+            proved(kind, text, peer=Peer(PEER.spki, "sha256:" + "cd" * 32)),
+        ):
+            with pytest.raises(UnprovedToken) as caught:
+                await judge.authenticate(stolen, PEER)
+            assert caught.value.identity.username == found.identity.username
+    assert judge.proofs.taken[found.identity.binding.kind] == 2
+    assert sum(judge.proofs.refused.values()) == 8
+
+
+async def test_t30_a_token_that_is_kept_in_memory_is_proved_each_time(made: Made) -> None:
+    text = token(claims(nonce=KEY.nonce()))
+    await made[1].authenticate(proved("oidc", text), PEER)
+    with pytest.raises(UnprovedToken):
+        await made[1].authenticate(Auth(kind="oidc", token=text), PEER)
+
+
+async def test_t30_a_token_that_the_api_server_refuses_is_refused_for_that(made: Made) -> None:
+    made[0].routes[REVIEW] = reply(401, b"{}")
+    with pytest.raises(Unauthenticated) as caught:
+        await made[1].authenticate(Auth(kind="bearer", token=service_token(1500, nonce=KEY.nonce())), PEER)
+    assert not isinstance(caught.value, UnprovedToken)
+
+
+async def test_t31_required_takes_no_bearer_tokens(made: Made) -> None:
+    made[1].proofs = ProofChecker(ProofPolicy.REQUIRED, "the agent", clock=lambda: NOW)
+    made[0].routes[REVIEW] = who(username="x")
+    for kind, text in (("oidc", token(claims())), ("bearer", "opaque")):
+        with pytest.raises(UnprovedToken, match="required"):
+            await made[1].authenticate(proved(kind, text), PEER)
+
+
+async def test_t30_a_request_s_own_token_is_bound_to_the_key_of_its_session(made: Made) -> None:
+    fake, judge = made
+    fake.routes[REVIEW] = who(username="x")
+    bound, unbound = service_token(1500, aud=[KEY.audience()]), service_token(1500)
+    assert (await judge.review_in_session(bound, KEY.thumbprint)).username == "x"
+    assert (await judge.review_in_session(unbound, "")).username == "x"
+    for proved_key in ("", ProofKey.generate().thumbprint):
+        with pytest.raises(Unauthenticated):
+            await judge.review_in_session(bound, proved_key)

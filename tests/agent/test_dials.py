@@ -63,6 +63,9 @@ REFUSED = [
     ({"address": "http://x"}, DialStatus.ADDRESS),
     ({"cluster": "two"}, DialStatus.CLUSTER),
     ({"instance": "agent-2"}, DialStatus.INSTANCE),
+    ({"join_id": ""}, DialStatus.JOIN_ID),
+    ({"join_id": "0" * 65}, DialStatus.JOIN_ID),
+    ({"join_id": "x\r\nImpersonate-Group: system:masters"}, DialStatus.JOIN_ID),
 ]
 
 

@@ -12,6 +12,7 @@ from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
+from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
 from arcbridge.wire.records import Revoke
@@ -47,10 +48,16 @@ def test_every_metric_can_be_read() -> None:
     denylist = Counters(error="broken")
     api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit()))
     proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api)
+    proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
+    proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
+    parts["proofs"] = proofs
     register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)  # type: ignore[arg-type]
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
+    assert 'arcbridge_agent_auths_total{bound="nonce"} 8.0' in text
+    assert 'arcbridge_agent_auths_total{bound="none"} 0.0' in text
+    assert 'arcbridge_agent_proofs_refused_total{reason="peer"} 9.0' in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
     assert "arcbridge_agent_apiserver_connections 0.0" in text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import pty
 import signal
 import socket
+import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from arcbridge.cli.client import _ago, _until, without_token
+from arcbridge.client import proof_keys
 from arcbridge.errors import ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -305,11 +308,35 @@ async def test_login_needs_an_issuer(shell: Shell, command: str) -> None:
     assert "--oidc-issuer-url" in err
 
 
+async def test_a_key_is_made_once_and_its_names_are_printed(shell: Shell) -> None:
+    file = shell.directory / "keys" / "key.jwk"
+    got, out, _ = await shell.run("--proof-key-file", str(file), "key", "-o", "json")
+    names = json.loads(out)
+    key = proof_keys.load(file)
+    assert got == ExitCode.DONE
+    assert key is not None
+    assert names == {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    got, out, _ = await shell.run("--proof-key-file", str(file), "key")
+    assert out.splitlines()[2].split() == ["audience", key.audience()]
+    assert key.to_jwk().decode() not in out
+    got, _, err = await shell.run("key")
+    assert got == ExitCode.USAGE
+    assert "--proof-key-file" in err
+
+
+async def test_status_says_how_the_token_is_bound(shell: Shell, far: FarSide) -> None:
+    assert "bound to a key" not in (await shell.run(*shell.trusting, "status"))[1]
+    claims = base64.urlsafe_b64encode(json.dumps({"aud": ["cluster", "arcbridge:key:T"]}).encode()).decode()
+    (shell.directory / "id").write_text(f"h.{claims}.s")
+    assert "OIDC, bound to a key (audience)" in (await shell.run(*shell.trusting, "status"))[1]
+
+
 def test_times() -> None:
     import time
 
     now = time.time()
     assert [_ago(now - age) for age in (5, 600, 7300, 200000)] == ["5 s ago", "10 min ago", "2 h ago", "2 d ago"]
-    assert _ago(0) == _ago(None) == "never"
+    assert _ago(0) == _ago(None) == _ago(10**400) == _ago(float("inf")) == "never"
     assert _until(0) == ""
     assert _until(now).startswith(", until 2")

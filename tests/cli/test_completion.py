@@ -63,6 +63,17 @@ def test_bash(line: str, expected: set[str], unexpected: set[str], tmp_path: Pat
     assert not unexpected & found
 
 
+def test_b3_what_is_no_name_is_not_expanded(tmp_path: Path) -> None:
+    """The names are a relay's word, kept by a version that did not check them: no shell may run what they say."""
+    if shutil.which("bash") is None:
+        require_or_skip("shells", "bash is not on this machine")
+    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
+    lines = ("one", "$(touch${IFS}ran)", "`touch${IFS}ran`", "a;touch ran", "x $(touch ran)", "${HOME}")
+    (tmp_path / ".cache/arcbridge/clusters").write_text("\n".join(lines) + "\n")
+    assert offered("arcbridge -n ", tmp_path) == {"one"}
+    assert not (tmp_path / "ran").exists()
+
+
 OTHERS = [
     ("arcbridge ", {"proxy", "clusters"}, {"revoke"}),
     ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),

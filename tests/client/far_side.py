@@ -59,6 +59,10 @@ class FarSide(BaseHandler):
         self.streams: list[StreamTransport] = []
         self.reply = JoinReply()
         """What JOIN is answered with; its CA and id are filled in."""
+        self.relay_keys: list[bytes] = []
+        """What the relay showed in each join (SubjectPublicKeyInfo)."""
+        self.agent_keys: list[bytes] = []
+        """What the agent showed in each session's connection."""
         self.trusted_ca = CLUSTER_CA
         self.absent: set[str] = set()
         """Agent instances that are not connected to this relay, while others are."""
@@ -146,6 +150,7 @@ class FarSide(BaseHandler):
         try:
             await join.handshake()
             self.requests.append(await join.read_request())
+            self.relay_keys.append(join.own_key)
         except Exception:
             join.abort()
             return
@@ -181,10 +186,10 @@ class FarSide(BaseHandler):
         issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
         session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=join_id, agent="pod-1")
         self.sessions.append(session)
+        context = inner_server_context(issued.certificate_pem, issued.key_pem)
+        self.agent_keys.append(context.spki)
         with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(
-                session.protocol, sock, ssl=inner_server_context(issued.certificate_pem, issued.key_pem)
-            )
+            await asyncio.get_running_loop().connect_accepted_socket(session.protocol, sock, ssl=context)
 
     # -- the agent's handler ---------------------------------------------------------------------------------------
 

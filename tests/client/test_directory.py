@@ -59,6 +59,9 @@ async def test_sorted_rows(tmp_path: Path) -> None:
         ({"text": "no json"}, Unreachable),
         ({"text": "3"}, Unreachable),
         ({"text": '[{"no": "name"}]'}, Unreachable),
+        ({"text": '[{"name": "good"}, {"name": "$(touch ran)"}]'}, Unreachable),
+        ({"text": '[{"name": "a\\u001b[2J"}]'}, Unreachable),
+        ({"text": '[{"name": ["a"]}]'}, Unreachable),
     ],
 )
 async def test_failures(tmp_path: Path, answer: dict[str, object], kind: type[Exception]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.client import forward as forward_module
 from arcbridge.client.forward import Forward, check_target_name, reason
 from arcbridge.client.listening import listen_at
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
@@ -63,6 +64,22 @@ async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> Non
     far.protocol = lambda target: ResumeHandshake()
     reader, writer = await connect(forward)
     assert await reader.readline() == b"220 hello\r\n"
+    writer.close()
+
+
+async def test_w13_programs_of_other_users_are_refused(
+    forward: Forward, far: FarSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forward_module, "is_other_user", lambda sock: True)
+    sock = socket.create_connection(forward._accepting._listening[0].getsockname()[:2], timeout=10)
+    with sock, pytest.raises(ConnectionResetError):
+        await asyncio.to_thread(sock.recv, 1)
+    assert (forward.stats.failed, far.targets) == (1, [])
+    assert "--any-user lets them in" in "".join(capsys.readouterr())
+    forward._any_user = True
+    reader, writer = await connect(forward)
+    writer.write(b"x")
+    assert await asyncio.wait_for(reader.readexactly(1), 10) == b"x"
     writer.close()
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trustme
+from aiohttp import web
 
 from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.identity.proof import ProofKey
 from tests.support.issuer import Issuer as RealIssuer
 
 
@@ -76,3 +82,115 @@ async def test_ca_files(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text("no certificate")
     with pytest.raises(ConfigError):
         Issuer("https://issuer.example", tmp_path / "ca")
+
+
+# -- DPoP (RFC 9449) --------------------------------------------------------------------------------------------------
+
+
+class TokenEndpoint:
+    """An issuer that answers each form with what comes next of `answers`, and keeps the DPoP headers that it got."""
+
+    def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
+        self.answers = list(answers)
+        self.seen: list[str | None] = []
+        self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
+        self.url = ""
+
+    async def discovery(self, request: web.Request) -> web.Response:
+        ends = {name: f"{self.url}/{name}" for name in ("token_endpoint", "device_authorization_endpoint")}
+        return web.json_response({"issuer": self.url, **ends, **self.metadata})
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.seen.append(request.headers.get("DPoP"))
+        status, document, nonce = self.answers.pop(0)
+        return web.json_response(document, status=status, headers={"DPoP-Nonce": nonce} if nonce else {})
+
+
+@asynccontextmanager
+async def serving(endpoint: TokenEndpoint, directory: Path) -> AsyncIterator[Path]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/.well-known/openid-configuration", endpoint.discovery),
+            web.post("/{path:.*}", endpoint.answer),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        endpoint.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        yield directory / "ca.pem"
+    finally:
+        await runner.cleanup()
+
+
+GOOD: tuple[int, dict[str, object], str] = (200, {"access_token": "a"}, "")
+
+
+def wants(nonce: str) -> tuple[int, dict[str, object], str]:
+    return 400, {"error": "use_dpop_nonce"}, nonce
+
+
+def claims_of(header: str | None) -> dict[str, object]:
+    assert header is not None
+    return claims_unverified(header)
+
+
+async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(wants("one"), GOOD, (200, {}, "two"), GOOD, GOOD)
+    async with (
+        serving(endpoint, tmp_path) as ca,
+        Issuer(endpoint.url, ca, key=ProofKey.generate(), clock=lambda: 1000.0) as issuer,
+    ):
+        url = (await issuer.endpoints()).token
+        for _ in range(4):
+            await issuer.post(url, {})
+    found = [claims_of(header) for header in endpoint.seen]
+    assert [one.get("nonce") for one in found] == [None, "one", "one", "two", "two"]
+    assert {(one["htm"], one["htu"], one["iat"]) for one in found} == {("POST", url, 1000)}
+    assert len({one["jti"] for one in found}) == 5
+
+
+async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(wants("one"), wants("two"), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        url = (await issuer.endpoints()).token
+        with pytest.raises(IssuerError, match="use_dpop_nonce"):
+            await issuer.post(url, {})
+        assert len(endpoint.seen) == 2
+
+
+@pytest.mark.parametrize("nonce", ["", "x" * 2000])
+async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -> None:
+    endpoint = TokenEndpoint(wants(nonce), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        url = (await issuer.endpoints()).token
+        with pytest.raises(IssuerError, match="use_dpop_nonce"):
+            await issuer.post(url, {})
+        await issuer.post(url, {})
+    assert "nonce" not in claims_of(endpoint.seen[1])
+
+
+@pytest.mark.parametrize("listed", [None, [], ["RS256"], "ES256", {"ES256": 1}])
+async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) -> None:
+    endpoint = TokenEndpoint(GOOD)
+    endpoint.metadata = {"dpop_signing_alg_values_supported": listed}
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        await issuer.post((await issuer.endpoints()).token, {})
+    assert endpoint.seen == [None]
+
+
+async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(GOOD, GOOD, GOOD)
+    async with serving(endpoint, tmp_path) as ca:
+        async with Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+            await issuer.post((await issuer.endpoints()).device_authorization, {})
+            await issuer.post((await issuer.endpoints()).token, {})
+        async with Issuer(endpoint.url, ca) as issuer:  # without a key
+            await issuer.post((await issuer.endpoints()).token, {})
+    assert [header is not None for header in endpoint.seen] == [False, True, False]

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arcbridge.client.jwt_unverified import UnverifiedClaims, read_unverified
+from arcbridge.client.jwt_unverified import UnverifiedClaims, claims_unverified, read_unverified
 
 
 def token(claims: object) -> str:
@@ -18,6 +18,14 @@ def test_claims() -> None:
     assert read_unverified(token({"exp": 1700000000, "nonce": "n", "sub": "s", "iss": "i"})) == UnverifiedClaims(
         1700000000.0, "n", "s", "i"
     )
+
+
+@pytest.mark.parametrize(
+    ("audience", "found"), [("a", ("a",)), (["a", "b"], ("a", "b")), ([1, "b", None], ("b",)), (None, ()), ({}, ())]
+)
+def test_audiences(audience: object, found: tuple[str, ...]) -> None:
+    assert read_unverified(token({"aud": audience})).audiences == found
+    assert claims_unverified(token({"aud": audience})) == {"aud": audience}
 
 
 @pytest.mark.parametrize(

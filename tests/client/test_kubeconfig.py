@@ -210,6 +210,16 @@ class TestFiles:
         assert [found.read_text() for found in backups] == [FOREIGN]
         assert backups[0].stat().st_mode & 0o077 == 0
 
+    def test_o1_no_backup_keeps_what_is_ours(self, tmp_path: Path) -> None:
+        """Else a token would outlive the entry that it was given for."""
+        path = tmp_path / "config"
+        done = at(path).merge(entry(token="SECRET"), switch=True)
+        at(path).undo(done, remove=False)  # the second change: the file has the token now
+        done = at(path).merge(entry(token="SECRET"), switch=True)
+        at(path).undo(done, remove=True)
+        assert [file.name for file in tmp_path.iterdir()] == ["config"]
+        assert "SECRET" not in path.read_text()
+
     def test_kubectls_lock_is_respected_and_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "config"
         (tmp_path / "config.lock").write_text("")

@@ -84,3 +84,36 @@ def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StateError, match="permission denied"):
         KubeconfigFile(tmp_path / "sub" / "config").check_writable()
+
+
+def test_w11_directories_are_made_for_this_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = tmp_path / "a" / "b" / "config"
+        file = KubeconfigFile(path)
+        with file.locked():
+            file.read()
+            file.current_context = "x"
+            file.save()
+    finally:
+        os.umask(before)
+    assert [made.stat().st_mode & 0o777 for made in (path, path.parent, path.parent.parent)] == [0o600, 0o755, 0o755]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_w11_a_kubeconfig_that_another_user_has_put_there_is_refused(tmp_path: Path, kind: str) -> None:
+    tmp_path.chmod(0o1777)
+    path, mine = tmp_path / "config", tmp_path / "mine"
+    mine.write_text("current-context: mine\n")
+    if kind == "file":
+        path.write_text("current-context: planted\n")
+    else:
+        path.symlink_to(mine if kind == "link" else tmp_path / "new")
+    os.chown(path, 12345, 12345, follow_symlinks=False)
+    file = KubeconfigFile(path)
+    for use in (file.read, file.check_writable, lambda: file.locked().__enter__()):
+        with pytest.raises(StateError, match="belongs to another user of this machine"):
+            use()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config", "mine"]
+    assert mine.read_text() == "current-context: mine\n"

@@ -13,6 +13,7 @@ from arcbridge.errors import (
     JoinRefused,
     PermissionRefused,
     PinMismatch,
+    RemoteProtocolError,
     SessionEnded,
     StateError,
     Unauthenticated,
@@ -82,6 +83,13 @@ def test_every_goaway_has_words() -> None:
     assert (lost.status_code, lost.retry_after) == (503, 1)
     other = PinMismatch("p")
     assert of_session(other, "prod") is other
+    broken = of_session(RemoteProtocolError("the other end broke the protocol: a second HELLO"), "prod")
+    assert (broken.status_code, broken.message) == (
+        503,
+        'the session with cluster "prod" ended: the other end broke the protocol: a second HELLO',
+    )
+    crossed = of_session(SessionEnded(GoawayCode.CROSSED, "FOREIGN"), "prod")
+    assert "came for another user" in crossed.message
 
 
 def test_v14_the_words_of_a_revocation_are_one_clean_line() -> None:

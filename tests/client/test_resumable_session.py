@@ -15,9 +15,10 @@ import structlog
 
 from arcbridge.client import resumable_session
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.resumable_session import ResumableSession
+from arcbridge.client.resumable_session import Renewal, ResumableSession
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.sleep_detector import SleepDetector
+from arcbridge.client.tokens import ClusterToken
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
@@ -654,3 +655,11 @@ async def echo_again(session: SessionManager) -> bytes:
             with contextlib.suppress(Unreachable):
                 return await echo(session)
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("lifetime", "wait"), [(16.0, 2.0), (60.0, 7.5), (300.0, 15.0), (3.0, 1.0), (0.0, 15.0)])
+def test_another_try_to_renew_comes_before_the_end(lifetime: float, wait: float) -> None:
+    renewal = Renewal(ClusterToken("oidc", "token"), lifetime, 1000.0)
+    first = renewal.at
+    renewal.again(first, 15.0)
+    assert renewal.at - first == wait

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from arcbridge.client import proof_keys
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
@@ -25,20 +26,24 @@ from arcbridge.errors import (
     PermissionRefused,
     PinMismatch,
     SessionEnded,
+    StateError,
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.identity.proof import ProofKey, ProofRefused, check_proof, explain
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.pins import PinStore
+from arcbridge.pki.private_files import write_private
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.support.stream_io import StreamIO
 
 
-def jwt_like(life: float, mark: str = "") -> str:
-    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + life, "mark": mark}).encode()).rstrip(b"=")
+def jwt_like(life: float, mark: str = "", **more: str) -> str:
+    text = json.dumps({"exp": time.time() + life, "mark": mark, **more})
+    claims = base64.urlsafe_b64encode(text.encode()).rstrip(b"=")
     return f"eyJh.{claims.decode()}.sig"
 
 
@@ -441,3 +446,124 @@ class TestComingBack:
         with pytest.raises(Unauthenticated, match="has expired"):
             await make(far, tmp_path, tokens=tokens).connect_once()
         assert far.auths == []
+
+
+class TestBoundTokens:
+    """What a client whose tokens are bound to its key sends (docs/threats.md#T30); its agent shows another certificate
+    in each connection here."""
+
+    KEY = ProofKey.generate()
+
+    def tokens(self, directory: Path, *, life: float = 600.0) -> Tokens:
+        settings = login(directory, access=self.bound(life, "access"), cluster=self.bound(life, "id"))
+        write_private(directory / "key", self.KEY.to_jwk())
+        return Tokens(replace(settings, proof_key_file=directory / "key"), None)
+
+    def bound(self, life: float, mark: str) -> str:
+        return jwt_like(life, mark, nonce=self.KEY.nonce())
+
+    def check(self, proof: str, token: str, key: bytes, pin: str) -> None:
+        found = check_proof(proof, token=token, peer_spki=key, pin=pin, now=time.time())
+        assert found == self.KEY.thumbprint
+
+    async def test_each_end_gets_a_proof_for_itself(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
+            assert await echo(session) == b"hello"
+        self.check(far.requests[0].proof, far.requests[0].token, far.relay_keys[0], "")
+        self.check(far.auths[0].proof, far.auths[0].token, far.agent_keys[0], CLUSTER_CA.pin)
+
+    async def test_a_resumption_and_a_renewal_get_their_own(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
+            io = StreamIO()
+            (await session.ready()).open("tcp:echo", io)
+            await io.write(b"before")
+            assert await io.read_exactly(6) == b"before"
+            far.cut()
+            await io.write(b"after")
+            async with asyncio.timeout(20):
+                assert await io.read_exactly(5) == b"after"
+            (tmp_path / "id").write_text(self.bound(900, "newer"))
+            assert session._current is not None
+            await session._renew(session._current)
+            async with asyncio.timeout(20):
+                while len(far.auths) < 3:
+                    await asyncio.sleep(0.005)
+        assert len(far.agent_keys) == len(set(far.agent_keys)) == 2
+        self.check(far.requests[1].proof, far.requests[1].token, far.relay_keys[1], "")
+        self.check(far.auths[1].proof, far.auths[1].token, far.agent_keys[1], CLUSTER_CA.pin)
+        self.check(far.auths[2].proof, far.auths[2].token, far.agent_keys[1], CLUSTER_CA.pin)
+        assert far.auths[2].token != far.auths[1].token
+
+    async def test_tokens_of_another_key_and_of_none_go_without(self, far: FarSide, tmp_path: Path) -> None:
+        tokens = self.tokens(tmp_path)
+        (tmp_path / "access").write_text(jwt_like(600, nonce=ProofKey.generate().nonce()))
+        (tmp_path / "id").write_text(jwt_like(600))
+        async with running(make(far, tmp_path, tokens=tokens)) as session:
+            await session.ready()
+        assert (far.requests[0].proof, far.auths[0].proof) == ("", "")
+
+    async def test_a_damaged_key_is_told_and_nothing_is_sent(self, far: FarSide, tmp_path: Path) -> None:
+        tokens = self.tokens(tmp_path)
+        other = json.loads(ProofKey.generate().to_jwk())["d"]
+        (tmp_path / "key").write_text(json.dumps({**json.loads(self.KEY.to_jwk()), "d": other}))
+        async with running(make(far, tmp_path, tokens=tokens)) as session:
+            with pytest.raises(StateError, match="damaged"):
+                await session.ready()
+            assert far.requests == []
+            # The same behind the join, where a connection to the agent stands already.
+            (tmp_path / "access").write_text(jwt_like(600))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                while not far.requests:
+                    with pytest.raises(StateError, match="damaged"):
+                        await session.ready()
+                    await asyncio.sleep(0.01)
+            with pytest.raises(StateError, match="damaged"):
+                await session.ready()
+            assert far.auths == []
+            proof_keys.remove(tmp_path / "key")
+            write_private(tmp_path / "key", self.KEY.to_jwk())
+            async with asyncio.timeout(20):
+                while session.current is None:
+                    with contextlib.suppress(StateError):
+                        await session.ready()
+                    await asyncio.sleep(0.01)
+        self.check(far.auths[0].proof, far.auths[0].token, far.agent_keys[-1], CLUSTER_CA.pin)
+
+    async def test_a_key_that_is_damaged_meanwhile_ends_no_stream(self, far: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
+            io = StreamIO()
+            (await session.ready()).open("tcp:echo", io)
+            await io.write(b"before")
+            assert await io.read_exactly(6) == b"before"
+            good = (tmp_path / "key").read_bytes()
+            other = ProofKey.generate()
+            (tmp_path / "key").write_bytes(
+                json.dumps({**json.loads(good), "d": json.loads(other.to_jwk())["d"]}).encode()
+            )
+            (tmp_path / "access").write_text(jwt_like(600))
+            far.cut()
+            await io.write(b"after")
+            async with asyncio.timeout(20):
+                while len(far.agent_keys) < 3:
+                    await asyncio.sleep(0.005)
+            assert len(far.auths) == 1
+            (tmp_path / "key").write_bytes(good)
+            async with asyncio.timeout(20):
+                assert await io.read_exactly(5) == b"after"
+
+    @pytest.mark.parametrize("reason", ["missing", "iat", "unbound"])
+    async def test_why_a_proof_was_not_taken_is_said_in_this_clients_words(
+        self, far: FarSide, tmp_path: Path, reason: str
+    ) -> None:
+        said = ProofRefused(reason, "SOMEBODY").message
+        far.auth_answer = (GoawayCode.UNAUTHENTICATED, said)
+        async with running(make(far, tmp_path)) as session:
+            with pytest.raises(Unauthenticated) as caught:
+                await session.ready()
+        assert caught.value.message == f'cluster "{CLUSTER}" does not accept the token: {explain(reason, "its agent")}'
+        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message=f"SOMEBODY says: {said}")
+        async with running(make(far, tmp_path)) as session:
+            with pytest.raises(Unauthenticated) as caught:
+                await session.ready()
+        assert caught.value.message == f"the relay does not accept the access token: {explain(reason, 'the relay')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from pathlib import Path
@@ -29,6 +30,28 @@ class TestPlaces:
 
     def test_explicit(self) -> None:
         assert StateDirectory.find(Path("/x"), {}).cache == Path("/x/cache")
+
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+    def test_w11_a_directory_of_another_user_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "arcbridge").mkdir()
+        os.chown(tmp_path / "arcbridge", 12345, 12345)
+        for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+            with pytest.raises(StateError, match="belongs to another user"):
+                StateDirectory.find(None, {"HOME": str(tmp_path / "home"), name: str(tmp_path)})
+        with pytest.raises(StateError, match="belongs to another user"):
+            StateDirectory.find(tmp_path / "arcbridge", {})
+
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+    def test_w11_certificates_of_another_user_are_not_used(self, tmp_path: Path) -> None:
+        """Else that user would know the key with which the endpoint is asked."""
+        known = state(tmp_path).certificates("prod", time.time())
+        for name in ("prod.json", "prod.pem"):
+            os.chown(tmp_path / "state/clusters" / name, 12345, 12345)
+        with pytest.raises(StateError, match="belongs to another user and is not used"):
+            state(tmp_path).certificates("prod", time.time())
+        for name in ("prod.json", "prod.pem"):
+            (tmp_path / "state/clusters" / name).unlink()
+        assert state(tmp_path).certificates("prod", time.time()).client_key_pem != known.client_key_pem
 
 
 class TestCertificates:
@@ -135,6 +158,7 @@ def test_names_for_completion(tmp_path: Path) -> None:
     kept = state(tmp_path)
     kept.keep_cluster_names(["b", "a"])
     kept.add_cluster_name("c")
+    kept.add_cluster_name("$(touch ran)")
     kept.add_cluster_name("a")
     assert (tmp_path / "cache/clusters").read_text() == "a\nb\nc\n"
     (tmp_path / "file").write_text("")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client import token_cache
-from arcbridge.client.token_cache import TokenCache, TokenSet, token_set
+from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.errors import StateError
 from tests.client.test_session_manager import jwt_like
 
@@ -91,3 +91,37 @@ async def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     async with cache(tmp_path).locked():
         with pytest.raises(StateError, match="another process"):
             await work("c")
+
+
+def test_tokens_of_single_audiences_are_kept_beside(tmp_path: Path) -> None:
+    tokens = TokenSet("a", "i", "r", 1.0, 100.0)
+    one, two = AudienceToken("one", 1.0, 50.0), AudienceToken("two", 2.0, 0.0)
+    both = tokens.with_audience("x", one, 10.0).with_audience("y", two, 20.0)
+    cache(tmp_path).save(both)
+    assert cache(tmp_path).load() == both
+    assert both.same_login(tokens)
+    assert not both.same_login(TokenSet("b", "i"))
+    assert "one" not in repr(both) + repr(one)
+    # What has ended is not kept on.
+    assert both.with_audience("y", two, 60.0).by_audience == {"y": two}
+    assert one.fresh(10.0)
+    assert not one.fresh(49.0)
+    assert one.usable(49.0)
+    assert not one.usable(50.0)
+
+
+@pytest.mark.parametrize("damage", ["3", "[]", '{"x": 3}', '{"x": {"text": "t"}}', '{"x": {"text": 1}}', '{"x": null}'])
+def test_a_damaged_one_is_had_anew_and_the_login_stays(tmp_path: Path, damage: str) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet("a", "i", "r", 1.0, 100.0))
+    one.path.write_text(one.path.read_text().replace("{}", damage))
+    assert one.load() == TokenSet("a", "i", "r", 1.0, 100.0)
+
+
+def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet())
+    one.path.write_text(
+        '{"access_token": "a", "id_token": "i", "refresh_token": "r", "obtained_at": 1, "expires_at": 2}'
+    )
+    assert one.load() == TokenSet("a", "i", "r", 1.0, 2.0)

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from arcbridge.client.token_cache import TokenSet
+from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ExitCode, StateError, Unauthenticated
-from tests.client.test_session_manager import jwt_like, login
+from arcbridge.errors import ExitCode, StateError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey, check_proof, spki_of
+from arcbridge.pki.authority import Authority
+from tests.client.test_session_manager import RELAY_CA, jwt_like, login
 
 
 class Pair:
+    key: ProofKey | None = None
+
     def __init__(self, tokens: TokenSet) -> None:
         self.set = tokens
         self.asked: list[tuple[bool, bool]] = []
+        self.audiences: list[tuple[str, bool]] = []
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         self.asked.append((interactive, force))
         return self.set
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        self.audiences.append((audience, force))
+        return AudienceToken(f"for {audience}", 1.0, 2.0)
 
 
 def one_file(field: str, path: Path, *, one_token: bool = False) -> LoginConfig:
@@ -160,6 +175,94 @@ class TestPairs:
         assert [force for _, force in pair.asked] == [True, False, False]
 
 
+class TestOneAudiencePerCluster:
+    SETTINGS = LoginConfig(cluster_audience="arcbridge-{cluster}")
+
+    async def test_each_cluster_gets_its_own(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        tokens = Tokens(self.SETTINGS, pair)
+        for cluster in ("a", "b"):
+            one = tokens.for_cluster(cluster)
+            assert await one.access() == "access"
+            found = await one.cluster()
+            assert (found.kind, found.text, found.expires_at) == ("oidc", f"for arcbridge-{cluster}", 2.0)
+        assert {audience for audience, _ in pair.audiences} == {"arcbridge-a", "arcbridge-b"}
+
+    async def test_a_refused_token_is_replaced_once_for_its_cluster(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        one, two = (Tokens(self.SETTINGS, pair).for_cluster(name) for name in "ab")
+        one.refused()
+        for tokens in (one, two, one):
+            await tokens.cluster()
+        assert pair.audiences == [("arcbridge-a", True), ("arcbridge-b", False), ("arcbridge-a", False)]
+
+    async def test_a_list_of_clusters_needs_none(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        assert await Tokens(self.SETTINGS, pair).access() == "access"
+        assert pair.audiences == []
+
+    async def test_the_relay_never_gets_a_cluster_s(self) -> None:
+        """docs/threats.md#T10: an issuer that answers every wish with one token."""
+        tokens = Tokens(self.SETTINGS, Pair(TokenSet("for arcbridge-a", "id"))).for_cluster("a")
+        with pytest.raises(OneToken):
+            await tokens.access()
+        shown = Tokens(self.SETTINGS, Pair(TokenSet("for arcbridge-a"))).for_cluster("a")
+        shown._shown = "for arcbridge-a"
+        with pytest.raises(OneToken):
+            await shown.cluster()
+
+    async def test_files_go_first(self, tmp_path: Path) -> None:
+        settings = replace(login(tmp_path), cluster_audience="arcbridge-{cluster}")
+        pair = Pair(TokenSet())
+        assert (await Tokens(settings, pair).for_cluster("a").cluster()).text == "the-id-token"
+        assert pair.audiences == []
+
+
+class TestKeys:
+    async def test_a_command_finds_the_names_of_its_key(self) -> None:
+        code = (
+            "import json, os; e = os.environ; print(json.dumps({'access_token': e['ARCBRIDGE_PROOF_THUMBPRINT'], "
+            "'id_token': e['ARCBRIDGE_PROOF_AUDIENCE'] + ' ' + e['ARCBRIDGE_PROOF_NONCE'] + ' ' + e['OTHER']}))"
+        )
+        command = TokenCommand((sys.executable, "-c", code), environment={"OTHER": "stays"})
+        assert command.key is None
+        tokens, key = await command.tokens(interactive=False), command.key
+        assert key is not None
+        assert tokens.access_token == key.thumbprint
+        assert tokens.id_token == f"{key.audience()} {key.nonce()} stays"
+        assert command.key is key
+        own = ProofKey.generate()
+        given = TokenCommand((sys.executable, "-c", code), key=own, environment={"OTHER": ""})
+        assert (await given.tokens(interactive=False)).access_token == own.thumbprint
+
+    async def test_what_a_command_binds_to_its_key_comes_with_a_proof(self) -> None:
+        """A token with the audience that the command found in its environment."""
+        code = (
+            "import base64, json, os\n"
+            "def claims(aud): return base64.urlsafe_b64encode(json.dumps({'aud': aud}).encode()).decode()\n"
+            "def token(aud): return f'h.{claims(aud)}.s'\n"
+            "key = os.environ['ARCBRIDGE_PROOF_AUDIENCE']\n"
+            "print(json.dumps({'access_token': token(['relay', key]), 'id_token': token(['cluster'])}))"
+        )
+        tokens = Tokens(LoginConfig(), TokenCommand((sys.executable, "-c", code)))
+        der = x509.load_pem_x509_certificate(RELAY_CA.certificate_pem.encode()).public_bytes(Encoding.DER)
+        assert tokens.prove(await tokens.access(), der)
+        assert tokens.prove((await tokens.cluster()).text, der) == ""
+
+    async def test_a_command_is_run_for_each_audience(self, tmp_path: Path) -> None:
+        count = tmp_path / "count"
+        code = (
+            f"import json, os; a = os.environ['ARCBRIDGE_TOKEN_AUDIENCE']; open({str(count)!r}, 'a').write(a + ';')\n"
+            "print(json.dumps({'access_token': 'relay', 'id_token': 'for ' + a} if a else {'access_token': 'relay'}))"
+        )
+        command = TokenCommand((sys.executable, "-c", code))
+        tokens = Tokens(LoginConfig(cluster_audience="arcbridge-{cluster}"), command)
+        for cluster in ("a", "b", "a"):
+            one = tokens.for_cluster(cluster)
+            assert (await one.access(), (await one.cluster()).text) == ("relay", f"for arcbridge-{cluster}")
+        assert count.read_text() == ";arcbridge-a;arcbridge-b;"
+
+
 class TestCommand:
     def command(self, text: str) -> TokenCommand:
         return TokenCommand((sys.executable, "-c", text))
@@ -200,3 +303,56 @@ class TestCommand:
         monkeypatch.setattr("arcbridge.client.tokens.COMMAND_DEADLINE", 0.3)
         with pytest.raises(Unauthenticated, match="gave no token within"):
             await self.command("import time; time.sleep(60)").tokens(interactive=False)
+
+
+class TestProofs:
+    """Which tokens `prove` makes a proof for; what is sent with it is in tests/client/test_session_manager.py."""
+
+    KEY = ProofKey.generate()
+
+    def tokens(self) -> Tokens:
+        pair = Pair(TokenSet("access", "id"))
+        pair.key = self.KEY
+        return Tokens(LoginConfig(), pair, clock=lambda: 1000.0)
+
+    def certificate(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(Authority.create("test").certificate_pem)
+
+    def test_a_token_that_names_the_key(self) -> None:
+        certificate, token = self.certificate(), jwt_like(600, nonce=self.KEY.nonce())
+        proof = self.tokens().prove(token, certificate, "sha256:pin")
+        found = check_proof(proof, token=token, peer_spki=spki_of(certificate), pin="sha256:pin", now=1000.0)
+        assert found == self.KEY.thumbprint
+
+    def test_a_token_that_names_none(self) -> None:
+        for text in ("opaque", "", "a.b.c", jwt_like(600), jwt_like(600, nonce="random")):
+            assert self.tokens().prove(text, self.certificate()) == ""
+
+    def test_a_certificate_that_cannot_be_read(self) -> None:
+        for certificate in (b"", b"none"):
+            with pytest.raises(Unreachable, match="certificate"):
+                self.tokens().prove(jwt_like(600, nonce=self.KEY.nonce()), certificate)
+
+    async def test_what_proofs_need_is_imported_where_there_is_a_key_alone(self, tmp_path: Path) -> None:
+        code = (
+            "import asyncio, sys\n"
+            "from pathlib import Path\n"
+            "from arcbridge.client.tokens import Tokens\n"
+            "from arcbridge.config import LoginConfig\n"
+            "async def main(file):\n"
+            "    Tokens(LoginConfig(proof_key_file=file), None).prepare()\n"
+            "    await asyncio.get_running_loop().shutdown_default_executor()\n"
+            "    print('cryptography' in sys.modules)\n"
+            "asyncio.run(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None))\n"
+        )
+        (tmp_path / "key").touch(0o600)
+        (tmp_path / "key").write_bytes(self.KEY.to_jwk())
+        for arguments, expected in (
+            ([], "False"),
+            ([str(tmp_path / "key")], "True"),
+            ([str(tmp_path / "no")], "False"),
+        ):
+            done = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+            )
+            assert done.stdout.strip() == expected

@@ -53,3 +53,16 @@ def test_mistakes_are_not_taken_for_no_pin(tmp_path: Path) -> None:
         ClusterTrust(pins_file=tmp_path / "none")
     with pytest.raises(ConfigError, match="cluster_ca_pin"):
         ClusterTrust(pin="sha256:zz")
+
+
+def test_b3_a_pin_that_a_relay_states_is_held_against_those_that_are_kept(tmp_path: Path) -> None:
+    trust = ClusterTrust(pin=OTHER_CA.pin, pins_file=pins(tmp_path / "org.toml", CLUSTER_CA.pin))
+    assert trust.contradiction("prod", CLUSTER_CA.pin) == ""
+    assert trust.contradiction("unknown", OTHER_CA.pin) == "", "that of the settings is for one cluster"
+    found = trust.contradiction("prod", OTHER_CA.pin)
+    assert found.startswith("the relay states another pin: the CA of cluster 'prod' is not the one that is trusted")
+    assert CLUSTER_CA.pin in found
+    assert OTHER_CA.pin in found
+    assert trust.contradiction("prod", "sha256:zz\x1b") == (
+        "the relay states a pin of cluster 'prod' that is none; do not use it"
+    )

@@ -211,6 +211,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
                           "users": ["a"], "groups": ["b"]},
         "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
         "denylist": {"existingConfigMap": "denied"},
+        "forbiddenAudiences": ["arcbridge-relay", 'o"dd'], "maxTokenLifetime": "2h",
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -227,6 +228,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert settings.limits.users["oidc:anna@example.org"].sessions == 2
     assert (settings.token_mode, settings.audit.file, settings.observe.log_level) == (False, "", "debug")
     assert settings.session.max_age == 90 * 60
+    assert (settings.forbidden_audiences, settings.max_token_lifetime) == (("arcbridge-relay", 'o"dd'), 7200)
     assert settings.denylist_file == Path("/etc/arcbridge-denylist/denylist.toml")
     assert {"name": "denylist", "configMap": {"name": "denied"}} in rendered.workload()["spec"]["template"]["spec"][
         "volumes"

@@ -8,12 +8,14 @@ socket, and none reads a clock.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import h11
+import jwt
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
@@ -28,6 +30,7 @@ from arcbridge.client import kubeconfig_yaml
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
+from arcbridge.identity import proof as proofs
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
@@ -324,6 +327,63 @@ def token(data: bytes) -> None:
         pass
 
 
+PROOF_KEY = proofs.ProofKey.from_jwk(
+    b'{"kty":"EC","crv":"P-256","x":"axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY",'
+    b'"y":"T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU","d":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}'
+)
+"""The private key 1: inputs are signed with it, and the corpus stays good for ever."""
+PROOF_TOKEN, PROOF_SPKI, PROOF_PIN, PROOF_NOW = "head.claims.signature", b"the peer's key", "sha256:" + "ab" * 32, 1.8e9
+
+
+def proof(data: bytes) -> None:
+    """A text is a proof or ProofRefused; what is taken says what is meant, to another implementation, too.
+
+    An input of two lines is header and claims, which are signed here: mutations would not come past the signature. What
+    is no proof is read as the claims of a token, which are bound in one way or in none, and as a private key.
+    """
+    text = data.decode("latin-1")
+    header, separator, claims = data.partition(b"\n")
+    if separator:
+        signed = f"{proofs._encode(header)}.{proofs._encode(claims)}"
+        text = f"{signed}.{proofs._encode(PROOF_KEY._key().sign(signed.encode()))}"
+    try:
+        thumbprint = proofs.check_proof(
+            text, token=PROOF_TOKEN, peer_spki=PROOF_SPKI, pin=PROOF_PIN, now=PROOF_NOW, place="the agent"
+        )
+    except proofs.ProofRefused:
+        pass
+    else:
+        _is_meant(text, thumbprint)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict):
+        bound = proofs.binding(found)
+        assert bound.names("") is False
+        if "cnf" not in found and "nonce" not in found and "aud" not in found:
+            assert bound == proofs.UNBOUND
+    try:
+        proofs.ProofKey.from_jwk(data)
+    except StateError:
+        pass
+
+
+def _is_meant(text: str, thumbprint: str) -> None:
+    header = jwt.get_unverified_header(text)
+    assert header.keys() == {"typ", "alg", "jwk"}
+    assert (header["typ"], header["alg"]) == (proofs.TYPE, "ES256")
+    assert header["jwk"].keys() == {"kty", "crv", "x", "y"}, "a private key, or more than a key"
+    claims = jwt.decode(text, jwt.PyJWK(header["jwk"], "ES256").key, ["ES256"], options={"verify_iat": False})
+    assert claims["ath"] == proofs.token_hash(PROOF_TOKEN)
+    assert claims["peer"] == proofs.peer_hash(PROOF_SPKI)
+    assert claims["pin"] == PROOF_PIN
+    assert type(claims["iat"]) is int
+    assert abs(claims["iat"] - PROOF_NOW) <= proofs.IAT_WINDOW
+    canonical = json.dumps(header["jwk"], sort_keys=True, separators=(",", ":")).encode()
+    assert thumbprint == proofs._encode(hashlib.sha256(canonical).digest())
+
+
 def certificate(data: bytes) -> None:
     """Where our own reading finds the key of a certificate, `cryptography` finds the same."""
     from cryptography import x509
@@ -383,6 +443,6 @@ TARGETS: dict[str, Target] = {
     one.__name__: one
     for one in (
         client_hello, join, decoder, record, plain_request, request, target, response_head, chunked_body, token,
-        certificate, authentication_file, policy_file, denylist_file, kubeconfig,
+        proof, certificate, authentication_file, policy_file, denylist_file, kubeconfig,
     )
 }  # fmt: skip

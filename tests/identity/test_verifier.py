@@ -8,17 +8,31 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from arcbridge.errors import Unauthenticated
+from arcbridge.config import AgentConfig, RelayConfig
+from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.refusal import TokenRefused
-from arcbridge.identity.verifier import LEEWAY, MAX_LIFETIME, MAX_TOKEN, TokenVerifier
+from arcbridge.identity.verifier import (
+    DEFAULT_LIFETIME,
+    LEEWAY,
+    MAX_LIFETIME,
+    MAX_TOKEN,
+    MIN_LIFETIME,
+    Acceptance,
+    TokenVerifier,
+)
 
 from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Clock, Issuer, b64, claims, jwk, raw_token, token
 
 
-def verifier(issuer: Issuer | None = None, clock: Clock | None = None, config: str = CONFIG) -> TokenVerifier:
+def verifier(
+    issuer: Issuer | None = None,
+    clock: Clock | None = None,
+    config: str = CONFIG,
+    accept: Acceptance | None = None,
+) -> TokenVerifier:
     wall = clock or Clock()
-    return TokenVerifier(parse(config), (issuer or Issuer()).fetch, wall, monotonic=wall)
+    return TokenVerifier(parse(config), (issuer or Issuer()).fetch, wall, monotonic=wall, accept=accept)
 
 
 async def refused(text: str, subject: TokenVerifier | None = None) -> str:
@@ -130,8 +144,8 @@ CLAIMS = [
     ("exp of 2^53 - 1", {"exp": 2**53 - 1}, "token.life"),
     ("exp of 2^53 as a float", {"exp": float(2**53)}, "token.life"),
     ("exp in a thousand years", {"exp": 1000 + 365_000 * 86400}, "token.life"),
-    ("exp beyond the bound", {"exp": 1000 + MAX_LIFETIME + 1}, "token.life"),
-    ("iat at the beginning of time", {"iat": 0, "exp": MAX_LIFETIME + 1}, "token.life"),
+    ("exp beyond the bound", {"exp": 1000 + DEFAULT_LIFETIME + 1}, "token.life"),
+    ("iat at the beginning of time", {"iat": 0, "exp": DEFAULT_LIFETIME + 1}, "token.life"),
     ("no iat", {"iat": None}, "token.iat"),
     ("lapsed", {"exp": 1000 - LEEWAY}, "token.exp"),
     ("not yet", {"nbf": 1000 + LEEWAY + 1}, "token.nbf"),
@@ -148,7 +162,7 @@ async def test_t2_issuer_audience_and_times(changes: dict[str, Any], rule: str) 
     "changes",
     [
         {"exp": 1000 - LEEWAY + 1},
-        {"exp": 1000 + MAX_LIFETIME},
+        {"exp": 1000 + DEFAULT_LIFETIME},
         {"nbf": 1000 + LEEWAY - 1},
         {"iat": 1000 + LEEWAY - 1},
         {"aud": ["x", "cluster"]},
@@ -160,6 +174,97 @@ async def test_t2_inside_the_skew(changes: dict[str, Any]) -> None:
 
 async def test_t3_the_relay_s_audience_is_not_the_cluster_s() -> None:
     assert await refused(token(claims(aud="arcbridge-relay"))) == "token.aud"
+
+
+@pytest.mark.parametrize(
+    ("audience", "rule"),
+    [
+        ("arcbridge:key:T@cluster", ""),
+        (["arcbridge:key:T", "cluster"], ""),
+        ("arcbridge:key:T", "token.aud"),
+        ("arcbridge:key:T@", "token.aud"),
+        ("arcbridge:key:T@other", "token.aud"),
+        ("arcbridge:key:T@x@cluster", "token.aud"),
+        ("x@cluster", "token.aud"),
+        (["arcbridge:key:T@cluster", "arcbridge:key:T@relay"], "token.aud.forbidden"),
+    ],
+)
+async def test_an_audience_may_name_the_place_and_a_key(audience: object, rule: str) -> None:
+    """Whether the token is bound to the key is `identity.proof`'s to say; here it must be meant for this place."""
+    subject = verifier(accept=Acceptance(frozenset({"relay"})))
+    if rule:
+        assert await refused(token(claims(aud=audience)), subject) == rule
+    else:
+        assert (await subject.verify(token(claims(aud=audience)))).username == "oidc:alice"
+
+
+TYPES = [
+    *("logout+jwt", "application/logout+jwt", "Logout+JWT"),
+    *("dpop+jwt", "arcbridge-proof+jwt", "application/arcbridge-proof+jwt"),
+    *("secevent+jwt", "token-introspection+jwt", "oauth-authz-req+jwt", "kb+jwt", "JWS", "application/", "", " JWT"),
+    *("at+jwt; v=1", "text/at+jwt", "application/application/jwt", "at+jwt\u0000"),
+    *(1, True, [], ["JWT"], {}),
+]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=repr)
+async def test_t20_a_jwt_of_another_purpose_is_refused(kind: object) -> None:
+    header = json.dumps({"alg": "RS256", "kid": "k1", "typ": kind}).encode()
+    assert await refused(raw_token(header, GOOD)) == "token.typ"
+
+
+@pytest.mark.parametrize("kind", [None, "JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "Application/JWT"])
+async def test_t20_a_token_says_its_type_or_nothing(kind: str | None) -> None:
+    header = json.dumps({"alg": "RS256", "kid": "k1", "typ": kind} if kind else {"alg": "RS256", "kid": "k1"}).encode()
+    assert (await verifier().verify(raw_token(header, GOOD))).username == "oidc:alice"
+
+
+async def test_t20_a_logout_token_without_a_type_is_refused() -> None:
+    """It has issuer, audience, subject and times of an id token (OpenID Connect Back-Channel Logout 1.0 §2.4)."""
+    event: dict[str, object] = {"http://schemas.openid.net/event/backchannel-logout": {}}
+    assert await refused(token(claims(events=event))) == "token.events"
+    assert await refused(token(claims(events={}))) == "token.events"
+
+
+@pytest.mark.parametrize("audience", [["cluster", "relay"], ["relay", "cluster"], ["x", "cluster", "relay", "x"]])
+async def test_t21_a_token_that_is_good_at_the_relay_as_well_is_refused(audience: list[str]) -> None:
+    subject = verifier(accept=Acceptance(frozenset({"relay", "other"})))
+    assert await refused(token(claims(aud=audience)), subject) == "token.aud.forbidden"
+    with pytest.raises(TokenRefused, match="also meant for another place"):
+        await subject.verify(token(claims(aud=audience)))
+    assert (await subject.verify(token(claims(aud=["cluster", "x"])))).username == "oidc:alice"
+    assert (await subject.verify(token(claims(aud="cluster")))).username == "oidc:alice"
+    assert await refused(token(claims(aud="relay")), subject) == "token.aud"
+    # What is not forbidden is accepted: an id token may name several of an organisation's programs.
+    assert (await verifier().verify(token(claims(aud=audience)))).username == "oidc:alice"
+
+
+async def test_t22_the_operator_says_how_long_a_token_may_be_valid() -> None:
+    hour = verifier(accept=Acceptance(max_lifetime=3600))
+    assert (await hour.verify(token(claims(exp=4600)))).expires_at == 4600
+    assert await refused(token(claims(exp=4601)), hour) == "token.life"
+    with pytest.raises(TokenRefused, match=r"more than 3600 seconds; .*max_token_lifetime"):
+        await hour.verify(token(claims(exp=4601)))
+    year = verifier(accept=Acceptance(max_lifetime=MAX_LIFETIME))
+    assert (await year.verify(token(claims(exp=1000 + MAX_LIFETIME)))).username == "oidc:alice"
+    assert await refused(token(claims(exp=1000 + MAX_LIFETIME + 1)), year) == "token.life"
+
+
+def test_t22_the_settings_have_the_default_of_the_verifier() -> None:
+    assert AgentConfig().max_token_lifetime == RelayConfig().max_token_lifetime == DEFAULT_LIFETIME
+
+
+@pytest.mark.parametrize(
+    ("accept", "words"),
+    [
+        (Acceptance(max_lifetime=MIN_LIFETIME - 1), "max_token_lifetime"),
+        (Acceptance(max_lifetime=MAX_LIFETIME + 1), "max_token_lifetime"),
+        (Acceptance(frozenset({"relay", "cluster"})), r"forbidden_audiences: 'cluster' is an audience of jwt\[0\]"),
+    ],
+)
+def test_settings_that_let_no_token_in_are_an_error_at_the_start(accept: Acceptance, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        verifier(accept=accept)
 
 
 async def test_results_are_kept_a_minute_and_never_past_the_end() -> None:

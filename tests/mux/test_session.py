@@ -61,6 +61,17 @@ def test_bulk_both_ways(loop: str, link: str) -> None:
 
 
 @both_loops
+def test_b2_a_client_says_under_which_id_it_was_joined(loop: str) -> None:
+    async def main() -> None:
+        async with connected("tls") as ends:
+            assert ends.client.peer_hello is not None
+            assert ends.agent.peer_hello is not None
+            assert (ends.agent.peer_hello.join_id, ends.client.peer_hello.join_id) == (ends.client.label, "")
+
+    run(loop, main)
+
+
+@both_loops
 def test_many_streams_of_owner_tagged_bytes(loop: str) -> None:
     async def main() -> None:
         async def one(ends: Any, number: int) -> None:

@@ -44,6 +44,22 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         parse_address(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:SECRET@relay:443", "http://user:SECRET@relay", "user:SECRET@relay:443", "https://SECRET@SECRET@x",
+        "https://relay:443/?token=SECRET", "relay:443#SECRET", "https://user:SECRET@relay:99999",
+    ],
+)  # fmt: skip
+def test_o1_an_error_quotes_no_credentials(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_address(text)
+    assert "SECRET" not in caught.value.message
+    with pytest.raises(ConfigError) as caught:
+        parse_listen(text)
+    assert "SECRET" not in caught.value.message
+
+
 def test_listening_takes_any_host_and_any_port() -> None:
     assert parse_listen("0.0.0.0:0") == Address("0.0.0.0", 0)
     assert parse_listen(":8443") == Address("", 8443)

@@ -130,6 +130,23 @@ async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], ea
     await ending
 
 
+@pytest.mark.parametrize("join_id", ["0" * 65, "a b", "x\r\nAudit-ID: y", "\x1b[2J"])
+async def test_b8_an_id_that_no_relay_makes(pair: tuple[socket.socket, socket.socket], join_id: str) -> None:
+    near, far = pair
+    serving = server(far)
+
+    async def relay() -> None:
+        await serving.handshake()
+        await serving.read_request()
+        await serving.reply(JoinReply(join_id=join_id))
+
+    answering = asyncio.create_task(relay())
+    with pytest.raises(RemoteProtocolError, match="an id that no relay makes"):
+        await client_join(near, client_context(), RELAY, REQUEST)
+    await answering
+    serving.abort()
+
+
 async def test_application_data_after_the_reply(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
     serving = server(far)

@@ -11,9 +11,6 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import aiofastnet
 import pytest
@@ -23,8 +20,10 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConnectionLost
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import MuxConnection
+from arcbridge.net import fast_tls as fast_tls_module
 from arcbridge.net import session_tls
-from arcbridge.net.session_tls import accept_session, connect_session, fast_tls
+from arcbridge.net.fast_tls import fast_tls
+from arcbridge.net.session_tls import accept_session, connect_session
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Ends, make_sessions, run, tcp_pair, tls_contexts
 from tests.support.stream_io import StreamIO
@@ -38,7 +37,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Whose TLS serves the sessions of a test."""
     name: str = request.param
     if name == "loop":
-        monkeypatch.setattr(session_tls, "fast_tls", lambda: None)
+        for module in (session_tls, fast_tls_module):  # of the agent, and of the client
+            monkeypatch.setattr(module, "fast_tls", lambda: None)
     else:
         assert fast_tls() is aiofastnet, "aiofastnet is there, and directly on this Python's OpenSSL"
     return name
@@ -373,43 +373,13 @@ def test_any_writes_come_whole_and_in_order(sizes: list[int], fast: bool, loop: 
         await ends.stop()
 
     found = fast_tls() if fast else None
-    before, session_tls.fast_tls = session_tls.fast_tls, lambda: found  # type: ignore[assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (session_tls, fast_tls_module):
+            patch.setattr(module, "fast_tls", lambda: found)
         run(loop, main)
-    finally:
-        session_tls.fast_tls = before
 
 
 # -- which one is chosen ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unchosen() -> Iterator[Callable[[], Any]]:
-    """`fast_tls` as at the start of a process."""
-    fast_tls.cache_clear()
-    yield fast_tls
-    fast_tls.cache_clear()
-
-
-def test_the_log_tells_what_serves(unchosen: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "arcbridge.net")
-    assert unchosen() is aiofastnet
-    assert unchosen() is aiofastnet
-    assert [record.getMessage() for record in caplog.records] == [
-        f"sessions use the TLS of aiofastnet {aiofastnet.__version__}"
-    ]
-
-
-@pytest.mark.parametrize("missing", ["library", "direct engine"])
-def test_the_loop_serves_where_aiofastnet_is_missing_or_slow(
-    unchosen: Callable[[], Any], missing: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.DEBUG, "arcbridge.net")
-    there = None if missing == "library" else SimpleNamespace(OPENSSL_DYN_LIBS=None, __version__="1.2.0")
-    monkeypatch.setitem(__import__("sys").modules, "aiofastnet", there)
-    assert unchosen() is None
-    assert [record.levelname for record in caplog.records] == ["DEBUG"]
-    assert "the event loop's TLS" in caplog.text
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -68,6 +68,46 @@ async def test_other_paths_and_methods_are_refused(address: str) -> None:
         assert response.status == 405
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/livez"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:9464"}, 200),
+        ({"Host": "LOCALHOST."}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "[::1]:9464"}, 200),
+        ({"Host": "[::1]"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),  # an operator who types the address
+        ({"Host": "rebound.example:9464"}, 403),
+        ({"Host": "localhost.example"}, 403),
+        ({"Host": "127.0.0.1.example:9464"}, 403),
+        ({"Host": "127.0.0.1:9464", "Origin": "https://page.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 403),
+    ],
+)
+async def test_w5_a_web_page_gets_nothing(address: str, path: str, headers: dict[str, str], status: int) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{address}{path}", headers=headers) as response:
+        assert response.status == status
+        assert (await response.text() == "this is not for web pages\n") == (status == 403)
+
+
+async def test_w5_names_are_for_other_networks() -> None:
+    """A scraper in the cluster may know a pod by a name of its own."""
+    server = ObserveServer("0.0.0.0:0", Metrics("relay"), Checks())
+    port = int((await server.start()).rpartition(":")[2])
+    addresses = {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address, status in {"127.0.0.1": 403, **{one: 200 for one in addresses if not one.startswith("127.")}}.items():
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{address}:{port}/metrics", headers={"Host": "agent.pods.svc:9464"}) as response,
+        ):
+            assert response.status == status
+    await server.stop()
+
+
 async def test_stop_closes_the_listener_and_its_connections() -> None:
     server = ObserveServer("127.0.0.1:0", Metrics("relay"), Checks())
     host, port = (await server.start()).rsplit(":", 1)

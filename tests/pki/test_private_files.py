@@ -11,20 +11,27 @@ from arcbridge.pki.private_files import (
     locked,
     make_private,
     read_file,
+    refuse_foreign_directory,
+    refuse_planted,
     write_private,
 )
+
+as_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+OTHER = 12345
 
 
 def test_written_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        directory = tmp_path / "a" / "state"
+        directory = tmp_path / "a" / "b" / "state"
         ensure_private_directory(directory)
         write_private(directory / "key", b"1")
     finally:
         os.umask(before)
     assert stat.S_IMODE((directory / "key").stat().st_mode) == 0o600
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    # Parents too: in one that every user can write, another user would put a directory of his own in this one's place.
+    for made in (directory, directory.parent, directory.parent.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 def test_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
@@ -52,7 +59,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     assert os.listdir(tmp_path) == ["key"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+@as_root
 def test_root_works_for_the_owner_of_the_directory(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 23456)
     write_private(tmp_path / "key", b"")
@@ -67,6 +74,76 @@ def test_root_works_for_the_owner_of_the_directory(tmp_path: Path) -> None:
     with locked(foreign):
         pass
     assert foreign.stat().st_uid == 0
+
+
+@as_root
+def test_w11_a_file_of_another_user_is_not_read(tmp_path: Path) -> None:
+    planted = tmp_path / "pins.toml"
+    planted.write_text("another user's")
+    planted.chmod(0o644)
+    os.chown(planted, OTHER, OTHER)
+    with pytest.raises(StateError, match="belongs to another user and is not used"):
+        read_file(planted)
+    # Root works for the owner of the directory, and reads what belongs to that user.
+    os.chown(tmp_path, OTHER, OTHER)
+    assert read_file(planted) == b"another user's"
+    os.chown(planted, OTHER + 1, OTHER)
+    with pytest.raises(StateError, match="belongs to another user"):
+        read_file(planted)
+
+
+@as_root
+def test_w11_a_directory_that_another_user_can_change_is_refused(tmp_path: Path) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    refuse_foreign_directory(shared / "absent")
+    (shared / "mine").mkdir(mode=0o700)
+    refuse_foreign_directory(shared / "mine")
+    (shared / "mine").chmod(0o777)
+    with pytest.raises(StateError, match="every user of this machine can change"):
+        refuse_foreign_directory(shared / "mine")
+    os.chown(shared / "mine", OTHER, OTHER)
+    with pytest.raises(StateError, match="belongs to another user"):
+        refuse_foreign_directory(shared / "mine")
+    (tmp_path / "foreign").mkdir()
+    os.chown(tmp_path / "foreign", OTHER, OTHER)
+    with pytest.raises(StateError, match="belongs to another user"):
+        refuse_foreign_directory(tmp_path / "foreign")
+
+
+@as_root
+def test_w11_what_another_user_has_put_into_a_shared_directory_is_refused(tmp_path: Path) -> None:
+    shared, home = tmp_path / "tmp", tmp_path / "home"
+    shared.mkdir()
+    home.mkdir()
+    shared.chmod(0o1777)
+    (home / "config").write_text("mine")
+    (shared / "directory").mkdir()
+    (shared / "file").write_text("")
+    (shared / "link").symlink_to(home / "config")
+    (shared / "to-directory").symlink_to("../home")
+    (shared / "dangling").symlink_to(home / "new")
+    (home / "way").symlink_to("../tmp/link")  # a link of our own that leads into the shared directory
+    names = ("directory", "file", "link", "to-directory", "dangling")
+    for path in (*(shared / name for name in names), home / "way", shared / "absent" / "x", home / ".." / "home"):
+        refuse_planted(path)  # all of it is ours so far
+    for name in names:
+        os.chown(shared / name, OTHER, OTHER, follow_symlinks=False)
+    for path in (
+        *(shared / name for name in names),
+        home / "way",
+        shared / "directory" / "x",
+        shared / "to-directory/x",
+    ):
+        with pytest.raises(StateError, match="belongs to another user of this machine"):
+            refuse_planted(path)
+    # A directory of one user alone: what is in it is that user's affair.
+    os.chown(home, OTHER, OTHER)
+    os.chown(home / "config", OTHER, OTHER)
+    refuse_planted(home / "config")
+    (home / "loop").symlink_to("loop")
+    refuse_planted(home / "loop")
 
 
 def test_making_keeps_what_is_there(tmp_path: Path) -> None:

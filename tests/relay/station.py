@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import UNBOUND, Binding
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
@@ -45,11 +46,24 @@ from tests.net.ends import RELAY, authority, client_context, server_contexts
 class StubVerifier:
     """The token *is* the user name; `bad` is none."""
 
+    def __init__(self, bindings: Mapping[str, Binding] | None = None) -> None:
+        self.bindings = {} if bindings is None else bindings
+        """How tokens are bound; the others are not."""
+
     async def verify(self, token: str) -> Identity:
         if token == "bad":
             raise Unauthenticated("the token has expired")
         now = time.time()
-        return Identity(token, "", (), f"https://issuer.test#{token}", "https://issuer.test", now + 600, issued_at=now)
+        return Identity(
+            token,
+            "",
+            (),
+            f"https://issuer.test#{token}",
+            "https://issuer.test",
+            now + 600,
+            issued_at=now,
+            binding=self.bindings.get(token, UNBOUND),
+        )
 
 
 class StubPolicy:
@@ -93,6 +107,8 @@ class Station:
         self.agents_per_second: float = AGENTS_PER_SECOND
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""
+        self.bindings: dict[str, Binding] = {}
+        """How the tokens of users are bound to keys."""
         self.ended: list[Pump] = []
         self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
         self.address = Address("127.0.0.1", 0)
@@ -115,7 +131,7 @@ class Station:
             context=lambda: contexts[ALPN_JOIN],
             fleet=self.fleet,
             registry=self.registry,
-            verifier=StubVerifier(),
+            verifier=StubVerifier(self.bindings),
             access=self.access,
             pumps=self.pumps,
             counters=self.counters,
@@ -164,12 +180,16 @@ class Station:
         return await connect(self.address, deadline=5, proxy=DIRECT)
 
     async def join(
-        self, user: str = "alice", cluster: str = "prod", instance: str = ""
+        self,
+        user: str = "alice",
+        cluster: str = "prod",
+        instance: str = "",
+        prove: Callable[[bytes], str] | None = None,
     ) -> tuple[socket.socket, JoinReply]:
         """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
         request = JoinRequest(role="client", cluster=cluster, token=user, instance=instance)
-        return sock, await client_join(sock, client_context(), RELAY, request)
+        return sock, await client_join(sock, client_context(), RELAY, request, prove=prove)
 
     async def settled(self) -> None:
         """Wait until no join is pending and no connection waits for admission."""

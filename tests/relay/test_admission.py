@@ -75,6 +75,23 @@ def test_the_newest_is_refused_among_equals() -> None:
     assert closed == []
 
 
+def test_crowds_do_not_displace_each_other() -> None:
+    """docs/threats.md#J15: ten addresses come again whenever they were refused. Each that displaced an equal would
+    cost a handshake; only what waits too long gives way."""
+    clock, closed = Clock(), Closed()
+    admission = Admission(1000, 100, clock=clock)
+    hostile = [f"10.0.0.{number}" for number in range(10)]
+    flood(admission, Purpose.HTTP, hostile, 100, closed)
+    for _ in range(10):
+        closed.clear()
+        assert flood(admission, Purpose.HTTP, hostile, 10, closed) == len(closed) == 0
+        entered(admission, "10.1.0.1", Purpose.HTTP).leave()
+        assert len(closed) == 1, "an address with few is let in"
+        flood(admission, Purpose.HTTP, hostile, 1)
+    clock.now += 2 * PATIENCE
+    assert flood(admission, Purpose.HTTP, hostile, 10) == 100
+
+
 @pytest.mark.parametrize("purpose", [Purpose.CONTROL, Purpose.JOIN, Purpose.HTTP, Purpose.ARRIVING])
 def test_few_addresses_with_many_give_way_to_many_with_few(purpose: Purpose) -> None:
     """docs/threats.md#J15: ten addresses with a hundred connections each; sixty honest newcomers, none refused."""

@@ -17,8 +17,9 @@ import structlog
 from arcbridge.errors import PinMismatch, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.proof import ProofKey, binding, refusal_in
 from arcbridge.net.address import Address
-from arcbridge.net.tls import fetch_relay_ca
+from arcbridge.net.tls import ALPN_HTTP, fetch_relay_ca, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay import api
@@ -55,6 +56,10 @@ clusters = ["test"]
 CANARY = "eyJhbGciOiCANARYcanaryCANARY0123456789"
 
 
+KEY = ProofKey.generate()
+"""The key to which the tokens are bound that end with `.bound`."""
+
+
 class Clock:
     def __init__(self) -> None:
         # Real: TLS judges certificates by the machine's clock.
@@ -74,8 +79,9 @@ class StubVerifier:
             raise KeyError(CANARY)
         if not token.startswith("token-of-"):
             raise Unauthenticated("the access token is not valid: log in again")
-        name = token.removeprefix("token-of-")
-        return Identity(name, "", (), name, "https://issuer.test", 0.0)
+        name, _, bound = token.removeprefix("token-of-").partition(".")
+        found = binding({"aud": KEY.audience()} if bound else {})
+        return Identity(name, "", (), name, "https://issuer.test", 0.0, binding=found)
 
 
 @dataclass
@@ -88,6 +94,8 @@ class Relay:
     limited: Limited
     agents: dict[str, int]
     access: Access
+    spki: bytes
+    """What the relay shows."""
     copies: list[None]
     """One for each renewal that showed a copy of a credential."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
@@ -209,17 +217,11 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
     )
     server = ApiServer(app)
     await server.start()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_OPTIONAL
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_verify_locations(cadata=authority.certificate_pem)
-    context.set_alpn_protocols(["http/1.1"])
-    load(context, authority.issue_server(["127.0.0.1"]))
+    issued = authority.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
-    yield Relay(
-        authority, registry, clock, server, listener.sockets[0].getsockname()[1], limited, agents, access, copies
-    )
+    port = listener.sockets[0].getsockname()[1]
+    yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
     listener.close()
     await server.close()
     await listener.wait_closed()
@@ -590,6 +592,32 @@ class TestClusters:
         assert (status, error(answer)[0], found["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
         assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
 
+    async def test_t30_a_bound_token_needs_its_proof(self, relay: Relay) -> None:
+        """A stolen access token would list the clusters otherwise, though it joins none."""
+        text = "token-of-ann.bound"
+        good = KEY.sign_proof(text, relay.spki, "", time.time())
+        bearer = {"Authorization": f"Bearer {text}"}
+        status, _, _ = await relay.call("GET", "/v1/clusters", headers={**bearer, "Arcbridge-Proof": good})
+        assert status == 200
+        for proof, reason in (
+            (None, "missing"),
+            ("", "missing"),
+            (good[:-2], "shape"),
+            (ProofKey.generate().sign_proof(text, relay.spki, "", time.time()), "key"),
+            (KEY.sign_proof(text, b"another relay", "", time.time()), "peer"),
+            (KEY.sign_proof(text, b"", "", time.time()), "peer"),
+            (KEY.sign_proof("token-of-bob.bound", relay.spki, "", time.time()), "ath"),
+        ):
+            headers = bearer if proof is None else {**bearer, "Arcbridge-Proof": proof}
+            for path in ("/v1/clusters", "/v1/clusters/prod"):
+                status, answer, _ = await relay.call("GET", path, headers=headers)
+                assert (status, error(answer)[0]) == (401, "unauthenticated")
+                assert refusal_in(error(answer)[1]) == reason
+        twice = f"GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {text}\r\n" + (
+            f"Arcbridge-Proof: {good}\r\n" * 2 + "Connection: close\r\n\r\n"
+        )
+        assert (await relay.raw(twice.encode())).startswith(b"HTTP/1.1 401 ")
+
     async def test_the_issuer_is_out(self, relay: Relay) -> None:
         status, answer, headers = await relay.call(
             "GET", "/v1/clusters", headers={"Authorization": "Bearer issuer-out"}
@@ -821,6 +849,31 @@ class TestLimits:
         assert any("192.0.2.7" in line for line in everything_logged)
         listener.close()
         await listener.wait_closed()
+
+
+class TestPages:
+    """docs/threats.md#W5: a browser carries a page's requests into networks that the page's author cannot reach."""
+
+    @pytest.mark.parametrize(
+        "headers",
+        [{"Origin": "https://page.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+        ids=["origin", "null", "fetch"],
+    )
+    async def test_w5_a_page_changes_and_reads_nothing(self, relay: Relay, headers: dict[str, str]) -> None:
+        token = await relay.token()
+        # As a form posts it: of a type that needs no leave.
+        body = json.dumps(relay.enrolment(token, make_key())).encode()
+        form = {**headers, "Content-Type": "text/plain"}
+        status, answer, got = await relay.call("POST", "/v1/enrol", headers=form, data=body)
+        assert (status, error(answer)[0]) == (403, "forbidden")
+        for method, path in (("GET", "/v1/ca"), ("GET", "/v1/clusters"), ("OPTIONS", "/v1/enrol"), ("GET", "/none")):
+            bearer = {**headers, "Authorization": "Bearer user-alice"}
+            status, answer, got = await relay.call(method, path, headers=bearer)
+            assert (status, error(answer)[0]) == (403, "forbidden")
+            assert not [name for name in got if name.lower().startswith("access-control-")]
+        assert await relay.registry.cluster("prod") is None
+        status, _, _ = await relay.call("POST", "/v1/enrol", headers={"Sec-Fetch-Site": "none"}, data=body)
+        assert status == 200, "the token was not used up"
 
 
 class TestBadHttp:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -20,11 +21,12 @@ import pytest
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address
+from arcbridge.net.client_hello import ClientHello, peek
 from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
-from arcbridge.relay.admission import Admission
+from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
@@ -276,6 +278,48 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
             sock.close()
         await relay.settled()
         assert relay.listener.peeking == 0
+
+
+async def test_one_handshake_begins_between_two_turns_of_the_loop(tmp_path: Path) -> None:
+    """Thirty HTTP connections come in one turn of the loop: what else is to be done waits for one of them at most, and
+    a join that comes later does not wait for them."""
+    order: list[str] = []
+
+    def handler(name: str) -> listener_module.ConnectionHandler:
+        async def handle(sock: socket.socket, ticket: Ticket) -> None:
+            order.append(name)
+            sock.close()
+
+        return handle
+
+    handlers = {b"http/1.1": handler("http"), b"arcbridge-join/1": handler("join")}
+    listener = Listener(handlers, Admission(1000, 1000), Counters())
+    ready, peers = [], []
+    for protocol in ["http/1.1"] * 30 + ["arcbridge-join/1"]:
+        near, far = socket.socketpair()
+        ticket = listener._admission.enter("127.0.0.1")
+        assert isinstance(ticket, Ticket)
+        arrival = listener_module._Arrival(listener, near, ticket, False)
+        answer = peek(client_hello([protocol]))
+        assert isinstance(answer, ClientHello)
+        ready.append((arrival, answer))
+        peers.append(far)
+    for arrival, answer in ready[:30]:
+        listener.arrived(arrival, answer)
+    assert listener.peeking == 30
+    turns = []
+    for turn in range(40):
+        await asyncio.sleep(0)
+        turns.append(len(order))
+        if turn == 5:
+            listener.arrived(*ready[30])
+    assert max(after - before for before, after in itertools.pairwise(turns)) == 1
+    assert "join" in order[: turns[5] + 3]
+    assert len(order) == 31
+    assert listener.peeking == 0
+    await listener.close()
+    for far in peers:
+        far.close()
 
 
 def open_sockets() -> set[str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.api import Limited
@@ -16,6 +17,8 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
     async with station(tmp_path) as relay:
         metrics = Metrics("relay")
         verifier = SimpleNamespace(verified=3, refused=1)
+        proofs = ProofChecker(ProofPolicy.IF_BOUND, "the relay")
+        proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
         api = SimpleNamespace(malformed=0, slow=0, outlived=0)
         register(
             metrics,
@@ -25,6 +28,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             relay.rendezvous,
             relay.pumps,
             verifier,  # type: ignore[arg-type]
+            proofs,
             api,  # type: ignore[arg-type]
             Limited(),
             SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
@@ -35,6 +39,8 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         assert metrics.read_failures == 0
         assert 'arcbridge_relay_connections_rejected_total{reason="cap_total"} 7.0' in text
         assert 'arcbridge_relay_tokens_total{result="verified"} 3.0' in text
+        assert 'arcbridge_relay_tokens_accepted_total{bound="cnf.jkt"} 2.0' in text
+        assert 'arcbridge_relay_proofs_refused_total{reason="missing"} 4.0' in text
         for reason in REJECTIONS:
             assert f'reason="{reason}"' in text
         for limit in LIMITS:

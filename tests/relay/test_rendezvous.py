@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConnectionLost, JoinRefused
+from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, refusal_in, spki_of
 from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
@@ -473,3 +477,49 @@ async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> 
         with pytest.raises(ConnectionLost):
             await joining
     assert relay.rendezvous.pending == 0
+
+
+# -- tokens that are bound to a key ------------------------------------------------------------------------------------
+
+KEY = ProofKey.generate()
+
+
+def proving(token: str = "alice", *, key: ProofKey = KEY, pin: str = "") -> Callable[[bytes], str]:
+    return lambda shown: key.sign_proof(token, spki_of(shown), pin, time.time())
+
+
+async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        relay.bindings["alice"] = binding({"cnf": {"jkt": KEY.thumbprint}})
+        recorded = KEY.sign_proof("alice", b"the key of another relay, which has seen it", "", time.time())
+        with capture_logs() as logs:
+            for prove, reason in (
+                (None, "missing"),
+                (proving(key=ProofKey.generate()), "key"),
+                (lambda shown: recorded, "peer"),
+                (proving(pin="sha256:" + "ab" * 32), "peer"),
+                (proving("bob"), "ath"),
+            ):
+                with pytest.raises(JoinRefused) as caught:
+                    await relay.join(prove=prove)
+                assert code_of(caught) is JoinCode.UNAUTHENTICATED
+                assert refusal_in(caught.value.message) == reason
+        refused = [one for one in logs if one["event"] == "join failed"]
+        assert {(one["user"], one["bound"]) for one in refused} == {("alice", "cnf.jkt")}
+        assert agent.dials == [], "no agent is asked for a token that is not proved"
+        client, reply = await relay.join(prove=proving())
+        with client:
+            assert reply.subject == "alice"
+        client, _ = await relay.join("bob", prove=None)
+        client.close()
+
+
+async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        relay.rendezvous._proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert refusal_in(caught.value.message) == "unbound"
+        assert "docs/security.md" in caught.value.message

@@ -129,6 +129,12 @@ def helm() -> Path:
 
 
 @functools.cache
+def net_http_server() -> Path:
+    """Find the server of Go's net/http, or build it from `tests/nethttp`, in seconds. Raises `Unavailable`."""
+    return _built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
+
+
+@functools.cache
 def kubectl_versions() -> dict[str, Path]:
     """Return the kubectl of each minor version that is here, such as `{"1.36": …, "1.37": …}`; may build the first."""
     found: dict[str, Path] = {}

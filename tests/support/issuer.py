@@ -1,4 +1,4 @@
-"""A real OIDC issuer for tests: HTTPS, signed tokens, the four usual grants, and every way to go wrong on request.
+"""A real OIDC issuer for tests: HTTPS, signed tokens, five grants, DPoP, and every way to go wrong on request.
 
     with Issuer(tmp_path / "issuer") as issuer:
         token = issuer.mint(sub="alice", aud="arcbridge-relay", groups=["platform"])
@@ -57,6 +57,12 @@ USERS: dict[str, tuple[str, ...]] = {
 }
 # Clients that keep a secret; they alone may use client_credentials. All other client ids are public.
 SECRETS = {"ci": "ci-secret"}
+# What a job of the pipeline has in ACTIONS_ID_TOKEN_REQUEST_TOKEN.
+ACTIONS_SECRET = "the-jobs-own-secret"
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+# A scope that begins so says whom an access token is for.
+AUDIENCE_SCOPE = "audience:"
 REFRESH_LIFETIME = 24 * 3600.0
 CODE_LIFETIME = 60.0
 
@@ -83,6 +89,14 @@ class Settings:
     """Each refresh token works once; using one again revokes its successors."""
     auto_login: str = ""
     """The user whom the authorization page logs in without asking."""
+    dpop: str = "off"
+    """DPoP (RFC 9449) at the token endpoint: `off` (not advertised, headers are ignored), `on`, or `required`."""
+    dpop_nonce: bool = False
+    """A DPoP proof must have a nonce of this server, each good for one request (RFC 9449 §8)."""
+    nonce_at_refresh: bool = False
+    """Id tokens from a refresh have the login's nonce; OpenID Connect Core §12.2 leaves that to the issuer."""
+    resources: tuple[str, ...] | None = None
+    """Audiences that may be asked for at the token endpoint; None: any."""
 
 
 @dataclass(slots=True)
@@ -103,11 +117,18 @@ class Grant:
     scope: str
     user: str = ""
     resource: str = ""
+    """Audience of the access token; empty: `Settings.access_audience`."""
+    granted: str = ""
+    """The same as asked for at the authorization endpoint: what a refresh without a wish gives."""
     nonce: str = ""
     challenge: str = ""
     redirect_uri: str = ""
     ends: float = 0.0
     family: str = ""
+    refresh_scope: str = ""
+    """What the refresh token stands for, where a request asked for less; empty: the same."""
+    jkt: str = ""
+    """Thumbprint of the key that code and refresh token are bound to; empty: to none."""
 
 
 @dataclass(slots=True)
@@ -123,10 +144,11 @@ class Device:
 class Refused(Exception):
     """An OAuth error (RFC 6749 §5.2), answered as JSON."""
 
-    def __init__(self, error: str, description: str = "", status: int = 400) -> None:
+    def __init__(self, error: str, description: str = "", status: int = 400, nonce: str = "") -> None:
         super().__init__(f"{error}: {description}")
         self.body = {"error": error, "error_description": description}
         self.status = status
+        self.headers = {"Cache-Control": "no-store", **({"DPoP-Nonce": nonce} if nonce else {})}
 
 
 class IssuerServer:
@@ -144,6 +166,8 @@ class IssuerServer:
         self.devices: dict[str, Device] = {}
         self.user_codes: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
+        self.proofs: set[str] = set()  # `jti` of DPoP proofs that were used
+        self.nonce = secrets.token_urlsafe(12)
         state.mkdir(parents=True, exist_ok=True)
         for path in sorted(state.glob("key-*.pem")):
             private = serialization.load_pem_private_key(path.read_bytes(), None)
@@ -167,6 +191,7 @@ class IssuerServer:
                 web.post("/authorize", self.authorize),
                 web.post("/revoke", self.revoke),
                 web.get("/userinfo", self.userinfo),
+                web.get("/actions", self.actions),
                 web.post("/_test/mint", self.test_mint),
                 web.post("/_test/rotate", self.test_rotate),
                 web.post("/_test/settings", self.test_settings),
@@ -190,7 +215,7 @@ class IssuerServer:
         try:
             return await handler(request)
         except Refused as error:
-            return web.json_response(error.body, status=error.status, headers={"Cache-Control": "no-store"})
+            return web.json_response(error.body, status=error.status, headers=error.headers)
 
     # Keys and tokens.
 
@@ -278,13 +303,19 @@ class IssuerServer:
         """Return what the token endpoint answers for a grant that has been accepted."""
         user = grant.user or grant.client
         access = self.claims(user, grant.resource or self.settings.access_audience)
+        # Where scopes say whom a token is for, as at Keycloak and Entra ID.
+        by_scope = [scope.removeprefix(AUDIENCE_SCOPE) for scope in grant.scope.split() if AUDIENCE_SCOPE in scope]
+        if by_scope:
+            access["aud"] = by_scope if len(by_scope) > 1 else by_scope[0]
         access |= {"client_id": grant.client, "scope": grant.scope}
+        if grant.jkt:
+            access["cnf"] = {"jkt": grant.jkt}
         if not grant.user:  # a service has no mail address
             for name in ("email", "email_verified", "preferred_username", "name"):
                 del access[name]
         answer: dict[str, object] = {
             "access_token": self.sign(access, headers={"typ": "at+jwt"}),
-            "token_type": "Bearer",
+            "token_type": "DPoP" if grant.jkt else "Bearer",
             "expires_in": int(self.settings.lifetime),
             "scope": grant.scope,
         }
@@ -294,10 +325,16 @@ class IssuerServer:
             if grant.nonce:
                 identity["nonce"] = grant.nonce
             answer["id_token"] = self.sign(identity, headers={})
-        if grant.user and "offline_access" in scopes:
+        refreshable = grant.refresh_scope or grant.scope
+        if grant.user and "offline_access" in refreshable.split():
             token = secrets.token_urlsafe(24)
             family = grant.family or secrets.token_hex(8)
-            self.refresh[token] = replace(grant, nonce="", family=family, ends=time.monotonic() + REFRESH_LIFETIME)
+            nonce = grant.nonce if self.settings.nonce_at_refresh else ""
+            # What was asked for at one refresh is not asked for at the next (RFC 8707 §2.2).
+            kept = replace(grant, nonce=nonce, resource=grant.granted, family=family)
+            # Nor does a refresh for less take anything from the next one (RFC 6749 §6).
+            kept = replace(kept, scope=refreshable, refresh_scope="")
+            self.refresh[token] = replace(kept, ends=time.monotonic() + REFRESH_LIFETIME)
             answer["refresh_token"] = token
         return answer
 
@@ -321,6 +358,7 @@ class IssuerServer:
                     "refresh_token",
                     "client_credentials",
                     "urn:ietf:params:oauth:grant-type:device_code",
+                    TOKEN_EXCHANGE,
                 ],
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["RS256", "ES256"],
@@ -328,6 +366,7 @@ class IssuerServer:
                 "claims_supported": ["sub", "email", "email_verified", "groups", "preferred_username", "name"],
                 "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
                 "code_challenge_methods_supported": ["S256"],
+                **({} if self.settings.dpop == "off" else {"dpop_signing_alg_values_supported": ["ES256", "RS256"]}),
             }
         )
 
@@ -341,25 +380,92 @@ class IssuerServer:
         return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
 
     async def token(self, request: web.Request) -> web.Response:
-        """Answer a token request of any of the four grants."""
+        """Answer a token request of any of the five grants."""
         form = _form(await request.post())
         client = self._client(request, form)
+        jkt = self._proven_key(request)
+        resource = form.get("resource") or form.get("audience", "")
+        if resource and self.settings.resources is not None and resource not in self.settings.resources:
+            raise Refused("invalid_target", "this client may not ask for that audience")
         match form.get("grant_type"):
             case "authorization_code":
                 grant = self._redeem_code(client, form)
             case "refresh_token":
-                grant = self._redeem_refresh(client, form)
+                grant = self._redeem_refresh(client, form, jkt)
             case "urn:ietf:params:oauth:grant-type:device_code":
                 grant = self._redeem_device(client, form)
             case "client_credentials":
                 if client not in SECRETS:
                     raise Refused("unauthorized_client", "a public client has no credentials")
                 grant = Grant(client, form.get("scope", ""))
+            case grant_type if grant_type == TOKEN_EXCHANGE:
+                grant = self._exchange(client, form)
             case other:
                 raise Refused("unsupported_grant_type", str(other))
-        if resource := form.get("resource") or form.get("audience"):
+        if grant.jkt and grant.jkt != jkt:
+            raise Refused("invalid_grant", "bound to another key")
+        # A public client's refresh token is bound to the key of its first use (RFC 9449 §5).
+        grant = replace(grant, jkt=jkt)
+        if resource:
             grant = replace(grant, resource=resource)
-        return web.json_response(self.tokens(grant), headers={"Cache-Control": "no-store", "Pragma": "no-cache"})
+        answer = self.tokens(grant)
+        if form.get("grant_type") == TOKEN_EXCHANGE:
+            answer["issued_token_type"] = ACCESS_TOKEN
+        headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+        if jkt and self.settings.dpop_nonce:
+            headers["DPoP-Nonce"] = self.nonce
+        return web.json_response(answer, headers=headers)
+
+    def _proven_key(self, request: web.Request) -> str:
+        """Return the thumbprint of the key whose DPoP proof a token request has; empty without one (RFC 9449 §4.3)."""
+        if self.settings.dpop == "off":
+            return ""
+        proofs = request.headers.getall("DPoP", [])
+        if not proofs and self.settings.dpop == "on":
+            return ""
+        if len(proofs) != 1:
+            raise Refused("invalid_dpop_proof", "one DPoP header is needed")
+        try:
+            header = jwt.get_unverified_header(proofs[0])
+            key = jwt.PyJWK.from_dict(header["jwk"], "ES256")
+            claims = jwt.decode(proofs[0], key, ["ES256"], options={"verify_aud": False, "verify_iat": False})
+            members = {name: header["jwk"][name] for name in ("crv", "kty", "x", "y")}
+        except (jwt.PyJWTError, KeyError, TypeError) as error:
+            raise Refused("invalid_dpop_proof", f"{error!r}") from None
+        if header.get("typ") != "dpop+jwt" or "d" in header["jwk"]:
+            raise Refused("invalid_dpop_proof", "typ or jwk")
+        if (claims.get("htm"), claims.get("htu")) != (request.method, f"{self.url}{request.path}"):
+            raise Refused("invalid_dpop_proof", "another request")
+        if abs(claims.get("iat", 0) - self.now()) > 60:
+            raise Refused("invalid_dpop_proof", "iat")
+        if self.settings.dpop_nonce:
+            current, self.nonce = self.nonce, secrets.token_urlsafe(12)
+            if claims.get("nonce") != current:
+                raise Refused("use_dpop_nonce", "a nonce is needed", nonce=self.nonce)
+        if not claims.get("jti") or claims["jti"] in self.proofs:
+            raise Refused("invalid_dpop_proof", "jti")
+        self.proofs.add(claims["jti"])
+        canonical = json.dumps(members, separators=(",", ":"), sort_keys=True)
+        return _b64(hashlib.sha256(canonical.encode()).digest())
+
+    def _exchange(self, client: str, form: Mapping[str, str]) -> Grant:
+        """RFC 8693: an access token of ours for one with another audience."""
+        if form.get("subject_token_type") != ACCESS_TOKEN or not (form.get("audience") or form.get("resource")):
+            raise Refused("invalid_request", "subject_token_type, and audience or resource")
+        claims = self._own_claims(form.get("subject_token", ""))
+        if claims is None or claims.get("client_id") != client:
+            raise Refused("invalid_request", "subject_token")
+        scope = " ".join(one for one in str(claims["scope"]).split() if one not in ("openid", "offline_access"))
+        jkt = str(claims.get("cnf", {}).get("jkt", ""))
+        return Grant(client, scope, user=str(claims["sub"]), jkt=jkt)
+
+    def _own_claims(self, token: str) -> dict[str, Any] | None:
+        """Return the claims of an access token that a published key signed."""
+        try:
+            key = next(key for key in self.keys if key.published and key.kid == jwt.get_unverified_header(token)["kid"])
+            return dict(jwt.decode(token, key.private.public_key(), [key.alg], options={"verify_aud": False}))
+        except (jwt.InvalidTokenError, KeyError, StopIteration):
+            return None
 
     def _client(self, request: web.Request, form: Mapping[str, str]) -> str:
         client, secret = form.get("client_id", ""), form.get("client_secret", "")
@@ -384,7 +490,7 @@ class IssuerServer:
             raise Refused("invalid_grant", "code_verifier does not match")
         return grant
 
-    def _redeem_refresh(self, client: str, form: Mapping[str, str]) -> Grant:
+    def _redeem_refresh(self, client: str, form: Mapping[str, str], jkt: str) -> Grant:
         token = form.get("refresh_token", "")
         if token in self.spent:  # RFC 9700 §4.14.2: one of the two who have it is a thief
             family = self.spent[token]
@@ -392,13 +498,15 @@ class IssuerServer:
         grant = self.refresh.get(token)
         if grant is None or grant.client != client or grant.ends < time.monotonic():
             raise Refused("invalid_grant", "unknown, used, revoked or expired refresh token")
+        if grant.jkt and grant.jkt != jkt:  # it stays good for its owner
+            raise Refused("invalid_grant", "bound to another key")
         if self.settings.refresh_rotation:
             del self.refresh[token]
             self.spent[token] = grant.family
         scope = form.get("scope", grant.scope)
         if not set(scope.split()) <= set(grant.scope.split()):
             raise Refused("invalid_scope", "more than was granted")
-        return replace(grant, scope=scope)
+        return replace(grant, scope=scope, refresh_scope=grant.scope)
 
     def _redeem_device(self, client: str, form: Mapping[str, str]) -> Grant:
         device = self.devices.get(form.get("device_code", ""))
@@ -420,7 +528,7 @@ class IssuerServer:
         form = _form(await request.post())
         client = self._client(request, form)
         resource = form.get("resource") or form.get("audience", "")
-        grant = Grant(client, form.get("scope", ""), resource=resource)
+        grant = Grant(client, form.get("scope", ""), resource=resource, granted=resource)
         grant.ends = time.monotonic() + self.settings.device_lifetime
         device_code = secrets.token_urlsafe(24)
         letters = "".join(secrets.choice("BCDFGHJKLMNPQRSTVWXZ") for _ in range(8))
@@ -486,7 +594,9 @@ class IssuerServer:
                 scope=query.get("scope", ""),
                 user=user,
                 resource=query.get("resource") or query.get("audience", ""),
+                granted=query.get("resource") or query.get("audience", ""),
                 nonce=query.get("nonce", ""),
+                jkt=query.get("dpop_jkt", ""),
                 challenge=query["code_challenge"],
                 redirect_uri=redirect_uri,
                 ends=time.monotonic() + CODE_LIFETIME,
@@ -513,14 +623,20 @@ class IssuerServer:
 
     async def userinfo(self, request: web.Request) -> web.Response:
         """Answer the claims about the bearer of an access token."""
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        try:
-            key = next(key for key in self.keys if key.published and key.kid == jwt.get_unverified_header(token)["kid"])
-            claims = jwt.decode(token, key.private.public_key(), [key.alg], options={"verify_aud": False})
-        except (jwt.InvalidTokenError, KeyError, StopIteration):
-            raise Refused("invalid_token", status=401) from None
+        claims = self._own_claims(request.headers.get("Authorization", "").removeprefix("Bearer "))
+        if claims is None:
+            raise Refused("invalid_token", status=401)
         names = ("sub", "email", "email_verified", "preferred_username", "name", "groups")
         return web.json_response({name: claims[name] for name in names if name in claims})
+
+    async def actions(self, request: web.Request) -> web.Response:
+        """Answer as the token service of GitHub Actions: a job's token with the one audience that it asks for."""
+        if not hmac.compare_digest(request.headers.get("Authorization", ""), f"bearer {ACTIONS_SECRET}"):
+            return web.json_response({"message": "no job"}, status=401)
+        job = "repo:example/shop:ref:refs/heads/main"
+        audience = request.query.get("audience", "https://github.com/example")
+        claims = self.claims(job, audience) | {"email": "shop@ci.example.com", "groups": ["platform"]}
+        return web.json_response({"count": 1, "value": self.sign(claims, headers={})})
 
     # What tests ask for.
 

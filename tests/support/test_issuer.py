@@ -6,16 +6,19 @@ import base64
 import hashlib
 import json
 import re
+import time
 import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.issuer import Issuer
+from tests.support.issuer import ACTIONS_SECRET, Issuer
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 VERIFIER = "v" * 43
@@ -41,6 +44,10 @@ def issuer(shared: Issuer) -> Iterator[Issuer]:
         device_lifetime=600,
         refresh_rotation=True,
         auto_login="",
+        dpop="off",
+        dpop_nonce=False,
+        nonce_at_refresh=False,
+        resources=None,
     )
 
 
@@ -274,3 +281,129 @@ def login_by_code(issuer: Issuer, **changes: str) -> dict[str, str]:
     status, tokens = issuer.request("POST", "/token", form)
     assert status == 200, json.dumps(tokens)
     return dict(tokens)
+
+
+class Prover:
+    """A client with a key, as RFC 9449 has it; what it makes can be changed."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self.issuer = issuer
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.jwk = jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
+        members = {name: self.jwk[name] for name in ("crv", "kty", "x", "y")}
+        canonical = json.dumps(members, separators=(",", ":"), sort_keys=True).encode()
+        self.thumbprint = base64.urlsafe_b64encode(hashlib.sha256(canonical).digest()).rstrip(b"=").decode()
+        self.serial = 0
+
+    def proof(self, typ: str = "dpop+jwt", **changes: object) -> dict[str, str]:
+        self.serial += 1
+        claims = {
+            "htm": "POST",
+            "htu": f"{self.issuer.url}/token",
+            "iat": int(time.time()),
+            "jti": f"{self.thumbprint}{self.serial}",
+        }
+        header = {"typ": typ, "jwk": self.jwk}
+        return {"DPoP": jwt.encode({**claims, **changes}, self.key, algorithm="ES256", headers=header)}
+
+
+def refreshable(issuer: Issuer, headers: dict[str, str]) -> tuple[int, Any]:
+    """Log in on another device, and redeem that with these headers."""
+    issuer.settings(device_interval=0)
+    begun = issuer.request("POST", "/device_authorization", {"client_id": "cli", "scope": "openid offline_access"})[1]
+    issuer.approve(begun["user_code"])
+    poll = {"grant_type": DEVICE_GRANT, "device_code": begun["device_code"], "client_id": "cli"}
+    return issuer.request("POST", "/token", poll, headers)
+
+
+def test_dpop_binds_access_and_refresh_token(issuer: Issuer) -> None:
+    assert "dpop_signing_alg_values_supported" not in issuer.request("GET", "/.well-known/openid-configuration")[1]
+    issuer.settings(dpop="on")
+    document = issuer.request("GET", "/.well-known/openid-configuration")[1]
+    assert "ES256" in document["dpop_signing_alg_values_supported"]
+    own, other = Prover(issuer), Prover(issuer)
+    status, tokens = refreshable(issuer, own.proof())
+    assert (status, tokens["token_type"]) == (200, "DPoP")
+    assert verify(issuer, tokens["access_token"], "arcbridge-relay")["cnf"] == {"jkt": own.thumbprint}
+    assert "cnf" not in verify(issuer, tokens["id_token"], "cli")
+    form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"], "client_id": "cli"}
+    for headers in ({}, other.proof()):
+        assert issuer.request("POST", "/token", form, headers)[1]["error"] == "invalid_grant"
+    status, tokens = issuer.request("POST", "/token", form, own.proof())
+    assert status == 200
+    assert verify(issuer, tokens["access_token"], "arcbridge-relay")["cnf"] == {"jkt": own.thumbprint}
+    # Without a proof there is no binding, unless it is required.
+    assert refreshable(issuer, {})[1]["token_type"] == "Bearer"
+    issuer.settings(dpop="required")
+    assert refreshable(issuer, {})[1]["error"] == "invalid_dpop_proof"
+
+
+@pytest.mark.parametrize(
+    ("typ", "changes"),
+    [
+        ("JWT", {}),
+        ("dpop+jwt", {"htm": "GET"}),
+        ("dpop+jwt", {"htu": "https://elsewhere/token"}),
+        ("dpop+jwt", {"iat": 1}),
+        ("dpop+jwt", {"jti": ""}),
+    ],
+)
+def test_a_wrong_dpop_proof(issuer: Issuer, typ: str, changes: dict[str, object]) -> None:
+    issuer.settings(dpop="on")
+    assert refreshable(issuer, Prover(issuer).proof(typ, **changes))[1]["error"] == "invalid_dpop_proof"
+
+
+def test_dpop_proofs_and_nonces_are_used_once(issuer: Issuer) -> None:
+    issuer.settings(dpop="on")
+    prover = Prover(issuer)
+    headers = prover.proof()
+    assert refreshable(issuer, headers)[0] == 200
+    assert refreshable(issuer, headers)[1]["error"] == "invalid_dpop_proof"
+    issuer.settings(dpop_nonce=True)
+    nonces = []
+    for nonce in (None, "foreign"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            issuer._opener.open(
+                urllib.request.Request(
+                    f"{issuer.url}/token", b"client_id=cli", prover.proof(nonce=nonce) if nonce else prover.proof()
+                )
+            )
+        with caught.value as answer:
+            assert json.load(answer)["error"] == "use_dpop_nonce"
+            nonces.append(answer.headers["DPoP-Nonce"])
+    assert refreshable(issuer, prover.proof(nonce=nonces[0]))[1]["error"] == "use_dpop_nonce"
+
+
+def test_audiences_at_a_refresh_and_by_exchange(issuer: Issuer) -> None:
+    tokens = refreshable(issuer, {})[1]
+    form = {"grant_type": "refresh_token", "client_id": "cli"}
+    status, narrowed = issuer.request(
+        "POST", "/token", {**form, "refresh_token": tokens["refresh_token"], "resource": "arcbridge-a"}
+    )
+    assert status == 200
+    assert verify(issuer, narrowed["access_token"], "arcbridge-a")["sub"] == "alice"
+    plain = issuer.request("POST", "/token", {**form, "refresh_token": narrowed["refresh_token"]})[1]
+    assert verify(issuer, plain["access_token"], "arcbridge-relay")
+    exchange = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "subject_token": plain["access_token"],
+        "client_id": "cli",
+        "audience": "arcbridge-b",
+    }
+    status, exchanged = issuer.request("POST", "/token", exchange)
+    assert (status, exchanged["issued_token_type"]) == (200, exchange["subject_token_type"])
+    assert exchanged.keys() & {"id_token", "refresh_token"} == set()
+    assert verify(issuer, exchanged["access_token"], "arcbridge-b")["groups"] == ["platform"]
+    issuer.settings(resources=["arcbridge-a"])
+    assert issuer.request("POST", "/token", exchange)[1]["error"] == "invalid_target"
+    wrong = {**exchange, "audience": "arcbridge-a", "subject_token": "x"}
+    assert issuer.request("POST", "/token", wrong)[1]["error"] == "invalid_request"
+
+
+def test_a_job_of_a_pipeline_asks_for_its_audience(issuer: Issuer) -> None:
+    asked = "/actions?api-version=2.0&audience=arcbridge-relay"
+    assert issuer.request("GET", asked)[0] == 401
+    status, answer = issuer.request("GET", asked, headers={"Authorization": f"bearer {ACTIONS_SECRET}"})
+    assert status == 200
+    assert verify(issuer, answer["value"], "arcbridge-relay")["sub"].startswith("repo:")

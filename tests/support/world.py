@@ -153,6 +153,10 @@ class World:
             clusters = ["*"]
             """
         )
+        self.cluster_audience = CLUSTER_AUDIENCE
+        """Audience of the tokens that the agents take; `{cluster}` stands for an agent's cluster."""
+        self.agent_clusters = [cluster] * agents
+        """The cluster of each agent. One of another cluster than the first's enrols by itself."""
         self.agent_settings = ""
         """Further settings of every agent, such as `resumption = false`: lines that belong to no section."""
         self.agent_audit = ""
@@ -330,11 +334,14 @@ class World:
         config = self.config_of("agent", index)
         directory = config.parent
         directory.mkdir(exist_ok=True)
-        if index == 0 or not self.relay_pin:
-            token, _ = self.join_token()
-            (self.agent_config.parent / "join-token").write_text(token)
-        (directory / "authentication.yaml").write_text(self.authentication(CLUSTER_AUDIENCE))
-        shared = "" if index == 0 else f"{self.agent_config.parent}/"
+        cluster = self.agent_clusters[index]
+        enrols = index == 0 or cluster != self.agent_clusters[0]
+        if enrols or not self.relay_pin:
+            token, _ = self.join_token(cluster)
+            ((directory if enrols else self.agent_config.parent) / "join-token").write_text(token)
+        audience = self.cluster_audience.replace("{cluster}", cluster)
+        (directory / "authentication.yaml").write_text(self.authentication(audience))
+        shared = "" if enrols else f"{self.agent_config.parent}/"
         api = self.api
         lines = [f'server = "{api.url}"']
         for key in ("ca_file", "token_file", "client_certificate_file", "client_key_file"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
+from arcbridge.identity.proof import MAX_PROOF
 from arcbridge.wire import records
+from arcbridge.wire.frames import FRAMES, FrameType
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, JoinRequest, Open, Record, Status
 
 ALL: list[type[Record]] = [
@@ -114,10 +117,12 @@ def test_errors_quote_nothing_of_the_input() -> None:
     "record",
     [
         Auth("oidc", "canary"),
+        Auth("oidc", "t", "canary"),
         AuthOk(b"id", b"canary", "jane", 1),
         Dial(token="canary"),
         Status(token="canary"),
         JoinRequest(token="canary"),
+        JoinRequest(proof="canary"),
     ],
 )
 def test_secrets_do_not_show(record: Record) -> None:
@@ -127,5 +132,52 @@ def test_secrets_do_not_show(record: Record) -> None:
 
 
 def test_a_join_with_the_longest_token_fits() -> None:
-    request = JoinRequest("client", "c" * 63, "t" * 64 * 1024, "i" * 64, "v" * 64, 1)
+    request = JoinRequest("client", "c" * 63, "t" * 64 * 1024, "i" * 64, "v" * 64, 1, "p" * MAX_PROOF)
     assert len(request.encode()) <= records.MAX_RECORD
+
+
+def test_an_auth_with_the_longest_token_fits() -> None:
+    auth = Auth("bearer", "t" * 64 * 1024, "p" * MAX_PROOF)
+    assert len(auth.encode()) <= FRAMES[FrameType.AUTH].largest
+
+
+# -- ends of an older version, which know no proof (docs/protocol.md §6) -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OldAuth(Record):
+    """Auth as the version before had it."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2)
+    kind: str = "oidc"
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OldJoinRequest(Record):
+    """JoinRequest as the version before had it."""
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    role: str = ""
+    cluster: str = ""
+    token: str = ""
+    instance: str = ""
+    version: str = ""
+    hops: int = 0
+
+
+def test_an_older_end_passes_over_the_proof() -> None:
+    assert OldAuth.decode(Auth("bearer", "t", "p").encode()) == OldAuth("bearer", "t")
+    new = JoinRequest("client", "c", "t", "i", "v", 1, "p")
+    assert OldJoinRequest.decode(new.encode()) == OldJoinRequest("client", "c", "t", "i", "v", 1)
+
+
+def test_an_older_client_sends_none() -> None:
+    assert Auth.decode(OldAuth("bearer", "t").encode()) == Auth("bearer", "t", "")
+    old = OldJoinRequest("client", "c", "t", "i", "v", 1)
+    assert JoinRequest.decode(old.encode()) == JoinRequest("client", "c", "t", "i", "v", 1, "")
+
+
+def test_without_a_proof_the_bytes_are_those_of_the_older_version() -> None:
+    assert Auth("oidc", "t").encode() == OldAuth("oidc", "t").encode()
+    assert JoinRequest("client", "c", "t").encode() == OldJoinRequest("client", "c", "t").encode()

@@ -37,6 +37,8 @@ class AuditRecord:
     session: str
     user: str = ""
     groups: int = 0
+    bound: str = "none"
+    """By what the user's token is bound to a key (`identity.proof.BindingKind`)."""
     as_user: str = ""
     as_groups: tuple[str, ...] = ()
     """Groups that the caller asked to act with (`--as-group`)."""
@@ -92,7 +94,7 @@ class AuditRecord:
         # Joined without the general encoder, which took half of the time of each line.
         text = (
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
-            f"{_who(self.session, self.user, self.groups)}"
+            f"{_who(self.session, self.user, self.groups, self.bound)}"
         )
         if self.as_user or self.as_groups:
             text += f',"as":{_quoted_name(self.as_user)}'
@@ -179,15 +181,17 @@ def _listed(names: tuple[str, ...]) -> str:
     return json.dumps(kept, ensure_ascii=False)
 
 
-def _who(session: str, user: str, groups: int) -> str:
+def _who(session: str, user: str, groups: int, bound: str) -> str:
     if len(user) <= _MAX_CACHED_TEXT and len(session) <= _MAX_CACHED_TEXT:
-        return _cached_who(session, user, groups)
-    return f',"session":{_quote(session)},"user":{_quote(_name(user))},"groups":{groups}'
+        return _cached_who(session, user, groups, bound)
+    return _who_text(session, user, groups, bound)
 
 
-@lru_cache(maxsize=1024)
-def _cached_who(session: str, user: str, groups: int) -> str:
-    return f',"session":{_quote(session)},"user":{_quote(_name(user))},"groups":{groups}'
+def _who_text(session: str, user: str, groups: int, bound: str) -> str:
+    return f',"session":{_quote(session)},"user":{_quote(_name(user))},"groups":{groups},"bound":"{bound}"'
+
+
+_cached_who = lru_cache(maxsize=1024)(_who_text)
 
 
 def _quoted(text: str) -> str:

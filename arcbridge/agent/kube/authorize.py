@@ -151,6 +151,10 @@ class Caller:
     """What the user holds over all sessions."""
     token_mode: bool = False
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
+    proved_key: str = ""
+    """Thumbprint of the key to which the session's token is bound; empty: it is not bound."""
+    bound: str = "none"
+    """How it is bound, for the audit log: one of `identity.proof.BindingKind`, as the text that it is."""
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
@@ -167,7 +171,12 @@ class Caller:
     no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
 
     def __post_init__(self) -> None:
+        self.bound = self.identity.binding.kind.value
         self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
+
+    def adopt(self, identity: Identity, proved_key: str) -> None:
+        """Take over the identity of a renewed token, and the key that came with its proof."""
+        self.identity, self.proved_key, self.bound = identity, proved_key, identity.binding.kind.value
 
     def request_id(self, stream_id: int, number: int) -> str:
         """The id of a request: the `number`th of a stream."""
@@ -298,6 +307,7 @@ class Authorizer:
             session=caller.session,
             user=caller.identity.username,
             groups=len(caller.identity.groups),
+            bound=caller.bound,
             method=method,
         )
 

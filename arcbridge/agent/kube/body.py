@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from arcbridge.agent.kube.pod_body import Inspection
 
@@ -21,7 +21,7 @@ class RequestBody:
         self._inspection = inspection
         self._content = request.content
         self._protocol = request.protocol
-        self._continue_due = request.headers.get("Expect", "") != ""
+        self._continue_due = request.headers.get("Expect", "") != "" and request.version >= HttpVersion11
         self._reading = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -32,9 +32,10 @@ class RequestBody:
         self.error: Exception | None = None
         """What broke it off: the caller's framing, or the loss of the stream."""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield what arrives, as it arrives. A caller that waits for `100 Continue` gets it before the first read."""
-        if self._continue_due and self._protocol.transport is not None:
+    async def chunks(self, *, answered: bool = False) -> AsyncIterator[bytes]:
+        """Yield what arrives, as it arrives. A caller that waits for `100 Continue` gets it before the first read,
+        unless the answer has begun: it would stand in the middle of that."""
+        if self._continue_due and not answered and self._protocol.transport is not None:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while True:
             self._idle.clear()

@@ -126,17 +126,12 @@ class Exchange:
     def pause(self) -> None:
         """The caller takes nothing for now."""
         self._paused = True
-        if self.begun and not self._seated and self._seats is not None and not self.over:
-            self._seated = True
-            self._seats.hold()
         if self._connection is not None:
             self._connection.pause_reading()
 
     def resume(self) -> None:
         """The caller takes bytes again."""
         self._paused = False
-        if self.begun:
-            self._leave_seat()
         if self._connection is not None:
             self._connection.resume_reading()
 
@@ -174,16 +169,17 @@ class Exchange:
 
     async def _connect(self) -> UpstreamConnection:
         """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
+        plan = self._plan
         if self._seats is None or self._seated:
-            return await self._pool.dial(own=self._plan.own, account=self._account)
+            return await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
         try:
             # Not all at once: many that came together would be refused in one turn of the loop.
             await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
         except TimeoutError:
             raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
         self._seated = True
-        connection = self._pool.take(own=self._plan.own, account=self._account) if self._plan.repeatable else None
-        return connection or await self._pool.dial(own=self._plan.own, account=self._account)
+        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
+        return connection or await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
 
     async def _dial_and_send(self) -> None:
         connection: UpstreamConnection | None = None
@@ -224,7 +220,7 @@ class Exchange:
         """Stream the caller's body, chunked anew where it has no length."""
         chunked = not self._plan.length
         try:
-            async for chunk in body.chunks():
+            async for chunk in body.chunks(answered=self.begun):
                 await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             if chunked:
                 await connection.write(b"0\r\n\r\n")
@@ -294,13 +290,10 @@ class Exchange:
         self._release()
         self._ended(self, refusal)
 
-    def _leave_seat(self) -> None:
+    def _release(self) -> None:
         if self._seated and self._seats is not None:
             self._seated = False
             self._seats.leave()
-
-    def _release(self) -> None:
-        self._leave_seat()
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, hdrs, web
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.record import Value
@@ -29,6 +29,7 @@ from arcbridge.agent.kube.authorize import SAFE_ID, Authorizer, Caller, Plan, Re
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
+from arcbridge.agent.kube.impersonation import connection_tokens
 from arcbridge.agent.kube.pod_body import Inspection
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
@@ -99,10 +100,12 @@ class KubeProxy:
             self.authorizer.refuse(stream, record, refusal)
             if refusal.hold:
                 await asyncio.sleep(refusal.hold)
-            # 400 ends the connection: it is not certain where the next request would start.
+            # 400 ends the connection: it is not certain where the next request would start. Of a body that has not
+            # come, the rest is read for a while, and then the stream ends.
             ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
+            ends = ends or not request.content.is_eof()
             return protocol.answer(
-                refusal, request_id=record.request, close=ends or not request.keep_alive, method=request.method
+                refusal, request_id=record.request, close=ends or not _goes_on(request), method=request.method
             )
         except _StreamOver:
             raise
@@ -266,9 +269,19 @@ class KubeProxy:
 
 def _connection_line(request: web.BaseRequest) -> bytes:
     """The Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
-    if not request.keep_alive:
+    if not _goes_on(request):
         return b"Connection: close\r\n"
     return b"" if request.version > HttpVersion10 else b"Connection: keep-alive\r\n"
+
+
+def _goes_on(request: web.BaseRequest) -> bool:
+    """Whether another request may follow (RFC 9112 §9.3).
+
+    None does behind a chunked body: aiohttp takes the last of its trailers for a header of the request that comes next.
+    aiohttp hears `close` only where it is the last of several options.
+    """
+    chunked = hdrs.TRANSFER_ENCODING in request.headers
+    return request.keep_alive and not chunked and "close" not in connection_tokens(request.raw_headers)
 
 
 def _early() -> RequestRefusal:

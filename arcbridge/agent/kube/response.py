@@ -20,11 +20,12 @@ MAX_HEAD = 64 * 1024
 """Bytes of a response head, as `framing.MAX_HEAD_LINE` allows for one line."""
 CHUNKED = -1
 """`ResponseHead.length` of a chunked body."""
+_START = b"HTTP/1.1 "
 _MAX_SIZE_LINE = 18
 _MAX_TRAILERS = 64 * 1024
 
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
-_STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
+_STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n")
 _FIELDS = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n")
 _FIELD = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 _NOTED = re.compile(
@@ -34,6 +35,8 @@ _NOTED = re.compile(
     re.IGNORECASE,
 )
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_TRAILER = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n")
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -48,7 +51,7 @@ class ResponseHead:
     length: int
     """Bytes of the body, or CHUNKED."""
     keep: bool
-    """Whether the API server keeps the connection open behind the body."""
+    """Whether the connection may carry another request behind the body."""
 
 
 def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None = None) -> ResponseHead | None:
@@ -96,7 +99,19 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
     lines = b"".join(b"%b: %b\r\n" % field for field in passed_fields(method, status, fields))
     if length == CHUNKED:
         lines += b"Transfer-Encoding: chunked\r\n"
-    return ResponseHead(status, _status_line(status) + lines, length, "close" not in connection_tokens(fields))
+    # An answer that may have no body and yet announces one: were it to come late, it would be read as the answer to the
+    # next request, another user's perhaps.
+    announced = bodiless and bool(encodings or any(value.strip(b"0") for value in lengths))
+    keep = not announced and "close" not in connection_tokens(fields)
+    return ResponseHead(status, _status_line(status) + lines, length, keep)
+
+
+def begins_well(head: bytes, start: int) -> bool:
+    """Whether a head may still be read when the rest of it comes; the part before `start` was found to be good.
+
+    Of a line end that is no CRLF, or of another protocol, the blank line that ends a head would never come.
+    """
+    return _START.startswith(head[: len(_START)]) and _BARE_LINE_END.search(head, max(0, start - 1)) is None
 
 
 def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -113,13 +128,15 @@ def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]
     if len(lengths) > 1 or (lengths and encodings) or (lengths and not _LENGTH.fullmatch(lengths[0])):
         raise _doubtful("its length is ambiguous")
     bodiless = method == "HEAD" or status in (204, 304)
-    if not bodiless and not lengths and encodings != [b"chunked"]:
+    if (encodings and encodings != [b"chunked"]) or not (bodiless or lengths or encodings):
         raise _doubtful("its body has no certain end")
     passed: list[tuple[bytes, bytes]] = []
     names_server = False
     for name, value in fields:
         lower = name.decode("ascii", "replace").lower()
-        if lower in HOP_BY_HOP or lower in named or lower.startswith("proxy-"):
+        if lower in HOP_BY_HOP or lower.startswith("proxy-"):
+            continue
+        if lower in named and lower != "content-length":  # without it the caller would wait for the connection's end
             continue
         if _CONTROL.search(value) or _CONTROL.search(name):
             raise _doubtful("a header contains control characters")
@@ -207,7 +224,7 @@ class ChunkedBody:
             return True
         self._trailer_held = True
         self._trailers += len(line)
-        return self._trailers <= _MAX_TRAILERS
+        return self._trailers <= _MAX_TRAILERS and _TRAILER.fullmatch(line) is not None
 
 
 def unusable_answer() -> RequestRefusal:

@@ -2,9 +2,8 @@
 
 kube-apiserver gives each request that is not long-running a seat until its answer is written (API Priority and
 Fairness), and has some fifty for all ordinary users. A caller who reads no answers would hold them all, and since the
-agent buffers little, the others would wait. A request has its seat here until its answer is complete; one whose caller
-was seen to read gives it back until the answer is held back again, so that slow callers wait for no other answer of
-theirs. A request that finds no seat waits for its turn. The module knows no request.
+agent buffers little, the others would wait. A request has its seat here until its answer is complete, and one that
+finds none waits for its turn. The module knows no request.
 Invariant: turns come in the order in which they were asked for, and none is given while `most` seats are held.
 """
 
@@ -28,7 +27,7 @@ class Seats:
         self.most = most
         """Seats that may be taken; 0: any number."""
         self.held = 0
-        """Seats that are held: more than `most` where answers that flowed are held back."""
+        """Seats that are held: more than `most` only where that was lowered meanwhile."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def take(self) -> bool:
@@ -53,10 +52,6 @@ class Seats:
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
-
-    def hold(self) -> None:
-        """Take a seat, free or not: the answer of a request that had one is held back."""
-        self.held += 1
 
     def leave(self) -> None:
         """Give a seat back: to the one that has waited longest, if there is one."""

@@ -5,8 +5,8 @@ and the agent's own calls. It decides nothing about a request and repeats none. 
 request at a time, in one kind of credentials, and returns to the pool only when its answer ended exactly where its
 framing said; while it carries one, the memory that it takes counts in the backlog of the caller's session.
 
-It reads over our own TLS (`net.tlstransport`), which takes no more from the socket than is wanted: what a caller does
-not take stays at the API server, and no byte that came before the API server closed is dropped.
+What a caller does not take stays at the API server. Only requests that may be repeated are sent on pooled connections
+and use the fast transport (`upstream_tls`); on the others no byte that came before the API server closed is dropped.
 
 There is no task and no future per request: a `ResponseHandler` is called back.
 """
@@ -22,15 +22,24 @@ from typing import Protocol, cast
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.connect_limit import ConnectLimit
-from arcbridge.agent.kube.response import CHUNKED, MAX_HEAD, ChunkedBody, ResponseHead, read_head, unusable_answer
+from arcbridge.agent.kube.response import (
+    CHUNKED,
+    MAX_HEAD,
+    ChunkedBody,
+    ResponseHead,
+    begins_well,
+    read_head,
+    unusable_answer,
+)
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
+from arcbridge.agent.kube.upstream_tls import connect_upstream
 from arcbridge.errors import Unreachable
 from arcbridge.mux import buffer
+from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.sockets import disable_user_timeout
-from arcbridge.net.tlstransport import connect_tls
 from arcbridge.wire.backlog import Backlog
 
 _NO_CONNECTION = "the API server cannot be reached: no connection in time"
@@ -103,6 +112,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes of the body that have not arrived, where it has a length."""
         self._chunks: ChunkedBody | None = None
         self._reading_paused = False
+        self._error_poll: TransportErrorPoll | None = None
+        """Told of each read; None for a transport that finds its socket's error itself."""
         self._writing_paused: asyncio.Future[None] | None = None
         self._backlog: Backlog | None = None
         """In which the connection's memory counts while it carries a request."""
@@ -192,6 +203,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
+    def poll_for_errors(self, poll: TransportErrorPoll) -> None:
+        """Tell `poll` of each read."""
+        if self.transport is not None:
+            self._error_poll = poll
+
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._backlog is not None and self._backlog.full:
             return buffer.VIEW[: buffer.PORTION]
@@ -215,6 +231,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._fail(refusal)
         if buffer.POISON:
             buffer.poison(nbytes)
+        if self._error_poll is not None:
+            self._error_poll.was_read()
 
     def eof_received(self) -> bool:
         return False
@@ -229,6 +247,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        if self._error_poll is not None:
+            self._error_poll.stop()
+            self._error_poll = None
         self._pool.remove(self)
         self.resume_writing()
         handler, self._handler = self._handler, None
@@ -256,7 +277,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._head += bytes(buffer.VIEW[start:count])
                 end = self._head.find(b"\r\n\r\n", max(0, begun - 3))
                 if end < 0:
-                    if len(self._head) > MAX_HEAD:
+                    if len(self._head) > MAX_HEAD or not begins_well(self._head, begun):
                         raise unusable_answer()
                     return
                 head, self._head = self._head[: end + 4], b""
@@ -382,8 +403,10 @@ class UpstreamPool:
                 connection.close()  # of credentials that were replaced
         return None
 
-    async def dial(self, *, own: bool, account: Account | None = None) -> UpstreamConnection:
+    async def dial(self, *, own: bool, account: Account | None = None, repeatable: bool = False) -> UpstreamConnection:
         """Make a connection for a request of the account's user, when its turn has come; None: for a call of the agent.
+
+        `repeatable`: the connection is for requests that may be repeated, and for no others.
 
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
@@ -391,7 +414,7 @@ class UpstreamPool:
         self._enter(connection, account)
         try:
             if account is None:
-                await self._connect(connection)
+                await self._connect(connection, repeatable)
             else:
                 await _pass(self.limit.user_turn(account, self._clock()))
                 await _pass(self.limit.turn(account, self._clock()))
@@ -401,7 +424,7 @@ class UpstreamPool:
                 except TimeoutError as error:  # those before it wait for an API server that does not answer
                     raise RequestRefusal(504, _NO_CONNECTION) from error
                 try:
-                    await self._connect(connection)
+                    await self._connect(connection, repeatable)
                 finally:
                     account.connecting.release()
         except BaseException:
@@ -455,14 +478,14 @@ class UpstreamPool:
             self.limit.enter(account)
             connection.account = account
 
-    async def _connect(self, connection: UpstreamConnection) -> None:
+    async def _connect(self, connection: UpstreamConnection, repeatable: bool) -> None:
         try:
-            await self._connect_tls(connection)
+            await self._connect_tls(connection, repeatable)
         except RequestRefusal:
             self.unreachable += 1
             raise
 
-    async def _connect_tls(self, connection: UpstreamConnection) -> None:
+    async def _connect_tls(self, connection: UpstreamConnection, repeatable: bool) -> None:
         try:
             async with asyncio.timeout(CONNECT_DEADLINE):
                 try:
@@ -473,7 +496,10 @@ class UpstreamPool:
                     disable_user_timeout(sock)
                     if connection.account is not None and self.limit.crowded(connection.account):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
-                    await connect_tls(sock, connection.context, connection, self._address.host)
+                    host = self._address.host
+                    poll = await connect_upstream(sock, connection.context, connection, host, repeatable=repeatable)
+                    if poll is not None:
+                        connection.poll_for_errors(poll)
                 except BaseException:
                     sock.close()
                     raise

@@ -62,7 +62,7 @@ def test_o2_a_line_is_json_that_says_what_the_record_says(
     found = json.loads(line)
     assert datetime.fromisoformat(found.pop("ts")).tzinfo is UTC
     asked = {
-        "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups,
+        "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups, "bound": "none",
         **({"as": escape(names[1])} if names[1] else {}),
         **{key: clean(text) for key, text in texts.items() if text and key not in ("reason", "limit")},
         **({"command": [clean(word) for word in command], "tty": True} if command else {}),

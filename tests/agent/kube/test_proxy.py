@@ -129,6 +129,32 @@ async def test_a_chunked_body_is_chunked_anew(bench: Bench) -> None:
     assert impersonation_of(bench.api.last)["impersonate-user"] == [b"alice"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_h5_a_trailer_is_no_header_of_the_next_request(bench: Bench, at_once: bool) -> None:
+    """aiohttp 3.14 puts the last trailer of a chunked body before the headers of the request that comes next."""
+    first = b"POST /api HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    wire = bench.stream()
+    if at_once:
+        await wire.send(first + b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n")
+    else:
+        await wire.send(first)
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (200, ["close"])
+    assert await wire.rest() == b"", "the connection ends with the answer"
+    assert [request.method for request in bench.api.requests] == ["POST"]
+    assert all(not request.header("x-trailer") for request in bench.api.requests)
+
+
+@pytest.mark.parametrize("options", ["close, keep-alive", "keep-alive, close", "CLOSE ,keep-alive", "x, close, y"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_close_counts_wherever_it_stands(bench: Bench, options: str, version: str) -> None:
+    wire = bench.stream()
+    await wire.send(f"GET /api HTTP/{version}\r\nHost: k\r\nConnection: {options}\r\n\r\n".encode())
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (200, ["close"])
+    assert await wire.rest() == b""
+
+
 async def test_no_body(bench: Bench) -> None:
     assert (await bench.get(PODS, method="DELETE")).status == 200
     assert bench.api.last.header("content-length") == [b"0"]
@@ -143,6 +169,31 @@ async def test_expect_100_continue_is_answered(bench: Bench) -> None:
     assert (await wire.answer()).status == 200
     assert bench.api.last.body == b"hello"
     assert bench.api.last.header("expect") == []
+
+
+async def test_an_expectation_of_http_1_0_is_ignored(bench: Bench) -> None:
+    """RFC 9110 §10.1.1: such a caller knows no interim answers."""
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello".encode())
+    assert (await wire.answer()).status == 200
+    assert await wire.rest() == b""
+
+
+async def test_a_refusal_before_the_body_has_come_ends_the_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.server.LINGER", 0.05)
+
+    async def gone(exchange: Exchange) -> None:
+        exchange.reset()
+
+    bench.api.read_body = False
+    bench.api.routes[PODS] = gone
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nContent-Length: 50\r\n\r\nbegun".encode())
+    answer = await wire.answer()
+    assert (answer.status, answer.header("connection")) == (502, ["close"])
+    assert await wire.rest() == b""
 
 
 async def test_head_204_and_304_have_no_body(bench: Bench) -> None:

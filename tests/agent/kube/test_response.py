@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP
-from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, passed_fields, read_head
+from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, begins_well, passed_fields, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
 
@@ -23,6 +23,9 @@ BAD: list[tuple[str, int, list[tuple[bytes, bytes]]]] = [
     ("GET", 200, [(CL, b"0"), (b"X", b"a\x00b")]),
     ("GET", 200, [(CL, b"0"), (b"X", b"a\nb")]),
     ("HEAD", 200, [(CL, b"1"), (CL, b"2")]),
+    ("HEAD", 200, [(TE, b"gzip")]),
+    ("GET", 204, [(TE, b"gzip, chunked")]),
+    ("GET", 304, [(TE, b"chunked"), (TE, b"chunked")]),
 ]
 
 
@@ -69,6 +72,13 @@ def test_an_answer_with_hop_by_hop_headers_loses_them() -> None:
     assert (answer.length, answer.keep) == (CHUNKED, False)
 
 
+@pytest.mark.parametrize("option", ["Content-Length", "content-length, x", "close,CONTENT-LENGTH"])
+def test_h9_an_answer_never_loses_its_length(option: str) -> None:
+    answer = read_head(f"HTTP/1.1 200 OK\r\nConnection: {option}\r\nContent-Length: 2\r\n\r\n".encode())
+    assert answer is not None
+    assert b"Content-Length: 2\r\n" in answer.lines
+
+
 @pytest.mark.parametrize("name", sorted({*HOP_BY_HOP, "proxy-authenticate", "proxy-x"} - {"transfer-encoding"}))
 def test_every_hop_by_hop_header_is_found_in_an_answer(name: str) -> None:
     for spelt in (name, name.title(), name.upper()):
@@ -91,6 +101,20 @@ def test_the_answer_to_a_head_request_has_no_body(lines: bytes) -> None:
     answer = read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n", "HEAD")
     assert answer is not None
     assert answer.length == 0
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+@pytest.mark.parametrize(
+    ("lines", "keep"),
+    [(b"", True), (b"Content-Length: 0\r\n", True), (b"Content-Length: 7\r\n", False),
+     (b"Transfer-Encoding: chunked\r\n", False)],
+)  # fmt: skip
+def test_h9_a_connection_is_not_kept_behind_a_body_that_may_not_come(
+    method: str, status: int, lines: bytes, keep: bool
+) -> None:
+    answer = read_head(b"HTTP/1.1 %d X\r\n" % status + lines + b"\r\n", method)
+    assert answer is not None
+    assert (answer.length, answer.keep) == (0, keep)
 
 
 def test_a_101_counts_only_where_that_upgrade_was_asked_for() -> None:
@@ -120,6 +144,8 @@ def test_an_interim_answer_is_passed_over() -> None:
     [
         b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 600 Odd\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
@@ -139,6 +165,23 @@ def test_an_answer_in_doubt_is_a_502(head: bytes) -> None:
     with pytest.raises(RequestRefusal) as caught:
         read_head(head)
     assert caught.value.status_code == 502
+
+
+def test_h9_a_head_that_can_never_end_well_is_known_before_its_end() -> None:
+    whole = b"HTTP/1.1 200 OK\r\nX: 1\r\n\r"
+    for end in range(len(whole) + 1):
+        for start in range(end + 1):
+            assert begins_well(whole[:end], start)
+    for bad in (
+        b"SSH-2.0",
+        b"HTTP/1.0 200",
+        b"\n",
+        b"HTTP/1.1 200 OK\n",
+        b"HTTP/1.1 200 OK\r\nX: 1\n",
+        b"HTTP/1.1 200 OK\r\n\n",
+    ):
+        assert not begins_well(bad, 0)
+        assert not begins_well(bad, len(bad) - 1), "where the last byte alone is new"
 
 
 BODY = b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"
@@ -205,6 +248,12 @@ def test_what_lies_behind_the_end_is_not_passed_on() -> None:
         b"1" * 30,
         b"0\r\n" + (b"X: " + b"x" * 1000 + b"\r\n") * 100,
         b"0\r\n" + b"x" * 100_000,
+        b"0\r\n\n",
+        b"0\r\nX: 1\n\r\n",
+        b"0\r\n fold\r\n\r\n",
+        b"0\r\nno colon\r\n\r\n",
+        b"0\r\nX : 1\r\n\r\n",
+        b"0\r\nX: a\x00b\r\n\r\n",
     ],
 )
 def test_a_garbled_chunk_is_broken(data: bytes) -> None:

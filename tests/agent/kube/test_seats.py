@@ -43,21 +43,6 @@ async def test_a_turn_that_does_not_come_takes_no_seat() -> None:
     assert seats.held == 1
 
 
-async def test_an_answer_that_is_held_back_takes_a_seat_that_is_not_there() -> None:
-    seats = Seats(1)
-    seats.take()
-    seats.hold()
-    assert seats.held == 2
-    task = asyncio.create_task(seats.turn(5))
-    await asyncio.sleep(0)
-    seats.leave()
-    await asyncio.sleep(0)
-    assert not task.done()
-    seats.leave()
-    await task
-    assert seats.held == 1
-
-
 async def test_without_a_bound_none_waits() -> None:
     seats = Seats(0)
     assert all(seats.take() for _ in range(1000))

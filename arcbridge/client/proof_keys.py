@@ -1,0 +1,61 @@
+"""Where the key of a login is kept (`identity.proof`): a file (0600) beside the login's tokens, made once.
+
+The tokens of a login are bound to this key, so whoever copies them has nothing without the file, and a login whose
+file is lost needs a new login. Invariant: of processes that start together one makes the key, and all get that one.
+Keys for tokens from commands and of workloads are never written.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from arcbridge.errors import StateError
+from arcbridge.identity.proof import MAX_KEY_FILE, ProofKey
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+
+def load(path: Path) -> ProofKey | None:
+    """Return the key in the file at `path`, None when there is no file.
+
+    Raises StateError when it cannot be read, is no key, or may be read by other users.
+    """
+    data = read_file(path, limit=MAX_KEY_FILE)
+    if data is None:
+        return None
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise StateError(f"other users may read the key in {path} (mode {mode:o}): remove the file and log in again")
+    try:
+        return ProofKey.from_jwk(data)
+    except StateError as error:
+        raise StateError(f"{path} is damaged ({error.message}): remove the file and log in again") from error
+
+
+def load_or_make(path: Path) -> ProofKey:
+    """Return the key in the file at `path`, which is made first where it is missing. Raises StateError as `load`."""
+    key = load(path)
+    if key is not None:
+        return key
+    ensure_private_directory(path.parent)
+    with locked(path.with_name(f".{path.name}.lock")):
+        key = load(path)
+        if key is None:
+            key = ProofKey.generate()
+            write_private(path, key.to_jwk())
+    return key
+
+
+def remove(path: Path) -> bool:
+    """Remove the key, so that the next login makes another one; False when there was none. Raises StateError."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StateError(f"cannot remove {path}: {error.strerror}") from error
+    return True

@@ -1,0 +1,35 @@
+"""What a request to the token endpoint says about the audience of the access token: the relay's, or one cluster's.
+
+RFC 8707 has `resource` for it and some issuers `audience`; for others, Keycloak and Entra ID among them, the audience
+follows from the scopes. This module makes parameters from the settings; it sends nothing and reads no token.
+"""
+
+from __future__ import annotations
+
+from arcbridge.config import LoginConfig
+
+BY_PARAMETER = ("resource", "audience")
+"""Values of `login.cluster_audience_by` that are themselves the parameter's name."""
+BY_SCOPE = "scope"
+
+
+def for_cluster(login: LoginConfig, audience: str) -> dict[str, str]:
+    """Return what asks for a token that is good for `audience`; empty where a parameter cannot do that."""
+    by = login.cluster_audience_by
+    if by == BY_SCOPE:
+        scopes = login.cluster_scopes or ("{audience}",)
+        return {"scope": " ".join(scope.replace("{audience}", audience) for scope in scopes)}
+    return {by: audience} if by in BY_PARAMETER else {}
+
+
+def for_relay(login: LoginConfig) -> dict[str, str]:
+    """Return what a refresh says so that the access token is the relay's; empty where the login's own is.
+
+    It is said at each refresh, because the one before may have been for a cluster.
+    """
+    form = {}
+    if login.relay_scopes:
+        form["scope"] = " ".join(login.relay_scopes)
+    if login.cluster_audience and login.audience and login.cluster_audience_by in BY_PARAMETER:
+        form[login.cluster_audience_by] = login.audience
+    return form

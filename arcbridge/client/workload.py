@@ -1,0 +1,225 @@
+"""Tokens that a job or a pod asks for itself: from GitHub Actions, and from Kubernetes by TokenRequest.
+
+Both let the caller choose the audience, so each token names the place that it is for and the key that it is bound to
+(`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
+`arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.proof_key_file` names one.
+Nothing is written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the
+audiences that were asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.token_cache import AudienceToken, TokenSet
+from arcbridge.client.tokens import read_token
+from arcbridge.config import LoginConfig
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey
+
+WORKLOADS = ("github-actions", "kubernetes")
+"""Values of `login.workload`."""
+DEADLINE = 20.0
+"""Seconds for one request."""
+TOKEN_LIFE = 3600
+"""Seconds for which TokenRequest is asked; the API server gives 600 at least, and less than this where it is set so."""
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_LIMIT = 256 * 1024
+
+
+class WorkloadTokens:
+    """`login.workload`: a token for each audience, kept until it grows old. Raises ConfigError for settings that cannot
+    work, such as a job without the environment that it needs."""
+
+    def __init__(
+        self,
+        login: LoginConfig,
+        *,
+        environment: Mapping[str, str],
+        key: ProofKey | None = None,
+        clock: Callable[[], float] = time.time,
+        service_account: Path = SERVICE_ACCOUNT,
+    ) -> None:
+        if login.workload not in WORKLOADS:
+            raise ConfigError(f"login.workload: must be one of {', '.join(WORKLOADS)}")
+        for name in ("audience", "cluster_audience"):
+            if not getattr(login, name):
+                raise ConfigError(f"login.{name}: required with login.workload: each token is for one place")
+        self._audience = login.audience
+        self._key = key
+        self._clock = clock
+        self._kept: dict[str, AudienceToken] = {}
+        self._asking = asyncio.Lock()
+        self._service: _GitHubActions | _Kubernetes
+        if login.workload == "github-actions":
+            self._service = _GitHubActions.of(environment, login.ca_file)
+        else:
+            self._service = _Kubernetes.of(environment, service_account)
+
+    @property
+    def key(self) -> ProofKey:
+        """In memory alone, unless it comes from a file."""
+        if self._key is None:
+            self._key = ProofKey.generate()
+        return self._key
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """The relay's token; those for clusters are had by their audiences."""
+        token = await self.for_audience(self._audience, interactive=interactive, force=force)
+        return TokenSet(token.text, "", "", token.obtained_at, token.expires_at)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        """A token for `audience`, bound to the key. Raises Unauthenticated or Unreachable, which say what to do."""
+        async with self._asking:
+            kept = self._kept.get(audience)
+            if kept is None or force or not kept.fresh(self._clock()):
+                kept = self._kept[audience] = await self._ask(audience)
+            return kept
+
+    async def _ask(self, audience: str) -> AudienceToken:
+        wanted = self._service.audiences(audience, self.key)
+        text = await self._service.ask(wanted)
+        found = read_unverified(text)
+        if not set(wanted) <= set(found.audiences):
+            raise Unauthenticated(f"{self._service.name} gave a token for other audiences than were asked for")
+        return AudienceToken(text, self._clock(), found.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class _GitHubActions:
+    """The token service of a job with the permission `id-token: write`."""
+
+    url: str
+    secret: str
+    ca_file: Path | None
+    name: str = "GitHub Actions"
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], ca_file: Path | None) -> _GitHubActions:
+        url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
+        secret = environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "")
+        if urlsplit(url).scheme != "https" or not secret:
+            raise ConfigError(
+                "login.workload: this is no job of GitHub Actions that may ask for tokens: give the job "
+                "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)"
+            )
+        return cls(url, secret, ca_file)
+
+    def audiences(self, audience: str, key: ProofKey) -> list[str]:
+        return [f"{key.audience()}@{audience}"]
+
+    async def ask(self, audiences: list[str]) -> str:
+        joint = "&" if urlsplit(self.url).query else "?"
+        url = f"{self.url}{joint}audience={quote(audiences[0], safe='')}"
+        status, answer = await _request("GET", url, f"bearer {self.secret}", _context(self.ca_file), None)
+        token = answer.get("value")
+        if status in (401, 403):
+            raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")
+        if status != 200 or not isinstance(token, str):
+            raise Unreachable(f"GitHub Actions gave no token (status {status}); try again")
+        return token
+
+
+@dataclass(frozen=True, slots=True)
+class _Kubernetes:
+    """The API server of the pod's own cluster, asked with the pod's own ServiceAccount token."""
+
+    server: str
+    directory: Path
+    name: str = "the API server"
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], directory: Path) -> _Kubernetes:
+        host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host or not (directory / "token").exists():
+            raise ConfigError(
+                "login.workload: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
+                f"{directory}/token; automountServiceAccountToken)"
+            )
+        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", directory)
+
+    def audiences(self, audience: str, key: ProofKey) -> list[str]:
+        return [audience, key.audience()]
+
+    async def ask(self, audiences: list[str]) -> str:
+        own = read_token(self.directory / "token")
+        claims = claims_unverified(own)
+        subject = read_unverified(own).subject.split(":")
+        if len(subject) != 4 or subject[:2] != ["system", "serviceaccount"]:
+            raise Unauthenticated(f"the token in {self.directory} is not a ServiceAccount's")
+        namespace, account = subject[2:]
+        spec: dict[str, Any] = {"audiences": audiences, "expirationSeconds": TOKEN_LIFE}
+        if (pod := _pod(claims)) is not None:
+            spec["boundObjectRef"] = pod  # the token ends with the pod
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        path = f"namespaces/{quote(namespace, safe='')}/serviceaccounts/{quote(account, safe='')}/token"
+        url = f"{self.server}/api/v1/{path}"
+        status, answer = await _request("POST", url, f"Bearer {own}", _context(self.directory / "ca.crt"), body)
+        if status in (401, 403):
+            raise Unauthenticated(
+                f"the API server gives this pod no token (status {status}): the ServiceAccount {account} of "
+                f"{namespace} needs the right to create serviceaccounts/token for itself (docs/security.md)"
+            )
+        token = answer.get("status", {}).get("token") if isinstance(answer.get("status"), dict) else None
+        if status != 201 or not isinstance(token, str):
+            raise Unreachable(f"the API server gave no token (status {status}); try again")
+        return token
+
+
+def _pod(claims: Mapping[str, Any]) -> dict[str, str] | None:
+    """The pod that the token says it was made for."""
+    private = claims.get("kubernetes.io")
+    pod = private.get("pod") if isinstance(private, dict) else None
+    if isinstance(pod, dict) and isinstance(pod.get("name"), str) and isinstance(pod.get("uid"), str):
+        return {"apiVersion": "v1", "kind": "Pod", "name": pod["name"], "uid": pod["uid"]}
+    return None
+
+
+async def _request(
+    method: str, url: str, authorization: str, context: ssl.SSLContext, body: Mapping[str, Any] | None
+) -> tuple[int, dict[str, Any]]:
+    """One request. Raises Unreachable, without a word of what was sent."""
+    import aiohttp  # a quarter of a second, for those who ask
+
+    headers = {"Authorization": authorization, "Accept": "application/json"}
+    host = urlsplit(url).hostname
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context),
+                timeout=aiohttp.ClientTimeout(total=DEADLINE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=True,
+            ) as session,
+            session.request(method, url, json=body, headers=headers, allow_redirects=False) as response,
+        ):
+            data, status = b"", response.status
+            async for chunk in response.content.iter_chunked(65536):
+                data += chunk
+                if len(data) > _LIMIT:
+                    raise Unreachable(f"{host} answered more than {_LIMIT} bytes for a token")
+    except TimeoutError as error:
+        raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
+    try:
+        document = json.loads(data)
+    except ValueError:
+        document = {}
+    return status, document if isinstance(document, dict) else {}
+
+
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"{ca_file} holds no PEM certificate that can be read") from error

@@ -1,0 +1,70 @@
+"""aiofastnet, which calls OpenSSL without Python's `ssl` in between, where it works.
+
+It is passed over where it is not installed, where this Python hides its OpenSSL (aiofastnet then works through `ssl`,
+slower than uvloop), and by a TLS client that can write no temporary file: aiofastnet decodes the server's certificate
+from one, and a handshake that cannot be decoded never ends. What takes its place is the caller's choice.
+The reasons are in docs/decisions/0012-aiofastnet.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import tempfile
+from types import ModuleType
+from typing import Any
+
+_log = logging.getLogger("arcbridge.net")
+
+
+@functools.cache
+def fast_tls() -> ModuleType | None:
+    """aiofastnet, or None where the loop's TLS serves sessions; the log tells which, once, at debug."""
+    try:
+        import aiofastnet
+    except ImportError as error:
+        # Also raised by an aiofastnet that does not fit this Python's OpenSSL.
+        _log.debug("sessions use the event loop's TLS: aiofastnet cannot be imported (%s)", error)
+        return None
+    if aiofastnet.OPENSSL_DYN_LIBS is None:
+        _log.debug("sessions use the event loop's TLS: aiofastnet has no direct access to this Python's OpenSSL")
+        return None
+    _log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)
+    return aiofastnet
+
+
+def fast_tls_as_client() -> ModuleType | None:
+    """aiofastnet for one connection as the TLS client, or None where it cannot make this one."""
+    aiofastnet = fast_tls()
+    return aiofastnet if aiofastnet is not None and _temporary_file_possible() else None
+
+
+class FastTlsLoop:
+    """The event loop as aiofastnet sees it: all of it, but one report that is none.
+
+    aiofastnet 1.2.0 reports a peer that leaves within the handshake to the exception handler, with the class
+    ConnectionResetError in place of an exception, which no handler expects. The caller gets that error in any case.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), type):
+            self._loop.call_exception_handler(context)
+
+
+def _temporary_file_possible() -> bool:
+    """Whether a certificate can be decoded from a temporary file; asked at each connection, since a disk fills up."""
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(bytes(16 * 1024))
+            file.flush()
+    except OSError as error:
+        _log.debug("this connection is made without aiofastnet: no temporary file can be written (%s)", error)
+        return False
+    return True

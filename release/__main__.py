@@ -1,0 +1,43 @@
+"""`python -m release`: what `make lock`, `make sbom` and `make dist` run."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from release import artifacts, lock
+
+
+def main() -> int:
+    """Run one of the commands; a tool that fails says why."""
+    parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    renew = commands.add_parser("lock", help="write the lock files anew")
+    renew.add_argument("--upgrade", action="store_true", help="to the newest version of each dependency")
+    for name, text in (("sbom", "write the bill of materials of the committed tree"), ("dist", "build a release")):
+        commands.add_parser(name, help=text).add_argument("--out", type=Path, default=lock.ROOT / "dist")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "lock":
+            lock.renew(upgrade=arguments.upgrade)
+            for file in (lock.RUNTIME, lock.BUILD):
+                lock.check_platforms(file)
+                print(f"{file.relative_to(lock.ROOT)}: Python {lock.IMAGE_PYTHON} on {', '.join(lock.PLATFORMS)}")
+        elif arguments.command == "sbom":
+            print(artifacts.bill_of_materials(arguments.out))
+        else:
+            for path in artifacts.build(arguments.out):
+                print(path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"{error.stderr or ''}\nerror: {' '.join(map(str, error.cmd[:4]))} … failed", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The artifacts of a release: wheel, source archive, bill of materials, checksums.
+
+Two builds of one commit give the same bytes: what is built is the commit and not the working tree, every tool is locked
+by hash, and every time is the commit's. This module signs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Final
+
+from release import sbom
+from release.lock import FROM_SOURCE, ROOT
+
+SUMS: Final = "SHA256SUMS"
+
+
+def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
+    """Build all artifacts of a commit into `out` and return their paths.
+
+    Raises `ValueError` when `out` holds anything: checksums of a release are about all that lies beside them.
+    """
+    if out.exists() and (present := sorted(path.name for path in out.iterdir())):
+        raise ValueError(f"{out} is not empty ({present[0]}): remove it, or give another directory with OUT=")
+    with tempfile.TemporaryDirectory(prefix="arcbridge-release-") as work:
+        tools = Tools(commit, Path(work))
+        made = tools.packages()
+        made = sorted([*made, tools.bill_of_materials()])
+        out.mkdir(parents=True, exist_ok=True)
+        placed = [Path(shutil.copy(path, out)) for path in made]
+    (out / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in placed))
+    return [*placed, out / SUMS]
+
+
+def bill_of_materials(out: Path, *, commit: str = "HEAD") -> Path:
+    """Write the bill of materials of a commit to `out` and return its path."""
+    with tempfile.TemporaryDirectory(prefix="arcbridge-release-") as work:
+        tools = Tools(commit, Path(work))
+        tools.packages()
+        out.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tools.bill_of_materials(), out))
+
+
+class Tools:
+    """A commit's files and the tools that it locks, in a directory which the caller removes."""
+
+    def __init__(self, commit: str, work: Path) -> None:
+        self._work = work
+        self._source = work / "source"
+        self._python = work / "tools" / "bin" / "python"
+        self._made = work / "made"
+        self._epoch = _check_out(commit, self._source)
+        subprocess.run([sys.executable, "-m", "venv", work / "tools"], check=True)
+        self._run(
+            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"),
+            *("--only-binary", ":all:", "--requirement", str(self._source / "locks" / "build.txt")),
+        )
+
+    def packages(self) -> list[Path]:
+        """Build wheel and source archive."""
+        self._run("-m", "hatchling", "build", "--directory", str(self._made), "--target", "wheel", "--target", "sdist")
+        return [next(self._made.glob("*.whl")), next(self._made.glob("*.tar.gz"))]
+
+    def bill_of_materials(self) -> Path:
+        """Install the wheel and its locked dependencies, and describe what is installed then."""
+        wheel = next(self._made.glob("*.whl"))
+        downloads, wheels, product = self._work / "downloads", self._work / "wheels", self._work / "product"
+        from_source = [word for name in FROM_SOURCE for word in ("--no-binary", name)]
+        self._run(
+            *("-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--no-build-isolation"),
+            *("--only-binary", ":all:", *from_source, "--dest", str(downloads)),
+            *("--requirement", str(self._source / "locks" / "runtime.txt")),
+        )
+        self._run(
+            *("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"),
+            *("--wheel-dir", str(wheels), *(str(path) for path in sorted(downloads.iterdir()))),
+        )
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", product], check=True)
+        # By name, as from an index: what is installed from a path is recorded by that path.
+        self._run(
+            *("-m", "pip", "--isolated", "--python", str(product / "bin" / "python"), "install", "--quiet"),
+            *("--no-index", "--find-links", str(wheels), "--find-links", str(self._made), "--no-compile"),
+            f"arcbridge[{','.join(self._extras())}]",
+        )
+        artifacts = {path.name: sha256(path) for path in [*downloads.iterdir(), wheel]}
+        bill = self._made / f"{'-'.join(wheel.name.split('-')[:2])}-linux-{platform.machine()}.cdx.json"
+        bill.write_text(sbom.describe(product, self._source / "pyproject.toml", artifacts, epoch=self._epoch))
+        return bill
+
+    def _extras(self) -> list[str]:
+        with (self._source / "pyproject.toml").open("rb") as file:
+            return sorted(tomllib.load(file)["project"]["optional-dependencies"])
+
+    def _run(self, *arguments: str) -> None:
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": str(self._epoch)}
+        subprocess.run(
+            [self._python, *arguments], check=True, cwd=self._source, env=environment, capture_output=True, text=True
+        )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_out(commit: str, source: Path) -> int:
+    """Write the files of a commit to `source` and return the commit's time."""
+    source.mkdir()
+    archive = subprocess.run(["git", "archive", commit], check=True, cwd=ROOT, stdout=subprocess.PIPE).stdout
+    subprocess.run(["tar", "--extract", "--directory", source], check=True, input=archive)
+    shown = subprocess.run(
+        ["git", "log", "-1", "--format=%ct", commit], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    return int(shown.stdout)

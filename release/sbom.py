@@ -1,0 +1,69 @@
+"""The bill of materials: what an environment has installed, as CycloneDX 1.6 JSON.
+
+cyclonedx-py reads names, versions, licences and dependencies from what is installed. It knows no hashes, because an
+installed distribution does not say which file it came from; they are added here, and licences that are in a file alone.
+Each component has exactly one hash and at least one licence. The bill covers Python distributions, not the interpreter
+and not the system below it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+SPEC: Final = "1.6"
+LICENCES: Final = {"aiofastnet": "MIT"}
+"""SPDX identifiers of distributions whose metadata names no licence, as their licence files say."""
+
+
+def describe(environment: Path, pyproject: Path, artifacts: Mapping[str, str], *, epoch: int) -> str:
+    """Return the bill of `environment`, whose distributions were installed from `artifacts` (file name -> SHA-256).
+
+    Raises `KeyError` for a distribution that came from none of these files, or whose licence is not known.
+    """
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "cyclonedx_py", "environment", "--pyproject", pyproject),
+            *("--output-reproducible", "--spec-version", SPEC, environment / "bin" / "python"),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch)},
+    )
+    return complete(json.loads(done.stdout), artifacts)
+
+
+def complete(bill: dict[str, Any], artifacts: Mapping[str, str]) -> str:
+    """Return the text of a bill with the product's version, and with each component's hash and licence."""
+    by_distribution = {_distribution(name): digest for name, digest in artifacts.items()}
+    product = bill["metadata"]["component"]
+    # pyproject.toml leaves the version to the source, so that cyclonedx-py does not find it there.
+    product["version"] = next(version for name, version in by_distribution if name == _normal(product["name"]))
+    for component in [product, *bill["components"]]:
+        digest = by_distribution[(_normal(component["name"]), component["version"])]
+        if not component.get("licenses"):
+            licence = {"acknowledgement": "concluded", "id": LICENCES[_normal(component["name"])]}
+            component["licenses"] = [{"license": licence}]
+        component["hashes"] = [{"alg": "SHA-256", "content": digest}]
+    return json.dumps(bill, indent=2, sort_keys=True) + "\n"
+
+
+def _distribution(file_name: str) -> tuple[str, str]:
+    """Name and version of a wheel or a source archive."""
+    stem = file_name.removesuffix(".tar.gz")
+    if stem == file_name:
+        name, version = file_name.split("-")[:2]
+    else:
+        name, _, version = stem.rpartition("-")
+    return _normal(name), version
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,136 @@
+"""TLS towards the API server: which transport carries what, and that both keep the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from typing import cast
+
+import pytest
+
+from arcbridge.agent.kube import upstream_tls
+from arcbridge.agent.kube.upstream_tls import connect_upstream
+from arcbridge.mux import buffer
+from arcbridge.mux.socket_error_poll import TransportErrorPoll
+from arcbridge.net.tlstransport import HANDSHAKE_DEADLINE, TlsTransport, accept_tls
+from tests.mux.ends import LOOPS, run, tcp_pair, tls_contexts
+
+KINDS = (True, False)
+
+
+class Taker(asyncio.BufferedProtocol):
+    """The connection's owner: it keeps what comes."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.poll: TransportErrorPoll | None = None
+        self.taken = b""
+        self.came = asyncio.Event()
+        self.lost: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return buffer.VIEW
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.taken += buffer.VIEW[:nbytes]
+        if self.poll is not None:
+            self.poll.was_read()
+        self.came.set()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.poll is not None:
+            self.poll.stop()
+        self.lost.set_result(exc)
+
+
+async def joined(repeatable: bool) -> tuple[Taker, TlsTransport, socket.socket]:
+    """(the agent's end, the API server's transport, its socket)."""
+    server, client = tls_contexts()
+    near, far = await tcp_pair()
+    made: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    apiserver = accept_tls(far, server, asyncio.Protocol(), on_handshake=made.set_result)
+    taker = Taker()
+    taker.poll = await connect_upstream(near, client, taker, "agent.test", repeatable=repeatable)
+    assert await made is None
+    return taker, apiserver, far
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("repeatable", KINDS)
+def test_both_carry_and_end(loop: str, repeatable: bool) -> None:
+    async def main() -> None:
+        taker, apiserver, _ = await joined(repeatable)
+        assert isinstance(taker.transport, TlsTransport) != repeatable
+        assert (taker.poll is not None) == repeatable
+        apiserver.write(bytes(100_000))
+        while len(taker.taken) < 100_000:
+            taker.came.clear()
+            await asyncio.wait_for(taker.came.wait(), 10)
+        apiserver.close()
+        await asyncio.wait_for(taker.lost, 10)
+        assert taker.taken == bytes(100_000)
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("repeatable", KINDS)
+def test_a_reset_behind_the_last_bytes_is_noticed(loop: str, repeatable: bool) -> None:
+    async def main() -> None:
+        taker, apiserver, far = await joined(repeatable)
+        apiserver.write(b"the last")
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        apiserver.abort()
+        assert await asyncio.wait_for(taker.lost, 10) is not None or taker.taken in (b"", b"the last")
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("repeatable", KINDS)
+def test_a_handshake_that_ends_early_is_an_error(loop: str, repeatable: bool) -> None:
+    async def main() -> None:
+        _, client = tls_contexts()
+        near, far = await tcp_pair()
+        far.close()
+        with pytest.raises((ConnectionError, ssl.SSLError)):
+            await connect_upstream(near, client, Taker(), "agent.test", repeatable=repeatable)
+        near.close()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_without_aiofastnet_all_are_lossless(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_tls, "fast_tls_as_client", lambda: None)
+
+    async def main() -> None:
+        taker, apiserver, _ = await joined(True)
+        assert isinstance(taker.transport, TlsTransport)
+        assert taker.poll is None
+        apiserver.close()
+        await asyncio.wait_for(taker.lost, 10)
+
+    run(loop, main)
+
+
+def test_the_handshake_is_bounded_by_the_same_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_tls, "HANDSHAKE_DEADLINE", HANDSHAKE_DEADLINE / 100)
+
+    async def main() -> None:
+        _, client = tls_contexts()
+        near, far = await tcp_pair()
+        with pytest.raises((TimeoutError, ConnectionAbortedError)):
+            await asyncio.wait_for(connect_upstream(near, client, Taker(), "agent.test", repeatable=True), 5)
+        near.close()
+        far.close()
+
+    run("uvloop", main)

@@ -1,0 +1,42 @@
+"""What a request says about the audience of the token that it wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from arcbridge.client import second_audience
+from arcbridge.config import LoginConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "form"),
+    [
+        ({"cluster_audience_by": "resource"}, {"resource": "a"}),
+        ({"cluster_audience_by": "audience"}, {"audience": "a"}),
+        ({"cluster_audience_by": "exchange"}, {}),
+        ({"cluster_audience_by": "scope"}, {"scope": "a"}),
+        (
+            {"cluster_audience_by": "scope", "cluster_scopes": ("openid", "{audience}/.default")},
+            {"scope": "openid a/.default"},
+        ),
+    ],
+)
+def test_for_a_cluster(settings: dict[str, Any], form: dict[str, str]) -> None:
+    assert second_audience.for_cluster(LoginConfig(**settings), "a") == form
+
+
+@pytest.mark.parametrize(
+    ("settings", "form"),
+    [
+        ({}, {}),
+        ({"audience": "relay"}, {}),
+        ({"audience": "relay", "cluster_audience": "a"}, {"resource": "relay"}),
+        ({"audience": "relay", "cluster_audience": "a", "cluster_audience_by": "exchange"}, {}),
+        ({"audience": "relay", "cluster_audience": "a", "cluster_audience_by": "scope"}, {}),
+        ({"relay_scopes": ("openid", "relay")}, {"scope": "openid relay"}),
+    ],
+)
+def test_for_the_relay(settings: dict[str, Any], form: dict[str, str]) -> None:
+    assert second_audience.for_relay(LoginConfig(**settings)) == form

@@ -1,0 +1,205 @@
+"""Tokens of jobs and pods: asked for with an audience of their own, which names the key."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
+from arcbridge.config import LoginConfig
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import BindingKind, ProofKey, binding
+from tests.support.issuer import ACTIONS_SECRET, Issuer
+
+
+def settings(workload: str, **more: Any) -> LoginConfig:
+    audiences = {"audience": "arcbridge-relay", "cluster_audience": "arcbridge-{cluster}"}
+    return LoginConfig(workload=workload, **{**audiences, **more})
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        (settings("github-actions", audience=""), "login.audience: required"),
+        (settings("kubernetes", cluster_audience=""), "login.cluster_audience: required"),
+        (settings("jenkins"), "login.workload: must be one of github-actions, kubernetes"),
+        (settings("github-actions"), "id-token: write"),
+        (settings("kubernetes"), "no pod"),
+    ],
+)
+def test_settings_and_places_that_cannot_work(login: LoginConfig, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        WorkloadTokens(login, environment={}, service_account=tmp_path)
+
+
+# -- GitHub Actions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
+    with Issuer(tmp_path_factory.mktemp("issuer")) as issuer:
+        yield issuer
+
+
+def job(issuer: Issuer, secret: str = ACTIONS_SECRET, **more: Any) -> WorkloadTokens:
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret,
+    }
+    return WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=environment, **more)
+
+
+async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None:
+    found = job(issuer)
+    relay = (await found.tokens(interactive=False)).access_token
+    cluster = (await found.for_audience("arcbridge-a", interactive=False)).text
+    key = found.key
+    assert read_unverified(relay).audiences == (f"{key.audience()}@arcbridge-relay",)
+    assert read_unverified(cluster).audiences == (f"{key.audience()}@arcbridge-a",)
+    for token in (relay, cluster):
+        bound = binding(claims_unverified(token))
+        assert bound.kind is BindingKind.AUDIENCE
+        assert bound.names(key.thumbprint)
+    assert job(issuer).key.thumbprint != key.thumbprint, "in memory, of one process"
+    own = ProofKey.generate()
+    assert job(issuer, key=own).key is own
+
+
+async def test_a_job_s_token_is_kept_until_it_is_old_or_refused(issuer: Issuer) -> None:
+    found = job(issuer)
+    one = await found.for_audience("arcbridge-a", interactive=False)
+    assert await found.for_audience("arcbridge-a", interactive=False) is one
+    assert await found.for_audience("arcbridge-a", interactive=False, force=True) is not one
+    now = one.obtained_at
+    old = job(issuer, clock=lambda: now)
+    first = await old.for_audience("arcbridge-a", interactive=False)
+    now += 3000
+    assert await old.for_audience("arcbridge-a", interactive=False) is not first
+
+
+async def test_a_job_that_may_not_ask(issuer: Issuer) -> None:
+    with pytest.raises(Unauthenticated, match="id-token: write") as caught:
+        await job(issuer, "SECRET").tokens(interactive=False)
+    assert "SECRET" not in str(caught.value)
+
+
+async def test_a_service_that_is_down(issuer: Issuer) -> None:
+    issuer.down()
+    try:
+        with pytest.raises(Unreachable, match="status 503"):
+            await job(issuer).tokens(interactive=False)
+    finally:
+        issuer.down(False)
+    nowhere = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://127.0.0.1:1/x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
+
+
+# -- Kubernetes -------------------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """The TokenRequest of an API server, and how it can go wrong; `tests/e2e` asks the real one."""
+
+    def __init__(self, issuer: Issuer, directory: Path) -> None:
+        self.issuer = issuer
+        self.directory = directory
+        self.asked: list[tuple[str, str, Any]] = []
+        self.status = 201
+        self.audiences: list[str] | None = None
+        self.port = 0
+
+    async def request(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append((request.path, request.headers["Authorization"], body))
+        audiences = self.audiences or body["spec"]["audiences"]
+        token = await asyncio.to_thread(self.issuer.mint, sub="system:serviceaccount:ci:builder", aud=audiences)
+        return web.json_response({"status": {"token": token}}, status=self.status)
+
+    def pod(self) -> WorkloadTokens:
+        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
+        return WorkloadTokens(settings("kubernetes"), environment=environment, service_account=self.directory)
+
+
+@pytest.fixture
+async def api(issuer: Issuer, tmp_path: Path) -> AsyncIterator[FakeApi]:
+    api, authority = FakeApi(issuer, tmp_path), trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    app = web.Application()
+    app.add_routes([web.post("/{path:.*}", api.request)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    api.port = runner.addresses[0][1]
+    (tmp_path / "token").write_text(own_token(issuer))
+    yield api
+    await runner.cleanup()
+
+
+def own_token(issuer: Issuer, **claims: Any) -> str:
+    pod = {"kubernetes.io": {"namespace": "ci", "pod": {"name": "builder-1", "uid": "u-1"}}}
+    return issuer.mint(sub="system:serviceaccount:ci:builder", aud="https://kubernetes", claims={**pod, **claims})
+
+
+async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
+    pod = api.pod()
+    relay = (await pod.tokens(interactive=False)).access_token
+    cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
+    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
+    path, authorization, body = api.asked[1]
+    assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
+    assert authorization == f"Bearer {(api.directory / 'token').read_text()}"
+    assert body["spec"] == {
+        "audiences": ["arcbridge-a", pod.key.audience()],
+        "expirationSeconds": 3600,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "builder-1", "uid": "u-1"},
+    }
+
+
+async def test_a_token_of_no_pod_is_bound_to_none(api: FakeApi) -> None:
+    (api.directory / "token").write_text(own_token(api.issuer, **{"kubernetes.io": {"namespace": "ci"}}))
+    await api.pod().tokens(interactive=False)
+    assert "boundObjectRef" not in api.asked[0][2]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (403, Unauthenticated, "create serviceaccounts/token"),
+        (401, Unauthenticated, "create serviceaccounts/token"),
+        (500, Unreachable, "status 500"),
+    ],
+)
+async def test_a_pod_that_gets_none(api: FakeApi, status: int, error: type[Exception], words: str) -> None:
+    api.status = status
+    with pytest.raises(error, match=words):
+        await api.pod().tokens(interactive=False)
+
+
+async def test_a_token_for_other_audiences_is_not_used(api: FakeApi) -> None:
+    api.audiences = ["https://kubernetes"]
+    with pytest.raises(Unauthenticated, match="other audiences"):
+        await api.pod().tokens(interactive=False)
+
+
+@pytest.mark.parametrize("subject", ["alice", "system:node:a", "system:serviceaccount:ci", "a:b:c:d"])
+async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) -> None:
+    (api.directory / "token").write_text(api.issuer.mint(sub=subject))
+    with pytest.raises(Unauthenticated, match="not a ServiceAccount's"):
+        await api.pod().tokens(interactive=False)
+    assert api.asked == []
+
+
+def test_where_a_pod_has_its_own_token() -> None:
+    assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"

@@ -1,0 +1,76 @@
+"""Answers of a hostile API server: the caller gets what all parsers read, or sees that it has none
+(docs/threats.md#H9)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from hypothesis import Phase, given, settings
+
+from tests.support.cluster import Unavailable
+from tests.support.net_http import NetHttp
+from tests.support.processes import require_or_skip
+
+from .answer_inputs import BY_HAND, Answer, generated
+from .answers import Answers, HostileApiServer
+from .world import two_users
+
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without making a failure small: each try of one that waits in vain takes seconds."""
+
+
+@pytest.fixture(scope="module", params=["both entrances", "general path"])
+def attacked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[asyncio.Runner, Answers]]:
+    directory = tmp_path_factory.mktemp("differential")
+    api_directory = tmp_path_factory.mktemp("api")
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if request.param == "general path":
+            patch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
+        try:
+            go = NetHttp(directory)
+        except Unavailable as error:
+            require_or_skip("nethttp", str(error))
+        with go:
+            serving = HostileApiServer.serving(api_directory)
+            api = runner.run(serving.__aenter__())
+            assert isinstance(api, HostileApiServer)
+            world = two_users(api.port, api.ca_file, directory)
+            users = runner.run(world.__aenter__())
+            try:
+                yield runner, Answers(users, api, go)
+            finally:
+                runner.run(world.__aexit__(None, None, None))
+                runner.run(serving.__aexit__(None, None, None))
+
+
+def test_by_hand(attacked: tuple[asyncio.Runner, Answers]) -> None:
+    runner, answers = attacked
+    wrong = []
+    for answer in BY_HAND:
+        try:
+            runner.run(answers.attack(answer))
+        except AssertionError as error:
+            answers.users.failures.clear()
+            wrong.append(f"{answer.kind}, {answer.method}, {answer.end}: {answer.data[:300]!r}: {error}")
+    assert not wrong, f"{len(wrong)} differ:\n" + "\n".join(wrong)
+    assert answers.tried.total() == len(BY_HAND)
+    assert answers.passed["plain"] == answers.tried["plain"]
+    assert answers.passed["stray"] == answers.tried["stray"], "what is whole is passed on, and nothing behind it"
+
+
+def test_generated(attacked: tuple[asyncio.Runner, Answers]) -> None:
+    runner, answers = attacked
+    before = answers.passed.total()
+
+    @settings(max_examples=300, deadline=None, phases=QUICK, report_multiple_bugs=False)
+    @given(generated())
+    def attack(answer: Answer) -> None:
+        runner.run(answers.attack(answer))
+
+    attack()
+    assert answers.passed.total() - before > 50

@@ -1,0 +1,71 @@
+"""Requests of an attacker on the agent's streams: what passes, all parsers read alike (docs/threats.md#H5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from hypothesis import Phase, given, settings
+
+from tests.support.cluster import Unavailable
+from tests.support.net_http import NetHttp
+from tests.support.processes import require_or_skip
+
+from .request_inputs import BY_HAND, generated
+from .requests import Requests
+from .world import two_users
+
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without making a failure small: each try of one that waits in vain takes seconds."""
+
+
+@pytest.fixture(scope="module", params=["both entrances", "general path"])
+def attacked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[asyncio.Runner, Requests]]:
+    directory = tmp_path_factory.mktemp("differential")
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if request.param == "general path":
+            patch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
+        try:
+            go = NetHttp(directory)
+        except Unavailable as error:
+            require_or_skip("nethttp", str(error))
+        with go:
+            world = two_users(go.port, go.ca_file, directory)
+            users = runner.run(world.__aenter__())
+            try:
+                yield runner, Requests(users, go)
+            finally:
+                runner.run(world.__aexit__(None, None, None))
+
+
+def test_by_hand(attacked: tuple[asyncio.Runner, Requests]) -> None:
+    runner, requests = attacked
+    wrong = []
+    for kind, data in BY_HAND:
+        middle = len(data) // 2
+        for pieces in ([data], [data[:middle], data[middle:]], [data[:-1], data[-1:]]):
+            try:
+                runner.run(requests.attack(kind, pieces))
+            except AssertionError as error:
+                wrong.append(f"{kind}: {data[:300]!r}: {error}")
+    assert not wrong, f"{len(wrong)} differ:\n" + "\n".join(wrong)
+    assert requests.passed["plain"] == 9
+    assert requests.passed["pipeline"] > 60
+    assert requests.tried.total() == 3 * len(BY_HAND)
+
+
+def test_generated(attacked: tuple[asyncio.Runner, Requests]) -> None:
+    runner, requests = attacked
+    before = requests.passed.total()
+
+    @settings(max_examples=300, deadline=None, phases=QUICK, report_multiple_bugs=False)
+    @given(generated())
+    def attack(drawn: tuple[str, list[bytes]]) -> None:
+        runner.run(requests.attack(*drawn))
+
+    attack()
+    assert requests.passed.total() - before > 100

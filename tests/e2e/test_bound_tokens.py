@@ -1,0 +1,311 @@
+"""Tokens that are bound to a key, with one audience per cluster: had from a real issuer, shown to real processes.
+
+Relay and agents take nothing else (`proof = "required"`), so whatever works here is bound. Two clusters share the
+relay, the issuer and one API server: what one agent has seen is tried at the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client import proof_keys
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.workload import WorkloadTokens
+from arcbridge.config import LoginConfig
+from arcbridge.errors import Unauthenticated
+from arcbridge.identity.proof import BindingKind, binding
+from tests.support.cluster import Cluster
+from tests.support.issuer import ACTIONS_SECRET
+from tests.support.processes import ManagedProcess
+from tests.support.reports import wait_for_record
+from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge
+
+A, B = "berlin", "munich"
+PER_CLUSTER = "arcbridge-{cluster}"
+POD = "system:serviceaccount:ci:builder"
+STRICT = """\
+proof = "required"
+max_token_lifetime = "2h"
+"""
+
+
+class TwoIssuers(World):
+    """An organisation whose relay and agents take the tokens of pods, too."""
+
+    pods: Cluster
+
+    def authentication(self, audience: str) -> str:
+        document = json.loads(super().authentication(audience))
+        issuer = {
+            "url": "https://kubernetes.default.svc.cluster.local",
+            "discoveryURL": f"{self.pods.api_url}/.well-known/openid-configuration",
+            "certificateAuthority": Path(self.pods.ca_file).read_text(),
+            "audiences": [audience],
+        }
+        document["jwt"].append({"issuer": issuer, "claimMappings": {"username": {"claim": "sub", "prefix": "pod:"}}})
+        return json.dumps(document)
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    # The keys of the cluster's own issuer are not secret; here they are open to all, as at a public issuer URL.
+    cluster.grant("system:service-account-issuer-discovery", group="system:unauthenticated")
+    world = TwoIssuers(api, cluster=A, directory=tmp_path_factory.mktemp("bound"), agents=2)
+    world.pods = cluster
+    world.policy += f'[[allow]]\nusers = ["pod:{POD}"]\nclusters = ["{A}"]\n'
+    world.agent_clusters = [A, B]
+    world.cluster_audience = PER_CLUSTER
+    world.relay_settings = STRICT
+    world.agent_settings = f'{STRICT}forbidden_audiences = ["{RELAY_AUDIENCE}"]\n'
+    with world:
+        world.start()
+        world.issuer.settings(auto_login="alice", dpop="required", dpop_nonce=True, device_interval=0)
+        yield world
+
+
+class Person:
+    """A home of its own in which clients are started."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self.world = world
+        self.directory = directory
+        self.kubeconfig = directory / "kubeconfig"
+        self.started: list[ManagedProcess] = []
+
+    def run(
+        self, *arguments: str, env: Mapping[str, str] | None = None, clusters: tuple[str, ...] = ()
+    ) -> ManagedProcess:
+        named = [word for cluster in clusters for word in ("--cluster", cluster)]
+        common = ["--role", "client", "--relay", self.world.relay_url, "--relay-ca-pin", self.world.relay_pin]
+        process = ManagedProcess(
+            arcbridge(*common, "--trust-first-use", *named, *arguments),
+            log_dir=self.directory / f"logs-{len(self.started)}",
+            name="client",
+            env=self.world.client_env(self.directory, env),
+        )
+        self.started.append(process)
+        return process
+
+    def proxy(self, *arguments: str, env: Mapping[str, str] | None = None) -> ManagedProcess:
+        process = self.run(*arguments, "--file", str(self.kubeconfig), clusters=(A, B), env=env)
+        process.wait_for_line("Press Ctrl.C to close proxy", timeout=30)
+        return process
+
+    @property
+    def login(self) -> list[str]:
+        issuer = self.world.issuer
+        return [
+            *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
+            *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", PER_CLUSTER),
+        ]
+
+    def kept(self) -> tuple[Path, Path]:
+        """The files of the login: tokens and key."""
+        (tokens,) = self.directory.rglob("tokens/*.json")
+        return tokens, tokens.with_suffix(".key")
+
+
+@pytest.fixture
+def person(world: World, tmp_path: Path) -> Iterator[Person]:
+    person = Person(world, tmp_path)
+    yield person
+    for process in reversed(person.started):
+        process.stop()
+
+
+def log_in_by_device(person: Person, *arguments: str) -> None:
+    login = person.run(*person.login, *arguments, "--grant-type", "device-code", "login")
+    code = login.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
+    person.world.issuer.approve(code)
+    assert login.wait(30) == 0, login.tail()
+
+
+def refused(person: Person, cluster: str, access: str, identity: str, *arguments: str) -> str:
+    """Show two tokens from files, as whoever copied them does; return what the client says."""
+    for name, text in (("access", access), ("id", identity)):
+        (person.directory / name).write_text(text)
+    files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
+    process = person.run(*files, *arguments, "status", clusters=(cluster,))
+    assert process.wait(30) != 0, process.tail()
+    return process.output()
+
+
+@pytest.mark.parametrize("by", ["resource", "exchange"])
+def test_a_login_has_a_token_for_each_cluster_and_all_are_bound(
+    world: World, cluster: Cluster, person: Person, by: str
+) -> None:
+    settings = person.directory / "settings.toml"
+    settings.write_text(f'[login]\ncluster_audience_by = "{by}"\n')
+    log_in_by_device(person, "--config", str(settings))
+    person.proxy("--config", str(settings), *person.login)
+    for context in (A, B):
+        answer = cluster.kubectl("auth", "whoami", f"--kubeconfig={person.kubeconfig}", f"--context={context}")
+        assert "alice@example.com" in answer.stdout
+    tokens, key_file = person.kept()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tokens, key_file)} == {0o600}
+    document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
+    assert key is not None
+    own = {name: one["text"] for name, one in document["by_audience"].items()}
+    assert set(own) == {f"arcbridge-{A}", f"arcbridge-{B}"}
+    for token in (*own.values(), document["access_token"]):
+        assert binding(claims_unverified(token)).names(key.thumbprint)
+        assert token not in world.relay.output() + world.agents[0].output() + world.agents[1].output()
+
+    # Agent A has seen the token for A, and the relay the access token. Even with the user's key it is no good at B.
+    mark = world.agents[1].mark()
+    stolen, proved = own[f"arcbridge-{A}"], ("--proof-key-file", str(key_file))
+    said = refused(person, B, document["access_token"], stolen, *proved)
+    assert f'cluster "{B}" does not accept the token' in said
+    assert wait_for_record(world.agents[1], "session refused", after=mark)["rule"] == "token.aud"
+    # Without the key it is good nowhere, and neither is the relay's.
+    assert "bound to a key and came without a proof" in refused(person, A, document["access_token"], stolen)
+
+
+def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
+    world: World, cluster: Cluster, person: Person
+) -> None:
+    """The browser is a program that does as browsers do: it follows the issuer's redirect to the client's port."""
+    world.issuer.settings(nonce_at_refresh=True)
+    browser = person.directory / "browser"
+    browser.write_text(
+        f"#!{sys.executable}\n"
+        "import ssl, sys, urllib.request\n"
+        f"context = ssl.create_default_context(cafile={str(world.issuer.ca_file)!r})\n"
+        "urllib.request.urlopen(sys.argv[1], context=context).read()\n"
+    )
+    browser.chmod(0o700)
+    # The id token is for the client that logs in; this one has the name of A's audience.
+    issuer = world.issuer
+    arguments = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", f"arcbridge-{A}", "--grant-type", "authcode"]
+    arguments += ["--oidc-ca-file", str(issuer.ca_file)]
+    login = person.run(*arguments, "login", env={"BROWSER": f"{browser} %s", "DISPLAY": ""})
+    assert login.wait(30) == 0, login.tail()
+    tokens, key_file = person.kept()
+    document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
+    assert key is not None
+    bound = binding(claims_unverified(document["id_token"]))
+    assert (bound.kind, bound.names(key.thumbprint)) == (BindingKind.NONCE, True)
+    status = person.run(*arguments, "status", clusters=(A,))
+    assert status.wait(30) == 0, status.tail()
+    assert "reachable as alice@example.com" in status.output()
+    said = refused(person, A, document["access_token"], document["id_token"])
+    assert "bound to a key and came without a proof" in said
+
+
+@pytest.mark.parametrize("audiences", [[f"arcbridge-{A}", RELAY_AUDIENCE], [RELAY_AUDIENCE, f"arcbridge-{A}", "x"]])
+def test_a_token_for_relay_and_cluster_is_refused(world: World, person: Person, audiences: list[str]) -> None:
+    key_file = person.directory / "key"
+    key = proof_keys.load_or_make(key_file)
+    access, both = (
+        world.issuer.mint(sub="alice", aud=audience, claims={"cnf": {"jkt": key.thumbprint}})
+        for audience in (RELAY_AUDIENCE, audiences)
+    )
+    mark = world.agents[0].mark()
+    said = refused(person, A, access, both, "--proof-key-file", str(key_file))
+    assert "does not accept the token" in said
+    assert wait_for_record(world.agents[0], "session refused", after=mark)["rule"] == "token.aud.forbidden"
+
+
+@pytest.mark.parametrize(
+    ("headers", "lifetime", "rule"),
+    [
+        ({"typ": "logout+jwt"}, 600, "token.typ"),
+        ({"typ": "dpop+jwt"}, 600, "token.typ"),
+        ({}, 7201, "token.life"),
+    ],
+)
+def test_jwts_of_other_purposes_and_long_ones(
+    world: World, person: Person, headers: dict[str, str], lifetime: int, rule: str
+) -> None:
+    key_file = person.directory / "key"
+    bound = {"cnf": {"jkt": proof_keys.load_or_make(key_file).thumbprint}}
+    access = world.issuer.mint(sub="alice", aud=RELAY_AUDIENCE, claims=bound)
+    other = world.issuer.mint(sub="alice", aud=f"arcbridge-{A}", claims=bound, headers=headers, lifetime=lifetime)
+    mark = world.agents[0].mark()
+    assert "does not accept the token" in refused(person, A, access, other, "--proof-key-file", str(key_file))
+    assert wait_for_record(world.agents[0], "session refused", after=mark)["rule"] == rule
+
+
+def test_the_relay_has_the_same_rules(world: World, person: Person) -> None:
+    key_file = person.directory / "key"
+    bound = {"cnf": {"jkt": proof_keys.load_or_make(key_file).thumbprint}}
+    good = world.issuer.mint(sub="alice", aud=f"arcbridge-{A}", claims=bound)
+    for headers, lifetime in (({"typ": "logout+jwt"}, 600), ({}, 7201)):
+        access = world.issuer.mint(sub="alice", aud=RELAY_AUDIENCE, claims=bound, headers=headers, lifetime=lifetime)
+        said = refused(person, A, access, good, "--proof-key-file", str(key_file))
+        assert "the relay does not accept the access token" in said
+
+
+def test_a_job_of_github_actions(world: World, cluster: Cluster, person: Person) -> None:
+    """One audience in each token, which names the place and the job's key; that is nowhere but in its memory."""
+    env = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{world.issuer.url}/actions?api-version=2.0",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    workload = ["--workload", "github-actions", "--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", PER_CLUSTER]
+    client = person.proxy(*workload, "--oidc-ca-file", str(world.issuer.ca_file), env=env)
+    for context in (A, B):
+        answer = cluster.kubectl("auth", "whoami", f"--kubeconfig={person.kubeconfig}", f"--context={context}")
+        assert "shop@ci.example.com" in answer.stdout
+    assert ACTIONS_SECRET not in client.output()
+    assert not list(person.directory.rglob("tokens/*"))
+
+
+def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, cluster: Cluster, person: Person) -> None:
+    """TokenRequest of the real API server, with the right that docs/security.md names and no other."""
+    directory = person.directory / "serviceaccount"
+    directory.mkdir()
+    (directory / "token").write_text(cluster.service_account_token("ci", "builder"))
+    (directory / "ca.crt").write_text(Path(cluster.ca_file).read_text())
+    host, _, port = cluster.api_url.removeprefix("https://").rpartition(":")
+    environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+    login = LoginConfig(workload="kubernetes", audience=RELAY_AUDIENCE, cluster_audience=PER_CLUSTER)
+    key_file = person.directory / "key"
+    key = proof_keys.load_or_make(key_file)
+    pod = WorkloadTokens(login, key=key, environment=environment, service_account=directory)
+    with pytest.raises(Unauthenticated, match="create serviceaccounts/token for itself"):
+        asyncio.run(pod.tokens(interactive=False))
+    cluster.apply(OWN_TOKENS)
+
+    async def both() -> tuple[str, str]:
+        asking = WorkloadTokens(login, key=key, environment=environment, service_account=directory)
+        relay = await asking.tokens(interactive=False)
+        return relay.access_token, (await asking.for_audience(f"arcbridge-{A}", interactive=False)).text
+
+    relay, own = asyncio.run(both())
+    for token, audience in ((relay, RELAY_AUDIENCE), (own, f"arcbridge-{A}")):
+        assert read_unverified(token).audiences == (audience, key.audience())
+        assert binding(claims_unverified(token)).names(key.thumbprint)
+    for name, text in (("access", relay), ("id", own)):
+        (person.directory / name).write_text(text)
+    files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
+    status = person.run(*files, "--proof-key-file", str(key_file), "status", clusters=(A,))
+    assert status.wait(30) == 0, status.tail()
+    assert f"reachable as pod:{POD}" in status.output()
+    # Whoever reads the pod's tokens has nothing.
+    assert "bound to a key and came without a proof" in refused(person, A, relay, own)
+
+
+OWN_TOKENS = """\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: own-tokens, namespace: ci}
+rules:
+- apiGroups: [""]
+  resources: [serviceaccounts/token]
+  resourceNames: [builder]
+  verbs: [create]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: own-tokens, namespace: ci}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: own-tokens}
+subjects: [{kind: ServiceAccount, name: builder, namespace: ci}]
+"""

@@ -1,0 +1,539 @@
+"""What a proof says, and every way in which one that says something else is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcbridge.errors import StateError
+from arcbridge.identity.proof import (
+    AUDIENCE_PREFIX,
+    DPOP_TYPE,
+    IAT_WINDOW,
+    MAX_PROOF,
+    NONCE_PREFIX,
+    TYPE,
+    Binding,
+    BindingKind,
+    Peer,
+    ProofChecker,
+    ProofKey,
+    ProofPolicy,
+    ProofRefused,
+    binding,
+    check_proof,
+    key_of,
+    peer_hash,
+    place_of,
+    require_proof,
+    thumbprint_of,
+    token_hash,
+)
+
+NOW = 1_800_000_000.0
+TOKEN = "head.claims.signature"
+SPKI = b"the peer's key"
+PIN = "sha256:" + "ab" * 32
+KEY = ProofKey.generate()
+OTHER = ProofKey.generate()
+PROOF = KEY.sign_proof(TOKEN, SPKI, PIN, NOW)
+HEADER = {"typ": TYPE, "alg": "ES256", "jwk": KEY.public_jwk()}
+CLAIMS = {"ath": token_hash(TOKEN), "peer": peer_hash(SPKI), "pin": PIN, "iat": int(NOW)}
+
+
+def private(key: ProofKey) -> ec.EllipticCurvePrivateKey:
+    loaded = jwt.PyJWK(json.loads(key.to_jwk())).key
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    return loaded
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def signed(header: Any, claims: Any, *, key: ProofKey = KEY) -> str:
+    """A proof with any header and any claims, rightly signed; bytes are taken as they are."""
+    texts = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in (header, claims)]
+    text = ".".join(b64(one) for one in texts)
+    r, s = utils.decode_dss_signature(private(key).sign(text.encode(), ec.ECDSA(hashes.SHA256())))
+    return f"{text}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+def checked(proof: str, *, token: str = TOKEN, peer_spki: bytes = SPKI, pin: str = PIN, now: float = NOW) -> str:
+    return check_proof(proof, token=token, peer_spki=peer_spki, pin=pin, now=now, place="the agent")
+
+
+def rule(proof: str, **changed: Any) -> str:
+    with pytest.raises(ProofRefused) as caught:
+        checked(proof, **changed)
+    return caught.value.rule
+
+
+# -- a good proof ------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_proof_names_its_key() -> None:
+    assert checked(PROOF) == KEY.thumbprint
+    assert checked(signed(HEADER, CLAIMS)) == KEY.thumbprint
+    assert len(PROOF) < MAX_PROOF / 3
+
+
+def test_another_implementation_reads_it() -> None:
+    header = jwt.get_unverified_header(PROOF)
+    assert header == HEADER
+    key = jwt.PyJWK(header["jwk"]).key
+    assert jwt.decode(PROOF, key, algorithms=["ES256"], options={"verify_iat": False}) == CLAIMS
+
+
+def test_the_thumbprint_is_that_of_rfc_7638() -> None:
+    members = KEY.public_jwk()
+    canonical = json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
+    assert KEY.thumbprint == b64(hashlib.sha256(canonical).digest())
+    # The key and thumbprint of RFC 9449 §6.1 (its access token is bound to the key of §4.1).
+    assert (
+        thumbprint_of("l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs", "9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA")
+        == "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+    )
+
+
+def test_a_later_claim_is_ignored() -> None:
+    assert checked(signed(HEADER, {**CLAIMS, "later": [1, {"a": None}]})) == KEY.thumbprint
+
+
+@pytest.mark.parametrize("off", [0, 1, -1, IAT_WINDOW - 1, 1 - IAT_WINDOW])
+def test_clocks_may_differ_a_little(off: float) -> None:
+    assert checked(PROOF, now=NOW + off) == KEY.thumbprint
+
+
+# -- a bad one ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"token": TOKEN + "x"}, "proof.ath"),
+        ({"peer_spki": SPKI + b"x"}, "proof.peer"),
+        ({"pin": "sha256:" + "cd" * 32}, "proof.peer"),
+        ({"pin": ""}, "proof.peer"),
+        ({"now": NOW + IAT_WINDOW + 1}, "proof.iat"),
+        ({"now": NOW - IAT_WINDOW - 1}, "proof.iat"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_a_proof_is_of_one_token_one_peer_one_cluster_and_one_time(changed: dict[str, Any], expected: str) -> None:
+    assert rule(PROOF, **changed) == expected
+
+
+def test_a_proof_for_a_relay_is_none_for_an_agent() -> None:
+    for_relay = KEY.sign_proof(TOKEN, SPKI, "", NOW)
+    assert checked(for_relay, pin="") == KEY.thumbprint
+    assert rule(for_relay) == "proof.peer"
+
+
+def without(table: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
+
+
+JWK = KEY.public_jwk()
+P384 = ec.generate_private_key(ec.SECP384R1()).public_key().public_numbers()
+BAD_HEADERS: dict[str, Any] = {
+    "no typ": without(HEADER, "typ"),
+    "typ of a token": {**HEADER, "typ": "JWT"},
+    "typ of DPoP": {**HEADER, "typ": DPOP_TYPE},
+    "typ in capitals": {**HEADER, "typ": TYPE.upper()},
+    "no alg": without(HEADER, "alg"),
+    "alg none": {**HEADER, "alg": "none"},
+    "alg HS256": {**HEADER, "alg": "HS256"},
+    "alg ES384": {**HEADER, "alg": "ES384"},
+    "alg list": {**HEADER, "alg": ["ES256"]},
+    "no jwk": without(HEADER, "jwk"),
+    "jwk null": {**HEADER, "jwk": None},
+    "jwk text": {**HEADER, "jwk": "key"},
+    "jwk list": {**HEADER, "jwk": [JWK]},
+    "crit": {**HEADER, "crit": ["exp"]},
+    "kid": {**HEADER, "kid": "1"},
+    "jku": {**HEADER, "jku": "https://attacker.example/"},
+    "x5c": {**HEADER, "x5c": []},
+    "private member": {**HEADER, "jwk": json.loads(KEY.to_jwk())},
+    "symmetric member": {**HEADER, "jwk": {**JWK, "k": "AAAA"}},
+    "kid in jwk": {**HEADER, "jwk": {**JWK, "kid": "1"}},
+    "no x": {**HEADER, "jwk": without(JWK, "x")},
+    "kty RSA": {**HEADER, "jwk": {"kty": "RSA", "n": "AQAB", "e": "AQAB"}},
+    "kty oct": {**HEADER, "jwk": {"kty": "oct", "k": "AAAA"}},
+    "kty OKP": {**HEADER, "jwk": {**JWK, "kty": "OKP"}},
+    "crv P-384": {
+        **HEADER,
+        "jwk": {"kty": "EC", "crv": "P-384", "x": b64(P384.x.to_bytes(48)), "y": b64(P384.y.to_bytes(48))},
+    },
+    "crv renamed": {**HEADER, "jwk": {**JWK, "crv": "secp256k1"}},
+    "x is a number": {**HEADER, "jwk": {**JWK, "x": 1}},
+    "x with padding": {**HEADER, "jwk": {**JWK, "x": JWK["x"] + "="}},
+    "x in another alphabet": {**HEADER, "jwk": {**JWK, "x": JWK["x"][:-1] + "+"}},
+    "x too long": {**HEADER, "jwk": {**JWK, "x": "AA" + JWK["x"]}},
+    "x too short": {**HEADER, "jwk": {**JWK, "x": JWK["x"][:-2]}},
+    "x empty": {**HEADER, "jwk": {**JWK, "x": ""}},
+    "a list": [HEADER],
+    "null": None,
+    "not JSON": b"{",
+    "two alg": json.dumps(HEADER).replace('"alg"', '"alg": "none", "alg"', 1).encode(),
+    "two x": json.dumps(HEADER).replace('"x"', '"x": "", "x"', 1).encode(),
+    "NaN": b'{"typ": NaN}',
+    "not UTF-8": b'{"typ": "\xff"}',
+    "UTF-16": json.dumps(HEADER).encode("utf-16"),
+    "deep": b"[" * 1200,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_a_header_that_says_anything_else(header: Any) -> None:
+    assert rule(signed(header, CLAIMS)) in ("proof.shape", "proof.size")
+
+
+def test_a_point_that_is_not_on_the_curve() -> None:
+    other = {**JWK, "y": OTHER.public_jwk()["y"]}
+    assert rule(signed({**HEADER, "jwk": other}, CLAIMS)) == "proof.signature"
+    zero = {**JWK, "x": b64(bytes(32)), "y": b64(bytes(32))}
+    assert rule(signed({**HEADER, "jwk": zero}, CLAIMS)) == "proof.signature"
+
+
+BAD_CLAIMS: dict[str, tuple[Any, str]] = {
+    "no ath": (without(CLAIMS, "ath"), "proof.ath"),
+    "ath null": ({**CLAIMS, "ath": None}, "proof.ath"),
+    "ath of another hash": ({**CLAIMS, "ath": hashlib.sha256(TOKEN.encode()).hexdigest()}, "proof.ath"),
+    "ath surrogate": ({**CLAIMS, "ath": "\ud800"}, "proof.ath"),
+    "no peer": (without(CLAIMS, "peer"), "proof.peer"),
+    "peer empty": ({**CLAIMS, "peer": ""}, "proof.peer"),
+    "peer list": ({**CLAIMS, "peer": [CLAIMS["peer"]]}, "proof.peer"),
+    "no pin": (without(CLAIMS, "pin"), "proof.peer"),
+    "pin in capitals": ({**CLAIMS, "pin": PIN.upper()}, "proof.peer"),
+    "no iat": (without(CLAIMS, "iat"), "proof.shape"),
+    "iat text": ({**CLAIMS, "iat": str(int(NOW))}, "proof.shape"),
+    "iat true": ({**CLAIMS, "iat": True}, "proof.shape"),
+    "iat with a fraction": ({**CLAIMS, "iat": NOW}, "proof.shape"),
+    "iat of 2^53": ({**CLAIMS, "iat": 2**53}, "proof.shape"),
+    "iat huge": ({**CLAIMS, "iat": 10**300}, "proof.shape"),
+    "iat negative": ({**CLAIMS, "iat": -int(NOW)}, "proof.iat"),
+    "a list": ([CLAIMS], "proof.shape"),
+    "two peers": (json.dumps(CLAIMS).replace('"peer"', '"peer": "", "peer"', 1).encode(), "proof.shape"),
+    "Infinity": (json.dumps(CLAIMS).replace(str(int(NOW)), "Infinity").encode(), "proof.shape"),
+}
+
+
+@pytest.mark.parametrize(("claims", "expected"), BAD_CLAIMS.values(), ids=BAD_CLAIMS)
+def test_claims_that_say_anything_else(claims: Any, expected: str) -> None:
+    assert rule(signed(HEADER, claims)) == expected
+
+
+def parts() -> tuple[str, str, str]:
+    head, body, signature = PROOF.split(".")
+    return head, body, signature
+
+
+def _der() -> str:
+    head, body, _ = parts()
+    return f"{head}.{body}.{b64(private(KEY).sign(f'{head}.{body}'.encode(), ec.ECDSA(hashes.SHA256())))}"
+
+
+BAD_TEXTS: dict[str, tuple[Callable[[], str], str]] = {
+    "empty": (lambda: "", "proof.shape"),
+    "dots": (lambda: "..", "proof.shape"),
+    "two parts": (lambda: ".".join(parts()[:2]), "proof.shape"),
+    "four parts": (lambda: PROOF + ".", "proof.shape"),
+    "no signature": (lambda: ".".join((*parts()[:2], "")), "proof.shape"),
+    "DER signature": (_der, "proof.shape"),
+    "signature with padding": (lambda: PROOF + "==", "proof.shape"),
+    "signature of zeros": (lambda: ".".join((*parts()[:2], b64(bytes(64)))), "proof.signature"),
+    "signature of ones": (lambda: ".".join((*parts()[:2], b64(b"\xff" * 64))), "proof.signature"),
+    "signature of another key": (lambda: signed(HEADER, CLAIMS, key=OTHER), "proof.signature"),
+    "another spelling of the signature": (lambda: _other_spelling(PROOF), "proof.shape"),
+    "a blank": (lambda: " " + PROOF, "proof.shape"),
+    "a line break": (lambda: PROOF.replace(".", ".\n", 1), "proof.shape"),
+    "other letters": (lambda: "é" + PROOF, "proof.shape"),
+    "surrogate": (lambda: "\ud800" + PROOF, "proof.shape"),
+    "too long": (lambda: signed(HEADER, {**CLAIMS, "more": "x" * MAX_PROOF}), "proof.size"),
+}
+
+
+def _other_spelling(text: str) -> str:
+    """The same bytes, with other unused bits in the last character."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = alphabet.index(text[-1])
+    assert last % 16 == 0, "64 bytes leave four bits"
+    return text[:-1] + alphabet[last + 1]
+
+
+@pytest.mark.parametrize(("made", "expected"), BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_a_text_that_is_anything_else(made: Callable[[], str], expected: str) -> None:
+    assert rule(made()) == expected
+
+
+@given(st.data())
+def test_no_character_can_be_changed(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(PROOF) - 1))
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
+    put = data.draw(st.sampled_from([one for one in letters if one != PROOF[at]]))
+    assert rule(PROOF[:at] + put + PROOF[at + 1 :]).startswith("proof.")
+
+
+@given(st.text(max_size=300) | st.text("AZaz09-_.eyJ", max_size=900))
+def test_any_text_is_refused_in_order(text: str) -> None:
+    assert rule(text).startswith("proof.")
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(_json)
+def test_any_signed_value_in_any_place_is_refused_or_changes_nothing(value: Any) -> None:
+    for name in HEADER:
+        if value != HEADER[name]:
+            assert rule(signed({**HEADER, name: value}, CLAIMS)).startswith("proof.")
+    for name, good in CLAIMS.items():
+        if value != good:
+            assert rule(signed(HEADER, {**CLAIMS, name: value})).startswith("proof.")
+
+
+@given(_json | st.dictionaries(st.sampled_from(["cnf", "nonce", "aud", "jkt"]), _json))
+def test_any_claims_have_a_binding(value: Any) -> None:
+    claims = value if isinstance(value, dict) else {"cnf": value, "nonce": value, "aud": value}
+    found = binding(claims)
+    assert (found.kind is BindingKind.NONE) == (found == Binding())
+    found.names(KEY.thumbprint)
+
+
+# -- which token is bound to which key -----------------------------------------------------------------------------
+
+
+BOUND: dict[str, tuple[dict[str, Any], BindingKind]] = {
+    "cnf": ({"cnf": {"jkt": KEY.thumbprint}}, BindingKind.CNF_JKT),
+    "cnf with more": ({"cnf": {"jkt": KEY.thumbprint, "x5t#S256": "x"}}, BindingKind.CNF_JKT),
+    "nonce": ({"nonce": KEY.nonce()}, BindingKind.NONCE),
+    "audience": ({"aud": KEY.audience()}, BindingKind.AUDIENCE),
+    "audiences": ({"aud": ["cluster", KEY.audience()]}, BindingKind.AUDIENCE),
+    "cnf before nonce": ({"cnf": {"jkt": KEY.thumbprint}, "nonce": OTHER.nonce()}, BindingKind.CNF_JKT),
+    "nonce before audience": ({"nonce": KEY.nonce(), "aud": [OTHER.audience()]}, BindingKind.NONCE),
+    "any audience": ({"aud": [OTHER.audience(), KEY.audience()]}, BindingKind.AUDIENCE),
+}
+
+
+@pytest.mark.parametrize(("claims", "kind"), BOUND.values(), ids=BOUND)
+def test_a_token_is_bound_to_the_key(claims: dict[str, Any], kind: BindingKind) -> None:
+    found = binding(claims)
+    assert found.kind is kind
+    assert found.names(KEY.thumbprint)
+    assert not found.names(ProofKey.generate().thumbprint)
+
+
+NOT_BOUND: list[dict[str, Any]] = [
+    {},
+    {"cnf": None},
+    {"nonce": "n-0S6_WzA2Mj"},
+    {"nonce": ""},
+    {"nonce": 1},
+    # Without the prefix it is a random nonce to all who lack the key.
+    {"nonce": KEY.nonce().removeprefix(NONCE_PREFIX)},
+    {"aud": "cluster"},
+    {"aud": ["cluster", 1, None]},
+    {"aud": None},
+]
+
+
+@pytest.mark.parametrize("claims", NOT_BOUND)
+def test_a_token_is_not_bound(claims: dict[str, Any]) -> None:
+    assert binding(claims) == Binding()
+
+
+NO_KEY: list[dict[str, Any]] = [
+    {"cnf": {}},
+    {"cnf": []},
+    {"cnf": "x"},
+    {"cnf": 0},
+    {"cnf": {"jkt": 1}},
+    {"cnf": {"jkt": None}},
+    {"cnf": {"jkt": "é"}},
+    {"cnf": {"kid": "1"}},
+    {"cnf": {"jwk": KEY.public_jwk()}},
+    {"cnf": {"x5t#S256": "x"}, "nonce": KEY.nonce()},
+    {"cnf": {"jkt": ""}},
+    {"cnf": {"jkt": OTHER.thumbprint}, "nonce": KEY.nonce(), "aud": KEY.audience()},
+    {"nonce": OTHER.nonce(), "aud": KEY.audience()},
+    {"nonce": NONCE_PREFIX},
+    {"nonce": NONCE_PREFIX + KEY.thumbprint},
+    {"aud": AUDIENCE_PREFIX},
+    {"aud": AUDIENCE_PREFIX + "é"},
+    {"aud": [AUDIENCE_PREFIX + KEY.thumbprint + "x"]},
+    {"aud": [OTHER.audience()] * 16 + [KEY.audience()]},
+]
+
+
+@pytest.mark.parametrize("claims", NO_KEY)
+def test_what_is_bound_to_another_key_or_in_another_way_is_not_unbound(claims: dict[str, Any]) -> None:
+    found = binding(claims)
+    assert found.kind is not BindingKind.NONE
+    assert not found.names(KEY.thumbprint)
+    with pytest.raises(ProofRefused):
+        require_proof(ProofPolicy.IF_BOUND, found, TOKEN, PROOF, Peer(SPKI, PIN), NOW)
+
+
+def test_key_of_an_audience() -> None:
+    assert key_of(KEY.audience()) == KEY.thumbprint
+    assert key_of("cluster") == ""
+
+
+# -- what each setting takes ---------------------------------------------------------------------------------------
+
+
+def demanded(policy: ProofPolicy, claims: dict[str, Any], proof: str) -> str:
+    bound, checker = binding(claims), ProofChecker(policy, "the agent", clock=lambda: NOW)
+    rule = ""
+    try:
+        proved = checker.check(bound, TOKEN, proof, Peer(SPKI, PIN))
+    except ProofRefused as error:
+        rule = error.rule
+    if rule:
+        assert sum(checker.taken.values()) == 0
+        assert [reason for reason, count in checker.refused.items() if count] == [rule.removeprefix("proof.")]
+        return rule
+    assert [kind for kind, count in checker.taken.items() if count] == [bound.kind.value]
+    assert sum(checker.refused.values()) == 0
+    assert proved == ("" if bound.kind is BindingKind.NONE else KEY.thumbprint)
+    return "taken"
+
+
+WRONG = OTHER.sign_proof(TOKEN, SPKI, PIN, NOW)
+
+
+@pytest.mark.parametrize(
+    ("policy", "claims", "proof", "expected"),
+    [
+        (ProofPolicy.IF_BOUND, {}, "", "taken"),
+        (ProofPolicy.IF_BOUND, {}, "junk", "taken"),
+        (ProofPolicy.REQUIRED, {}, "", "proof.unbound"),
+        (ProofPolicy.REQUIRED, {}, PROOF, "proof.unbound"),
+        (ProofPolicy.OFF, {}, "", "taken"),
+        (ProofPolicy.OFF, {}, PROOF, "taken"),
+        *(
+            row
+            for claims, kind in BOUND.values()
+            for row in (
+                *(
+                    row
+                    for policy in (ProofPolicy.IF_BOUND, ProofPolicy.REQUIRED)
+                    for row in (
+                        (policy, claims, PROOF, "taken"),
+                        (policy, claims, "", "proof.missing"),
+                        (policy, claims, "junk", "proof.shape"),
+                        (policy, claims, PROOF[:-1], "proof.shape"),
+                    )
+                ),
+                (ProofPolicy.OFF, claims, "", "proof.off"),
+                (ProofPolicy.OFF, claims, PROOF, "proof.off"),
+                (ProofPolicy.OFF, claims, WRONG, "proof.off"),
+            )
+        ),
+        (ProofPolicy.IF_BOUND, BOUND["nonce"][0], WRONG, "proof.key"),
+        (ProofPolicy.REQUIRED, BOUND["cnf"][0], WRONG, "proof.key"),
+        (ProofPolicy.IF_BOUND, BOUND["audiences"][0], WRONG, "proof.key"),
+        (ProofPolicy.IF_BOUND, {"cnf": {"x5t#S256": "x"}}, PROOF, "proof.cnf"),
+    ],
+)
+def test_each_setting(policy: ProofPolicy, claims: dict[str, Any], proof: str, expected: str) -> None:
+    assert demanded(policy, claims, proof) == expected
+
+
+# -- the key -------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_read_as_it_was_written() -> None:
+    again = ProofKey.from_jwk(KEY.to_jwk())
+    assert again.thumbprint == KEY.thumbprint
+    assert checked(again.sign_proof(TOKEN, SPKI, PIN, NOW)) == KEY.thumbprint
+
+
+def test_a_key_does_not_show_its_private_half() -> None:
+    secret = json.loads(KEY.to_jwk())["d"]
+    assert secret not in repr(KEY) + str(KEY) + PROOF + json.dumps(KEY.public_jwk())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        json.dumps(KEY.public_jwk()).encode(),
+        json.dumps({**json.loads(KEY.to_jwk()), "crv": "P-384"}).encode(),
+        json.dumps({**json.loads(KEY.to_jwk()), "d": "AA"}).encode(),
+        json.dumps({**json.loads(KEY.to_jwk()), "more": "x" * 5000}).encode(),
+    ],
+    ids=["empty", "no field", "a list", "no text", "public", "another curve", "another number", "too large"],
+)
+def test_another_file_is_no_key(data: bytes) -> None:
+    with pytest.raises(StateError):
+        ProofKey.from_jwk(data)
+
+
+def test_halves_that_do_not_belong_together_sign_nothing() -> None:
+    mixed = {**json.loads(KEY.to_jwk()), "d": json.loads(OTHER.to_jwk())["d"]}
+    key = ProofKey.from_jwk(json.dumps(mixed).encode())
+    with pytest.raises(StateError) as caught:
+        key.sign_proof(TOKEN, SPKI, PIN, NOW)
+    assert caught.value.__cause__ is None
+
+
+def test_dpop() -> None:
+    proof = KEY.dpop("POST", "https://issuer.example/token?a=1#b", NOW, nonce="n", access_token=TOKEN)
+    header = jwt.get_unverified_header(proof)
+    assert header == {**HEADER, "typ": DPOP_TYPE}
+    claims = jwt.decode(proof, jwt.PyJWK(header["jwk"]).key, algorithms=["ES256"], options={"verify_iat": False})
+    assert len(claims.pop("jti")) >= 16
+    assert claims == {
+        "htm": "POST",
+        "htu": "https://issuer.example/token",
+        "iat": int(NOW),
+        "nonce": "n",
+        "ath": token_hash(TOKEN),
+    }
+    plain = jwt.decode(KEY.dpop("GET", "https://x/", NOW), options={"verify_signature": False})
+    assert plain.keys() == {"jti", "htm", "htu", "iat"}
+    assert rule(proof) == "proof.shape", "it is no proof for a peer"
+
+
+T = "T" * 43
+
+
+@pytest.mark.parametrize(
+    ("audience", "key", "place"),
+    [
+        (f"arcbridge:key:{T}", T, f"arcbridge:key:{T}"),
+        (f"arcbridge:key:{T}@relay", T, "relay"),
+        (f"arcbridge:key:{T}@a@b", T, "a@b"),
+        ("arcbridge:key:@relay", "", "relay"),
+        (f"arcbridge:key:{T}@", T, ""),
+        ("relay", "", "relay"),
+        ("x@relay", "", "x@relay"),
+    ],
+    ids=["key", "both", "two signs", "no key", "no place", "place", "another prefix"],
+)
+def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place: str) -> None:
+    assert (key_of(audience), place_of(audience)) == (key, place)
+    if audience.startswith("arcbridge:key:"):
+        bound = binding({"aud": audience})
+        assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
+        assert bound.names(T) is (key == T)

@@ -1,0 +1,1 @@
+"""End to end with a real identity provider: Keycloak, the three roles and a real API server."""

@@ -1,0 +1,59 @@
+"""Whether aiofastnet serves: what a process finds at its start, and what a client finds at each connection."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiofastnet
+import pytest
+
+from arcbridge.net.fast_tls import fast_tls, fast_tls_as_client
+
+
+@pytest.fixture
+def unchosen() -> Iterator[Callable[[], Any]]:
+    """`fast_tls` as at the start of a process."""
+    fast_tls.cache_clear()
+    yield fast_tls
+    fast_tls.cache_clear()
+
+
+def test_the_log_tells_what_serves(unchosen: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "arcbridge.net")
+    assert unchosen() is aiofastnet
+    assert unchosen() is aiofastnet
+    assert [record.getMessage() for record in caplog.records] == [
+        f"sessions use the TLS of aiofastnet {aiofastnet.__version__}"
+    ]
+
+
+@pytest.mark.parametrize("missing", ["library", "direct engine"])
+def test_the_loop_serves_where_aiofastnet_is_missing_or_slow(
+    unchosen: Callable[[], Any], missing: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, "arcbridge.net")
+    there = None if missing == "library" else SimpleNamespace(OPENSSL_DYN_LIBS=None, __version__="1.2.0")
+    monkeypatch.setitem(__import__("sys").modules, "aiofastnet", there)
+    assert unchosen() is None
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert "the event loop's TLS" in caplog.text
+
+
+def test_a_client_without_temporary_files_does_without(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiofastnet decodes the server's certificate from a temporary file; without one its handshake never ends."""
+    caplog.set_level(logging.DEBUG, "arcbridge.net")
+    assert fast_tls_as_client() is aiofastnet
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert fast_tls_as_client() is None
+    assert fast_tls() is aiofastnet, "a server needs none"
+    assert "No space left on device" in caplog.text

@@ -1,0 +1,262 @@
+"""A real browser (headless Chromium) that opens pages, led over its DevTools protocol, and the site of an attacker.
+
+Names of `NAMES` lead to loopback, as an attacker's name server would have it; no other name is known, so that nothing
+leaves this machine. Chromium's own wall around local networks is off: it is not there in every browser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+from tests.support.processes import ManagedProcess, require_or_skip
+
+PAGE = "page.example"
+"""The attacker's name."""
+REBOUND = "rebound.example"
+"""A name of the attacker's that by now leads to 127.0.0.1."""
+NAMES = (PAGE, REBOUND)
+_IMAGE = base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==")
+OPEN_TEXT = "readable by any page"
+
+
+def chromium() -> str:
+    """The browser's path; skips the test, or fails it where ARCBRIDGE_REQUIRE lists `chromium`, if there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    require_or_skip("chromium", "no Chromium: install the package chromium")
+
+
+class Browser:
+    """One browser with an empty profile. `lenient`: it takes every certificate, as a user who clicks through it."""
+
+    def __init__(self, directory: Path, *, lenient: bool) -> None:
+        rules = ", ".join([*(f"MAP {name} 127.0.0.1" for name in NAMES), "MAP * ~NOTFOUND", "EXCLUDE localhost"])
+        self._process = ManagedProcess(
+            [
+                chromium(),
+                *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+                *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+                "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests,HttpsUpgrades",
+                *(("--ignore-certificate-errors",) if lenient else ()),
+                *("--remote-debugging-port=0", f"--user-data-dir={directory / 'profile'}"),
+                f"--host-resolver-rules={rules}, EXCLUDE 127.0.0.1, EXCLUDE [::1]",
+                "about:blank",
+            ],
+            log_dir=directory,
+            name="chromium",
+            env={"HOME": str(directory)},
+        )
+        found = self._process.wait_for_line(r"DevTools listening on ws://(127\.0\.0\.1:\d+)/", timeout=60)
+        self._devtools = f"http://{found[1]}"
+
+    def run(self, url: str, script: str = "undefined", *, timeout: float = 60) -> Any:
+        """Open `url` in a tab of its own, run `script` there, and return what it gives (a promise is awaited).
+
+        Returns `{"failed": REASON}` where the page cannot be opened.
+        """
+        return asyncio.run(self._run(url, script, timeout))
+
+    async def _run(self, url: str, script: str, timeout: float) -> Any:
+        async with asyncio.timeout(timeout), aiohttp.ClientSession() as session:
+            async with session.put(f"{self._devtools}/json/new?about:blank") as answer:
+                tab = await answer.json()
+            async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                devtools = _DevTools(socket)
+                await devtools.call("Page.enable")
+                opened = await devtools.call("Page.navigate", url=url)
+                if "errorText" in opened:
+                    return {"failed": opened["errorText"]}
+                await devtools.event("Page.loadEventFired")
+                run = await devtools.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+                if "exceptionDetails" in run:
+                    raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
+            async with session.get(f"{self._devtools}/json/close/{tab['id']}"):
+                return run["result"].get("value")
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class _DevTools:
+    """Calls and events of one tab."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._number = 0
+        self._events: list[str] = []
+
+    async def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        self._number += 1
+        await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
+        while True:
+            message = await self._socket.receive_json()
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+            self._events.append(message.get("method", ""))
+
+    async def event(self, name: str) -> None:
+        while name not in self._events:
+            self._events.append((await self._socket.receive_json()).get("method", ""))
+
+
+class HostileSite:
+    """The attacker's pages, and a service that lets every page in: what a page can do where nothing stops it.
+
+    It counts requests by path, and answers each with what the browser asked for: an image, events, a WebSocket, text.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="hostile site")
+
+    def url(self, path: str = "/", *, name: str = PAGE) -> str:
+        return f"http://{name}:{self.port}{path}"
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None)
+        self._loop.run_until_complete(runner.setup())
+        self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+        self.port = int(runner.addresses[0][1])
+        self._started.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(f"{request.method} {request.path}")
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            upgraded = web.WebSocketResponse()
+            await upgraded.prepare(request)
+            return upgraded
+        accept = request.headers.get("Accept", "")
+        leave = {
+            "Access-Control-Allow-Origin": request.headers.get("Origin", "*"),
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Allow-Headers": "authorization, content-type",
+            "Access-Control-Allow-Methods": "GET, POST, DELETE",
+        }
+        if accept.startswith("text/event-stream"):
+            return web.Response(text="data: x\n\n", content_type="text/event-stream", headers=leave)
+        if accept.startswith("image/"):
+            return web.Response(body=_IMAGE, content_type="image/gif", headers=leave)
+        if request.path.endswith(".js"):
+            return web.Response(text="1", content_type="text/javascript", headers=leave)
+        kind = "text/html" if request.path == "/" else "text/plain"
+        return web.Response(text=OPEN_TEXT, content_type=kind, headers=leave)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(30)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+ATTACK = """
+(async (targets) => {
+    const within = (promise) => Promise.race([
+        promise, new Promise((done) => setTimeout(() => done("nothing within the time"), 4000))]);
+    const event = (thing, good, bad) => new Promise((done) => {
+        for (const name of good) thing.addEventListener(name, () => done("reached"));
+        for (const name of bad) thing.addEventListener(name, () => done("error"));
+    });
+    const read = async (promise) => {
+        try {
+            const answer = await promise;
+            if (answer.type === "opaque") return "opaque";
+            return "read: " + answer.status + " " + (await answer.text()).slice(0, 400);
+        } catch (error) { return "error"; }
+    };
+    const element = (name, attributes) => {
+        const made = Object.assign(document.createElement(name), attributes);
+        document.body.appendChild(made);
+        return made;
+    };
+    const framed = (make) => new Promise((done) => {
+        const frame = element("iframe", {name: "frame" + Math.random()});
+        frame.addEventListener("load", () => {
+            let text = null;
+            try { text = frame.contentDocument && frame.contentDocument.body.innerText; } catch (error) { }
+            if (text === "" ) return;  // the empty page that a frame begins with
+            done(text === null ? "opaque" : "read: " + text.slice(0, 400));
+        });
+        make(frame);
+    });
+    const ways = {
+        fetch: (url) => read(fetch(url, {mode: "cors", credentials: "include"})),
+        fetch_with_token: (url) => read(fetch(url, {headers: {Authorization: "Bearer x"}})),
+        fetch_opaque: (url) => read(fetch(url, {mode: "no-cors", credentials: "include"})),
+        post: (url, body) => read(fetch(url, {
+            method: "POST", body: body, headers: {"Content-Type": "application/json"}})),
+        post_opaque: (url, body) => read(fetch(url, {method: "POST", mode: "no-cors", body: body})),
+        remove: (url) => read(fetch(url, {method: "DELETE"})),
+        beacon: async (url, body) => navigator.sendBeacon(url, body) ? "opaque" : "error",
+        image: (url) => event(element("img", {src: url}), ["load"], ["error"]),
+        script: (url) => event(element("script", {src: url}), ["load"], ["error"]),
+        events: (url) => { const source = new EventSource(url);
+                           return event(source, ["open", "message"], ["error"]).finally(() => source.close()); },
+        socket: (url) => { const made = new WebSocket(url.replace("http", "ws"));
+                           return event(made, ["open"], ["error", "close"]); },
+        frame: (url) => framed((frame) => { frame.src = url; }),
+        form: (url, body) => framed((frame) => {
+            const form = element("form", {action: url, method: "POST", target: frame.name, enctype: "text/plain"});
+            // A form of this type sends NAME=VALUE as it is: with the sign inside a string of JSON it is a document.
+            const [name, ...rest] = body.split("=");
+            form.appendChild(Object.assign(document.createElement("input"), {name: name, value: rest.join("=")}));
+            form.submit();
+        }),
+    };
+    const found = [];
+    await Promise.all(targets.flatMap(([url, body]) => Object.entries(ways).map(async ([way, go]) => {
+        let outcome;
+        try { outcome = await within(go(url, body)); } catch (error) { outcome = "error"; }
+        found.push([way, url, outcome]);
+    })));
+    return found;
+})(%s)
+"""
+"""What a page tries against each target, `[URL, BODY]`: gives `[WAY, URL, OUTCOME]`. An outcome `read: …` or `reached`
+tells the page something; `opaque` means that something may have been answered, which the page cannot see."""
+
+WAYS = tuple(re.findall(r"^        (\w+): (?:async )?\(url", ATTACK, re.MULTILINE))
+
+
+def attack(browser: Browser, page: str, targets: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Try every way of a page of `page` against targets (URL: body); returns way, URL and outcome of each."""
+    found = browser.run(page, ATTACK % json.dumps(list(targets.items())))
+    assert isinstance(found, list), found
+    assert len(found) == len(WAYS) * len(targets)
+    return [(str(way), str(url), str(outcome)) for way, url, outcome in found]
