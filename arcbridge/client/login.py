@@ -51,7 +51,7 @@ _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
 _CALLBACK_CONNECTIONS = 64
 """Connections of the loopback listener at a time; beyond them the oldest is closed."""
-BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
+BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
 """Values of `login.cluster_audience_by`."""
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
@@ -219,19 +219,19 @@ class Login:
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
         """Have a token for `audience` by refresh token or access token, and keep it."""
         endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
-        if by == "exchange":
-            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token, "audience": audience}
+        if by == second_audience.BY_EXCHANGE:
+            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token}
             form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
         elif kept.refresh_token:
             form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-            form |= second_audience.for_cluster(self._config, audience)
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
+        form |= second_audience.for_cluster(self._config, audience)
         answer = await self._ask(issuer, endpoints, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
-        if by != "exchange" and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+        if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
             kept = replace(kept, refresh_token=renewed)
             self._cache.save(kept)  # before anything can fail: the former one may be void
         found = read_unverified(token.text).audiences
