@@ -45,9 +45,9 @@ class FastTlsLoop:
     """The event loop as aiofastnet sees it: all of it, but two reports that are none.
 
     aiofastnet 1.2.0 reports a peer that leaves within the handshake to the exception handler, with the class
-    ConnectionResetError in place of an exception, which no handler expects. And where its protocol aborts the connection
-    in the middle of a read, it goes on to read into its buffer, which is not emptied any more, until that is full.
-    The protocol gets what there is to know in `connection_lost` in any case.
+    ConnectionResetError in place of an exception, which no handler expects. And where its protocol aborts the
+    connection in the middle of a read, it goes on to read into its buffer, which is not emptied any more, until that is
+    full. The protocol gets what there is to know in `connection_lost` in any case.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
