@@ -32,6 +32,7 @@ from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.claims import Identity, map_claims
+from arcbridge.identity.fetch import FetchedDocument
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -286,7 +287,7 @@ def _h11_chunked(body: bytes) -> bytes:
 
 # -- tokens and certificates ------------------------------------------------------------------------------------------
 
-_ISSUER = authentication.parse(
+_ISSUERS = authentication.parse(
     """
 apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
@@ -296,7 +297,15 @@ jwt:
     username: {claim: sub, prefix: ""}
     groups: {claim: groups, prefix: "oidc:"}
 """
-).issuers[0]
+)
+_ISSUER = _ISSUERS.issuers[0]
+
+
+async def _fetch(url: str, ca_pem: str | None) -> FetchedDocument:
+    raise AssertionError("no key is asked for")
+
+
+_VERIFIER = verifier.TokenVerifier(_ISSUERS, _fetch, accept=verifier.Acceptance(frozenset({"relay"})))
 
 
 def token(data: bytes) -> None:
@@ -316,10 +325,17 @@ def token(data: bytes) -> None:
     try:
         for name in ("exp", "iat"):
             verifier._number(claims, name, required=True)
+        verifier._check_kind(claims, claims)
+        _VERIFIER._check_audience(_ISSUER, claims)
         identity = map_claims(_ISSUER, claims)
     except TokenRefused:
         return
     assert isinstance(identity, Identity)
+    audience = claims["aud"]
+    places = {proofs.place_of(one) for one in ([audience] if isinstance(audience, str) else audience)}
+    assert "arcbridge" in places
+    assert "relay" not in places
+    assert str(claims.get("typ", "JWT")).lower().endswith("jwt")
     assert not identity.username.startswith("system:")
     try:
         impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
