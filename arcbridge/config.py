@@ -302,7 +302,7 @@ class LoginConfig:
     """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
     8693)."""
     cluster_scopes: tuple[str, ...] = ()
-    """Scopes of the request for a cluster's token by `scope`, `{audience}` being its audience; empty: `{audience}`."""
+    """Scopes of the request for a cluster's token, `{audience}` being its audience; empty: by `scope` that alone."""
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""

@@ -49,7 +49,9 @@ _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
-BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
+_CALLBACK_CONNECTIONS = 64
+"""Connections of the loopback listener at a time; beyond them the oldest is closed."""
+BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
 """Values of `login.cluster_audience_by`."""
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
@@ -217,19 +219,19 @@ class Login:
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
         """Have a token for `audience` by refresh token or access token, and keep it."""
         endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
-        if by == "exchange":
-            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token, "audience": audience}
+        if by == second_audience.BY_EXCHANGE:
+            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token}
             form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
         elif kept.refresh_token:
             form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-            form |= second_audience.for_cluster(self._config, audience)
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
+        form |= second_audience.for_cluster(self._config, audience)
         answer = await self._ask(issuer, endpoints, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
-        if by != "exchange" and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+        if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
             kept = replace(kept, refresh_token=renewed)
             self._cache.save(kept)  # before anything can fail: the former one may be void
         found = read_unverified(token.text).audiences
@@ -411,13 +413,16 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        self._connections: set[asyncio.Task[None]] = set()
+        # In the order in which they came.
+        self._connections: dict[asyncio.Task[None], None] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        if len(self._connections) >= _CALLBACK_CONNECTIONS:
+            next(iter(self._connections)).cancel()
+        self._connections[task] = None
         try:
             if is_other_user(writer.get_extra_info("socket")):
                 log.warning("a program of another user asked for the answer to the login; it got none")
@@ -435,7 +440,7 @@ class _Callback:
         except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
             pass  # a browser's spare connection, or another program: the answer comes on another connection
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             writer.close()
 
     async def finish(self) -> None:

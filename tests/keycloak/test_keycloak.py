@@ -385,36 +385,74 @@ class TestWhatChanges:
 class TestWhatKeycloakDoesDifferently:
     """Why the examples are as they are (docs/how-to/keycloak.md)."""
 
+    @pytest.mark.parametrize("mapper", [False, True], ids=["as it is", "with the mapper for it"])
     def test_an_id_token_is_bound_until_the_first_refresh_alone(
-        self, world: KeycloakWorld, organisation: Organisation
+        self, world: KeycloakWorld, organisation: Organisation, mapper: bool
     ) -> None:
-        organisation.hire("lena", "developers")
-        lena = Person.at_work(
+        client = "arcbridge-nonce" if mapper else "arcbridge"
+        if mapper:
+            kind = {"protocol": "openid-connect", "protocolMapper": "oidc-nonce-backwards-compatible-mapper"}
+            organisation.vary(
+                "client-arcbridge.json", client, {}, protocolMappers=[{"name": "nonce", "config": {}, **kind}]
+            )
+        name = "lena" if mapper else "lars"
+        organisation.hire(name, "developers")
+        person = Person.at_work(
             world,
             organisation.realm,
-            "lena",
+            name,
             change={
+                'client_id = "arcbridge"': f'client_id = "{client}"',
                 'relay_scopes = ["openid", "arcbridge-relay"]\n': "",
                 'cluster_scopes = ["openid", "arcbridge-cluster"]\n': "",
                 'cluster_audience = "arcbridge-cluster"\n': "",
                 'cluster_audience_by = "scope"\n': "",
             },
         )
-        lena.log_in()
-        key = ProofKey.from_jwk(lena.key_file.read_bytes())
-        assert claims(lena.kept["id_token"])["nonce"] == key.nonce()
-        status, answer = lena.refresh()
+        person.log_in()
+        nonce = ProofKey.from_jwk(person.key_file.read_bytes()).nonce()
+        assert claims(person.kept["id_token"])["nonce"] == nonce
+        status, answer = person.refresh(client_id=client)
         assert status == 200
-        assert "nonce" not in claims(answer["id_token"])
+        assert claims(answer["id_token"]).get("nonce") == (nonce if mapper else None)
 
     def test_it_ignores_the_parameters_for_audiences(self, world: KeycloakWorld, organisation: Organisation) -> None:
         organisation.hire("mats", "developers")
-        by = {'cluster_audience_by = "scope"': 'cluster_audience_by = "resource"'}
-        mats = Person.at_work(world, organisation.realm, "mats", change=by)
+        change = {
+            'cluster_audience_by = "scope"': 'cluster_audience_by = "resource"',
+            'cluster_scopes = ["openid", "arcbridge-cluster"]\n': "",
+        }
+        mats = Person.at_work(world, organisation.realm, "mats", change=change)
         mats.log_in()
         before = world.agent.mark()
         assert mats.run("status", check=False)[0] != 0
         assert refusals(world.agent, before) == {"token.aud.forbidden"}, "it gave what the login had"
+
+    def test_a_confidential_client_may_exchange_the_relay_s_token(
+        self, cluster: Cluster, world: KeycloakWorld, organisation: Organisation
+    ) -> None:
+        """Then the login has the relay's scope alone, and the cluster is a client of the realm as well."""
+        organisation.realm.create("clients", {"clientId": "arcbridge-cluster", "bearerOnly": True})
+        exchanging, secret = {"standard.token.exchange.enabled": "true"}, "of the desk"
+        organisation.vary("client-arcbridge.json", "arcbridge-desk", exchanging, publicClient=False, secret=secret)
+        organisation.hire("nora", "developers")
+        nora = Person.at_work(
+            world,
+            organisation.realm,
+            "nora",
+            change={
+                'client_id = "arcbridge"': 'client_id = "arcbridge-desk"\nclient_secret_file = "secret"',
+                'scopes = ["openid", "arcbridge-relay", "arcbridge-cluster"]': 'scopes = ["openid", "arcbridge-relay"]',
+                'relay_scopes = ["openid", "arcbridge-relay"]\n': "",
+                'cluster_audience_by = "scope"': 'cluster_audience_by = "exchange"',
+            },
+        )
+        (nora.directory / "secret").write_text(secret)
+        nora.log_in()
+        nora.start()
+        assert Shell(cluster, nora).groups() == {"oidc:developers", *SIGNED_IN}
+        assert claims(nora.kept["access_token"])["aud"] == "arcbridge-relay"
+        assert claims(nora.cluster_token)["aud"] == "arcbridge-cluster"
 
 
 def refusals(agent: ManagedProcess, after: Mark) -> set[object]:
