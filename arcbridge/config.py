@@ -309,6 +309,8 @@ class LoginConfig:
     """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
     dpop: bool = True
     """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
+    require_bound: bool = False
+    """Whether clusters are shown only tokens that are bound to a key of this client."""
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"

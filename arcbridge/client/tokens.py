@@ -133,6 +133,11 @@ class Tokens:
     async def cluster(self) -> ClusterToken:
         """For the cluster."""
         token = await self._cluster_token()
+        if self._login.require_bound and self._key_of(token.text) is None:
+            raise Unauthenticated(
+                "the token for the cluster is bound to no key of this client (login.require_bound): see "
+                "docs/security.md for how your issuer can bind tokens"
+            )
         if self._shown:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
@@ -151,23 +156,32 @@ class Tokens:
 
         Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
         """
-        for key in self._keys():
-            from arcbridge.identity.proof import binding, spki_of
+        key = self._key_of(token)
+        if key is None:
+            return ""
+        from arcbridge.identity.proof import spki_of
 
-            if binding(claims_unverified(token)).names(key.thumbprint):
-                try:
-                    spki = spki_of(certificate)
-                except ValueError as error:
-                    raise Unreachable(
-                        "the certificate of the other end cannot be read, so that no proof can be made for it; "
-                        "have it issued anew, or use a token that is bound to no key"
-                    ) from error
-                return key.sign_proof(token, spki, pin, self._clock())
-        return ""
+        try:
+            spki = spki_of(certificate)
+        except ValueError as error:
+            raise Unreachable(
+                "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                "have it issued anew, or use a token that is bound to no key"
+            ) from error
+        return key.sign_proof(token, spki, pin, self._clock())
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
         self._refused = self._audience_refused = True
+
+    def _key_of(self, token: str) -> ProofKey | None:
+        """The one of this client's keys to which a token is bound; None: it is bound to none of them."""
+        for key in self._keys():
+            from arcbridge.identity.proof import binding
+
+            if binding(claims_unverified(token)).names(key.thumbprint):
+                return key
+        return None
 
     def _keys(self) -> Iterator[ProofKey]:
         if self._pair is not None and (own := self._pair.key) is not None:

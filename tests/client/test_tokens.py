@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
@@ -252,6 +254,20 @@ class TestOneAudiencePerCluster:
         pair = Pair(TokenSet())
         assert (await Tokens(settings, pair).for_cluster("a").cluster()).text == "the-id-token"
         assert pair.audiences == []
+
+
+class TestBoundTokensOnly:
+    async def test_files_need_their_key(self, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        key = proof_keys.load_or_make(file)
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["cluster", key.audience()]}).encode()).decode()
+        settings = replace(login(tmp_path, cluster=f"h.{claims}.s"), require_bound=True)
+        with pytest.raises(Unauthenticated, match="bound to no key of this client"):
+            await Tokens(settings, None).cluster()
+        assert (await Tokens(replace(settings, proof_key_file=file), None).cluster()).text == f"h.{claims}.s"
+        (tmp_path / "id").write_text("another")
+        with pytest.raises(Unauthenticated, match="bound to no key of this client"):
+            await Tokens(replace(settings, proof_key_file=file), None).cluster()
 
 
 class TestKeys:
