@@ -323,13 +323,14 @@ def answer(data: bytes) -> None:
                 if taken.end == "failed":
                     break
             found.append((taken.end, bytes(taken.passed), taken.payload, taken.kept))
-        assert found[0] == found[1] == found[2] or found[0][0] == "failed", "an answer that depends on the segments"
+        if found[0][0] != "failed":  # else what came before the fault may have been passed on
+            assert found[0][:3] == found[1][:3] == found[2][:3], "an answer that depends on the segments"
         assert {one[0] for one in found} == {found[0][0]}
         end, passed, payload, kept = found[0]
         if end != "complete":
             continue
         theirs, rest = _h11_answer(data, method)
-        again, none = _h11_answer(passed, method)
+        again, none = _h11_answer(passed, method, ours=True)
         assert not none, "bytes behind the answer were passed on"
         assert not (rest and kept), "a connection with bytes behind its answer was kept"
         if theirs is not None:
@@ -337,8 +338,9 @@ def answer(data: bytes) -> None:
             assert again is None or again == theirs, "two parsers see two answers"
 
 
-def _h11_answer(data: bytes, method: str) -> tuple[tuple[int, bytes] | None, bytes]:
-    """Status and body of the whole answer that h11 reads, and what is behind it; None: it refuses a head of it."""
+def _h11_answer(data: bytes, method: str, *, ours: bool = False) -> tuple[tuple[int, bytes] | None, bytes]:
+    """Status and body of the whole answer that h11 reads, and what is behind it; None: it refuses it, `ours` for
+    its head alone."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
     connection.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
     connection.send(h11.EndOfMessage())
@@ -357,8 +359,11 @@ def _h11_answer(data: bytes, method: str) -> tuple[tuple[int, bytes] | None, byt
             else:
                 assert isinstance(event, h11.InformationalResponse), "h11 sees no end"
     except h11.RemoteProtocolError:
-        assert not status, "h11 refuses the body of a whole answer"
-        return None, b""  # h11 knows fewer bytes in values than RFC 9110 §5.5 allows
+        assert not (ours and status), "h11 refuses the body of what was passed on"
+        return (
+            None,
+            b"",
+        )  # h11 knows fewer bytes in values than RFC 9110 §5.5 allows, and reads trailers, which are dropped
 
 
 def _h11_chunked(body: bytes) -> bytes:
