@@ -49,11 +49,12 @@ lint: $(STAMP)
 # built the tests that need them say so.
 test: lint
 	-@$(BIN)/python -m tests.support.cluster build --helm
+	-@$(BIN)/python -m tests.support.keycloak build
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(PYTEST_ARGS)
 
 # What a version of Python can break: the tests that do not start the roles as processes.
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo support) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak support) $(PYTEST_ARGS)
 
 # SECONDS is a variable of bash, which would not pass an empty one on: make's own default counts here.
 SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

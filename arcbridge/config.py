@@ -302,13 +302,15 @@ class LoginConfig:
     """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
     8693)."""
     cluster_scopes: tuple[str, ...] = ()
-    """Scopes of the request for a cluster's token by `scope`, `{audience}` being its audience; empty: `{audience}`."""
+    """Scopes of the request for a cluster's token, `{audience}` being its audience; empty: by `scope` that alone."""
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""
     """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
     dpop: bool = True
     """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
+    require_bound: bool = False
+    """Whether clusters are shown only tokens that are bound to a key of this client."""
     ca_file: Path | None = None
     """CA of the issuer's HTTPS certificate; none: the system's."""
     grant_type: str = "auto"

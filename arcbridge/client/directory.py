@@ -31,6 +31,10 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     Rows of name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
+    return await tokens.twice(lambda: _list_once(relays, tokens))
+
+
+async def _list_once(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     token = await tokens.access()
     try:
         _, found = await relays.first_of(lambda relay: _list_at(relay, token, tokens))

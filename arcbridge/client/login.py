@@ -31,12 +31,12 @@ import structlog
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
-from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
 from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
-from arcbridge.identity.proof import ProofKey
+from arcbridge.identity.proof import ProofKey, binding
 from arcbridge.net.peer_user import is_other_user
 
 REDIRECT_PORTS = (8000, 18000)
@@ -49,8 +49,11 @@ _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
-BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, "exchange")
+_CALLBACK_CONNECTIONS = 64
+"""Connections of the loopback listener at a time; beyond them the oldest is closed."""
+BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
 """Values of `login.cluster_audience_by`."""
+_UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
 _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
 
 log = structlog.get_logger("arcbridge.client")
@@ -94,27 +97,31 @@ class Login:
         login would help and none may begin, Unreachable when the issuer is down and nothing kept is usable.
         """
         refused = self._cache.load() if force else None
-        if not force and (kept := self._cache.load()).fresh(self._clock()):
+        if not force and (kept := self._cache.load()).fresh(self._clock()) and self._suits(kept):
             return kept
         async with self._cache.locked():
             # Another process may have refreshed while this one waited.
             kept = self._cache.load()
-            if kept.fresh(self._clock()) and (refused is None or not kept.same_login(refused)):
+            suits = self._suits(kept)
+            if kept.fresh(self._clock()) and suits and (refused is None or not kept.same_login(refused)):
                 return kept
             why = ""
             async with self._issuer() as issuer:
                 if kept.refresh_token:
                     try:
-                        return await self._refresh(issuer, kept)
+                        found = await self._refresh(issuer, kept)
+                        if self._suits(found):
+                            return found
+                        why = f" ({_UNBOUND})"
                     except IssuerError as error:
                         if error.code == "invalid_dpop_proof":
                             raise _refused(error) from error  # a new login would fare the same
                         why = f" ({error.words})"  # revoked or too old: a new login is the answer
                     except Unreachable:
-                        if kept.usable(self._clock()) and not force:
+                        if kept.usable(self._clock()) and suits and not force:
                             return kept
                         raise
-                elif kept.usable(self._clock()) and not force:
+                elif kept.usable(self._clock()) and suits and not force:
                     return kept
                 if not interactive:
                     raise Unauthenticated(f"the login has ended{why}; run `arcbridge --role client login`")
@@ -147,6 +154,14 @@ class Login:
                         return one
                     raise
 
+    def _suits(self, tokens: TokenSet) -> bool:
+        """Whether the id token may be shown to clusters: it is bound to the key, or need not be, or is not for them."""
+        return not self._config.require_bound or bool(self._config.cluster_audience) or self._is_bound(tokens.id_token)
+
+    def _is_bound(self, token: str) -> bool:
+        key = self.key
+        return key is not None and binding(claims_unverified(token)).names(key.thumbprint)
+
     @property
     def key(self) -> ProofKey | None:
         """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
@@ -163,7 +178,7 @@ class Login:
 
     def _remembered(self, key: ProofKey | None) -> ProofKey | None:
         """The same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
-        if key is None or self._key is None or key.thumbprint != self._key.thumbprint:
+        if key is None or self._key is None or key.to_jwk() != self._key.to_jwk():
             self._key = key
         return self._key
 
@@ -181,8 +196,9 @@ class Login:
         was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
         if now and was and now != was:
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); log in again")
-        # Some issuers send no id token at a refresh: the former one stays as long as it lasts.
-        if "id_token" not in answer and read_unverified(kept.id_token).expires_at > self._clock():
+        # Some issuers send no id token at a refresh, or one that is bound no more: the former stays while it lasts.
+        unfit = "id_token" not in answer or (self._config.require_bound and not self._is_bound(str(answer["id_token"])))
+        if unfit and read_unverified(kept.id_token).expires_at > self._clock():
             answer = {**answer, "id_token": kept.id_token}
         return self._keep(answer, kept.refresh_token, kept.by_audience)
 
@@ -203,25 +219,27 @@ class Login:
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
         """Have a token for `audience` by refresh token or access token, and keep it."""
         endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
-        if by == "exchange":
-            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token, "audience": audience}
+        if by == second_audience.BY_EXCHANGE:
+            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token}
             form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
         elif kept.refresh_token:
             form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-            form |= second_audience.for_cluster(self._config, audience)
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
+        form |= second_audience.for_cluster(self._config, audience)
         answer = await self._ask(issuer, endpoints, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
-        if by != "exchange" and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+        if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
             kept = replace(kept, refresh_token=renewed)
             self._cache.save(kept)  # before anything can fail: the former one may be void
         found = read_unverified(token.text).audiences
         if audience not in found:
             # An issuer that does not know the parameter ignores it: the token would be the relay's.
             raise self._no_token_for(audience, "the issuer ignored that it was asked for")
+        if self._config.require_bound and not self._is_bound(token.text):
+            raise self._no_token_for(audience, _UNBOUND)
         self._cache.save(kept.with_audience(audience, token, now))
         return token
 
@@ -237,12 +255,14 @@ class Login:
         if grant == "auto":
             by_browser = bool(endpoints.authorization) and _has_browser(self._environment)
             grant = "authcode" if by_browser or not endpoints.device_authorization else "device-code"
+        by = self._device_code if grant == "device-code" else self._authorization_code
         try:
-            if grant == "device-code":
-                return await self._device_code(issuer, endpoints)
-            return await self._authorization_code(issuer, endpoints)
+            found = await by(issuer, endpoints)
         except IssuerError as error:
             raise _refused(error) from error
+        if not self._suits(found):
+            raise Unauthenticated(f"{_UNBOUND}; use --grant-type authcode, or see docs/security.md")
+        return found
 
     async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
@@ -393,13 +413,16 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        self._connections: set[asyncio.Task[None]] = set()
+        # In the order in which they came.
+        self._connections: dict[asyncio.Task[None], None] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        if len(self._connections) >= _CALLBACK_CONNECTIONS:
+            next(iter(self._connections)).cancel()
+        self._connections[task] = None
         try:
             if is_other_user(writer.get_extra_info("socket")):
                 log.warning("a program of another user asked for the answer to the login; it got none")
@@ -417,7 +440,7 @@ class _Callback:
         except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
             pass  # a browser's spare connection, or another program: the answer comes on another connection
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             writer.close()
 
     async def finish(self) -> None:

@@ -11,15 +11,19 @@ from arcbridge.config import LoginConfig
 BY_PARAMETER = ("resource", "audience")
 """Values of `login.cluster_audience_by` that are themselves the parameter's name."""
 BY_SCOPE = "scope"
+BY_EXCHANGE = "exchange"
+"""A token exchange (RFC 8693) of the login's access token."""
 
 
 def for_cluster(login: LoginConfig, audience: str) -> dict[str, str]:
-    """Return what asks for a token that is good for `audience`; empty where a parameter cannot do that."""
-    by = login.cluster_audience_by
-    if by == BY_SCOPE:
-        scopes = login.cluster_scopes or ("{audience}",)
-        return {"scope": " ".join(scope.replace("{audience}", audience) for scope in scopes)}
-    return {by: audience} if by in BY_PARAMETER else {}
+    """Return what asks for a token that is good for `audience`, in the way that the settings choose."""
+    by, form = login.cluster_audience_by, {}
+    scopes = login.cluster_scopes or (("{audience}",) if by == BY_SCOPE else ())
+    if scopes:
+        form["scope"] = " ".join(scope.replace("{audience}", audience) for scope in scopes)
+    if by != BY_SCOPE:
+        form["audience" if by == BY_EXCHANGE else by] = audience
+    return form
 
 
 def for_relay(login: LoginConfig) -> dict[str, str]:

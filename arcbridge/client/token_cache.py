@@ -191,7 +191,8 @@ def _by_audience(document: Any) -> dict[str, AudienceToken]:
 
 
 def _is_time(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # A number beyond any date, or none (NaN), would fail when it is computed with.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:

@@ -7,6 +7,7 @@ token, and the program has ended when `output_of` returns or raises.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from arcbridge.errors import Unauthenticated
 
@@ -15,15 +16,16 @@ DEADLINE = 120.0
 OUTPUT_LIMIT = 256 * 1024
 
 
-async def output_of(setting: str, command: tuple[str, ...]) -> bytes:
+async def output_of(setting: str, command: tuple[str, ...], environment: Mapping[str, str] | None = None) -> bytes:
     """Return the standard output of `command`; empty when it is over 256 KiB.
 
-    `setting` is where the command was configured, for messages. Raises Unauthenticated.
+    `setting` is where the command was configured, for messages. `environment`: instead of this process's own. Raises
+    Unauthenticated.
     """
     name = command[0]
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env=environment
         )
     except OSError as error:
         raise Unauthenticated(f"{setting}: cannot run {name}: {error.strerror}") from error

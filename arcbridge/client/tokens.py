@@ -15,16 +15,17 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
+from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     # A client whose tokens are bound to no key never needs it.
     from arcbridge.identity.proof import ProofKey
 
-COMMAND_DEADLINE = 120.0
-"""Seconds: a command may itself ask the user."""
 _TOKEN_LIMIT = 64 * 1024
-_OUTPUT_LIMIT = 256 * 1024
+
+T = TypeVar("T")
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -133,6 +133,11 @@ class Tokens:
     async def cluster(self) -> ClusterToken:
         """For the cluster."""
         token = await self._cluster_token()
+        if self._login.require_bound and self._key_of(token.text) is None:
+            raise Unauthenticated(
+                "the token for the cluster is bound to no key of this client (login.require_bound): see "
+                "docs/security.md for how your issuer can bind tokens"
+            )
         if self._shown:
             self._keep_apart(token.text, self._shown, "the relay has it already")
         return token
@@ -151,23 +156,32 @@ class Tokens:
 
         Raises StateError where a key cannot be used, Unreachable for a certificate that cannot be read.
         """
-        for key in self._keys():
-            from arcbridge.identity.proof import binding, spki_of
+        key = self._key_of(token)
+        if key is None:
+            return ""
+        from arcbridge.identity.proof import spki_of
 
-            if binding(claims_unverified(token)).names(key.thumbprint):
-                try:
-                    spki = spki_of(certificate)
-                except ValueError as error:
-                    raise Unreachable(
-                        "the certificate of the other end cannot be read, so that no proof can be made for it; "
-                        "have it issued anew, or use a token that is bound to no key"
-                    ) from error
-                return key.sign_proof(token, spki, pin, self._clock())
-        return ""
+        try:
+            spki = spki_of(certificate)
+        except ValueError as error:
+            raise Unreachable(
+                "the certificate of the other end cannot be read, so that no proof can be made for it; "
+                "have it issued anew, or use a token that is bound to no key"
+            ) from error
+        return key.sign_proof(token, spki, pin, self._clock())
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
         self._refused = self._audience_refused = True
+
+    def _key_of(self, token: str) -> ProofKey | None:
+        """The one of this client's keys to which a token is bound; None: it is bound to none of them."""
+        for key in self._keys():
+            from arcbridge.identity.proof import binding
+
+            if binding(claims_unverified(token)).names(key.thumbprint):
+                return key
+        return None
 
     def _keys(self) -> Iterator[ProofKey]:
         if self._pair is not None and (own := self._pair.key) is not None:
@@ -180,6 +194,19 @@ class Tokens:
                 self._file_key = key  # else the one that is ready to sign
             if key is not None and self._file_key is not None:
                 yield self._file_key
+
+    async def twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Do `attempt`, and once more where an end refused the token that it was shown and there may be another.
+
+        A login keeps tokens for as long as they last, and its issuer may have taken back the key that signed them.
+        """
+        try:
+            return await attempt()
+        except Unauthenticated:
+            if self._pair is None or not self._shown:
+                raise
+            self.refused()
+            return await attempt()
 
     async def _relay_token(self) -> tuple[str, str]:
         """The relay's token, and where it comes from."""
@@ -315,28 +342,9 @@ class TokenCommand:
             "ARCBRIDGE_PROOF_NONCE": key.nonce(),
             "ARCBRIDGE_TOKEN_AUDIENCE": audience,
         }
+        output = await output_of("login.command", self._command, {**self._environment, **names})
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                env={**self._environment, **names},
-            )
-        except OSError as error:
-            raise Unauthenticated(f"login.command: cannot run {name}: {error.strerror}") from error
-        try:
-            async with asyncio.timeout(COMMAND_DEADLINE):
-                output, _ = await process.communicate()
-        except TimeoutError as error:
-            raise Unauthenticated(f"login.command: {name} gave no token within {COMMAND_DEADLINE:.0f} s") from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise Unauthenticated(f"login.command: {name} ended with code {process.returncode}")
-        try:
-            document = json.loads(output) if len(output) <= _OUTPUT_LIMIT else None
+            document = json.loads(output)
         except ValueError:
             document = None
         if not isinstance(document, dict):

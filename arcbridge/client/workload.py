@@ -81,8 +81,13 @@ class WorkloadTokens:
         """A token for `audience`, bound to the key. Raises Unauthenticated or Unreachable, which say what to do."""
         async with self._asking:
             kept = self._kept.get(audience)
-            if kept is None or force or not kept.fresh(self._clock()):
+            if kept is not None and not force and kept.fresh(self._clock()):
+                return kept
+            try:
                 kept = self._kept[audience] = await self._ask(audience)
+            except Unreachable:
+                if kept is None or force or not kept.usable(self._clock()):
+                    raise
             return kept
 
     async def _ask(self, audience: str) -> AudienceToken:

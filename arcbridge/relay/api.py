@@ -30,7 +30,7 @@ from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy
+from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy, ProofRefused
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.net.address import source_of
 from arcbridge.net.tls import ServerContext
@@ -313,7 +313,17 @@ class _Api:
         identity = await self.verifier.verify(token)
         proofs = request.headers.getall(HEADER, [])
         proof = proofs[0] if len(proofs) == 1 else ""
-        self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+        try:
+            self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+        except ProofRefused as error:
+            log.warning(
+                "api token refused",
+                user=identity.username,
+                source=_source(request),
+                bound=identity.binding.kind.value,
+                reason=error.rule,
+            )
+            raise
         if (refused := self.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         _proved(request)

@@ -94,6 +94,18 @@ class TestDeviceCode:
         assert await login.tokens(interactive=False) == tokens
         assert len(person.lines) == shown
 
+    async def test_only_who_began_it_gets_the_tokens(self, issuer: Issuer, tmp_path: Path) -> None:
+        """By PKCE, where the issuer has it at the device endpoint; Keycloak does."""
+        real = login_module.Issuer.post
+
+        async def post(self: Any, url: str, form: Any, headers: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, headers)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(login_module.Issuer, "post", post)
+            with pytest.raises(Unauthenticated, match="code_verifier"):
+                await make(issuer, tmp_path, Terminal(issuer)).log_in()
+
     async def test_refused(self, issuer: Issuer, tmp_path: Path) -> None:
         person = Terminal(issuer)
         person.denies = True
@@ -181,6 +193,30 @@ class TestAuthorizationCode:
         await visits[0]
         assert answers[0] == ""
         assert answers[1].startswith("HTTP/1.1 200")
+        assert read_unverified(tokens.id_token).subject == "alice"
+
+    async def test_w1_a_flood_does_not_keep_the_browser_out(self, issuer: Issuer, tmp_path: Path) -> None:
+        visits = []
+        open_still: list[int] = []
+
+        async def visit(url: str) -> None:
+            port = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0]).port
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+            async with asyncio.timeout(10):
+                while sum(not reader.at_eof() for reader, _ in held) > 64:
+                    await asyncio.sleep(0.01)
+            open_still.extend(number for number, (reader, _) in enumerate(held) if not reader.at_eof())
+            await browse(url, issuer)
+            for _, writer in held:
+                writer.close()
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert open_still == list(range(136, 200)), "the oldest were closed"
         assert read_unverified(tokens.id_token).subject == "alice"
 
     async def test_a_foreign_nonce(self, issuer: Issuer, tmp_path: Path) -> None:
@@ -393,6 +429,51 @@ class TestBoundTokens:
         assert one_key(login).thumbprint != first
 
 
+class TestBoundTokensOnly:
+    """`login.require_bound`: what a cluster sees is worth nothing elsewhere, or it sees nothing."""
+
+    async def test_a_refresh_that_binds_nothing_leaves_the_former_token(self, issuer: Issuer, tmp_path: Path) -> None:
+        now = time.time()
+        login = await with_browser(issuer, tmp_path, require_bound=True)
+        login._clock = lambda: now
+        first = await login.log_in()
+        now += 3000
+        second = await login.tokens(interactive=False)
+        assert second.id_token == first.id_token
+        assert second.access_token != first.access_token
+        assert second.refresh_token != first.refresh_token
+        now += 700
+        with pytest.raises(Unauthenticated, match="bound to no key"):
+            await login.tokens(interactive=False)
+        # What the refresh gave is not used later either, and a new login is.
+        with pytest.raises(Unauthenticated, match="bound to no key"):
+            await login.tokens(interactive=False)
+        again = await login.tokens(interactive=True)
+        assert bound(again.id_token).names(one_key(login).thumbprint)
+
+    async def test_an_issuer_that_binds_at_a_refresh(self, dpop: Issuer, tmp_path: Path) -> None:
+        dpop.settings(nonce_at_refresh=True)
+        login = await with_browser(dpop, tmp_path, require_bound=True)
+        first = await login.log_in()
+        second = await login.tokens(interactive=False, force=True)
+        assert second.id_token != first.id_token
+
+    async def test_device_codes_bind_no_id_token(self, dpop: Issuer, tmp_path: Path) -> None:
+        with pytest.raises(Unauthenticated, match=r"bound to no key .*--grant-type authcode"):
+            await make(dpop, tmp_path, Terminal(dpop), require_bound=True).log_in()
+
+    async def test_but_a_cluster_s_own_access_token(self, dpop: Issuer, tmp_path: Path) -> None:
+        login = make(dpop, tmp_path, Terminal(dpop), require_bound=True, **PER_CLUSTER)
+        await login.log_in()
+        one = await login.for_audience("arcbridge-a", interactive=False)
+        assert bound(one.text).names(one_key(login).thumbprint)
+        dpop.settings(dpop="off")
+        plain = make(dpop, tmp_path / "plain", Terminal(dpop), require_bound=True, **PER_CLUSTER)
+        await plain.log_in()
+        with pytest.raises(ConfigError, match="bound to no key"):
+            await plain.for_audience("arcbridge-a", interactive=False)
+
+
 PER_CLUSTER: dict[str, Any] = {"cluster_audience": "arcbridge-{cluster}", "audience": "arcbridge-relay"}
 
 
@@ -426,6 +507,16 @@ class TestOneAudiencePerCluster:
         two = await login.for_audience("arcbridge-b", interactive=False)
         assert await login.for_audience("arcbridge-a", interactive=False, force=True) != one
         assert await login.for_audience("arcbridge-b", interactive=False) == two
+
+    async def test_parallel_processes_trade_once(self, dpop: Issuer, tmp_path: Path) -> None:
+        await make(dpop, tmp_path, Terminal(dpop), **PER_CLUSTER).log_in()
+        before = dpop.requests("/token")
+        logins = [make(dpop, tmp_path, Terminal(dpop), **PER_CLUSTER) for _ in range(5)]
+        found = await asyncio.gather(
+            *(one.for_audience(f"arcbridge-{name}", interactive=False) for one in logins for name in "ab")
+        )
+        assert len({token.text for token in found}) == 2
+        assert dpop.requests("/token") == before + 2
 
     async def test_an_issuer_that_does_not_know_the_cluster(self, dpop: Issuer, tmp_path: Path) -> None:
         dpop.settings(resources=["arcbridge-a", "arcbridge-relay"])

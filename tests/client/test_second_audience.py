@@ -15,7 +15,8 @@ from arcbridge.config import LoginConfig
     [
         ({"cluster_audience_by": "resource"}, {"resource": "a"}),
         ({"cluster_audience_by": "audience"}, {"audience": "a"}),
-        ({"cluster_audience_by": "exchange"}, {}),
+        ({"cluster_audience_by": "exchange"}, {"audience": "a"}),
+        ({"cluster_audience_by": "exchange", "cluster_scopes": ("{audience}",)}, {"scope": "a", "audience": "a"}),
         ({"cluster_audience_by": "scope"}, {"scope": "a"}),
         (
             {"cluster_audience_by": "scope", "cluster_scopes": ("openid", "{audience}/.default")},

@@ -125,3 +125,17 @@ def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
         '{"access_token": "a", "id_token": "i", "refresh_token": "r", "obtained_at": 1, "expires_at": 2}'
     )
     assert one.load() == TokenSet("a", "i", "r", 1.0, 2.0)
+
+
+@pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", "-1e300", "true", "null"])
+@pytest.mark.parametrize("name", ["obtained_at", "expires_at"])
+def test_times_that_are_none_mean_no_tokens(tmp_path: Path, name: str, time: str) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet())
+    one.path.write_text(f'{{"access_token": "a", "id_token": "i", "{name}": {time}}}')
+    assert one.load() == TokenSet()
+    assert not one.load().fresh(1.0)
+    good = '{"text": "t", "obtained_at": 1, "expires_at": 2}'
+    bad = good.replace("2" if name == "expires_at" else "1", time)
+    one.path.write_text(f'{{"access_token": "a", "by_audience": {{"x": {bad}, "y": {good}}}}}')
+    assert set(one.load().by_audience) == {"y"}

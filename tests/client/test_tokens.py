@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
@@ -174,6 +176,42 @@ class TestPairs:
         await tokens.cluster()
         assert [force for _, force in pair.asked] == [True, False, False]
 
+    @pytest.mark.parametrize("ends", [1, 2], ids=["the new ones are good", "the new ones are refused too"])
+    async def test_what_an_end_refused_is_replaced_for_one_more_try(self, ends: int) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        tokens, tries = Tokens(LoginConfig(), pair), 0
+
+        async def attempt() -> str:
+            nonlocal tries
+            tries += 1
+            await tokens.access()
+            if tries <= ends:
+                raise Unauthenticated(f"refused {tries}")
+            return "in"
+
+        if ends == 1:
+            assert await tokens.twice(attempt) == "in"
+        else:
+            with pytest.raises(Unauthenticated, match="refused 2"):
+                await tokens.twice(attempt)
+        assert tries == 2
+        assert [force for _, force in pair.asked if force] == [True]
+
+    async def test_there_is_one_try_where_nothing_was_shown_or_nothing_new_can_come(self, tmp_path: Path) -> None:
+        tries = 0
+
+        async def attempt() -> None:
+            nonlocal tries
+            tries += 1
+            raise Unauthenticated("the login has ended")
+
+        files = Tokens(login(tmp_path), None)
+        await files.access()
+        for tokens in (Tokens(LoginConfig(), Pair(TokenSet("access", "id"))), files):
+            with pytest.raises(Unauthenticated):
+                await tokens.twice(attempt)
+        assert tries == 2
+
 
 class TestOneAudiencePerCluster:
     SETTINGS = LoginConfig(cluster_audience="arcbridge-{cluster}")
@@ -216,6 +254,20 @@ class TestOneAudiencePerCluster:
         pair = Pair(TokenSet())
         assert (await Tokens(settings, pair).for_cluster("a").cluster()).text == "the-id-token"
         assert pair.audiences == []
+
+
+class TestBoundTokensOnly:
+    async def test_files_need_their_key(self, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        key = proof_keys.load_or_make(file)
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["cluster", key.audience()]}).encode()).decode()
+        settings = replace(login(tmp_path, cluster=f"h.{claims}.s"), require_bound=True)
+        with pytest.raises(Unauthenticated, match="bound to no key of this client"):
+            await Tokens(settings, None).cluster()
+        assert (await Tokens(replace(settings, proof_key_file=file), None).cluster()).text == f"h.{claims}.s"
+        (tmp_path / "id").write_text("another")
+        with pytest.raises(Unauthenticated, match="bound to no key of this client"):
+            await Tokens(replace(settings, proof_key_file=file), None).cluster()
 
 
 class TestKeys:
@@ -300,7 +352,7 @@ class TestCommand:
             await TokenCommand(("/does/not/exist",)).tokens(interactive=False)
 
     async def test_a_slow_one_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.client.tokens.COMMAND_DEADLINE", 0.3)
+        monkeypatch.setattr("arcbridge.client.token_program.DEADLINE", 0.3)
         with pytest.raises(Unauthenticated, match="gave no token within"):
             await self.command("import time; time.sleep(60)").tokens(interactive=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import typing
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from arcbridge import config
+from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.claims import Identity
@@ -149,3 +151,46 @@ def test_the_files_that_the_settings_name_are_shipped(role: str) -> None:
     named = re.findall(r'^(?:authentication|policy) = "(.+)"', text, re.MULTILINE)
     assert named
     assert all((CONFIG / name).is_file() for name in named)
+
+
+EXAMPLES = sorted(file for file in (CONFIG / "examples").rglob("*") if file.is_file())
+ROLE_OF = {"ci": "client"}
+"""Settings files of examples that are not named after their role."""
+
+
+def named_in(directory: Path, suffix: str) -> list[Path]:
+    return [file for file in EXAMPLES if file.parent == directory and file.suffix == suffix]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.relative_to(CONFIG / "examples")))
+def test_every_file_of_the_examples_loads(file: Path) -> None:
+    if file.suffix == ".json":
+        assert json.loads(file.read_text())
+    elif file.suffix == ".yaml":
+        assert authentication.load(file).issuers
+    elif file.name == "policy.toml":
+        assert Policy.load(file.read_text())
+    else:
+        settings = config.load(KINDS[ROLE_OF.get(file.stem, file.stem)], file)
+        for name in ("authentication", "policy"):
+            named = getattr(settings, name, None)
+            assert named is None or named.is_file()
+        if isinstance(settings, config.ClientConfig):
+            ClientAuthentication(settings.login)
+
+
+@pytest.mark.parametrize("directory", sorted({file.parent for file in EXAMPLES}), ids=lambda directory: directory.name)
+def test_the_files_of_an_example_fit_together(directory: Path) -> None:
+    """One issuer, an audience for each end, and clients that ask for what relay and agent want."""
+    relay = authentication.load(directory / "relay-authentication.yaml").issuers[0]
+    agent = authentication.load(directory / "agent-authentication.yaml").issuers[0]
+    assert relay.url == agent.url
+    assert not set(relay.audiences) & set(agent.audiences)
+    forbidden = config.load(config.AgentConfig, directory / "agent.toml").forbidden_audiences
+    assert set(forbidden) == set(relay.audiences)
+    clients = [file for file in named_in(directory, ".toml") if ROLE_OF.get(file.stem, file.stem) == "client"]
+    assert clients
+    for file in clients:
+        login = config.load(config.ClientConfig, file).login
+        assert login.issuer == relay.url
+        assert login.cluster_audience in agent.audiences

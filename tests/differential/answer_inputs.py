@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from .request_inputs import cut
 
 EVIL = b"evil-bytes-of-the-answer-to-alice"
-"""The body of most answers: bytes for alice alone, in an answer that is whole, or that breaks off."""
+"""The body of most answers: bytes that may reach alice alone, in an answer that is whole or that visibly breaks off."""
 HIDDEN = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhidden"
 """An answer behind the answer."""
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"

@@ -1,4 +1,4 @@
-"""Gives an answer of a hostile API server to the agent, and compares what the caller got with what parsers read."""
+"""Gives one answer of a hostile API server to the agent, and compares what the caller got with what parsers read."""
 
 from __future__ import annotations
 

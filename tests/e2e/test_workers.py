@@ -16,12 +16,24 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ExitCode
+from arcbridge.identity.proof import ProofKey
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.private_files import write_private
 from tests.support.processes import run
 from tests.support.reports import metrics, page, records, rewrite, until
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
+from tests.support.world import (
+    ALICE,
+    BOB,
+    CLUSTER_AUDIENCE,
+    RELAY_AUDIENCE,
+    ApiServer,
+    User,
+    World,
+    arcbridge,
+    fixed_port,
+)
 
 RELAY = "arcbridge_relay_"
 
@@ -82,6 +94,34 @@ def test_client_and_agent_at_different_workers(world: World, server: TalkServer)
     assert seen["pumps_open"] == seen['worker_sessions{worker="0"}'] + seen['worker_sessions{worker="1"}']
     assert seen['joins_total{result="ok"}'] == seen["pumps_total"] == number + 1
     assert (seen["agents"], seen["workers"], seen["workers_serving"], seen["ready"]) == (2, 2, 2, 1)
+
+
+def test_t30_a_bound_token_is_proved_at_either_worker(world: World, server: TalkServer, tmp_path: Path) -> None:
+    """Each worker shows a certificate of its own, and a proof names the one that the client has seen."""
+    key = ProofKey.generate()
+    write_private(tmp_path / "key", key.to_jwk())
+    (tmp_path / "client.toml").write_text('[login]\nproof_key_file = "key"\n')
+    for name, audience in (("access", RELAY_AUDIENCE), ("id", CLUSTER_AUDIENCE)):
+        token = world.issuer.mint(
+            sub=ALICE.name, aud=[audience, key.audience()], groups=list(ALICE.groups), email=ALICE.email
+        )
+        (tmp_path / name).write_text(token)
+    files = ("--access-token-file", str(tmp_path / "access"), "--id-token-file", str(tmp_path / "id"))
+    mark, before, forwards = world.relay.mark(), counted(world), []
+    while {one["worker"] for one in records(world.relay, "joined", after=mark, bound="audience")} != {0, 1}:
+        assert len(forwards) < 20
+        process, port = world.start_forward("talk", ALICE, "--config", str(tmp_path / "client.toml"), *files)
+        forwards.append(process)
+        talk = Talk(port, 50 + len(forwards), pause=0.002)
+        talk.wait_moves(20_000)
+        server.check(talk)
+        talk.close()
+    seen = counted(world)
+    assert seen['tokens_accepted_total{bound="audience"}'] == len(forwards)
+    assert sum(value for name, value in seen.items() if name.startswith("proofs_refused_total")) == 0
+    for process in forwards:
+        process.stop()
+    until(lambda: counted(world)["pumps_open"] == before["pumps_open"], "the sessions have ended")
 
 
 def test_a_killed_worker(world: World, server: TalkServer) -> None:

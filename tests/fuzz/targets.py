@@ -19,13 +19,16 @@ import jwt
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import get_state_machine_test
 
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import framing, impersonation
 from arcbridge.agent.kube.fast_path_parser import plain_head
 from arcbridge.agent.kube.request_info import request_info
-from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, read_head
+from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, read_head
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.client import kubeconfig_yaml
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
@@ -40,6 +43,7 @@ from arcbridge.net.client_hello import MAX_HELLO, Incomplete, peek
 from arcbridge.pki import pins
 from arcbridge.wire import records
 from arcbridge.wire.decoder import Decoder
+from tests.wire.lossy_link import LossyLink
 
 Target = Callable[[bytes], None]
 
@@ -269,6 +273,94 @@ def chunked_body(data: bytes) -> None:
         assert found[0][0] == found[1][0] == found[2][0]
 
 
+class _Taken:
+    """A caller and a pool that note what an API server's connection tells them."""
+
+    def __init__(self) -> None:
+        self.passed = bytearray()
+        self.payload = 0
+        self.end = ""
+        self.kept = False
+
+    def response_begins(self, head: ResponseHead) -> bytes:
+        return head.lines + b"\r\n"
+
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        self.passed += data
+        self.payload += payload
+
+    def response_complete(self) -> None:
+        self.end = "complete"
+
+    def response_failed(self, refusal: RequestRefusal | None) -> None:
+        self.end = "failed"
+
+    def put(self, connection: UpstreamConnection) -> None:
+        self.kept = True
+
+    def remove(self, connection: UpstreamConnection) -> None:
+        self.kept = False
+
+    left = remove
+
+
+def answer(data: bytes) -> None:
+    """The whole reader of answers: however the bytes come, the same is passed on, and h11 reads the same answer in what
+    came and in what is passed on; nothing behind an answer is, nor is such a connection kept."""
+    for method in ("GET", "HEAD"):
+        found = []
+        for size in (len(data) or 1, 1, 7):
+            taken = _Taken()
+            transport = SimpleNamespace(
+                is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
+            )
+            connection = UpstreamConnection(taken, None)  # type: ignore[arg-type]
+            connection.connection_made(transport)  # type: ignore[arg-type]
+            connection.send(taken, b"", method=method)  # type: ignore[arg-type]
+            for piece in pieces(data, size):
+                connection.get_buffer(-1)[: len(piece)] = piece
+                connection.buffer_updated(len(piece))
+                if taken.end == "failed":
+                    break
+            found.append((taken.end, bytes(taken.passed), taken.payload, taken.kept))
+        assert found[0] == found[1] == found[2] or found[0][0] == "failed", "an answer that depends on the segments"
+        assert {one[0] for one in found} == {found[0][0]}
+        end, passed, payload, kept = found[0]
+        if end != "complete":
+            continue
+        theirs, rest = _h11_answer(data, method)
+        again, none = _h11_answer(passed, method)
+        assert not none, "bytes behind the answer were passed on"
+        assert not (rest and kept), "a connection with bytes behind its answer was kept"
+        if theirs is not None:
+            assert len(theirs[1]) == payload
+            assert again is None or again == theirs, "two parsers see two answers"
+
+
+def _h11_answer(data: bytes, method: str) -> tuple[tuple[int, bytes] | None, bytes]:
+    """Status and body of the whole answer that h11 reads, and what is behind it; None: it refuses a head of it."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+    connection.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+    connection.send(h11.EndOfMessage())
+    if data:
+        connection.receive_data(data)
+    status, body = 0, b""
+    try:
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                return (status, body), connection.trailing_data[0]
+            else:
+                assert isinstance(event, h11.InformationalResponse), "h11 sees no end"
+    except h11.RemoteProtocolError:
+        assert not status, "h11 refuses the body of a whole answer"
+        return None, b""  # h11 knows fewer bytes in values than RFC 9110 §5.5 allows
+
+
 def _h11_chunked(body: bytes) -> bytes:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
@@ -283,6 +375,18 @@ def _h11_chunked(body: bytes) -> bytes:
             return payload
         elif event is h11.NEED_DATA:
             raise AssertionError("h11 sees no end")
+
+
+# -- the life of a session --------------------------------------------------------------------------------------------
+
+_LIVES = get_state_machine_test(
+    LossyLink, settings=settings(stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+)
+
+
+def sessions(data: bytes) -> None:
+    """The bytes choose what happens to two sessions over a lossy link (`tests.wire.lossy_link`)."""
+    _LIVES.hypothesis.fuzz_one_input(data)
 
 
 # -- tokens and certificates ------------------------------------------------------------------------------------------
@@ -465,7 +569,8 @@ def kubeconfig(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     one.__name__: one
     for one in (
-        client_hello, join, decoder, record, plain_request, request, target, response_head, chunked_body, token,
+        client_hello, join, decoder, record, plain_request, request, target, response_head, chunked_body, answer,
+        sessions, token,
         proof, certificate, authentication_file, policy_file, denylist_file, kubeconfig,
     )
 }  # fmt: skip

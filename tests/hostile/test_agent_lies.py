@@ -292,3 +292,17 @@ async def test_d4_an_agent_answers_for_dials_that_are_not_its_own(tmp_path: Path
         async with org.client(BOB, "test") as bob, org.client(ALICE) as alice:
             assert (await bob.get()).status == (await alice.get()).status == 200
         assert org.said("agent disconnected") == []
+
+
+async def test_d4_a_flood_of_status(tmp_path: Path) -> None:
+    """The relay ends that control connection at the limit of the protocol; the agents of other clusters serve on."""
+    Control.made.clear()
+    async with (
+        Organisation.running(tmp_path, "prod", "test", agents={"prod": {"ControlConnections": Control}}) as org,
+        org.client(BOB, "test") as bob,
+    ):
+        Control.made[0].say(frame(FrameType.STATUS, 0, Status("t").encode()) * 40_000)
+        await org.until(lambda: org.said("agent disconnected"), "the relay ends the connection")
+        assert (await bob.get()).status == 200
+        (told,) = org.said("agent disconnected")
+        assert (told["cluster"], told["reason"]) == ("prod", BROKEN + "a flood of control frames")

@@ -592,7 +592,7 @@ class TestClusters:
         assert (status, error(answer)[0], found["WWW-Authenticate"]) == (401, "unauthenticated", "Bearer")
         assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
 
-    async def test_t30_a_bound_token_needs_its_proof(self, relay: Relay) -> None:
+    async def test_t30_a_bound_token_needs_its_proof(self, relay: Relay, everything_logged: list[str]) -> None:
         """A stolen access token would list the clusters otherwise, though it joins none."""
         text = "token-of-ann.bound"
         good = KEY.sign_proof(text, relay.spki, "", time.time())
@@ -613,6 +613,9 @@ class TestClusters:
                 status, answer, _ = await relay.call("GET", path, headers=headers)
                 assert (status, error(answer)[0]) == (401, "unauthenticated")
                 assert refusal_in(error(answer)[1]) == reason
+        logged = [line for line in everything_logged if "api token refused" in line]
+        assert logged
+        assert all("ann" in line and "proof." in line and good not in line for line in logged)
         twice = f"GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {text}\r\n" + (
             f"Arcbridge-Proof: {good}\r\n" * 2 + "Connection: close\r\n\r\n"
         )

@@ -7,6 +7,7 @@
         assert "Welcome" in await browser.text_with("Welcome")
 
 It knows no other certificates than those given and the system's, speaks to no proxy, and has a profile of its own.
+`tests/support/browser.py` is for single pages, and for what an attacker's pages try.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip
+from tests.support.browser import chromium
+from tests.support.processes import ManagedProcess, ProcessFailed
 
 PATIENCE = 30.0
 """Seconds for a page to have what is waited for."""
@@ -37,14 +38,6 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
     "--remote-debugging-port=0",
 )
-
-
-def require() -> str:
-    """Return the program, or skip the test and say so; with `chromium` in ARCBRIDGE_REQUIRE, fail instead."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        require_or_skip("chromium", "no Chromium: install Debian's package chromium")
-    return found
 
 
 class Chromium:
@@ -56,7 +49,7 @@ class Chromium:
         self._profile = directory / "profile"
         self._profile.mkdir(parents=True)
         keys = ",".join(_key_hash(pem) for pem in trusted)
-        argv = [require(), *_FLAGS, f"--user-data-dir={self._profile}"]
+        argv = [chromium(), *_FLAGS, f"--user-data-dir={self._profile}"]
         if keys:
             argv.append(f"--ignore-certificate-errors-spki-list={keys}")
         if hasattr(os, "geteuid") and os.geteuid() == 0:

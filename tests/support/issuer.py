@@ -512,6 +512,10 @@ class IssuerServer:
         device = self.devices.get(form.get("device_code", ""))
         if device is None or device.grant.client != client or device.used:
             raise Refused("invalid_grant", "unknown or used device_code")
+        if device.grant.challenge and _b64(hashlib.sha256(form.get("code_verifier", "").encode()).digest()) != (
+            device.grant.challenge
+        ):
+            raise Refused("invalid_grant", "code_verifier does not match")
         now = time.monotonic()
         if device.grant.ends < now:
             raise Refused("expired_token")
@@ -529,6 +533,7 @@ class IssuerServer:
         client = self._client(request, form)
         resource = form.get("resource") or form.get("audience", "")
         grant = Grant(client, form.get("scope", ""), resource=resource, granted=resource)
+        grant.challenge = form.get("code_challenge", "")  # as Keycloak has it; RFC 8628 has no PKCE
         grant.ends = time.monotonic() + self.settings.device_lifetime
         device_code = secrets.token_urlsafe(24)
         letters = "".join(secrets.choice("BCDFGHJKLMNPQRSTVWXZ") for _ in range(8))
