@@ -34,6 +34,7 @@ from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
+from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
@@ -401,6 +402,24 @@ jwt:
     groups: {claim: groups, prefix: "oidc:"}
 """
 ).issuers[0]
+_CEL_ISSUER = authentication.parse(
+    """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://issuer.example", audiences: [arcbridge]}
+  claimMappings:
+    username: {expression: "string(claims.sub).lowerAscii() + string(claims.?n.orValue(''))"}
+    groups: {expression: "dyn(claims.?groups.orValue([])).map(g, string(g)).sort().distinct()"}
+    uid: {expression: "claims.?url.optMap(u, url(u).getHost()).orValue('')"}
+    extra:
+    - {key: example.com/a, valueExpression: "'%s'.format([dyn(claims.?m.orValue(null))])"}
+    - {key: example.com/b, valueExpression: "claims.?text.optMap(t, t.split(',').map(x, x.trim())).orValue([])"}
+    - {key: example.com/c, valueExpression: "claims.?time.optMap(t, string(timestamp(t))).orValue('')"}
+    - {key: example.com/d, valueExpression: "claims.?text.optMap(t, t.matches('^(a+)+$') ? 'y' : 'n').orValue('')"}
+    - {key: example.com/e, valueExpression: "claims.?q.optMap(q, string(quantity(q).asInteger())).orValue('')"}
+"""
+).issuers[0]
 
 
 def token(data: bytes) -> None:
@@ -420,15 +439,19 @@ def token(data: bytes) -> None:
     try:
         for name in ("exp", "iat"):
             verifier._number(claims, name, required=True)
-        identity = map_claims(_ISSUER, claims)
     except TokenRefused:
         return
-    assert isinstance(identity, Identity)
-    assert not identity.username.startswith("system:")
-    try:
-        impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
-    except RequestRefusal:
-        pass
+    for issuer in (_ISSUER, _CEL_ISSUER):
+        try:
+            identity = map_claims(issuer, claims, Budget(20_000, 5.0))
+        except (TokenRefused, BudgetExceeded):
+            continue
+        assert isinstance(identity, Identity)
+        assert not identity.username.startswith("system:")
+        try:
+            impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
+        except RequestRefusal:
+            pass
 
 
 PROOF_KEY = proofs.ProofKey.from_jwk(
