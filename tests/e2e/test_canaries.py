@@ -488,6 +488,7 @@ def done(cluster: Cluster, api: ApiServer, tmp_path_factory: pytest.TempPathFact
         environment.setenv("PYTHONFAULTHANDLER", "1")
         environment.setenv("PYTHONASYNCIODEBUG", "1")
         environment.setenv("TMPDIR", str(this.temporary))
+        environment.setenv("ARCBRIDGE_TEST_TLS_KEYS", str(this.working / "tls-keys"))
         environment.chdir(this.working)
         this.world.agent_audit = "commands = false"
         with this.world:
