@@ -58,10 +58,10 @@ class Tools:
         self._python = work / "tools" / "bin" / "python"
         self._made = work / "made"
         self._epoch = _check_out(commit, self._source)
-        subprocess.run([sys.executable, "-m", "venv", work / "tools"], check=True)
-        self._run(
-            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"),
-            *("--only-binary", ":all:", "--requirement", str(self._source / "locks" / "build.txt")),
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", work / "tools"], check=True)
+        self._pip(
+            *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
+            *("--requirement", str(self._source / "locks" / "build.txt")),
         )
 
     def packages(self) -> list[Path]:
@@ -74,21 +74,28 @@ class Tools:
         wheel = next(self._made.glob("*.whl"))
         downloads, wheels, product = self._work / "downloads", self._work / "wheels", self._work / "product"
         from_source = [word for name in FROM_SOURCE for word in ("--no-binary", name)]
-        self._run(
-            *("-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--no-build-isolation"),
-            *("--only-binary", ":all:", *from_source, "--dest", str(downloads)),
-            *("--requirement", str(self._source / "locks" / "runtime.txt")),
+        self._pip(
+            *(
+                "download",
+                "--no-deps",
+                "--require-hashes",
+                "--no-build-isolation",
+                "--only-binary",
+                ":all:",
+                *from_source,
+            ),
+            *("--dest", str(downloads), "--requirement", str(self._source / "locks" / "runtime.txt")),
         )
-        self._run(
-            *("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"),
-            *("--wheel-dir", str(wheels), *(str(path) for path in sorted(downloads.iterdir()))),
+        self._pip(
+            *("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(wheels)),
+            *(str(path) for path in sorted(downloads.iterdir())),
         )
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", product], check=True)
         # By name, as from an index: what is installed from a path is recorded by that path.
-        self._run(
-            *("-m", "pip", "--isolated", "--python", str(product / "bin" / "python"), "install", "--quiet"),
-            *("--no-index", "--find-links", str(wheels), "--find-links", str(self._made), "--no-compile"),
-            f"arcbridge[{','.join(self._extras())}]",
+        self._pip(
+            *("--isolated", "install", "--no-compile", "--no-index"),
+            *("--find-links", str(wheels), "--find-links", str(self._made), f"arcbridge[{','.join(self._extras())}]"),
+            python=product / "bin" / "python",
         )
         artifacts = {path.name: sha256(path) for path in [*downloads.iterdir(), wheel]}
         bill = self._made / f"{'-'.join(wheel.name.split('-')[:2])}-linux-{platform.machine()}.cdx.json"
@@ -99,10 +106,19 @@ class Tools:
         with (self._source / "pyproject.toml").open("rb") as file:
             return sorted(tomllib.load(file)["project"]["optional-dependencies"])
 
-    def _run(self, *arguments: str) -> None:
-        environment = {**os.environ, "SOURCE_DATE_EPOCH": str(self._epoch)}
+    def _pip(self, *arguments: str, python: Path | None = None) -> None:
+        """Run this interpreter's pip on an environment: that of the tools, if no other one is given."""
+        options = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(python or self._python))
+        self._run(*options, *arguments, python=Path(sys.executable))
+
+    def _run(self, *arguments: str, python: Path | None = None) -> None:
         subprocess.run(
-            [self._python, *arguments], check=True, cwd=self._source, env=environment, capture_output=True, text=True
+            [python or self._python, *arguments],
+            check=True,
+            cwd=self._source,
+            env={**os.environ, "SOURCE_DATE_EPOCH": str(self._epoch)},
+            capture_output=True,
+            text=True,
         )
 
 

@@ -25,7 +25,7 @@ LICENCES: Final = {"aiofastnet": "MIT"}
 def describe(environment: Path, pyproject: Path, artifacts: Mapping[str, str], *, epoch: int) -> str:
     """Return the bill of `environment`, whose distributions were installed from `artifacts` (file name -> SHA-256).
 
-    Raises `KeyError` for a distribution that came from none of these files, or whose licence is not known.
+    Raises `ValueError` for a distribution that came from none of these files, or whose licence is not known.
     """
     done = subprocess.run(
         [
@@ -47,11 +47,16 @@ def complete(bill: dict[str, Any], artifacts: Mapping[str, str]) -> str:
     # pyproject.toml leaves the version to the source, so that cyclonedx-py does not find it there.
     product["version"] = next(version for name, version in by_distribution if name == _normal(product["name"]))
     for component in [product, *bill["components"]]:
-        digest = by_distribution[(_normal(component["name"]), component["version"])]
+        name = _normal(component["name"])
+        if (name, component["version"]) not in by_distribution:
+            raise ValueError(f"{name} {component['version']} was installed from no file that was checked")
         if not component.get("licenses"):
-            licence = {"acknowledgement": "concluded", "id": LICENCES[_normal(component["name"])]}
-            component["licenses"] = [{"license": licence}]
-        component["hashes"] = [{"alg": "SHA-256", "content": digest}]
+            if name not in LICENCES:
+                raise ValueError(
+                    f"{name} names no licence: read its licence file, and add it to LICENCES in release/sbom.py"
+                )
+            component["licenses"] = [{"license": {"acknowledgement": "concluded", "id": LICENCES[name]}}]
+        component["hashes"] = [{"alg": "SHA-256", "content": by_distribution[name, component["version"]]}]
     return json.dumps(bill, indent=2, sort_keys=True) + "\n"
 
 

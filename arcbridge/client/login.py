@@ -49,6 +49,8 @@ _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
+_CALLBACK_CONNECTIONS = 64
+"""Connections of the loopback listener at a time; beyond them the oldest is closed."""
 BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
 """Values of `login.cluster_audience_by`."""
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
@@ -411,13 +413,16 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        self._connections: set[asyncio.Task[None]] = set()
+        # In the order in which they came.
+        self._connections: dict[asyncio.Task[None], None] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        if len(self._connections) >= _CALLBACK_CONNECTIONS:
+            next(iter(self._connections)).cancel()
+        self._connections[task] = None
         try:
             if is_other_user(writer.get_extra_info("socket")):
                 log.warning("a program of another user asked for the answer to the login; it got none")
@@ -435,7 +440,7 @@ class _Callback:
         except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
             pass  # a browser's spare connection, or another program: the answer comes on another connection
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             writer.close()
 
     async def finish(self) -> None:

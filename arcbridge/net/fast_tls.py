@@ -15,6 +15,7 @@ import tempfile
 from types import ModuleType
 from typing import Any
 
+_READ_AFTER_ABORT = "incoming BIO: no writable capacity"
 _log = logging.getLogger("arcbridge.net")
 
 
@@ -41,10 +42,12 @@ def fast_tls_as_client() -> ModuleType | None:
 
 
 class FastTlsLoop:
-    """The event loop as aiofastnet sees it: all of it, but one report that is none.
+    """The event loop as aiofastnet sees it: all of it, but two reports that are none.
 
     aiofastnet 1.2.0 reports a peer that leaves within the handshake to the exception handler, with the class
-    ConnectionResetError in place of an exception, which no handler expects. The caller gets that error in any case.
+    ConnectionResetError in place of an exception, which no handler expects. And where its protocol aborts the
+    connection in the middle of a read, it goes on to read into its buffer, which is not emptied any more, until that is
+    full. The protocol gets what there is to know in `connection_lost` in any case.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,7 +57,8 @@ class FastTlsLoop:
         return getattr(self._loop, name)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if not isinstance(context.get("exception"), type):
+        error = context.get("exception")
+        if not isinstance(error, type) and str(error) != _READ_AFTER_ABORT:
             self._loop.call_exception_handler(context)
 
 

@@ -34,6 +34,10 @@ from .metrics import Metrics
 KEEPALIVE: Final = 75.0
 """Seconds: longer than the usual scrape interval of 15 to 60 s, so that a scraper keeps one connection."""
 
+CONNECTIONS: Final = 64
+"""Connections at a time, more than scrapers and probes need; beyond them the oldest gives its place to the newest. A
+flood must not take the descriptors that the role itself needs."""
+
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "arcbridge"}
 
 
@@ -63,6 +67,7 @@ class ObserveServer:
         self._toggled = toggled
         self._lag = LoopLag()
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         metrics.histogram("event_loop_delay_seconds", "How late the event loop ran a timer.", None,
                           lambda: self._lag.delays)  # fmt: skip
@@ -90,14 +95,17 @@ class ObserveServer:
         runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=KEEPALIVE,
                                shutdown_timeout=1.0)  # fmt: skip
         await runner.setup()
+        assert runner.server is not None
+        places = _Places(runner.server)
         try:
-            await web.TCPSite(runner, host, port).start()
+            # Not `web.TCPSite`, which takes no other factory of connections than its runner's own.
+            self._listening = await asyncio.get_running_loop().create_server(places, host, port)
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             await self.stop()
             raise ConfigError(_bind_message(self.listen, error)) from error
         self._runner = runner
-        bound_host, bound_port = runner.addresses[0][:2]
+        bound_host, bound_port = self._listening.sockets[0].getsockname()[:2]
         self.address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
         return self.address
 
@@ -108,6 +116,9 @@ class ObserveServer:
             self._loop.remove_signal_handler(signal.SIGUSR1)
             self._loop = None
         runner, self._runner = self._runner, None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -145,6 +156,20 @@ class ObserveServer:
             await self._gather()
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
+
+
+class _Places:
+    """Makes the protocol of each connection, and closes the oldest ones where there are too many."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def __call__(self) -> asyncio.Protocol:
+        # One that is being closed stays among them for a turn of the loop.
+        connections = [one for one in self._server.connections if one.transport is not None]
+        for oldest in connections[: max(len(connections) - CONNECTIONS + 1, 0)]:
+            oldest.force_close()
+        return self._server()
 
 
 @web.middleware

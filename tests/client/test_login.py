@@ -195,6 +195,30 @@ class TestAuthorizationCode:
         assert answers[1].startswith("HTTP/1.1 200")
         assert read_unverified(tokens.id_token).subject == "alice"
 
+    async def test_w1_a_flood_does_not_keep_the_browser_out(self, issuer: Issuer, tmp_path: Path) -> None:
+        visits = []
+        open_still: list[int] = []
+
+        async def visit(url: str) -> None:
+            port = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0]).port
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+            async with asyncio.timeout(10):
+                while sum(not reader.at_eof() for reader, _ in held) > 64:
+                    await asyncio.sleep(0.01)
+            open_still.extend(number for number, (reader, _) in enumerate(held) if not reader.at_eof())
+            await browse(url, issuer)
+            for _, writer in held:
+                writer.close()
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert open_still == list(range(136, 200)), "the oldest were closed"
+        assert read_unverified(tokens.id_token).subject == "alice"
+
     async def test_a_foreign_nonce(self, issuer: Issuer, tmp_path: Path) -> None:
         visits = []
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from arcbridge.errors import ConfigError
-from arcbridge.identity.authentication import ClaimRule, load, parse
+from arcbridge.identity.authentication import ClaimRule, PrefixedClaim, load, parse
 
 HEAD = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
 FULL = (
@@ -294,6 +296,12 @@ def test_at_most_64_issuers() -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml: the authentication configuration cannot be read"):
         load(tmp_path / "missing.yaml")
+
+
+def test_a_character_that_json_writes_as_two_escapes() -> None:
+    text = json.dumps(yaml.safe_load(SMALL.replace('prefix: ""', 'prefix: "😀"')))
+    assert "\\ud83d\\ude00" in text
+    assert parse(text).issuers[0].username == PrefixedClaim("sub", "😀")
 
 
 def test_json_is_yaml(tmp_path: Path) -> None:

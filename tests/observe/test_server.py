@@ -17,7 +17,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.observe import logging as logs
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.server import ObserveServer
+from arcbridge.observe.server import CONNECTIONS, ObserveServer
 
 
 @pytest.fixture
@@ -106,6 +106,22 @@ async def test_w5_names_are_for_other_networks() -> None:
         ):
             assert response.status == status
     await server.stop()
+
+
+async def test_w1_a_flood_of_connections_takes_the_places_of_its_oldest(address: str) -> None:
+    host, port = address.rsplit(":", 1)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(3 * CONNECTIONS)]
+    assert (await get(f"http://{address}/livez"))[:2] == (200, "ok\n")
+    open_still = [reader for reader, _ in held if not reader.at_eof()]
+    assert open_still == [reader for reader, _ in held[-len(open_still) :]], "the oldest went"
+    assert CONNECTIONS - 2 <= len(open_still) <= CONNECTIONS
+    for _, writer in held:
+        writer.close()
+    if before:
+        async with asyncio.timeout(10):
+            while len(os.listdir("/proc/self/fd")) > before + 2:
+                await asyncio.sleep(0.01)
 
 
 async def test_stop_closes_the_listener_and_its_connections() -> None:

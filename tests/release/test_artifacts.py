@@ -18,6 +18,9 @@ from release import artifacts, lock
 
 SECURITY = lock.ROOT / "SECURITY.md"
 
+# What comes from an index comes as fast as it comes.
+pytestmark = pytest.mark.timeout(600)
+
 
 def block(containing: str) -> list[str]:
     """The lines of the code block of SECURITY.md with this text."""

@@ -21,6 +21,9 @@ HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 PROCESSORS = ("x86_64", "aarch64")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
+# What comes from an index comes as fast as it comes.
+pytestmark = pytest.mark.timeout(600)
+
 
 def entries(path: Path) -> dict[str, tuple[Requirement, list[str]]]:
     """Name -> what is pinned, and its hashes."""

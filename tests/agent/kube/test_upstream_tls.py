@@ -83,6 +83,28 @@ def test_both_carry_and_end(loop: str, repeatable: bool) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("repeatable", KINDS)
+def test_to_abort_in_the_middle_of_a_read_is_no_failure(loop: str, repeatable: bool) -> None:
+    """aiofastnet 1.2 goes on to read after it, and reports its own full buffer to the exception handler."""
+
+    async def main() -> None:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        taker, apiserver, _ = await joined(repeatable)
+        assert taker.transport is not None
+        taker.transport.pause_reading()
+        apiserver.write(bytes(400_000))
+        await asyncio.sleep(0.01)
+        taker.buffer_updated = lambda nbytes: taker.transport.abort()  # type: ignore[method-assign, union-attr]
+        taker.transport.resume_reading()
+        assert await asyncio.wait_for(taker.lost, 10) is None
+        apiserver.abort()
+        assert told == []
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("repeatable", KINDS)
 def test_a_reset_behind_the_last_bytes_is_noticed(loop: str, repeatable: bool) -> None:
     async def main() -> None:
         taker, apiserver, far = await joined(repeatable)
