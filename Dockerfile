@@ -5,6 +5,7 @@
 # A relay also needs its data directory on a volume that user 65532 may write.
 
 # By digest: an image that was looked at stays the one that is built on. SECURITY.md says how to check and renew it.
+# Behind a mirror:  docker build --build-arg BASE=MIRROR/python:3.13-slim-trixie@sha256:… (the digest is the same there).
 ARG BASE=python:3.13-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 
 FROM ${BASE} AS build

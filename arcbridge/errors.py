@@ -65,8 +65,16 @@ class ConnectionLost(ArcbridgeError):
     reason = "ServiceUnavailable"
 
 
-class BytesAltered(ConnectionLost):
+class DishonestPath(ConnectionLost):
+    """A connection did not work because of something that no honest relay, and no network by itself, does."""
+
+
+class BytesAltered(DishonestPath):
     """Bytes of a connection were changed, left out, repeated or added on the way; TLS did not take them."""
+
+
+class WrongAgent(DishonestPath):
+    """The relay brought another agent than the one that was asked for and has the session."""
 
 
 class StreamReset(ArcbridgeError):

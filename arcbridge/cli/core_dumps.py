@@ -2,8 +2,9 @@
 
 The process has no core dump, whether the kernel writes it to a file or hands it to a program (systemd-coredump,
 apport), and no program but root's attaches to it or reads its memory and environment in /proc, not even one of the same
-user. It does not hold up root, and does not follow into programs that this one starts. ARCBRIDGE_DEBUGGABLE=1 leaves
-all of it as the system has it, for a debugger or a profiler (docs/threats.md#W10).
+user. Nor are keys of TLS sessions written to a file that SSLKEYLOGFILE names, as it is often set for browsers. It does
+not hold up root, and does not follow into programs that this one starts. ARCBRIDGE_DEBUGGABLE=1 leaves all of it as the
+system has it, for a debugger or a profiler (docs/threats.md#W10).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ def forbid_core_dumps() -> None:
     """Do so for this process, as far as the system can; call it before the first secret is read."""
     if os.environ.get("ARCBRIDGE_DEBUGGABLE") == "1":
         return
+    # Python's default TLS contexts follow it: those towards the issuer, the API server and NATS.
+    os.environ.pop("SSLKEYLOGFILE", None)
     try:
         import resource
     except ImportError:  # Windows

@@ -19,6 +19,7 @@ from arcbridge.errors import (
     SessionEnded,
     Unauthenticated,
     Unreachable,
+    WrongAgent,
 )
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.foreign_text import clean
@@ -81,8 +82,10 @@ def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
 
 
 def is_elsewhere(error: BaseException | None) -> bool:
-    """Whether the relay has agents of the cluster, but not the one that was asked for."""
+    """Whether the relay has agents of the cluster, but not the one that was asked for, or brings another one."""
     while error is not None:
+        if isinstance(error, WrongAgent):
+            return True
         if isinstance(error, JoinRefused):
             return error.code == JoinCode.NO_INSTANCE
         error = error.__cause__

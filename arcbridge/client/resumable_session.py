@@ -28,6 +28,7 @@ from arcbridge.client.tokens import ClusterToken, Tokens
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
+    DishonestPath,
     PermissionRefused,
     SessionEnded,
     Unauthenticated,
@@ -379,7 +380,8 @@ class ResumableSession:
 
     def _after_failure(self, error: ArcbridgeError) -> float:
         """Take note of a failed try; returns the seconds until the next one."""
-        self._log.debug("not resumed yet", session=self.session.label, reason=error.message)
+        tell = self._log.warning if isinstance(error.__cause__, DishonestPath) else self._log.debug
+        tell("not resumed yet", session=self.session.label, reason=error.message)
         if self._lost_at is None and self.session.state is State.DETACHED:
             self._wait_for_another(error)  # the new connection had replaced the old one, and was lost
         if self._lost_at is not None:

@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SessionEnded,
+    WrongAgent,
+)
 from arcbridge.wire import events as ev
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, record_frame
@@ -227,7 +234,11 @@ class Resumption:
 
     def _refused(self, goaway: Goaway) -> None:
         error = ended_by(goaway)
-        if goaway.code in REFUSED_FOR_NOW:
+        first, now = self._receiver.peer_hello, self._hello
+        if first is not None and now is not None and first.agent and now.agent and first.agent != now.agent:
+            # It cannot know the session, so its word on it is none. The one that was asked for may still come.
+            self.failed(WrongAgent("the relay brought another agent than the one that has the session"))
+        elif goaway.code in REFUSED_FOR_NOW:
             self.failed(error)
         else:
             self._context.owner.end(error)

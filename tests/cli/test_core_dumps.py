@@ -67,6 +67,22 @@ def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("debuggable", ["", "1"])
+def test_no_keys_of_tls_sessions_are_written(tmp_path: Path, debuggable: str) -> None:
+    code = (
+        "from arcbridge.cli.core_dumps import forbid_core_dumps\n"
+        "forbid_core_dumps()\n"
+        "import ssl\n"
+        "print(ssl.create_default_context().keylog_filename)\n"
+    )
+    environment = {**os.environ, "SSLKEYLOGFILE": str(tmp_path / "keys"), "ARCBRIDGE_DEBUGGABLE": debuggable}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == (str(tmp_path / "keys") if debuggable else "None")
+    assert (tmp_path / "keys").exists() == bool(debuggable)
+
+
+@pytest.mark.parametrize("debuggable", ["", "1"])
 def test_a_program_of_the_same_user_reads_no_memory(tmp_path: Path, debuggable: str) -> None:
     """The second case is that of a debugger; it also shows that the first one would notice."""
     require_users()

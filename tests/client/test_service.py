@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.service import Terminal, run_forward, run_proxy
-from arcbridge.config import ClientConfig
+from arcbridge.client.client_credentials import ClientCredentials
+from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
+from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -211,3 +212,17 @@ class TestForward:
         for target, listen in (("no such name", "127.0.0.1:0"), ("db", "nonsense:port")):
             with pytest.raises(ConfigError):
                 await run_forward(case.config, case.terminal, target, listen, environment={})
+
+
+def test_a_program_s_tokens_need_no_login(tmp_path: Path) -> None:
+    login = LoginConfig(
+        issuer="https://login.example.org",
+        client_id="ci",
+        client_secret_file=tmp_path / "secret",
+        grant_type="client-credentials",
+    )
+    config = ClientConfig(relay="https://relay.example.org", relay_ca_pin=f"sha256:{64 * '0'}", login=login)
+    context = ClientContext(config, Terminal(), environment={"HOME": str(tmp_path)})
+    assert isinstance(context._pair(), ClientCredentials)
+    with pytest.raises(ConfigError, match="client-credentials has no login"):
+        context.login()

@@ -34,7 +34,9 @@ from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
+from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
 from arcbridge.identity.claims import Identity, map_claims
+from arcbridge.identity.fetch import FetchedDocument
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -395,7 +397,7 @@ def sessions(data: bytes) -> None:
 
 # -- tokens and certificates ------------------------------------------------------------------------------------------
 
-_ISSUER = authentication.parse(
+_ISSUERS = authentication.parse(
     """
 apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
@@ -404,6 +406,32 @@ jwt:
   claimMappings:
     username: {claim: sub, prefix: ""}
     groups: {claim: groups, prefix: "oidc:"}
+"""
+)
+_ISSUER = _ISSUERS.issuers[0]
+
+
+async def _fetch(url: str, ca_pem: str | None) -> FetchedDocument:
+    raise AssertionError("no key is asked for")
+
+
+_VERIFIER = verifier.TokenVerifier(_ISSUERS, _fetch, accept=verifier.Acceptance(frozenset({"relay"})))
+_CEL_ISSUER = authentication.parse(
+    """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://issuer.example", audiences: [arcbridge]}
+  claimMappings:
+    username: {expression: "string(claims.sub).lowerAscii() + string(claims.?n.orValue(''))"}
+    groups: {expression: "dyn(claims.?groups.orValue([])).map(g, string(g)).sort().distinct()"}
+    uid: {expression: "claims.?url.optMap(u, url(u).getHost()).orValue('')"}
+    extra:
+    - {key: example.com/a, valueExpression: "'%s'.format([dyn(claims.?m.orValue(null))])"}
+    - {key: example.com/b, valueExpression: "claims.?text.optMap(t, t.split(',').map(x, x.trim())).orValue([])"}
+    - {key: example.com/c, valueExpression: "claims.?time.optMap(t, string(timestamp(t))).orValue('')"}
+    - {key: example.com/d, valueExpression: "claims.?text.optMap(t, t.matches('^(a+)+$') ? 'y' : 'n').orValue('')"}
+    - {key: example.com/e, valueExpression: "claims.?q.optMap(q, string(quantity(q).asInteger())).orValue('')"}
 """
 ).issuers[0]
 
@@ -425,15 +453,29 @@ def token(data: bytes) -> None:
     try:
         for name in ("exp", "iat"):
             verifier._number(claims, name, required=True)
-        identity = map_claims(_ISSUER, claims)
     except TokenRefused:
         return
-    assert isinstance(identity, Identity)
-    assert not identity.username.startswith("system:")
+    for issuer in (_ISSUER, _CEL_ISSUER):
+        try:
+            identity = map_claims(issuer, claims, Budget(20_000, 5.0))
+        except (TokenRefused, BudgetExceeded):
+            continue
+        assert isinstance(identity, Identity)
+        assert not identity.username.startswith("system:")
+        try:
+            impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
+        except RequestRefusal:
+            pass
     try:
-        impersonation.impersonated_headers([], impersonation.Subject.of(identity), authorization="Bearer agent")
-    except RequestRefusal:
-        pass
+        verifier._check_kind(claims, claims)
+        _VERIFIER._check_audience(_ISSUER, claims)
+    except TokenRefused:
+        return
+    audience = claims["aud"]
+    places = {proofs.place_of(one) for one in ([audience] if isinstance(audience, str) else audience)}
+    assert "arcbridge" in places
+    assert "relay" not in places
+    assert str(claims.get("typ", "JWT")).lower().endswith("jwt")
 
 
 PROOF_KEY = proofs.ProofKey.from_jwk(

@@ -221,3 +221,16 @@ class Impostor(Pumps, BaseHandler):
         for task in self._work:
             task.cancel()
         super().close()
+
+
+class OtherPod(Rendezvous):
+    """Brings another agent of the cluster than the one that has the session, once."""
+
+    lied: ClassVar[int] = 0
+
+    async def _meet(self, join: Any, waiting: Any, request: JoinRequest) -> Any:
+        others = [link.instance for link in self._fleet.links() if link.instance != request.instance]
+        if request.instance and others and not OtherPod.lied:
+            OtherPod.lied = 1
+            request = replace(request, instance=others[0])
+        return await super()._meet(join, waiting, request)

@@ -23,6 +23,7 @@ from arcbridge.net.tls import inner_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.pki.pins import pin_of
 from arcbridge.relay import control as relay_control
+from arcbridge.relay.pump import Pumps
 from arcbridge.wire.frames import U32, FrameType, GoawayCode, frame
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, JoinReply, Move, Open, Revoke, Status
 from arcbridge.wire.session import Kind, Side
@@ -34,6 +35,7 @@ from tests.hostile.relay_lies import (
     KeepsTokens,
     OtherCluster,
     OtherClusterAndCa,
+    OtherPod,
     OwnCa,
     dials_else,
     refuses_with,
@@ -414,3 +416,30 @@ async def test_b5_the_access_token_that_the_relay_was_shown_opens_no_session(tmp
         (told,) = org.said("session refused")
         assert told["reason"] == "the token is not meant for this place (audience)"
         assert len(org.requests) == 1
+
+
+async def test_b2_another_pod_than_the_one_that_has_the_session(tmp_path: Path) -> None:
+    """Its answer that there is no such session is not believed: the session goes on at the one that has it."""
+    OtherPod.lied = 0
+    pumps: list[Pumps] = []
+
+    def keep(*args: Any, **settings: Any) -> Pumps:
+        pumps.append(Pumps(*args, **settings))
+        return pumps[-1]
+
+    async with Organisation.running(tmp_path, relay={"Rendezvous": OtherPod, "Pumps": keep}) as org:
+        await org.start_agent(org.clusters["prod"])
+        async with org.client() as alice, alice.connected() as (reader, writer):
+            writer.write(b"GET /tagged/prod/alice/9 HTTP/1.1\r\n")  # its stream is open
+            await org.until(lambda: org.said("session opened"), "the session")
+            for pump in list(pumps[0]._open):
+                pump.abort()
+            await org.until(lambda: org.said("session resumed", epoch=2), "it is resumed at the second try")
+            (told,) = org.said("not resumed yet", log_level="warning")
+            assert told["reason"] == (
+                'the connection to cluster "prod" was lost: the relay brought another agent than the one that has the '
+                "session"
+            )
+            writer.write(b"Host: x\r\n\r\n")
+            assert b"/tagged/prod/alice/9|alice" in await reader.readuntil(b"|alice\n")
+        assert OtherPod.lied == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -22,6 +24,7 @@ from arcbridge.identity.proof import (
     IAT_WINDOW,
     MAX_PROOF,
     NONCE_PREFIX,
+    REFUSALS,
     TYPE,
     Binding,
     BindingKind,
@@ -32,9 +35,11 @@ from arcbridge.identity.proof import (
     ProofRefused,
     binding,
     check_proof,
+    explain,
     key_of,
     peer_hash,
     place_of,
+    refusal_in,
     require_proof,
     thumbprint_of,
     token_hash,
@@ -291,6 +296,30 @@ def test_any_text_is_refused_in_order(text: str) -> None:
     assert rule(text).startswith("proof.")
 
 
+_tokens = st.text("abcXYZ019-_.", min_size=1, max_size=200)
+_pins = st.sampled_from(["", PIN, "sha256:" + "cd" * 32])
+_shown = st.tuples(_tokens, st.binary(min_size=1, max_size=120), _pins, st.floats(0, 4e9))
+
+
+@given(_shown, _shown, st.floats(-IAT_WINDOW, IAT_WINDOW))
+def test_a_proof_is_good_for_what_it_was_made_for_and_for_nothing_else(
+    made: tuple[str, bytes, str, float], other: tuple[str, bytes, str, float], off: float
+) -> None:
+    token, spki, pin, now = made
+    proof = KEY.sign_proof(token, spki, pin, now)
+    checked(proof, token=token, peer_spki=spki, pin=pin, now=int(now) + off)
+    for changed in (
+        (other[0], spki, pin, now),
+        (token, other[1], pin, now),
+        (token, spki, other[2], now),
+        (token, spki, pin, other[3]),
+    ):
+        if changed[:3] == made[:3] and abs(changed[3] - int(now)) <= IAT_WINDOW:
+            continue
+        with pytest.raises(ProofRefused):
+            checked(proof, token=changed[0], peer_spki=changed[1], pin=changed[2], now=changed[3])
+
+
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -537,3 +566,35 @@ def test_one_audience_can_name_a_key_and_a_place(audience: str, key: str, place:
         bound = binding({"aud": audience})
         assert bound.kind is BindingKind.AUDIENCE, "never taken for unbound"
         assert bound.names(T) is (key == T)
+
+
+def test_every_end_that_verifies_a_token_asks_for_its_proof() -> None:
+    """An identity says how its token is bound, and not that the proof came: each place that verifies has to ask."""
+    package = Path(__file__).resolve().parents[2] / "arcbridge"
+    places = {
+        file.relative_to(package).as_posix()
+        for role in ("agent", "relay", "client")
+        for file in (package / role).rglob("*.py")
+        if re.search(r"verifier\.verify\(", file.read_text())
+    }
+    assert places == {"agent/authenticator.py", "relay/api.py", "relay/rendezvous.py"}
+    for place in places:
+        assert re.search(r"proofs\.check\(identity\.binding, ", (package / place).read_text()), place
+
+
+def test_what_a_refusal_says_on_the_wire_is_one_of_few_words() -> None:
+    for reason in REFUSALS:
+        error = ProofRefused(reason, "the agent")
+        assert error.message == f"{explain(reason, 'the agent')} (proof.{reason})"
+        assert refusal_in(f"the relay says: {error.message}") == reason
+        assert error.rule == f"proof.{reason}"
+    for text in (
+        "",
+        "(proof.key)x",
+        " (proof.other)",
+        " (proof.KEY)",
+        " (proof.key) ",
+        "(proof.key)",
+        " (proof." + "x" * 30 + ")",
+    ):
+        assert refusal_in(text) == ""

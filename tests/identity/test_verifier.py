@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from arcbridge.config import AgentConfig, RelayConfig
 from arcbridge.errors import ConfigError, Unauthenticated
+from arcbridge.identity import verifier as verifier_module
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.verifier import (
@@ -290,6 +293,62 @@ async def test_results_do_not_outlive_a_withdrawn_key() -> None:
     await subject.close()
     await subject.verify(token(claims(), key=RSA_OTHER, kid="k2"))
     assert await refused(text, subject) == "token.key"
+
+
+EXPENSIVE = (
+    CONFIG
+    + """  claimValidationRules:
+  - {expression: "!has(claims.l) || dyn(claims.l).all(a, dyn(claims.l).all(b, a + b >= 0.0))"}
+"""
+)
+
+
+async def test_t41_what_costs_much_is_evaluated_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usual tokens never wait for a thread, and at most one thread evaluates, however many expensive ones come."""
+    running, most, threads = 0, 0, 0
+    original = asyncio.to_thread
+
+    async def counted(*args: Any) -> Any:
+        nonlocal running, most, threads
+        running, threads = running + 1, threads + 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        try:
+            return await original(*args)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    subject = verifier(config=EXPENSIVE)
+    assert (await subject.verify(token(claims()))).username == "oidc:alice"
+    assert (await subject.verify(token(claims(l=[1, 2])))).username == "oidc:alice"
+    assert threads == 0
+    costly = [token(claims(l=list(range(60)), jti=str(n))) for n in range(4)]
+    found = await asyncio.gather(*map(subject.verify, costly))
+    assert {identity.username for identity in found} == {"oidc:alice"}
+    assert (threads, most) == (4, 1)
+    assert await refused(token(claims(l=list(range(2000)))), subject) == "claims.cost"
+
+
+async def test_t41_the_event_loop_turns_while_a_thread_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    original = verifier_module.map_claims
+
+    def held(issuer: Any, found: Any, budget: Any = None) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert go_on.wait(30)
+        return original(issuer, found, budget)
+
+    monkeypatch.setattr(verifier_module, "map_claims", held)
+    subject = verifier(config=EXPENSIVE)
+    waiting = asyncio.create_task(subject.verify(token(claims(l=list(range(60))))))
+    await asyncio.to_thread(begun.wait, 30)
+    # Another user's token is verified meanwhile.
+    assert (await subject.verify(token(claims(sub="bob")))).username == "oidc:bob"
+    assert not waiting.done()
+    go_on.set()
+    assert (await waiting).username == "oidc:alice"
 
 
 async def test_the_refusal_names_no_claim() -> None:

@@ -25,6 +25,10 @@ _BLOCK = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.+?-----END [A-Z ]*PRIV
 RECORDER = """
 import os, secrets, sys
 
+# For the roles alone: the processes of the test follow it, as most programs do.
+if "arcbridge" in sys.orig_argv and "ARCBRIDGE_TEST_TLS_KEYS" in os.environ:
+    os.environ["SSLKEYLOGFILE"] = os.environ["ARCBRIDGE_TEST_TLS_KEYS"]
+
 def _record(kind, value):
     path = os.path.join(os.environ["ARCBRIDGE_TEST_RECORD"], str(os.getpid()))
     with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:

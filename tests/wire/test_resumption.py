@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded, WrongAgent
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import FIRST
 from arcbridge.wire.frames import HEADER_SIZE, FrameType, GoawayCode, ResetCode, frame, record_frame
@@ -374,6 +374,23 @@ def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
         assert isinstance(pair.client.events[-1], ev.ResumeFailed)
         pair.resume()
         pair.drive_bounded(lambda: pair.attached() and pair.quiet)
+
+
+@pytest.mark.parametrize("code", [GoawayCode.GONE, GoawayCode.UNAUTHENTICATED, GoawayCode.UNAVAILABLE])
+def test_b2_what_another_agent_says_of_the_session_is_no_end(code: GoawayCode) -> None:
+    pair = _cut_with_a_stream()
+    machine = pair.client.machine
+    assert machine.peer_hello is not None
+    assert machine.peer_hello.agent == "instance-1"
+    machine.resumption.begin(Auth("oidc", "t"), pair.now)
+    hello = frame(FrameType.HELLO, 0, Hello(1, 1, "resume", 262144, 8192, agent="instance-2").encode())
+    machine.receive_data(memoryview(hello + frame(FrameType.GOAWAY, 0, Goaway(0, code, "why").encode())), pair.now)
+    pair.client.collect()
+    failed = pair.client.events[-1]
+    assert isinstance(failed, ev.ResumeFailed)
+    assert isinstance(failed.error, WrongAgent)
+    pair.resume()
+    pair.drive_bounded(lambda: pair.attached() and pair.quiet)
 
 
 def test_no_answer_in_ten_seconds_is_a_failed_try() -> None:

@@ -1,0 +1,72 @@
+"""Every link of a page leads to a file that is there, and to a heading or row of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CITED = re.compile(
+    r"\b((?:docs|bench|config)/[\w/.-]+\.md)(?:#(?!CODE)([\w-]+))?|\b(?:SECURITY|CONTRIBUTING|README|CHANGELOG)\.md"
+)
+
+
+def pages() -> Iterator[Path]:
+    yield from sorted(ROOT.glob("*.md"))
+    for folder in ("docs", "bench", "config"):
+        yield from sorted((ROOT / folder).rglob("*.md"))
+
+
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    """What can stand behind the `#` of a link to a page: its headings as hosts of Markdown name them, and its own."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return frozenset(names | set(re.findall(r'<a id="([^"]+)"', text)))
+
+
+def broken(source: Path, target: str) -> str:
+    """Say what is wrong with a link, or nothing."""
+    name, _, anchor = target.partition("#")
+    place = (source.parent / name) if name else source
+    if not place.exists():
+        return f"{source.relative_to(ROOT)}: {target} does not exist"
+    if anchor and place.suffix == ".md" and anchor not in anchors(place):
+        return f"{source.relative_to(ROOT)}: {target} has no such heading"
+    return ""
+
+
+def test_each_link_leads_somewhere() -> None:
+    links = [
+        (page, target)
+        for page in pages()
+        for target in LINK.findall(page.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert len(links) > 200
+    assert [fault for page, target in links if (fault := broken(page, target))] == []
+
+
+def test_each_page_that_code_cites_is_there() -> None:
+    cited = [
+        (file, found.group())
+        for folder in ("arcbridge", "release", "tests", "bench", "config")
+        for file in sorted((ROOT / folder).rglob("*"))
+        if file.suffix in (".py", ".toml", ".yaml") and file != Path(__file__)
+        for found in CITED.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert len(cited) > 200
+    faults = [(file, broken(ROOT / "README.md", target)) for file, target in cited]
+    assert [f"{file.relative_to(ROOT)} cites {fault}" for file, fault in faults if fault] == []
+
+
+def test_a_broken_link_is_found() -> None:
+    page = ROOT / "docs" / "security.md"
+    assert broken(page, "no-such-page.md").endswith("does not exist")
+    assert broken(page, "threats.md#Z99").endswith("no such heading")
+    assert broken(page, "threats.md#M7") == broken(page, "#sessions-and-time") == ""
