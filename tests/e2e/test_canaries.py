@@ -30,7 +30,16 @@ from tests.support.canaries import Canaries, install_recorder
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.processes import ManagedProcess
 from tests.support.reports import page, until
-from tests.support.world import ALICE, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World, arcbridge, fixed_port
+from tests.support.world import (
+    ALICE,
+    CLUSTER_AUDIENCE,
+    RELAY_AUDIENCE,
+    ApiServer,
+    World,
+    arcbridge,
+    fixed_port,
+    login_ports,
+)
 
 NAMESPACE = "canaries"
 
@@ -178,9 +187,12 @@ class Run:
                 *("--grant-type", grant),
             ]
             env = {**world.client_env(home), "BROWSER": "/bin/false", "DISPLAY": None}
-            with ManagedProcess(
-                arcbridge(*arguments, "login"), log_dir=world.logs, name=f"login-{grant}", env=env, cwd=self.working
-            ) as login:
+            with (
+                login_ports(),
+                ManagedProcess(
+                    arcbridge(*arguments, "login"), log_dir=world.logs, name=f"login-{grant}", env=env, cwd=self.working
+                ) as login,
+            ):
                 if grant == "device-code":
                     world.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
                 else:
