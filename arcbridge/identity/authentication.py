@@ -130,10 +130,8 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
     """Parse YAML (or JSON, which is YAML). Raises ConfigError `source: path: what is wrong`."""
     if len(text) > MAX_FILE_SIZE:
         raise ConfigError(f"{source}: larger than {MAX_FILE_SIZE} bytes")
-    loader = _StrictLoader(text)
     try:
-        node = loader.get_single_node()
-        document = None if node is None else loader.construct_document(node)
+        node, document = _read(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
@@ -142,12 +140,20 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
         raise ConfigError(f"{source}: {error.message}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply") from error
-    finally:
-        loader.dispose()
     try:
         return from_mapping(document)
     except ConfigError as error:
         raise ConfigError(f"{source}: {_place(error, text, node)}{error.message}") from error
+
+
+def _read(text: str) -> tuple[yaml.Node | None, object]:
+    """The nodes of a document, which know their places, and the document itself."""
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 class _InExpression(ConfigError):

@@ -154,6 +154,8 @@ BAD = [
     (SMALL + "  issuer: {}\n", "line 10: key 'issuer' is given twice"),
     (SMALL + "  1: {}\n", "a key must be a string"),
     ("a: [", "not valid YAML"),
+    ("\x05", "not valid YAML"),
+    ("[" * 5000, "nested too deeply"),
     ("[]", "document: must be a mapping"),
     ("!!python/object/apply:os.system ['true']", "not valid YAML"),
 ]
