@@ -76,7 +76,14 @@ class Issuer:
         key: ProofKey | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if urlsplit(url).scheme != "https" or not urlsplit(url).hostname:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise ConfigError("login.issuer: it is not an https:// URL") from None
+        # Before any error quotes it: such a part may be a secret (OpenID Connect Discovery §4 has no place for them).
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ConfigError("login.issuer: an issuer's URL has no user information, query or fragment")
+        if parts.scheme != "https" or not parts.hostname:
             raise ConfigError(f"login.issuer: {url!r} is not an https:// URL")
         self.url = url
         self._context = _context(ca_file)

@@ -76,6 +76,16 @@ async def test_only_https(url: str) -> None:
         Issuer(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:SECRET@idp", "https://idp/?x=SECRET", "https://idp#SECRET", "http://SECRET@x", "https://[SECRET"],
+)
+async def test_o1_no_credentials_in_the_url(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"login\.issuer: ") as caught:
+        Issuer(url)
+    assert "SECRET" not in caught.value.message
+
+
 async def test_ca_files(tmp_path: Path) -> None:
     with pytest.raises(StateError):
         Issuer("https://issuer.example", tmp_path / "none")

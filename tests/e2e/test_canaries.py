@@ -362,6 +362,31 @@ class Run:
                 "status",
             )
             attempts.append(lambda n=name, w=words: self.command(f"address-{n}", *w))
+        for name, url in {"userinfo": "https://user:{}@127.0.0.1:1", "query": "https://127.0.0.1:1/?x={}"}.items():
+            words = (
+                *("--role", "client", "--relay", self.world.relay_url, "--oidc-client-id", "cli"),
+                *("--oidc-issuer-url", url.format(self.secret(f"address/issuer-{name}")), "login"),
+            )
+            attempts.append(lambda n=name, w=words: self.command(f"issuer-{n}", *w))
+        workload = self.file("workload.toml", '[login]\nworkload = "github-actions"\n')
+        for name, url in {"refused": "https://127.0.0.1:1/?a=b", "none": "x", "issuer": self.world.issuer.url}.items():
+            env = {
+                "ACTIONS_ID_TOKEN_REQUEST_URL": url,
+                "ACTIONS_ID_TOKEN_REQUEST_TOKEN": self.secret(f"workload/{name}"),
+                "SSL_CERT_FILE": str(self.inputs / "issuer.pem"),
+            }
+            words = (
+                *("--role", "client", "--config", str(workload), "--relay", self.world.relay_url),
+                *(
+                    "--relay-ca-pin",
+                    self.world.relay_pin,
+                    "--cluster",
+                    self.world.cluster,
+                    "--trust-first-use",
+                    "status",
+                ),
+            )
+            attempts.append(lambda n=name, w=words, e=env: self.command(f"workload-{n}", *w, env=e))
         return attempts
 
     def malformed(self) -> None:

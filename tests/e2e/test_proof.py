@@ -1,5 +1,5 @@
 """Tokens that are bound to a key in each of the three ways, with real processes: the holder of the key works through
-kubectl, and whoever has the tokens alone gets nothing, at the relay and at the agent (docs/threats.md#T30).
+kubectl, and a thief of the tokens alone gets nothing, at the relay and at the agent (docs/threats.md#T30).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import importlib
 import json
+import shutil
 import socket
 import ssl
 import time
@@ -234,7 +235,8 @@ class Organisation:
         """What all roles have logged so far (structlog's events, in order)."""
         self.issuer = Issuer()
         self.clusters: dict[str, Cluster] = {}
-        self.relay_address = ""
+        self.relays: list[str] = []
+        """`host:port` of each relay."""
         self.relay_pin = ""
         self.relay_ca = ""
         self.policy = '[[allow]]\ngroups = ["platform"]\nclusters = ["*"]\n'
@@ -249,32 +251,48 @@ class Organisation:
         directory: Path,
         *clusters: str,
         relay: Lies | None = None,
+        honest_relay: bool = False,
         agents: Mapping[str, Lies] | None = None,
         audiences: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Self]:
-        """`relay` and `agents` (by cluster) say who lies; `audiences` (by cluster) what tokens must name."""
+        """`relay` and `agents` (by cluster) say who lies; `audiences` (by cluster) what tokens must name.
+
+        With `honest_relay` there is a second one, over the same CA.
+        """
         with capture_logs() as logs:
             made = cls(directory, logs)
             async with made._stack:
                 await made.start_relay(relay or {})
+                if honest_relay:
+                    await made.start_relay({})
                 for name in clusters or (CLUSTER,):
                     lies = (agents or {}).get(name, {})
                     await made.add_cluster(name, lies=lies, audience=(audiences or {}).get(name, "cluster"))
+                if honest_relay:
+                    await made.until(lambda: made.said("cluster adopted"), "the agent is at both relays")
                 yield made
             made.check()
+
+    @property
+    def relay_address(self) -> str:
+        """Where the first relay listens."""
+        return self.relays[0]
 
     # -- the roles ----------------------------------------------------------------------------------------------
 
     async def start_relay(self, lies: Lies) -> None:
-        """A relay with a registry and a CA of its own."""
-        directory = self.directory / "relay"
-        directory.mkdir()
+        """A relay with a registry of its own; the first has a CA of its own, and the others have that one."""
+        directory = self.directory / f"relay-{len(self.relays)}"
+        (directory / "data").mkdir(parents=True, mode=0o700)
+        if self.relays:
+            for name in ("ca.key", "ca.crt"):
+                shutil.copy2(self.directory / "relay-0" / "data" / name, directory / "data" / name)
         (directory / "authentication.yaml").write_text(authentication(RELAY_AUDIENCE))
         (directory / "policy.toml").write_text(self.policy)
-        self.relay_address = f"127.0.0.1:{fixed_port()}"
+        address = f"127.0.0.1:{fixed_port()}"
         config = RelayConfig(
-            listen=self.relay_address,
-            public_address=self.relay_address,
+            listen=address,
+            public_address=address,
             data_dir=directory / "data",
             authentication=directory / "authentication.yaml",
             policy=directory / "policy.toml",
@@ -284,6 +302,9 @@ class Organisation:
         with lying(relay_service, {"HttpFetcher": self._fetcher, **lies}):
             work = relay_service.serve(config, info.set_result, stopping, hurry)
             await self._run(work, info, stopping, hurry)
+        self.relays.append(address)
+        if len(self.relays) > 1:
+            return
         self.relay_pin = info.result().ca_pin
         self.relay_ca = (directory / "data" / "ca.crt").read_text()
         self.registry = await SqliteRegistry.open(directory / "data")
@@ -308,7 +329,7 @@ class Organisation:
         expires = time.time() + 60
         (directory / "join-token").write_text(await self.registry.create_join_token(cluster.name, expires_at=expires))
         config = AgentConfig(
-            relays=(self.relay_address,),
+            relays=tuple(self.relays),
             relay_ca_pin=self.relay_pin,
             join_token_file=directory / "join-token",
             authentication=directory / "authentication.yaml",
@@ -346,7 +367,7 @@ class Organisation:
             key_file.touch(mode=0o600)
             key_file.write_bytes(person.key.to_jwk())
         settings = ClientConfig(
-            relay=f"https://{self.relay_address}",
+            relays=tuple(f"https://{address}" for address in self.relays),
             relay_ca_pin=self.relay_pin,
             cluster=cluster,
             cluster_ca_pin=found.pin,

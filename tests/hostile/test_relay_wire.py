@@ -182,6 +182,32 @@ async def test_a_relay_that_alters_every_connection_is_named_to_the_user(
         assert (await hanging).status == 200, "the first one was never answered with anything else"
 
 
+async def test_beside_an_honest_relay_a_lying_one_is_left(tmp_path: Path) -> None:
+    """A session that begins at the relay that alters everything, or moves there, ends up at the other one."""
+    armed: list[bool] = []
+    relay, made = on_wire(
+        lambda pair: OnRecord(
+            direction=TO_CLIENT, when=lambda _, record: bool(armed) and len(record) > 60, act=lies.flip
+        )
+    )
+    async with Organisation.running(tmp_path, relay=relay, honest_relay=True) as org:
+        for _ in range(20):  # a client begins at a relay of its own choice
+            async with org.client() as alice:
+                if not made[0].wires:
+                    continue
+                armed.append(True)
+                for _ in range(3):
+                    assert (await alice.get()).status == 200
+                break
+        else:
+            pytest.fail("no client came to the first relay")
+        assert len(org.said("session resumed", epoch=1)) == 1
+        assert org.said("connection lost, waiting to resume")[0]["reason"].startswith(ALTERED)
+        assert len(made[0].wires) == 1, "it did not come back to the relay that lied"
+        async with org.client() as alice:
+            assert (await alice.get()).status == 200
+
+
 async def test_delays_change_nothing(tmp_path: Path) -> None:
     class Slow(Wire):
         async def pass_on(self, way: str, number: int, record: bytes) -> Iterable[bytes]:

@@ -128,8 +128,9 @@ def test_the_build_lock_has_the_build_system_of_pyproject() -> None:
 
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize("path", [lock.RUNTIME, lock.BUILD], ids=lambda path: path.stem)
-def test_every_platform_finds_its_files(path: Path) -> None:
-    lock.check_platforms(path)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_platform_finds_its_files(path: Path, python: str) -> None:
+    lock.check_platforms(path, python=python)
 
 
 @pytest.mark.usefixtures("index")

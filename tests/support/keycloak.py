@@ -189,12 +189,12 @@ class Keycloak:
         ]
         environment = {"KC_BOOTSTRAP_ADMIN_USERNAME": ADMIN[0], "KC_BOOTSTRAP_ADMIN_PASSWORD": ADMIN[1]}
         self.process = ManagedProcess(argv, log_dir=self.directory / "logs", name="keycloak", env=environment)
-        self.process.wait_for_url(f"{self.url}/realms/master", context=self.context, timeout=90)
+        self.process.wait_for_url(f"{self.url}/realms/master", context=self.context, timeout=240)
         return self
 
     def stop(self) -> None:
         """End the server by its pid, with the time that it needs to write the archive of classes."""
-        self.process.stop(60)
+        self.process.stop(120)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -1,7 +1,7 @@
 """Processes of other users of this machine: a real uid and gid, no groups, no capabilities.
 
-A test that needs them runs as root. Where the interpreter lies in a directory that only root may enter, the process
-gets a mount namespace of its own in which that directory is passable and holds the interpreter alone.
+A test that needs them runs as root. Where the interpreter or the repository lies in a directory that only root may
+enter, the process gets a mount namespace of its own in which that directory is passable and holds nothing else.
 """
 
 from __future__ import annotations
@@ -18,16 +18,32 @@ OWNER = 61_001
 OTHER = 61_002
 """The uid (and gid) of another user of the machine."""
 
-_HIDDEN = """
+_ENTER = """
 set -e
-uid=$1 mask=$2 hidden=$3 base=$4; shift 4
+uid=$1 mask=$2 needed=$3 hidden=$4; shift 4
+newline='
+'
 if [ -n "$hidden" ]; then
-    kept=$(mktemp -d)
-    mount --bind "$base" "$kept"
-    mount -t tmpfs -o mode=755 none "$hidden"
-    mkdir -p "$base"
-    mount --move "$kept" "$base"
+    IFS=$newline
+    kept=$(mktemp -d) number=0
+    for path in $needed; do
+        mkdir "$kept/$number"
+        mount --bind "$path" "$kept/$number"
+        number=$((number + 1))
+    done
+    for path in $hidden; do
+        mount -t tmpfs -o mode=755 none "$path"
+    done
+    number=0
+    for path in $needed; do
+        mkdir -p "$path"
+        mount --move "$kept/$number" "$path"
+        rmdir "$kept/$number"
+        number=$((number + 1))
+    done
     rmdir "$kept"
+    unset IFS
+    cd /
 fi
 umask "$mask"
 exec setpriv --reuid "$uid" --regid "$uid" --clear-groups --inh-caps=-all --pdeathsig KILL "$@"
@@ -36,9 +52,10 @@ exec setpriv --reuid "$uid" --regid "$uid" --clear-groups --inh-caps=-all --pdea
 
 def as_user(uid: int, *, umask: int = 0o022) -> tuple[str, ...]:
     """What a command line begins with, so that it runs as the user `uid`."""
-    hidden = _hidden()
+    needed = _needed()
+    hidden = "\n".join(dict.fromkeys(needed.values()))
     namespace = ("unshare", "--mount", "--propagation", "private") if hidden else ()
-    return (*namespace, "sh", "-c", _HIDDEN, "as-user", str(uid), f"{umask:03o}", hidden, sys.base_prefix)
+    return (*namespace, "sh", "-c", _ENTER, "as-user", str(uid), f"{umask:03o}", "\n".join(needed), hidden)
 
 
 def require_users() -> None:
@@ -50,9 +67,14 @@ def require_users() -> None:
             require_or_skip("uid", f"{program} is missing; install util-linux")
 
 
-def _hidden() -> str:
-    """The directory above the interpreter that other users may not enter; empty if there is none."""
-    for directory in reversed(Path(sys.base_prefix).parents):
-        if not directory.stat().st_mode & 0o001:
-            return str(directory)
-    return ""
+def _needed() -> dict[str, str]:
+    """What a process of the tests reads, where another user cannot: the interpreter, its environment, the repository.
+
+    Each with the outermost directory above it that the user may not enter.
+    """
+    found: dict[str, str] = {}
+    for path in (Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix)):
+        closed = [str(one) for one in reversed(path.parents) if not one.stat().st_mode & 0o001]
+        if closed and not any(path.is_relative_to(other) for other in found):
+            found[str(path)] = closed[0]
+    return found
