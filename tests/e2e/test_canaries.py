@@ -41,6 +41,9 @@ from tests.support.world import (
     login_ports,
 )
 
+# The run comes before the first test: a hundred processes, one after the other on a small machine.
+pytestmark = pytest.mark.timeout(400)
+
 NAMESPACE = "canaries"
 
 WRITTEN: dict[str, tuple[str, ...]] = {
