@@ -100,7 +100,7 @@ def root(tmp_path: Path) -> Path:
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         for name in line.split()[:-1]:
             place, copy = ROOT / name, tmp_path / "src" / name
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             if place.is_dir():
                 shutil.copytree(place, copy, ignore=shutil.ignore_patterns("__pycache__"))
             else:
