@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from arcbridge import config
 from arcbridge.client.client_authentication import ClientAuthentication
+from arcbridge.client.client_credentials import GRANT, ClientCredentials
+from arcbridge.client.workload import WorkloadTokens
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
-from arcbridge.identity.claims import Identity
+from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.policy import Policy
+from arcbridge.identity.refusal import TokenRefused
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}
@@ -154,7 +159,7 @@ def test_the_files_that_the_settings_name_are_shipped(role: str) -> None:
 
 
 EXAMPLES = sorted(file for file in (CONFIG / "examples").rglob("*") if file.is_file())
-ROLE_OF = {"ci": "client"}
+ROLE_OF = {"ci": "client", "ci-github": "client", "ci-pod": "client"}
 """Settings files of examples that are not named after their role."""
 
 
@@ -168,6 +173,11 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
         assert json.loads(file.read_text())
     elif file.suffix == ".yaml":
         assert authentication.load(file).issuers
+    elif file.suffix == ".yml":  # another program's settings
+        assert yaml.safe_load(file.read_text())
+    elif file.suffix == ".sh":
+        assert file.stat().st_mode & 0o111
+        subprocess.run(["sh", "-n", file], check=True)
     elif file.name == "policy.toml":
         assert Policy.load(file.read_text())
     else:
@@ -176,7 +186,18 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
             named = getattr(settings, name, None)
             assert named is None or named.is_file()
         if isinstance(settings, config.ClientConfig):
-            ClientAuthentication(settings.login)
+            login = settings.login
+            ClientAuthentication(login)
+            if login.grant_type == GRANT:
+                ClientCredentials(login)
+            if login.workload:
+                WorkloadTokens(login, environment=JOB)
+            for word in (*login.command, *login.client_assertion_command):
+                assert (file.parent / Path(word).name).is_file()
+
+
+JOB = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://actions.example.org/token", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "secret"}
+"""What a job of GitHub Actions finds in its environment."""
 
 
 @pytest.mark.parametrize("directory", sorted({file.parent for file in EXAMPLES}), ids=lambda directory: directory.name)
@@ -191,6 +212,71 @@ def test_the_files_of_an_example_fit_together(directory: Path) -> None:
     clients = [file for file in named_in(directory, ".toml") if ROLE_OF.get(file.stem, file.stem) == "client"]
     assert clients
     for file in clients:
-        login = config.load(config.ClientConfig, file).login
-        assert login.issuer == relay.url
-        assert login.cluster_audience in agent.audiences
+        settings = config.load(config.ClientConfig, file)
+        login = settings.login
+        assert login.issuer in ("", relay.url)
+        assert not login.audience or login.audience in relay.audiences
+        if login.cluster_audience:
+            assert login.cluster_audience.replace("{cluster}", settings.cluster or "prod-eu") in agent.audiences
+        elif login.issuer:  # the id token's audience
+            assert login.client_id in agent.audiences
+        else:
+            assert login.access_token_file
+            assert login.id_token_file
+
+
+ANNA, SHOP = "anna@example.org", "example/shop"
+NAMES: list[tuple[str, str, dict[str, Any], str, tuple[str, ...]]] = [
+    ("keycloak", "agent", {"preferred_username": "anna", "groups": ["a"]}, "oidc:anna", ("oidc:a",)),
+    ("entra-id", "agent", {"oid": "66", "upn": ANNA, "groups": ["77"]}, ANNA, ("77",)),
+    ("entra-id", "agent", {"oid": "66", "idtyp": "app", "azp": "55"}, "66", ()),
+    ("dex", "agent", {"email": ANNA, "email_verified": True, "groups": ["a"]}, f"oidc:{ANNA}", ("oidc:a",)),
+    ("okta", "relay", {"sub": ANNA, "groups": ["a"]}, f"okta:{ANNA}", ("okta:a",)),
+    ("okta", "agent", {"preferred_username": ANNA, "groups": ["a"]}, f"okta:{ANNA}", ("okta:a",)),
+    (
+        "google",
+        "agent",
+        {"email": "deployer@example-project.iam.gserviceaccount.com", "email_verified": True},
+        "google:deployer@example-project.iam.gserviceaccount.com",
+        (),
+    ),
+    (
+        "github-actions",
+        "agent",
+        {"sub": f"repo:{SHOP}:environment:production", "repository": SHOP, "repository_owner_id": "1234567"},
+        f"github:repo:{SHOP}:environment:production",
+        (f"github:repo:{SHOP}",),
+    ),
+    (
+        "gitlab",
+        "agent",
+        {"sub": f"project_path:{SHOP}", "project_path": SHOP, "namespace_id": "72", "ref_protected": "true"},
+        f"gitlab:project_path:{SHOP}",
+        (f"gitlab:project:{SHOP}",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("example", "end", "claims", "username", "groups"), NAMES)
+def test_the_names_that_an_example_gives(
+    example: str, end: str, claims: dict[str, Any], username: str, groups: tuple[str, ...]
+) -> None:
+    issuer = authentication.load(CONFIG / "examples" / example / f"{end}-authentication.yaml").issuers[0]
+    identity = map_claims(issuer, {"sub": "subject", "exp": 1.0} | claims)
+    assert (identity.username, identity.groups) == (username, groups)
+
+
+@pytest.mark.parametrize(
+    ("example", "claims"),
+    [
+        ("entra-id", {"oid": "66", "upn": ANNA, "_claim_names": {"groups": "src1"}}),
+        ("google", {"email": "deployer@other.iam.gserviceaccount.com", "email_verified": True}),
+        ("github-actions", {"sub": "repo:other/x", "repository": "other/x", "repository_owner_id": "7"}),
+        ("gitlab", {"sub": "p", "project_path": SHOP, "namespace_id": "72", "ref_protected": "false"}),
+        ("gitlab", {"sub": "p", "project_path": "o/x", "namespace_id": "7", "ref_protected": "true"}),
+    ],
+)
+def test_what_an_example_refuses(example: str, claims: dict[str, Any]) -> None:
+    issuer = authentication.load(CONFIG / "examples" / example / "agent-authentication.yaml").issuers[0]
+    with pytest.raises(TokenRefused):
+        map_claims(issuer, {"sub": "subject", "exp": 1.0} | claims)
