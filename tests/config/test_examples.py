@@ -159,7 +159,7 @@ def test_the_files_that_the_settings_name_are_shipped(role: str) -> None:
 
 
 EXAMPLES = sorted(file for file in (CONFIG / "examples").rglob("*") if file.is_file())
-ROLE_OF = {"ci": "client", "ci-github": "client", "ci-pod": "client"}
+ROLE_OF = {"ci": "client", "ci-github": "client", "ci-managed-identity": "client", "ci-pod": "client"}
 """Settings files of examples that are not named after their role."""
 
 
