@@ -215,9 +215,17 @@ class TokenVerifier:
         try:
             return map_claims(issuer, claims, Budget(LOOP_COST, LOOP_TIME))
         except BudgetExceeded:
-            # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most.
-            async with self._expensive:
-                return await asyncio.to_thread(map_claims, issuer, claims, Budget())
+            # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most. A
+            # thread cannot be ended, so the turn is its own also where the caller leaves before it is done.
+            await self._expensive.acquire()
+            evaluated = asyncio.ensure_future(asyncio.to_thread(map_claims, issuer, claims, Budget()))
+            evaluated.add_done_callback(self._evaluated)
+            return await asyncio.shield(evaluated)
+
+    def _evaluated(self, evaluated: asyncio.Future[Identity]) -> None:
+        self._expensive.release()
+        if not evaluated.cancelled():
+            evaluated.exception()  # retrieved, also where the caller has left
 
     def _check_times(self, claims: dict[str, Any]) -> None:
         now = self._clock()

@@ -33,7 +33,7 @@ from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurat
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.oidc_server import OidcServer
 from tests.support.processes import require_or_skip
-from tests.support.world import ALICE, BOB, ApiServer, Client, World
+from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, ApiServer, Client, World
 
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 BODY = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
@@ -438,65 +438,7 @@ EXAMPLES = 600
 PER_ISSUER = 20
 
 
-def test_expressions_of_hypothesis(server: Server) -> None:
-    """A reload takes the API server ten seconds, so the examples are collected first, and then asked all at once."""
-    cases: list[tuple[str, dict[str, Any]]] = []
-
-    @settings(
-        max_examples=EXAMPLES,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(CASES)
-    def collect(case: tuple[str, dict[str, Any]]) -> None:
-        if case not in cases:
-            cases.append(case)
-
-    collect()
-    assert len(cases) > EXAMPLES // 2
-    sources = list(dict.fromkeys(source for source, _ in cases))
-    # `nothing` is wrong whatever else is: the API server refuses the file, and names what else is wrong with it.
-    named = server.refused_fields(server.configuration({"all": mapped([*sources, "nothing"])}))
-    invalid = {
-        source for n, source in enumerate(sources) if f"jwt[0].claimMappings.extra[{n}].valueExpression" in named
-    }
-    invalid_here = set()
-    for source in sources:
-        try:
-            parse(server.configuration({"a": mapped([source])}))
-        except ConfigError:
-            invalid_here.add(source)
-    assert invalid_here == invalid
-    good = [case for case in cases if case[0] not in invalid]
-    parts = [good[n : n + PER_ISSUER] for n in range(0, len(good), PER_ISSUER)][:64]
-    text = server.configuration({f"made-{n}": guarded([source for source, _ in part]) for n, part in enumerate(parts)})
-    server.reload(text)
-    now = int(time.time())
-    asked = [(f"made-{n}", case, *pair) for n, part in enumerate(parts) for case, pair in enumerate(part)]
-    tokens = [
-        server.issuers.mint(name, token_claims({**claims, "case": case}, "", now)) for name, case, _, claims in asked
-    ]
-    accepted = 0
-    for (_, _, source, claims), token, identity in zip(
-        asked, tokens, Ours(server, text).identities(tokens), strict=True
-    ):
-        straight = server.straight(token)
-        through = None if identity is None else server.through_us(identity)
-        if straight is not None and not all(
-            is_plain(v) for values in straight.get("extra", {}).values() for v in values
-        ):
-            assert through is None, (source, claims)
-            continue
-        assert through == straight, (source, claims)
-        accepted += straight is not None
-    print(f"{len(cases)} examples, {len(invalid)} invalid expressions, {len(asked)} tokens, {accepted} accepted")
-    assert min(accepted, len(asked) - accepted) > 30
-    assert invalid
-
-
-# kubectl, through relay and agent.
+# Relay and agent, for kubectl.
 
 MAPPING: dict[str, Any] = {
     "claimValidationRules": [{"expression": "claims.email_verified == true", "message": "not verified"}],
@@ -522,7 +464,7 @@ class CelWorld(World):
 
 @pytest.fixture(scope="module")
 def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CelWorld]:
-    """Issuer, relay and agent at that API server, which then has the agent's own configuration."""
+    """Issuer, relay and agent at that API server."""
     cluster = server.cluster
     cluster.install_agent()
     cluster.apply(
@@ -547,19 +489,93 @@ def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     api = ApiServer(cluster.api_url, Path(cluster.ca_file), token)
     with CelWorld(api, directory=tmp_path_factory.mktemp("cel-world")) as world:
         world.policy = world.policy.replace('"platform", "developers"', '"team:platform", "team:developers"')
-        world.start()
-        server.reload(world.authentication("arcbridge-cluster"))
-        yield world
+        yield world.start()
+
+
+@dataclass
+class Made:
+    """The examples, which of their expressions the API server does not accept, and the file it has for the others."""
+
+    cases: list[tuple[str, dict[str, Any]]]
+    invalid: set[str]
+    parts: list[list[tuple[str, dict[str, Any]]]]
+    text: str
+
+
+@pytest.fixture(scope="module")
+def made(server: Server, world: CelWorld) -> Made:
+    """Examples of Hypothesis at the API server, and the agent's own configuration.
+
+    A reload takes the API server ten seconds: all examples are collected first, and then asked at once.
+    """
+    cases: list[tuple[str, dict[str, Any]]] = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(CASES)
+    def collect(case: tuple[str, dict[str, Any]]) -> None:
+        if case not in cases:
+            cases.append(case)
+
+    collect()
+    sources = list(dict.fromkeys(source for source, _ in cases))
+    # `nothing` is wrong whatever else is: the API server refuses the file, and names what else is wrong with it.
+    named = server.refused_fields(server.configuration({"all": mapped([*sources, "nothing"])}))
+    invalid = {
+        source for n, source in enumerate(sources) if f"jwt[0].claimMappings.extra[{n}].valueExpression" in named
+    }
+    good = [case for case in cases if case[0] not in invalid]
+    parts = [good[n : n + PER_ISSUER] for n in range(0, len(good), PER_ISSUER)][:60]
+    file = json.loads(
+        server.configuration({f"made-{n}": guarded([source for source, _ in part]) for n, part in enumerate(parts)})
+    )
+    file["jwt"] += json.loads(world.authentication(CLUSTER_AUDIENCE))["jwt"]
+    server.reload(json.dumps(file))
+    return Made(cases, invalid, parts, json.dumps(file))
+
+
+def test_expressions_of_hypothesis(server: Server, made: Made) -> None:
+    assert len(made.cases) > EXAMPLES // 2
+    invalid_here = set()
+    for source in {source for source, _ in made.cases}:
+        try:
+            parse(server.configuration({"a": mapped([source])}))
+        except ConfigError:
+            invalid_here.add(source)
+    assert invalid_here == made.invalid
+    now = int(time.time())
+    asked = [(f"made-{n}", case, *pair) for n, part in enumerate(made.parts) for case, pair in enumerate(part)]
+    tokens = [
+        server.issuers.mint(name, token_claims({**claims, "case": case}, "", now)) for name, case, _, claims in asked
+    ]
+    accepted = 0
+    identities = Ours(server, made.text).identities(tokens)
+    for (_, _, source, claims), token, identity in zip(asked, tokens, identities, strict=True):
+        straight = server.straight(token)
+        through = None if identity is None else server.through_us(identity)
+        extra = {} if straight is None else straight.get("extra", {})
+        if not all(is_plain(value) for values in extra.values() for value in values):
+            assert through is None, (source, claims)
+            continue
+        assert through == straight, (source, claims)
+        accepted += straight is not None
+    print(f"{len(asked)} tokens of Hypothesis, {accepted} accepted; {len(made.invalid)} invalid expressions")
+    assert min(accepted, len(asked) - accepted) > 30
 
 
 @pytest.mark.parametrize("person", [ALICE, BOB], ids=["alice", "bob"])
 def test_kubectl_is_the_same_user_with_the_same_rights(
-    server: Server, world: CelWorld, tmp_path: Path, person: Any
+    server: Server, world: CelWorld, made: Made, person: Any
 ) -> None:
     client: Client = world.start_client(person)
     through = server.cluster.kubectl_for(kubeconfig=client.kubeconfig)
     straight = server.cluster.kubectl_for()
-    flags = [f"--token={world.token(person, 'arcbridge-cluster')}", f"--server={server.cluster.api_url}"]
+    flags = [f"--token={world.token(person, CLUSTER_AUDIENCE)}", f"--server={server.cluster.api_url}"]
     flags += [f"--certificate-authority={server.cluster.ca_file}", "--kubeconfig=/dev/null"]
 
     def whoami(kubectl: Any, *extra: str) -> dict[str, Any]:

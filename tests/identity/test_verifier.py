@@ -351,6 +351,32 @@ async def test_t41_the_event_loop_turns_while_a_thread_evaluates(monkeypatch: py
     assert (await waiting).username == "oidc:alice"
 
 
+async def test_t41_a_caller_that_leaves_does_not_make_room_for_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    original = verifier_module.map_claims
+
+    def held(issuer: Any, found: Any, budget: Any = None) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            begun.release()
+            assert go_on.wait(30)
+        return original(issuer, found, budget)
+
+    monkeypatch.setattr(verifier_module, "map_claims", held)
+    subject = verifier(config=EXPENSIVE)
+    first, second = (
+        asyncio.create_task(subject.verify(token(claims(l=list(range(60)), jti=str(n))))) for n in range(2)
+    )
+    assert await asyncio.to_thread(begun.acquire, True, 30)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not begun.acquire(blocking=False), "a second thread evaluates"
+    go_on.set()
+    assert (await second).username == "oidc:alice"
+
+
 async def test_the_refusal_names_no_claim() -> None:
     with pytest.raises(TokenRefused) as caught:
         await verifier().verify(token(claims(aud="secret-audience", sub="mallory")))
