@@ -10,12 +10,12 @@ ARG BASE=python:3.13-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd21817
 
 FROM ${BASE} AS build
 WORKDIR /src
-COPY locks ./locks
+COPY config/locks ./config/locks
 # Every file by its hash. Wheels run no code here; nkeys, which is published as source alone, is built by what the build lock names.
 RUN python -m venv /opt/tools \
-    && /opt/tools/bin/python -m pip install --no-cache-dir --require-hashes --only-binary :all: -r locks/build.txt \
+    && /opt/tools/bin/python -m pip install --no-cache-dir --require-hashes --only-binary :all: -r config/locks/build.txt \
     && /opt/tools/bin/python -m pip wheel --no-cache-dir --require-hashes --only-binary :all: --no-binary nkeys \
-        --no-build-isolation --wheel-dir /opt/wheels -r locks/runtime.txt
+        --no-build-isolation --wheel-dir /opt/wheels -r config/locks/runtime.txt
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY arcbridge ./arcbridge
 # --without-pip: what installs things has no place in the image that runs. --no-index: nothing comes that is not locked.

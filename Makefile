@@ -79,10 +79,10 @@ claim: $(STAMP)
 	@tests=$$($(BIN)/python -m tests.support.citations $(CODE)) && $(BIN)/python -m pytest $$tests $(PYTEST_ARGS)
 
 lock: $(STAMP)
-	@$(BIN)/python -m release lock $(if $(UPGRADE),--upgrade)
+	@PYTHONPATH=.ci $(BIN)/python -m release lock $(if $(UPGRADE),--upgrade)
 
 sbom dist: $(STAMP)
-	@$(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))
+	@PYTHONPATH=.ci $(BIN)/python -m release $@ $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -32,7 +32,7 @@ OTHER_FOLDERS = {
     "differential": "the agent's parsers beside other ones, over the network",
     "e2e": "real processes",
     "fuzz": "every parser of outside input",
-    "release": "release/",
+    "release": ".ci/release/",
     "helm": "the Go module of Helm",
     "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "keycloak": "real processes with a real identity provider",

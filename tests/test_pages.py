@@ -55,7 +55,7 @@ def test_each_link_leads_somewhere() -> None:
 def test_each_page_that_code_cites_is_there() -> None:
     cited = [
         (file, found.group())
-        for folder in ("arcbridge", "release", "tests", "bench", "config")
+        for folder in ("arcbridge", ".ci/release", "tests", "bench", "config")
         for file in sorted((ROOT / folder).rglob("*"))
         if file.suffix in (".py", ".toml", ".yaml") and file != Path(__file__)
         for found in CITED.finditer(file.read_text(encoding="utf-8"))

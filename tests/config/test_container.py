@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
+from release import lock
 
 from arcbridge import __version__
-from release import lock
 from tests.release.test_lock import entries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +100,7 @@ def root(tmp_path: Path) -> Path:
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         for name in line.split()[:-1]:
             place, copy = ROOT / name, tmp_path / "src" / name
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             if place.is_dir():
                 shutil.copytree(place, copy, ignore=shutil.ignore_patterns("__pycache__"))
             else:
@@ -144,7 +144,7 @@ def test_the_steps_of_the_build_stage_make_what_the_image_runs(root: Path) -> No
 
 @pytest.mark.usefixtures("index")
 def test_a_file_that_is_not_the_locked_one_ends_the_build(root: Path) -> None:
-    path = root / "src" / "locks" / "runtime.txt"
+    path = root / "src" / "config" / "locks" / "runtime.txt"
     pins = path.read_text().split("==", 2)
     # All hashes of the first entry, as after an exchange of its files at the index.
     pins[1] = re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", pins[1])

@@ -162,6 +162,7 @@ BY_HAND: list[tuple[str, bytes]] = [
     ("request line", b"\n" + NEXT),
     ("request line", b"\r" + NEXT),
     ("request line", b"\x00" + NEXT),
+    ("request line", b"GET /api\r\n\r\n" + NEXT),
     *(
         ("method", method + b" /api HTTP/1.1\r\n" + HOST + b"\r\n" + NEXT)
         for method in (

@@ -67,7 +67,7 @@ def test_generated(attacked: tuple[asyncio.Runner, Answers]) -> None:
     runner, answers = attacked
     before = answers.passed.total()
 
-    @settings(max_examples=300, deadline=None, phases=QUICK, report_multiple_bugs=False)
+    @settings(max_examples=200, deadline=None, phases=QUICK, report_multiple_bugs=False)
     @given(generated())
     def attack(answer: Answer) -> None:
         runner.run(answers.attack(answer))

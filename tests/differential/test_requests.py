@@ -62,7 +62,7 @@ def test_generated(attacked: tuple[asyncio.Runner, Requests]) -> None:
     runner, requests = attacked
     before = requests.passed.total()
 
-    @settings(max_examples=300, deadline=None, phases=QUICK, report_multiple_bugs=False)
+    @settings(max_examples=200, deadline=None, phases=QUICK, report_multiple_bugs=False)
     @given(generated())
     def attack(drawn: tuple[str, list[bytes]]) -> None:
         runner.run(requests.attack(*drawn))

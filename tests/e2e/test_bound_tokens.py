@@ -25,7 +25,7 @@ from tests.support.cluster import Cluster
 from tests.support.issuer import ACTIONS_SECRET
 from tests.support.processes import ManagedProcess
 from tests.support.reports import wait_for_record
-from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge
+from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge, login_ports
 
 A, B = "berlin", "munich"
 PER_CLUSTER = "arcbridge-{cluster}"
@@ -185,8 +185,9 @@ def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
     issuer = world.issuer
     arguments = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", f"arcbridge-{A}", "--grant-type", "authcode"]
     arguments += ["--oidc-ca-file", str(issuer.ca_file)]
-    login = person.run(*arguments, "login", env={"BROWSER": f"{browser} %s", "DISPLAY": ""})
-    assert login.wait(30) == 0, login.tail()
+    with login_ports():
+        login = person.run(*arguments, "login", env={"BROWSER": f"{browser} %s", "DISPLAY": ""})
+        assert login.wait(30) == 0, login.tail()
     tokens, key_file = person.kept()
     document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
     assert key is not None

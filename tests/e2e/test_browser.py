@@ -19,7 +19,7 @@ from arcbridge.pki.enrolment import make_csr, make_key
 from tests.support.browser import OPEN_TEXT, REBOUND, WAYS, Browser, HostileSite, attack
 from tests.support.processes import ManagedProcess, run
 from tests.support.reports import metrics, until
-from tests.support.world import ALICE, CLUSTER, Client, World, arcbridge, fixed_port
+from tests.support.world import ALICE, CLUSTER, Client, World, arcbridge, fixed_port, login_ports
 
 NOTHING = "nothing within the time"
 READS = {"fetch", "fetch_with_token", "post", "remove"}
@@ -53,6 +53,12 @@ def client(world: World, observe: int) -> Iterator[Client]:
     client.process.wait_for_line("Press Ctrl")
     yield client
     client.process.stop()
+
+
+@pytest.fixture
+def ports() -> Iterator[None]:
+    with login_ports():
+        yield
 
 
 def judge(found: list[tuple[str, str, str]]) -> None:
@@ -173,6 +179,7 @@ def world_command(world: World, *words: str) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.usefixtures("ports")
 def test_a_login(site: HostileSite, browser: Browser, world: World, tmp_path: Path) -> None:
     """Another page answers in the user's place, with codes, errors and guesses; the user's own answer counts."""
     world.issuer.settings(auto_login=ALICE.name)

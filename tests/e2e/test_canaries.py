@@ -30,7 +30,19 @@ from tests.support.canaries import Canaries, install_recorder
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.processes import ManagedProcess
 from tests.support.reports import page, until
-from tests.support.world import ALICE, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World, arcbridge, fixed_port
+from tests.support.world import (
+    ALICE,
+    CLUSTER_AUDIENCE,
+    RELAY_AUDIENCE,
+    ApiServer,
+    World,
+    arcbridge,
+    fixed_port,
+    login_ports,
+)
+
+# The run comes before the first test: a hundred processes, one after the other on a small machine.
+pytestmark = pytest.mark.timeout(400)
 
 NAMESPACE = "canaries"
 
@@ -178,9 +190,12 @@ class Run:
                 *("--grant-type", grant),
             ]
             env = {**world.client_env(home), "BROWSER": "/bin/false", "DISPLAY": None}
-            with ManagedProcess(
-                arcbridge(*arguments, "login"), log_dir=world.logs, name=f"login-{grant}", env=env, cwd=self.working
-            ) as login:
+            with (
+                login_ports(),
+                ManagedProcess(
+                    arcbridge(*arguments, "login"), log_dir=world.logs, name=f"login-{grant}", env=env, cwd=self.working
+                ) as login,
+            ):
                 if grant == "device-code":
                     world.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
                 else:

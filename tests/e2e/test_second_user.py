@@ -25,7 +25,7 @@ import trustme
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import metrics, until
 from tests.support.second_user import OTHER, OWNER, as_user, require_users
-from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port
+from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port, login_ports
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 ENVIRONMENT_CANARY = "canary-in-the-environment"
@@ -368,7 +368,8 @@ print(json.dumps(got))
         *("--grant-type", "authcode", "login"),
     ]
     env = {**home.env, "BROWSER": "/bin/false", "DISPLAY": None}
-    with ManagedProcess([*home.prefix, *arcbridge(*arguments)], log_dir=tmp_path, name="login", env=env) as login:
+    argv = [*home.prefix, *arcbridge(*arguments)]
+    with login_ports(), ManagedProcess(argv, log_dir=tmp_path, name="login", env=env) as login:
         url = login.wait_for_line(r"To log in, open (\S+)", timeout=60)[1]
         assert as_other(answer, url) == ["", ""]
         login.wait_for_line("a program of another user asked for the answer to the login")

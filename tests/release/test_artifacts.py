@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from release import artifacts, lock
 
 from arcbridge import __version__
-from release import artifacts, lock
 
 SECURITY = lock.ROOT / "SECURITY.md"
 
@@ -60,7 +60,7 @@ def test_it_holds_what_a_release_is(dist: Path) -> None:
     assert {name.split("/")[0] for name in inside} == {"arcbridge", f"arcbridge-{__version__}.dist-info"}
     with tarfile.open(dist / f"arcbridge-{__version__}.tar.gz") as archive:
         top = {name.split("/")[1] for name in archive.getnames() if "/" in name}
-    assert {"arcbridge", "config", "docs", "locks", "SECURITY.md", "pyproject.toml"} <= top
+    assert {"arcbridge", "config", "docs", "SECURITY.md", "pyproject.toml"} <= top
     assert not top & {".git", ".venv", "bench", "dist", "tests"}
 
 
@@ -71,7 +71,7 @@ def test_the_wheel_of_the_source_archive_is_the_wheel(dist: Path, index: None, t
     subprocess.run(
         [
             *(Path(sys.executable).parent / "uv", "build", "--quiet", "--wheel", "--no-config"),
-            *("--build-constraints", "locks/build.txt", "--require-hashes"),
+            *("--build-constraints", "config/locks/build.txt", "--require-hashes"),
         ],
         cwd=source,
         check=True,

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,22 @@ def fixed_port() -> int:
         _reserved[port] = reservation
         return port
     raise RuntimeError(f"no free port of 127.0.0.1 between {low} and {high}")
+
+
+@contextmanager
+def login_ports() -> Iterator[None]:
+    """Have the two ports at which a login of the executable waits for its browser: one test process at a time."""
+    with socket.socket(socket.AF_UNIX) as held:
+        deadline = time.monotonic() + 60
+        while sys.platform == "linux":
+            try:
+                held.bind("\0arcbridge-test-login")
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)  # between two attempts
+        yield
 
 
 _reserved: dict[int, socket.socket] = {}

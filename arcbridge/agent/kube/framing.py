@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.http import HttpVersion
 
 from arcbridge.agent.kube.impersonation import RawHeaders
@@ -40,9 +40,11 @@ def check_target(target: str) -> None:
 
 
 def check_framing(method: str, version: HttpVersion, headers: RawHeaders) -> None:
-    """Refuse methods that are not carried and bodies whose end is not beyond doubt (RFC 9112 §6)."""
+    """Refuse methods and versions that are not carried, and bodies whose end is not beyond doubt (RFC 9112 §6)."""
     if method not in METHODS:
         raise RequestRefusal(405, "this method is not carried")
+    if version not in (HttpVersion10, HttpVersion11):  # aiohttp takes a line without a version for HTTP/0.9
+        raise bad_request("the only versions that are carried are HTTP/1.0 and HTTP/1.1")
     encodings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     if encodings:

@@ -14,6 +14,7 @@ There is no task and no future per request: a `ResponseHandler` is called back.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import time
@@ -112,6 +113,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes of the body that have not arrived, where it has a length."""
         self._chunks: ChunkedBody | None = None
         self._reading_paused = False
+        self._readable: select.poll | None = None
+        """Tells whether its socket has something to read; made when it is first taken from the pool."""
         self._error_poll: TransportErrorPoll | None = None
         """Told of each read; None for a transport that finds its socket's error itself."""
         self._writing_paused: asyncio.Future[None] | None = None
@@ -197,6 +200,14 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def usable(self) -> bool:
         """Whether a request can be sent on it."""
         return self.transport is not None and not self.transport.is_closing() and self._handler is None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing waits to be read, neither bytes nor an end: what came before a request is no answer to it."""
+        if self._readable is None:
+            self._readable = select.poll()
+            self._readable.register(cast(asyncio.Transport, self.transport).get_extra_info("socket"), select.POLLIN)
+        return not self._readable.poll(0)
 
     # -- asyncio's callbacks ------------------------------------------------------------------------------------
 
@@ -394,7 +405,7 @@ class UpstreamPool:
             connection = self._idle[position]
             if connection.context is context:
                 del self._idle[position]
-                if connection.usable:
+                if connection.usable and connection.silent:
                     self._enter(connection, account)
                     return connection
                 connection.close()

@@ -20,7 +20,7 @@ from arcbridge.identity.refusal import TokenRefused
 TOKEN_LIMIT = 4 * COST_LIMIT
 """What all expressions of an issuer may cost for one token. Kubernetes bounds each expression alone."""
 TOKEN_TIME = 4.0
-"""Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0019-cel.md)."""
+"""Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0016-cel.md)."""
 
 
 class BudgetExceeded(Exception):

@@ -30,6 +30,9 @@ BAD: list[tuple[str, HttpVersion, list[tuple[bytes, bytes]], int]] = [
     ("GET", HttpVersion11, [], 400),
     ("GET", HttpVersion11, [HOST, (b"host", b"l")], 400),
     ("GET", HttpVersion10, [HOST, HOST], 400),
+    ("GET", HttpVersion(0, 9), [], 400),
+    ("GET", HttpVersion(1, 2), [HOST], 400),
+    ("GET", HttpVersion(2, 0), [HOST], 400),
     ("POST", HttpVersion11, [HOST, (b"Expect", b"anything")], 400),
 ]
 

@@ -435,6 +435,7 @@ REFUSED_HEADS = [
     ("fold", "GET /api HTTP/1.1\nHost: k\nX: a\n Impersonate-User: root"),
     ("8-bit name", "GET /api HTTP/1.1\nHost: k\nImpersonate-Usér: root"),
     ("no host", "GET /api HTTP/1.1\nX: 1"),
+    ("HTTP/0.9", "GET /api"),
     ("two hosts", "GET /api HTTP/1.1\nHost: k\nHost: l"),
     ("CL and TE", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nTransfer-Encoding: chunked"),
     ("two CL", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nContent-Length: 6"),

@@ -108,6 +108,26 @@ async def test_one_connection_carries_one_request_after_the_other(tmp_path: Path
         assert fake.connections == 1
 
 
+@pytest.mark.parametrize("stray", [b"x", reply(200, b"another user's")])
+async def test_h7_what_came_before_a_request_is_no_answer_to_it(tmp_path: Path, stray: bytes) -> None:
+    """Bytes that the kernel has and the event loop has not seen when the next request takes the connection."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def kept(exchange: Exchange) -> None:
+        writers.append(exchange.writer)
+        await exchange.send(reply(200, b"ok"))
+
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = kept
+        _, first = await ask(api.upstream)
+        writers[0].write(stray)  # at once in the kernel: the socket takes it, and no turn of the loop follows
+        handler, second = await ask(api.upstream)
+        assert second is not first
+        assert handler.data.endswith(b"\r\n\r\nok")
+        assert first.transport is None or first.transport.is_closing()
+        assert fake.connections == 2
+
+
 async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
     async def slow(exchange: Exchange) -> None:
         for piece in (b"HTTP/1.1 103 X\r\n\r\nHTTP/1.1 200 X\r", b"\nContent-Len", b"gth: 2\r\n\r", b"\nok"):

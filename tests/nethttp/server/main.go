@@ -3,7 +3,7 @@
 // It says its port in the first line of its output. Each line of its input is a command, each further line of its
 // output the answer to one:
 //
-//	seen        the requests that came over the network since the last such command
+//	seen        the requests that came over the network since the last such command, once no connection is busy
 //	requests    what the server reads when these bytes come on a connection, which then ends
 //	response    what a client reads when these bytes answer its request with this method
 //
@@ -107,6 +107,30 @@ type numberKey struct{}
 type recorder struct {
 	mutex sync.Mutex
 	seen  []request
+	busy  map[net.Conn]bool
+}
+
+// changed learns of connections that are busy; one that has just been made is.
+func (rec *recorder) changed(conn net.Conn, state http.ConnState) {
+	rec.mutex.Lock()
+	defer rec.mutex.Unlock()
+	if state == http.StateNew || state == http.StateActive {
+		rec.busy[conn] = true
+	} else {
+		delete(rec.busy, conn)
+	}
+}
+
+// quiet waits until each connection is idle or over: until then a request may be read of which nothing is known.
+func (rec *recorder) quiet() {
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
+		rec.mutex.Lock()
+		busy := len(rec.busy)
+		rec.mutex.Unlock()
+		if busy == 0 {
+			return
+		}
+	}
 }
 
 func (rec *recorder) add(one request) {
@@ -291,11 +315,12 @@ func main() {
 	key := flag.String("key", "", "PEM file")
 	flag.Parse()
 	log.SetOutput(io.Discard) // what net/http's client says of hostile answers
-	rec := &recorder{}
+	rec := &recorder{busy: map[net.Conn]bool{}}
 	var count int64
 	server := &http.Server{
-		Handler:  rec,
-		ErrorLog: log.New(io.Discard, "", 0),
+		Handler:   rec,
+		ConnState: rec.changed,
+		ErrorLog:  log.New(io.Discard, "", 0),
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			count++ // called by the one accepting goroutine
 			return context.WithValue(ctx, numberKey{}, count)
@@ -322,6 +347,7 @@ func main() {
 		}
 		switch asked.Do {
 		case "seen":
+			rec.quiet()
 			err = out.Encode(rec.take())
 		case "requests":
 			err = out.Encode(requests(raw(asked.Text)))

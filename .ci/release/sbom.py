@@ -53,7 +53,7 @@ def complete(bill: dict[str, Any], artifacts: Mapping[str, str]) -> str:
         if not component.get("licenses"):
             if name not in LICENCES:
                 raise ValueError(
-                    f"{name} names no licence: read its licence file, and add it to LICENCES in release/sbom.py"
+                    f"{name} names no licence: read its licence file, and add it to LICENCES in .ci/release/sbom.py"
                 )
             component["licenses"] = [{"license": {"acknowledgement": "concluded", "id": LICENCES[name]}}]
         component["hashes"] = [{"alg": "SHA-256", "content": by_distribution[name, component["version"]]}]

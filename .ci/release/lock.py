@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-RUNTIME: Final = ROOT / "locks" / "runtime.txt"
+ROOT: Final = Path(__file__).resolve().parents[2]
+RUNTIME: Final = ROOT / "config" / "locks" / "runtime.txt"
 """Every dependency of the product with all its extras, for Python 3.11 and newer."""
-BUILD: Final = ROOT / "locks" / "build.txt"
+BUILD: Final = ROOT / "config" / "locks" / "build.txt"
 """What builds wheels from source."""
-BUILD_SOURCE: Final = ROOT / "locks" / "build.in"
+BUILD_SOURCE: Final = ROOT / "config" / "locks" / "build.in"
 
 FROM_SOURCE: Final = ("nkeys",)
 """Dependencies that are published as source alone; everything else is taken as a wheel and runs no code when it is

@@ -61,7 +61,7 @@ class Tools:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", work / "tools"], check=True)
         self._pip(
             *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
-            *("--requirement", str(self._source / "locks" / "build.txt")),
+            *("--requirement", str(self._source / "config" / "locks" / "build.txt")),
         )
 
     def packages(self) -> list[Path]:
@@ -84,7 +84,7 @@ class Tools:
                 ":all:",
                 *from_source,
             ),
-            *("--dest", str(downloads), "--requirement", str(self._source / "locks" / "runtime.txt")),
+            *("--dest", str(downloads), "--requirement", str(self._source / "config" / "locks" / "runtime.txt")),
         )
         self._pip(
             *("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(wheels)),
