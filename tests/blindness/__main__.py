@@ -1,6 +1,6 @@
 """`python -m tests.blindness`: opens a recording with the relay's keys, says what is seen, and searches for markers.
 
-Exit status 1: a marker was found.
+Exit status 1: a marker was found; 2: the search could not be made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from tests.blindness.tls import Closed, read_key_log
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line."""
+    """Run one command line; answers the exit status."""
+    try:
+        return _search(argv)
+    except (BadCapture, Closed, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _search(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.blindness", description=__doc__)
     parser.add_argument("--recording", type=Path, help="what tcpdump -w wrote")
     parser.add_argument("--port", type=int, help="the relay's port")
@@ -31,11 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.port is None or arguments.relay_keys is None:
             parser.error("--recording needs --port and --relay-keys")
         end_keys = None if arguments.client_keys is None else read_key_log(arguments.client_keys)
-        try:
-            seen = look(arguments.recording, arguments.port, read_key_log(arguments.relay_keys), end_keys)
-        except (BadCapture, Closed) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        seen = look(arguments.recording, arguments.port, read_key_log(arguments.relay_keys), end_keys)
         for number, connection in enumerate(seen, 1):
             print(describe(number, connection))
             places |= {f"connection {number}: {name}": data for name, data in connection.of_relay.items()}

@@ -13,7 +13,7 @@ from tests.support.net_http import NetHttp
 
 from .answer_inputs import EVIL, UPGRADE, Answer
 from .readers import Message, Reading, h11_responses, httptools_response
-from .world import Users
+from .world import RawStream, Users
 
 _DROPPED = re.compile(rb"connection|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade|http2-settings")
 
@@ -78,16 +78,16 @@ class Answers:
         method = {"UPGRADE": b"GET", "EARLY": b"POST"}.get(answer.method, answer.method.encode())
         theirs = h11_responses(answer.data, [method], ended=answer.end == "close", upgrade=answer.method == "UPGRADE")
         certain = bool(theirs.messages or theirs.refused) or answer.end != "keep"
-        await self._echo(users.bob)  # so that an idle connection is there to be used
+        await self._echo()  # so that an idle connection is there to be used
         stream = await users.say(users.alice, [self._request(answer, method)], until=1 if certain else 0)
         await asyncio.wait_for(api.written.wait(), 10)
         await users.settled(users.alice, stream, 1 if certain else 0)
-        await self._echo(users.bob)
+        await self._echo()
         got, end = bytes(stream.data), stream.end
         reading = h11_responses(got, [method], upgrade=answer.method == "UPGRADE")
         closes = any(b"close" in message.values(b"connection") for message in reading.messages)
         if not end and reading.messages and not reading.switched and not closes:
-            await self._next(stream, got)
+            await self._next(stream)
         if not stream.end:
             await users.leave(users.alice, stream)
         assert not users.failures, users.failures
@@ -105,10 +105,9 @@ class Answers:
         body = b"Content-Length: 0\r\n" if method == b"POST" else b""
         return method + b" /api/v1/namespaces/attack/pods HTTP/1.1\r\nHost: k\r\n" + body + b"\r\n"
 
-    async def _echo(self, user: object) -> None:
+    async def _echo(self) -> None:
         """Another user's request, on a connection of the pool: it has its own answer."""
         bob = self.users.bob
-        assert user is bob
         self._number += 1
         asked = b"GET /api/v1/namespaces/bob/pods/%d HTTP/1.1\r\nHost: k\r\n\r\n" % self._number
         stream = await self.users.say(bob, [asked], until=1)
@@ -120,11 +119,8 @@ class Answers:
         assert reading.messages[0].body == own, f"bob got {data[:300]!r}"
         await self.users.leave(bob, stream)
 
-    async def _next(self, stream: object, before: bytes) -> None:
+    async def _next(self, stream: RawStream) -> None:
         """The next request of the same caller on the same stream: it has its own answer."""
-        from .world import RawStream
-
-        assert isinstance(stream, RawStream)
         self._number += 1
         asked = b"GET /api/v1/namespaces/alice/pods/%d HTTP/1.1\r\nHost: k\r\n\r\n" % self._number
         begun = len(stream.data)
@@ -145,7 +141,8 @@ class Answers:
             assert theirs.switched
             self.passed[answer.kind] += 1
             return
-        assert not reading.refused, f"h11 refuses what the caller got: {reading.refused}"
+        # The beginning of a line that turned out to be wrong may have been passed on before the answer broke off.
+        assert not reading.refused or end.startswith("reset"), f"h11 refuses what the caller got: {reading.refused}"
         assert reading.partial or not reading.rest, f"bytes behind the answer: {reading.rest[:200]!r}"
         if not reading.messages:
             assert end != "fin", "an answer without an end"

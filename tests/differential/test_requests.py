@@ -68,4 +68,5 @@ def test_generated(attacked: tuple[asyncio.Runner, Requests]) -> None:
         runner.run(requests.attack(*drawn))
 
     attack()
-    assert requests.passed.total() - before > 100
+    # What is drawn depends on the versions of Hypothesis and Python: a tenth is enough to mean something.
+    assert requests.passed.total() - before > 20

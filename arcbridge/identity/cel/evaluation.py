@@ -399,16 +399,23 @@ def _not_strictly_false(operand: Run) -> Run:
 
 def _index(operand: Run, index: Run) -> Run:
     def run(state: Evaluation) -> Value:
-        value, key = operand(state), index(state)
+        value, key = operand(state), _qualifier(index(state))
         state.spend(1)
         return _selected(value, key)
 
     return run
 
 
+def _qualifier(key: Value) -> Value:
+    """`key`, if anything can be indexed by it. Raises EvaluationError."""
+    if not isinstance(key, str | bool | int | float):
+        raise EvaluationError("invalid qualifier type")
+    return key
+
+
 def _optional_index(operand: Run, index: Run) -> Run:
     def run(state: Evaluation) -> Value:
-        value, key = operand(state), index(state)
+        value, key = operand(state), _qualifier(index(state))
         state.spend(1)
         found, inner = _find_maybe(value, key)
         return Optional(inner) if found else NONE

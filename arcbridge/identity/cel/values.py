@@ -140,7 +140,10 @@ class Map:
         return len(self._entries)
 
     def __contains__(self, key: Value) -> bool:
-        return lookup_key(key) in self._entries
+        try:
+            return lookup_key(key) in self._entries
+        except EvaluationError:
+            return False  # what cannot be a key is not there
 
     def keys(self) -> Iterator[Value]:
         """The keys, in the order in which they came."""
@@ -154,8 +157,9 @@ class Map:
         """Tell whether `key` is there, and its value."""
         if self.escaped and isinstance(key, str):
             key = unescaped(key) or key
-        entry = self._entries.get(lookup_key(key))
-        return (False, None) if entry is None else (True, entry[1])
+        if key not in self:
+            return False, None
+        return True, self._entries[lookup_key(key)][1]
 
     def with_entry(self, key: Value, value: Value) -> Map:
         """This map and one entry more. Raises EvaluationError where the key is there already."""

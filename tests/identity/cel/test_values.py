@@ -61,8 +61,11 @@ def test_keys_of_different_types() -> None:
     table = Map({1: (1, "int"), ("bool", True): (True, "bool"), "1": ("1", "string")})
     assert [table.find(key)[1] for key in (1, 1.0, UInt(1), True, "1")] == ["int", "int", "int", "bool", "string"]
     assert table.find(1.5) == (False, None)
+    # What cannot be a key is not there, and cannot be put there.
+    assert table.find(None) == (False, None)
+    assert [1] not in table
     with pytest.raises(EvaluationError, match="unsupported key"):
-        table.find(None)
+        table.with_entry(None, 1)
 
 
 @pytest.mark.parametrize(("left", "right"), [(1, "a"), (None, None), ([1], [1]), (True, 1), (Duration(1), 1)])
