@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from arcbridge import config
+from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.client_credentials import GRANT, ClientCredentials
 from arcbridge.client.workload import WorkloadTokens
@@ -223,6 +224,22 @@ def test_the_files_of_an_example_fit_together(directory: Path) -> None:
         else:
             assert login.access_token_file
             assert login.id_token_file
+
+
+@pytest.mark.parametrize(
+    ("example", "scopes"),
+    [
+        ("keycloak", {"openid", "arcbridge-cluster"}),
+        ("entra-id", {"openid", "profile", "offline_access", "api://33333333-3333-3333-3333-333333333333/.default"}),
+        ("dex", {"openid", "email", "groups", "offline_access", "audience:server:client_id:arcbridge-cluster"}),
+    ],
+)
+def test_what_a_login_asks_for_a_cluster(example: str, scopes: set[str]) -> None:
+    login = config.load(config.ClientConfig, CONFIG / "examples" / example / "client.toml").login
+    form = second_audience.for_cluster(login, login.cluster_audience)
+    assert set(form.pop("scope").split()) == scopes
+    assert form == {}
+    assert set(second_audience.for_relay(login)["scope"].split()) <= set(login.scopes)
 
 
 ANNA, SHOP = "anna@example.org", "example/shop"
