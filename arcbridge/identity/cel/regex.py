@@ -54,7 +54,7 @@ def weight(pattern: str) -> int:
 
 def _run(name: str, text: str, pattern: str) -> Any:
     if weight(pattern) * len(text) > MAX_WORK:
-        raise LimitExceeded("a regular expression is too expensive for this text")
+        raise LimitExceeded("a regular expression is too expensive for this text", permanent=True)
     try:
         result = _programs()[name].eval(data={"s": text, "p": pattern})
         if result.type() == cel.Type.ERROR:
