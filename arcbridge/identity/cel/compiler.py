@@ -78,7 +78,7 @@ class Expression:
         try:
             return self._run(state), state.cost
         except RecursionError as error:
-            raise LimitExceeded("a claim is nested too deeply") from error
+            raise LimitExceeded("a claim is nested too deeply", permanent=True) from error
 
     def selects(self, field: str) -> bool:
         """Tell whether the expression reads `claims.field` or `claims.?field`; by Kubernetes' rule no other form."""

@@ -39,6 +39,7 @@ from arcbridge.identity.cel.values import (
     Map,
     Optional,
     UInt,
+    Unabsorbed,
     Value,
     lookup_key,
     no_such_overload,
@@ -93,7 +94,7 @@ class _AccumulatedMap(Map):
         if found in self._entries:
             raise EvaluationError("insert failed: the key is there already")
         if len(self._entries) >= MAX_SIZE:
-            raise LimitExceeded("a map has too many entries")
+            raise LimitExceeded("a map has too many entries", permanent=True)
         self._entries[found] = (key, value)
         return self
 
@@ -262,7 +263,7 @@ def _unabsorbed(run: Run) -> Run:
         try:
             return run(state)
         except EvaluationError as error:
-            raise LimitExceeded(str(error)) from error
+            raise Unabsorbed(str(error)) from error
 
     return strict
 
@@ -335,7 +336,7 @@ def _called(function: Function, runs: list[Run]) -> Run:
                 state.spend(1)
                 left.extend(right)
                 if len(left) > MAX_SIZE:
-                    raise LimitExceeded("a list has too many elements")
+                    raise LimitExceeded("a list has too many elements", permanent=True)
                 return left
             state.spend(cost(left, right))
             return call(left, right)

@@ -14,13 +14,15 @@ from typing import Any
 
 from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.evaluation import COST_LIMIT
-from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Map, StringList, Value
+from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Map, StringList, Unabsorbed, Value
 from arcbridge.identity.refusal import TokenRefused
 
 TOKEN_LIMIT = 4 * COST_LIMIT
 """What all expressions of an issuer may cost for one token. Kubernetes bounds each expression alone."""
 TOKEN_TIME = 4.0
 """Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0016-cel.md)."""
+_PYTHON_ERRORS = (ArithmeticError, ValueError, TypeError, AttributeError)
+"""Errors of Python that no function of an expression should let through; the token is refused should one do so."""
 
 
 class BudgetExceeded(Exception):
@@ -45,10 +47,10 @@ class Budget:
         limit = min(self._left, COST_LIMIT)
         try:
             result, cost = expression.evaluate(value, limit, self._deadline, self._clock)
-        except EvaluationError as error:
+        except (EvaluationError, Unabsorbed, *_PYTHON_ERRORS) as error:
             raise TokenRefused("claims.expression", f"{path} has no result for this token") from error
         except LimitExceeded as error:
-            if not self._whole:
+            if not self._whole and not error.permanent:
                 raise BudgetExceeded from error
             raise TokenRefused("claims.cost", f"{path} costs too much for this token") from error
         self._left -= cost

@@ -9,8 +9,10 @@ from arcbridge.identity.cel.values import EvaluationError, UInt, checked_int, ch
 
 _INT = re.compile(r"[+-]?[0-9]{1,40}")
 _UINT = re.compile(r"[0-9]{1,40}")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)[pP][+-]?[0-9]+")
+# A pattern must have one way to match a run of digits: with two, a long text that matches in the end nowhere takes time
+# that grows with the square of its length.
+_DECIMAL = re.compile(r"[+-]?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+(?:\.[0-9a-fA-F]*)?|\.[0-9a-fA-F]+)[pP][+-]?[0-9]+")
 _SEPARATOR = re.compile(r"(?<=[0-9])_(?=[0-9])")
 _SPECIAL = re.compile(r"nan|[+-]?inf(inity)?", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from arcbridge.identity.cel.strings import text
 from arcbridge.identity.cel.values import INT_MAX, INT_MIN, EvaluationError, Opaque, Value, no_such_overload
 
-_QUANTITY = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?([eEinumkKMGTP]*[+-]?[0-9]*)")
+_QUANTITY = re.compile(r"([+-]?)([0-9]*+)(?:\.([0-9]*+))?([eEinumkKMGTP]*[+-]?[0-9]*)")
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _NANO = Fraction(1, 10**9)
@@ -39,8 +39,9 @@ class Quantity(Opaque):
 def read_quantity(value: Value) -> Quantity:
     """Read a quantity. Raises EvaluationError."""
     string = text(value)
-    match = _QUANTITY.fullmatch(string)
-    if match is None or not string or len(string) > _MAX_DIGITS:
+    # The length comes first: the pattern is not matched against a text that is refused in any case.
+    match = _QUANTITY.fullmatch(string) if 0 < len(string) <= _MAX_DIGITS else None
+    if match is None:
         raise EvaluationError("not a quantity")
     sign, digits, decimals, suffix = match[1], match[2].lstrip("0"), match[3] or "", match[4]
     if not digits and match[3] is None and match[2] and not suffix:

@@ -54,7 +54,7 @@ def weight(pattern: str) -> int:
 
 def _run(name: str, text: str, pattern: str) -> Any:
     if weight(pattern) * len(text) > MAX_WORK:
-        raise LimitExceeded("a regular expression is too expensive for this text")
+        raise LimitExceeded("a regular expression is too expensive for this text", permanent=True)
     try:
         result = _programs()[name].eval(data={"s": text, "p": pattern})
         if result.type() == cel.Type.ERROR:
@@ -96,6 +96,8 @@ def without_groups(pattern: str) -> str:
     out: list[str] = []
     at = 0
     in_class = False
+    # The last place of what closes, so that a pattern of many openings is not searched from each of them.
+    last_class_name, last_group_name = pattern.rfind(":]"), pattern.rfind(">")
     while at < len(pattern):
         char = pattern[at]
         if char == "\\":
@@ -110,7 +112,7 @@ def without_groups(pattern: str) -> str:
             continue
         if in_class:
             # A `[:alpha:]` inside has its own bracket.
-            if char == "[" and pattern.startswith("[:", at) and ":]" in pattern[at:]:
+            if char == "[" and pattern.startswith("[:", at) and at <= last_class_name:
                 end = pattern.index(":]", at) + 2
                 out.append(pattern[at:end])
                 at = end
@@ -131,10 +133,9 @@ def without_groups(pattern: str) -> str:
                 at += 1
                 continue
             for opening in ("(?P<", "(?<"):
-                end = pattern.find(">", at)
-                if pattern.startswith(opening, at) and end > 0:
+                if pattern.startswith(opening, at) and at <= last_group_name:
                     out.append("(?:")
-                    at = end + 1
+                    at = pattern.index(">", at) + 1
                     break
             else:
                 out.append("(")

@@ -31,7 +31,7 @@ def integer(value: Value) -> int:
 def bounded(length: int) -> None:
     """Raise LimitExceeded unless a string or list of `length` may be made."""
     if length > MAX_SIZE:
-        raise LimitExceeded(f"an expression makes a string or list of more than {MAX_SIZE} elements")
+        raise LimitExceeded(f"an expression makes a string or list of more than {MAX_SIZE} elements", permanent=True)
 
 
 def char_at(value: Value, index: Value) -> str:

@@ -34,7 +34,21 @@ class EvaluationError(Exception):
 
 
 class LimitExceeded(Exception):
-    """The evaluation costs more, or would make a larger value, than is allowed; nothing absorbs it."""
+    """The evaluation costs more, or would make a larger value, than is allowed; nothing absorbs it.
+
+    `permanent`: a larger budget of cost and time changes nothing.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class Unabsorbed(LimitExceeded):
+    """An error of an expression that nothing absorbs, though no limit is exceeded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=True)
 
 
 def no_such_overload() -> EvaluationError:

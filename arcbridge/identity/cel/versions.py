@@ -12,6 +12,7 @@ from arcbridge.identity.cel.strings import text
 from arcbridge.identity.cel.values import UINT_MAX, EvaluationError, Opaque, Value, no_such_overload
 
 _PART = r"(0|[1-9][0-9]{0,19})"
+_MAX_DIGITS = len(str(UINT_MAX))
 _VERSION = re.compile(
     rf"{_PART}\.{_PART}\.{_PART}(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
 )
@@ -43,13 +44,18 @@ def read_version(value: Value, normalize: Value = False) -> Version:
         raise EvaluationError("not a semantic version")
     numbers = [int(match[n]) for n in (1, 2, 3)]
     before = tuple(match[4].split(".")) if match[4] else ()
-    if max(numbers) > UINT_MAX or any(_zeros(part) or (part.isdigit() and int(part) > UINT_MAX) for part in before):
+    if max(numbers) > UINT_MAX or any(_zeros(part) or _too_large(part) for part in before):
         raise EvaluationError("not a semantic version")
     return Version(numbers[0], numbers[1], numbers[2], before)
 
 
 def _zeros(part: str) -> bool:
     return part.isdigit() and len(part) > 1 and part[0] == "0"
+
+
+def _too_large(part: str) -> bool:
+    # Python's `int` raises ValueError for more than 4,300 digits.
+    return part.isdigit() and (len(part) > _MAX_DIGITS or int(part) > UINT_MAX)
 
 
 def _normalized(string: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import IssuerConfig, parse
+from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.mapping import TOKEN_LIMIT, Budget, BudgetExceeded
 from arcbridge.identity.claims import MAX_EXTRA, map_claims
 from arcbridge.identity.refusal import TokenRefused
@@ -150,3 +151,36 @@ def test_a_budget_has_an_end_in_time() -> None:
         user(config, {}, Budget(5_000, 20.0, lambda: next(seconds)))
     with pytest.raises(TokenRefused):
         user(config, {}, Budget(TOKEN_LIMIT, 20.0, lambda: next(seconds)))
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, AttributeError, OverflowError, ZeroDivisionError])
+def test_an_error_of_python_in_a_function_refuses_the_token(monkeypatch: pytest.MonkeyPatch, error: type) -> None:
+    def broken(self: Expression, *_: Any) -> Any:
+        raise error
+
+    config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": "claims.sub != ''"}])
+    monkeypatch.setattr(Expression, "evaluate", broken)
+    with pytest.raises(TokenRefused) as caught:
+        user(config, {})
+    assert caught.value.rule == "claims.expression"
+
+
+DEEP: Any = [[]]
+for _ in range(3000):
+    DEEP = [DEEP]
+PERMANENT = [
+    # An error that nothing absorbs, as in kube-apiserver, is one of the expression and not of the budget.
+    ("[claims.nope].distinct() == []", "claims.expression"),
+    ("claims.long.replace('', claims.long) == ''", "claims.cost"),
+    ("claims.deep == null", "claims.cost"),
+    ("claims.long.matches(claims.pattern)", "claims.cost"),
+]
+
+
+@pytest.mark.parametrize(("rule", "said"), PERMANENT, ids=[row[0] for row in PERMANENT])
+def test_what_a_larger_budget_does_not_change_is_refused_at_once(rule: str, said: str) -> None:
+    config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": rule}])
+    claims = {"deep": DEEP, "long": "a" * 20_000, "pattern": "(.{1,1000}){1,1000}"}
+    with pytest.raises(TokenRefused) as caught:
+        user(config, claims, Budget(50_000))
+    assert caught.value.rule == said

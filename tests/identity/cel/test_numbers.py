@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from arcbridge.identity.cel.numbers import read_double, read_int, read_uint, write_double
 from arcbridge.identity.cel.values import EvaluationError
+from tests.identity.cel.stopwatch import LENGTH, seconds
 
 WRITTEN = [
     (5.0, "5"),
@@ -64,3 +65,8 @@ def test_unusual_doubles() -> None:
     assert read_double("1_000.5") == 1000.5
     assert read_double("-Infinity") == float("-inf")
     assert read_double(".5") == 0.5
+
+
+@pytest.mark.parametrize("text", ["1" * LENGTH + "x", "0x" + "1" * LENGTH + "x", "1" * LENGTH, "1_" * (LENGTH // 2)])
+def test_t41_a_long_double_is_read_in_linear_time(text: str) -> None:
+    assert seconds(read_double, text) < 0.5

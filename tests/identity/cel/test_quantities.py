@@ -6,8 +6,18 @@ from fractions import Fraction
 
 import pytest
 
-from arcbridge.identity.cel.quantities import add, as_double, as_integer, compare, is_integer, read_quantity, subtract
+from arcbridge.identity.cel.quantities import (
+    add,
+    as_double,
+    as_integer,
+    compare,
+    is_integer,
+    is_quantity,
+    read_quantity,
+    subtract,
+)
 from arcbridge.identity.cel.values import INT_MAX, EvaluationError
+from tests.identity.cel.stopwatch import LENGTH, seconds
 
 NUMBERS = [
     ("0", Fraction(0)),
@@ -52,3 +62,8 @@ def test_arithmetic() -> None:
     assert subtract(read_quantity("1k"), 1).number == 999
     with pytest.raises(EvaluationError):
         add(half, 0.5)
+
+
+@pytest.mark.parametrize("text", ["1" * LENGTH + "x", "1" * 999 + "x", "1" * 499 + "." + "1" * 499 + "x"])
+def test_t41_a_long_quantity_is_refused_in_linear_time(text: str) -> None:
+    assert seconds(lambda one: [is_quantity(one) for _ in range(20)], text) < 0.1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from arcbridge.identity.cel import regex
 from arcbridge.identity.cel.values import EvaluationError, LimitExceeded
+from tests.identity.cel.stopwatch import LENGTH, seconds
 
 GROUPS = [
     ("(a)b", "(?:a)b"),
@@ -67,3 +68,8 @@ def test_a_pattern_is_too_expensive_for_a_long_text() -> None:
         regex.matches("a" * 30_000, pattern)
     assert regex.weight("^[a-z]{1,64}@example") == 64 * 20
     assert regex.weight("a{2,}b{3}") == 6 * 9
+
+
+@pytest.mark.parametrize("pattern", ["[" + "[:" * 24_000, "(?P<" * 12_000, "(?" * 24_000, "(" * LENGTH])
+def test_t41_a_long_pattern_loses_its_groups_in_linear_time(pattern: str) -> None:
+    assert seconds(regex.without_groups, pattern) < 0.5

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from arcbridge.identity.cel.values import EvaluationError
+from arcbridge.identity.cel.values import UINT_MAX, EvaluationError
 from arcbridge.identity.cel.versions import compare, is_version, part, read_version
 
 ORDER = [
@@ -52,3 +52,9 @@ def test_parts() -> None:
     with pytest.raises(EvaluationError):
         part("major", "1.2.3")
     assert read_version("1.0.0+a").key == read_version("1.0.0+b").key
+
+
+def test_t41_a_number_of_many_digits_in_a_pre_release_is_no_version() -> None:
+    assert is_version(f"1.0.0-{UINT_MAX}")
+    assert not is_version(f"1.0.0-{UINT_MAX + 1}")
+    assert not is_version("1.0.0-" + "1" * 5000)
