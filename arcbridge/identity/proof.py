@@ -385,7 +385,7 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     try:
         if len(parts) != 3:
             raise ValueError("not three parts")
-        header, claims = _json_object(_decode(parts[0])), _json_object(_decode(parts[1]))
+        header, claims = decode_object(parts[0]), decode_object(parts[1])
         signature = _decode(parts[2], 64)
         # No member beside these: a header that says more could mean more to another reader.
         if header.keys() != {"typ", "alg", "jwk"} or header["typ"] != TYPE or header["alg"] != "ES256":
@@ -407,6 +407,12 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     if not is_signed(x, y, signature, proof[: -len(parts[2]) - 1].encode()):
         raise ProofRefused("signature", place)
     return thumbprint_of(header["jwk"]["x"], header["jwk"]["y"])
+
+
+def decode_object(part: str) -> dict[str, Any]:
+    """Return the JSON object that a part of a JWS in compact form holds: in the one spelling of base64url, with no name
+    twice. Raises ValueError."""
+    return _json_object(_decode(part))
 
 
 def token_hash(token: str) -> str:
