@@ -506,12 +506,15 @@ class AgentSession(BaseHandler):
                     return
                 continue
             except ArcbridgeError as error:
+                verb = self._auth_verb(session)
+                if not session.closed and not self._refuse(session, error):
+                    # No record: an honest client sends such an AUTH again after a loss. The session goes on, so that
+                    # one client could write any number of records.
+                    continue
                 if isinstance(error, UnprovedToken):
                     # The token may be stolen: its owner's name is worth a record.
-                    self._write_audit(error.identity, self._auth_verb(session), "refused", error.message)
-                if session.closed or self._refuse(session, error):
-                    return
-                continue
+                    self._write_audit(error.identity, verb, "refused", error.message)
+                return
             if session.closed:
                 return
             if self._caller is not None:
@@ -538,6 +541,8 @@ class AgentSession(BaseHandler):
             code = GoawayCode.FORBIDDEN
         if self._caller is not None:
             again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < RESENT_AUTH_GRACE
+            if isinstance(error, UnprovedToken) and error.identity.subject != self._caller.identity.subject:
+                again = False  # no client has sent the token of another user before
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.

@@ -1290,10 +1290,12 @@ async def test_t32_a_renewal_needs_a_proof_as_well() -> None:
             assert await reason_of(client) == reason
 
 
-async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
-    """It is sent again with the rest, and what it says about the time is old then."""
+async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) -> None:
+    """It is sent again with the rest, and what it says about the time is old then. That is no theft, and gets no
+    record; another user's token is none that is sent again."""
     clock = Clock()
-    sessions = real_sessions(clock)
+    audit = AuditLog(str(tmp_path / "audit"))
+    sessions = real_sessions(clock, audit)
     async with joined(sessions, proving(bound_token())) as (client, handler):
         await client.wait_established()
         lose(client)
@@ -1308,6 +1310,19 @@ async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
         assert await io.read() == b"on"
         assert sessions.authenticator.proofs.refused["iat"] == 1
         assert not client.closed
+        for _ in range(3):
+            client.authenticate(Auth(token=bound_token(iat=1001)))
+            await io.write(b"on")
+            assert await io.read() == b"on"
+        async with asyncio.timeout(5):
+            while not sessions.authenticator.proofs.refused["missing"]:
+                await asyncio.sleep(0.005)
+        assert not client.closed
+        client.authenticate(Auth(token=bound_token(sub="bob")))
+        assert await reason_of(client) == "missing"
+    audit.close()
+    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    assert (record["user"], record["bound"]) == ("oidc:bob", "nonce")
 
 
 @pytest.mark.parametrize("policy", [ProofPolicy.REQUIRED, ProofPolicy.OFF])
