@@ -104,7 +104,10 @@ class Authenticator:
         No request carries a proof; a bound token counts where its key is the session's. Raises as `authenticate`.
         """
         identity = await self._review(token)
-        self.proofs.check_within(identity.binding, proved_key)
+        try:
+            self.proofs.check_within(identity.binding, proved_key)
+        except ProofRefused as error:
+            raise UnprovedToken(identity, error) from error
         return identity
 
     async def _review(self, token: str) -> Identity:

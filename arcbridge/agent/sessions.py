@@ -618,12 +618,17 @@ class AgentSession(BaseHandler):
     async def _is_own_token(self, token: str) -> bool:
         """Ask the API server whether a token that a request carries is of the user who opened the session.
 
-        Raises RequestRefusal where that cannot be told. It does not renew the session: AUTH does.
+        Raises RequestRefusal where that cannot be told, and for a token without proof. It does not renew the session:
+        AUTH does.
         """
         caller = self._caller
         assert caller is not None, "requests come to sessions that were accepted"
         try:
             identity = await self._sessions.authenticator.review_in_session(token, caller.proved_key)
+        except UnprovedToken as error:
+            # The token may be stolen. Reviews have a rate (`Caller.reviews`), and so have these records.
+            self._write_audit(error.identity, "authenticate", "refused", error.message)
+            raise RequestRefusal(401, error.message) from error
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:

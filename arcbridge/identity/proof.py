@@ -367,11 +367,17 @@ class ProofChecker:
     def check_within(self, bound: Binding, proved: str) -> None:
         """Raise ProofRefused unless a verified token that a request carries may be used in a session whose own token
         came with a proof of the key `proved` (empty: with none)."""
-        if bound.kind is BindingKind.NONE and self.policy is not ProofPolicy.REQUIRED:
-            return
-        if not proved or not bound.names(proved):
-            self.refused["key"] += 1
-            raise ProofRefused("key", self._place)
+        if bound.kind is BindingKind.NONE:
+            reason = "unbound" if self.policy is ProofPolicy.REQUIRED else ""
+        elif self.policy is ProofPolicy.OFF:
+            reason = "off"
+        elif bound.kind is BindingKind.UNKNOWN:
+            reason = "cnf"
+        else:
+            reason = "" if proved and bound.names(proved) else "key"
+        if reason:
+            self.refused[reason] += 1
+            raise ProofRefused(reason, self._place)
 
 
 def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:

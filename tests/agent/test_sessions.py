@@ -26,7 +26,7 @@ from structlog.testing import capture_logs
 from arcbridge.agent import sessions as module
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
-from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.authenticator import Authenticated, Authenticator, UnprovedToken
 from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
@@ -35,7 +35,16 @@ from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig, TargetConfig
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.proof import IAT_WINDOW, Peer, ProofChecker, ProofKey, ProofPolicy, refusal_in, spki_of
+from arcbridge.identity.proof import (
+    IAT_WINDOW,
+    Peer,
+    ProofChecker,
+    ProofKey,
+    ProofPolicy,
+    ProofRefused,
+    refusal_in,
+    spki_of,
+)
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.mux.connection import AuthMaker, peer_certificate
@@ -984,6 +993,29 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
         assert token_digest(b"renewed") in caller.tokens
         assert token_digest(b"t") in caller.tokens, "requests that are on their way may still carry it"
         assert token_digest(b"stranger") not in caller.tokens
+
+
+async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tmp_path: Path) -> None:
+    audit, judge = AuditLog(str(tmp_path / "audit")), FakeAuthenticator()
+    judge.add("t", "robot", token_mode=True)
+    judge.add("stolen", "other", token_mode=True)
+    owner = judge.known["stolen"]
+    assert isinstance(owner, Authenticated)
+    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused("key", "the agent"))
+    sessions, proxy = make_sessions(judge, Clock(), audit=audit)
+    async with joined(sessions) as (client, _):
+        client.open("kubernetes", StreamIO())
+        while not proxy.callers:
+            await asyncio.sleep(0.005)
+        review = proxy.callers[0].review_token
+        assert review is not None
+        with pytest.raises(RequestRefusal) as caught:
+            await review("stolen")
+        assert (caught.value.status_code, refusal_in(caught.value.message)) == (401, "key")
+    audit.close()
+    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    assert (record["user"], record["verb"]) == ("other", "authenticate")
+    assert refusal_in(record["reason"]) == "key"
 
 
 # -- limits of one user -----------------------------------------------------------------------------------------
