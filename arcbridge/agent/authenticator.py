@@ -10,18 +10,18 @@ token that is bound to a key and comes without the proof of that key.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding
+from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 
@@ -32,6 +32,9 @@ UNKNOWN_LIFE = 3600.0
 """Seconds that a session lasts whose token names no expiry; then the token is reviewed again."""
 MAX_LIFE = 24 * 3600.0
 """Seconds after which any bearer token is reviewed again: it may have been revoked at the API server."""
+_B64TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII)
+"""The syntax of a bearer token (RFC 6750 §2.1), which has no braces and no quotes. Older API servers also take a JWS in
+JSON serialisation (RFC 7515 §7.2), in which a caller can place a second payload that only this agent would read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,14 @@ class Authenticator:
         No request carries a proof; a bound token counts where its key is the session's. Raises as `authenticate`.
         """
         identity = await self._review(token)
-        self.proofs.check_within(identity.binding, proved_key)
+        try:
+            self.proofs.check_within(identity.binding, proved_key)
+        except ProofRefused as error:
+            raise UnprovedToken(identity, error) from error
         return identity
 
     async def _review(self, token: str) -> Identity:
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if _B64TOKEN.fullmatch(token) is None:
             raise Unauthenticated("the token is malformed")
         headers = [
             ("Authorization", f"Bearer {token}"),
@@ -151,15 +157,17 @@ class Authenticator:
 
 
 def _claims(token: str) -> dict[str, Any]:
-    """The token's claims if it is a JWT; not verified here, because the API server has just accepted it."""
+    """Return the claims of a JWT, which the API server has just accepted; an opaque token has none.
+
+    Raises Unauthenticated for a token of three parts whose payload cannot be read: it would pass for unbound.
+    """
     parts = token.split(".")
     if len(parts) != 3:
         return {}
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+        return decode_object(parts[1])
+    except ValueError:
+        raise Unauthenticated("the token looks like a JWT, and its claims cannot be read") from None
 
 
 def _time(value: object) -> float:

@@ -506,12 +506,15 @@ class AgentSession(BaseHandler):
                     return
                 continue
             except ArcbridgeError as error:
+                verb = self._auth_verb(session)
+                if not session.closed and not self._refuse(session, error):
+                    # No record: an honest client sends such an AUTH again after a loss. The session goes on, so that
+                    # one client could write any number of records.
+                    continue
                 if isinstance(error, UnprovedToken):
                     # The token may be stolen: its owner's name is worth a record.
-                    self._write_audit(error.identity, self._auth_verb(session), "refused", error.message)
-                if session.closed or self._refuse(session, error):
-                    return
-                continue
+                    self._write_audit(error.identity, verb, "refused", error.message)
+                return
             if session.closed:
                 return
             if self._caller is not None:
@@ -538,6 +541,8 @@ class AgentSession(BaseHandler):
             code = GoawayCode.FORBIDDEN
         if self._caller is not None:
             again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < RESENT_AUTH_GRACE
+            if isinstance(error, UnprovedToken) and error.identity.subject != self._caller.identity.subject:
+                again = False  # no client has sent the token of another user before
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.
@@ -613,12 +618,17 @@ class AgentSession(BaseHandler):
     async def _is_own_token(self, token: str) -> bool:
         """Ask the API server whether a token that a request carries is of the user who opened the session.
 
-        Raises RequestRefusal where that cannot be told. It does not renew the session: AUTH does.
+        Raises RequestRefusal where that cannot be told, and for a token without proof. It does not renew the session:
+        AUTH does.
         """
         caller = self._caller
         assert caller is not None, "requests come to sessions that were accepted"
         try:
             identity = await self._sessions.authenticator.review_in_session(token, caller.proved_key)
+        except UnprovedToken as error:
+            # The token may be stolen. Reviews have a rate (`Caller.reviews`), and so have these records.
+            self._write_audit(error.identity, "authenticate", "refused", error.message)
+            raise RequestRefusal(401, error.message) from error
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 SIZE: Final = 32
 """Bytes of a coordinate, of a private key, and of each half of a signature."""
@@ -66,5 +66,18 @@ def is_signed(x: bytes, y: bytes, signature: bytes, data: bytes) -> bool:
 
 def spki_of(certificate: bytes) -> bytes:
     """Return the SubjectPublicKeyInfo (DER) of a certificate (DER) with a key of any kind. Raises ValueError."""
-    key = x509.load_der_x509_certificate(certificate).public_key()
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        raise ValueError("a certificate of a version, or with a key, that is not known here") from error
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def spki_of_key(pem: str) -> bytes:
+    """Return the SubjectPublicKeyInfo (DER) of the first private key, of any kind and without a passphrase, in a PEM
+    text. Raises ValueError."""
+    try:
+        key = load_pem_private_key(pem.encode(), None).public_key()
+    except (TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError("a key with a passphrase, or of a kind that is not known here") from error
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

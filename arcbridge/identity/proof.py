@@ -367,11 +367,17 @@ class ProofChecker:
     def check_within(self, bound: Binding, proved: str) -> None:
         """Raise ProofRefused unless a verified token that a request carries may be used in a session whose own token
         came with a proof of the key `proved` (empty: with none)."""
-        if bound.kind is BindingKind.NONE and self.policy is not ProofPolicy.REQUIRED:
-            return
-        if not proved or not bound.names(proved):
-            self.refused["key"] += 1
-            raise ProofRefused("key", self._place)
+        if bound.kind is BindingKind.NONE:
+            reason = "unbound" if self.policy is ProofPolicy.REQUIRED else ""
+        elif self.policy is ProofPolicy.OFF:
+            reason = "off"
+        elif bound.kind is BindingKind.UNKNOWN:
+            reason = "cnf"
+        else:
+            reason = "" if proved and bound.names(proved) else "key"
+        if reason:
+            self.refused[reason] += 1
+            raise ProofRefused(reason, self._place)
 
 
 def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:
@@ -385,7 +391,7 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     try:
         if len(parts) != 3:
             raise ValueError("not three parts")
-        header, claims = _json_object(_decode(parts[0])), _json_object(_decode(parts[1]))
+        header, claims = decode_object(parts[0]), decode_object(parts[1])
         signature = _decode(parts[2], 64)
         # No member beside these: a header that says more could mean more to another reader.
         if header.keys() != {"typ", "alg", "jwk"} or header["typ"] != TYPE or header["alg"] != "ES256":
@@ -407,6 +413,12 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     if not is_signed(x, y, signature, proof[: -len(parts[2]) - 1].encode()):
         raise ProofRefused("signature", place)
     return thumbprint_of(header["jwk"]["x"], header["jwk"]["y"])
+
+
+def decode_object(part: str) -> dict[str, Any]:
+    """Return the JSON object that a part of a JWS in compact form holds: in the one spelling of base64url, with no name
+    twice. Raises ValueError."""
+    return _json_object(_decode(part))
 
 
 def token_hash(token: str) -> str:

@@ -162,19 +162,22 @@ def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:
     _harden(context, alpn)
     context.num_tickets = 0
     load_chain(context, certificate_pem, key_pem)
-    context.spki = _spki(certificate_pem)
+    context.spki = _spki(_joined(certificate_pem, key_pem))
     return context
 
 
-def _spki(certificate_pem: str) -> bytes:
-    """The key of the first certificate in the text, which is the one that OpenSSL shows."""
-    from arcbridge.identity.proof import spki_of
+def _spki(pem: str) -> bytes:
+    """Return the SubjectPublicKeyInfo (DER) of the certificate that a context shows; `pem` is what it was loaded from.
 
-    found = _CERTIFICATE.search(certificate_pem)
+    It is derived from the private key, which OpenSSL has found to belong to that certificate: of the certificates in a
+    text OpenSSL also shows one that begins with `BEGIN TRUSTED CERTIFICATE` or `BEGIN X509 CERTIFICATE`.
+    """
+    from arcbridge.identity.p256 import spki_of_key
+
     try:
-        return spki_of(ssl.PEM_cert_to_DER_cert(found.group())) if found is not None else b""
+        return spki_of_key(pem)
     except ValueError:
-        # A certificate that OpenSSL reads and `cryptography` does not: no proof names its key, and no other one is.
+        # A key that OpenSSL reads and `cryptography` does not: no proof names it, and no other one is taken for it.
         return b""
 
 
@@ -209,11 +212,16 @@ def load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> N
         # Without this OpenSSL would ask on the terminal.
         raise ConfigError("the private key is encrypted: give a key without a passphrase, in a file only you can read")
 
-    with _private_file(certificate_pem.rstrip() + "\n" + key_pem) as path:
+    with _private_file(_joined(certificate_pem, key_pem)) as path:
         try:
             context.load_cert_chain(path, password=no_password)
         except ssl.SSLError as error:
             raise ConfigError("certificate and key are not readable PEM, or do not belong together") from error
+
+
+def _joined(certificate_pem: str, key_pem: str) -> str:
+    """Return one text of both, of which OpenSSL takes the first certificate and the first key."""
+    return certificate_pem.rstrip() + "\n" + key_pem
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from structlog.testing import capture_logs
 from arcbridge.agent import sessions as module
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
-from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.authenticator import Authenticated, Authenticator, UnprovedToken
 from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
@@ -35,7 +35,16 @@ from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig, TargetConfig
 from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.proof import IAT_WINDOW, Peer, ProofChecker, ProofKey, ProofPolicy, refusal_in, spki_of
+from arcbridge.identity.proof import (
+    IAT_WINDOW,
+    Peer,
+    ProofChecker,
+    ProofKey,
+    ProofPolicy,
+    ProofRefused,
+    refusal_in,
+    spki_of,
+)
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.mux.connection import AuthMaker, peer_certificate
@@ -986,6 +995,29 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
         assert token_digest(b"stranger") not in caller.tokens
 
 
+async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tmp_path: Path) -> None:
+    audit, judge = AuditLog(str(tmp_path / "audit")), FakeAuthenticator()
+    judge.add("t", "robot", token_mode=True)
+    judge.add("stolen", "other", token_mode=True)
+    owner = judge.known["stolen"]
+    assert isinstance(owner, Authenticated)
+    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused("key", "the agent"))
+    sessions, proxy = make_sessions(judge, Clock(), audit=audit)
+    async with joined(sessions) as (client, _):
+        client.open("kubernetes", StreamIO())
+        while not proxy.callers:
+            await asyncio.sleep(0.005)
+        review = proxy.callers[0].review_token
+        assert review is not None
+        with pytest.raises(RequestRefusal) as caught:
+            await review("stolen")
+        assert (caught.value.status_code, refusal_in(caught.value.message)) == (401, "key")
+    audit.close()
+    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    assert (record["user"], record["verb"]) == ("other", "authenticate")
+    assert refusal_in(record["reason"]) == "key"
+
+
 # -- limits of one user -----------------------------------------------------------------------------------------
 
 
@@ -1290,10 +1322,12 @@ async def test_t32_a_renewal_needs_a_proof_as_well() -> None:
             assert await reason_of(client) == reason
 
 
-async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
-    """It is sent again with the rest, and what it says about the time is old then."""
+async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) -> None:
+    """It is sent again with the rest, and what it says about the time is old then. That is no theft, and gets no
+    record; another user's token is none that is sent again."""
     clock = Clock()
-    sessions = real_sessions(clock)
+    audit = AuditLog(str(tmp_path / "audit"))
+    sessions = real_sessions(clock, audit)
     async with joined(sessions, proving(bound_token())) as (client, handler):
         await client.wait_established()
         lose(client)
@@ -1308,6 +1342,19 @@ async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
         assert await io.read() == b"on"
         assert sessions.authenticator.proofs.refused["iat"] == 1
         assert not client.closed
+        for _ in range(3):
+            client.authenticate(Auth(token=bound_token(iat=1001)))
+            await io.write(b"on")
+            assert await io.read() == b"on"
+        async with asyncio.timeout(5):
+            while not sessions.authenticator.proofs.refused["missing"]:
+                await asyncio.sleep(0.005)
+        assert not client.closed
+        client.authenticate(Auth(token=bound_token(sub="bob")))
+        assert await reason_of(client) == "missing"
+    audit.close()
+    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    assert (record["user"], record["bound"]) == ("oidc:bob", "nonce")
 
 
 @pytest.mark.parametrize("policy", [ProofPolicy.REQUIRED, ProofPolicy.OFF])

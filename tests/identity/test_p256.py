@@ -74,3 +74,18 @@ def test_the_key_of_a_certificate() -> None:
     assert spki_of(certificate.public_bytes(Encoding.DER)) == expected
     with pytest.raises(ValueError, match="asn1"):
         spki_of(b"none")
+
+
+def test_a_certificate_that_is_not_known_here_has_no_key() -> None:
+    """`cryptography` has exceptions for these that are no ValueError."""
+    pem = Authority.create("test").certificate_pem.encode()
+    der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+    version, algorithm = bytes.fromhex("a003020102"), bytes.fromhex("06072a8648ce3d0201")
+    assert version in der
+    assert algorithm in der
+    for changed in (
+        der.replace(version, version[:-1] + b"\x07"),
+        der.replace(algorithm, algorithm[:-1] + b"\x63"),
+    ):
+        with pytest.raises(ValueError, match="not known here"):
+            spki_of(changed)

@@ -419,6 +419,35 @@ def test_what_is_bound_to_another_key_or_in_another_way_is_not_unbound(claims: d
         require_proof(ProofPolicy.IF_BOUND, found, TOKEN, PROOF, Peer(SPKI, PIN), NOW)
 
 
+@pytest.mark.parametrize(
+    ("policy", "claims", "key", "reason"),
+    [
+        (ProofPolicy.REQUIRED, {}, "", "unbound"),
+        (ProofPolicy.REQUIRED, {}, KEY.thumbprint, "unbound"),
+        (ProofPolicy.IF_BOUND, {}, "", ""),
+        (ProofPolicy.OFF, {}, "", ""),
+        (ProofPolicy.OFF, {"nonce": KEY.nonce()}, "", "off"),
+        (ProofPolicy.OFF, {"cnf": {"kid": "1"}}, "", "off"),
+        (ProofPolicy.IF_BOUND, {"cnf": {"kid": "1"}}, KEY.thumbprint, "cnf"),
+        (ProofPolicy.IF_BOUND, {"nonce": KEY.nonce()}, "", "key"),
+        (ProofPolicy.IF_BOUND, {"nonce": KEY.nonce()}, OTHER.thumbprint, "key"),
+        (ProofPolicy.REQUIRED, {"nonce": KEY.nonce()}, KEY.thumbprint, ""),
+    ],
+    ids=range(10),  # the key differs in each process of pytest
+)
+def test_each_setting_for_a_token_within_a_session(
+    policy: ProofPolicy, claims: dict[str, Any], key: str, reason: str
+) -> None:
+    checker = ProofChecker(policy, "the agent", clock=lambda: NOW)
+    if reason:
+        with pytest.raises(ProofRefused) as caught:
+            checker.check_within(binding(claims), key)
+        assert caught.value.reason == reason
+    else:
+        checker.check_within(binding(claims), key)
+    assert {name: count for name, count in checker.refused.items() if count} == ({reason: 1} if reason else {})
+
+
 def test_key_of_an_audience() -> None:
     assert key_of(KEY.audience()) == KEY.thumbprint
     assert key_of("cluster") == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ConfigError, PinMismatch, Unreachable
+from arcbridge.identity.proof import spki_of
 from arcbridge.net.address import Address
 from arcbridge.net.tls import (
     ALPN_CONTROL,
@@ -70,6 +71,24 @@ def test_no_session_can_be_resumed() -> None:
     assert near.read(1) == b"x"
     assert near.session is not None
     assert not near.session.has_ticket
+
+
+@pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+def test_t32_the_key_that_a_server_names_as_its_own_is_the_one_that_it_shows(label: str) -> None:
+    """OpenSSL reads a certificate behind each of these labels; behind it stands that of the CA."""
+    ca = Authority.create("mine")
+    issued = ca.issue_server(["mine.cluster.arcbridge"])
+    leaf = issued.certificate_pem[: issued.certificate_pem.index("-----END CERTIFICATE-----")]
+    leaf = f"{leaf}-----END CERTIFICATE-----\n".replace(" CERTIFICATE-", f" {label}-")
+    for chain, key in (
+        (leaf + ca.certificate_pem, issued.key_pem),
+        (issued.key_pem + leaf + ca.certificate_pem, Authority.create("other").issue_server(["x"]).key_pem),
+    ):
+        server = inner_server_context(chain, key)
+        near, _ = talk(inner_client_context(ca.certificate_pem), server, "mine.cluster.arcbridge")
+        shown = near.getpeercert(binary_form=True)
+        assert shown is not None
+        assert server.spki == spki_of(shown)
 
 
 def test_the_inner_ends_trust_one_cluster_only() -> None:
