@@ -131,7 +131,8 @@ class ClientContext:
             self.state.token_directory,
             issuer=login.issuer,
             client_id=login.client_id,
-            scopes=(*login.scopes, *login.relay_scopes),
+            scopes=login.scopes,
+            relay_scopes=login.relay_scopes,
             audience=login.audience,
         )
 

@@ -2,7 +2,8 @@
 
 The relay sees the first and must not be able to use it at the cluster. Invariant: neither is handed out while both are
 the same text, wherever they come from, unless `login.one_token` says so; then a warning says what that means
-(docs/threats.md#T10). Audiences are not compared. Files are read at every use, because other programs refresh them.
+(docs/threats.md#T10). Audiences are compared only where `login.cluster_audience` names the cluster's. Files are read at
+every use, because other programs refresh them.
 
 Where `login.cluster_audience` is set, each cluster has a token of its own, which `for_cluster` keeps apart. Tokens may
 be bound to a key of this client (`identity.proof`); `prove` shows that they are this client's.
@@ -60,6 +61,20 @@ class OneToken(ConfigError):
             f"relay and cluster would get the same token ({source}), with which the relay could act as you in the "
             "cluster; give a token of its own for each (--access-token-file and --id-token-file, or both from "
             "login.command), or set one_token = true under [login] if you accept that"
+        )
+
+
+class TokenForBoth(ConfigError):
+    """The relay's token is good at the cluster too, and the settings do not allow that."""
+
+    status_code = 403
+    reason = "Forbidden"
+
+    def __init__(self, audience: str) -> None:
+        super().__init__(
+            f"the token for the relay has the audience of the cluster as well ({audience}), so the relay could act as "
+            "you in the cluster; have the issuer give a token for the relay alone (login.relay_scopes, "
+            "login.audience), or set one_token = true under [login] if you accept that"
         )
 
 
@@ -127,6 +142,8 @@ class Tokens:
         except ArcbridgeError:
             other = ""  # `cluster` says why, and compares then
         self._keep_apart(token, other, source)
+        if self._audience() and (self._cluster or "{cluster}" not in self._login.cluster_audience):
+            self._refuse_for_both(token, self._audience())
         self._shown = token
         return token
 
@@ -258,12 +275,27 @@ class Tokens:
         """The audience that the cluster's token has to have; empty: every cluster gets the same token."""
         return self._login.cluster_audience.replace("{cluster}", self._cluster)
 
+    def _refuse_for_both(self, token: str, audience: str) -> None:
+        """Refuse, or warn of, a token for the relay that the agent of the cluster with `audience` would take."""
+        names = (audience, f"@{audience}")  # the second: behind the key, where an issuer gives one audience only
+        if not any(
+            one == names[0] or (one.startswith("arcbridge:key:") and one.endswith(names[1]))
+            for one in read_unverified(token).audiences
+        ):
+            return
+        if not self._login.one_token:
+            raise TokenForBoth(audience)
+        self._warn_once()
+
     def _keep_apart(self, token: str, other: str, source: str) -> None:
         """Refuse, or warn of, a token that the other end gets too."""
         if token != other:
             return
         if not self._login.one_token:
             raise OneToken(source)
+        self._warn_once()
+
+    def _warn_once(self) -> None:
         if not self._warned:
             self._warned = True
             log.warning(

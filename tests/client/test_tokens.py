@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
-from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
+from arcbridge.client.tokens import OneToken, TokenCommand, TokenForBoth, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ExitCode, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
@@ -248,6 +248,19 @@ class TestOneAudiencePerCluster:
         shown._shown = "for arcbridge-a"
         with pytest.raises(OneToken):
             await shown.cluster()
+
+    @pytest.mark.parametrize("form", ["arcbridge-a", "arcbridge:key:T@arcbridge-a"])
+    async def test_the_relay_gets_no_token_with_the_audience_of_the_cluster(self, form: str) -> None:
+        """docs/threats.md#T10: another text, and good at the cluster all the same."""
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", form]}).encode()).decode()
+        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        with pytest.raises(TokenForBoth, match="the audience of the cluster as well"):
+            await Tokens(self.SETTINGS, pair).for_cluster("a").access()
+        assert await Tokens(self.SETTINGS, pair).for_cluster("b").access()
+        assert await Tokens(replace(self.SETTINGS, one_token=True), pair).for_cluster("a").access()
+        fixed = LoginConfig(cluster_audience="arcbridge-a")
+        with pytest.raises(TokenForBoth):
+            await Tokens(fixed, pair).access()
 
     async def test_files_go_first(self, tmp_path: Path) -> None:
         settings = replace(login(tmp_path), cluster_audience="arcbridge-{cluster}")
