@@ -95,6 +95,23 @@ class TokenPair(Protocol):
         ...
 
 
+def refuse_contradictions(login: LoginConfig) -> None:
+    """Raise ConfigError where one setting would silently take the place of another."""
+    contradictions = (
+        # The file's one token would be shown at every cluster, which is what the audience is there to prevent.
+        ("cluster_audience", "id_token_file", bool(login.cluster_audience and login.id_token_file)),
+        ("workload", "command", bool(login.workload and login.command)),
+        ("workload", "issuer", bool(login.workload and login.issuer)),
+    )
+    for one, other, given in contradictions:
+        if given:
+            raise ConfigError(f"login.{one}: given together with login.{other}; take one of them out")
+    if login.grant_type == "client-credentials" and not login.issuer:
+        raise ConfigError("login.grant_type: client-credentials needs login.issuer; give --oidc-issuer-url URL")
+    if login.cluster_scopes and not login.cluster_audience:
+        raise ConfigError("login.cluster_scopes: needs login.cluster_audience, whose token they are asked for with")
+
+
 class Tokens:
     """The tokens of one client. `access` and `cluster` raise Unauthenticated or OneToken, which say what to do."""
 
@@ -107,6 +124,8 @@ class Tokens:
         token_file: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises ConfigError for settings that contradict one another."""
+        refuse_contradictions(login)
         self._login = login
         self._pair = pair
         self._token = token
