@@ -76,7 +76,13 @@ def refuse_planted(path: Path) -> None:
     """
     if os.name != "posix":
         return
-    place, names = Path("/"), list((Path.cwd() / path).parts[1:])
+    try:
+        whole = path if path.is_absolute() else Path.cwd() / path
+    except OSError as error:
+        raise StateError(
+            f"cannot tell where {path} is, because the current directory is gone; cd to another"
+        ) from error
+    place, names = Path("/"), list(whole.parts[1:])
     links = 0
     while names:
         name = names.pop(0)
@@ -97,7 +103,11 @@ def refuse_planted(path: Path) -> None:
             return
         else:
             # From the root again: a relative target begins in a directory that was looked at already.
-            names = [*(place / os.readlink(entry)).parts[1:], *names]
+            try:
+                target = os.readlink(entry)
+            except OSError as error:
+                raise StateError(f"cannot read the link {entry}: {error.strerror}") from error
+            names = [*(place / target).parts[1:], *names]
             place = Path("/")
 
 
