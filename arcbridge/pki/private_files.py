@@ -63,8 +63,11 @@ def refuse_foreign_directory(directory: Path) -> None:
     if not _is_trusted(status, directory.parent):
         raise StateError(f"{directory} belongs to another user, who could change what is in it; choose another one")
     if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+        # A volume of a pod is made like this (emptyDir: root's, 0777), and the pod's user cannot change its mode.
+        below = f"; if it is a volume of a pod, choose a directory in it ({directory}/arcbridge)"
         raise StateError(
             f"every user of this machine can change what is in {directory}: chmod o-w, or choose another one"
+            f"{below if status.st_uid == 0 else ''}"
         )
 
 

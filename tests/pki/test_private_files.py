@@ -103,6 +103,10 @@ def test_w11_a_directory_that_another_user_can_change_is_refused(tmp_path: Path)
     (shared / "mine").chmod(0o777)
     with pytest.raises(StateError, match="every user of this machine can change"):
         refuse_foreign_directory(shared / "mine")
+    (shared / "mine").chmod(0o757)
+    with pytest.raises(StateError, match=r"a volume of a pod, choose a directory in it .*mine/arcbridge"):
+        refuse_foreign_directory(shared / "mine")
+    refuse_foreign_directory(shared / "mine" / "arcbridge")
     os.chown(shared / "mine", OTHER, OTHER)
     with pytest.raises(StateError, match="belongs to another user"):
         refuse_foreign_directory(shared / "mine")
