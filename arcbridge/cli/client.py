@@ -321,7 +321,7 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:
         raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
-    key = proof_keys.load_or_make(file)
+    key = proof_keys.load_or_make(file, of_settings=True)
     names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
     if output in ("json", "yaml"):
         print_document(names, output)

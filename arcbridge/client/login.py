@@ -172,10 +172,11 @@ class Login:
     @property
     def key(self) -> ProofKey | None:
         """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
-        return self._remembered(proof_keys.load(self._key_path))
+        return self._remembered(proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None))
 
     def _own_key(self) -> ProofKey:
-        key = self._remembered(proof_keys.load_or_make(self._key_path))
+        of_settings = self._config.proof_key_file is not None
+        key = self._remembered(proof_keys.load_or_make(self._key_path, of_settings=of_settings))
         assert key is not None
         return key
 

@@ -110,7 +110,7 @@ class ClientContext:
             return None
         from arcbridge.client import proof_keys
 
-        key = proof_keys.load(file)
+        key = proof_keys.load(file, of_settings=True)
         if key is None:
             raise ConfigError(f"login.proof_key_file: {file} does not exist; `arcbridge --role client key` makes it")
         return key

@@ -225,7 +225,7 @@ class Tokens:
         if self._login.proof_key_file is not None:
             from arcbridge.client import proof_keys
 
-            key = proof_keys.load(self._login.proof_key_file)
+            key = proof_keys.load(self._login.proof_key_file, of_settings=True)
             if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
                 self._file_key = key  # else the one that is ready to sign
             if key is not None and self._file_key is not None:

@@ -168,6 +168,16 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
     return data
 
 
+def others_may_use(status: os.stat_result) -> bool:
+    """Whether a file of this status may be used by users besides the one it is for.
+
+    A group's rights count in a file of this user alone: a Secret's volume in a pod (fsGroup) is root's, with the pod's
+    own group.
+    """
+    forbidden = 0o077 if status.st_uid == os.geteuid() else 0o007
+    return os.name == "posix" and bool(status.st_mode & forbidden)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the lock file `path` (made 0600); blocks while another process or thread holds it.
