@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.client.tokens import Tokens
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
@@ -237,13 +238,9 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
 
     config, found = context.config, None
     try:
-        await context.tokens.access()
-        token = await context.tokens.cluster()
-        same = "; one token for both" if await context.tokens.access() == token.text else ""
-        mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
-        detail = f"{mode}{_until(token.expires_at)}{_bound(token.text)}{same}"
+        detail, tokens = await _login_state(context)
         steps.append({"name": "login", "state": "ok", "detail": detail})
-        found = await list_clusters(context.relays, context.tokens)
+        found = await list_clusters(context.relays, tokens)
         url = context.relays.in_use.address.url if context.relays.in_use is not None else ""
         steps.append({"name": "relay", "state": "ok", "detail": f"{url}; clusters: {len(found)}"})
     except ArcbridgeError as error:
@@ -269,6 +266,25 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
     else:
         print_rows(steps, (("name", "STEP"), ("state", "STATE"), ("detail", "DETAIL")), output)
     return code
+
+
+async def _login_state(context: ClientContext) -> tuple[str, Tokens]:
+    """What the login step says, and the tokens to go on with: of the first cluster where each has its own."""
+    config, tokens = context.config, context.tokens
+    if "{cluster}" in config.login.cluster_audience and not tokens.token_mode:
+        name = next(filter(None, (config.cluster, *config.clusters)), "")
+        if not name:
+            from arcbridge.client.jwt_unverified import read_unverified
+
+            access = await tokens.access()
+            until = _until(read_unverified(access).expires_at)
+            return f"OIDC{until}{_bound(access)}; the relay's token, each cluster has its own", tokens
+        tokens = tokens.for_cluster(name)
+    access = await tokens.access()
+    token = await tokens.cluster()
+    same = "; one token for both" if access == token.text else ""
+    mode = "ServiceAccount token" if token.kind == "bearer" else "OIDC"
+    return f"{mode}{_until(token.expires_at)}{_bound(token.text)}{same}", tokens
 
 
 def _ago(seen: object) -> str:
@@ -305,7 +321,7 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:
         raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
-    key = proof_keys.load_or_make(file)
+    key = proof_keys.load_or_make(file, of_settings=True)
     names = {"thumbprint": key.thumbprint, "audience": key.audience(), "nonce": key.nonce()}
     if output in ("json", "yaml"):
         print_document(names, output)

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
+import structlog
+
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, StateError, Unauthenticated
+from arcbridge.pki.private_files import others_may_use
 
 if TYPE_CHECKING:
     from arcbridge.client.issuer import IssuerEndpoints
@@ -27,6 +30,8 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_LIFE = 60.0
 """Seconds from `iat` to `exp` of an assertion that is made here: Keycloak and others refuse more."""
 _FILE_LIMIT = 64 * 1024
+log = structlog.get_logger("arcbridge.client")
+
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
@@ -55,6 +60,7 @@ class ClientAuthentication:
             raise ConfigError("login.client_key_id: names a key, but there is none; set login.client_key_file")
         self._config = config
         self._clock = clock
+        self._warned = False
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 
@@ -62,8 +68,10 @@ class ClientAuthentication:
         """Return what the next request to an endpoint of the issuer needs. Raises Unauthenticated, StateError."""
         config = self._config
         if config.client_secret_file is not None:
+            self._warn_of_readers(config.client_secret_file, "login.client_secret_file")
             return self._secret(endpoints, _text(config.client_secret_file, "login.client_secret_file"))
         if config.client_key_file is not None:
+            self._warn_of_readers(config.client_key_file, "login.client_key_file")
             return self._asserted(self._signed(endpoints.token, config.client_key_file))
         if config.client_assertion_file is not None:
             return self._asserted(_text(config.client_assertion_file, "login.client_assertion_file"))
@@ -71,6 +79,16 @@ class ClientAuthentication:
             output = await output_of("login.client_assertion_command", config.client_assertion_command)
             return self._asserted(_one_word(output, "login.client_assertion_command"))
         return ClientProof({"client_id": config.client_id}, {})
+
+    def _warn_of_readers(self, path: Path, setting: str) -> None:
+        """Say once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
+        try:
+            others = others_may_use(path.stat())
+        except OSError:
+            return  # reading it says why
+        if others and not self._warned:
+            self._warned = True
+            log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
 
     def _secret(self, endpoints: IssuerEndpoints, secret: str) -> ClientProof:
         """HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers the form alone."""

@@ -80,6 +80,13 @@ class Login:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         if config.cluster_audience_by not in BY_AUDIENCE:
             raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+        by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
+        if config.cluster_audience and by_scope and not config.relay_scopes:
+            # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
+            raise ConfigError(
+                "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
+                "is good at the relay alone"
+            )
         self._authentication = ClientAuthentication(config, clock)
         self._config = config
         self._cache = cache
@@ -165,10 +172,11 @@ class Login:
     @property
     def key(self) -> ProofKey | None:
         """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
-        return self._remembered(proof_keys.load(self._key_path))
+        return self._remembered(proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None))
 
     def _own_key(self) -> ProofKey:
-        key = self._remembered(proof_keys.load_or_make(self._key_path))
+        of_settings = self._config.proof_key_file is not None
+        key = self._remembered(proof_keys.load_or_make(self._key_path, of_settings=of_settings))
         assert key is not None
         return key
 

@@ -13,37 +13,46 @@ from pathlib import Path
 
 from arcbridge.errors import StateError
 from arcbridge.identity.proof import MAX_KEY_FILE, ProofKey
-from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.private_files import (
+    ensure_private_directory,
+    locked,
+    others_may_use,
+    read_file,
+    write_private,
+)
 
 
-def load(path: Path) -> ProofKey | None:
+def load(path: Path, *, of_settings: bool = False) -> ProofKey | None:
     """Return the key in the file at `path`, None when there is no file.
 
+    `of_settings`: `login.proof_key_file` names it, so that the advice of an error is another one.
     Raises StateError when it cannot be read, is no key, or may be read by other users.
     """
     data = read_file(path, limit=MAX_KEY_FILE)
     if data is None:
         return None
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        status = os.stat(path)
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise StateError(f"other users may read the key in {path} (mode {mode:o}): remove the file and log in again")
+    if others_may_use(status):
+        advice = f"chmod 600 {path}" if of_settings else "remove the file and log in again"
+        raise StateError(f"other users may read the key in {path} (mode {stat.S_IMODE(status.st_mode):o}): {advice}")
     try:
         return ProofKey.from_jwk(data)
     except StateError as error:
-        raise StateError(f"{path} is damaged ({error.message}): remove the file and log in again") from error
+        advice = "put the key there again" if of_settings else "remove the file and log in again"
+        raise StateError(f"{path} is damaged ({error.message}): {advice}") from error
 
 
-def load_or_make(path: Path) -> ProofKey:
+def load_or_make(path: Path, *, of_settings: bool = False) -> ProofKey:
     """Return the key in the file at `path`, which is made first where it is missing. Raises StateError as `load`."""
-    key = load(path)
+    key = load(path, of_settings=of_settings)
     if key is not None:
         return key
     ensure_private_directory(path.parent)
     with locked(path.with_name(f".{path.name}.lock")):
-        key = load(path)
+        key = load(path, of_settings=of_settings)
         if key is None:
             key = ProofKey.generate()
             write_private(path, key.to_jwk())

@@ -25,7 +25,7 @@ from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token
+from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
 from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
@@ -77,6 +77,7 @@ class ClientContext:
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
         self.relays = Relays.of(config)
+        refuse_contradictions(config.login)
         if token:
             token = check_token(token.encode(), "--token")
         self.tokens = Tokens(
@@ -109,7 +110,7 @@ class ClientContext:
             return None
         from arcbridge.client import proof_keys
 
-        key = proof_keys.load(file)
+        key = proof_keys.load(file, of_settings=True)
         if key is None:
             raise ConfigError(f"login.proof_key_file: {file} does not exist; `arcbridge --role client key` makes it")
         return key
@@ -131,7 +132,8 @@ class ClientContext:
             self.state.token_directory,
             issuer=login.issuer,
             client_id=login.client_id,
-            scopes=(*login.scopes, *login.relay_scopes),
+            scopes=login.scopes,
+            relay_scopes=login.relay_scopes,
             audience=login.audience,
         )
 

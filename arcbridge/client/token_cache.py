@@ -1,7 +1,8 @@
 """Tokens kept between runs: one file (0600) per login, replaced at once, refreshed by one process at a time.
 
-A file's name is the hash of issuer, client id, scopes and audience. Beside it is the key to which the login's tokens
-are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as none: a new login, never a crash.
+A file's name is the hash of issuer, client id, audience and the scopes of the login and of the relay. Beside it is the
+key to which the login's tokens are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as
+none: a new login, never a crash.
 """
 
 from __future__ import annotations
@@ -113,8 +114,19 @@ def token_set(answer: dict[str, object], now: float, former_refresh_token: str =
 class TokenCache:
     """The file of one login."""
 
-    def __init__(self, directory: Path, *, issuer: str, client_id: str, scopes: tuple[str, ...], audience: str) -> None:
-        key = json.dumps([issuer, client_id, sorted(scopes), audience]).encode()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        issuer: str,
+        client_id: str,
+        scopes: tuple[str, ...],
+        audience: str,
+        relay_scopes: tuple[str, ...] = (),
+    ) -> None:
+        # Apart, because a scope that moves from one list to the other makes another relay's token.
+        more = [sorted(relay_scopes)] if relay_scopes else []
+        key = json.dumps([issuer, client_id, sorted(scopes), audience, *more]).encode()
         self.path = directory / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
         self.key_path = self.path.with_suffix(".key")
         """The key that this login's tokens are bound to."""

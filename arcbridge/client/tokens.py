@@ -2,7 +2,8 @@
 
 The relay sees the first and must not be able to use it at the cluster. Invariant: neither is handed out while both are
 the same text, wherever they come from, unless `login.one_token` says so; then a warning says what that means
-(docs/threats.md#T10). Audiences are not compared. Files are read at every use, because other programs refresh them.
+(docs/threats.md#T10). Audiences are compared only where `login.cluster_audience` names the cluster's. Files are read at
+every use, because other programs refresh them.
 
 Where `login.cluster_audience` is set, each cluster has a token of its own, which `for_cluster` keeps apart. Tokens may
 be bound to a key of this client (`identity.proof`); `prove` shows that they are this client's.
@@ -63,6 +64,20 @@ class OneToken(ConfigError):
         )
 
 
+class TokenForBoth(ConfigError):
+    """The relay's token is good at the cluster too, and the settings do not allow that."""
+
+    status_code = 403
+    reason = "Forbidden"
+
+    def __init__(self, audience: str) -> None:
+        super().__init__(
+            f"the token for the relay has the audience of the cluster as well ({audience}), so the relay could act as "
+            "you in the cluster; have the issuer give a token for the relay alone (login.relay_scopes, "
+            "login.audience), or set one_token = true under [login] if you accept that"
+        )
+
+
 class TokenPair(Protocol):
     """What gives the tokens: a login, a command, a workload's surroundings. `force`: not those it has kept."""
 
@@ -80,6 +95,23 @@ class TokenPair(Protocol):
         ...
 
 
+def refuse_contradictions(login: LoginConfig) -> None:
+    """Raise ConfigError where one setting would silently take the place of another."""
+    contradictions = (
+        # The file's one token would be shown at every cluster, which is what the audience is there to prevent.
+        ("cluster_audience", "id_token_file", bool(login.cluster_audience and login.id_token_file)),
+        ("workload", "command", bool(login.workload and login.command)),
+        ("workload", "issuer", bool(login.workload and login.issuer)),
+    )
+    for one, other, given in contradictions:
+        if given:
+            raise ConfigError(f"login.{one}: given together with login.{other}; take one of them out")
+    if login.grant_type == "client-credentials" and not login.issuer:
+        raise ConfigError("login.grant_type: client-credentials needs login.issuer; give --oidc-issuer-url URL")
+    if login.cluster_scopes and not login.cluster_audience:
+        raise ConfigError("login.cluster_scopes: needs login.cluster_audience, whose token they are asked for with")
+
+
 class Tokens:
     """The tokens of one client. `access` and `cluster` raise Unauthenticated or OneToken, which say what to do."""
 
@@ -92,6 +124,8 @@ class Tokens:
         token_file: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Raises ConfigError for settings that contradict one another."""
+        refuse_contradictions(login)
         self._login = login
         self._pair = pair
         self._token = token
@@ -127,6 +161,8 @@ class Tokens:
         except ArcbridgeError:
             other = ""  # `cluster` says why, and compares then
         self._keep_apart(token, other, source)
+        if self._audience() and (self._cluster or "{cluster}" not in self._login.cluster_audience):
+            self._refuse_for_both(token, self._audience())
         self._shown = token
         return token
 
@@ -189,7 +225,7 @@ class Tokens:
         if self._login.proof_key_file is not None:
             from arcbridge.client import proof_keys
 
-            key = proof_keys.load(self._login.proof_key_file)
+            key = proof_keys.load(self._login.proof_key_file, of_settings=True)
             if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
                 self._file_key = key  # else the one that is ready to sign
             if key is not None and self._file_key is not None:
@@ -258,12 +294,27 @@ class Tokens:
         """The audience that the cluster's token has to have; empty: every cluster gets the same token."""
         return self._login.cluster_audience.replace("{cluster}", self._cluster)
 
+    def _refuse_for_both(self, token: str, audience: str) -> None:
+        """Refuse, or warn of, a token for the relay that the agent of the cluster with `audience` would take."""
+        names = (audience, f"@{audience}")  # the second: behind the key, where an issuer gives one audience only
+        if not any(
+            one == names[0] or (one.startswith("arcbridge:key:") and one.endswith(names[1]))
+            for one in read_unverified(token).audiences
+        ):
+            return
+        if not self._login.one_token:
+            raise TokenForBoth(audience)
+        self._warn_once()
+
     def _keep_apart(self, token: str, other: str, source: str) -> None:
         """Refuse, or warn of, a token that the other end gets too."""
         if token != other:
             return
         if not self._login.one_token:
             raise OneToken(source)
+        self._warn_once()
+
+    def _warn_once(self) -> None:
         if not self._warned:
             self._warned = True
             log.warning(

@@ -63,8 +63,11 @@ def refuse_foreign_directory(directory: Path) -> None:
     if not _is_trusted(status, directory.parent):
         raise StateError(f"{directory} belongs to another user, who could change what is in it; choose another one")
     if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+        # A volume of a pod is made like this (emptyDir: root's, 0777), and the pod's user cannot change its mode.
+        below = f"; if it is a volume of a pod, choose a directory in it ({directory}/arcbridge)"
         raise StateError(
             f"every user of this machine can change what is in {directory}: chmod o-w, or choose another one"
+            f"{below if status.st_uid == 0 else ''}"
         )
 
 
@@ -76,7 +79,13 @@ def refuse_planted(path: Path) -> None:
     """
     if os.name != "posix":
         return
-    place, names = Path("/"), list((Path.cwd() / path).parts[1:])
+    try:
+        whole = path if path.is_absolute() else Path.cwd() / path
+    except OSError as error:
+        raise StateError(
+            f"cannot tell where {path} is, because the current directory is gone; cd to another"
+        ) from error
+    place, names = Path("/"), list(whole.parts[1:])
     links = 0
     while names:
         name = names.pop(0)
@@ -97,7 +106,11 @@ def refuse_planted(path: Path) -> None:
             return
         else:
             # From the root again: a relative target begins in a directory that was looked at already.
-            names = [*(place / os.readlink(entry)).parts[1:], *names]
+            try:
+                target = os.readlink(entry)
+            except OSError as error:
+                raise StateError(f"cannot read the link {entry}: {error.strerror}") from error
+            names = [*(place / target).parts[1:], *names]
             place = Path("/")
 
 
@@ -153,6 +166,16 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
     if len(data) > limit:
         raise StateError(f"{path} is larger than {limit} bytes: it is not a file of arcbridge")
     return data
+
+
+def others_may_use(status: os.stat_result) -> bool:
+    """Whether a file of this status may be used by users besides the one it is for.
+
+    A group's rights count in a file of this user alone: a Secret's volume in a pod (fsGroup) is root's, with the pod's
+    own group.
+    """
+    forbidden = 0o077 if status.st_uid == os.geteuid() else 0o007
+    return os.name == "posix" and bool(status.st_mode & forbidden)
 
 
 @contextmanager

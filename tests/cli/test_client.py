@@ -292,6 +292,30 @@ async def test_one_token_for_both_reaches_no_relay_unless_a_setting_says_so(shel
         assert (far.requests[0].token, far.auths[0].token) == ("SECRET", "SECRET")
 
 
+async def test_status_asks_for_the_token_of_the_cluster(shell: Shell, far: FarSide) -> None:
+    """With `{cluster}` in its audience there is none for no cluster."""
+    program = shell.directory / "sso"
+    program.write_text(
+        "import json, os\n"
+        "audience = os.environ['ARCBRIDGE_TOKEN_AUDIENCE']\n"
+        "assert audience in ('', 'arcbridge-prod'), audience\n"
+        "print(json.dumps({'access_token': 'relay', 'id_token': 'for ' + audience}))\n"
+    )
+    settings = shell.directory / "client.toml"
+    settings.write_text(
+        f'[login]\ncommand = ["{sys.executable}", "{program}"]\ncluster_audience = "arcbridge-{{cluster}}"\n'
+    )
+    del shell.always[shell.always.index("--access-token-file") :]
+    _, out, _ = await shell.run("--config", str(settings), "status", "-o", "json")
+    step = json.loads(out)["steps"][0]
+    assert (step["name"], step["state"], step["detail"]) == ("login", "ok", "OIDC")
+    at = shell.always.index("-n")
+    del shell.always[at : at + 2]
+    _, out, _ = await shell.run("--config", str(settings), "status", "-o", "json")
+    step = json.loads(out)["steps"][0]
+    assert (step["state"], step["detail"]) == ("ok", "OIDC; the relay's token, each cluster has its own")
+
+
 async def test_another_relay_and_which_one_it_was(shell: Shell, far: FarSide) -> None:
     shell.always[shell.always.index("--relay") + 1] = f"https://127.0.0.1:1,{far.address}"
     async with shell.proxy("-v") as (process, _):

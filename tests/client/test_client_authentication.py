@@ -98,6 +98,22 @@ async def test_an_assertion_from_a_command() -> None:
     }
 
 
+async def test_a_secret_that_others_may_read_is_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "secret", "SECRET")
+    file.chmod(0o600)
+    await client(client_secret_file=file).proof(ENDPOINTS)
+    assert "other users may read" not in "".join(capsys.readouterr())
+    file.chmod(0o644)
+    found = client(client_secret_file=file)
+    for _ in range(2):
+        assert (await found.proof(ENDPOINTS)).headers
+    said = "".join(capsys.readouterr())
+    assert said.count("other users may read") == 1
+    assert "SECRET" not in said
+
+
 @pytest.mark.parametrize("data", ["", "\n", "SECRET\nSECRET", b"SECRET\xff", "SECRET\0"])
 async def test_what_is_not_one_text_is_not_quoted(tmp_path: Path, data: bytes | str) -> None:
     file = write(tmp_path / "secret", data)

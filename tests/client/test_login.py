@@ -587,6 +587,11 @@ class TestOneAudiencePerCluster:
         with pytest.raises(ConfigError, match="cluster_audience_by: must be one of resource, audience, scope"):
             make(issuer, tmp_path, Terminal(issuer), cluster_audience_by="magic")
 
+    def test_by_scope_the_relay_s_own_scopes_are_required(self, issuer: Issuer, tmp_path: Path) -> None:
+        """docs/threats.md#T10: a login for both ends gives a token that is good at both."""
+        with pytest.raises(ConfigError, match=r"login\.relay_scopes: required"):
+            make(issuer, tmp_path, Terminal(issuer), **{**BY_SCOPE, "relay_scopes": ()})
+
 
 BY_SCOPE: dict[str, Any] = {
     "scopes": ("openid", "offline_access", "audience:arcbridge-relay", "audience:arcbridge-a", "audience:arcbridge-b"),

@@ -53,6 +53,16 @@ def test_from_an_answer() -> None:
     assert token_set({"access_token": 3, "expires_in": True}, now) == TokenSet(obtained_at=now)
 
 
+def test_a_scope_that_becomes_the_relay_s_makes_another_file(tmp_path: Path) -> None:
+    def path(scopes: tuple[str, ...], **more: tuple[str, ...]) -> Path:
+        return TokenCache(tmp_path, issuer="https://i", client_id="c", scopes=scopes, audience="", **more).path
+
+    paths = [path(("a", "b")), path(("a", "b"), relay_scopes=("a",)), path(("a", "a", "b"))]
+    paths += [path(("a",), relay_scopes=("b",)), path(("b",), relay_scopes=("a",))]
+    assert len(set(paths)) == len(paths)
+    assert path(("a", "b"), relay_scopes=()) == paths[0], "the file of former versions"
+
+
 def test_files_are_private_and_apart(tmp_path: Path) -> None:
     one, two = cache(tmp_path), cache(tmp_path, audience="other")
     tokens = TokenSet("SECRET", "id", "refresh", 1.0, 2.0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -17,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
-from arcbridge.client.tokens import OneToken, TokenCommand, Tokens, check_token, read_token
+from arcbridge.client.tokens import OneToken, TokenCommand, TokenForBoth, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ExitCode, StateError, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, ExitCode, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
 from arcbridge.pki.authority import Authority
 from tests.client.test_session_manager import RELAY_CA, jwt_like, login
@@ -78,6 +79,21 @@ class TestFiles:
     async def test_nothing_configured(self) -> None:
         with pytest.raises(Unauthenticated, match="--access-token-file"):
             await Tokens(LoginConfig(), None).access()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cluster_audience": "a", "id_token_file": Path("id")}, "login.cluster_audience: .*login.id_token_file"),
+        ({"workload": "kubernetes", "command": ("sso",)}, "login.workload: .*login.command"),
+        ({"workload": "kubernetes", "issuer": "https://i"}, "login.workload: .*login.issuer"),
+        ({"grant_type": "client-credentials"}, "client-credentials needs login.issuer"),
+        ({"cluster_scopes": ("openid",)}, "login.cluster_scopes: needs login.cluster_audience"),
+    ],
+)
+def test_settings_that_contradict_one_another(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Tokens(LoginConfig(**settings), None)
 
 
 class TestOneToken:
@@ -249,11 +265,18 @@ class TestOneAudiencePerCluster:
         with pytest.raises(OneToken):
             await shown.cluster()
 
-    async def test_files_go_first(self, tmp_path: Path) -> None:
-        settings = replace(login(tmp_path), cluster_audience="arcbridge-{cluster}")
-        pair = Pair(TokenSet())
-        assert (await Tokens(settings, pair).for_cluster("a").cluster()).text == "the-id-token"
-        assert pair.audiences == []
+    @pytest.mark.parametrize("form", ["arcbridge-a", "arcbridge:key:T@arcbridge-a"])
+    async def test_the_relay_gets_no_token_with_the_audience_of_the_cluster(self, form: str) -> None:
+        """docs/threats.md#T10: another text, and good at the cluster all the same."""
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", form]}).encode()).decode()
+        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        with pytest.raises(TokenForBoth, match="the audience of the cluster as well"):
+            await Tokens(self.SETTINGS, pair).for_cluster("a").access()
+        assert await Tokens(self.SETTINGS, pair).for_cluster("b").access()
+        assert await Tokens(replace(self.SETTINGS, one_token=True), pair).for_cluster("a").access()
+        fixed = LoginConfig(cluster_audience="arcbridge-a")
+        with pytest.raises(TokenForBoth):
+            await Tokens(fixed, pair).access()
 
 
 class TestBoundTokensOnly:

@@ -103,6 +103,10 @@ def test_w11_a_directory_that_another_user_can_change_is_refused(tmp_path: Path)
     (shared / "mine").chmod(0o777)
     with pytest.raises(StateError, match="every user of this machine can change"):
         refuse_foreign_directory(shared / "mine")
+    (shared / "mine").chmod(0o757)
+    with pytest.raises(StateError, match=r"a volume of a pod, choose a directory in it .*mine/arcbridge"):
+        refuse_foreign_directory(shared / "mine")
+    refuse_foreign_directory(shared / "mine" / "arcbridge")
     os.chown(shared / "mine", OTHER, OTHER)
     with pytest.raises(StateError, match="belongs to another user"):
         refuse_foreign_directory(shared / "mine")
@@ -144,6 +148,27 @@ def test_w11_what_another_user_has_put_into_a_shared_directory_is_refused(tmp_pa
     refuse_planted(home / "config")
     (home / "loop").symlink_to("loop")
     refuse_planted(home / "loop")
+
+
+def test_a_current_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refuse_planted(tmp_path / "state")
+    with pytest.raises(StateError, match="the current directory is gone"):
+        refuse_planted(Path("state"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_link_that_goes_away_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("other")
+
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "readlink", gone)
+    with pytest.raises(StateError, match="cannot read the link"):
+        refuse_planted(tmp_path / "link")
 
 
 def test_making_keeps_what_is_there(tmp_path: Path) -> None:
