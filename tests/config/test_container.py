@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
-from release import lock
 
 from arcbridge import __version__
+from release import lock
 from tests.release.test_lock import entries
 
 ROOT = Path(__file__).resolve().parents[2]

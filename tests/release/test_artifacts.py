@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from release import artifacts, lock
 
 from arcbridge import __version__
+from release import artifacts, lock
 
 SECURITY = lock.ROOT / "SECURITY.md"
 
