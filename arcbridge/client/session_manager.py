@@ -447,13 +447,16 @@ class SessionManager(BaseHandler):
         loop = asyncio.get_running_loop()
         try:
             token = await self._tokens.cluster()
+            if resumable.renewal is not renewal:
+                return  # a resumption has sent a token meanwhile
+            newer = token.text != renewal.sent.text and session.usable
+            # The proof may fail as the token may: the file of its key can be damaged, or gone.
+            auth = resumable.auth(token, peer_certificate(session.transport)) if newer else None
         except ArcbridgeError as error:
             self._log.warning("the login cannot be renewed", session=session.label, reason=error.message)
         else:
-            if resumable.renewal is not renewal:
-                return  # a resumption has sent a token meanwhile
-            if token.text != renewal.sent.text and session.usable:
-                session.authenticate(resumable.auth(token, peer_certificate(session.transport)))
+            if auth is not None:
+                session.authenticate(auth)
                 resumable.expires_in = 0.0
                 resumable.schedule_renewal(token)
                 self._log.debug("token renewed", session=session.label)

@@ -80,6 +80,12 @@ noise cheap."""
 FAILURES_RATE = 1 / 6
 """Failed enrolments per second that grow back."""
 
+UNPROVED = 30
+"""Refusals for want of a proof that one address has at once; it may stand for an office full of older clients."""
+
+UNPROVED_RATE = 0.5
+"""Such refusals per second that grow back."""
+
 STRANGERS = 200
 """Requests without a credential that one address has at once; an agent sends one in its life."""
 
@@ -140,7 +146,7 @@ OwnKey = Callable[[web.Request], bytes]
 class Limited:
     """How many requests each limit has refused."""
 
-    LIMITS = ("address", "enrolments", "user", "renewals")
+    LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(self.LIMITS, 0)
@@ -190,6 +196,10 @@ class _Api:
     ca_pem: str
     failures: KeyedTokenBucket[str]
     """Failed enrolments, by address."""
+    unproved: KeyedTokenBucket[str]
+    """Refusals for want of a proof, by address: one who has stolen a token spends nothing of its owner's."""
+    unproved_told: Bursts[str]
+    """The same refusals, by reason, for the log."""
     strangers: KeyedTokenBucket[str]
     """Requests that need no credential, by address."""
     callers: KeyedTokenBucket[str]
@@ -316,19 +326,34 @@ class _Api:
         try:
             self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
         except ProofRefused as error:
-            log.warning(
-                "api token refused",
-                user=identity.username,
-                source=_source(request),
-                bound=identity.binding.kind.value,
-                reason=error.rule,
-            )
+            self._refuse_unproved(identity, error, _source(request))
             raise
         if (refused := self.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         _proved(request)
         self._spend("user", self.callers, identity.subject, "you ask this relay too often")
         return identity
+
+    def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
+        """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
+        now = self.monotonic()
+        if (since_last := self.unproved_told.seen(error.reason, now)) is not None:
+            log.warning(
+                "api token refused",
+                user=identity.username,
+                source=source,
+                bound=identity.binding.kind.value,
+                reason=error.rule,
+                requests=since_last,
+            )
+        # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
+        if self.unproved.reserve(source_of(source), now) is None:
+            self.limited.count("proofs")
+            raise ApiRefusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"too many tokens without a good proof came from this address, and this is one: {error.message}",
+                retry_after=max(math.ceil(self.unproved.wait(source_of(source), now)), 1),
+            ) from error
 
     def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
         """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
@@ -375,6 +400,8 @@ def build_app(
         certificate_life,
         ca_pem or authority.certificate_pem,
         KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
+        KeyedTokenBucket(UNPROVED, UNPROVED_RATE, size=SOURCES),
+        Bursts(LOG_INTERVAL),
         KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
         KeyedTokenBucket(user_requests_per_minute, user_requests_per_minute / 60, size=SUBJECTS),
         KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),

@@ -42,6 +42,8 @@ from arcbridge.relay.tcp_state import has_ended
 PEEK_DEADLINE: Final = 5.0
 LOG_INTERVAL: Final = 10.0
 """Seconds between two lines in the log about connections that one bound refuses."""
+HTTP_TURN: Final = 8
+"""Of so many handlers that start while connections of both queues wait, one is for HTTP."""
 _BACKLOG: Final = 4096
 _REPEEK: Final = 0.1
 
@@ -87,6 +89,8 @@ class Listener:
         can ask for as often as they like."""
         self._starting = False
         """Whether `_start_next` is scheduled."""
+        self._passed_over = 0
+        """Handlers that started since the last one for HTTP, while HTTP connections waited."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: Bursts[str] = Bursts(LOG_INTERVAL)
         """Connections for which there is no place, by the bound that refused them, and those closed to make room, by
@@ -215,11 +219,17 @@ class Listener:
 
     def _start_next(self) -> None:
         """Start one handler. Each begins with a handshake, a millisecond of work: a hundred that came together would
-        keep every session waiting for a tenth of a second, so that the loop does all else between two of them."""
+        keep every session waiting for a tenth of a second, so that the loop does all else between two of them.
+
+        Joins and control connections come first, and every `HTTP_TURN`th handler is one for HTTP where one waits:
+        agents renew their certificates over HTTP, and joins may come for as long as a fleet of clients reconnects.
+        """
         self._starting = False
-        queue = self._queues[0] or self._queues[1]
+        first, http = self._queues
+        queue = http if http and (not first or self._passed_over >= HTTP_TURN - 1) else first
         if not queue:  # those that waited were closed
             return
+        self._passed_over = self._passed_over + 1 if http and queue is first else 0
         arrival = next(iter(queue))
         handler = queue.pop(arrival)
         self._arrivals.discard(arrival)

@@ -494,6 +494,30 @@ class TestBoundTokens:
         self.check(far.auths[2].proof, far.auths[2].token, far.agent_keys[1], CLUSTER_CA.pin)
         assert far.auths[2].token != far.auths[1].token
 
+    @pytest.mark.parametrize("error", [StateError("the key is damaged"), Unreachable("no certificate can be read")])
+    async def test_a_renewal_without_a_proof_is_tried_again(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ArcbridgeError
+    ) -> None:
+        def fails(*_: object) -> str:
+            raise error
+
+        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
+            await session.ready()
+            resumable = session._current
+            assert resumable is not None
+            assert resumable.renewal is not None
+            (tmp_path / "id").write_text(self.bound(900, "newer"))
+            with monkeypatch.context() as patched:
+                patched.setattr(resumable, "auth", fails)
+                resumable.renewal.at = 0.0
+                await session._renew(resumable)
+            assert resumable.renewal.at > 0.0
+            await session._renew(resumable)
+            async with asyncio.timeout(20):
+                while len(far.auths) < 2:
+                    await asyncio.sleep(0.005)
+            self.check(far.auths[1].proof, far.auths[1].token, far.agent_keys[0], CLUSTER_CA.pin)
+
     async def test_tokens_of_another_key_and_of_none_go_without(self, far: FarSide, tmp_path: Path) -> None:
         tokens = self.tokens(tmp_path)
         (tmp_path / "access").write_text(jwt_like(600, nonce=ProofKey.generate().nonce()))

@@ -30,10 +30,12 @@ from arcbridge.relay.api import (
     BODY_LIMIT,
     FAILURES,
     FAILURES_RATE,
+    LOG_INTERVAL,
     RENEWALS,
     RENEWALS_RATE,
     STRANGERS,
     STRANGERS_RATE,
+    UNPROVED,
     ApiServer,
     Limited,
     build_app,
@@ -620,6 +622,26 @@ class TestClusters:
             f"Arcbridge-Proof: {good}\r\n" * 2 + "Connection: close\r\n\r\n"
         )
         assert (await relay.raw(twice.encode())).startswith(b"HTTP/1.1 401 ")
+
+    async def test_t30_refusals_for_want_of_a_proof_are_limited_by_address(
+        self, relay: Relay, everything_logged: list[str]
+    ) -> None:
+        """docs/threats.md#L5: the log tells of each burst once, and neither the token's owner nor a neighbour pays."""
+        text = "token-of-ann.bound"
+        bearer = {"Authorization": f"Bearer {text}"}
+        for _ in range(UNPROVED):
+            assert (await relay.call("GET", "/v1/clusters", headers=bearer))[0] == 401
+        status, answer, headers = await relay.call("GET", "/v1/clusters", headers=bearer)
+        assert (status, error(answer)[0], headers["Retry-After"]) == (429, "rate_limited", "2")
+        assert refusal_in(error(answer)[1]) == "missing"
+        assert relay.limited.counts["proofs"] == 1
+        good = {**bearer, "Arcbridge-Proof": KEY.sign_proof(text, relay.spki, "", time.time())}
+        assert (await relay.call("GET", "/v1/clusters", headers=good))[0] == 200
+        assert len([line for line in everything_logged if "api token refused" in line]) == 1
+        relay.clock.now += LOG_INTERVAL
+        assert (await relay.call("GET", "/v1/clusters", headers=bearer))[0] == 401
+        *_, last = [line for line in everything_logged if "api token refused" in line]
+        assert f"'requests': {UNPROVED + 1}" in last
 
     async def test_the_issuer_is_out(self, relay: Relay) -> None:
         status, answer, headers = await relay.call(

@@ -28,7 +28,7 @@ from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.listener import Listener, bind
+from arcbridge.relay.listener import HTTP_TURN, Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
@@ -280,46 +280,68 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
         assert relay.listener.peeking == 0
 
 
-async def test_one_handshake_begins_between_two_turns_of_the_loop(tmp_path: Path) -> None:
-    """Thirty HTTP connections come in one turn of the loop: what else is to be done waits for one of them at most, and
-    a join that comes later does not wait for them."""
-    order: list[str] = []
+class Starts:
+    """A listener whose connections have all shown their ClientHello, and the order in which their handlers start."""
 
-    def handler(name: str) -> listener_module.ConnectionHandler:
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        handlers = {b"http/1.1": self._handler("http"), b"arcbridge-join/1": self._handler("join")}
+        self.listener = Listener(handlers, Admission(1000, 1000), Counters())
+        self._peers: list[socket.socket] = []
+
+    def _handler(self, name: str) -> listener_module.ConnectionHandler:
         async def handle(sock: socket.socket, ticket: Ticket) -> None:
-            order.append(name)
+            self.order.append(name)
             sock.close()
 
         return handle
 
-    handlers = {b"http/1.1": handler("http"), b"arcbridge-join/1": handler("join")}
-    listener = Listener(handlers, Admission(1000, 1000), Counters())
-    ready, peers = [], []
-    for protocol in ["http/1.1"] * 30 + ["arcbridge-join/1"]:
+    def arrive(self, protocol: str) -> None:
         near, far = socket.socketpair()
-        ticket = listener._admission.enter("127.0.0.1")
+        self._peers.append(far)
+        ticket = self.listener._admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
-        arrival = listener_module._Arrival(listener, near, ticket, False)
         answer = peek(client_hello([protocol]))
         assert isinstance(answer, ClientHello)
-        ready.append((arrival, answer))
-        peers.append(far)
-    for arrival, answer in ready[:30]:
-        listener.arrived(arrival, answer)
-    assert listener.peeking == 30
+        self.listener.arrived(listener_module._Arrival(self.listener, near, ticket, False), answer)
+
+    async def close(self) -> None:
+        assert self.listener.peeking == 0
+        await self.listener.close()
+        for far in self._peers:
+            far.close()
+
+
+async def test_one_handshake_begins_between_two_turns_of_the_loop() -> None:
+    """Thirty HTTP connections come in one turn of the loop: what else is to be done waits for one of them at most, and
+    a join that comes later does not wait for them."""
+    starts = Starts()
+    for _ in range(30):
+        starts.arrive("http/1.1")
+    assert starts.listener.peeking == 30
     turns = []
     for turn in range(40):
         await asyncio.sleep(0)
-        turns.append(len(order))
+        turns.append(len(starts.order))
         if turn == 5:
-            listener.arrived(*ready[30])
+            starts.arrive("arcbridge-join/1")
     assert max(after - before for before, after in itertools.pairwise(turns)) == 1
-    assert "join" in order[: turns[5] + 3]
-    assert len(order) == 31
-    assert listener.peeking == 0
-    await listener.close()
-    for far in peers:
-        far.close()
+    assert "join" in starts.order[: turns[5] + 3]
+    assert len(starts.order) == 31
+    await starts.close()
+
+
+async def test_http_has_its_turn_while_joins_wait() -> None:
+    """A fleet of clients reconnects, and an agent's renewal does not wait until the last of them is in."""
+    starts = Starts()
+    for _ in range(3 * HTTP_TURN):
+        starts.arrive("arcbridge-join/1")
+    for _ in range(2):
+        starts.arrive("http/1.1")
+    while len(starts.order) < 3 * HTTP_TURN + 2:
+        await asyncio.sleep(0)
+    assert [place for place, name in enumerate(starts.order, 1) if name == "http"] == [HTTP_TURN, 2 * HTTP_TURN]
+    await starts.close()
 
 
 def open_sockets() -> set[str]:
