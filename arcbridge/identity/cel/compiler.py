@@ -17,6 +17,7 @@ from typing import Any
 
 from arcbridge.identity.cel import declarations, formatting, regex
 from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, build
+from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.syntax import (
     BOOL,
     Call,
@@ -69,12 +70,14 @@ class Expression:
         limit: int = COST_LIMIT,
         deadline: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
     ) -> tuple[Value, int]:
         """Answer the result, with `claims` or `user` as `value`, and what it cost.
 
-        Raises EvaluationError, or LimitExceeded where it would cost more than `limit` or last longer than `deadline`.
+        Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, last longer than `deadline` or
+        make larger values than `memory` has left.
         """
-        state = Evaluation({self._variable: value}, limit, deadline, clock)
+        state = Evaluation({self._variable: value}, limit, deadline, clock, memory)
         try:
             return self._run(state), state.cost
         except RecursionError as error:
