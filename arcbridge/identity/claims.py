@@ -31,6 +31,9 @@ MAX_GROUPS = 1000
 MAX_EXTRA = 100
 """Values of all extra keys of a token together; each is a header of every request that the agent makes for it."""
 
+CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
+"""kube-apiserver's extra key for the id of a token. Rules on the user see it; it is not sent on."""
+
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
 _LOOK_ALIKE = str.maketrans(
@@ -165,8 +168,15 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | No
         raise TokenRefused("claims.extra.many", f"the token has more than {MAX_EXTRA} extra values")
     if not all(is_plain(value) for values in mapped.extra.values() for value in values):
         raise TokenRefused("claims.extra.characters", "an extra value has characters or a length that are refused")
-    issuer.expressions.check_user(username, uid, groups, mapped.extra, budget)
-    return username, groups, uid, mapped.extra
+    # The rules see the user that kube-apiserver would make, of which less is handed on.
+    issuer.expressions.check_user(username, uid, groups, {**_credential_id(claims), **mapped.extra}, budget)
+    return username, tuple(filter(None, groups)), uid, mapped.extra
+
+
+def _credential_id(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The extra key that kube-apiserver makes of a `jti` that is a string and not empty; null is the empty one."""
+    token_id = claims.get("jti")
+    return {CREDENTIAL_ID: (f"JTI={token_id}",)} if isinstance(token_id, str) and token_id else {}
 
 
 def _username(issuer: IssuerConfig, claims: Mapping[str, Any]) -> str:

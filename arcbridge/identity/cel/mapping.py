@@ -15,7 +15,16 @@ from typing import Any
 from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.evaluation import COST_LIMIT
 from arcbridge.identity.cel.memory import Memory
-from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Map, StringList, Unabsorbed, Value
+from arcbridge.identity.cel.values import (
+    Claims,
+    EvaluationError,
+    LimitExceeded,
+    Map,
+    StringList,
+    Unabsorbed,
+    Value,
+    from_json,
+)
 from arcbridge.identity.refusal import TokenRefused
 
 TOKEN_LIMIT = 4 * COST_LIMIT
@@ -124,7 +133,7 @@ class Expressions:
         """Check the rules on the user. Raises TokenRefused or BudgetExceeded."""
         if not self.user_rules:
             return
-        extra_map = Map.of({key: StringList(values) for key, values in extra.items()}, escaped=True)
+        extra_map = Map.of({key: StringList(map(from_json, values)) for key, values in extra.items()}, escaped=True)
         user = Claims(
             {"username": username, "uid": uid, "groups": StringList(groups), "extra": extra_map}, "kubernetes.UserInfo"
         )
