@@ -153,8 +153,10 @@ _Names = tuple[str, tuple[str, ...], str, Mapping[str, tuple[str, ...]]]
 
 
 def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None) -> _Names:
+    bare = "" if issuer.groups is None else issuer.groups.prefix
     if issuer.expressions is None:
-        return _username(issuer, claims), _groups(issuer.groups, claims), _uid(issuer.uid_claim, claims), {}
+        groups = _without(bare, _groups(issuer.groups, claims))
+        return _username(issuer, claims), groups, _uid(issuer.uid_claim, claims), {}
     from arcbridge.identity.cel.mapping import Budget
 
     budget = budget or Budget()
@@ -170,7 +172,12 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | No
         raise TokenRefused("claims.extra.characters", "an extra value has characters or a length that are refused")
     # The rules see the user that kube-apiserver would make, of which less is handed on.
     issuer.expressions.check_user(username, uid, groups, {**_credential_id(claims), **mapped.extra}, budget)
-    return username, tuple(filter(None, groups)), uid, mapped.extra
+    return username, _without(bare, groups), uid, mapped.extra
+
+
+def _without(bare: str, groups: Sequence[str]) -> tuple[str, ...]:
+    """The groups without those of an empty name: it carries no right, and with a prefix would become a group."""
+    return tuple(group for group in groups if group != bare)
 
 
 def _credential_id(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -218,10 +225,10 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
 
 
 def _group_names(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The groups of all `names`; an empty name gives the bare prefix, which rules on the user see and no one else."""
     if len(names) > MAX_GROUPS:
         raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
-    # An empty entry carries no right, and with a prefix would become a group of its own.
-    return tuple(_name(prefix + name, "groups") for name in names if name)
+    return tuple(_name(prefix + name, "groups") if name else _unreserved(prefix, "groups") for name in names)
 
 
 def _name(name: str, what: str) -> str:
@@ -229,6 +236,10 @@ def _name(name: str, what: str) -> str:
         raise TokenRefused(
             f"claims.{what}.characters", "a name in the token has characters or a length that are refused"
         )
+    return _unreserved(name, what)
+
+
+def _unreserved(name: str, what: str) -> str:
     if is_reserved(name):
         raise TokenRefused(f"claims.{what}.system", "the token holds a name that is reserved for the cluster itself")
     return name
