@@ -175,6 +175,7 @@ class _Checks:
                 self._format(node)
             elif isinstance(node, Identifier):
                 self._presence(node)
+                self._whole_user(node)
             elif isinstance(node, MessageLiteral):
                 raise self._error(node, f"messages such as {node.name} are not carried out here")
             elif isinstance(node, ListLiteral) and node.id not in exempt:
@@ -210,6 +211,11 @@ class _Checks:
         position = self._checked.positions.get(node.id, 0)
         if "." in node.name and node.name.startswith("user.") and self._source[position : position + 1] != ".":
             raise self._error(node, f"has({node.name}) is not carried out here: every user has the field")
+
+    def _whole_user(self, node: Identifier) -> None:
+        # Only the fields are compared with kube-apiserver's results. A macro's variable may have the same name.
+        if node.name == "user" and self._checked.type_of(node).name == declarations.USER_TYPE:
+            raise self._error(node, "user is carried out here by its fields alone: username, uid, groups and extra")
 
     def _in_formats(self, root: Node) -> set[int]:
         """The ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""
