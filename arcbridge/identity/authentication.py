@@ -92,7 +92,22 @@ class AuthenticationConfig:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice: which one counts differs between parsers."""
+    """SafeLoader that refuses a key given twice: which one counts differs between parsers.
+
+    Every error of a node is a ConfigError that names its line and column.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            # What PyYAML lets through for a scalar that its tag does not fit, such as the date 2024-13-45.
+            kind = node.tag.rpartition(":")[2]
+            raise ConfigError(f"{_position(node)}: not a value of the YAML type {kind}") from error
+
+
+def _position(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -100,9 +115,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a string")
+            raise ConfigError(f"{_position(key_node)}: a key must be a string")
         if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+            raise ConfigError(f"{_position(key_node)}: key {key!r} is given twice")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -133,9 +148,7 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
     try:
         node, document = _read(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(f"{source}: {where}not valid YAML") from error
+        raise ConfigError(f"{source}: {_place_in_yaml(error, text)}not valid YAML") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error.message}") from error
     except RecursionError as error:
@@ -144,6 +157,14 @@ def parse(text: str, *, source: str = "authentication configuration") -> Authent
         return from_mapping(document)
     except ConfigError as error:
         raise ConfigError(f"{source}: {_place(error, text, node)}{error.message}") from error
+
+
+def _place_in_yaml(error: yaml.YAMLError, text: str) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}: "
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
 
 
 def _read(text: str) -> tuple[yaml.Node | None, object]:
@@ -172,7 +193,7 @@ def _place(error: ConfigError, text: str, root: yaml.Node | None) -> str:
     path = error.message.partition(": ")[0]
     while path and path not in nodes:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
-    node = nodes.get(path)
+    node = nodes.get(path, root)
     if node is None:
         return ""
     line, column = node.start_mark.line + 1, node.start_mark.column + 1

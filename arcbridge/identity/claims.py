@@ -31,6 +31,9 @@ MAX_GROUPS = 1000
 MAX_EXTRA = 100
 """Values of all extra keys of a token together; each is a header of every request that the agent makes for it."""
 
+CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
+"""kube-apiserver's extra key for the id of a token. Rules on the user see it; it is not sent on."""
+
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
 _LOOK_ALIKE = str.maketrans(
@@ -150,8 +153,10 @@ _Names = tuple[str, tuple[str, ...], str, Mapping[str, tuple[str, ...]]]
 
 
 def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None) -> _Names:
+    bare = "" if issuer.groups is None else issuer.groups.prefix
     if issuer.expressions is None:
-        return _username(issuer, claims), _groups(issuer.groups, claims), _uid(issuer.uid_claim, claims), {}
+        groups = _without(bare, _groups(issuer.groups, claims))
+        return _username(issuer, claims), groups, _uid(issuer.uid_claim, claims), {}
     from arcbridge.identity.cel.mapping import Budget
 
     budget = budget or Budget()
@@ -165,8 +170,20 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | No
         raise TokenRefused("claims.extra.many", f"the token has more than {MAX_EXTRA} extra values")
     if not all(is_plain(value) for values in mapped.extra.values() for value in values):
         raise TokenRefused("claims.extra.characters", "an extra value has characters or a length that are refused")
-    issuer.expressions.check_user(username, uid, groups, mapped.extra, budget)
-    return username, groups, uid, mapped.extra
+    # The rules see the user that kube-apiserver would make, of which less is handed on.
+    issuer.expressions.check_user(username, uid, groups, {**_credential_id(claims), **mapped.extra}, budget)
+    return username, _without(bare, groups), uid, mapped.extra
+
+
+def _without(bare: str, groups: Sequence[str]) -> tuple[str, ...]:
+    """The groups without those of an empty name: it carries no right, and with a prefix would become a group."""
+    return tuple(group for group in groups if group != bare)
+
+
+def _credential_id(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The extra key that kube-apiserver makes of a `jti` that is a string and not empty; null is the empty one."""
+    token_id = claims.get("jti")
+    return {CREDENTIAL_ID: (f"JTI={token_id}",)} if isinstance(token_id, str) and token_id else {}
 
 
 def _username(issuer: IssuerConfig, claims: Mapping[str, Any]) -> str:
@@ -208,10 +225,10 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
 
 
 def _group_names(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The groups of all `names`; an empty name gives the bare prefix, which rules on the user see and no one else."""
     if len(names) > MAX_GROUPS:
         raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
-    # An empty entry carries no right, and with a prefix would become a group of its own.
-    return tuple(_name(prefix + name, "groups") for name in names if name)
+    return tuple(_name(prefix + name, "groups") if name else _unreserved(prefix, "groups") for name in names)
 
 
 def _name(name: str, what: str) -> str:
@@ -219,6 +236,10 @@ def _name(name: str, what: str) -> str:
         raise TokenRefused(
             f"claims.{what}.characters", "a name in the token has characters or a length that are refused"
         )
+    return _unreserved(name, what)
+
+
+def _unreserved(name: str, what: str) -> str:
     if is_reserved(name):
         raise TokenRefused(f"claims.{what}.system", "the token holds a name that is reserved for the cluster itself")
     return name

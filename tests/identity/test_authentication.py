@@ -151,10 +151,10 @@ BAD = [
     ),
     (SMALL + "  userValidationRules: [{}]\n", "jwt[0].userValidationRules[0].expression: missing"),
     (SMALL + SMALL[len(HEAD) + 1 :].replace("jwt:\n", ""), "jwt[1].issuer.url: is given twice"),
-    (SMALL + "  issuer: {}\n", "line 10: key 'issuer' is given twice"),
-    (SMALL + "  1: {}\n", "a key must be a string"),
-    ("a: [", "not valid YAML"),
-    ("\x05", "not valid YAML"),
+    (SMALL + "  issuer: {}\n", "line 10, column 3: key 'issuer' is given twice"),
+    (SMALL + "  1: {}\n", "line 10, column 3: a key must be a string"),
+    ("a: [", "line 1, column 5: not valid YAML"),
+    ("a: b\nc: \x05", "line 2, column 4: not valid YAML"),
     ("[" * 5000, "nested too deeply"),
     ("[]", "document: must be a mapping"),
     ("!!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -210,6 +210,10 @@ PLACES = [
         "line 10, column 23: jwt[0].claimMappings.uid.expression: not an int",
     ),
     (SMALL + "    other: 1\n", "line 10, column 12: jwt[0].claimMappings.other: unknown field"),
+    ("# no field\nother: 1\n", "line 2, column 1: apiVersion: missing"),
+    (HEAD, "line 1, column 1: jwt: at least one issuer is needed"),
+    ("[]", "line 1, column 1: document: must be a mapping"),
+    ("", "document: must be a mapping"),
 ]
 
 
@@ -313,3 +317,26 @@ def test_json_is_yaml(tmp_path: Path) -> None:
         '{"url":"https://i.example","audiences":["a"]},"claimMappings":{"username":{"claim":"sub","prefix":""}}}]}'
     )
     assert load(path).issuers[0].url == "https://i.example"
+
+
+SCALARS = [
+    ("2024-13-45", "timestamp"),
+    ("0b_", "int"),
+    ("!!int x", "int"),
+    ("!!float x", "float"),
+    ("!!bool x", "bool"),
+    ("!!timestamp x", "timestamp"),
+    ("1" * 5000, "int"),
+    ("0x_", "int"),
+    ("2024-01-01T00:00:00+99:00", "timestamp"),
+]
+
+
+@pytest.mark.parametrize(("scalar", "kind"), SCALARS, ids=[row[0][:20] for row in SCALARS])
+@pytest.mark.parametrize("place", ["{0}", "[{0}]", "{{a: [b, {0}]}}"])
+def test_a_scalar_that_its_type_does_not_fit(scalar: str, kind: str, place: str) -> None:
+    value = place.format(scalar)
+    with pytest.raises(ConfigError) as caught:
+        parse(SMALL + f"other: {value}\n", source="auth.yaml")
+    said = f"auth.yaml: line 10, column {8 + value.index(scalar)}: not a value of the YAML type {kind}"
+    assert caught.value.message == said

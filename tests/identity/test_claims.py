@@ -167,3 +167,9 @@ def test_uid() -> None:
 @pytest.mark.parametrize("value", [None, "", 7, "a\nb"])
 def test_a_subject_is_needed_to_recognise_renewals(value: Any) -> None:
     assert refusal(sub=value) == "claims.sub"
+
+
+def test_an_empty_group_of_a_reserved_prefix_is_refused() -> None:
+    config = PLAIN.replace('groups, prefix: ""', 'groups, prefix: "system:"')
+    assert config != PLAIN
+    assert refusal(config, groups=[""]) == "claims.groups.system"

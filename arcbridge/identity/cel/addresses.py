@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -31,6 +32,10 @@ class Url(Opaque):
     @property
     def key(self) -> object:
         return self.whole
+
+    @property
+    def memory(self) -> int:
+        return 200 + sum(map(sys.getsizeof, (self.host, self.path, self.query, self.whole)))
 
     @property
     def hostname(self) -> str:

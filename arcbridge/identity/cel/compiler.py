@@ -17,6 +17,7 @@ from typing import Any
 
 from arcbridge.identity.cel import declarations, formatting, regex
 from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, build
+from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.syntax import (
     BOOL,
     Call,
@@ -69,12 +70,14 @@ class Expression:
         limit: int = COST_LIMIT,
         deadline: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
     ) -> tuple[Value, int]:
         """Answer the result, with `claims` or `user` as `value`, and what it cost.
 
-        Raises EvaluationError, or LimitExceeded where it would cost more than `limit` or last longer than `deadline`.
+        Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, last longer than `deadline` or
+        make larger values than `memory` has left.
         """
-        state = Evaluation({self._variable: value}, limit, deadline, clock)
+        state = Evaluation({self._variable: value}, limit, deadline, clock, memory)
         try:
             return self._run(state), state.cost
         except RecursionError as error:
@@ -172,6 +175,7 @@ class _Checks:
                 self._format(node)
             elif isinstance(node, Identifier):
                 self._presence(node)
+                self._whole_user(node)
             elif isinstance(node, MessageLiteral):
                 raise self._error(node, f"messages such as {node.name} are not carried out here")
             elif isinstance(node, ListLiteral) and node.id not in exempt:
@@ -207,6 +211,11 @@ class _Checks:
         position = self._checked.positions.get(node.id, 0)
         if "." in node.name and node.name.startswith("user.") and self._source[position : position + 1] != ".":
             raise self._error(node, f"has({node.name}) is not carried out here: every user has the field")
+
+    def _whole_user(self, node: Identifier) -> None:
+        # Only the fields are compared with kube-apiserver's results. A macro's variable may have the same name.
+        if node.name == "user" and self._checked.type_of(node).name == declarations.USER_TYPE:
+            raise self._error(node, "user is carried out here by its fields alone: username, uid, groups and extra")
 
     def _in_formats(self, root: Node) -> set[int]:
         """The ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""

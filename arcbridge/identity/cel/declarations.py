@@ -20,6 +20,9 @@ from arcbridge.identity.cel.formats import FORMATS
 _NAMED_TYPES = ("net.IP", "net.CIDR")
 """The types of Kubernetes that an expression can name, as in `type(x) == net.IP`."""
 
+USER_TYPE = "kubernetes.UserInfo"
+"""The type of the variable `user`."""
+
 _SUMMABLE = ("int", "uint", "double", "duration")
 _COMPARABLE = ("int", "uint", "double", "bool", "duration", "timestamp", "string", "bytes")
 _ORDER = ("_<_", "_<=_", "_>_", "_>=_")
@@ -167,7 +170,7 @@ def user_environment() -> Any:
     strings = cel.Type.List(cel.Type.STRING)
     return _environment(
         {
-            "user": cel.Type.AbstractType("kubernetes.UserInfo"),
+            "user": cel.Type.AbstractType(USER_TYPE),
             "user.username": cel.Type.STRING,
             "user.uid": cel.Type.STRING,
             "user.groups": strings,

@@ -1,9 +1,9 @@
 """Runs a checked expression: its tree becomes a closure per node, once, which each evaluation calls.
 
 An evaluation is bounded by `limit`, in the units in which kube-apiserver counts (its own limit is 1,000,000 for an
-expression), and by `deadline`, because units are no seconds; beyond either it raises LimitExceeded, which nothing in an
-expression absorbs. Errors of an expression are
-exceptions, except in a macro's accumulator, which holds them as values until an `&&`, `||` or the result asks.
+expression), by `deadline`, because units are no seconds, and by `memory`, because units are no bytes; beyond any of
+them it raises LimitExceeded, which nothing in an expression absorbs. Errors of an expression are exceptions, except in
+a macro's accumulator, which holds them as values until an `&&`, `||` or the result asks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, LIST_COST, MAP_COST, TYPES, Function
 from arcbridge.identity.cel.lists import total
+from arcbridge.identity.cel.memory import ENTRY, Memory
 from arcbridge.identity.cel.strings import MAX_SIZE
 from arcbridge.identity.cel.syntax import (
     ANY,
@@ -52,7 +53,7 @@ COST_LIMIT = 1_000_000
 class Evaluation:
     """The variables of one evaluation and what it has cost so far. `deadline` is a time of `clock`, in seconds."""
 
-    __slots__ = ("clock", "cost", "deadline", "limit", "variables")
+    __slots__ = ("clock", "cost", "deadline", "limit", "memory", "variables")
 
     def __init__(
         self,
@@ -60,11 +61,13 @@ class Evaluation:
         limit: int = COST_LIMIT,
         deadline: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
     ) -> None:
         self.variables = variables
         self.limit = limit
         self.deadline = deadline
         self.clock = clock
+        self.memory = memory or Memory()
         self.cost = 0
 
     def spend(self, cost: int) -> None:
@@ -192,6 +195,7 @@ class _Builder:
                     value = value.value
                 out.append(value)
             state.spend(LIST_COST)
+            state.memory.take(out)
             return out
 
         return make
@@ -213,7 +217,9 @@ class _Builder:
                     value = value.value
                 entries[found] = (key, value)
             state.spend(MAP_COST)
-            return Map(entries)
+            made = Map(entries)
+            state.memory.take(made)
+            return made
 
         return make
 
@@ -324,7 +330,7 @@ def _called(function: Function, runs: list[Run]) -> Run:
         def one_argument(state: Evaluation) -> Value:
             value = only(state)
             state.spend(cost(value))
-            return call(value)
+            return _counted(state, call(value), value)
 
         return one_argument
     if len(runs) == 2:
@@ -339,16 +345,25 @@ def _called(function: Function, runs: list[Run]) -> Run:
                     raise LimitExceeded("a list has too many elements", permanent=True)
                 return left
             state.spend(cost(left, right))
-            return call(left, right)
+            return _counted(state, call(left, right), left)
 
         return two_arguments
 
     def many_arguments(state: Evaluation) -> Value:
         values = [run(state) for run in runs]
         state.spend(cost(*values))
-        return call(*values)
+        return _counted(state, call(*values), values[0] if values else None)
 
     return many_arguments
+
+
+def _counted(state: Evaluation, result: Value, first: Value) -> Value:
+    """Count the memory of a call's result, unless that is its first argument."""
+    if result is not first:
+        state.memory.take(result)
+    elif type(result) is _AccumulatedMap:
+        state.memory.spend(ENTRY)
+    return result
 
 
 def _and(left: Run, right: Run) -> Run:

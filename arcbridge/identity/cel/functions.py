@@ -79,6 +79,18 @@ def _twice(value: Value, *_: Value) -> int:
     return _tenth(size(value) * 2)
 
 
+def _replaced(value: Value, *arguments: Value) -> int:
+    # kube-apiserver counts the text twice, also where the result is a thousand times as long.
+    length = strings.replaced_length(value, *arguments)
+    strings.bounded(length)
+    return _tenth(size(value) + max(size(value), length))
+
+
+def _queried(value: Value) -> int:
+    # kube-apiserver counts 1 for a text of any length.
+    return 1 + (len(value.query) // 10 if isinstance(value, addresses.Url) else 0)
+
+
 def _inside(value: Value) -> int:
     """What comparing a list or a map costs for what is inside its elements, which kube-apiserver does not count."""
     if not isinstance(value, list | Map):
@@ -568,8 +580,8 @@ FUNCTIONS: dict[tuple[str, int], Function] = {
     ("lastIndexOf", 3): Function(last_index_of, _walk),
     ("lowerAscii", 1): Function(strings.lower_ascii, _first),
     ("upperAscii", 1): Function(strings.upper_ascii, _first),
-    ("replace", 3): Function(strings.replace, _twice),
-    ("replace", 4): Function(strings.replace, _twice),
+    ("replace", 3): Function(strings.replace, _replaced),
+    ("replace", 4): Function(strings.replace, _replaced),
     ("split", 2): Function(strings.split, _twice),
     ("split", 3): Function(strings.split, _twice),
     ("substring", 2): Function(strings.substring, _first),
@@ -607,6 +619,7 @@ FUNCTIONS: dict[tuple[str, int], Function] = {
     ("url", 1): Function(addresses.read_url, _first),
     ("isURL", 1): Function(addresses.is_url, _converted),
     **{(name, 1): Function(partial(addresses.url_part, name), one) for name in addresses.URL_PARTS},
+    ("getQuery", 1): Function(partial(addresses.url_part, "getQuery"), _queried),
     ("ip", 1): Function(ip, _ip_cost),
     ("isIP", 1): Function(addresses.is_ip, _first),
     ("ip.isCanonical", 1): Function(addresses.is_canonical, _twice),

@@ -14,11 +14,24 @@ from typing import Any
 
 from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.evaluation import COST_LIMIT
-from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Map, StringList, Unabsorbed, Value
+from arcbridge.identity.cel.memory import Memory
+from arcbridge.identity.cel.values import (
+    Claims,
+    EvaluationError,
+    LimitExceeded,
+    Map,
+    StringList,
+    Unabsorbed,
+    Value,
+    from_json,
+)
 from arcbridge.identity.refusal import TokenRefused
 
 TOKEN_LIMIT = 4 * COST_LIMIT
 """What all expressions of an issuer may cost for one token. Kubernetes bounds each expression alone."""
+TOKEN_MEMORY = 64 << 20
+"""Bytes of all values that these expressions make, also of those that are dropped again. Kubernetes has no such bound:
+`replace` and `getQuery` can make values there that are far larger than their cost."""
 TOKEN_TIME = 4.0
 """Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0016-cel.md)."""
 _PYTHON_ERRORS = (ArithmeticError, ValueError, TypeError, AttributeError)
@@ -32,13 +45,14 @@ class BudgetExceeded(Exception):
 class Budget:
     """What the expressions of one token may still cost, and how long they may last (seconds of `clock`)."""
 
-    __slots__ = ("_clock", "_deadline", "_left", "_whole")
+    __slots__ = ("_clock", "_deadline", "_left", "_memory", "_whole")
 
     def __init__(
         self, cost: int = TOKEN_LIMIT, seconds: float = TOKEN_TIME, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._left = cost
         self._whole = cost >= TOKEN_LIMIT
+        self._memory = Memory(TOKEN_MEMORY)
         self._clock = clock
         self._deadline = clock() + seconds
 
@@ -46,7 +60,7 @@ class Budget:
         """The result of an expression. Raises TokenRefused or BudgetExceeded."""
         limit = min(self._left, COST_LIMIT)
         try:
-            result, cost = expression.evaluate(value, limit, self._deadline, self._clock)
+            result, cost = expression.evaluate(value, limit, self._deadline, self._clock, self._memory)
         except (EvaluationError, Unabsorbed, *_PYTHON_ERRORS) as error:
             raise TokenRefused("claims.expression", f"{path} has no result for this token") from error
         except LimitExceeded as error:
@@ -119,7 +133,7 @@ class Expressions:
         """Check the rules on the user. Raises TokenRefused or BudgetExceeded."""
         if not self.user_rules:
             return
-        extra_map = Map.of({key: StringList(values) for key, values in extra.items()}, escaped=True)
+        extra_map = Map.of({key: StringList(map(from_json, values)) for key, values in extra.items()}, escaped=True)
         user = Claims(
             {"username": username, "uid": uid, "groups": StringList(groups), "extra": extra_map}, "kubernetes.UserInfo"
         )

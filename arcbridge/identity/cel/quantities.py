@@ -35,6 +35,10 @@ class Quantity(Opaque):
     def key(self) -> object:
         return self.number
 
+    @property
+    def memory(self) -> int:
+        return 200 + (self.number.numerator.bit_length() + self.number.denominator.bit_length()) // 8
+
 
 def read_quantity(value: Value) -> Quantity:
     """Read a quantity. Raises EvaluationError."""

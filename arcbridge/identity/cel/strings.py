@@ -75,12 +75,19 @@ def upper_ascii(value: Value) -> str:
     return text(value).translate(_TO_UPPER)
 
 
+def replaced_length(value: Value, old: Value, new: Value, count: Value = -1) -> int:
+    """Answer an upper bound of the length of what `replace` makes of the same arguments. Raises EvaluationError."""
+    string, gone, put, limit = text(value), text(old), text(new), integer(count)
+    if len(put) <= len(gone):
+        return len(string)
+    times = len(string) + 1 if not gone else string.count(gone)
+    return len(string) + (min(times, limit) if limit >= 0 else times) * (len(put) - len(gone))
+
+
 def replace(value: Value, old: Value, new: Value, count: Value = -1) -> str:
     """`replace`; a negative `count` replaces all."""
+    bounded(replaced_length(value, old, new, count))
     string, gone, put, limit = text(value), text(old), text(new), integer(count)
-    if len(put) > len(gone):
-        times = len(string) + 1 if not gone else string.count(gone)
-        bounded(len(string) + (min(times, limit) if limit >= 0 else times) * (len(put) - len(gone)))
     return string.replace(gone, put, limit if limit < len(string) + 1 else -1)
 
 

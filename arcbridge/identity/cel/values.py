@@ -135,6 +135,11 @@ class Opaque:
         """The size that costs are computed from."""
         return 1
 
+    @property
+    def memory(self) -> int:
+        """The bytes that the value takes, as `memory` counts them."""
+        return 200
+
 
 class Map:
     """A map. `escaped` is true for one that came with the claims: its keys are also found by their escaped names."""

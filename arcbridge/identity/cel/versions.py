@@ -6,6 +6,7 @@ Source: Semantic Versioning 2.0.0, which the text must follow to the letter unle
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from arcbridge.identity.cel.strings import text
@@ -32,6 +33,10 @@ class Version(Opaque):
     @property
     def key(self) -> object:
         return (self.major, self.minor, self.patch, self.before)
+
+    @property
+    def memory(self) -> int:
+        return 200 + sum(8 + sys.getsizeof(part) for part in self.before)
 
 
 def read_version(value: Value, normalize: Value = False) -> Version:

@@ -98,3 +98,26 @@ SELECTS = [
 @pytest.mark.parametrize(("source", "selects"), SELECTS, ids=[row[0] for row in SELECTS])
 def test_which_expressions_read_a_claim(source: str, selects: bool) -> None:
     assert compile_claims(source).selects("email") is selects
+
+
+WHOLE_USER = [
+    "user == user",
+    "[user].map(x, true).size() == 1",
+    "{'a': user}.size() == 1",
+    "optional.of(user).hasValue()",
+    "has(dyn(user).uid)",
+    "type(user) == string",
+    "dyn(user).username == 'alice'",
+    "user.uid == '' && dyn(user).all(k, k == 'x')",
+]
+
+
+@pytest.mark.parametrize("source", WHOLE_USER)
+def test_the_user_is_read_by_its_fields_alone(source: str) -> None:
+    with pytest.raises(ExpressionError, match="user is carried out here by its fields alone") as caught:
+        compile_user(source)
+    assert source[caught.value.column - 1 :].startswith("user")
+
+
+def test_a_variable_of_a_macro_may_be_named_user() -> None:
+    assert isinstance(compile_user("user.groups.all(user, dyn(user) != 'x' && [user].size() == 1)"), Expression)

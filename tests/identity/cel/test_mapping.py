@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import IssuerConfig, parse
 from arcbridge.identity.cel.compiler import Expression
-from arcbridge.identity.cel.mapping import TOKEN_LIMIT, Budget, BudgetExceeded
+from arcbridge.identity.cel.mapping import TOKEN_LIMIT, TOKEN_MEMORY, Budget, BudgetExceeded
 from arcbridge.identity.claims import MAX_EXTRA, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, token_claims
@@ -184,3 +185,45 @@ def test_what_a_larger_budget_does_not_change_is_refused_at_once(rule: str, said
     with pytest.raises(TokenRefused) as caught:
         user(config, claims, Budget(50_000))
     assert caught.value.rule == said
+
+
+LARGE = {
+    "roles": ["-" * 10] * 300,
+    "tenant": "x" * 40_000,
+    "list": list(range(20_000)),
+    "url": "https://a.example/?" + "".join(f"&a{n}=b" for n in range(5_000)),
+    "version": "1.0.0-" + ".".join(["ab"] * 10_000),
+}
+ALLOCATING = [
+    "dyn(claims.roles).map(r, r.replace('-', claims.tenant)).size() > 0",
+    "dyn(claims.roles).map(r, r.replace('-', claims.tenant, 10)).size() > 0",
+    "dyn(claims.roles).all(r, r.replace('-', claims.tenant) != '')",
+    "dyn(claims.roles).map(r, dyn(claims.list) + dyn(claims.list)).size() > 0",
+    "dyn(claims.roles).map(r, url(claims.url).getQuery()).size() > 0",
+    "dyn(claims.roles).map(r, semver(claims.version)).size() > 0",
+    "dyn(claims.roles).map(r, claims.tenant.split('')).size() > 0",
+]
+
+
+@pytest.mark.parametrize("rule", ALLOCATING)
+def test_t41_expressions_that_make_large_values_are_refused(rule: str) -> None:
+    config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": rule}])
+    assert user(config, {name: value[:20] for name, value in LARGE.items()} | {"version": "1.0.0-a", "url": "/a?b"})
+    tracemalloc.start()
+    try:
+        with pytest.raises(TokenRefused) as caught:
+            user(config, LARGE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.rule == "claims.cost"
+    assert peak < 1.5 * TOKEN_MEMORY
+
+
+def test_t41_the_expressions_of_a_token_share_a_bound_of_memory() -> None:
+    rules = [{"expression": f"dyn(claims.roles).all(r, url(claims.url).getQuery().size() > {n})"} for n in range(8)]
+    claims = {**LARGE, "roles": ["r"] * 12}
+    assert user(issuer(claimMappings=USERNAME, claimValidationRules=rules[:2]), claims)
+    with pytest.raises(TokenRefused) as caught:
+        user(issuer(claimMappings=USERNAME, claimValidationRules=rules), claims)
+    assert caught.value.rule == "claims.cost"
