@@ -121,6 +121,7 @@ class ClientAuthentication:
 
 def _private_key(path: Path) -> tuple[Any, str]:
     """The key in a PEM file and the algorithm that fits it. Raises Unauthenticated, ConfigError, StateError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -130,6 +131,8 @@ def _private_key(path: Path) -> tuple[Any, str]:
     except (ValueError, TypeError):
         # Not chained: the cause could quote the key.
         raise ConfigError(f"login.client_key_file: {path} holds no private key in PEM without a password") from None
+    except UnsupportedAlgorithm:
+        key = None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048:
         return key, "RS256"
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:

@@ -185,7 +185,7 @@ class Issuer:
             raise Unreachable(f"the issuer {self.url} cannot be reached ({type(error).__name__})") from error
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = {}
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""

@@ -33,7 +33,7 @@ from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
-from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
+from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
@@ -491,7 +491,7 @@ def _challenge(verifier: str) -> dict[str, str]:
 
 
 def _positive(value: object, default: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_TIME
     return float(value) if good and isinstance(value, int | float) else default
 
 

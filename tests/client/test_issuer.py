@@ -94,6 +94,14 @@ async def test_ca_files(tmp_path: Path) -> None:
         Issuer("https://issuer.example", tmp_path / "ca")
 
 
+async def test_an_answer_that_is_nested_too_deep(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint()
+    endpoint.text = 100000 * "["
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+        with pytest.raises(Unreachable, match="status 502"):
+            await issuer.post(f"{endpoint.url}/token_endpoint", {})
+
+
 # -- DPoP (RFC 9449) --------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +113,8 @@ class TokenEndpoint:
         self.seen: list[str | None] = []
         self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
         self.url = ""
+        self.text = ""
+        """What is answered instead."""
 
     async def discovery(self, request: web.Request) -> web.Response:
         ends = {name: f"{self.url}/{name}" for name in ("token_endpoint", "device_authorization_endpoint")}
@@ -112,6 +122,8 @@ class TokenEndpoint:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.append(request.headers.get("DPoP"))
+        if self.text:
+            return web.Response(text=self.text, status=502)
         status, document, nonce = self.answers.pop(0)
         return web.json_response(document, status=status, headers={"DPoP-Nonce": nonce} if nonce else {})
 

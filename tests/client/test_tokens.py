@@ -361,6 +361,7 @@ class TestCommand:
         [
             ("print('SECRET')", "did not print JSON"),
             ("print('[]')", "did not print JSON"),
+            ("print(100000 * '[')", "did not print JSON"),
             ("print('{}')", "neither"),
             ("print('SECRET'); raise SystemExit(3)", "ended with code 3"),
         ],
@@ -369,6 +370,11 @@ class TestCommand:
         with pytest.raises(Unauthenticated, match=words) as caught:
             await self.command(code).tokens(interactive=False)
         assert "SECRET" not in str(caught.value)
+
+    @pytest.mark.parametrize("end", ["1" + 400 * "0", "1e300", "Infinity"])
+    async def test_an_end_that_is_no_time_is_none(self, end: str) -> None:
+        code = f"""print('{{"access_token": "a", "id_token": "i", "expires_at": {end}, "expires_in": {end}}}')"""
+        assert (await self.command(code).tokens(interactive=False)).expires_at == 0.0
 
     async def test_a_missing_one(self) -> None:
         with pytest.raises(Unauthenticated, match="cannot run"):
