@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.identity.proof import ProofKey
+
+if TYPE_CHECKING:
+    from arcbridge.client.client_authentication import ClientProof
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -133,12 +136,18 @@ class Issuer:
             self._endpoints = found
         return self._endpoints
 
-    async def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else."""
-        status, document, nonce = await self._request("POST", url, form, self._dpop(url), headers)
+    async def post(
+        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None = None
+    ) -> dict[str, Any]:
+        """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else.
+
+        `proof` gives what the client proves itself by. It is called for each attempt, because an issuer takes an
+        assertion once (RFC 7523 §3, `jti`); what it raises is raised.
+        """
+        status, document, nonce = await self._attempt(url, form, proof)
         if document.get("error") == "use_dpop_nonce" and nonce:
             # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
-            status, document, _ = await self._request("POST", url, form, self._dpop(url), headers)
+            status, document, _ = await self._attempt(url, form, proof)
         if status == 200:
             return document
         code = document.get("error")
@@ -146,6 +155,14 @@ class Issuer:
             description = document.get("error_description")
             raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
         raise Unreachable(f"the issuer {self.url} answered with status {status}; try again")
+
+    async def _attempt(
+        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None
+    ) -> _Answer:
+        if proof is None:
+            return await self._request("POST", url, form, self._dpop(url))
+        who = await proof()
+        return await self._request("POST", url, {**form, **who.form}, self._dpop(url), who.headers)
 
     def _dpop(self, url: str) -> str:
         """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -276,11 +277,11 @@ class Login:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
-        who = await self._authentication.proof(endpoints)
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
-        answer = await issuer.post(endpoints.device_authorization, {**wanted, **who.form}, who.headers)
+        proof = partial(self._authentication.proof, endpoints)
+        answer = await issuer.post(endpoints.device_authorization, wanted, proof)
         device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
         if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
@@ -376,8 +377,7 @@ class Login:
 
     async def _ask(self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]) -> dict[str, Any]:
         """What the token endpoint answers to a form of this client."""
-        who = await self._authentication.proof(endpoints)
-        return await issuer.post(endpoints.token, {**form, **who.form}, who.headers)
+        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints))
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""

@@ -11,6 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from arcbridge.client.client_authentication import ClientProof
 from arcbridge.client.issuer import Issuer, IssuerError
 from arcbridge.client.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
@@ -111,6 +112,7 @@ class TokenEndpoint:
     def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
         self.answers = list(answers)
         self.seen: list[str | None] = []
+        self.forms: list[dict[str, object]] = []
         self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
         self.url = ""
         self.text = ""
@@ -122,6 +124,7 @@ class TokenEndpoint:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.append(request.headers.get("DPoP"))
+        self.forms.append(dict(await request.post()))
         if self.text:
             return web.Response(text=self.text, status=502)
         status, document, nonce = self.answers.pop(0)
@@ -176,6 +179,19 @@ async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
     assert [one.get("nonce") for one in found] == [None, "one", "one", "two", "two"]
     assert {(one["htm"], one["htu"], one["iat"]) for one in found} == {("POST", url, 1000)}
     assert len({one["jti"] for one in found}) == 5
+
+
+async def test_each_attempt_has_an_assertion_of_its_own(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def proof() -> ClientProof:
+        made.append(f"assertion {len(made)}")
+        return ClientProof({"client_assertion": made[-1]}, {})
+
+    endpoint = TokenEndpoint(wants("one"), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        await issuer.post((await issuer.endpoints()).token, {"a": "b"}, proof)
+    assert endpoint.forms == [{"a": "b", "client_assertion": f"assertion {number}"} for number in range(2)]
 
 
 async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
