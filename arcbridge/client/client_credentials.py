@@ -50,8 +50,11 @@ class ClientCredentials:
         self._asking = asyncio.Lock()
 
     @property
-    def key(self) -> ProofKey:
-        """In memory alone, unless it comes from a file."""
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: no token has been bound to one."""
+        return self._key
+
+    def _own_key(self) -> ProofKey:
         if self._key is None:
             self._key = ProofKey.generate()
         return self._key
@@ -86,7 +89,7 @@ class ClientCredentials:
 
     async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
         config = self._config
-        key = self.key if config.dpop else None
+        key = self._own_key if config.dpop else None
         async with Issuer(config.issuer, config.ca_file, key=key, clock=self._clock) as issuer:
             endpoints = await issuer.endpoints()
             form = {"grant_type": "client_credentials", **wanted}

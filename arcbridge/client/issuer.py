@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from arcbridge.errors import ConfigError, StateError, Unreachable
-from arcbridge.identity.proof import ProofKey
 
 if TYPE_CHECKING:
-    from arcbridge.client.client_authentication import ClientProof
+    from arcbridge.identity.proof import ProofKey
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -42,6 +41,14 @@ class IssuerEndpoints:
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
     secret_in_form: bool = False
     """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientProof:
+    """What one request carries beside its grant, so that the issuer knows the client."""
+
+    form: dict[str, str]
+    headers: dict[str, str]
 
 
 class _Answer(NamedTuple):
@@ -68,7 +75,8 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `key`: what tokens are to be bound to, where the issuer does DPoP; None: nothing. `clock`: unix seconds.
+    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `clock`:
+    unix seconds.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class Issuer:
         url: str,
         ca_file: Path | None = None,
         *,
-        key: ProofKey | None = None,
+        key: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
@@ -92,7 +100,8 @@ class Issuer:
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
-        self._key = key
+        self._find_key = key
+        self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
 
@@ -167,8 +176,10 @@ class Issuer:
     def _dpop(self, url: str) -> str:
         """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""
         endpoints = self._endpoints
-        if self._key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
+        if self._find_key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
             return ""
+        if self._key is None:
+            self._key = self._find_key()
         return self._key.dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
 
     async def _request(

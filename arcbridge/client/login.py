@@ -192,7 +192,8 @@ class Login:
         return self._key
 
     def _issuer(self) -> Issuer:
-        key = self._own_key() if self._config.dpop else None
+        # Only where the issuer's discovery offers DPoP is a key made.
+        key = self._own_key if self._config.dpop else None
         return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------

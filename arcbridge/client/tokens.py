@@ -383,9 +383,7 @@ class TokenCommand:
 
     async def _run(self, audience: str) -> TokenSet:
         if self._key is None:
-            from arcbridge.identity.proof import ProofKey
-
-            self._key = ProofKey.generate()
+            self._key = await asyncio.to_thread(_new_key)  # 40 ms for the import, in which the loop goes on
         name, key = self._command[0], self._key
         names = {
             "ARCBRIDGE_PROOF_THUMBPRINT": key.thumbprint,
@@ -410,6 +408,12 @@ class TokenCommand:
         if not tokens.access_token and not tokens.id_token:
             raise Unauthenticated(f'login.command: {name} printed neither "access_token" nor "id_token"')
         return tokens
+
+
+def _new_key() -> ProofKey:
+    from arcbridge.identity.proof import ProofKey
+
+    return ProofKey.generate()
 
 
 def read_token(path: Path) -> str:

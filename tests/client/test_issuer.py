@@ -11,8 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client.client_authentication import ClientProof
-from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.issuer import ClientProof, Issuer, IssuerError
 from arcbridge.client.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.identity.proof import ProofKey
@@ -170,7 +169,7 @@ async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), GOOD, (200, {}, "two"), GOOD, GOOD)
     async with (
         serving(endpoint, tmp_path) as ca,
-        Issuer(endpoint.url, ca, key=ProofKey.generate(), clock=lambda: 1000.0) as issuer,
+        Issuer(endpoint.url, ca, key=ProofKey.generate, clock=lambda: 1000.0) as issuer,
     ):
         url = (await issuer.endpoints()).token
         for _ in range(4):
@@ -189,14 +188,14 @@ async def test_each_attempt_has_an_assertion_of_its_own(tmp_path: Path) -> None:
         return ClientProof({"client_assertion": made[-1]}, {})
 
     endpoint = TokenEndpoint(wants("one"), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
         await issuer.post((await issuer.endpoints()).token, {"a": "b"}, proof)
     assert endpoint.forms == [{"a": "b", "client_assertion": f"assertion {number}"} for number in range(2)]
 
 
 async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), wants("two"), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
         url = (await issuer.endpoints()).token
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
             await issuer.post(url, {})
@@ -206,7 +205,7 @@ async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path:
 @pytest.mark.parametrize("nonce", ["", "x" * 2000])
 async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -> None:
     endpoint = TokenEndpoint(wants(nonce), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
         url = (await issuer.endpoints()).token
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
             await issuer.post(url, {})
@@ -218,7 +217,11 @@ async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -
 async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) -> None:
     endpoint = TokenEndpoint(GOOD)
     endpoint.metadata = {"dpop_signing_alg_values_supported": listed}
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+
+    def key() -> ProofKey:
+        raise AssertionError("no key is needed, so none is made")
+
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=key) as issuer:
         await issuer.post((await issuer.endpoints()).token, {})
     assert endpoint.seen == [None]
 
@@ -226,7 +229,7 @@ async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) ->
 async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(GOOD, GOOD, GOOD)
     async with serving(endpoint, tmp_path) as ca:
-        async with Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        async with Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
             await issuer.post((await issuer.endpoints()).device_authorization, {})
             await issuer.post((await issuer.endpoints()).token, {})
         async with Issuer(endpoint.url, ca) as issuer:  # without a key

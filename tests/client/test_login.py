@@ -394,6 +394,13 @@ class TestBoundTokens:
         with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
             await thief.tokens(interactive=False, force=True)
 
+    async def test_no_key_is_made_where_nothing_is_bound_to_it(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer))
+        await login.log_in()
+        await login.tokens(interactive=False, force=True)
+        assert login.key is None
+        assert not list(tmp_path.glob("*.key"))
+
     async def test_dpop_can_be_switched_off(self, dpop: Issuer, tmp_path: Path) -> None:
         tokens = await make(dpop, tmp_path, Terminal(dpop), dpop=False).log_in()
         assert bound(tokens.access_token).kind is BindingKind.NONE
@@ -417,8 +424,8 @@ class TestBoundTokens:
         assert bound((await login.log_in()).id_token).names(key.thumbprint)
         assert not list((tmp_path / "cache").glob("*.key"))
 
-    async def test_a_logout_takes_the_key_away(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Terminal(issuer))
+    async def test_a_logout_takes_the_key_away(self, dpop: Issuer, tmp_path: Path) -> None:
+        login = make(dpop, tmp_path, Terminal(dpop))
         await login.log_in()
         first = one_key(login).thumbprint
         cache = login._cache

@@ -8,6 +8,7 @@ import json
 import ssl
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,19 @@ class TestKeys:
         own = ProofKey.generate()
         given = TokenCommand((sys.executable, "-c", code), key=own, environment={"OTHER": ""})
         assert (await given.tokens(interactive=False)).access_token == own.thumbprint
+
+    async def test_the_key_of_a_command_is_made_in_a_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made_in: list[threading.Thread] = []
+        generate = ProofKey.generate
+
+        def watch() -> ProofKey:
+            made_in.append(threading.current_thread())
+            return generate()
+
+        monkeypatch.setattr(ProofKey, "generate", watch)
+        await TokenCommand((sys.executable, "-c", """print('{"access_token": "a"}')""")).tokens(interactive=False)
+        assert len(made_in) == 1
+        assert made_in[0] is not threading.main_thread()
 
     async def test_what_a_command_binds_to_its_key_comes_with_a_proof(self) -> None:
         """A token with the audience that the command found in its environment."""
