@@ -38,7 +38,7 @@ from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, To
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
-from arcbridge.net.peer_user import is_other_user
+from arcbridge.net.peer_user import PeerUser, peer_user
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -433,8 +433,10 @@ class _Callback:
             next(iter(self._connections)).cancel()
         self._connections[task] = None
         try:
-            if is_other_user(writer.get_extra_info("socket")):
+            user = peer_user(writer.get_extra_info("socket"))
+            if user is PeerUser.OTHER:
                 log.warning("a program of another user asked for the answer to the login; it got none")
+            if user is not PeerUser.OWN:
                 return
             async with asyncio.timeout(10):
                 head = await reader.readuntil(b"\r\n\r\n")
