@@ -30,9 +30,9 @@ def forbid_core_dumps() -> None:
     if sys.platform != "linux":
         return
     # A core that is piped to a program takes no notice of RLIMIT_CORE (core(5)).
-    import ctypes  # not at import time: 5 ms that `--help` should not pay
-
     try:
+        import ctypes  # not at import time: 5 ms that `--help` should not pay
+
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except (AttributeError, OSError):
-        pass  # a C library without it
+    except (ImportError, AttributeError, OSError):
+        pass  # a Python without ctypes, or a C library without it

@@ -11,20 +11,17 @@ import base64
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote_plus
 
 import structlog
 
+from arcbridge.client.issuer import ClientProof, IssuerEndpoints
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, StateError, Unauthenticated
 from arcbridge.pki.private_files import others_may_use
-
-if TYPE_CHECKING:
-    from arcbridge.client.issuer import IssuerEndpoints
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_LIFE = 60.0
@@ -33,14 +30,6 @@ _FILE_LIMIT = 64 * 1024
 log = structlog.get_logger("arcbridge.client")
 
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-
-
-@dataclass(frozen=True, slots=True)
-class ClientProof:
-    """What one request carries beside its grant."""
-
-    form: dict[str, str]
-    headers: dict[str, str]
 
 
 class ClientAuthentication:
@@ -121,6 +110,7 @@ class ClientAuthentication:
 
 def _private_key(path: Path) -> tuple[Any, str]:
     """The key in a PEM file and the algorithm that fits it. Raises Unauthenticated, ConfigError, StateError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -130,6 +120,8 @@ def _private_key(path: Path) -> tuple[Any, str]:
     except (ValueError, TypeError):
         # Not chained: the cause could quote the key.
         raise ConfigError(f"login.client_key_file: {path} holds no private key in PEM without a password") from None
+    except UnsupportedAlgorithm:
+        key = None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048:
         return key, "RS256"
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
@@ -49,8 +50,11 @@ class ClientCredentials:
         self._asking = asyncio.Lock()
 
     @property
-    def key(self) -> ProofKey:
-        """In memory alone, unless it comes from a file."""
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: no token has been bound to one."""
+        return self._key
+
+    def _own_key(self) -> ProofKey:
         if self._key is None:
             self._key = ProofKey.generate()
         return self._key
@@ -85,13 +89,12 @@ class ClientCredentials:
 
     async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
         config = self._config
-        key = self.key if config.dpop else None
+        key = self._own_key if config.dpop else None
         async with Issuer(config.issuer, config.ca_file, key=key, clock=self._clock) as issuer:
             endpoints = await issuer.endpoints()
-            who = await self._authentication.proof(endpoints)
-            form = {"grant_type": "client_credentials", **wanted, **who.form}
+            form = {"grant_type": "client_credentials", **wanted}
             try:
-                answer = await issuer.post(endpoints.token, form, who.headers)
+                answer = await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints))
             except IssuerError as error:
                 raise Unauthenticated(
                     f"the issuer gives the client {config.client_id} no token ({error.words})"

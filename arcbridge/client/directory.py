@@ -115,7 +115,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
 
 

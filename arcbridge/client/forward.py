@@ -19,7 +19,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.net.descriptors import explain
-from arcbridge.net.peer_user import is_other_user
+from arcbridge.net.peer_user import PeerUser, peer_user
 from arcbridge.net.sockets import AcceptLoop, reset
 from arcbridge.wire.frames import ResetCode
 
@@ -67,11 +67,15 @@ class Forward:
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.stats.accepted += 1
-        if not self._any_user and _is_other_user(sock):
+        user = PeerUser.OWN if self._any_user else peer_user(sock)
+        if user is not PeerUser.OWN:
             self.stats.failed += 1
-            self._log.warning(
-                "connection refused", reason="a program of another user of this machine; --any-user lets them in"
-            )
+            if user is PeerUser.GONE:
+                self._log.debug("connection refused", reason="the program has closed it before it was accepted")
+            else:
+                self._log.warning(
+                    "connection refused", reason="a program of another user of this machine; --any-user lets them in"
+                )
             reset(sock)
             return
         session = self._session.current
@@ -124,13 +128,6 @@ class Forward:
                 up=result.to_stream,
                 down=result.from_stream,
             )
-
-
-def _is_other_user(sock: socket.socket) -> bool:
-    try:
-        return is_other_user(sock)
-    except OSError:
-        return True  # it has gone already
 
 
 def check_target_name(target: str) -> str:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from arcbridge.errors import ConfigError, StateError, Unreachable
-from arcbridge.identity.proof import ProofKey
+
+if TYPE_CHECKING:
+    from arcbridge.identity.proof import ProofKey
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -39,6 +41,14 @@ class IssuerEndpoints:
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
     secret_in_form: bool = False
     """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientProof:
+    """What one request carries beside its grant, so that the issuer knows the client."""
+
+    form: dict[str, str]
+    headers: dict[str, str]
 
 
 class _Answer(NamedTuple):
@@ -65,7 +75,8 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `key`: what tokens are to be bound to, where the issuer does DPoP; None: nothing. `clock`: unix seconds.
+    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `clock`:
+    unix seconds.
     """
 
     def __init__(
@@ -73,7 +84,7 @@ class Issuer:
         url: str,
         ca_file: Path | None = None,
         *,
-        key: ProofKey | None = None,
+        key: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
@@ -89,7 +100,8 @@ class Issuer:
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
-        self._key = key
+        self._find_key = key
+        self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
 
@@ -133,12 +145,18 @@ class Issuer:
             self._endpoints = found
         return self._endpoints
 
-    async def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else."""
-        status, document, nonce = await self._request("POST", url, form, self._dpop(url), headers)
+    async def post(
+        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None = None
+    ) -> dict[str, Any]:
+        """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else.
+
+        `proof` gives what the client proves itself by. It is called for each attempt, because an issuer takes an
+        assertion once (RFC 7523 §3, `jti`); what it raises is raised.
+        """
+        status, document, nonce = await self._attempt(url, form, proof)
         if document.get("error") == "use_dpop_nonce" and nonce:
             # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
-            status, document, _ = await self._request("POST", url, form, self._dpop(url), headers)
+            status, document, _ = await self._attempt(url, form, proof)
         if status == 200:
             return document
         code = document.get("error")
@@ -147,11 +165,21 @@ class Issuer:
             raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
         raise Unreachable(f"the issuer {self.url} answered with status {status}; try again")
 
+    async def _attempt(
+        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None
+    ) -> _Answer:
+        if proof is None:
+            return await self._request("POST", url, form, self._dpop(url))
+        who = await proof()
+        return await self._request("POST", url, {**form, **who.form}, self._dpop(url), who.headers)
+
     def _dpop(self, url: str) -> str:
         """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""
         endpoints = self._endpoints
-        if self._key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
+        if self._find_key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
             return ""
+        if self._key is None:
+            self._key = self._find_key()
         return self._key.dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
 
     async def _request(
@@ -185,7 +213,7 @@ class Issuer:
             raise Unreachable(f"the issuer {self.url} cannot be reached ({type(error).__name__})") from error
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = {}
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""

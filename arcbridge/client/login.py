@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -33,11 +34,11 @@ from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
-from arcbridge.client.token_cache import AudienceToken, TokenCache, TokenSet, token_set
+from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
-from arcbridge.net.peer_user import is_other_user
+from arcbridge.net.peer_user import PeerUser, peer_user
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -191,7 +192,8 @@ class Login:
         return self._key
 
     def _issuer(self) -> Issuer:
-        key = self._own_key() if self._config.dpop else None
+        # Only where the issuer's discovery offers DPoP is a key made.
+        key = self._own_key if self._config.dpop else None
         return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
@@ -276,11 +278,11 @@ class Login:
         """RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
-        who = await self._authentication.proof(endpoints)
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
-        answer = await issuer.post(endpoints.device_authorization, {**wanted, **who.form}, who.headers)
+        proof = partial(self._authentication.proof, endpoints)
+        answer = await issuer.post(endpoints.device_authorization, wanted, proof)
         device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
         if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
@@ -376,8 +378,7 @@ class Login:
 
     async def _ask(self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]) -> dict[str, Any]:
         """What the token endpoint answers to a form of this client."""
-        who = await self._authentication.proof(endpoints)
-        return await issuer.post(endpoints.token, {**form, **who.form}, who.headers)
+        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints))
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""
@@ -432,8 +433,10 @@ class _Callback:
             next(iter(self._connections)).cancel()
         self._connections[task] = None
         try:
-            if is_other_user(writer.get_extra_info("socket")):
+            user = peer_user(writer.get_extra_info("socket"))
+            if user is PeerUser.OTHER:
                 log.warning("a program of another user asked for the answer to the login; it got none")
+            if user is not PeerUser.OWN:
                 return
             async with asyncio.timeout(10):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -491,7 +494,7 @@ def _challenge(verifier: str) -> dict[str, str]:
 
 
 def _positive(value: object, default: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_TIME
     return float(value) if good and isinstance(value, int | float) else default
 
 

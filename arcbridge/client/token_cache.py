@@ -24,6 +24,8 @@ from arcbridge.pki.private_files import ensure_private_directory, read_file, wri
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
 LOCK_RETRY = 0.05
+MAX_TIME = 1e12
+"""Seconds or unix seconds; what is later is no time that an issuer means, and is the same as none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def token_set(answer: dict[str, object], now: float, former_refresh_token: str =
 
     ends = []
     expires_in = answer.get("expires_in")
-    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and expires_in > 0:
+    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in < MAX_TIME:
         ends.append(now + float(expires_in))
     ends += [end for token in (text("access_token"), text("id_token")) if (end := read_unverified(token).expires_at)]
     return TokenSet(
@@ -145,7 +147,7 @@ class TokenCache:
             if not _is_time(obtained) or not _is_time(expires):
                 return TokenSet()
             return TokenSet(access, identity, refresh, obtained, expires, _by_audience(document.get("by_audience")))
-        except (StateError, ValueError, AttributeError):
+        except (StateError, ValueError, AttributeError, RecursionError):
             return TokenSet()
 
     def save(self, tokens: TokenSet) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import structlog
 
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
+from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenSet, token_set
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
@@ -383,9 +383,7 @@ class TokenCommand:
 
     async def _run(self, audience: str) -> TokenSet:
         if self._key is None:
-            from arcbridge.identity.proof import ProofKey
-
-            self._key = ProofKey.generate()
+            self._key = await asyncio.to_thread(_new_key)  # 40 ms for the import, in which the loop goes on
         name, key = self._command[0], self._key
         names = {
             "ARCBRIDGE_PROOF_THUMBPRINT": key.thumbprint,
@@ -396,7 +394,7 @@ class TokenCommand:
         output = await output_of("login.command", self._command, {**self._environment, **names})
         try:
             document = json.loads(output)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             # What it printed may be a token: it is never quoted.
@@ -404,12 +402,18 @@ class TokenCommand:
         now = self._clock()
         tokens = token_set(document, now)
         expires_at = document.get("expires_at")
-        if isinstance(expires_at, int | float) and not isinstance(expires_at, bool) and expires_at > now:
+        if isinstance(expires_at, int | float) and not isinstance(expires_at, bool) and now < expires_at < MAX_TIME:
             ends = [end for end in (tokens.expires_at, float(expires_at)) if end]
             tokens = TokenSet(tokens.access_token, tokens.id_token, "", now, min(ends))
         if not tokens.access_token and not tokens.id_token:
             raise Unauthenticated(f'login.command: {name} printed neither "access_token" nor "id_token"')
         return tokens
+
+
+def _new_key() -> ProofKey:
+    from arcbridge.identity.proof import ProofKey
+
+    return ProofKey.generate()
 
 
 def read_token(path: Path) -> str:

@@ -218,7 +218,7 @@ async def _request(
         raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = {}
     return status, document if isinstance(document, dict) else {}
 

@@ -2,7 +2,8 @@
 
 The kernel knows the user of each socket and tells every process (sock_diag(7), /proc/net/tcp). Where it cannot be
 asked, as on other systems, no peer counts as another user: this is a further wall behind what a caller has to show. A
-socket that its process has closed already has no user any more, so such a peer counts as another one.
+socket that its process has closed already has no user any more: such a peer is told apart, and is to be refused too,
+because it may have been another user's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import socket
 import struct
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST = 20, 1  # linux/sock_diag.h, linux/netlink.h
@@ -22,22 +24,36 @@ _ID = struct.Struct("!HH16s16s12s")  # inet_diag_sockid: ports, addresses; inter
 _MESSAGE = struct.Struct("=BBBB48sIIIII")  # inet_diag_msg: family, state, timer, retransmissions, id, …, uid, inode
 _ANY_COOKIE = b"\0\0\0\0" + b"\xff" * 8
 _ROOT = 0
+_NO_USER = -1
+"""The user of a socket that no process has."""
 
 
-def is_other_user(sock: socket.socket) -> bool:
-    """Say whether the peer of a connected TCP socket over loopback is the process of another user, or is gone.
+class PeerUser(StrEnum):
+    """Whose process a peer is."""
 
-    False for this user and root, for root's own processes, for other machines, and where the kernel does not tell.
-    """
+    OWN = "own"
+    """This user's or root's; also that of another machine, and any where the kernel does not tell."""
+    OTHER = "other"
+    GONE = "gone"
+    """Its process has closed the socket, so whose it was cannot be told."""
+
+
+def peer_user(sock: socket.socket) -> PeerUser:
+    """Tell whose process is the peer of a connected TCP socket over loopback. For root, each is its own."""
     if sys.platform != "linux" or os.geteuid() == _ROOT:
-        return False
-    near, far = sock.getsockname()[:2], sock.getpeername()[:2]
+        return PeerUser.OWN
+    try:
+        near, far = sock.getsockname()[:2], sock.getpeername()[:2]
+    except OSError:
+        return PeerUser.GONE
     if not ipaddress.ip_address(far[0]).is_loopback:
-        return False
+        return PeerUser.OWN
     known, uid = _by_netlink(sock.family, far, near)
     if not known:
         known, uid = _by_table(sock.family, far, near)
-    return known and uid not in (os.geteuid(), _ROOT)
+    if known and uid == _NO_USER:
+        return PeerUser.GONE
+    return PeerUser.OTHER if known and uid not in (os.geteuid(), _ROOT) else PeerUser.OWN
 
 
 def _by_netlink(family: int, source: tuple[str, int], target: tuple[str, int]) -> tuple[bool, int]:
@@ -59,8 +75,7 @@ def _by_netlink(family: int, source: tuple[str, int], target: tuple[str, int]) -
 
 
 def _by_table(family: int, source: tuple[str, int], target: tuple[str, int]) -> tuple[bool, int]:
-    """The same out of /proc/net; a socket that is not there, or without a process, has a user that no process has."""
-    nobody = (True, -1)
+    """The same out of /proc/net; a socket that is not there, or without a process, has `_NO_USER`."""
     try:
         lines = Path("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp").read_text().splitlines()
     except OSError:
@@ -69,8 +84,8 @@ def _by_table(family: int, source: tuple[str, int], target: tuple[str, int]) -> 
     for line in lines[1:]:
         fields = line.split()  # proc_net_tcp of the kernel: number, both ends, state, …, uid in 7, inode in 9
         if fields[1:3] == ends:
-            return (True, int(fields[7])) if fields[9] != "0" else nobody
-    return nobody
+            return (True, int(fields[7])) if fields[9] != "0" else (True, _NO_USER)
+    return True, _NO_USER
 
 
 def _in_table(family: int, host: str, port: int) -> str:

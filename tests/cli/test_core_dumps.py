@@ -66,6 +66,16 @@ def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_python_without_ctypes() -> None:
+    code = (
+        "import sys\nsys.modules['ctypes'] = None\n"
+        "from arcbridge.cli.core_dumps import forbid_core_dumps\nforbid_core_dumps()\n"
+        "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "0"
+
+
 @pytest.mark.parametrize("debuggable", ["", "1"])
 def test_no_keys_of_tls_sessions_are_written(tmp_path: Path, debuggable: str) -> None:
     code = (

@@ -36,6 +36,14 @@ def pem(key: Any) -> bytes:
     return data
 
 
+def with_unknown_curve() -> bytes:
+    """A P-256 key that says it is of prime239v2, which cryptography does not know."""
+    lines = pem(ec.generate_private_key(ec.SECP256R1())).decode().splitlines()
+    data = base64.b64decode("".join(lines[1:-1]))
+    data = data.replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030105"))
+    return f"{lines[0]}\n{base64.encodebytes(data).decode()}{lines[-1]}\n".encode()
+
+
 async def test_a_public_client_has_its_id_alone() -> None:
     proof = await client().proof(ENDPOINTS)
     assert (proof.form, proof.headers) == ({"client_id": "our:ci"}, {})
@@ -138,6 +146,7 @@ async def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         pem(dsa.generate_private_key(1024)),
         pem(rsa.generate_private_key(65537, 1024)),
         pem(ec.generate_private_key(ec.SECP256K1())),
+        with_unknown_curve(),
     ],
 )
 async def test_keys_that_cannot_sign(tmp_path: Path, data: bytes) -> None:

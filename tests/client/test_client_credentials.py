@@ -54,6 +54,7 @@ async def test_each_end_has_its_own_and_keeps_it(issuer: Issuer, tmp_path: Path,
     assert read_unverified(tokens.access_token).audiences == ("arcbridge-relay",)
     assert read_unverified(one.text).audiences == ("arcbridge-a",)
     for token in (tokens.access_token, one.text):
+        assert pair.key is not None
         assert binding(claims_unverified(token)).names(pair.key.thumbprint)
     assert await pair.tokens(interactive=False) == tokens
     assert await pair.for_audience("arcbridge-a", interactive=False) == one
@@ -66,6 +67,12 @@ async def test_an_audience_that_was_not_asked_for_is_not_handed_out(issuer: Issu
     pair = make(issuer, tmp_path, **{**BY_SCOPE, "cluster_scopes": ("audience:arcbridge-relay",)})
     with pytest.raises(ConfigError, match="arcbridge-a has another audience"):
         await pair.for_audience("arcbridge-a", interactive=False)
+
+
+async def test_without_dpop_there_is_no_key(issuer: Issuer, tmp_path: Path) -> None:
+    pair = make(issuer, tmp_path, dpop=False)
+    assert (await pair.tokens(interactive=False)).access_token
+    assert pair.key is None
 
 
 async def test_a_wrong_secret(issuer: Issuer, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ async def test_sorted_rows(tmp_path: Path) -> None:
         ({"status": 302, "headers": {"Location": "https://elsewhere"}}, Unreachable),
         ({"text": "no json"}, Unreachable),
         ({"text": "3"}, Unreachable),
+        ({"text": 100000 * "["}, Unreachable),
         ({"text": '[{"no": "name"}]'}, Unreachable),
         ({"text": '[{"name": "good"}, {"name": "$(touch ran)"}]'}, Unreachable),
         ({"text": '[{"name": "a\\u001b[2J"}]'}, Unreachable),

@@ -16,6 +16,7 @@ from arcbridge.client.forward import Forward, check_target_name, reason
 from arcbridge.client.listening import listen_at
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
+from arcbridge.net.peer_user import PeerUser
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import Echo, FarSide
@@ -70,7 +71,7 @@ async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> Non
 async def test_w13_programs_of_other_users_are_refused(
     forward: Forward, far: FarSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(forward_module, "is_other_user", lambda sock: True)
+    monkeypatch.setattr(forward_module, "peer_user", lambda sock: PeerUser.OTHER)
     sock = socket.create_connection(forward._accepting._listening[0].getsockname()[:2], timeout=10)
     with sock, pytest.raises(ConnectionResetError):
         await asyncio.to_thread(sock.recv, 1)
@@ -81,6 +82,20 @@ async def test_w13_programs_of_other_users_are_refused(
     writer.write(b"x")
     assert await asyncio.wait_for(reader.readexactly(1), 10) == b"x"
     writer.close()
+
+
+async def test_a_program_that_has_gone_is_no_other_user(
+    forward: Forward, far: FarSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused as well, because whose it was cannot be told; that is no matter for a warning."""
+    monkeypatch.setattr(forward_module, "peer_user", lambda sock: PeerUser.GONE)
+    sock = socket.create_connection(forward._accepting._listening[0].getsockname()[:2], timeout=10)
+    with sock, pytest.raises(ConnectionResetError):
+        await asyncio.to_thread(sock.recv, 1)
+    assert (forward.stats.failed, far.targets) == (1, [])
+    said = "".join(capsys.readouterr())
+    assert "another user" not in said
+    assert "warning" not in said
 
 
 async def test_many_at_once(forward: Forward, far: FarSide) -> None:

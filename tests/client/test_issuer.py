@@ -11,7 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.issuer import ClientProof, Issuer, IssuerError
 from arcbridge.client.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.identity.proof import ProofKey
@@ -94,6 +94,14 @@ async def test_ca_files(tmp_path: Path) -> None:
         Issuer("https://issuer.example", tmp_path / "ca")
 
 
+async def test_an_answer_that_is_nested_too_deep(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint()
+    endpoint.text = 100000 * "["
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+        with pytest.raises(Unreachable, match="status 502"):
+            await issuer.post(f"{endpoint.url}/token_endpoint", {})
+
+
 # -- DPoP (RFC 9449) --------------------------------------------------------------------------------------------------
 
 
@@ -103,8 +111,11 @@ class TokenEndpoint:
     def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
         self.answers = list(answers)
         self.seen: list[str | None] = []
+        self.forms: list[dict[str, object]] = []
         self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
         self.url = ""
+        self.text = ""
+        """What is answered instead."""
 
     async def discovery(self, request: web.Request) -> web.Response:
         ends = {name: f"{self.url}/{name}" for name in ("token_endpoint", "device_authorization_endpoint")}
@@ -112,6 +123,9 @@ class TokenEndpoint:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.seen.append(request.headers.get("DPoP"))
+        self.forms.append(dict(await request.post()))
+        if self.text:
+            return web.Response(text=self.text, status=502)
         status, document, nonce = self.answers.pop(0)
         return web.json_response(document, status=status, headers={"DPoP-Nonce": nonce} if nonce else {})
 
@@ -155,7 +169,7 @@ async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), GOOD, (200, {}, "two"), GOOD, GOOD)
     async with (
         serving(endpoint, tmp_path) as ca,
-        Issuer(endpoint.url, ca, key=ProofKey.generate(), clock=lambda: 1000.0) as issuer,
+        Issuer(endpoint.url, ca, key=ProofKey.generate, clock=lambda: 1000.0) as issuer,
     ):
         url = (await issuer.endpoints()).token
         for _ in range(4):
@@ -166,9 +180,22 @@ async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
     assert len({one["jti"] for one in found}) == 5
 
 
+async def test_each_attempt_has_an_assertion_of_its_own(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def proof() -> ClientProof:
+        made.append(f"assertion {len(made)}")
+        return ClientProof({"client_assertion": made[-1]}, {})
+
+    endpoint = TokenEndpoint(wants("one"), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+        await issuer.post((await issuer.endpoints()).token, {"a": "b"}, proof)
+    assert endpoint.forms == [{"a": "b", "client_assertion": f"assertion {number}"} for number in range(2)]
+
+
 async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), wants("two"), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
         url = (await issuer.endpoints()).token
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
             await issuer.post(url, {})
@@ -178,7 +205,7 @@ async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path:
 @pytest.mark.parametrize("nonce", ["", "x" * 2000])
 async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -> None:
     endpoint = TokenEndpoint(wants(nonce), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
         url = (await issuer.endpoints()).token
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
             await issuer.post(url, {})
@@ -190,7 +217,11 @@ async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -
 async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) -> None:
     endpoint = TokenEndpoint(GOOD)
     endpoint.metadata = {"dpop_signing_alg_values_supported": listed}
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+
+    def key() -> ProofKey:
+        raise AssertionError("no key is needed, so none is made")
+
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=key) as issuer:
         await issuer.post((await issuer.endpoints()).token, {})
     assert endpoint.seen == [None]
 
@@ -198,7 +229,7 @@ async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) ->
 async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(GOOD, GOOD, GOOD)
     async with serving(endpoint, tmp_path) as ca:
-        async with Issuer(endpoint.url, ca, key=ProofKey.generate()) as issuer:
+        async with Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
             await issuer.post((await issuer.endpoints()).device_authorization, {})
             await issuer.post((await issuer.endpoints()).token, {})
         async with Issuer(endpoint.url, ca) as issuer:  # without a key

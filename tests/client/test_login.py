@@ -21,6 +21,7 @@ from arcbridge.client.token_cache import TokenCache, TokenSet
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import Binding, BindingKind, ProofKey, binding
+from arcbridge.net.peer_user import PeerUser
 from tests.support.issuer import Issuer
 
 
@@ -166,15 +167,15 @@ class TestAuthorizationCode:
         self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Another user knows `state` from the browser's command line and brings a code of an account of its own."""
-        others: list[bool] = []
-        monkeypatch.setattr(login_module, "is_other_user", lambda sock: others.pop())
+        users: list[PeerUser] = []
+        monkeypatch.setattr(login_module, "peer_user", lambda sock: users.pop())
         answers: list[str] = []
         visits = []
 
         async def visit(url: str) -> None:
             back = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0])
             state = parse_qs(urlsplit(url).query)["state"][0]
-            others.append(True)
+            users.append(PeerUser.OTHER)
             reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
             writer.write(f"GET /?{urlencode({'state': state, 'code': 'other'})} HTTP/1.1\r\n\r\n".encode())
             try:
@@ -182,7 +183,7 @@ class TestAuthorizationCode:
             except ConnectionError:
                 answers.append("")
             writer.close()
-            others.append(False)
+            users.append(PeerUser.OWN)
             answers.append((await browse(url, issuer))[1])
 
         async def browser(url: str) -> bool:
@@ -394,6 +395,13 @@ class TestBoundTokens:
         with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
             await thief.tokens(interactive=False, force=True)
 
+    async def test_no_key_is_made_where_nothing_is_bound_to_it(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer))
+        await login.log_in()
+        await login.tokens(interactive=False, force=True)
+        assert login.key is None
+        assert not list(tmp_path.glob("*.key"))
+
     async def test_dpop_can_be_switched_off(self, dpop: Issuer, tmp_path: Path) -> None:
         tokens = await make(dpop, tmp_path, Terminal(dpop), dpop=False).log_in()
         assert bound(tokens.access_token).kind is BindingKind.NONE
@@ -417,8 +425,8 @@ class TestBoundTokens:
         assert bound((await login.log_in()).id_token).names(key.thumbprint)
         assert not list((tmp_path / "cache").glob("*.key"))
 
-    async def test_a_logout_takes_the_key_away(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Terminal(issuer))
+    async def test_a_logout_takes_the_key_away(self, dpop: Issuer, tmp_path: Path) -> None:
+        login = make(dpop, tmp_path, Terminal(dpop))
         await login.log_in()
         first = one_key(login).thumbprint
         cache = login._cache

@@ -51,6 +51,8 @@ def test_from_an_answer() -> None:
     assert tokens.refresh_token == "old"
     assert abs(tokens.expires_at - now - 100) < 2
     assert token_set({"access_token": 3, "expires_in": True}, now) == TokenSet(obtained_at=now)
+    for long in (1e300, 10**400, float("inf"), 1e12):
+        assert token_set({"expires_in": long}, now).expires_at == 0.0
 
 
 def test_a_scope_that_becomes_the_relay_s_makes_another_file(tmp_path: Path) -> None:
@@ -77,7 +79,9 @@ def test_files_are_private_and_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", '{"access_token": 3}', '{"access_token": "a", "expires_at": "x"}', "\x00\xff"]
+    "text",
+    ["", "{", "[]", "3", '{"access_token": 3}', '{"access_token": "a", "expires_at": "x"}', "\x00\xff", 100000 * "["],
+    ids=range(8),
 )
 def test_damage_means_no_tokens(tmp_path: Path, text: str) -> None:
     kept = cache(tmp_path)

@@ -8,6 +8,7 @@ import json
 import ssl
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,19 @@ class TestKeys:
         given = TokenCommand((sys.executable, "-c", code), key=own, environment={"OTHER": ""})
         assert (await given.tokens(interactive=False)).access_token == own.thumbprint
 
+    async def test_the_key_of_a_command_is_made_in_a_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made_in: list[threading.Thread] = []
+        generate = ProofKey.generate
+
+        def watch() -> ProofKey:
+            made_in.append(threading.current_thread())
+            return generate()
+
+        monkeypatch.setattr(ProofKey, "generate", watch)
+        await TokenCommand((sys.executable, "-c", """print('{"access_token": "a"}')""")).tokens(interactive=False)
+        assert len(made_in) == 1
+        assert made_in[0] is not threading.main_thread()
+
     async def test_what_a_command_binds_to_its_key_comes_with_a_proof(self) -> None:
         """A token with the audience that the command found in its environment."""
         code = (
@@ -361,6 +375,7 @@ class TestCommand:
         [
             ("print('SECRET')", "did not print JSON"),
             ("print('[]')", "did not print JSON"),
+            ("print(100000 * '[')", "did not print JSON"),
             ("print('{}')", "neither"),
             ("print('SECRET'); raise SystemExit(3)", "ended with code 3"),
         ],
@@ -369,6 +384,11 @@ class TestCommand:
         with pytest.raises(Unauthenticated, match=words) as caught:
             await self.command(code).tokens(interactive=False)
         assert "SECRET" not in str(caught.value)
+
+    @pytest.mark.parametrize("end", ["1" + 400 * "0", "1e300", "Infinity"])
+    async def test_an_end_that_is_no_time_is_none(self, end: str) -> None:
+        code = f"""print('{{"access_token": "a", "id_token": "i", "expires_at": {end}, "expires_in": {end}}}')"""
+        assert (await self.command(code).tokens(interactive=False)).expires_at == 0.0
 
     async def test_a_missing_one(self) -> None:
         with pytest.raises(Unauthenticated, match="cannot run"):

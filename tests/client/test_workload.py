@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from arcbridge.client import workload
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
 from arcbridge.config import LoginConfig
@@ -119,6 +121,13 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
     nowhere = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://127.0.0.1:1/x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}
     with pytest.raises(Unreachable, match="cannot be reached"):
         await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
+
+
+async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = json.loads
+    monkeypatch.setattr(workload.json, "loads", lambda data: loads(100000 * "["))
+    with pytest.raises(Unreachable, match="gave no token"):
+        await job(issuer).tokens(interactive=False)
 
 
 # -- Kubernetes -------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ with socket.socket(family) as listening:
         sock, _ = listening.accept()
         if sock.recv(1) == b"q":
             break
-        print(peer_user.is_other_user(sock), flush=True)
+        print(peer_user.peer_user(sock), flush=True)
         sock.close()
 """
 CALLER = """
@@ -75,12 +75,12 @@ def called(server: tuple[str, str, subprocess.Popen[str]], prefix: tuple[str, ..
 
 def test_w12_processes_of_three_users(server: tuple[str, str, subprocess.Popen[str]]) -> None:
     for how in ("waits", "half"):
-        assert called(server, as_user(OWNER), how) == "False"
-        assert called(server, as_user(OTHER), how) == "True"
-        assert called(server, (), how) == "False", "root"
+        assert called(server, as_user(OWNER), how) == "own"
+        assert called(server, as_user(OTHER), how) == "other"
+        assert called(server, (), how) == "own", "root"
 
 
-def test_w12_one_that_has_closed_already_counts_as_another_user(
+def test_w12_one_that_has_closed_already_is_told_apart(
     server: tuple[str, str, subprocess.Popen[str]],
 ) -> None:
     """The kernel would say root, whoever it was."""
@@ -89,7 +89,7 @@ def test_w12_one_that_has_closed_already_counts_as_another_user(
     process.send_signal(19)  # SIGSTOP: the caller is gone when the server looks
     subprocess.run([*as_user(OTHER), sys.executable, "-c", CALLER, host, port, "gone"], check=True, timeout=30)
     process.send_signal(18)
-    assert process.stdout.readline().strip() == "True"
+    assert process.stdout.readline().strip() == "gone"
 
 
 def test_another_machine_is_no_user_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +105,4 @@ def test_another_machine_is_no_user_of_this_one(monkeypatch: pytest.MonkeyPatch)
         def getpeername(self) -> tuple[str, int]:
             return "192.0.2.2", 2
 
-    assert not peer_user.is_other_user(Far())  # type: ignore[arg-type]
+    assert peer_user.peer_user(Far()) is peer_user.PeerUser.OWN  # type: ignore[arg-type]
