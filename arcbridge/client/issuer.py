@@ -146,32 +146,38 @@ class Issuer:
         return self._endpoints
 
     async def post(
-        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None = None
+        self,
+        url: str,
+        form: Mapping[str, str],
+        proof: Callable[[], Awaitable[ClientProof]] | None = None,
+        *,
+        bind: bool = True,
     ) -> dict[str, Any]:
         """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else.
 
         `proof` gives what the client proves itself by. It is called for each attempt, because an issuer takes an
-        assertion once (RFC 7523 §3, `jti`); what it raises is raised.
+        assertion once (RFC 7523 §3, `jti`); what it raises is raised. `bind`: with a proof of the key, if there is one.
         """
-        status, document, nonce = await self._attempt(url, form, proof)
-        if document.get("error") == "use_dpop_nonce" and nonce:
+        if not bind:
+            self._key = None  # the next form asks for it again
+            return _judged(self.url, await self._attempt(url, form, proof, bind=False))
+        answer = await self._attempt(url, form, proof)
+        if answer.document.get("error") == "use_dpop_nonce" and answer.dpop_nonce:
             # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
-            status, document, _ = await self._attempt(url, form, proof)
-        if status == 200:
-            return document
-        code = document.get("error")
-        if isinstance(code, str) and code:
-            description = document.get("error_description")
-            raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
-        raise Unreachable(f"the issuer {self.url} answered with status {status}; try again")
+            answer = await self._attempt(url, form, proof)
+        return _judged(self.url, answer)
 
     async def _attempt(
-        self, url: str, form: Mapping[str, str], proof: Callable[[], Awaitable[ClientProof]] | None
+        self,
+        url: str,
+        form: Mapping[str, str],
+        proof: Callable[[], Awaitable[ClientProof]] | None,
+        *,
+        bind: bool = True,
     ) -> _Answer:
-        if proof is None:
-            return await self._request("POST", url, form, self._dpop(url))
-        who = await proof()
-        return await self._request("POST", url, {**form, **who.form}, self._dpop(url), who.headers)
+        who = ClientProof({}, {}) if proof is None else await proof()
+        dpop = self._dpop(url) if bind else ""
+        return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
 
     def _dpop(self, url: str) -> str:
         """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""
@@ -219,6 +225,17 @@ class Issuer:
             nonce = ""
         self._dpop_nonce = nonce or self._dpop_nonce
         return _Answer(status, document if isinstance(document, dict) else {}, nonce)
+
+
+def _judged(url: str, answer: _Answer) -> dict[str, Any]:
+    """The document of a good answer. Raises as `Issuer.post` does."""
+    if answer.status == 200:
+        return answer.document
+    code = answer.document.get("error")
+    if isinstance(code, str) and code:
+        description = answer.document.get("error_description")
+        raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
+    raise Unreachable(f"the issuer {url} answered with status {answer.status}; try again")
 
 
 def _endpoint(document: Mapping[str, Any], key: str) -> str:

@@ -201,7 +201,8 @@ class Login:
     async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
         endpoints = await issuer.endpoints()
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-        answer = await self._ask(issuer, endpoints, {**form, **second_audience.for_relay(self._config)})
+        form |= second_audience.for_relay(self._config)
+        answer = await self._by_refresh_token(issuer, endpoints, form)
         # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
         was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
         if now and was and now != was:
@@ -211,6 +212,25 @@ class Login:
         if unfit and read_unverified(kept.id_token).expires_at > self._clock():
             answer = {**answer, "id_token": kept.id_token}
         return self._keep(answer, kept.refresh_token, kept.by_audience)
+
+    async def _by_refresh_token(
+        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What the token endpoint answers to a form with a refresh token.
+
+        The refresh token of a login without a key, as a former version made it, is bound to none, and an issuer may
+        refuse it beside a proof. It is sent once more without one, and the login stays one without a key.
+        """
+        had_key = self.key is not None
+        try:
+            return await self._ask(issuer, endpoints, form)
+        except IssuerError as error:
+            if error.code != "invalid_grant" or had_key or self.key is None:
+                raise
+        answer = await self._ask(issuer, endpoints, form, bind=False)
+        if self._config.proof_key_file is None:
+            proof_keys.remove(self._key_path)
+        return answer
 
     async def _trade_or_log_in(
         self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool
@@ -237,7 +257,8 @@ class Login:
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
         form |= second_audience.for_cluster(self._config, audience)
-        answer = await self._ask(issuer, endpoints, form)
+        ask = self._ask if by == second_audience.BY_EXCHANGE else self._by_refresh_token
+        answer = await ask(issuer, endpoints, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
@@ -376,9 +397,11 @@ class Login:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]) -> dict[str, Any]:
+    async def _ask(
+        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
+    ) -> dict[str, Any]:
         """What the token endpoint answers to a form of this client."""
-        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints))
+        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints), bind=bind)
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -22,6 +23,7 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import Binding, BindingKind, ProofKey, binding
 from arcbridge.net.peer_user import PeerUser
+from tests.client.test_issuer import GOOD, TokenEndpoint, serving
 from tests.support.issuer import Issuer
 
 
@@ -99,8 +101,8 @@ class TestDeviceCode:
         """By PKCE, where the issuer has it at the device endpoint; Keycloak does."""
         real = login_module.Issuer.post
 
-        async def post(self: Any, url: str, form: Any, headers: Any) -> dict[str, Any]:
-            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, headers)
+        async def post(self: Any, url: str, form: Any, proof: Any, **more: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, proof, **more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(login_module.Issuer, "post", post)
@@ -402,6 +404,22 @@ class TestBoundTokens:
         assert login.key is None
         assert not list(tmp_path.glob("*.key"))
 
+    async def test_a_refresh_token_of_a_login_without_a_key(self, tmp_path: Path) -> None:
+        """An issuer may refuse it beside a proof; at each refresh it is sent without one then."""
+        refused: tuple[int, dict[str, object], str] = (400, {"error": "invalid_grant"}, "")
+        endpoint = TokenEndpoint(refused, GOOD, refused, GOOD, refused, refused, refused)
+        async with serving(endpoint, tmp_path) as ca:
+            there: Any = SimpleNamespace(url=endpoint.url, ca_file=ca)
+            login = make(there, tmp_path / "cache", Terminal(there))
+            login._cache.save(TokenSet("old", "", "refresh"))
+            for _ in range(2):
+                assert (await login.tokens(interactive=False, force=True)).access_token == "a"
+                assert login.key is None
+            for _ in range(2):
+                with pytest.raises(Unauthenticated, match="invalid_grant"):
+                    await login.tokens(interactive=False, force=True)
+        assert [header is not None for header in endpoint.seen] == [True, False, True, False, True, False, True]
+
     async def test_dpop_can_be_switched_off(self, dpop: Issuer, tmp_path: Path) -> None:
         tokens = await make(dpop, tmp_path, Terminal(dpop), dpop=False).log_in()
         assert bound(tokens.access_token).kind is BindingKind.NONE
@@ -540,8 +558,8 @@ class TestOneAudiencePerCluster:
         await login.log_in()
         real = login_module.Issuer.post
 
-        async def post(self: Any, url: str, form: Any, headers: Any) -> dict[str, Any]:
-            return await real(self, url, {name: form[name] for name in form if name != "resource"}, headers)
+        async def post(self: Any, url: str, form: Any, proof: Any, **more: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "resource"}, proof, **more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(login_module.Issuer, "post", post)
