@@ -60,9 +60,10 @@ def relay_to(target: Address, *, most: int = 1000, change: str = "") -> socket.s
     def pass_on(source: socket.socket, sink: socket.socket, changes: bool) -> None:
         seen = 0
         while data := source.recv(65536):
-            seen += len(data)
+            # Not the first bytes: they say what the connection is for, and however many come at once.
             if changes and seen > 5_000:
                 data = bytes([data[0] ^ 1]) + data[1:]
+            seen += len(data)
             sink.sendall(data)
 
     def serve() -> None:

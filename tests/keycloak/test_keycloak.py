@@ -229,9 +229,18 @@ def victim(world: KeycloakWorld, organisation: Organisation) -> Person:
     return frida
 
 
+ONE_AUDIENCE = {
+    'relay_scopes = ["openid", "arcbridge-relay"]\n': "",
+    'cluster_scopes = ["openid", "arcbridge-cluster"]\n': "",
+    'cluster_audience = "arcbridge-cluster"\n': "",
+    'cluster_audience_by = "scope"\n': "",
+}
+"""The example without tokens of their own for clusters."""
+
+
 def thief(victim: Person, name: str, *, relay: str, agent: str, key: Path | None) -> str:
     """What a client says that has these tokens and this key; what it cannot know says the log of the end."""
-    thief = Person.at_work(victim.world, victim.realm, name)
+    thief = Person.at_work(victim.world, victim.realm, name, change=ONE_AUDIENCE)
     (thief.directory / "access-token").write_text(relay)
     (thief.directory / "id-token").write_text(agent)
     flags = ["--access-token-file", str(thief.directory / "access-token")]
@@ -249,6 +258,7 @@ class TestATokenIsOfNoUse:
         """What the others lack is what makes the difference."""
         said = thief(victim, "twin", relay=victim.kept["access_token"], agent=victim.cluster_token, key=victim.key_file)
         assert "failed" not in said
+        assert "reachable as" in said
 
     def test_without_the_key(self, victim: Person) -> None:
         said = thief(victim, "thief", relay=victim.kept["access_token"], agent=victim.cluster_token, key=None)
@@ -400,13 +410,7 @@ class TestWhatKeycloakDoesDifferently:
             world,
             organisation.realm,
             name,
-            change={
-                'client_id = "arcbridge"': f'client_id = "{client}"',
-                'relay_scopes = ["openid", "arcbridge-relay"]\n': "",
-                'cluster_scopes = ["openid", "arcbridge-cluster"]\n': "",
-                'cluster_audience = "arcbridge-cluster"\n': "",
-                'cluster_audience_by = "scope"\n': "",
-            },
+            change={'client_id = "arcbridge"': f'client_id = "{client}"', **ONE_AUDIENCE},
         )
         person.log_in()
         nonce = ProofKey.from_jwk(person.key_file.read_bytes()).nonce()
