@@ -40,6 +40,9 @@ LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
+ABANDONED = 50
+"""Requests without their answer, each of which ends a connection to the API server: a user with more of them of late
+makes connections of their own, and takes none that others left."""
 CONNECTING = 8
 """Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
 loop, and more at once would keep the requests of others waiting for as many."""
@@ -227,6 +230,10 @@ class Account:
             return
         self.limits = limits
         self._apply(limits)
+
+    def abandons(self, now: float) -> bool:
+        """Whether the user has abandoned more than ABANDONED requests beyond what the allowance has refilled."""
+        return self.churn.wait(now, self.churn.burst - ABANDONED) > 0.0
 
     def leave(self, member: Member) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""

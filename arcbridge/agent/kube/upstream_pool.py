@@ -398,7 +398,7 @@ class UpstreamPool:
     def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
         """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
         the account's user."""
-        if not self._idle:
+        if not self._idle or (account is not None and account.abandons(self._clock())):
             return None
         context = self._credentials.tls(own=own)
         for position in range(len(self._idle) - 1, -1, -1):
