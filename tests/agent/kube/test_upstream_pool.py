@@ -290,7 +290,7 @@ async def test_l32_who_abandons_requests_takes_no_connection_that_others_left(tm
         assert kept is not None
         kept.send(done := Collected(), GET)
         await asyncio.wait_for(done.done.wait(), 5)
-        clock.now += 1 / a.churn.rate
+        clock.now += 2 / a.churn.rate
         assert api.upstream.take(own=True, account=a) is kept, "the allowance was refilled"
         kept.drop()
 
