@@ -42,7 +42,7 @@ MAX_LIFETIME = 400 * 86400.0
 DEFAULT_LIFETIME = 48 * 3600.0
 """Seconds from `iat` to `exp` that a token may have unless the operator says otherwise. Of the issuers in
 docs/security.md#what-each-issuer-can-bind the longest default is 28 hours (Entra ID with continuous access evaluation),
-then 24 (Dex). A longer life mostly is a mistake of the issuer, and gives whoever copies the token as much time."""
+then 24 (Dex). A longer life mostly is a mistake of the issuer, and gives a thief of the token as much time."""
 MIN_LIFETIME = 60.0
 """Seconds: the smallest `Acceptance.max_lifetime`; GitLab's shortest tokens live for five minutes."""
 TOKEN_TYPES = frozenset({"jwt", "at+jwt"})
