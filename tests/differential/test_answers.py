@@ -7,45 +7,30 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-import uvloop
-from hypothesis import Phase, given, settings
-
-from tests.support.cluster import Unavailable
-from tests.support.net_http import NetHttp
-from tests.support.processes import require_or_skip
+from hypothesis import given, settings
 
 from .answer_inputs import BY_HAND, Answer, generated
 from .answers import Answers, HostileApiServer
-from .world import two_users
-
-QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
-"""Without making a failure small: each try of one that waits in vain takes seconds."""
+from .world import ENTRANCES, QUICK, reading_beside, two_users
 
 
-@pytest.fixture(scope="module", params=["both entrances", "general path"])
+@pytest.fixture(scope="module", params=ENTRANCES)
 def attacked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[asyncio.Runner, Answers]]:
     directory = tmp_path_factory.mktemp("differential")
     api_directory = tmp_path_factory.mktemp("api")
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if request.param == "general path":
-            patch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
+    with reading_beside(request.param, directory) as (runner, go):
+        serving = HostileApiServer.serving(api_directory)
+        api = runner.run(serving.__aenter__())
+        assert isinstance(api, HostileApiServer)
+        world = two_users(api.port, api.ca_file, directory)
+        users = runner.run(world.__aenter__())
         try:
-            go = NetHttp(directory)
-        except Unavailable as error:
-            require_or_skip("nethttp", str(error))
-        with go:
-            serving = HostileApiServer.serving(api_directory)
-            api = runner.run(serving.__aenter__())
-            assert isinstance(api, HostileApiServer)
-            world = two_users(api.port, api.ca_file, directory)
-            users = runner.run(world.__aenter__())
-            try:
-                yield runner, Answers(users, api, go)
-            finally:
-                runner.run(world.__aexit__(None, None, None))
-                runner.run(serving.__aexit__(None, None, None))
+            yield runner, Answers(users, api, go)
+        finally:
+            runner.run(world.__aexit__(None, None, None))
+            runner.run(serving.__aexit__(None, None, None))
 
 
 def test_by_hand(attacked: tuple[asyncio.Runner, Answers]) -> None:

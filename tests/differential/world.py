@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
+import uvloop
+from hypothesis import Phase
 
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.kube import server
@@ -27,8 +31,16 @@ from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
+from tests.support.cluster import Unavailable
+from tests.support.net_http import NetHttp
+from tests.support.processes import require_or_skip
 
 from ..agent.kube.bench import Member, RecordedAudit
+
+GENERAL = "general path"
+ENTRANCES = ("both entrances", GENERAL)
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without making a failure small: each try of one that waits in vain takes seconds."""
 
 UNLIMITED = AgentLimitsConfig(
     requests_per_second=0, concurrent_requests=0, streams=0, upgraded_streams=0, bytes_per_second_to_cluster=0,
@@ -241,3 +253,17 @@ async def two_users(port: int, ca_file: Path, directory: Path) -> AsyncIterator[
         await proxy.close()
         await api.close()
         await asyncio.sleep(0.01)
+
+
+@contextmanager
+def reading_beside(entrances: str, directory: Path) -> Iterator[tuple[asyncio.Runner, NetHttp]]:
+    """A loop to attack the agent in, by which of ENTRANCES, and Go's reading beside."""
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if entrances == GENERAL:
+            patch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
+        try:
+            go = NetHttp(directory)
+        except Unavailable as error:
+            require_or_skip("nethttp", str(error))
+        with go:
+            yield runner, go
