@@ -11,16 +11,17 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from arcbridge.errors import ConnectionLost, LocalProtocolError, SessionEnded
-from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode, ResetCode
+from arcbridge.errors import ConnectionLost, SessionEnded
+from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode
 from arcbridge.wire.lifecycle import Change, Lifecycle
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth
 from arcbridge.wire.session import State
-from tests.support.pair import SECRET, TOKEN, End, Seen
+from tests.support.pair import SECRET, TOKEN, End
 from tests.support.resuming import ResumingPair
+from tests.wire.application_rules import ApplicationRules
 
 SMALL = Limits(
     stream_window=FIRST_CREDIT,
@@ -99,7 +100,7 @@ class Link(ResumingPair):
         super().resume()
 
 
-class LossyLink(RuleBasedStateMachine):
+class LossyLink(ApplicationRules):
     """See the module's docstring."""
 
     def __init__(self) -> None:
@@ -114,8 +115,7 @@ class LossyLink(RuleBasedStateMachine):
 
         self.watched = patch.object(Lifecycle, "change", change)
         self.watched.start()
-        self.written = 0
-        self.pair = Link(0.0)
+        self.pair: Link = Link(0.0)
         self.budgets = []
         for end in self.pair.ends:
             history = end.machine.sender.history
@@ -130,55 +130,10 @@ class LossyLink(RuleBasedStateMachine):
 
     # -- what applications do -----------------------------------------------------------------------------------------
 
-    def _end(self, client: bool) -> End:
-        return self.pair.client if client else self.pair.agent
-
-    def _pick(self, client: bool, number: int) -> tuple[End, Seen | None]:
-        end = self._end(client)
-        known = list(end.seen.values())[-8:]
-        return end, (known[number % len(known)] if known else None)
-
-    @rule(client=st.booleans(), to=st.sampled_from(["kubernetes", "tcp:db"]))
-    def open(self, client: bool, to: str) -> None:
-        try:
-            self._end(client).open(to)
-        except SessionEnded:
-            pass  # draining, without a connection, closed, or at the limit
-        except LocalProtocolError:
-            assert not client, "an agent opens nothing before it has accepted"
-
-    @rule(client=st.booleans(), number=st.integers(0, 7), size=st.sampled_from([1, 100, 5_000, 70_000, 300_000]))
-    def write(self, client: bool, number: int, size: int) -> None:
-        end, seen = self._pick(client, number)
-        if seen is not None:
-            self.written += 1
-            tag = self.written.to_bytes(4, "big") + seen.stream.id.to_bytes(4, "big")
-            end.write(seen, (tag * (size // 8 + 1))[:size])
-
-    @rule(client=st.booleans(), number=st.integers(0, 7), size=st.sampled_from([1, 1000, 40_000, 10**6]))
-    def read(self, client: bool, number: int, size: int) -> None:
-        end, seen = self._pick(client, number)
-        if seen is not None:
-            end.take(seen, size)
-
-    @rule(client=st.booleans(), number=st.integers(0, 7))
-    def half_close(self, client: bool, number: int) -> None:
-        end, seen = self._pick(client, number)
-        if seen is not None and end.machine.state is not State.CLOSED:
-            end.finish(seen)
-
-    @rule(
-        client=st.booleans(), number=st.integers(0, 7), code=st.sampled_from([ResetCode.CANCELLED, ResetCode.NO_ERROR])
-    )
-    def reset(self, client: bool, number: int, code: ResetCode) -> None:
-        end, seen = self._pick(client, number)
-        if seen is not None:
-            end.reset(seen, code)
-
     @rule(client=st.booleans(), size=st.sampled_from([5_000, 70_000, 200_000]), steps=st.integers(0, 12))
     def talk(self, client: bool, size: int, steps: int) -> None:
         """Both ends write on a stream, a new one or the last, and some of it travels."""
-        end = self._end(client)
+        end = self.end(client)
         if not end.machine.streams:
             self.open(client, "kubernetes")
         for one in self.pair.ends:
@@ -198,7 +153,7 @@ class LossyLink(RuleBasedStateMachine):
     @precondition(lambda self: self.written > 6)
     @rule(client=st.booleans(), code=st.sampled_from([GoawayCode.DRAINING, GoawayCode.DONE]))
     def drain(self, client: bool, code: GoawayCode) -> None:
-        end = self._end(client)
+        end = self.end(client)
         end.machine.goaway(code, "restart")
         end.collect()
 
@@ -217,11 +172,11 @@ class LossyLink(RuleBasedStateMachine):
 
     @rule(client=st.booleans(), most=st.sampled_from([1, 7, 9, 100, 5_000, 10**6]))
     def deliver(self, client: bool, most: int) -> None:
-        self.pair.deliver(self._end(client), most)
+        self.pair.deliver(self.end(client), most)
 
     @rule(client=st.booleans(), writable=st.booleans())
     def socket(self, client: bool, writable: bool) -> None:
-        machine = self._end(client).machine
+        machine = self.end(client).machine
         if machine.state is not State.DETACHED:  # without a connection there is no socket
             machine.sender.set_writable(writable)
 
@@ -260,7 +215,7 @@ class LossyLink(RuleBasedStateMachine):
     @rule(client=st.booleans())
     def lose(self, client: bool) -> None:
         self.pair.flush()
-        self.pair.lose(self._end(client))
+        self.pair.lose(self.end(client))
 
     @rule()
     def go_deaf(self) -> None:

@@ -6,16 +6,17 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.errors import ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth
 from arcbridge.wire.session import Kind, Session, Side, State
 from arcbridge.wire.stream import SendState
-from tests.support.pair import SECRET, TOKEN, End, Pair, Seen
+from tests.support.pair import SECRET, TOKEN, Pair
+from tests.wire.application_rules import ApplicationRules
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 
 SMALL = Limits(
@@ -156,13 +157,12 @@ def test_any_bytes_lead_to_a_remote_error_or_to_nothing(which: int, raw: bytes, 
 # -- two machines -----------------------------------------------------------------------------------------------------
 
 
-class TwoEnds(RuleBasedStateMachine):
+class TwoEnds(ApplicationRules):
     """Applications at both ends do anything, the link delivers anything at any time, the clock moves."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pair = Pair(limits=SMALL, eager=False)
-        self.counter = 0
         self.cut_off = False
 
     @initialize(early=st.booleans(), latency=st.sampled_from([0.0, 0.001, 0.3]))
@@ -170,51 +170,6 @@ class TwoEnds(RuleBasedStateMachine):
         self.pair.latency = latency
         if not early:
             self.pair.established()
-
-    def end(self, which: bool) -> End:
-        return self.pair.client if which else self.pair.agent
-
-    def pick(self, which: bool, number: int) -> tuple[End, Seen | None]:
-        end = self.end(which)
-        running = list(end.seen.values())
-        return end, (running[number % len(running)] if running else None)
-
-    @rule(which=st.booleans())
-    def open(self, which: bool) -> None:
-        try:
-            self.end(which).open()
-        except SessionEnded:
-            pass  # draining, closed, or at the limit
-        except LocalProtocolError:
-            assert not which, "an agent may not open before it accepted"
-
-    @rule(which=st.booleans(), number=st.integers(0, 9), size=st.sampled_from([0, 1, 100, 5_000, 70_000, 300_000]))
-    def write(self, which: bool, number: int, size: int) -> None:
-        end, seen = self.pick(which, number)
-        if seen is not None:
-            self.counter += 1
-            tag = self.counter.to_bytes(4, "big") + seen.stream.id.to_bytes(4, "big")
-            end.write(seen, (tag * (size // 8 + 1))[:size])
-
-    @rule(which=st.booleans(), number=st.integers(0, 9), size=st.sampled_from([1, 1000, 40_000, 10**6]))
-    def take(self, which: bool, number: int, size: int) -> None:
-        end, seen = self.pick(which, number)
-        if seen is not None:
-            end.take(seen, size)
-
-    @rule(which=st.booleans(), number=st.integers(0, 9))
-    def finish(self, which: bool, number: int) -> None:
-        end, seen = self.pick(which, number)
-        if seen is not None and end.machine.state is not State.CLOSED:
-            end.finish(seen)
-
-    @rule(
-        which=st.booleans(), number=st.integers(0, 9), code=st.sampled_from([ResetCode.CANCELLED, ResetCode.NO_ERROR])
-    )
-    def reset(self, which: bool, number: int, code: ResetCode) -> None:
-        end, seen = self.pick(which, number)
-        if seen is not None:
-            end.reset(seen, code)
 
     @rule(which=st.booleans(), most=st.sampled_from([1, 7, 9, 100, 5_000, 10**6]))
     def deliver(self, which: bool, most: int) -> None:
@@ -241,13 +196,13 @@ class TwoEnds(RuleBasedStateMachine):
     def renew(self) -> None:
         self.pair.client.machine.authenticate(Auth("oidc", TOKEN))
 
-    @precondition(lambda self: self.counter > 8)
+    @precondition(lambda self: self.written > 8)
     @rule(which=st.booleans())
     def goaway(self, which: bool) -> None:
         self.end(which).machine.goaway(GoawayCode.DRAINING, "restart")
         self.end(which).collect()
 
-    @precondition(lambda self: self.counter > 15)
+    @precondition(lambda self: self.written > 15)
     @rule()
     def cut(self) -> None:
         self.pair.cut()
