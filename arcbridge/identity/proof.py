@@ -2,9 +2,9 @@
 
 A proof is a JWS (RFC 7515) in compact form, signed with ES256 by the P-256 key whose public half is in its header, over
 the token (`ath`), the peer it is shown to (`peer`, the key of the certificate that this peer showed in the same TLS
-connection), the cluster (`pin`, empty at a relay) and the time (`iat`). Whom the token is bound to says the token
-alone: `binding` reads that from claims that were verified before. This module verifies no token and
-keeps nothing of what it saw; it makes the client's DPoP proofs (RFC 9449) for the issuer's token endpoint, too.
+connection), the cluster (`pin`, empty at a relay) and the time (`iat`). The token alone says which key it is bound to:
+`binding` reads that from claims that were verified before. This module verifies no token and keeps nothing of what it
+saw; it makes the client's DPoP proofs (RFC 9449) for the issuer's token endpoint, too.
 
 Invariant: `require_proof` returns only where the token may be used by the party at the other end of the connection:
 a bound token without the proof of its key never passes, whatever the setting.
