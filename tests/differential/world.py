@@ -257,7 +257,7 @@ async def two_users(port: int, ca_file: Path, directory: Path) -> AsyncIterator[
 
 @contextmanager
 def reading_beside(entrances: str, directory: Path) -> Iterator[tuple[asyncio.Runner, NetHttp]]:
-    """A loop to attack the agent in, by which of ENTRANCES, and Go's reading beside."""
+    """A loop in which the agent is attacked through one of ENTRANCES, and Go's parsers beside it."""
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if entrances == GENERAL:
             patch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
