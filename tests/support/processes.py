@@ -271,6 +271,7 @@ class ManagedProcess:
                 last = str(error)
             with self._changed:
                 self._changed.wait(0.02)  # until output or the end, at most until the next attempt
+        self._read_out()
         raise ProcessFailed(f"ended before {url} was ready (last: {last})\n{self.tail()}")
 
     def wait(self, timeout: float = 15) -> int:
@@ -279,9 +280,7 @@ class ManagedProcess:
             status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise ProcessFailed(f"still running after {timeout} s\n{self.tail()}") from None
-        for pump in self._pumps:
-            # A grandchild that holds on to the pipe must not hold up the test.
-            pump.join(2)
+        self._read_out()
         return status
 
     async def ended(self, timeout: float = 15) -> int:
@@ -375,6 +374,12 @@ class ManagedProcess:
         else:
             assert self._process.stderr is not None
             self._process.stderr.close()
+
+    def _read_out(self) -> None:
+        """Wait until all output of a process that has ended was read."""
+        for pump in self._pumps:
+            # A grandchild that holds on to the pipe must not hold up the test.
+            pump.join(2)
 
     def _reap(self) -> None:
         self._process.wait()
