@@ -1,0 +1,47 @@
+"""Prints what the checks of a `doctor` found: a table with the remedies, or a document for scripts."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from arcbridge.cli.output import format_document, format_rows, plain
+from arcbridge.errors import ConfigError
+from arcbridge.observe.diagnosis import State, first_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from arcbridge.observe.diagnosis import Finding
+
+_COLUMNS = (("hop", "HOP"), ("state", "STATE"), ("detail", "DETAIL"))
+
+
+def print_findings(findings: Sequence[Finding], output: str) -> bool:
+    """Print `findings` as `--output` says; return whether no hop failed. Raises ConfigError for an unknown format."""
+    sys.stdout.write(format_findings(findings, output))
+    return first_failure(findings) is None
+
+
+def format_findings(findings: Sequence[Finding], output: str) -> str:
+    """Findings as a table that ends with what to do, or as one JSON or YAML document."""
+    failed = first_failure(findings)
+    rows = [
+        {
+            "hop": finding.hop,
+            "state": str(finding.state),
+            "detail": finding.detail,
+            "remedy": finding.remedy,
+            "code": finding.code,
+        }
+        for finding in findings
+    ]
+    if output in ("json", "yaml"):
+        return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
+    if output not in ("", "table"):
+        raise ConfigError(f"flag --output: {output!r} is unknown; use table, json or yaml")
+    lines = [format_rows(rows, _COLUMNS, "table")]
+    for finding in findings:
+        if finding.remedy and (finding is failed or finding.state is State.WARNING):
+            lines.append(f"\n{plain(finding.hop)}: {plain(finding.remedy)}\n")
+    return "".join(lines)

@@ -1,0 +1,43 @@
+"""What a check found, in the words that the `doctor` of every role prints.
+
+A check looks at one hop (name resolution, the relay's certificate, the API server) and yields one `Finding`. It raises
+nothing that belongs to the hop: what is wrong is its result. This module decides nothing and prints nothing
+(`cli.diagnosis`); it keeps the order of the hops, because the first one that fails is the cause of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """What a check found out about its hop."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """The hop works, and something about it will be in the way sooner or later."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """The hop was not looked at, because one before it failed or because the settings do not use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    hop: str
+    """What was looked at, in few words: `relay certificate`, `API server`."""
+    state: State
+    detail: str
+    """One sentence or less: what was found. It holds no secret."""
+    remedy: str = ""
+    """What to do; empty where nothing is wrong."""
+    code: str = ""
+    """A stable name of the fault for scripts, such as `issuer_ca`; empty where nothing is wrong."""
+
+
+def first_failure(findings: Sequence[Finding]) -> Finding | None:
+    """Return the first hop that failed, in the order of the way; None where none did."""
+    return next((finding for finding in findings if finding.state is State.FAILED), None)

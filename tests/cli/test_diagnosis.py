@@ -1,0 +1,55 @@
+"""What a doctor prints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from arcbridge.cli.diagnosis import format_findings, print_findings
+from arcbridge.errors import ConfigError
+from arcbridge.observe.diagnosis import Finding, State
+
+FINE = Finding("name resolution", State.OK, "192.0.2.1")
+WARNED = Finding("clock", State.WARNING, "40 s slow", "set the clock", "clock")
+CAUSE = Finding("relay certificate", State.FAILED, "it has\x1b[2J expired", "renew it", "relay_certificate")
+LATER = Finding("session", State.FAILED, "none", "try again", "session")
+
+
+def test_a_table_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not print_findings([FINE, WARNED, CAUSE, LATER], "")
+    assert capsys.readouterr().out == (
+        "HOP                 STATE     DETAIL\n"
+        "name resolution     ok        192.0.2.1\n"
+        "clock               warning   40 s slow\n"
+        "relay certificate   failed    it has\\x1b[2J expired\n"
+        "session             failed    none\n"
+        "\nclock: set the clock\n"
+        "\nrelay certificate: renew it\n"
+    )
+
+
+def test_findings_without_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_findings([FINE], "table")
+    assert capsys.readouterr().out == "HOP               STATE   DETAIL\nname resolution   ok      192.0.2.1\n"
+
+
+def test_scripts_read_the_cause() -> None:
+    document = json.loads(format_findings([FINE, CAUSE, LATER], "json"))
+    assert document["ok"] is False
+    assert document["cause"] == "relay_certificate"
+    assert document["hops"][0] == {
+        "hop": "name resolution",
+        "state": "ok",
+        "detail": "192.0.2.1",
+        "remedy": "",
+        "code": "",
+    }
+    assert yaml.safe_load(format_findings([FINE, CAUSE, LATER], "yaml")) == document
+    assert json.loads(format_findings([FINE], "json"))["cause"] == ""
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="use table, json or yaml"):
+        format_findings([FINE], "name")
