@@ -18,7 +18,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.hostile.organisation import Client, Person, TaggedApiServer
 from tests.support import world as world_module
-from tests.support.reports import records
+from tests.support.reports import records, until
 from tests.support.world import ALICE, BOB, ApiServer, User, World
 
 SCRIPT = "tests.hostile.process"
@@ -90,5 +90,7 @@ async def test_b1_a_relay_that_flips_a_bit_of_an_answer(tmp_path: Path, monkeypa
         assert len(answer.body) > 200_000
         told = await asyncio.to_thread(records, started.process, "connection lost, waiting to resume")
         assert told[0]["reason"].startswith("bytes were altered on the way between client and agent")
-        assert len(await asyncio.to_thread(records, world.agent, "session resumed")) == 1
+        # The answer may be whole before its log line is there.
+        await asyncio.to_thread(until, lambda: records(world.agent, "session resumed"), "the agent resumed the session")
+        assert len(records(world.agent, "session resumed")) == 1
         assert [request.header("impersonate-user") for request in api.requests] == [[ALICE.email.encode()]]
