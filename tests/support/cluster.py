@@ -85,6 +85,24 @@ class ApiError(RuntimeError):
 # Programs.
 
 
+@functools.cache
+def require_isolation() -> None:
+    """Raise `Unavailable` where a node cannot give pods namespaces and file systems of their own: Linux, as root."""
+    script = (
+        'set -e; mount -t tmpfs tmpfs "$0"; mkdir "$0/upper" "$0/work" "$0/root"; '
+        'mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root"'
+    )
+    if shutil.which("unshare") is None:
+        raise Unavailable("pods cannot be isolated here: no unshare (util-linux)")
+    with tempfile.TemporaryDirectory(prefix="arcbridge-isolation-") as directory:
+        tried = subprocess.run(
+            ["unshare", "--mount", "--net", "sh", "-c", script, directory], capture_output=True, check=False
+        )
+    if tried.returncode != 0:
+        why = (tried.stderr.decode(errors="replace").splitlines() or ["no reason given"])[-1]
+        raise Unavailable(f"pods cannot be isolated here (root, namespaces and overlayfs are needed): {why}")
+
+
 @dataclass(frozen=True)
 class Binaries:
     """Where the programs are."""
@@ -93,6 +111,8 @@ class Binaries:
     etcd: Path
     kubectl: Path
     node: Path
+    kube_controller_manager: Path | None = None
+    """None with KUBEBUILDER_ASSETS, where it is not there."""
 
 
 def cache_directory() -> Path:
@@ -106,8 +126,9 @@ def binaries() -> Binaries:
     """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
-        built = _built(_TESTS / "cluster", ("tool", "./node"), ("kube-apiserver", "server", "kubectl", "node"))
-        return Binaries(built / "kube-apiserver", built / "server", built / "kubectl", built / "node")
+        names = ("kube-apiserver", "server", "kubectl", "node", "kube-controller-manager")
+        built = _built(_TESTS / "cluster", ("tool", "./node"), names)
+        return Binaries(*(built / name for name in names))
     directory = Path(assets)
     etcd = next((directory / name for name in ("etcd", "server") if (directory / name).exists()), directory / "etcd")
     missing = [p.name for p in (directory / "kube-apiserver", etcd, directory / "kubectl") if not p.exists()]
@@ -119,7 +140,10 @@ def binaries() -> Binaries:
     node = directory / "node"
     if not node.exists():
         node = _built(_TESTS / "cluster", ("./node",), ("node",)) / "node"
-    return Binaries(directory / "kube-apiserver", etcd, directory / "kubectl", node)
+    manager = directory / "kube-controller-manager"
+    return Binaries(
+        directory / "kube-apiserver", etcd, directory / "kubectl", node, manager if manager.exists() else None
+    )
 
 
 @functools.cache
@@ -294,12 +318,26 @@ class Cluster:
 
     `extra_args` are appended to kube-apiserver's own, and a flag given there wins. Events of its audit log (level
     Metadata) are in `audit_events()`.
+
+    `images` makes it run workloads as a cluster does: kube-controller-manager makes pods of DaemonSets, Deployments and
+    ServiceAccounts, and the node isolates them (namespaces, hence root), each image being the command of this machine
+    that `images` has for its repository. Raises `Unavailable` where that cannot be.
     """
 
     def __init__(
-        self, *, directory: Path | None = None, extra_args: Sequence[str] = (), node_name: str = "node-1"
+        self,
+        *,
+        directory: Path | None = None,
+        extra_args: Sequence[str] = (),
+        node_name: str = "node-1",
+        images: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.binaries = binaries()
+        self._images = images
+        if images is not None:
+            require_isolation()
+            if self.binaries.kube_controller_manager is None:
+                raise Unavailable("KUBEBUILDER_ASSETS has no kube-controller-manager; unset it to have one built")
         self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-cluster-")) if directory is None else directory
         self._temporary = directory is None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -710,6 +748,7 @@ class Cluster:
                 f"--tls-cert-file={where}/node.crt",
                 f"--tls-private-key-file={where}/node.key",
                 f"--client-ca-file={where}/client-ca.crt",
+                *self._isolation(),
             ],
             log_dir=self.logs,
             name="node",
@@ -720,6 +759,44 @@ class Cluster:
         node.wait_for_line(r"^ready \d+$", stream="stdout", timeout=30)
         self.ensure_namespace("default")  # which a controller of the API server makes, sooner or later
         self._aggregate_roles()
+        if self._images is not None:
+            self._start_controllers()
+
+    def _isolation(self) -> list[str]:
+        if self._images is None:
+            return []
+        images = {repository: list(command) for repository, command in self._images.items()}
+        return ["--isolate", f"--images={json.dumps(images)}", f"--api-port={self.port}"]
+
+    def _start_controllers(self) -> None:
+        where = self.directory
+        controllers = (
+            "daemonset-controller",
+            "deployment-controller",
+            "replicaset-controller",
+            "serviceaccount-controller",
+            "root-ca-certificate-publisher-controller",
+            "garbage-collector-controller",
+        )
+        manager = ManagedProcess(
+            [
+                self.binaries.kube_controller_manager or "",
+                f"--kubeconfig={self.kubeconfig}",
+                f"--root-ca-file={self.ca_file}",
+                f"--controllers={','.join(controllers)}",
+                "--bind-address=127.0.0.1",
+                "--secure-port=0",
+                "--leader-elect=false",
+                # A client-side queue would make a test wait for nothing.
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+            ],
+            log_dir=self.logs,
+            name="kube-controller-manager",
+            cwd=where,
+        )
+        self.processes.append(manager)
+        manager.wait_for_line("Proceeding to collect garbage", timeout=60)  # the last of all to begin
 
     def _aggregate_roles(self) -> None:
         """Fill in `view`, `edit` and `admin`, which are empty where no controller manager runs."""
@@ -742,7 +819,7 @@ class Cluster:
             f"--client-ca-file={where}/client-ca.crt",
             "--authorization-mode=RBAC",
             # Without the controllers there is no default service account, and pods would be refused.
-            "--disable-admission-plugins=ServiceAccount",
+            *(["--disable-admission-plugins=ServiceAccount"] if self._images is None else []),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={where}/service-account.key",
             f"--service-account-signing-key-file={where}/service-account.key",

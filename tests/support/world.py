@@ -335,12 +335,9 @@ class World:
 
     def join_token(self, cluster: str | None = None) -> tuple[str, str]:
         """Make a join token with the first relay's command; return it and the relay CA's pin."""
-        done = run(
-            arcbridge(
-                *("--role", "relay", "token", "create", "--cluster", cluster or self.cluster),
-                *("--config", str(self.relay_config), "-o", "json"),
-            ),
-        )
+        words = ("--role", "relay", "token", "create", "--cluster", cluster or self.cluster)
+        command = arcbridge(*words, "--config", str(self.relay_config), "-o", "json")
+        done = run([*self.relay_prefixes[0], *command])
         answer = json.loads(done.stdout)
         self.relay_pin = answer["relay_ca_pin"]
         return answer["token"], answer["relay_ca_pin"]

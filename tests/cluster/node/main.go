@@ -5,6 +5,9 @@
 // There is no image, no isolation and no restart: a container is its command, with a directory of its own as working
 // directory, and a container without a command sleeps. Port N of every pod is port N of 127.0.0.1.
 //
+// With -isolate, pods are more than that (see life): a loopback and a file system of their own, volumes, the security
+// context's user, init containers, probes, hooks and restarts. That needs root.
+//
 // Whoever holds the client certificate that the API server uses can run any command here, hence loopback only.
 package main
 
@@ -12,6 +15,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -42,6 +46,9 @@ func main() {
 	// PR_SET_PDEATHSIG follows the thread that forked, not the process. The main thread lives as long as the process,
 	// so it does all the forking (see spawn).
 	runtime.LockOSThread()
+	if len(os.Args) == 3 && os.Args[1] == "enter" {
+		enter(os.Args[2])
+	}
 	log.SetFlags(log.LstdFlags | log.Lmicroseconds)
 	var (
 		kubeconfig = flag.String("kubeconfig", "", "kubeconfig of a user who may write nodes and pods")
@@ -51,6 +58,9 @@ func main() {
 		keyFile    = flag.String("tls-private-key-file", "", "its key")
 		clientCA   = flag.String("client-ca-file", "", "CA of the API server's kubelet client certificate")
 		bind       = flag.Bool("bind", true, "be the scheduler: take pods that name no node")
+		isolate    = flag.Bool("isolate", false, "give pods a network and a file system of their own, volumes, probes, restarts")
+		images     = flag.String("images", "{}", "JSON: for a repository of images, the command of this machine that stands for it")
+		apiPort    = flag.Int("api-port", 0, "port of the API server on 127.0.0.1, for isolated pods")
 	)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -61,7 +71,13 @@ func main() {
 		os.Exit(0)
 	}()
 
-	n := &node{name: *name, root: *root, bind: *bind, pods: map[string]*pod{}}
+	n := &node{
+		name: *name, root: *root, bind: *bind, isolate: *isolate, apiPort: *apiPort, pods: map[string]*pod{},
+		images: map[string][]string{},
+	}
+	if err := json.Unmarshal([]byte(*images), &n.images); err != nil {
+		log.Fatalf("node: -images: %v", err)
+	}
 	go func() {
 		if err := n.run(ctx, *kubeconfig, *certFile, *keyFile, *clientCA); err != nil {
 			killAll()
@@ -156,7 +172,8 @@ func (n *node) serveAttach(w http.ResponseWriter, r *http.Request) {
 }
 
 func (n *node) servePortForward(w http.ResponseWriter, r *http.Request) {
-	if n.find(r.PathValue("namespace"), r.PathValue("pod")) == nil {
+	p := n.find(r.PathValue("namespace"), r.PathValue("pod"))
+	if p == nil {
 		http.Error(w, "pod does not exist", http.StatusNotFound)
 		return
 	}
@@ -165,7 +182,7 @@ func (n *node) servePortForward(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	portforward.ServePortForward(w, r, loopback{r.Context()}, r.PathValue("pod"), "", options,
+	portforward.ServePortForward(w, r, loopback{r.Context(), p}, r.PathValue("pod"), "", options,
 		idleTimeout, creationTimeout, portforward.SupportedProtocols)
 }
 
@@ -231,7 +248,7 @@ func (n *node) container(w http.ResponseWriter, r *http.Request) *container {
 		http.Error(w, "pod does not exist", http.StatusNotFound)
 		return nil
 	}
-	c := p.containers[r.PathValue("container")]
+	c := p.get(r.PathValue("container"))
 	if c == nil {
 		http.Error(w, fmt.Sprintf("container not found (%q)", r.PathValue("container")), http.StatusNotFound)
 	}
@@ -239,10 +256,13 @@ func (n *node) container(w http.ResponseWriter, r *http.Request) *container {
 }
 
 // loopback forwards ports to 127.0.0.1. The library hands a context that never ends, so the request's is kept.
-type loopback struct{ request context.Context }
+type loopback struct {
+	request context.Context
+	pod     *pod
+}
 
 func (l loopback) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	conn, err := (&net.Dialer{}).DialContext(l.request, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+	conn, err := l.dial(int(port))
 	if err != nil {
 		return err
 	}
@@ -254,6 +274,13 @@ func (l loopback) PortForward(_ context.Context, _, _ string, port int32, stream
 	}()
 	_, err = io.Copy(stream, conn)
 	return err
+}
+
+func (l loopback) dial(port int) (net.Conn, error) {
+	if l.pod.life != nil {
+		return l.pod.life.sandbox.dial(l.request, port)
+	}
+	return (&net.Dialer{}).DialContext(l.request, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 }
 
 // watchedListener hands out connections that cancel their requests' context when the peer is gone: net/http does that

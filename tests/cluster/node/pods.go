@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,18 +28,52 @@ import (
 const logLimit = 64 << 20
 
 type node struct {
-	name   string
-	root   string
-	bind   bool
-	client kubernetes.Interface
+	name    string
+	root    string
+	bind    bool
+	isolate bool
+	images  map[string][]string
+	apiPort int
+	client  kubernetes.Interface
 
 	mu   sync.Mutex
 	pods map[string]*pod // by namespace/name
 }
 
 type pod struct {
-	uid        types.UID
+	uid  types.UID
+	life *life // of an isolating node
+
+	mu         sync.Mutex
 	containers map[string]*container
+	ending     bool
+}
+
+func (p *pod) get(name string) *container {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.containers[name]
+}
+
+func (p *pod) put(c *container) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.containers[c.name] = c
+}
+
+// once is true the first time: of several that want to end the pod, one does.
+func (p *pod) once() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := !p.ending
+	p.ending = true
+	return first
+}
+
+func (p *pod) all() []*container {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.containers))
 }
 
 type container struct {
@@ -45,6 +81,7 @@ type container struct {
 	pod     string
 	dir     string
 	spec    core.Container
+	life    *life // of an isolating node; its containers have their whole environment in fixedEnv
 	process *process
 	log     logBuffer
 	stdout  fan
@@ -53,6 +90,8 @@ type container struct {
 	done    chan struct{} // closed after the last byte of output; exit and ended are set then
 	exit    int
 	ended   meta.Time
+
+	fixedEnv []string
 }
 
 func (n *node) find(namespace, name string) *pod {
@@ -79,7 +118,12 @@ func (n *node) register(ctx context.Context, port int32) error {
 		Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady",
 		LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now(),
 	}}
-	_, err = n.client.CoreV1().Nodes().UpdateStatus(ctx, object, meta.UpdateOptions{})
+	if object, err = n.client.CoreV1().Nodes().UpdateStatus(ctx, object, meta.UpdateOptions{}); err != nil {
+		return err
+	}
+	// The API server taints a new node as not ready, which the node lifecycle controller would take away again.
+	object.Spec.Taints = nil
+	_, err = n.client.CoreV1().Nodes().Update(ctx, object, meta.UpdateOptions{})
 	return err
 }
 
@@ -122,13 +166,20 @@ func (n *node) reconcile(ctx context.Context, object *core.Pod) {
 	}
 	known := n.find(object.Namespace, object.Name)
 	if known != nil && known.uid != object.UID { // deleted and created again, seen as one update
+		if known.life != nil && known.once() {
+			go known.life.finish(0)
+		}
 		known.signal(syscall.SIGKILL)
 		known = nil
 	}
 	if object.DeletionTimestamp != nil {
 		go n.terminate(ctx, object, known)
 	} else if known == nil && (object.Status.Phase == core.PodPending || object.Status.Phase == "") {
-		n.start(ctx, object)
+		if n.isolate {
+			n.begin(ctx, object)
+		} else {
+			n.start(ctx, object)
+		}
 	}
 }
 
@@ -141,11 +192,11 @@ func (n *node) start(ctx context.Context, object *core.Pod) {
 			dir: filepath.Join(n.root, object.Namespace, object.Name, spec.Name),
 		}
 		c.log.changed = make(chan struct{})
-		if err := c.start(); err != nil {
+		if err := c.start(nil); err != nil {
 			failure = fmt.Errorf("container %s: %w", c.name, err)
 			break
 		}
-		p.containers[spec.Name] = c
+		p.put(c)
 	}
 	if failure != nil {
 		log.Printf("starting %s/%s: %v", object.Namespace, object.Name, failure)
@@ -156,7 +207,7 @@ func (n *node) start(ctx context.Context, object *core.Pod) {
 	n.mu.Unlock()
 	go func() {
 		n.report(ctx, object, p, failure)
-		for _, c := range p.containers {
+		for _, c := range p.all() {
 			<-c.done
 		}
 		if failure == nil {
@@ -165,12 +216,15 @@ func (n *node) start(ctx context.Context, object *core.Pod) {
 	}()
 }
 
-func (c *container) start() error {
+// start starts the container's process; `into` is where a container of an isolating node lives.
+func (c *container) start(into *entry) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
 	}
 	argv := append(append([]string{}, c.spec.Command...), c.spec.Args...)
-	if len(argv) == 0 {
+	if into != nil {
+		argv = into.argv()
+	} else if len(argv) == 0 {
 		argv = []string{"sleep", "infinity"}
 	}
 	var err error
@@ -194,6 +248,12 @@ func (c *container) start() error {
 }
 
 func (c *container) env(tty bool) []string {
+	if c.life != nil {
+		if tty {
+			return append(slices.Clone(c.fixedEnv), "TERM=xterm")
+		}
+		return c.fixedEnv
+	}
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "HOSTNAME=" + c.pod}
 	if tty {
 		env = append(env, "TERM=xterm")
@@ -207,18 +267,23 @@ func (c *container) env(tty bool) []string {
 }
 
 func (p *pod) signal(s syscall.Signal) {
-	for _, c := range p.containers {
+	for _, c := range p.all() {
 		c.process.signal(s)
 	}
 }
 
 // terminate is what a kubelet does for a pod that is to be deleted: without it, kubectl delete would wait for ever.
 func (n *node) terminate(ctx context.Context, object *core.Pod, known *pod) {
-	if known != nil {
+	if known != nil && known.life != nil {
+		if !known.once() {
+			return // it is being ended already
+		}
+		known.life.finish(time.Duration(*object.DeletionGracePeriodSeconds) * time.Second)
+	} else if known != nil {
 		known.signal(syscall.SIGTERM)
 		grace := time.NewTimer(time.Duration(*object.DeletionGracePeriodSeconds) * time.Second)
 		defer grace.Stop()
-		for _, c := range known.containers {
+		for _, c := range known.all() {
 			select {
 			case <-c.done:
 			case <-grace.C:
@@ -238,6 +303,9 @@ func (n *node) forget(object *core.Pod) {
 	defer n.mu.Unlock()
 	key := object.Namespace + "/" + object.Name
 	if known := n.pods[key]; known != nil && known.uid == object.UID {
+		if known.life != nil && known.once() { // deleted by force
+			go known.life.finish(0)
+		}
 		known.signal(syscall.SIGKILL)
 		delete(n.pods, key)
 	}
@@ -249,7 +317,7 @@ func (n *node) report(ctx context.Context, object *core.Pod, p *pod, failure err
 	statuses, running, failed := []core.ContainerStatus{}, 0, failure != nil
 	for _, spec := range object.Spec.Containers {
 		status := core.ContainerStatus{Name: spec.Name, Image: spec.Image, ImageID: spec.Image}
-		c := p.containers[spec.Name]
+		c := p.get(spec.Name)
 		switch {
 		case c == nil:
 			status.State.Waiting = &core.ContainerStateWaiting{Reason: "RunContainerError", Message: fmt.Sprint(failure)}
@@ -293,12 +361,17 @@ func (n *node) report(ctx context.Context, object *core.Pod, p *pod, failure err
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": object.UID}, "status": status})
 	if err == nil {
-		_, err = n.client.CoreV1().Pods(object.Namespace).Patch(
-			ctx, object.Name, types.MergePatchType, patch, meta.PatchOptions{}, "status")
+		err = n.patchStatus(ctx, object, patch)
 	}
 	if err != nil {
 		log.Printf("reporting %s/%s: %v", object.Namespace, object.Name, err)
 	}
+}
+
+func (n *node) patchStatus(ctx context.Context, object *core.Pod, patch []byte) error {
+	_, err := n.client.CoreV1().Pods(object.Namespace).Patch(
+		ctx, object.Name, types.MergePatchType, patch, meta.PatchOptions{}, "status")
+	return err
 }
 
 func (c *container) over() bool {

@@ -146,6 +146,11 @@ func killAll() {
 // the reader is.
 func (c *container) ExecInContainer(ctx context.Context, _, _, _ string, argv []string, in io.Reader,
 	out, errOut io.WriteCloser, tty bool, sizes <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	if c.life != nil {
+		into := c.life.entry(c.spec)
+		into.Target, into.Argv = c.process.cmd.Process.Pid, argv
+		argv = into.argv()
+	}
 	p, err := spawn(argv, c.env(tty), c.dir, tty, in != nil)
 	if err != nil {
 		return err

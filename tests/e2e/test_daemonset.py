@@ -1,0 +1,216 @@
+"""The agent as it runs in a cluster: Helm installs the chart, controllers make the pods, a node runs them with their
+volumes, probes and security context, and kubectl goes through them while they are replaced."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.config.test_chart import CHART, Helm
+from tests.support.cluster import Cluster, Kubectl, Unavailable, require_isolation
+from tests.support.cluster import helm as helm_binary
+from tests.support.processes import ProcessFailed, require_or_skip, run
+from tests.support.reports import until
+from tests.support.world import ALICE, CLUSTER_AUDIENCE, ApiServer, Client, World
+
+NAMESPACE = "arcbridge"
+RELEASE = "arcbridge-agent"
+IMAGE = "registry.example.org/arcbridge"
+MINUTES = "--timeout=3m"
+
+
+class Place:
+    """A cluster that runs workloads, a relay outside it, and Helm."""
+
+    def __init__(self, cluster: Cluster, world: World, helm: Helm, mode: str) -> None:
+        self.cluster = cluster
+        self.world = world
+        self.helm = helm
+        self.mode = mode
+        self._values = world.directory / "values.json"
+
+    def helm_does(self, verb: str, *words: str, **changes: object) -> None:
+        """Install or upgrade the release with the values of this place, changed; return when its pods are ready."""
+        issuer_port = int(self.world.issuer.url.rpartition(":")[2].partition("/")[0])
+        values: dict[str, object] = {
+            "relays": [self.world.relay_url],
+            "relayCAPin": self.world.relay_pin,
+            "authentication": json.loads(self.world.authentication(CLUSTER_AUDIENCE)),
+            "impersonation": {"mode": self.mode, "users": [ALICE.email], "groups": list(ALICE.groups)},
+            "podAnnotations": {"node.test/host-ports": f"{self.world.relay_port},{issuer_port}"},
+            **changes,
+        }
+        self._values.write_text(json.dumps(values))
+        place = ("--namespace", NAMESPACE, "-f", str(self._values), "--wait", MINUTES)
+        self.helm.run(verb, RELEASE, str(CHART), *place, *words)
+
+    def kubectl(self, *words: str) -> str:
+        """Run kubectl as the administrator, straight to the API server."""
+        return self.cluster.kubectl("--namespace", NAMESPACE, *words, timeout=240).stdout
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The agent's pods that do not end."""
+        found = json.loads(self.kubectl("get", "pods", "-o", "json"))["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def ready_pod(self) -> str:
+        """The name of the one pod, which is ready."""
+
+        def ready() -> bool:
+            pods = self.pods()
+            return (
+                len(pods) == 1
+                and {"type": "Ready", "status": "True"}.items()
+                <= next(
+                    condition for condition in pods[0]["status"]["conditions"] if condition["type"] == "Ready"
+                ).items()
+            )
+
+        until(ready, "one pod is there and ready", timeout=60)
+        return str(self.pods()[0]["metadata"]["name"])
+
+
+@contextmanager
+def place(directory: Path, mode: str) -> Iterator[Place]:
+    """Start everything but the agent."""
+    try:
+        require_isolation()
+    except Unavailable as error:
+        require_or_skip("pods", str(error))
+    try:
+        helm = helm_binary()
+    except Unavailable as error:
+        require_or_skip("helm", str(error))
+    try:
+        cluster = Cluster(directory=directory / "cluster", images={IMAGE: (sys.executable, "-m", "arcbridge")})
+    except Unavailable as error:
+        require_or_skip("apiserver", str(error))
+    with cluster, World(ApiServer(cluster.api_url), directory=directory / "world") as world:
+        cluster.grant("view", group=ALICE.groups[0])
+        world.start_issuer()
+        world.start_relay()
+        token, _ = world.join_token()
+        cluster.ensure_namespace(NAMESPACE)
+        cluster.kubectl(
+            *("create", "secret", "generic", "arcbridge-join-token", f"--namespace={NAMESPACE}"),
+            f"--from-literal=token={token}",
+        )
+        yield Place(cluster, world, Helm(helm, directory, cluster.kubeconfig), mode)
+
+
+class Loop:
+    """`kubectl get` without end, in a thread; every failure is kept."""
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        self._kubectl = kubectl
+        self._over = threading.Event()
+        self.done = 0
+        self.failures: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            try:
+                # Once each, as a script does: kubectl itself repeats what the client says was never sent.
+                self._kubectl.run("get", "namespaces", "-o", "name", timeout=60)
+            except ProcessFailed as error:
+                self.failures.append(str(error))
+            self.done += 1
+
+    def __enter__(self) -> Loop:
+        self._thread.start()
+        until(lambda: self.done, "the loop runs", timeout=60)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join(90)
+
+    def go_on(self) -> None:
+        """Wait for two more calls, the second of which began after now."""
+        goal = self.done + 2
+        until(lambda: self.done >= goal, "the loop goes on", timeout=60)
+
+
+def kubectl_of(place: Place, client: Client) -> Kubectl:
+    return place.cluster.kubectl_for(kubeconfig=client.kubeconfig)
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("mode", ["legacy", "constrained"])
+def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path, mode: str) -> None:
+    with place(tmp_path, mode) as here:
+        here.helm_does("install")
+        first = here.ready_pod()
+        # Its credential is in the Secret, where the next pod finds it.
+        credential = json.loads(here.kubectl("get", "secret", "arcbridge-agent", "-o", "json"))["data"]
+        assert credential
+        assert "enrolled" in here.kubectl("logs", first)
+        assert here.kubectl("exec", first, "--", "id", "-u").strip() == "65532"
+        with pytest.raises(ProcessFailed, match="Read-only file system"):
+            here.kubectl("exec", first, "--", "touch", "/etc/a-file")
+
+        client = here.world.start_client(ALICE)
+        alice = kubectl_of(here, client)
+        assert "namespace/default" in alice.run("get", "namespaces", "-o", "name").stdout
+        assert alice.run("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == ALICE.email
+
+        with Loop(alice) as loop:
+            # A rollout: the new pod is ready before the old one drains.
+            here.kubectl("rollout", "restart", f"daemonset/{RELEASE}")
+            here.kubectl("rollout", "status", f"daemonset/{RELEASE}", MINUTES)
+            second = here.ready_pod()
+            assert second != first
+            loop.go_on()
+            assert loop.failures == []
+            # A changed setting rolls the pods too, and so does the way back.
+            here.helm_does("upgrade", logLevel="debug")
+            third = here.ready_pod()
+            assert third != second
+            loop.go_on()
+            assert loop.failures == []
+            here.helm.run("rollback", RELEASE, "1", "--namespace", NAMESPACE, "--wait", MINUTES)
+            fourth = here.ready_pod()
+            assert fourth != third
+            loop.go_on()
+            assert loop.failures == []
+        now = json.loads(here.kubectl("get", "secret", "arcbridge-agent", "-o", "json"))["data"]
+        assert now == credential, "every pod used the first one's enrolment"
+
+        # A pod that is lost, with no word to anybody, is made anew.
+        here.kubectl("delete", "pod", fourth, "--grace-period=0", "--force")
+        until(lambda: [pod["metadata"]["name"] for pod in here.pods()] not in ([], [fourth]), "another pod", timeout=60)
+        here.ready_pod()
+        until(
+            lambda: alice.run("get", "namespaces", check=False, timeout=60).returncode == 0, "kubectl works", timeout=90
+        )
+
+        here.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES)
+        until(lambda: here.pods() == [], "the pods are gone", timeout=60)
+        refused = alice.run("get", "namespaces", check=False, timeout=90)
+        assert refused.returncode == 1
+        assert "has no connected agent" in refused.stderr
+
+
+@pytest.mark.timeout(180)
+def test_a_process_that_dies_is_started_again_in_its_pod(tmp_path: Path) -> None:
+    with place(tmp_path, "legacy") as here:
+        here.helm_does("install")
+        pod = here.ready_pod()
+        uid = here.pods()[0]["metadata"]["uid"]
+        (process,) = run(["pgrep", "-u", "65532", "-f", "arcbridge --role agent"]).stdout.split()
+        here.kubectl("exec", pod, "--", "kill", "-9", process.decode())
+        until(
+            lambda: here.pods()[0]["status"]["containerStatuses"][0]["restartCount"] == 1, "it is restarted", timeout=60
+        )
+        assert here.ready_pod() == pod
+        assert here.pods()[0]["metadata"]["uid"] == uid
+        alice = kubectl_of(here, here.world.start_client(ALICE))
+        assert "namespace/default" in alice.run("get", "namespaces", "-o", "name").stdout

@@ -1,0 +1,114 @@
+"""Each role of an earlier version beside the others of this one, and the other way round: as during every upgrade.
+
+The earlier version is the newest release that git knows, and before there is one, the commit below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster, Unavailable
+from tests.support.processes import require_or_skip, run
+from tests.support.reports import until
+from tests.support.targets import EchoServer
+from tests.support.world import ALICE, ApiServer, World
+
+ROOT = Path(__file__).resolve().parents[2]
+BEFORE_ANY_RELEASE = "0e86ebf"
+ROLES = ("relay", "agent", "client")
+MIXED = [old for count in (1, 2) for old in itertools.combinations(ROLES, count)]
+
+
+def earlier() -> str:
+    """The newest release's tag, or the commit that stands for one."""
+    tags = subprocess.run(
+        ["git", "tag", "--list", "v*", "--sort=-version:refname"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    return tags[0] if tags else BEFORE_ANY_RELEASE
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of the earlier version; its dependencies are those of this environment."""
+    done = subprocess.run(["git", "archive", earlier(), "arcbridge"], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        require_or_skip("history", f"git has no {earlier()} here: {done.stderr.decode(errors='replace').strip()}")
+    directory = tmp_path_factory.mktemp("earlier")
+    with tarfile.open(fileobj=BytesIO(done.stdout)) as tree:
+        tree.extractall(directory, filter="data")
+    where = [*in_tree(directory), sys.executable, "-c", "import arcbridge; print(arcbridge.__file__)"]
+    assert run(where).stdout.decode().startswith(f"{directory}/"), "the earlier version is what would run"
+    return directory
+
+
+def in_tree(directory: Path) -> tuple[str, ...]:
+    """What a command begins with to run the modules of a tree: of `python -m`, the working directory comes first."""
+    return ("env", "-C", str(directory))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    try:
+        cluster = Cluster(directory=tmp_path_factory.mktemp("cluster"))
+    except Unavailable as error:
+        require_or_skip("apiserver", str(error))
+    with cluster:
+        cluster.install_agent()
+        cluster.grant("cluster-admin", group=ALICE.groups[0])
+        cluster.add_pod("shell", command=("sleep", "infinity"))
+        yield cluster
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("roles", MIXED, ids="-and-".join)
+def test_roles_of_two_versions(tmp_path: Path, cluster: Cluster, old: Path, roles: tuple[str, ...]) -> None:
+    """kubectl, exec, a forward, and a session that outlives its relay."""
+    token = tmp_path / "agent-token"
+    token.write_text(cluster.service_account_token("arcbridge", "arcbridge-agent"))
+    before = in_tree(old)
+    with (
+        EchoServer() as echo,
+        World(ApiServer(cluster.api_url, cluster.ca_file, token), directory=tmp_path / "world") as world,
+    ):
+        world.relay_prefixes = [before if "relay" in roles else ()]
+        world.agent_prefixes = [before if "agent" in roles else ()]
+        world.client_prefix = before if "client" in roles else ()
+        world.targets["echo"] = (echo.address, ALICE.groups)
+        world.start()
+        kubectl = cluster.kubectl_for(kubeconfig=world.start_client(ALICE).kubeconfig)
+        assert "namespace/default" in kubectl.run("get", "namespaces", "-o", "name").stdout
+        assert kubectl.run("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == ALICE.email
+        done = kubectl.run("exec", "shell", "--", "sh", "-c", "echo out; exit 7", check=False)
+        assert (done.stdout, done.returncode) == ("out\n", 7)
+
+        _, port = world.start_forward("echo")
+        shell = kubectl.start("exec", "-i", "shell", "--", "cat", stdin=True)
+        shell.send("before\n")
+        shell.wait_for_line("before")
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+            assert echoed(sock, b"before") == b"before"
+            world.kill_relay()
+            world.start_relay()
+            assert echoed(sock, b"resumed") == b"resumed"
+        shell.send("resumed\n")
+        shell.wait_for_line("resumed", timeout=60)
+        shell.close_stdin()
+        assert shell.wait(30) == 0
+        until(lambda: kubectl.run("get", "namespaces", check=False).returncode == 0, "new requests work", timeout=30)
+
+
+def echoed(sock: socket.socket, words: bytes) -> bytes:
+    sock.sendall(words)
+    got = b""
+    while len(got) < len(words) and (data := sock.recv(65536)):
+        got += data
+    return got
