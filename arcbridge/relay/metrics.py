@@ -9,7 +9,8 @@ from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Purpose
-from arcbridge.relay.api import ApiServer, Limited
+from arcbridge.relay.api import Limited
+from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters

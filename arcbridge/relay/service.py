@@ -32,7 +32,8 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import ApiServer, Limited, build_app
+from arcbridge.relay.api import Limited, build_app
+from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate

@@ -1,16 +1,27 @@
-"""What the tests of a relay's engines share: one NATS server, with room for each test of its own."""
+"""What the relay's tests share: one NATS server, with room for each test of its own, and an HTTP API to ask."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import structlog
 
 from arcbridge.config import RelayFleetConfig
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.access import Access
+from arcbridge.relay.api import Limited, build_app
+from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.nats import NatsConnection
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+from tests.relay.api_station import POLICY, Clock, Relay, StubVerifier
 from tests.support.nats_server import NatsServer
 
 _numbers = itertools.count()
@@ -65,3 +76,68 @@ async def connect() -> AsyncIterator[Connect]:
     """Connections to a server of the test's own."""
     async with AsyncExitStack() as stack:
         yield lambda server: Connections(settings(server), stack)
+
+
+@pytest.fixture
+def everything_logged() -> Iterator[list[str]]:
+    """Collect all events of structlog and logging as text, down to debug."""
+    lines: list[str] = []
+
+    def keep(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+        lines.append(repr(event))
+        raise structlog.DropEvent
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(logging.Formatter().format(record))
+
+    before, root, handler = structlog.get_config(), logging.getLogger(), Keep()
+    level = root.level
+    structlog.configure(processors=[keep], cache_logger_on_first_use=False)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield lines
+    root.setLevel(level)
+    root.removeHandler(handler)
+    structlog.configure(**before)
+
+
+@pytest.fixture
+async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    clock = Clock()
+    authority = Authority.create("relay CA", clock=clock)
+    registry = await SqliteRegistry.open(tmp_path, clock=clock)
+    agents: dict[str, int] = {}
+    limited = Limited()
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = Access(PolicyFile(tmp_path / "policy.toml"))
+    access.learn_users({})
+
+    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
+        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
+
+    copies: list[None] = []
+    app = build_app(
+        authority=authority,
+        registry=registry,
+        count_agents=count_agents,
+        verifier=StubVerifier(),
+        access=access,
+        certificate_life=600.0,
+        clock=clock,
+        monotonic=clock,
+        user_requests_per_minute=30,
+        limited=limited,
+        renewed_twice=lambda: copies.append(None),
+    )
+    server = ApiServer(app)
+    await server.start()
+    issued = authority.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
+    port = listener.sockets[0].getsockname()[1]
+    yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
+    listener.close()
+    await server.close()
+    await listener.wait_closed()
+    await registry.close()
