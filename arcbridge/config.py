@@ -104,6 +104,29 @@ class RelayFleetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayLoginConfig:
+    """What `/v1/login` tells clients about where they log in; without an issuer the relay tells nothing."""
+
+    issuer: str = ""
+    client_id: str = ""
+    """The id of the public client at the issuer that people log in with. Required with `issuer`."""
+    scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
+    audience: str = ""
+    """Audience that clients ask for in the access token, where the issuer takes such a parameter."""
+    cluster_audience: str = ""
+    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
+    cluster_audience_by: str = "resource"
+    """How clients ask for it: `resource`, `audience`, `scope` or `exchange`."""
+    cluster_scopes: tuple[str, ...] = ()
+    relay_scopes: tuple[str, ...] = ()
+    """Scopes of a refresh for the relay's token, where the login's own token has more."""
+    grant_types: tuple[str, ...] = ("authcode", "device-code")
+    """Ways to log in that the issuer offers this client: `authcode`, `device-code`, `client-credentials`."""
+    dpop: bool = True
+    """Whether clients have tokens bound to their keys where the issuer offers that (RFC 9449)."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -126,6 +149,7 @@ class RelayConfig:
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
+    login: RelayLoginConfig = field(default_factory=RelayLoginConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)

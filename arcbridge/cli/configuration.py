@@ -63,6 +63,10 @@ def check(config: Any) -> None:
     if isinstance(config, RelayConfig):
         parse_listen(config.listen)
         parse_address(config.public_address)
+        if config.login.issuer or config.login.client_id:
+            from arcbridge.relay.login_settings import login_document
+
+            login_document(config.login)
         if config.proxy_protocol_from:
             from arcbridge.relay.proxy_protocol import parse_networks
 

@@ -1,6 +1,8 @@
 """The relay's HTTP API: how agents enrol and renew, and how people see which clusters they may reach.
 
     GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
+    GET  /v1/login             where clients log in: issuer, client id, scopes, audiences (`login_settings`); 404 where
+                               the settings name no issuer
     POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
@@ -167,10 +169,21 @@ class _Api:
     own_key: OwnKey
     proofs: ProofChecker
     renewed_twice: Callable[[], None]
+    login_document: Mapping[str, object] | None
 
     async def ca(self, request: web.Request) -> web.Response:
-        self._spend("address", self.strangers, source_of(address_of(request)), "too many requests from this address")
+        self._spend_of_stranger(request)
         return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
+
+    async def login(self, request: web.Request) -> web.Response:
+        self._spend_of_stranger(request)
+        if self.login_document is None:
+            raise ApiRefusal(
+                HTTPStatus.NOT_FOUND,
+                "the relay does not say how to log in: give --oidc-issuer-url and --oidc-client-id, or have its "
+                "operator add a [login] table to its settings",
+            )
+        return web.json_response(self.login_document)
 
     async def enrol(self, request: web.Request) -> web.Response:
         source = address_of(request)
@@ -310,6 +323,10 @@ class _Api:
                 retry_after=max(math.ceil(self.unproved.wait(source_of(source), now)), 1),
             ) from error
 
+    def _spend_of_stranger(self, request: web.Request) -> None:
+        """Count a request that needs no credential."""
+        self._spend("address", self.strangers, source_of(address_of(request)), "too many requests from this address")
+
     def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
         """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
         now = self.monotonic()
@@ -338,12 +355,13 @@ def build_app(
     user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
+    login: Mapping[str, object] | None = None,
 ) -> web.Application:
     """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
-    that shows a copy of a credential.
+    that shows a copy of a credential. `login`: what `/v1/login` answers (`login_settings`).
     """
     api = _Api(
         authority,
@@ -366,11 +384,13 @@ def build_app(
         own_key,
         proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay"),
         renewed_twice,
+        login,
     )
     app = web.Application(middlewares=[errors], client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)
     routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
         ("GET", "/v1/ca", api.ca),
+        ("GET", "/v1/login", api.login),
         ("POST", "/v1/enrol", api.enrol),
         ("POST", "/v1/renew", api.renew),
         ("GET", "/v1/clusters", api.clusters),

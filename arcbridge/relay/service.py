@@ -46,6 +46,7 @@ from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
+from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.metrics import register, register_handovers, register_hops
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import Pump, Pumps
@@ -119,6 +120,7 @@ async def _start(
     ):
         _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
     proofs = ProofChecker(policy_of(config.proof), "the relay")
+    login = login_document(config.login)
     balancers = parse_networks(config.proxy_protocol_from)
     shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
@@ -151,6 +153,7 @@ async def _start(
             limited=api_refusals,
             proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
+            login=login,
         )
     )
     await api.start()

@@ -6,19 +6,20 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 
-from arcbridge.config import RelayFleetConfig
+from arcbridge.config import RelayFleetConfig, RelayLoginConfig
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.access import Access
 from arcbridge.relay.api import Limited, build_app
 from arcbridge.relay.api_server import ApiServer
+from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from tests.relay.api_station import POLICY, Clock, Relay, StubVerifier
@@ -104,6 +105,21 @@ def everything_logged() -> Iterator[list[str]]:
 
 @pytest.fixture
 async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    async with asking(tmp_path, None) as relay:
+        yield relay
+
+
+@pytest.fixture
+async def login_relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    """A relay that says where clients log in."""
+    config = RelayLoginConfig("https://login.example.org", "arcbridge", cluster_audience="arcbridge-{cluster}")
+    async with asking(tmp_path, login_document(config)) as relay:
+        yield relay
+
+
+@asynccontextmanager
+async def asking(tmp_path: Path, login: Mapping[str, object] | None) -> AsyncIterator[Relay]:
+    """A relay's API that answers on loopback."""
     clock = Clock()
     authority = Authority.create("relay CA", clock=clock)
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
@@ -129,6 +145,7 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
         user_requests_per_minute=30,
         limited=limited,
         renewed_twice=lambda: copies.append(None),
+        login=login,
     )
     server = ApiServer(app)
     await server.start()
