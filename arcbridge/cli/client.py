@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.output import plain, print_document, print_rows, print_warning
+from arcbridge.cli.output import print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
+from arcbridge.cli.terminal import configure_logging
+from arcbridge.cli.terminal import terminal as _terminal
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.client.service import ClientContext
     from arcbridge.client.tokens import Tokens
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
+_WIDE = (
+    ("version", "VERSION"),
+    ("certificate_expires", "CERTIFICATE UNTIL"),
+    ("labels", "LABELS"),
+    ("ca_pin", "CA PIN"),
+)
 
 
 def run_client(invocation: Invocation) -> int:
@@ -35,7 +43,7 @@ def run_client(invocation: Invocation) -> int:
 def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
     # `--file -`: stdout is the kubeconfig alone.
     lines = sys.stderr if config.file == "-" else sys.stdout
-    _configure_logging(config)
+    configure_logging(config)
     from arcbridge.client.service import run_proxy
 
     return _serve(lambda ready: run_proxy(config, _terminal(lines), token=token, ready=ready))
@@ -44,7 +52,7 @@ def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
 def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
     target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
     any_user = invocation.switch("any_user")
-    _configure_logging(config)
+    configure_logging(config)
     from arcbridge.client.service import run_forward
 
     return _serve(
@@ -57,66 +65,19 @@ def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
 
+    serving = False
+
+    def ready() -> None:
+        nonlocal serving
+        serving = True
+        notify("READY=1")
+
     try:
-        run_until_signal(begin(lambda: notify("READY=1")))
+        run_until_signal(begin(ready))
     except Interrupted:
-        pass  # Ctrl-C is how these end
+        # Ctrl-C is how these end; before they serve, during a login say, it breaks them off.
+        return ExitCode.DONE if serving else ExitCode.INTERRUPTED
     return ExitCode.DONE
-
-
-def _configure_logging(config: ClientConfig, default_level: str = "") -> None:
-    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default."""
-    from arcbridge.observe import logging
-
-    level = config.observe.log_level
-    logging.configure(
-        "client", default_level if default_level and level == "info" else level, config.observe.log_format
-    )
-
-
-def _terminal(lines: TextIO) -> Terminal:
-    from arcbridge.client.service import Terminal
-
-    def tell(line: str) -> None:
-        lines.write(f"{line}\n")
-        # Tools wait for these lines on a pipe.
-        lines.flush()
-
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    return Terminal(
-        tell=tell,
-        write_data=_write_data,
-        ask_trust=_ask_trust if interactive else None,
-        may_log_in=sys.stderr.isatty(),
-    )
-
-
-def _write_data(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-async def _ask_trust(cluster: str, pin: str) -> bool:
-    """Ask at the terminal; the loop goes on meanwhile, and Ctrl-C works."""
-    import asyncio
-
-    sys.stderr.write(
-        f"Cluster {plain(cluster)!r} is not known here. The pin of its CA is\n  {pin}\n"
-        "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
-    )
-    sys.stderr.flush()
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
-
-    def readable() -> None:
-        if not answer.done():
-            answer.set_result(sys.stdin.readline())
-
-    loop.add_reader(sys.stdin, readable)
-    try:
-        return (await answer).strip().lower() in ("y", "yes")
-    finally:
-        loop.remove_reader(sys.stdin)
 
 
 def _token(invocation: Invocation) -> str:
@@ -175,7 +136,7 @@ def _answer(
         from arcbridge.cli.loop import Interrupted, run_until_signal
         from arcbridge.client.service import ClientContext
 
-        _configure_logging(config, default_level="warning")
+        configure_logging(config, default_level="warning")
         context = ClientContext(config, _terminal(sys.stderr), token=token)
         try:
             return run_until_signal(answer(invocation, context))
@@ -196,30 +157,42 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
         # Scripts read the pins from here, and would trust what the relay says.
         if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
             print_warning(wrong)
-    if output in ("", "table"):
-        found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
+    if output in ("", "table", "wide"):
+        found = [_as_row(one) for one in found]
         if not found:
             sys.stderr.write("no clusters: none is enrolled, or you may reach none\n")
             return ExitCode.DONE
-    print_rows(found, _COLUMNS, output)
+    else:
+        found = [_as_document(one) for one in found]
+    wide = output == "wide"
+    print_rows(found, (*_COLUMNS, *_WIDE) if wide else _COLUMNS, "table" if wide else output)
     return ExitCode.DONE
 
 
-async def _login(invocation: Invocation, context: ClientContext) -> int:
-    login = context.login()
-    tokens = await login.log_in()
-    from arcbridge.client.jwt_unverified import read_unverified
+def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
+    """A cluster of the relay's list for people: ages, and `key=value` for labels."""
+    labels = cluster.get("labels")
+    shown = [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, dict) else []
+    until = _seconds(cluster.get("certificate_expires"))
+    return {
+        **cluster,
+        "last_seen": _ago(cluster.get("last_seen")),
+        "certificate_expires": (rfc3339(until) or "")[:10],
+        "labels": sorted(shown),
+    }
 
-    who = read_unverified(tokens.id_token or tokens.access_token).subject
-    until = _until(tokens.expires_at)
-    print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
-    return ExitCode.DONE
+
+def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The same for programs: times of RFC 3339, null for never; labels only where there are any."""
+    times = {key: rfc3339(_seconds(cluster.get(key))) for key in ("last_seen", "certificate_expires")}
+    found = {**cluster, **times}
+    if not found.get("labels"):
+        found.pop("labels", None)
+    return found
 
 
-async def _logout(invocation: Invocation, context: ClientContext) -> int:
-    context.login()  # says what is missing when no login is configured
-    print("Logged out." if context.token_cache().clear() else "There was no login to forget.")
-    return ExitCode.DONE
+def _seconds(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 async def _status(invocation: Invocation, context: ClientContext) -> int:
@@ -331,12 +304,20 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     return ExitCode.DONE
 
 
+def _of_login(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """The sub-commands about the login itself (`cli.login`)."""
+    from arcbridge.cli import login
+
+    return login.COMMANDS[invocation.command[0]](invocation, config)
+
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
     "clusters": _answer(_clusters),
-    "login": _answer(_login),
+    "login": _of_login,
+    "whoami": _of_login,
     "key": _key,
-    "logout": _answer(_logout),
+    "logout": _of_login,
     "status": _answer(_status),
 }

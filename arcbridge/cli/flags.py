@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
+    __slots__ = ("arguments", "flags", "help", "optional", "path", "repeated", "roles")
 
     def __init__(
         self,
@@ -76,15 +76,18 @@ class Command:
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
         repeated: bool = False,
+        optional: bool = False,
     ) -> None:
         self.path = path
         self.help = help
         self.roles = roles
         self.flags = flags
         self.arguments = arguments
-        """Positionals: (name, help, choices); all required."""
+        """Positionals: (name, help, choices); all required but for `optional`."""
         self.repeated = repeated
         """Whether the last positional may be given several times."""
+        self.optional = optional
+        """Whether the last positional may be left out."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -99,6 +102,13 @@ GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
+)
+WIDE_OUTPUT = Flag(
+    "-o",
+    "--output",
+    help="how to print (default: table)",
+    metavar="FORMAT",
+    choices=("table", "wide", "json", "yaml", "name"),
 )
 
 GENERAL = (
@@ -362,7 +372,7 @@ CLIENT_FLAGS = (
     ),
     Flag(
         "--trust-first-use",
-        help="trust a cluster that was never seen, without asking",
+        help="trust a cluster that was never seen, and `login` a relay and its issuer, without asking",
         key="trust_first_use",
         kind=ON,
         roles=(CLIENT,),
@@ -394,10 +404,24 @@ COMMANDS = (
             Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
         ),
     ),
-    Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
-    Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
+    Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(WIDE_OUTPUT,)),
+    Command(
+        "login",
+        help="log in, at a relay that says where; commands that name no relay then mean this one",
+        roles=(CLIENT,),
+        arguments=(("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", ()),),
+        flags=(Flag("--renew-trust", help="ask again whether to trust the relay's CA and its issuer", kind=ON),),
+        repeated=True,
+        optional=True,
+    ),
+    Command(
+        "whoami",
+        help="show who is logged in, until when, and where",
+        roles=(CLIENT,),
+        flags=(OUTPUT, Flag("--check", help="ask the relay whether it takes the login", kind=ON)),
+    ),
     Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
-    Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
+    Command("logout", help="forget the kept tokens, here and at the issuer", roles=(CLIENT,)),
     Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),

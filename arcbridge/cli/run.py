@@ -7,28 +7,31 @@ import sys
 
 from arcbridge import __version__
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
+from arcbridge.cli.flags import AGENT, CLIENT, COMMANDS, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
-from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
+from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
 from arcbridge.errors import ArcbridgeError, ExitCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HELP = """usage: arcbridge --role ROLE [FLAGS] [SUB-COMMAND]
+_HELP = """usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]
 
 kubectl access to Kubernetes clusters behind firewalls, through a relay that cannot read what it carries.
 
 roles:
   client   reach a cluster: a local endpoint and a kubeconfig for it
-           arcbridge --role client --relay https://relay.example.org --cluster NAME
+           arcbridge login https://relay.example.org
+           arcbridge clusters
+           arcbridge proxy --cluster NAME
   relay    bring clients and agents together; the only role with an open port
            arcbridge --role relay --config relay.toml
   agent    run in a cluster and dial out
            arcbridge --role agent --config agent.toml
 
-`arcbridge --role ROLE --help` shows a role's flags and sub-commands.
+`arcbridge --role ROLE --help` shows a role's flags and sub-commands, `arcbridge help SUB-COMMAND` those of one. A
+client's sub-command needs no role.
 Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 """
 
@@ -36,6 +39,7 @@ Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     """Run one command line; returns the exit code."""
     environment = os.environ
+    arguments = _as_help(arguments)
     role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
     try:
         if role not in ROLES:
@@ -118,8 +122,18 @@ _OF_EVERY_ROLE = {"version": _version, "completion": _completion, "config": _con
 _ROLES = {CLIENT: _client, AGENT: _agent, RELAY: _relay}
 
 
+def _as_help(arguments: Sequence[str]) -> Sequence[str]:
+    """`help`, and `help SUB-COMMAND`, as the flag."""
+    word, _ = first_word(arguments)
+    if word != "help":
+        return arguments
+    rest = list(arguments)
+    rest.remove("help")
+    return [*rest, "--help"]
+
+
 def _without_role(arguments: Sequence[str], role: str) -> int:
-    """Help and version need no role; everything else does."""
+    """Help and version need no role; what is left here says none by itself."""
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
@@ -132,4 +146,11 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if not arguments:
         sys.stderr.write(_HELP)
         return ExitCode.USAGE
-    Parser(prog="arcbridge", add_help=False).error(f"which role? give --role {'|'.join(ROLES)}")
+    parser = Parser(prog="arcbridge", add_help=False)
+    word, _ = first_word(arguments)
+    known = {command.path[0]: None for command in COMMANDS}
+    if word and word not in known:
+        parser.error(unknown_command(word, [*known, "help"]))
+    if word:
+        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(ROLES)}")
+    parser.error(f"which role? give --role {'|'.join(ROLES)}")

@@ -1,18 +1,21 @@
 """From a parsed command line and the environment to the settings of a role.
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
-else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists.
+else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists. What names a
+client's relay and login nowhere is had from its last login (`client.relay_profile`).
 """
 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.suggest import unknown
 from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
 from arcbridge.errors import ConfigError
 
@@ -76,9 +79,29 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
-            *others, last = flag.choices
-            raise ConfigError(f"flag {flag.long}: {value!r} is unknown; use {', '.join(others)} or {last}")
+            raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
+    if invocation.role == CLIENT and invocation.command[0] not in _WITHOUT_PROFILE:
+        return _with_profile(config, invocation, environment)
     return config
+
+
+_WITHOUT_PROFILE = ("login", "key")
+"""Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
+_SILENT = ("config", "credential")
+"""Sub-commands whose stderr a program reads, or that are about the settings alone."""
+
+
+def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:
+    """The settings with those of the relay that was logged in at, where no setting names another."""
+    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.state import StateDirectory
+
+    state = StateDirectory.find(config.state_dir, environment)
+    filled = fill(config, RelayProfiles(state.path))
+    if filled.others and filled.profile is not None and invocation.command[0] not in _SILENT:
+        others = ", ".join(one.url for one in filled.others)
+        sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
+    return filled.config
 
 
 def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:
@@ -109,5 +132,4 @@ def _check_choices(config: Any, role: str) -> None:
 
 def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        shown = value if len(value) <= 20 else value[:20] + "…"
-        raise ConfigError(f"{path}: {shown!r} is unknown; use one of {', '.join(known)}")
+        raise ConfigError(unknown(path, value, known))

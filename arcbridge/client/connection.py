@@ -70,7 +70,7 @@ async def join(
         try:
             return await _join_through(relay, request, prove)
         except ArcbridgeError as error:
-            raise_user_error(error, cluster)
+            raise_user_error(error, cluster, request.token)
 
     try:
         relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)

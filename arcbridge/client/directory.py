@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from arcbridge import __version__
+from arcbridge.client.http_errors import reason
 from arcbridge.client.refusal import of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
@@ -106,9 +107,11 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
             "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"the relay {url} cannot be reached ({type(error).__name__})") from error
+        raise Unreachable(
+            f"the relay {url} cannot be reached ({reason(error)}); check its address and this machine's network"
+        ) from error
     if status == 401:
-        raise of_token("the relay does not accept the access token", _message(body), "the relay")
+        raise of_token("the relay does not accept the access token", _message(body), "the relay", token)
     if status == 403:
         raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from arcbridge.client.http_errors import reason
 from arcbridge.errors import ConfigError, StateError, Unreachable
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class IssuerEndpoints:
     token: str
     authorization: str = ""
     device_authorization: str = ""
+    revocation: str = ""
+    """RFC 7009."""
     dpop: bool = False
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
     secret_in_form: bool = False
@@ -136,6 +139,7 @@ class Issuer:
                 token=_endpoint(document, "token_endpoint"),
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),
+                revocation=_endpoint(document, "revocation_endpoint"),
                 dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
                 secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
                 and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
@@ -216,7 +220,10 @@ class Issuer:
                 "set login.ca_file (--oidc-ca-file)"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"the issuer {self.url} cannot be reached ({type(error).__name__})") from error
+            raise Unreachable(
+                f"the issuer {self.url} cannot be reached ({reason(error)}); check its address and this machine's "
+                "network"
+            ) from error
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):

@@ -76,7 +76,9 @@ class Login:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
+        command: str = "arcbridge login",
     ) -> None:
+        """`command`: what the user is told to run where only a new login helps."""
         if not config.client_id:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         if config.cluster_audience_by not in BY_AUDIENCE:
@@ -96,6 +98,7 @@ class Login:
         self._clock = clock
         self._environment = environment
         self._redirect_ports = redirect_ports
+        self._command = command
         self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
@@ -132,7 +135,9 @@ class Login:
                 elif kept.usable(self._clock()) and suits and not force:
                     return kept
                 if not interactive:
-                    raise Unauthenticated(f"the login has ended{why}; run `arcbridge --role client login`")
+                    never = not kept.refresh_token and kept.same_login(TokenSet())
+                    state = f"you are not logged in at {self._config.issuer}" if never else f"the login has ended{why}"
+                    raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 
     async def log_in(self) -> TokenSet:
@@ -241,9 +246,7 @@ class Login:
             if error.code != "invalid_grant":
                 raise
             if not interactive:
-                raise Unauthenticated(
-                    f"the login has ended ({error.words}); run `arcbridge --role client login`"
-                ) from error
+                raise Unauthenticated(f"the login has ended ({error.words}); run `{self._command}`") from error
         return await self._trade(issuer, await self._log_in(issuer), audience)
 
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:

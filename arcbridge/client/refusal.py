@@ -70,10 +70,13 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
 
-def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
-    """Raise an error whose message is for the user in place of `error`, which becomes its cause."""
+def raise_user_error(error: ArcbridgeError, cluster: str, token: str = "") -> NoReturn:
+    """Raise an error whose message is for the user in place of `error`, which becomes its cause.
+
+    `token`: what the relay was shown.
+    """
     if isinstance(error, JoinRefused):
-        raise of_join(error, cluster) from error
+        raise of_join(error, cluster, token) from error
     if isinstance(error, SessionEnded | ConnectionLost):
         raise of_session(error, cluster) from error
     if isinstance(error, RemoteProtocolError):
@@ -92,13 +95,13 @@ def is_elsewhere(error: BaseException | None) -> bool:
     return False
 
 
-def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
+def of_join(error: JoinRefused, cluster: str, token: str = "") -> ArcbridgeError:
     """A refused join as an error for the user. Of what the relay sent only the retry time is used, never its text."""
     name = f'cluster "{cluster}"'
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
         case JoinCode.UNAUTHENTICATED:
-            return of_token("the relay does not accept the access token", error.message, "the relay")
+            return of_token("the relay does not accept the access token", error.message, "the relay", token)
         case JoinCode.FORBIDDEN:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask the relay's operator for access"
@@ -132,14 +135,20 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
 
 
-def of_token(what: str, said: str, place: str) -> Unauthenticated:
-    """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
+def of_token(what: str, said: str, place: str, token: str = "") -> Unauthenticated:
+    """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`.
+
+    `token`: what was refused, of which the audience is shown: it is how swapped files are told apart.
+    """
+    from arcbridge.client.jwt_unverified import read_unverified
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
 
     reason = refusal_in(said)
-    return Unauthenticated(
-        f"{what}; log in again, or put a new token there" if not reason else f"{what}: {explain(reason, place)}"
-    )
+    if reason:
+        return Unauthenticated(f"{what}: {explain(reason, place)}")
+    audiences = [one for one in read_unverified(token).audiences if one.isprintable() and len(one) <= 200]
+    meant = f" (it is for {' and '.join(audiences)}, and {place} may want another audience)" if audiences else ""
+    return Unauthenticated(f"{what}{meant}; log in again, or put a new token there")
 
 
 def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,9 @@ from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
 from arcbridge.client.trust import Ask, ClusterTrust
+from arcbridge.client.who import cache_of
 from arcbridge.config import ClientConfig
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
@@ -76,7 +78,6 @@ class ClientContext:
         self.terminal = terminal
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
-        self.relays = Relays.of(config)
         refuse_contradictions(config.login)
         if token:
             token = check_token(token.encode(), "--token")
@@ -88,6 +89,39 @@ class ClientContext:
         )
         self.tokens.interactive = terminal.may_log_in
         self.token = token
+
+    @cached_property
+    def relays(self) -> Relays:
+        """The relays of the settings; raises ConfigError where there are none, which a login alone does without."""
+        return Relays.of(self.config)
+
+    def require_login(self) -> None:
+        """Raise Unauthenticated where it is plain, without the network, that no token for the relay can be had.
+
+        A command says so before it does anything that the user would take for success.
+        """
+        login = self.config.login
+        if login.command or login.workload or login.access_token_file is not None or login.id_token_file is not None:
+            return
+        if not login.issuer:
+            raise Unauthenticated(self._no_login())
+        if login.grant_type != "client-credentials" and not self.tokens.interactive:
+            cache = self.token_cache().load()
+            if not (cache.refresh_token or cache.access_token or cache.id_token):
+                raise Unauthenticated(f"you are not logged in at {login.issuer}; run `{self.login_command()}`")
+
+    def _no_login(self) -> str:
+        what = "no login is configured"
+        if self.tokens.token_mode:
+            what = "--token and --token-file are for the cluster, and the relay needs a login of its own"
+        command = self.login_command() if self.config.relay_urls() else "arcbridge login https://RELAY"
+        return f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
+
+    def login_command(self) -> str:
+        """The command that logs in with these settings, for messages."""
+        from arcbridge.client.relay_profile import RelayProfiles, login_command
+
+        return login_command(self.config, RelayProfiles(self.state.path))
 
     def _pair(self) -> TokenPair | None:
         login = self.config.login
@@ -124,18 +158,16 @@ class ClientContext:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
-        return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
+        return Login(
+            login,
+            self.token_cache(),
+            say=self.terminal.tell,
+            open_browser=self.terminal.open_browser,
+            command=self.login_command(),
+        )
 
     def token_cache(self) -> TokenCache:
-        login = self.config.login
-        return TokenCache(
-            self.state.token_directory,
-            issuer=login.issuer,
-            client_id=login.client_id,
-            scopes=login.scopes,
-            relay_scopes=login.relay_scopes,
-            audience=login.audience,
-        )
+        return cache_of(self.config, self.state)
 
     def clusters(self) -> list[str]:
         """The clusters that were named, canonical, each once; raises ConfigError when there is none."""
@@ -198,6 +230,7 @@ async def run_proxy(
         # Before any login, so that no user logs in for nothing.
         for cluster in clusters:
             await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
+    context.require_login()
     proxies = [_Proxy(context, cluster) for cluster in clusters]
     observer: ObserveServer | None = None
     try:
@@ -262,6 +295,7 @@ async def run_forward(
     cluster, *more = context.clusters()
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
+    context.require_login()
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)

@@ -7,7 +7,6 @@ none: a new login, never a crash.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -174,6 +173,8 @@ class TokenCache:
 
         Raises StateError when another process keeps it too long. Cancelling while waiting holds nothing.
         """
+        import asyncio  # `whoami` reads the file and waits for nothing
+
         ensure_private_directory(self.path.parent)
         lock = self.path.with_suffix(".lock")
         try:

@@ -257,8 +257,8 @@ class Tokens:
         if login.id_token_file is not None:
             return self._read(login.id_token_file)
         raise Unauthenticated(
-            "no login is configured; give --access-token-file and --id-token-file, or --oidc-issuer-url and "
-            "--oidc-client-id, or a [login] table in the settings file"
+            "no login is configured; run `arcbridge login https://RELAY`, or give --access-token-file and "
+            "--id-token-file, or --oidc-issuer-url and --oidc-client-id"
         )
 
     async def _cluster_token(self) -> ClusterToken:

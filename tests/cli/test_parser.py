@@ -23,6 +23,11 @@ from arcbridge.errors import ExitCode
         ("run", ""),
         ("", ""),
         ("-n proxy", "client"),
+        ("-n x", "client"),
+        ("--relay https://r.example clusters", "client"),
+        ("login https://r.example", "client"),
+        ("--join-token-file x", "agent"),
+        ("--log-level debug", ""),
         ("-- --role relay", ""),
     ],
 )
@@ -93,6 +98,33 @@ def test_mistakes_are_two_lines(role: str, line: str, capsys: pytest.CaptureFixt
     assert len(told) == 2
     assert told[0].startswith("error: ")
     assert "--help" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("role", "line", "said"),
+    [
+        ("client", "stauts", "unknown sub-command 'stauts'; did you mean status?"),
+        ("client", "token create", "unknown sub-command 'token'; it is one of --role relay"),
+        ("client", "enroll", "unknown sub-command 'enroll'; it is one of --role agent"),
+        ("relay", "token craete", "unknown sub-command 'craete'; did you mean create?"),
+        ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),
+        ("relay", "token", "a sub-command is needed: one of create, list, delete"),
+        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh or fish"),
+        ("client", "forward", "TARGET (name of the target in the agent's settings) is missing"),
+    ],
+)
+def test_a_mistyped_or_missing_word_is_named(
+    role: str, line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split(), role)
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"
+
+
+def test_relays_of_a_login_may_be_left_out_or_several() -> None:
+    assert parse(["login"], "client").texts("relay_url") == ()
+    assert parse(["login", "https://a", "https://b"], "client").texts("relay_url") == ("https://a", "https://b")
+    assert parse(["--relay", "https://a", "login"], "client").texts("relay_url") == ()
 
 
 def test_a_group_without_a_sub_command_names_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ class TestDeviceCode:
             issuer.settings(device_lifetime=600.0)
 
     async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
 
 
@@ -394,7 +394,7 @@ class TestBoundTokens:
         (file,) = tmp_path.glob("*.key")
         file.unlink()
         thief = make(dpop, tmp_path, Terminal(dpop))
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await thief.tokens(interactive=False, force=True)
 
     async def test_no_key_is_made_where_nothing_is_bound_to_it(self, issuer: Issuer, tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ class TestOneAudiencePerCluster:
         login = make(issuer, tmp_path, person, **PER_CLUSTER)
         tokens = await login.log_in()
         issuer.request("POST", "/revoke", {"client_id": "cli", "token": tokens.refresh_token})
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await login.for_audience("arcbridge-a", interactive=False)
         shown = len(person.lines)
         assert (await login.for_audience("arcbridge-a", interactive=True)).text

@@ -5,7 +5,8 @@ import json
 import ssl
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import aiohttp
 
 from arcbridge.errors import Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
-from arcbridge.relay.api import Limited
+from arcbridge.relay.api import Limited, build_app
 from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
@@ -139,3 +142,50 @@ def error(answer: object) -> tuple[str, str]:
     assert set(answer) == {"error"}
     assert set(answer["error"]) == {"code", "message"}
     return answer["error"]["code"], answer["error"]["message"]
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, login: Mapping[str, object] | None, *, authority: Authority | None = None, port: int = 0
+) -> AsyncIterator[Relay]:
+    """A relay's API that answers on loopback; what is changed in `login` is what it says from then on."""
+    clock = Clock()
+    authority = authority or Authority.create("relay CA", clock=clock)
+    registry = await SqliteRegistry.open(tmp_path, clock=clock)
+    agents: dict[str, int] = {}
+    limited = Limited()
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = Access(PolicyFile(tmp_path / "policy.toml"))
+    access.learn_users({})
+
+    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
+        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
+
+    copies: list[None] = []
+    app = build_app(
+        authority=authority,
+        registry=registry,
+        count_agents=count_agents,
+        verifier=StubVerifier(),
+        access=access,
+        certificate_life=600.0,
+        clock=clock,
+        monotonic=clock,
+        user_requests_per_minute=30,
+        limited=limited,
+        renewed_twice=lambda: copies.append(None),
+        login=login,
+    )
+    server = ApiServer(app)
+    await server.start()
+    issued = authority.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
+    finally:
+        listener.close()
+        await server.close()
+        await listener.wait_closed()
+        await registry.close()

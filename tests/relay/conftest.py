@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import structlog
 
 from arcbridge.config import RelayFleetConfig, RelayLoginConfig
-from arcbridge.identity.policy import PolicyFile
-from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
-from arcbridge.pki.authority import Authority
-from arcbridge.relay.access import Access
-from arcbridge.relay.api import Limited, build_app
-from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
-from arcbridge.relay.registry.sqlite import SqliteRegistry
-from tests.relay.api_station import POLICY, Clock, Relay, StubVerifier
+from tests.relay.api_station import Relay, serving
 from tests.support.nats_server import NatsServer
 
 _numbers = itertools.count()
@@ -105,7 +97,7 @@ def everything_logged() -> Iterator[list[str]]:
 
 @pytest.fixture
 async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
-    async with asking(tmp_path, None) as relay:
+    async with serving(tmp_path, None) as relay:
         yield relay
 
 
@@ -113,48 +105,5 @@ async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[R
 async def login_relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
     """A relay that says where clients log in."""
     config = RelayLoginConfig("https://login.example.org", "arcbridge", cluster_audience="arcbridge-{cluster}")
-    async with asking(tmp_path, login_document(config)) as relay:
+    async with serving(tmp_path, login_document(config)) as relay:
         yield relay
-
-
-@asynccontextmanager
-async def asking(tmp_path: Path, login: Mapping[str, object] | None) -> AsyncIterator[Relay]:
-    """A relay's API that answers on loopback."""
-    clock = Clock()
-    authority = Authority.create("relay CA", clock=clock)
-    registry = await SqliteRegistry.open(tmp_path, clock=clock)
-    agents: dict[str, int] = {}
-    limited = Limited()
-    (tmp_path / "policy.toml").write_text(POLICY)
-    access = Access(PolicyFile(tmp_path / "policy.toml"))
-    access.learn_users({})
-
-    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
-        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
-
-    copies: list[None] = []
-    app = build_app(
-        authority=authority,
-        registry=registry,
-        count_agents=count_agents,
-        verifier=StubVerifier(),
-        access=access,
-        certificate_life=600.0,
-        clock=clock,
-        monotonic=clock,
-        user_requests_per_minute=30,
-        limited=limited,
-        renewed_twice=lambda: copies.append(None),
-        login=login,
-    )
-    server = ApiServer(app)
-    await server.start()
-    issued = authority.issue_server(["127.0.0.1"])
-    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
-    port = listener.sockets[0].getsockname()[1]
-    yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
-    listener.close()
-    await server.close()
-    await listener.wait_closed()
-    await registry.close()
