@@ -147,8 +147,8 @@ def of_token(what: str, said: str, place: str, token: str = "") -> Unauthenticat
     if reason:
         return Unauthenticated(f"{what}: {explain(reason, place)}")
     audiences = [one for one in read_unverified(token).audiences if one.isprintable() and len(one) <= 200]
-    meant = f" (it is for {' and '.join(audiences)}, and {place} may want another audience)" if audiences else ""
-    return Unauthenticated(f"{what}{meant}; log in again, or put a new token there")
+    shown = f" (its audience is {' and '.join(audiences)})" if audiences else ""
+    return Unauthenticated(f"{what}{shown}; log in again, or put a new token there")
 
 
 def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:

@@ -361,7 +361,7 @@ class TestWhoami:
         # This relay takes none of the issuer's tokens.
         status, _, err = await person.run("whoami", "--check")
         assert status == ExitCode.LOGIN
-        assert "error: the relay does not accept the access token (it is for arcbridge-relay" in err
+        assert "error: the relay does not accept the access token (its audience is arcbridge-relay)" in err
 
 
 class TestLogout:

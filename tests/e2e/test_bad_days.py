@@ -169,7 +169,11 @@ def test_a_token_that_the_relay_does_not_take(world: World, tmp_path: Path, toke
     mark = world.relay.mark()
     done = start(world, access_token_file=str(path))
     assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == "the relay does not accept the access token; log in again, or put a new token there"
+    audience = {"audience": CLUSTER_AUDIENCE, "foreign": RELAY_AUDIENCE}.get(token)
+    shown = f" (its audience is {audience})" if audience else ""
+    assert error_of(done) == (
+        f"the relay does not accept the access token{shown}; log in again, or put a new token there"
+    )
     record = only(world.relay, "join failed", after=mark)
     assert record["code"] == "UNAUTHENTICATED"
     assert path.read_text() not in world.relay.output() + done.stderr
