@@ -54,6 +54,16 @@ def test_nothing_heavy_is_imported(arguments: tuple[str, ...]) -> None:
         assert "argparse" not in loaded
 
 
+def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells ask it for their prompts: it reads files, and is to answer within 150 ms."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / "token"
+    token.write_text("a.b.c")
+    loaded = modules_after("whoami", "--access-token-file", str(token))
+    assert "arcbridge.client.who" in loaded
+    assert not loaded.intersection(HEAVY) - {"dataclasses", "inspect"}
+
+
 def test_version() -> None:
     for arguments in (("--version",), ("version",), ("-V",), ("--role", "agent", "version")):
         done = arc(*arguments)

@@ -21,7 +21,7 @@ _REQUIRED: dict[type[Any], dict[str, str]] = {
         "policy": "--policy FILE (who may reach which cluster)",
     },
     AgentConfig: {"relays": "--relay https://host:port"},
-    ClientConfig: {"relays": "--relay https://host:port"},
+    ClientConfig: {"relays": "--relay https://host:port (or log in: `arcbridge login https://RELAY`)"},
 }
 
 
