@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.net.http_connector import DialingConnector
+from arcbridge.net.system_trust import trusting_context
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
@@ -107,10 +109,9 @@ class Issuer:
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._context),
+            connector=DialingConnector(ssl=self._context),
             timeout=aiohttp.ClientTimeout(total=DEADLINE),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
         )
         return self
 
@@ -250,7 +251,7 @@ def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
     if ca_file is None:
-        return ssl.create_default_context()
+        return trusting_context()
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:

@@ -25,6 +25,7 @@ from arcbridge.client.tokens import read_token
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
+from arcbridge.net.system_trust import trusting_context
 
 WORKLOADS = ("github-actions", "kubernetes")
 """Values of `login.workload`."""
@@ -195,15 +196,16 @@ async def _request(
     """One request. Raises Unreachable, without a word of what was sent."""
     import aiohttp  # a quarter of a second, for those who ask
 
+    from arcbridge.net.http_connector import DialingConnector
+
     headers = {"Authorization": authorization, "Accept": "application/json"}
     host = urlsplit(url).hostname
     try:
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context),
+                connector=DialingConnector(ssl=context),
                 timeout=aiohttp.ClientTimeout(total=DEADLINE),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,
             ) as session,
             session.request(method, url, json=body, headers=headers, allow_redirects=False) as response,
         ):
@@ -225,6 +227,6 @@ async def _request(
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        return trusting_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(f"{ca_file} holds no PEM certificate that can be read") from error

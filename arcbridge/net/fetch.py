@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-import urllib.request
 from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
 from arcbridge.errors import Unreachable
+from arcbridge.net.http_connector import DialingConnector
+from arcbridge.net.system_trust import trusting_context
 
 MAX_DOCUMENT = 1 << 20
 DEADLINE = 10.0
@@ -67,9 +68,7 @@ class HttpFetcher:
         session = self._open()
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
         headers = {"Accept": _ACCEPT, "User-Agent": "arcbridge", "Connection": "close"}
-        async with session.get(
-            url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False, proxy=_proxy(url)
-        ) as response:
+        async with session.get(url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False) as response:
             if response.status != 200:
                 raise Unreachable(f"{url.host}: answered {response.status}")
             if response.content_length is not None and response.content_length > self._limit:
@@ -84,10 +83,10 @@ class HttpFetcher:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=16, force_close=True),
+                connector=DialingConnector(limit=16, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
-                # Not True: that would also send credentials from ~/.netrc. The proxy is looked up by _proxy().
+                # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.
                 trust_env=False,
             )
         return self._session
@@ -95,18 +94,10 @@ class HttpFetcher:
     def _context(self, ca_pem: str | None) -> ssl.SSLContext:
         context = self._contexts.get(ca_pem)
         if context is None:
-            context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
+            context = trusting_context(ca_pem)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             self._contexts[ca_pem] = context
         return context
-
-
-def _proxy(url: URL) -> str | None:
-    """Answers the HTTP proxy that HTTPS_PROXY and NO_PROXY name for this url, as curl and Go read them."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # typeshed lacks it
-        return None
-    return urllib.request.getproxies_environment().get("https")
 
 
 def _max_age(cache_control: str) -> float | None:

@@ -25,6 +25,7 @@ from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
+from arcbridge.net.system_trust import system_context
 from arcbridge.net.tlspipe import TlsPipe
 
 ALPN_CONTROL: Final = "arcbridge-control/1"
@@ -86,10 +87,11 @@ def outer_client_context(
     trust: RelayTrust, alpn: str, *, client_certificate: ClientCertificate | None = None
 ) -> ssl.SSLContext:
     """For connections to a relay; verifies the relay's name and certificate. Raises `ConfigError` for a bad PEM."""
-    context = _client(alpn)
     if trust.ca_pem is None:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        context = system_context()
+        _harden(context, alpn)
     else:
+        context = _client(alpn)
         _trust(context, trust.ca_pem)
     if client_certificate is not None:
         certificate, key = client_certificate
