@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
+LEAVES = frozenset({"errors", "limiters", "user_directories", ""})  # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
@@ -38,6 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "limiters": frozenset(),
     "socket_options": frozenset(),
+    "user_directories": frozenset(),
     "": frozenset(),
 }
 

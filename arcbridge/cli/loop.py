@@ -127,6 +127,9 @@ def _raise_descriptor_limit() -> None:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
+    if sys.platform == "win32":
+        # The other loop there, asyncio's default, cannot wait for sockets that it does not read itself.
+        return asyncio.SelectorEventLoop
     if os.environ.get("ARCBRIDGE_LOOP") == "asyncio":
         return None
     try:

@@ -1,7 +1,8 @@
 """From a parsed command line and the environment to the settings of a role.
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
-else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists.
+else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists (Windows, macOS:
+`arcbridge.user_directories`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
 from arcbridge.errors import ConfigError
+from arcbridge.user_directories import shared_settings, user_directory
 
 _KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
@@ -24,9 +26,7 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
     named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
     if named:
         return Path(named).expanduser()
-    home = environment.get("XDG_CONFIG_HOME", "")
-    own = Path(home) if home.startswith("/") else Path("~/.config").expanduser()
-    for directory in (own / "arcbridge", Path("/etc/arcbridge")):
+    for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
         if candidate.is_file():
             return candidate

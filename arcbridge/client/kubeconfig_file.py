@@ -18,7 +18,7 @@ from typing import Any
 
 from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
 from arcbridge.errors import StateError
-from arcbridge.pki.private_files import make_directories, refuse_planted
+from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted
 
 LOCK_WAIT = 3.0
 """Seconds to wait for another writer. kubectl holds its lock for milliseconds and itself never waits."""
@@ -57,7 +57,7 @@ class KubeconfigFile:
             make_directories(self.path.parent, 0o755)
             while True:
                 try:
-                    descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                    descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN_SAFELY, 0o600)
                     break
                 except FileExistsError:
                     if time.monotonic() >= deadline:
@@ -129,7 +129,7 @@ class KubeconfigFile:
     def _back_up(self, target: Path, mode: int) -> None:
         backup = target.with_name(target.name + BACKUP_SUFFIX)
         try:
-            descriptor = os.open(backup, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            descriptor = os.open(backup, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN_SAFELY, mode)
         except OSError:
             return  # it is there, or the directory takes no new file: the change itself does not depend on it
         with os.fdopen(descriptor, "wb") as file:
@@ -201,7 +201,7 @@ def _replace(target: Path, data: bytes, mode: int) -> None:
     """Write beside and rename; in place where a file cannot be replaced (a bind mount), or made beside."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN_SAFELY, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -218,10 +218,10 @@ def _replace(target: Path, data: bytes, mode: int) -> None:
 
 
 def _write_in_place(target: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(target, os.O_WRONLY | OPEN_SAFELY)
     with os.fdopen(descriptor, "wb") as file:
         # The mode first: the key must not be readable for a moment.
-        if os.fstat(file.fileno()).st_mode & 0o077:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
             os.fchmod(file.fileno(), mode)
         file.write(data)
         file.truncate()

@@ -1,6 +1,7 @@
 """What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
 
-State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`. With an explicit
+State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`; on Windows and
+macOS where those systems have them (`arcbridge.user_directories`). With an explicit
 state directory the cache is inside it, so that one directory holds, and can remove, everything.
 """
 
@@ -21,6 +22,7 @@ from arcbridge.pki.private_files import (
     refuse_foreign_directory,
     write_private,
 )
+from arcbridge.user_directories import user_directory
 
 if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority
@@ -60,8 +62,8 @@ class StateDirectory:
             cls(explicit, explicit / "cache")
             if explicit is not None
             else cls(
-                _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
-                _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+                user_directory("state", environment),
+                user_directory("cache", environment),
             )
         )
         for directory in (found.path, found.cache):
@@ -191,12 +193,6 @@ class StateDirectory:
         known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
         if name not in known:
             self.keep_cluster_names([*known, name])
-
-
-def _base(environment: Mapping[str, str], variable: str, default: str) -> Path:
-    # Relative paths there are to be ignored (XDG Base Directory Specification).
-    named = environment.get(variable, "")
-    return Path(named) if named.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / default
 
 
 def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:
