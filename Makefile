@@ -23,7 +23,7 @@ help:
 	@echo "  make lint    style and types alone"
 	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
-	@echo "  make dist    wheel, source archive, bill of materials and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make dist    wheel, source archive, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"

@@ -104,6 +104,14 @@ class RelayFleetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayClientConfig:
+    """The single-file client, as the relay serves it to new users; off unless a directory is given."""
+
+    directory: Path | None = None
+    """Holds `arcbridge-PLATFORM` for each platform, as `make dist` names them."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -126,6 +134,7 @@ class RelayConfig:
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
+    client: RelayClientConfig = field(default_factory=RelayClientConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
+from arcbridge.cli.single_file import executable
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
@@ -105,6 +106,9 @@ async def _ask_trust(cluster: str, pin: str) -> bool:
         "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
     )
     sys.stderr.flush()
+    if sys.platform == "win32":
+        # A console cannot be waited for there; Ctrl-C ends the process all the same.
+        return (await asyncio.to_thread(sys.stdin.readline)).strip().lower() in ("y", "yes")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str] = loop.create_future()
 
@@ -136,7 +140,7 @@ def _token(invocation: Invocation) -> str:
         # A command line is open to every user of the machine for as long as the process lives, an environment to this
         # one alone: the same program begins once more without it (docs/threats.md#W4).
         sys.stdout.flush()
-        os.execve(sys.executable, command, {**os.environ, "ARCBRIDGE_TOKEN": literal, _TOKEN_WAS_SHOWN: "1"})
+        os.execve(executable(), command, {**os.environ, "ARCBRIDGE_TOKEN": literal, _TOKEN_WAS_SHOWN: "1"})
     _warn_of_literal()
     return literal
 
@@ -178,11 +182,25 @@ def _answer(
         _configure_logging(config, default_level="warning")
         context = ClientContext(config, _terminal(sys.stderr), token=token)
         try:
-            return run_until_signal(answer(invocation, context))
+            code = run_until_signal(answer(invocation, context))
         except Interrupted:
             return ExitCode.INTERRUPTED
+        _tell_of_update(context)
+        return code
 
     return run
+
+
+def _tell_of_update(context: ClientContext) -> None:
+    """Say that the relay has a newer client, where an answer of it told so."""
+    try:
+        relay = context.relays.in_use
+    except ArcbridgeError:
+        return  # no relay is set
+    if relay is not None and relay.offered_client:
+        from arcbridge.client.update_notice import tell
+
+        tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 
 
 async def _clusters(invocation: Invocation, context: ClientContext) -> int:

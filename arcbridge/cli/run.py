@@ -10,7 +10,8 @@ from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
-from arcbridge.errors import ArcbridgeError, ExitCode
+from arcbridge.cli.single_file import is_single_file
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 def _run(invocation: Invocation) -> int:
     """Hand over to the command of every role, or to the role's own; what it imports is paid for only here."""
+    if invocation.role != CLIENT and is_single_file():
+        raise ConfigError(
+            f"this file is the client alone: for --role {invocation.role} install the package, or use the image"
+        )
     return _OF_EVERY_ROLE.get(invocation.command[0], _ROLES[invocation.role])(invocation)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from arcbridge import __version__
+from arcbridge.client import update_notice
 from arcbridge.client.refusal import of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
@@ -17,6 +18,7 @@ from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.mux.connection import peer_certificate
+from arcbridge.net.http_connector import DialingConnector
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.pki.names import check_cluster_name
 
@@ -61,7 +63,7 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-class _ProvingConnector(aiohttp.TCPConnector):
+class _ProvingConnector(DialingConnector):
     """Puts the proof of the access token into a request once the relay has shown its certificate."""
 
     def __init__(self, context: ssl.SSLContext, prove: Callable[[bytes], str]) -> None:
@@ -86,7 +88,6 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
                 connector=_ProvingConnector(context, lambda certificate: tokens.prove(token, certificate)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=DEADLINE),
-                trust_env=True,
                 headers={"User-Agent": f"arcbridge/{__version__}"},
             ) as http,
             http.get(url + path, headers={"Authorization": f"Bearer {token}"}, allow_redirects=False) as response,
@@ -97,6 +98,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
                 if len(body) > _LIMIT:
                     raise Unreachable(f"{url} answered more than {_LIMIT} bytes")
             status = response.status
+            relay.offered_client = response.headers.get(update_notice.HEADER, "")
     except TimeoutError as error:
         raise Unreachable(f"the relay {url} did not answer within {DEADLINE:.0f} s") from error
     except aiohttp.ClientConnectorCertificateError as error:

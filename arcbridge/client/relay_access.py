@@ -20,6 +20,8 @@ class RelayAccess:
         self._pin = _checked(ca_pin)
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self.offered_client = ""
+        """Which clients the relay offers, as it said last (`client.update_notice`)."""
 
     def __repr__(self) -> str:
         return f"<RelayAccess {self.address}>"

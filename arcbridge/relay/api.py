@@ -338,12 +338,13 @@ def build_app(
     user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
+    install: Callable[[web.Application], None] = lambda app: None,
 ) -> web.Application:
     """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
-    that shows a copy of a credential.
+    that shows a copy of a credential. `install` adds further routes (`relay.client_files`).
     """
     api = _Api(
         authority,
@@ -379,6 +380,7 @@ def build_app(
     for method, path, handler in routes:
         app.router.add_route(method, path, handler, expect_handler=expect)
         app.router.add_route("*", path, wrong_method, expect_handler=expect)
+    install(app)
     # Also for paths that are not there, or aiohttp's own handler would quote an odd Expect header.
     app.router.add_route("*", "/{path:.*}", no_such_path, expect_handler=expect)
     return app

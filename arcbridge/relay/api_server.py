@@ -157,6 +157,17 @@ class _Connection(web.RequestHandler):
             self._life_timer.cancel()
             self._life_timer = asyncio.get_running_loop().call_later(ANONYMOUS_LIFE, self._life_over)
 
+    def allow_time(self, seconds: float) -> None:
+        """The answer that is under way is a long one: the connection has `seconds` for it, and then is over.
+
+        The relay waits for the peer meanwhile, so the listener may close the connection to make room.
+        """
+        self._over = True
+        self.waits()
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = asyncio.get_running_loop().call_later(seconds, self._life_over)
+
     def is_last(self, answer: web.StreamResponse) -> bool:
         """Say whether the connection ends with `answer`: its life is over, or a stranger was refused.
 
@@ -299,3 +310,9 @@ def note_proved(request: web.Request) -> None:
     """Note that this request's credential is good."""
     if isinstance(request.protocol, _Connection):
         request.protocol.proved()
+
+
+def allow_time(request: web.Request, seconds: float) -> None:
+    """Give a stranger's connection `seconds` for the answer to this request, which is its last one."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.allow_time(seconds)

@@ -37,6 +37,7 @@ from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.relay.client_files import ClientFiles
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
@@ -119,6 +120,7 @@ async def _start(
     ):
         _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
     proofs = ProofChecker(policy_of(config.proof), "the relay")
+    client_files = ClientFiles(config.client.directory)
     balancers = parse_networks(config.proxy_protocol_from)
     shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
@@ -151,6 +153,7 @@ async def _start(
             limited=api_refusals,
             proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
+            install=client_files.install,
         )
     )
     await api.start()
