@@ -10,7 +10,7 @@ ours() { [ -d "$1" ] && [ -O "$1" ] && [ ! -h "$1" ]; }
 unpack() (
     umask 077
     mkdir -p "$1" 2>/dev/null
-    ours "$1" || exit 1
+    ours "$1" && chmod 700 "$1" || exit 1
     find "$1" -maxdepth 1 -name '.new-*' -mtime +0 -exec rm -rf {} + 2>/dev/null
     new=$1/.new-$$
     trap 'rm -rf "$new" "$1/$name/.new-$$"' EXIT
@@ -19,7 +19,7 @@ unpack() (
     tail -c +@OFFSET@ "$file" | tar -xzf - -C "$new" || exit 2
     # Another start may have been faster: then this directory lands in that one, and is removed.
     [ -d "$1/$name" ] || mv "$new" "$1/$name" 2>/dev/null
-    [ -x "$1/$name/arcbridge" ] || exit 1
+    ours "$1/$name" && [ -x "$1/$name/arcbridge" ] || exit 1
     # The version before this one may still run.
     ls -1dt "$1"/arcbridge-* 2>/dev/null | tail -n +3 | while read -r old; do rm -rf "$old"; done
 )
@@ -32,7 +32,7 @@ for place in "${ARCBRIDGE_UNPACK_DIR:-}" "${XDG_CACHE_HOME:+$XDG_CACHE_HOME/arcb
     temporary) place=${TMPDIR:-/tmp}/arcbridge-$(id -u) ;;
     *) continue ;;
     esac
-    if ours "$place" && [ -x "$place/$name/arcbridge" ]; then
+    if ours "$place" && ours "$place/$name" && [ -x "$place/$name/arcbridge" ]; then
         found=yes
     else
         unpack "$place"
