@@ -18,7 +18,7 @@ from tests.support.processes import require_or_skip
 # The release is built first.
 pytestmark = pytest.mark.timeout(600)
 
-TOOLS = ("find", "gzip", "id", "ls", "mkdir", "mv", "rm", "tail", "tar")
+TOOLS = ("chmod", "find", "gzip", "id", "ls", "mkdir", "mv", "rm", "tail", "tar")
 """What the script runs besides the shell's own words."""
 
 
