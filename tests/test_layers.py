@@ -22,7 +22,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"errors", "limiters", "user_directories", ""})  # "" is the package itself: __version__
+# "" is the package itself: __version__.
+LEAVES = frozenset({"errors", "limiters", "single_file", "user_directories", ""})
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
@@ -38,6 +39,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "limiters": frozenset(),
     "socket_options": frozenset(),
+    "single_file": frozenset(),
     "user_directories": frozenset(),
     "": frozenset(),
 }
@@ -302,6 +304,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
         "arcbridge.net.dialer",  # HTTPS_PROXY and NO_PROXY
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
+        "arcbridge.single_file",  # what the loader of that file leaves in it
         "arcbridge.client.login",  # handed on to the user's own token command
     }
     wrong = []

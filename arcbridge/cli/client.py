@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
-from arcbridge.cli.single_file import executable
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.single_file import executable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

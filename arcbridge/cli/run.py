@@ -10,8 +10,8 @@ from arcbridge.cli.core_dumps import forbid_core_dumps
 from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
-from arcbridge.cli.single_file import is_single_file
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.single_file import is_single_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

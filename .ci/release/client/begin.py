@@ -2,7 +2,7 @@
 
 import sys
 
-from arcbridge.cli.single_file import begin
+from arcbridge.single_file import begin
 
 begin()
 

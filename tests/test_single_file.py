@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from arcbridge.cli import single_file
+from arcbridge import single_file
 
 
 @pytest.fixture
