@@ -43,6 +43,9 @@ ALLOWED: dict[str, frozenset[str]] = {
 
 # Groups of modules that import each other, each with its reason. None of these imports runs when its module is loaded.
 MUTUAL: dict[frozenset[str], str] = {
+    frozenset({"arcbridge.agent.sessions", "arcbridge.agent.agent_session"}): (
+        "all sessions make each session, which calls them back; it imports their name for annotations alone"
+    ),
     frozenset({"arcbridge.mux.session", "arcbridge.mux.connection", "arcbridge.mux.stream"}): (
         "a session makes its connections and streams, which call it back; they import its name for annotations alone"
     ),

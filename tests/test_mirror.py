@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 # Modules without a test file of their own, each with its reason.
 WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
+    "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "errors": "declarations; each is tested where it is raised",
 }
 
