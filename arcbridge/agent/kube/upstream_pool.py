@@ -23,6 +23,7 @@ from typing import Protocol, cast
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.connect_limit import ConnectLimit
+from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.kube.response import (
     CHUNKED,
     MAX_HEAD,
@@ -394,6 +395,8 @@ class UpstreamPool:
         self._closed = False
         self.unreachable = 0
         """Connections that could not be made."""
+        self.own_refusals = OwnRefusals()
+        """What the API server refuses of the agent itself."""
 
     def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
         """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
