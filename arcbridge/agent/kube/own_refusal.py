@@ -7,8 +7,9 @@ about them, and a 401 would send the caller to log in again. This module reads a
 nothing.
 
 Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
-endpoints/filters/impersonation/mode.go. A verb `impersonate-on:…` is left out on purpose: an operator who lists verbs
-wants the API server to refuse the others, and its words say which.
+endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
+constrained verbs that it looked for (`impersonate-on:user-info:list`), as it does for a verb that an operator has left
+out on purpose; the two are told apart by the agent's own rules (`agent.self_checks`).
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from arcbridge.agent.kube.status import RequestRefusal
 
 MOST: Final = 16 * 1024
 """Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
-KINDS: Final = ("credential", "impersonation")
+KINDS: Final = ("credential", "impersonation", "verb")
 """What the API server can refuse of the agent, for the metrics."""
 DOCTOR: Final = "its log, its metrics and `arcbridge --role agent doctor` say what is wrong"
 
 # In JSON the quotes are escaped; a Status in protobuf, which controllers ask for, has them as they are.
 _IMPERSONATE: Final = re.compile(
-    rb'User \\?"([^"\\]{1,512})\\?" cannot impersonate(?::[a-z-]{1,32})? resource \\?"([a-z/.-]{1,128})\\?"'
+    rb'User \\?"([^"\\]{1,512})\\?" cannot (impersonate(-on)?(?::[a-z*-]{1,40}){0,2}) '
+    rb'(?:resource \\?"([a-z/.-]{1,128})|path )'
 )
 
 
 class OwnRefusals:
-    """Counts what the API server refuses of the agent. `noticed` is called at each of them, with its kind."""
+    """Counts what the API server refuses of the agent. `noticed` is called at each of them, with the
+    name of the self-check that it is about."""
 
     __slots__ = ("counts", "noticed", "user")
 
@@ -56,16 +59,17 @@ class OwnRefusals:
         found = _IMPERSONATE.search(body)
         if found is None:
             return None
-        user, resource = (part.decode("ascii", "replace") for part in found.groups())
+        user, verb, on, resource = ((part or b"").decode("ascii", "replace") for part in found.groups())
         if self.user and user != self.user:
             return None
-        self._count("impersonation")
+        self._count("verb" if on else "impersonation")
         return RequestRefusal(
             502,
-            f"the agent of this cluster may not act as you: its account {user} lacks the right to impersonate your "
-            f"{resource}; this is not about your own rights: tell the cluster's operator (of the agent, {DOCTOR})",
+            f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
+            f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
+            f"{DOCTOR})",
         )
 
     def _count(self, kind: str) -> None:
         self.counts[kind] += 1
-        self.noticed(kind)
+        self.noticed("credential" if kind == "credential" else "impersonation")

@@ -41,7 +41,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         pytest.param(status(about(AGENT)), True, id="legacy"),
         pytest.param(status(about(AGENT, "impersonate:user-info", "groups")), True, id="constrained"),
         pytest.param(about(AGENT).encode(), True, id="protobuf"),
-        pytest.param(status(about(AGENT, "impersonate-on:user-info:create", "pods")), False, id="left-out verb"),
         pytest.param(status(about("alice", "get", "pods")), False, id="caller"),
         pytest.param(status(about("alice")), False, id="another user"),
         pytest.param(b"", False, id="nothing"),
@@ -56,11 +55,22 @@ def test_a_403_is_the_agents_where_its_own_user_may_not_impersonate(body: bytes,
     found = refusals.forbidden(body)
     assert (found is not None) == own
     assert noticed == ["impersonation"] * own
-    assert refusals.counts == {"credential": 0, "impersonation": int(own)}
+    assert refusals.counts == {"credential": 0, "impersonation": int(own), "verb": 0}
     if found is not None:
         assert found.status_code == 502
         assert AGENT in found.message
         assert "not about your own rights" in found.message
+
+
+@pytest.mark.parametrize("what", ['resource "pods" in API group ""', 'path "/api"'])
+def test_a_verb_that_the_agent_may_not_act_with(what: str) -> None:
+    """As an API server of 1.36 says it, also where the agent has no right at all."""
+    refusals = OwnRefusals()
+    refusals.user = AGENT
+    found = refusals.forbidden(status(f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:list {what}'))
+    assert found is not None
+    assert '"impersonate-on:user-info:list"' in found.message
+    assert refusals.counts == {"credential": 0, "impersonation": 0, "verb": 1}
 
 
 def test_before_the_agent_knows_its_own_name_the_words_alone_decide() -> None:
