@@ -140,6 +140,10 @@ class Unreachable(ArcbridgeError):
     reason = "ServiceUnavailable"
 
 
+class UntrustedCertificate(Unreachable):
+    """A server answers, and its certificate is not of the CA that the settings name for it."""
+
+
 class JoinRefused(ArcbridgeError):
     """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
 
@@ -147,9 +151,11 @@ class JoinRefused(ArcbridgeError):
     status_code = 503
     reason = "ServiceUnavailable"
 
-    def __init__(self, code: int, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, code: int, message: str, *, retry_after: int | None = None, session: str = "") -> None:
         super().__init__(message, retry_after=retry_after)
         self.code = code
+        self.session = session
+        """The join's id, by which the relay's log has it; empty where the relay gave none."""
 
 
 class EnrolmentRefused(ArcbridgeError):

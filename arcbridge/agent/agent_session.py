@@ -34,6 +34,7 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer
+from arcbridge.identity.refusal import tell
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import GoawayCode, ResetCode
@@ -103,6 +104,17 @@ class AgentSession(BaseHandler):
         """Whether a token is being verified now."""
         return self._authenticating is not None and not self._authenticating.done()
 
+    @property
+    def join_ids(self) -> frozenset[str]:
+        """The join id under which the session began, and that of its present connection."""
+        return frozenset({self._join_id, "" if self.session is None else self.session.label}) - {""}
+
+    def end(self, sentence: str) -> None:
+        """End the session with a sentence for its user, and record that."""
+        if self.session is not None and self._caller is not None:
+            self._write_audit(self._caller.identity, "session", "cut", sentence)
+            self.session.close(GoawayCode.REVOKED, sentence)
+
     def give_way(self) -> None:
         """End a connection that has not logged in, because its place is needed."""
         if self.handshaking is not None:
@@ -158,6 +170,7 @@ class AgentSession(BaseHandler):
             seconds=round(seconds, 3),
             replayed=replayed,
             streams=self.streams,
+            first_session=self._join_id,
             join=session.label,
             epoch=session.epoch,
         )
@@ -187,10 +200,8 @@ class AgentSession(BaseHandler):
             return
         found = covering(users, self._caller.identity)
         if found is not None:
-            sentence = found.sentence(self._sessions.clock())
             self._sessions.revoked += 1
-            self._write_audit(self._caller.identity, "session", "cut", sentence)
-            self.session.close(GoawayCode.REVOKED, sentence)
+            self.end(found.sentence(self._sessions.clock()))
 
     def send_goaway(self) -> None:
         """Tell the client that the agent drains; open streams may finish."""
@@ -287,8 +298,9 @@ class AgentSession(BaseHandler):
                 self._log.warning("renewal changed nothing", reason=error.message)
                 return False
         self._sessions.refused += 1
-        self._log.warning("session refused", reason=error.message, rule=getattr(error, "rule", ""))
-        session.refuse_auth(code, error.message)
+        about = {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}
+        self._log.warning("session refused", reason=error.message, **about)
+        session.refuse_auth(code, tell(error))
         return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:

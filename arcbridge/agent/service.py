@@ -29,6 +29,7 @@ from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
+from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentConfig
@@ -41,6 +42,7 @@ from arcbridge.net.address import Address, parse_address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
@@ -124,10 +126,16 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         )
         checks.add("control", control.unready)
         checks.add("audit", audit.unready)
+        found = checks_of(api, verifier, token_mode=config.token_mode, audit=audit, control=control, keeper=keeper)
+        looks = SelfChecks(found, _log)
+        looks.register(metrics, checks)
+        _watch_requests(api, looks)
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()
         stack.push_async_callback(observe.stop)
 
+        looking = asyncio.get_running_loop().create_task(looks.run(), name="self-checks")
+        stack.push_async_callback(_cancel, looking)
         if not await _run_unless(stopping, keeper.start()):
             return
         _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
@@ -256,6 +264,18 @@ async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio
                 await _run_unless(hurry, sessions.wait_empty())
         except TimeoutError:
             _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+
+
+def _watch_requests(api: ApiServer, looks: SelfChecks) -> None:
+    """Have the self-checks look at once where a user's request has just met what they look for."""
+
+    def refused(kind: str) -> None:
+        if kind == "credential":
+            api.look_again()
+        looks.look_soon(kind)
+
+    api.upstream.own_refusals.noticed = refused
+    api.upstream.on_unreachable = lambda: looks.look_soon("api_server", "credential")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

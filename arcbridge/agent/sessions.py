@@ -29,7 +29,7 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Resumes
-from arcbridge.agent.revocations import Revocations
+from arcbridge.agent.revocations import MAX_REASON, Revocations
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, ConnectionLost
 from arcbridge.identity.proof import NO_PEER, Peer
@@ -38,6 +38,7 @@ from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session
+from arcbridge.observe.foreign_text import clean
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side, State
@@ -206,6 +207,13 @@ class Sessions:
         for handler in [one for one in self._all() if one.via == via]:
             if handler.session is not None:
                 handler.session.close(GoawayCode.REVOKED, message)
+
+    def end_one(self, join_id: str, reason: str) -> None:
+        """End the session that has this join id now, or had it when it began: a relay's operator wants it to end."""
+        for handler in list(self._open):
+            if join_id in handler.join_ids:
+                handler.end(f"access was revoked: {clean(reason, MAX_REASON)}")
+                self.revoked += 1
 
     async def wait_empty(self) -> None:
         """Wait until no session is left."""

@@ -1,4 +1,4 @@
-"""The agent's sub-commands: `run`, `enroll` and `audit verify`."""
+"""The agent's sub-commands: `run`, `enroll`, `doctor` and `audit verify`."""
 
 from __future__ import annotations
 
@@ -61,4 +61,18 @@ def _audit(invocation: Invocation) -> int:
     return run_audit(invocation)  # of files, wherever they are: it needs no agent's settings
 
 
-_COMMANDS = {"run": _with_settings(_serve), "enroll": _with_settings(_enroll), "audit": _audit}
+def _doctor(invocation: Invocation) -> int:
+    import asyncio
+
+    from arcbridge.agent.doctor import diagnose
+    from arcbridge.cli.diagnosis import print_findings
+    from arcbridge.observe import logging
+
+    config: AgentConfig = load_settings(invocation, os.environ)
+    require(config)
+    logging.configure("agent", "critical", config.observe.log_format)
+    well = print_findings(asyncio.run(diagnose(config)), invocation.text("output", "table"))
+    return ExitCode.DONE if well else ExitCode.FAILURE
+
+
+_COMMANDS = {"doctor": _doctor, "run": _with_settings(_serve), "enroll": _with_settings(_enroll), "audit": _audit}

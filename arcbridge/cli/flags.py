@@ -101,6 +101,10 @@ OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
 )
 
+FINDINGS = Flag(
+    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml")
+)
+
 GENERAL = (
     Flag("--role", help="which of the three roles this process has", metavar="ROLE", choices=ROLES),
     Flag("--config", help="settings file (TOML)", metavar="FILE"),
@@ -451,6 +455,24 @@ COMMANDS = (
     ),
     Command("cluster", "restore", help="let a revoked cluster back in", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)),
     Command(
+        "cluster", "delete", help="forget a cluster that is no more", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)
+    ),
+    Command("session", "list", help="list the sessions that run now", roles=(RELAY,), flags=(OUTPUT,)),
+    Command(
+        "session",
+        "end",
+        help="end one session",
+        roles=(RELAY,),
+        arguments=(("session", "id of the session, as `session list` shows it, or its first one", ()),),
+        flags=(Flag("--reason", help="shown to the user", metavar="TEXT"),),
+    ),
+    Command(
+        "doctor",
+        help="check this role and all that it depends on, and say what to do",
+        roles=(RELAY, AGENT),
+        flags=(FINDINGS,),
+    ),
+    Command(
         "user",
         "revoke",
         help="end a user's sessions and refuse the tokens issued before a time",
@@ -496,6 +518,7 @@ GROUP_HELP = {
     "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",
+    "session": "sessions that run now",
     "user": "users whose logins are revoked",
     "config": "settings",
 }

@@ -7,7 +7,7 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from arcbridge.errors import (
     ArcbridgeError,
@@ -70,12 +70,28 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
 
-def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
-    """Raise an error whose message is for the user in place of `error`, which becomes its cause."""
+class Shown(NamedTuple):
+    """A token that this client has shown, to say what is wrong with it; the text itself is never said."""
+
+    token: str = ""
+    source: str = ""
+    """The file it comes from; empty where it comes from none."""
+
+
+NOTHING_SHOWN = Shown()
+
+
+def raise_user_error(
+    error: ArcbridgeError, cluster: str, *, shown: Shown = NOTHING_SHOWN, session: str = ""
+) -> NoReturn:
+    """Raise an error whose message is for the user in place of `error`, which becomes its cause.
+
+    `shown`: the token that was shown to the end that refused; `session`: the join id, for a session that ended.
+    """
     if isinstance(error, JoinRefused):
-        raise of_join(error, cluster) from error
+        raise of_join(error, cluster, shown) from error
     if isinstance(error, SessionEnded | ConnectionLost):
-        raise of_session(error, cluster) from error
+        raise of_session(error, cluster, shown, session) from error
     if isinstance(error, RemoteProtocolError):
         raise Unreachable(f'cannot reach cluster "{cluster}": {error.message}') from error
     raise error
@@ -92,13 +108,22 @@ def is_elsewhere(error: BaseException | None) -> bool:
     return False
 
 
-def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
-    """A refused join as an error for the user. Of what the relay sent only the retry time is used, never its text."""
+def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
+    """A refused join as an error for the user. Of what the relay sent only the retry time, the join's id and the name
+    of a rule with what it wants are used (`identity.refusal`), never its text."""
     name = f'cluster "{cluster}"'
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
         case JoinCode.UNAUTHENTICATED:
-            return of_token("the relay does not accept the access token", error.message, "the relay")
+            return of_token(
+                "the relay does not accept the access token", error.message, "the relay", shown, error.session
+            )
+        case JoinCode.INTERNAL if error.message.endswith("(issuer.keys)"):
+            return Unreachable(
+                f"the relay cannot fetch the keys of your login's issuer, so it cannot verify you{_id(error.session)}; "
+                "try again, or tell the relay's operator",
+                retry_after=error.retry_after,
+            )
         case JoinCode.FORBIDDEN:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask the relay's operator for access"
@@ -129,26 +154,76 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
         case JoinCode.BAD_REQUEST:
             return Unreachable("the relay did not understand the request; are client and relay of one version?")
         case _:
-            return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
+            return Unreachable(
+                f"the relay could not reach {name}; its log says why{_id(error.session)}", retry_after=error.retry_after
+            )
 
 
-def of_token(what: str, said: str, place: str) -> Unauthenticated:
+def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN, session: str = "") -> Unauthenticated:
     """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
+    from arcbridge.identity.refusal import told_in
 
-    reason = refusal_in(said)
-    return Unauthenticated(
-        f"{what}; log in again, or put a new token there" if not reason else f"{what}: {explain(reason, place)}"
-    )
+    if reason := refusal_in(said):
+        return Unauthenticated(f"{what}: {explain(reason, place)}{_id(session)}")
+    told = told_in(said)
+    found = "" if told is None else _wrong_with(told.rule, told.wanted, place, shown)
+    if found:
+        return Unauthenticated(f"{what}: {found}{_id(session)}")
+    return Unauthenticated(f"{what}; log in again, or put a new token there{_id(session)}")
 
 
-def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
+def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
+    """What is wrong with the token that was shown, by the rule that the other end names; empty where that helps nobody.
+
+    What the token says, this client reads itself; of the other end there is but a name, in quotes.
+    """
+    from arcbridge.client.jwt_unverified import read_unverified
+
+    token, claims = shown.source or "the token", read_unverified(shown.token)
+    match rule:
+        case "token.aud" if wanted:
+            audiences = ", ".join(f'"{clean(one, 200)}"' for one in claims.audiences) or "none"
+            return f'{token} is for audience {audiences}, {place} wants "{wanted}"'
+        case "token.iss":
+            return f'{token} comes from the issuer "{clean(claims.issuer, 200)}", which {place} does not accept'
+        case "token.exp":
+            return f"{token} has expired; log in again, or put a new token there"
+        case "token.nbf":
+            return f"{token} is not valid yet by the clock of {place}; compare the clocks"
+        case "token.life":
+            return f"{token} is valid for longer than {place} allows; have a shorter one issued"
+        case "token.key" | "token.signature":
+            return f"{token} is not signed with a key that its issuer publishes; log in again"
+        case "claims.rule" if wanted:
+            return f'{place} requires the claim "{wanted}", which {token} does not have, or with another value'
+        case "claims.username" | "claims.uid" | "claims.email_verified" if wanted:
+            return f'{place} needs the claim "{wanted}", which {token} does not have as it has to be'
+        case "claims.groups.overage" | "claims.groups.many":
+            return f"{token} has more groups than {place} takes; have the issuer send fewer"
+        case "user.rule" | "claims.rule":
+            return f"a rule of {place} does not let {token} in; ask its operator"
+        case _:
+            return ""
+
+
+def _id(session: str) -> str:
+    """The join's id behind a message: both logs have it."""
+    return f" (session {session})" if session else ""
+
+
+def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN, session: str = "") -> ArcbridgeError:
     """Why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         match error.code:
             case GoawayCode.UNAUTHENTICATED:
-                return of_token(f"{name} does not accept the token", error.message, "its agent")
+                return of_token(f"{name} does not accept the token", error.message, "its agent", shown, session)
+            case GoawayCode.UNAVAILABLE if error.message.endswith("(issuer.keys)"):
+                return Unreachable(
+                    f"the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify "
+                    f"you{_id(session)}; try again, or tell the cluster's operator"
+                )
             case GoawayCode.EXPIRED if error.message.startswith(SESSION_TOO_OLD):
                 return Unreachable(
                     f"the session with {name} reached its greatest age; start again what ran in it, and log in again "

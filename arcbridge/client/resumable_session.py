@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import ACCESS_REVOKED, is_elsewhere, raise_user_error
+from arcbridge.client.refusal import ACCESS_REVOKED, Shown, is_elsewhere, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -154,7 +154,9 @@ class ResumableSession:
         self._retry_now = asyncio.Event()
         """Set to end the wait before the next try."""
         self._task: asyncio.Task[None] | None = None
-        self._log = log.bind(cluster=cluster)
+        self._first_session = joined.reply.join_id
+        """The join id under which the session began; it goes through all that is said of it later."""
+        self._log = log.bind(cluster=cluster, first_session=self._first_session)
 
     @property
     def detached(self) -> bool:
@@ -348,6 +350,7 @@ class ResumableSession:
             self._cluster,
             self._tokens,
             instance=hello.agent if hello is not None else "",
+            first_session=self._first_session,
             leaving=self._leaving,
         )
         try:
@@ -372,7 +375,8 @@ class ResumableSession:
             self.renewal, self.expires_in = before
             if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                 self._relays.failed(joined.relay)
-            raise_user_error(error, self._cluster)
+            shown = Shown(token.text, self._tokens.cluster_source)
+            raise_user_error(error, self._cluster, shown=shown, session=joined.reply.join_id)
         finally:
             self._resume_pending = session.closed  # a session that ended here was refused by the agent
         self.relay = joined.relay

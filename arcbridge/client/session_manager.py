@@ -15,7 +15,7 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import is_elsewhere, of_session, raise_user_error
+from arcbridge.client.refusal import Shown, is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
@@ -330,7 +330,8 @@ class SessionManager(BaseHandler):
                     self.relays.failed(joined.relay)
                 attempts_left -= 1
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):
-                    raise_user_error(error, self.cluster)
+                    shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
+                    raise_user_error(error, self.cluster, shown=shown, session=joined.reply.join_id)
                 # The join succeeded and the connection died afterwards: another relay may work at once.
 
     async def _is_trusted(self, joined: Joined) -> bool:
@@ -521,7 +522,8 @@ class SessionManager(BaseHandler):
 
     def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
         """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
-        self._refused_with = of_session(error, self.cluster)
+        shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
+        self._refused_with = of_session(error, self.cluster, shown, resumable.session.label)
         self._note_revoked(error, resumable.renewal.sent if resumable.renewal is not None else None)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False

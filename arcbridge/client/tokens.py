@@ -146,6 +146,16 @@ class Tokens:
         """Whether the cluster gets the caller's own bearer token."""
         return bool(self._token or self._token_file)
 
+    @property
+    def access_source(self) -> str:
+        """The file of the relay's token; empty where it comes from a login or a command."""
+        return str(self._login.access_token_file or "")
+
+    @property
+    def cluster_source(self) -> str:
+        """The file of the cluster's token; empty where it comes from a login or a command."""
+        return str(self._token_file or self._login.id_token_file or "")
+
     def for_cluster(self, cluster: str) -> Tokens:
         """The same sources for one cluster, with a memory of its own of what was shown and what was refused."""
         found = copy(self)

@@ -67,6 +67,7 @@ class KeySet:
         "_refreshing",
         "_retry_delay",
         "_unknown_kid_at",
+        "failure",
         "generation",
     )
 
@@ -81,6 +82,8 @@ class KeySet:
         self._retry_delay = RETRY_FIRST
         self._unknown_kid_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self.failure: ArcbridgeError | None = None
+        """Why the last fetch failed; None where it did not, and before the first."""
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
 
@@ -88,6 +91,23 @@ class KeySet:
     def age(self) -> float | None:
         """Seconds since the set in use was fetched; None before the first."""
         return None if self._fetched_at is None else self._clock() - self._fetched_at
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are keys to verify with."""
+        return self._fetched_at is not None and self._clock() - self._fetched_at <= LAST_GOOD
+
+    async def look(self) -> ArcbridgeError | None:
+        """Fetch the keys where they are missing, stale, or failed to come the last time; return `failure`.
+
+        It keeps to the rules above: an issuer is asked no more often for being watched. A cancelled call leaves the
+        shared fetch running.
+        """
+        now = self._clock()
+        wanted = self._failed_at is not None or self._fetched_at is None or now >= self._fresh_until
+        if wanted and (self._may_retry(now) or (self._refreshing is not None and not self._refreshing.done())):
+            await asyncio.wait([self._start_refresh()])
+        return self.failure
 
     async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
         """Answer the keys that may have signed a token with this header; empty when there is none.
@@ -137,7 +157,7 @@ class KeySet:
         running = self._refreshing is not None and not self._refreshing.done()
         if running or self._may_retry(now):
             await asyncio.wait([self._start_refresh()])
-        if self._fetched_at is None or self._clock() - self._fetched_at > LAST_GOOD:
+        if not self.usable:
             raise IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
 
     def _start_refresh(self) -> asyncio.Task[None]:
@@ -148,8 +168,9 @@ class KeySet:
     async def _refresh(self) -> None:
         try:
             keys, max_age = await self._load()
-        except ArcbridgeError:
+        except ArcbridgeError as error:
             now = self._clock()
+            self.failure = error
             self._retry_delay = RETRY_FIRST if self._failed_at is None else min(self._retry_delay * 2, RETRY_MAX)
             self._failed_at = now
             return
@@ -158,7 +179,7 @@ class KeySet:
             self.generation += 1
         self._keys = keys
         self._fetched_at = now
-        self._failed_at = None
+        self._failed_at = self.failure = None
         self._retry_delay = RETRY_FIRST
         fresh = MAX_FRESH if max_age is None else min(max_age, MAX_FRESH)
         self._fresh_until = now + max(fresh, MIN_FRESH)

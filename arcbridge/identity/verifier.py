@@ -17,14 +17,14 @@ import hashlib
 import json
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jwt
 
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
@@ -87,6 +87,19 @@ class Acceptance:
                     )
 
 
+@dataclass(frozen=True, slots=True)
+class IssuerKeys:
+    """What is known of one issuer's keys."""
+
+    path: str
+    """Where the issuer stands in the authentication file (`jwt[0]`)."""
+    url: str
+    usable: bool
+    """Whether there are keys to verify with, of the last fetch or of an older one."""
+    failure: ArcbridgeError | None
+    """Why the last fetch failed; None where it did not."""
+
+
 class TokenVerifier:
     """Verifies tokens of the configured issuers.
 
@@ -117,17 +130,34 @@ class TokenVerifier:
         self._expensive = asyncio.Lock()
         self.verified = 0
         self.refused = 0
+        self.refusals: Counter[str] = Counter()
+        """Refused tokens by the rule that refused them."""
 
     def key_ages(self) -> dict[str, float | None]:
         """Seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
         return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there are keys of at least one issuer, so that a token of it could be verified now."""
+        return any(keys.usable for keys in self._keys.values())
+
+    async def look_at_keys(self) -> list[IssuerKeys]:
+        """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went."""
+        issuers = self._config.issuers
+        failures = await asyncio.gather(*(self._keys[issuer.url].look() for issuer in issuers))
+        return [
+            IssuerKeys(issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
+            for issuer, failure in zip(issuers, failures, strict=True)
+        ]
+
     async def verify(self, token: str) -> Identity:
         """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
             identity = await self._verify(token)
-        except TokenRefused:
+        except TokenRefused as error:
             self.refused += 1
+            self.refusals[error.rule] += 1
             raise
         self.verified += 1
         return identity
@@ -186,7 +216,13 @@ class TokenVerifier:
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
         if issuer is None:
-            raise TokenRefused("token.iss", "the token comes from an issuer that is not accepted here")
+            # Not told whom it should come from: this token may be of anybody's making.
+            said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
+            raise TokenRefused(
+                "token.iss",
+                "the token comes from an issuer that is not accepted here",
+                detail=f"its issuer (iss) is {said}; the authentication file does not have it",
+            )
         keys = self._keys[issuer.url]
         candidates = await keys.candidates(kid, algorithm)
         if not candidates:
@@ -245,11 +281,19 @@ class TokenVerifier:
     def _check_audience(self, issuer: IssuerConfig, claims: dict[str, Any]) -> None:
         audience = claims.get("aud")
         named = [audience] if isinstance(audience, str) else audience
+        wanted = ", ".join(issuer.audiences)
         if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
-            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+            raise TokenRefused(
+                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                detail=f"it has no audience (aud) that can be read; {issuer.path} wants {wanted!r}",
+            )  # fmt: skip
         places = {place_of(item) for item in named}
         if not places & set(issuer.audiences):
-            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+            said = ", ".join(named)[:200]
+            raise TokenRefused(
+                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                detail=f"it is for audience {said!r}; {issuer.path} wants {wanted!r}",
+            )  # fmt: skip
         if places & self._accept.forbidden_audiences:
             raise TokenRefused(
                 "token.aud.forbidden",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
-from arcbridge.errors import Unreachable
+from arcbridge.errors import Unreachable, UntrustedCertificate
 
 MAX_DOCUMENT = 1 << 20
 DEADLINE = 10.0
@@ -44,7 +44,8 @@ class HttpFetcher:
         self._contexts: dict[str | None, ssl.SSLContext] = {}
 
     async def __call__(self, url: str, ca_pem: str | None) -> Fetched:
-        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200."""
+        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200;
+        UntrustedCertificate, where the certificate is not of `ca_pem`."""
         target = URL(url, encoded=True)
         if target.scheme != "https" or not target.host:
             raise Unreachable("only https documents are fetched")
@@ -54,8 +55,14 @@ class HttpFetcher:
                 return await self._get(target, ca_pem)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
+        except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
+            inner = getattr(error, "certificate_error", error)
+            words = getattr(inner, "verify_message", "") or type(inner).__name__
+            raise UntrustedCertificate(
+                f"{where}: its certificate is not of the CA that is expected ({words})"
+            ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(f"{where}: {type(error).__name__}") from error
+            raise Unreachable(f"{where}: {_words(error)}") from error
 
     async def close(self) -> None:
         """Closes the session and its connections."""
@@ -99,6 +106,13 @@ class HttpFetcher:
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             self._contexts[ca_pem] = context
         return context
+
+
+def _words(error: BaseException) -> str:
+    """What the system says of an error; else the name of its class. A library's sentence may quote anything."""
+    inner = getattr(error, "os_error", error)
+    strerror = getattr(inner, "strerror", None)
+    return strerror if isinstance(strerror, str) and strerror.isprintable() else type(error).__name__
 
 
 def _proxy(url: URL) -> str | None:

@@ -2,6 +2,7 @@
 
     GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
     POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
+    POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
     GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
@@ -228,23 +229,40 @@ class _Api:
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
             log.warning("enrolment refused", source=source, reason=error.message)
-            # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours
-            # behind one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
-            now = self.monotonic()
-            if self.failures.reserve(source_of(source), now) is not None:
-                raise
-            self.limited.count("enrolments")
-            raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many failed enrolments from this address, and this one failed, too: {error.message}",
-                retry_after=math.ceil(self.failures.wait(source_of(source), now)),
-            ) from error
+            self._count_failure(source, error)
+            raise
         _proved(request)
         # A relay of the fleet that counts nothing may have written the record since.
         state = record.keys.get(key)
         answer = await self._sign(csr, record, 1 if state is None else state.generation)
         log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
         return web.json_response(answer)
+
+    async def check_join_token(self, request: web.Request) -> web.Response:
+        """Whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        source = _source(request)
+        (join_token,) = await _body(request, "join_token")
+        try:
+            cluster = await self.registry.check_join_token(join_token)
+        except EnrolmentRefused as error:
+            # It is as good as an enrolment for guessing, and has the same bound.
+            self._count_failure(source, error)
+            raise
+        return web.json_response({"cluster": cluster})
+
+    def _count_failure(self, source: str, error: EnrolmentRefused) -> None:
+        """Count a bad join token of an address; raise `ApiRefusal` where there were too many."""
+        # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
+        # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
+        now = self.monotonic()
+        if self.failures.reserve(source_of(source), now) is not None:
+            return
+        self.limited.count("enrolments")
+        raise ApiRefusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"too many failed enrolments from this address, and this one failed, too: {error.message}",
+            retry_after=math.ceil(self.failures.wait(source_of(source), now)),
+        ) from error
 
     async def renew(self, request: web.Request) -> web.Response:
         certificate = self.peer_certificate(request)
@@ -417,6 +435,7 @@ def build_app(
     routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
         ("GET", "/v1/ca", api.ca),
         ("POST", "/v1/enrol", api.enrol),
+        ("POST", "/v1/join-token", api.check_join_token),
         ("POST", "/v1/renew", api.renew),
         ("GET", "/v1/clusters", api.clusters),
         ("GET", "/v1/clusters/{name}", api.cluster),

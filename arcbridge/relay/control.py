@@ -30,7 +30,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -297,6 +297,9 @@ class ControlServer:
         What they are told of the user is taken back in the same breath, down to what is revoked besides: it ends what
         runs, leaves nothing behind, and does not stand in the way of a right that the policy gives again.
         """
+        if lost.session:
+            self._tell_cluster(lost.cluster, [Revoke(reason=lost.reason, session=lost.session)])
+            return
         if self._users is None:
             return
         told = []
@@ -304,8 +307,11 @@ class ControlServer:
             held = self._users.get(name)
             told.append(Revoke(name, lost.before, reason=lost.reason))
             told.append(Revoke(name) if held is None else Revoke(name, held.before, reason=held.reason))
+        self._tell_cluster(lost.cluster, told)
+
+    def _tell_cluster(self, cluster: str, told: Sequence[Revoke]) -> None:
         for link in self._open:
-            if link.cluster == lost.cluster:
+            if link.cluster == cluster:
                 link.tell(told)
 
     def expire(self, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
 from arcbridge.identity.proof import BindingKind, ProofChecker
+from arcbridge.identity.refusal import RULES
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
@@ -113,6 +114,8 @@ def register(
         {"result": ("verified", "refused")},
         lambda: {"verified": verifier.verified, "refused": verifier.refused},
     )
+    counter("token_refusals_total", "Access tokens refused, by rule; the log line has what it was about.",
+            {"rule": RULES}, lambda: verifier.refusals)  # fmt: skip
     counter("tokens_accepted_total", "Access tokens that were accepted, by how they are bound to a key.",
             {"bound": tuple(kind.value for kind in BindingKind)}, lambda: proofs.taken)  # fmt: skip
     counter("proofs_refused_total", "Good access tokens that were refused for want of a good proof of their key.",

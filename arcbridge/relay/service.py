@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
@@ -26,11 +26,13 @@ from arcbridge.net import client_hello
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.access import Access
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import ApiServer, Limited, build_app
 from arcbridge.relay.backend import open_backend
@@ -46,10 +48,12 @@ from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.metrics import register, register_handovers, register_hops
+from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 MAINTENANCE_INTERVAL: Final = 5.0
@@ -233,8 +237,31 @@ async def _start(
     maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
+    own_certificate = config.tls.certificate is None
+    found = checks_of(
+        registry_error=lambda: maintenance.registry_error,
+        verifier=verifier,
+        fleet=fleet,
+        certificate=certificate,
+        own_certificate=own_certificate,
+        policy=policy,
+        public=public,
+        trust=RelayTrust(authority.certificate_pem if own_certificate else None),
+    )
+    looks = SelfChecks(found, log)
+    looks.register(metrics, checks)
+    worker = None if membership is None else membership.index
+    operations = Operations(pumps, fleet, looks, tell, relay=str(public), worker=worker)
+    stack.push_async_callback(operations.close)
+    fleet.on_question = operations.answer
     if membership is not None:
         membership.watch(metrics, checks)
+        membership.answer = operations.answer
+    else:
+        # Of several processes the supervisor has the socket.
+        admin = AdminSocket(config.data_dir, _with_others(operations, fleet))
+        await admin.start()
+        stack.push_async_callback(admin.close)
     # Of several processes the supervisor answers for all.
     observe = ObserveServer(config.observe.listen if membership is None else "", metrics, checks)
     observing = await observe.start()
@@ -248,6 +275,7 @@ async def _start(
     bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
     stack.callback(listener.stop)
     await stack.enter_async_context(_running(maintenance.run()))
+    await stack.enter_async_context(_running(looks.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
         "relay serving" if membership is None else "worker serving",
@@ -260,6 +288,17 @@ async def _start(
         descriptors=fits.available,
     )
     return info, drain
+
+
+def _with_others(operations: Operations, fleet: Fleet) -> Callable[[Question], Awaitable[list[Row]]]:
+    """What answers an operator's question for this relay and for the others of its fleet."""
+
+    async def answer(question: Question) -> list[Row]:
+        own = operations.answer(question)
+        # Each relay tells of its own checks alone: an operator asks about this machine.
+        return own if question.get("ask") == "checks" else own + await fleet.ask_others(question)
+
+    return answer
 
 
 class _Maintenance:
@@ -351,7 +390,8 @@ def _log_end(pump: Pump) -> None:
         seconds=round(loop.time() - pump.started_at, 1),
         bytes_to_agent=pump.bytes_to_agent,
         bytes_to_client=pump.bytes_to_client,
-        reason="" if pump.error is None else pump.error.strerror or str(pump.error),
+        reason="both ends are done" if pump.error is None else pump.error.strerror or str(pump.error),
+        **({"first_session": pump.first_session} if pump.first_session else {}),
     )
 
 

@@ -717,6 +717,31 @@ async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path
     assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
 
 
+@pytest.mark.parametrize("given", ["first", "second", "another"])
+async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given: str) -> None:
+    """A relay's operator ends a session: the one that began, or runs now, under that join id, and no other."""
+    audit = AuditLog(str(tmp_path / "audit"))
+    async with holding(audit=audit) as held:
+        await held.cut()
+        await resume(held.sessions, held.client)
+        await held.echo(b"resumed")
+        session = held.old
+        assert len(session.join_ids) == 2
+        first, second = session._join_id, session.session.label if session.session is not None else ""
+        held.sessions.end_one({"first": first, "second": second, "another": "x"}[given], "maintenance")
+        if given == "another":
+            assert len(held.sessions) == 1
+            return
+        ended = await end_of(held.client)
+        assert isinstance(ended, SessionEnded)
+        assert (ended.code, ended.message) == (GoawayCode.REVOKED, "access was revoked: maintenance")
+        assert len(held.sessions.revocations) == 0, "nothing is revoked"
+    await asyncio.to_thread(audit.close)
+    assert [(one["verb"], one["outcome"], one["session"]) for one in written(tmp_path / "audit")] == [
+        ("session", "cut", first)
+    ]
+
+
 async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
     judge = FakeAuthenticator()
     for token, issued in (("old", 1000.0), ("says-nothing", 0.0), ("within-the-skew", 1014.0), ("new", 1015.0)):

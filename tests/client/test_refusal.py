@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 
-from arcbridge.client.refusal import SAID_LIMIT, of_join, of_session, response, status_body
+from arcbridge.client.refusal import SAID_LIMIT, Shown, of_join, of_session, response, status_body
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -65,6 +66,69 @@ def test_every_join_code_has_words() -> None:
         assert "FOREIGN" not in found.message
         assert not found.message.endswith(".")
     assert of_join(JoinRefused(999, ""), "prod").status_code == 503
+
+
+def shown(source: str = "ci/id", **claims: object) -> Shown:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return Shown(f"e30.{body}.c2ln", source)
+
+
+@pytest.mark.parametrize(
+    ("told", "claims", "expected"),
+    [
+        (
+            'words (token.aud wants "arcbridge-relay")',
+            {"aud": "arcbridge-cluster"},
+            'ci/id is for audience "arcbridge-cluster", the relay wants "arcbridge-relay"',
+        ),
+        ('words (token.aud wants "r")', {"aud": ["a", "b"]}, 'ci/id is for audience "a", "b", the relay wants "r"'),
+        (
+            "words (token.iss)",
+            {"iss": "https://elsewhere"},
+            'ci/id comes from the issuer "https://elsewhere", which the relay does not accept',
+        ),
+        ('words (claims.rule wants "hd")', {}, 'the relay requires the claim "hd", which ci/id does not have'),
+        ('words (claims.username wants "email")', {}, 'the relay needs the claim "email"'),
+        ("words (token.exp)", {}, "ci/id has expired; log in again"),
+    ],
+    ids=["audience", "audiences", "issuer", "claim", "user name", "expired"],
+)
+def test_a_refused_token_is_explained_from_the_token_itself(
+    told: str, claims: dict[str, object], expected: str
+) -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, f"FOREIGN {told}", session="a7681c0e5b1f2d34")
+    found = of_join(error, "prod", shown(**claims))
+    assert isinstance(found, Unauthenticated)
+    assert expected in found.message
+    assert found.message.endswith(" (session a7681c0e5b1f2d34)")
+    assert "FOREIGN" not in found.message
+    assert "e30." not in found.message, "never the token"
+
+
+def test_a_token_without_a_file_and_an_agent_that_refuses() -> None:
+    error = SessionEnded(GoawayCode.UNAUTHENTICATED, 'words (token.aud wants "cluster")')
+    found = of_session(error, "prod", shown("", aud="relay"), "a7681c0e5b1f2d34")
+    assert found.message == (
+        'cluster "prod" does not accept the token: the token is for audience "relay", its agent wants "cluster" '
+        "(session a7681c0e5b1f2d34)"
+    )
+
+
+def test_what_a_token_says_cannot_move_the_terminal() -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, "words (token.iss)")
+    assert "\x1b" not in of_join(error, "prod", shown(iss="https://x\x1b[2J")).message
+
+
+@pytest.mark.parametrize("said", ["words", "words (token.alg)", 'words (token.aud wants "a\x1b")', "words (token.aud)"])
+def test_what_says_nothing_helpful_keeps_the_old_words(said: str) -> None:
+    found = of_join(JoinRefused(JoinCode.UNAUTHENTICATED, said), "prod", shown(aud="x"))
+    assert found.message == "the relay does not accept the access token; log in again, or put a new token there"
+
+
+def test_an_issuer_whose_keys_cannot_be_had_is_told() -> None:
+    said = "words (issuer.keys)"
+    assert "keys of your login's issuer" in of_join(JoinRefused(JoinCode.INTERNAL, said), "prod").message
+    assert "keys of your login's issuer" in of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod").message
 
 
 @pytest.mark.parametrize(("said", "obeyed"), [(None, 1), (5, 5), (10**9, 30)])

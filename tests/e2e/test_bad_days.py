@@ -169,9 +169,17 @@ def test_a_token_that_the_relay_does_not_take(world: World, tmp_path: Path, toke
     mark = world.relay.mark()
     done = start(world, access_token_file=str(path))
     assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == "the relay does not accept the access token; log in again, or put a new token there"
     record = only(world.relay, "join failed", after=mark)
     assert record["code"] == "UNAUTHENTICATED"
+    expected = {
+        "audience": f': {path} is for audience "{CLUSTER_AUDIENCE}", the relay wants "{RELAY_AUDIENCE}"',
+        "foreign": f": {path} is not signed with a key that its issuer publishes",
+        "garbage": "; log in again, or put a new token there",
+    }[token]
+    said = error_of(done)
+    assert said.startswith(f"the relay does not accept the access token{expected}")
+    assert said.endswith(f" (session {record['session']})")
+    assert str(record["rule"]).startswith("token.")
     assert path.read_text() not in world.relay.output() + done.stderr
 
 
@@ -182,8 +190,15 @@ def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, toke
     mark = world.agent.mark()
     done = start(world, id_token_file=str(path))
     assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == (f'cluster "{CLUSTER}" does not accept the token; log in again, or put a new token there')
     record = only(world.agent, "session refused", after=mark)
+    expected = {
+        "audience": f': {path} is for audience "{RELAY_AUDIENCE}", its agent wants "{CLUSTER_AUDIENCE}"',
+        "foreign": f": {path} is not signed with a key that its issuer publishes",
+        "garbage": "; log in again, or put a new token there",
+    }[token]
+    said = error_of(done)
+    assert said.startswith(f'cluster "{CLUSTER}" does not accept the token{expected}')
+    assert said.endswith(f" (session {record['session']})")
     assert record["reason"].startswith("the token")
     assert path.read_text() not in world.agent.output() + done.stderr
 

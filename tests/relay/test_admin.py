@@ -7,7 +7,10 @@ import sqlite3
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,13 +24,17 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.relay.admin import (
     DEFAULT_TTL,
     create_token,
+    delete_cluster,
+    end_session,
     list_clusters,
+    list_sessions,
     list_tokens,
     parse_before,
     parse_ttl,
     parse_uses,
     revoke_cluster,
 )
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -46,6 +53,10 @@ def run(config: RelayConfig, *command: str, **given: object) -> str:
     with contextlib.redirect_stdout(out):
         assert _COMMANDS[command](Invocation("relay", command, given), config) == 0
     return out.getvalue()
+
+
+def rfc3339(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
@@ -84,7 +95,8 @@ class TestTokens:
         made = json.loads(run(config, "token", "create", cluster="prod", uses="3", ttl="2h", output="json"))
         assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command"}
         assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.example.org:8443")
-        assert made["expires_at"] == pytest.approx(time.time() + 7200, abs=30)
+        expires = datetime.fromisoformat(made["expires_at"]).timestamp()
+        assert expires == pytest.approx(time.time() + 7200, abs=30)
         assert made["token"].startswith(made["id"] + ".")
         assert yaml.safe_load(run(config, "token", "create", cluster="prod", output="yaml"))["uses"] == 1
         assert JoinToken.parse(run(config, "token", "create", cluster="prod", output="name"))
@@ -166,7 +178,7 @@ class TestClusters:
             made = await create_token(config, cluster="prod")
             record = await relay.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
             await relay.certificate_issued("prod", time.time() + 3600)
-            assert (await list_clusters(config))[0]["state"] == "Connecting"
+            assert (await list_clusters(config)).rows[0]["state"] == "Connecting"
             await relay.seen("prod", time.time(), version="0.1.0", labels={"region": "eu"})
             text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
             (row,) = json.loads(text)
@@ -188,8 +200,8 @@ class TestClusters:
             await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
             assert await relay.revocations() == frozenset()
             later = time.time() + 400
-            assert (await list_clusters(config, clock=lambda: later))[0]["state"] == "Offline"
-            assert (await list_clusters(config, clock=lambda: later + 3600))[0]["state"] == "Expired"
+            assert (await list_clusters(config, clock=lambda: later)).rows[0]["state"] == "Offline"
+            assert (await list_clusters(config, clock=lambda: later + 3600)).rows[0]["state"] == "Expired"
         finally:
             await relay.close()
 
@@ -218,7 +230,64 @@ class TestClusters:
             with pytest.raises(ConfigError, match="cluster restore prod"):
                 await create_token(config, cluster="prod")
             assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
-            assert await list_clusters(config) == []
+            assert (await list_clusters(config)).rows == []
+        finally:
+            await registry.close()
+
+    async def test_who_is_connected_is_asked_of_the_relay_that_runs(self, config: RelayConfig) -> None:
+        registry = await open_registry(config.data_dir)
+        agents = [{"cluster": "prod", "agent": "a-1", "relay": relay} for relay in ("one", "two")]
+
+        async def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return [dict(row) for row in agents] if question["ask"] == "agents" else []
+
+        socket = AdminSocket(config.data_dir, answer)
+        await socket.start()
+        try:
+            for name in ("prod", "test"):
+                await registry.adopt(name, Authority.create(name).certificate_pem, time.time())
+                await registry.seen(name, time.time())
+            text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
+            seen = {row["name"]: (row["state"], row["agents"], row["revoked"]) for row in json.loads(text)}
+            assert seen == {"prod": ("Connected", 1, False), "test": ("Offline", 0, False)}
+            with pytest.raises(StateError, match="has a connected agent"):
+                await delete_cluster(config, "prod")
+            assert "is forgotten" in await asyncio.to_thread(run, config, "cluster", "delete", cluster="test")
+            with pytest.raises(StateError, match="no session"):
+                await end_session(config, "a" * 16)
+            assert await asyncio.to_thread(run, config, "session", "list", output="json") == "[]\n"
+        finally:
+            await socket.close()
+            await registry.close()
+
+    async def test_without_a_relay_that_runs(self, config: RelayConfig, capsys: pytest.CaptureFixture[str]) -> None:
+        registry = await open_registry(config.data_dir)
+        try:
+            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+            await registry.seen("prod", time.time())
+            (row,) = (await list_clusters(config)).rows
+            assert (row["state"], row["agents"]) == ("Connected", None)
+            await asyncio.to_thread(run, config, "cluster", "list")
+            assert "no relay runs on" in capsys.readouterr().err
+            for asking in (list_sessions(config), end_session(config, "a" * 16)):
+                with pytest.raises(StateError, match="no relay runs on"):
+                    await asking
+            with pytest.raises(ConfigError, match="which session"):
+                await end_session(config, "a session")
+        finally:
+            await registry.close()
+
+    async def test_a_revoked_cluster_is_forgotten_when_its_certificates_have_lapsed(self, config: RelayConfig) -> None:
+        registry = await open_registry(config.data_dir)
+        try:
+            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+            await registry.certificate_issued("prod", time.time() + 3600)
+            await registry.revoke_cluster("prod")
+            with pytest.raises(StateError, match="would be let in again"):
+                await delete_cluster(config, "prod")
+            assert await delete_cluster(config, "prod", clock=lambda: time.time() + 3601) == "prod"
+            with pytest.raises(StateError, match="no cluster prod"):
+                await delete_cluster(config, "prod")
         finally:
             await registry.close()
 
@@ -244,10 +313,10 @@ class TestUsers:
             assert "before 2026-01-01T00:00:00Z are refused" in text
             rows = json.loads(await asyncio.to_thread(run, config, "user", "list", output="json"))
             assert [(row["user"], row["before"]) for row in rows] == [
-                ("https://i.example#7", 1767225600), ("oidc:alice", entry.before)
+                ("https://i.example#7", "2026-01-01T00:00:00Z"), ("oidc:alice", rfc3339(entry.before))
             ]  # fmt: skip
             table = (await asyncio.to_thread(run, config, "user", "list")).splitlines()
-            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "REASON"]
+            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "AT", "REASON"]
             assert table[1].split()[:2] == ["https://i.example#7", "2026-01-01T00:00:00Z"]
             assert table[2].split()[-1] == "left"
             names = await asyncio.to_thread(run, config, "user", "list", output="name")

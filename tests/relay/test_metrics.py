@@ -16,7 +16,7 @@ from tests.relay.station import station
 async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> None:
     async with station(tmp_path) as relay:
         metrics = Metrics("relay")
-        verifier = SimpleNamespace(verified=3, refused=1)
+        verifier = SimpleNamespace(verified=3, refused=1, refusals={"token.aud": 1})
         proofs = ProofChecker(ProofPolicy.IF_BOUND, "the relay")
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
         api = SimpleNamespace(malformed=0, slow=0, outlived=0)

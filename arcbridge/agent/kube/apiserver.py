@@ -15,6 +15,7 @@ that writes must not be repeated, and on an idle connection that has died it wou
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 import time
@@ -166,6 +167,10 @@ class ApiServer:
         """The agent's own Authorization value; empty when it has only a client certificate."""
         self._reload()
         return f"Bearer {self._token}" if self._token else ""
+
+    def look_again(self) -> None:
+        """Look at the files at the next use: the API server has just refused what was read from them."""
+        self._looked_at = -math.inf
 
     def tls(self, *, own: bool) -> ssl.SSLContext:
         """The TLS settings of one kind of connection."""

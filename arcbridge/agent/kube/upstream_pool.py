@@ -395,6 +395,8 @@ class UpstreamPool:
         self._closed = False
         self.unreachable = 0
         """Connections that could not be made."""
+        self.on_unreachable: Callable[[], None] = lambda: None
+        """Called when a user's request found the API server out of reach."""
         self.own_refusals = OwnRefusals()
         """What the API server refuses of the agent itself."""
 
@@ -497,6 +499,8 @@ class UpstreamPool:
             await self._connect_tls(connection, repeatable)
         except RequestRefusal:
             self.unreachable += 1
+            if connection.account is not None:  # a call of the agent's own tells its caller
+                self.on_unreachable()
             raise
 
     async def _connect_tls(self, connection: UpstreamConnection, repeatable: bool) -> None:

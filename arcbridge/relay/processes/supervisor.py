@@ -37,8 +37,10 @@ from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe.gathered import GatheredMetrics, Snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import only_one
 from arcbridge.relay.listener import bind
+from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
@@ -54,6 +56,8 @@ HEALTHY: Final = 60.0
 SILENT: Final = 30.0
 DRAIN_DEADLINE: Final = 28.0
 """Seconds for the workers to go away: above what a drain takes, and below the 30 after which service managers kill."""
+ASK_DEADLINE: Final = 5.0
+"""Seconds for the workers to answer an operator's question; one that does not is missing from the answer."""
 GATHER_DEADLINE: Final = 1.0
 """Seconds for the workers to tell their metrics; of one that does not, those of the last time are shown."""
 _LOOK: Final = 1.0
@@ -61,6 +65,7 @@ _LOOK: Final = 1.0
 _PREFIX: Final = "arcbridge_relay_"
 _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
+    f"{_PREFIX}check_ok": min,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
 }
 _CODE: Final = (
@@ -117,6 +122,9 @@ async def supervise(
         )
         observing = await observe.start()
         stack.push_async_callback(observe.stop)
+        admin = AdminSocket(config.data_dir, supervisor.ask)
+        await admin.start()
+        stack.push_async_callback(admin.close)
         first = supervisor.info
         info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["ca_pin"]), observing)
         log.info(
@@ -183,6 +191,8 @@ class Supervisor:
         self._attempts = [0] * count
         self._asked = 0
         self._answers: dict[int, asyncio.Future[None]] = {}
+        self._rows: dict[int, list[Row]] = {}
+        """Of each question that a worker is being asked, what has come of its answer."""
         self._gathering: asyncio.Task[None] | None = None
         self.restarts = 0
         self.info: Head = {}
@@ -385,6 +395,12 @@ class Supervisor:
                 answer = self._answers.get(int(head["n"]))
                 if answer is not None and not answer.done():
                     answer.set_result(None)
+            case "answered":
+                number = int(head["n"])
+                if (asked := self._rows.get(number)) is not None:
+                    asked += rows_of(message.body)
+                    if head["last"] and not self._answers[number].done():
+                        self._answers[number].set_result(None)
             case "lost":
                 self._reconnect(worker, int(head["worker"]), int(head["pair"]))
             case "idle":
@@ -446,6 +462,23 @@ class Supervisor:
             await asyncio.wait(asked, timeout=GATHER_DEADLINE)
         for number in numbers:
             del self._answers[number]
+
+    async def ask(self, question: Question) -> list[Row]:
+        """Put an operator's question to all workers that serve; the rows of all."""
+        loop = asyncio.get_running_loop()
+        numbers = []
+        for worker in self._serving():
+            self._asked += 1
+            numbers.append(self._asked)
+            self._answers[self._asked], self._rows[self._asked] = loop.create_future(), []
+            worker.tell({"t": "ask", "n": self._asked, "question": dict(question)})
+        try:
+            if numbers:
+                await asyncio.wait([self._answers[number] for number in numbers], timeout=ASK_DEADLINE)
+            return [row for number in numbers for row in self._rows[number]]
+        finally:
+            for number in numbers:
+                del self._answers[number], self._rows[number]
 
     def _close_together(self) -> None:
         alive = self._alive()

@@ -1,9 +1,9 @@
 """One worker's process: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
 
 What the supervisor says, on the channel that the process inherits: `assign` (first), `peer` (a channel to a sibling),
-`serve` (that was all of them), `metrics` (tell yours), `toggle` (the log's level), `stop`, `hurry`, `close` (all are
-ready to close the port). What the worker says: `serving` or `failed`, `beat` every second, `metrics`, `lost` (a channel
-to a sibling broke), `idle` (ready to close the port).
+`serve` (that was all of them), `metrics` (tell yours), `ask` (an operator's question), `toggle` (the log's level),
+`stop`, `hurry`, `close` (all are ready to close the port). What the worker says: `serving` or `failed`, `beat` every
+second, `metrics`, `answered`, `lost` (a channel to a sibling broke), `idle` (ready to close the port).
 
 A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
@@ -22,6 +22,7 @@ from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
+from arcbridge.relay.operations import parts
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.siblings.group import Siblings
@@ -102,6 +103,10 @@ class _Worker:
                 self.told_to_serve.set()
             case "metrics":
                 self.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
+            case "ask":
+                rows = self.membership.answer(head["question"]) if hasattr(self, "membership") else []
+                for part, last in parts(rows):
+                    self.tell({"t": "answered", "n": head["n"], "last": last}, part)
             case "toggle":
                 logs.toggle_debug()
             case "stop":

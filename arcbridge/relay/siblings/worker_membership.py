@@ -21,6 +21,7 @@ from arcbridge.observe.gathered import snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.workers import WorkersFleet
+from arcbridge.relay.operations import Question, Row
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 
@@ -50,6 +51,8 @@ class WorkerMembership:
         self.handovers = Handovers(siblings)
         self.expected = 0
         """Siblings that lived when this one was started."""
+        self.answer: Callable[[Question], list[Row]] = lambda question: []
+        """Answers an operator's question for this process; set once it serves."""
         self._metrics: Metrics | None = None
         self._checks: Checks | None = None
 
