@@ -54,7 +54,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.message, colour=colour)
+        print_error(error.told(), colour=colour)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

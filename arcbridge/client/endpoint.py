@@ -261,12 +261,14 @@ class LocalConnection(asyncio.Protocol):
 
     def _splice(self, session: MuxSession) -> None:
         endpoint, transport = self._endpoint, cast(asyncio.Transport, self._transport)
-        splice = _LocalSplice(endpoint, transport, bytes(self._received))
+        splice = _LocalSplice(endpoint, transport, bytes(self._received), session.label)
         try:
             session.open(TARGET, splice.stream_side)
         except ArcbridgeError:
             # It ended this very moment.
-            self._refuse(Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON))
+            ended = Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON)
+            ended.session = session.label
+            self._refuse(ended)
             return
         self._disarm()
         endpoint.connections.discard(self)
@@ -319,9 +321,10 @@ class LocalConnection(asyncio.Protocol):
 class _LocalSplice(TransportSplice):
     """A splice whose stream may be refused before anything ran: then the caller hears so instead of a reset."""
 
-    def __init__(self, endpoint: LocalEndpoint, outer: asyncio.Transport, first: bytes) -> None:
+    def __init__(self, endpoint: LocalEndpoint, outer: asyncio.Transport, first: bytes, session: str) -> None:
         super().__init__(outer, lambda result: endpoint.spliced(self, result))
         self._endpoint = endpoint
+        self._session = session
         self._head = first.startswith(b"HEAD ")
         self._received_any = False
         # Only these bytes show what a late refusal answers; a request whose head is longer gets the reset.
@@ -335,6 +338,7 @@ class _LocalSplice(TransportSplice):
         error = None if self._received_any else _answer_to_reset(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
             self._endpoint.stats.refused += 1
+            error.session = self._session
             self.outer.write(response(error, head_only=self._head))
             super().stream_lost(None)
         else:

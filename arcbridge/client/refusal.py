@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import NoReturn
 
+from arcbridge.client import token_refusal
+from arcbridge.client.token_refusal import Reason, TokenNotTaken, reason_in
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -37,7 +39,7 @@ RETRY_SOON = 1
 
 def status_body(error: ArcbridgeError) -> bytes:
     """The Status object (Kubernetes API conventions, "Response Status Kind")."""
-    message = error.message if error.message.startswith("arcbridge: ") else f"arcbridge: {error.message}"
+    message = error.told() if error.message.startswith("arcbridge: ") else f"arcbridge: {error.told()}"
     return json.dumps(
         {
             "kind": "Status",
@@ -72,13 +74,17 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
 
 def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
     """Raise an error whose message is for the user in place of `error`, which becomes its cause."""
+    found = error
     if isinstance(error, JoinRefused):
-        raise of_join(error, cluster) from error
-    if isinstance(error, SessionEnded | ConnectionLost):
-        raise of_session(error, cluster) from error
-    if isinstance(error, RemoteProtocolError):
-        raise Unreachable(f'cannot reach cluster "{cluster}": {error.message}') from error
-    raise error
+        found = of_join(error, cluster)
+    elif isinstance(error, SessionEnded | ConnectionLost):
+        found = of_session(error, cluster)
+    elif isinstance(error, RemoteProtocolError):
+        found = Unreachable(f'cannot reach cluster "{cluster}": {error.message}')
+    if found is error:
+        raise error
+    found.session = error.session
+    raise found from error
 
 
 def is_elsewhere(error: BaseException | None) -> bool:
@@ -132,14 +138,16 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
 
 
-def of_token(what: str, said: str, place: str) -> Unauthenticated:
+def of_token(what: str, said: str, place: str) -> TokenNotTaken:
     """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
 
-    reason = refusal_in(said)
-    return Unauthenticated(
-        f"{what}; log in again, or put a new token there" if not reason else f"{what}: {explain(reason, place)}"
-    )
+    if proof := refusal_in(said):
+        return TokenNotTaken(f"{what}: {explain(proof, place)}", Reason.PROOF)
+    reason = reason_in(said)
+    if reason is Reason.UNKNOWN:
+        return TokenNotTaken(f"{what}; log in again, or put a new token there", reason)
+    return TokenNotTaken(f"{what}: {token_refusal.explain(reason, place)}", reason)
 
 
 def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:

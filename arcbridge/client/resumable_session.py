@@ -368,6 +368,7 @@ class ResumableSession:
                 session.wait_attached,
             )
         except ArcbridgeError as error:
+            error.session = joined.reply.join_id
             # Where the old connection still works, its token is renewed as before.
             self.renewal, self.expires_in = before
             if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:

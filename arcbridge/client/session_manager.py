@@ -382,6 +382,8 @@ class SessionManager(BaseHandler):
                 established,
             )
         except BaseException as error:
+            if isinstance(error, ArcbridgeError):
+                error.session = joined.reply.join_id
             self._note_revoked(error, token)
             if session is not None:
                 session.abort()
@@ -522,6 +524,7 @@ class SessionManager(BaseHandler):
     def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
         """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
         self._refused_with = of_session(error, self.cluster)
+        self._refused_with.session = resumable.session.label
         self._note_revoked(error, resumable.renewal.sent if resumable.renewal is not None else None)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False

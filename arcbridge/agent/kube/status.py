@@ -63,14 +63,14 @@ def bad_request(message: str) -> RequestRefusal:
     return RequestRefusal(400, message)
 
 
-def status_body(error: ArcbridgeError) -> bytes:
-    """The Status object of `error` as JSON."""
+def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
+    """The Status object of `error` as JSON; the request's id ends its message, because kubectl shows no header."""
     document: dict[str, object] = {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
         "status": "Failure",
-        "message": error.message,
+        "message": f"{error.message} (request {request_id})" if request_id else error.message,
         "reason": error.reason,
         "code": error.status_code,
     }
@@ -81,7 +81,7 @@ def status_body(error: ArcbridgeError) -> bytes:
 
 def status_answer(error: ArcbridgeError, *, request_id: str = "", close: bool = False, method: str = "GET") -> bytes:
     """The whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it."""
-    body = status_body(error)
+    body = status_body(error, request_id)
     code = error.status_code
     lines = [
         f"HTTP/1.1 {code} {HTTPStatus(code).phrase}",
