@@ -306,7 +306,8 @@ class LoginConfig:
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""
-    """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
+    """Where a job or pod has its tokens from: `github`, `gitlab`, `kubernetes`, `file:PATH`, `env:NAME`, or, with
+    `issuer`, `azure-pipelines`; empty: nowhere."""
     dpop: bool = True
     """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     require_bound: bool = False

@@ -10,13 +10,15 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote_plus
 
 import structlog
 
+from arcbridge.client.azure_pipelines import AzurePipelines
 from arcbridge.client.issuer import ClientProof, IssuerEndpoints
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
@@ -35,12 +37,18 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 class ClientAuthentication:
     """The client of one configured login. Raises ConfigError when the settings name more than one way."""
 
-    def __init__(self, config: LoginConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: LoginConfig,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         ways = {
             "client_secret_file": config.client_secret_file,
             "client_key_file": config.client_key_file,
             "client_assertion_file": config.client_assertion_file,
             "client_assertion_command": config.client_assertion_command,
+            "workload": config.workload,
         }
         given = [f"login.{name}" for name, value in ways.items() if value]
         if len(given) > 1:
@@ -50,6 +58,7 @@ class ClientAuthentication:
         self._config = config
         self._clock = clock
         self._warned = False
+        self._job = AzurePipelines.of(config.workload, environment, config.ca_file) if config.workload else None
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 
@@ -67,6 +76,8 @@ class ClientAuthentication:
         if config.client_assertion_command:
             output = await output_of("login.client_assertion_command", config.client_assertion_command)
             return self._asserted(_one_word(output, "login.client_assertion_command"))
+        if self._job is not None:
+            return self._asserted(await self._job.assertion())
         return ClientProof({"client_id": config.client_id}, {})
 
     def _warn_of_readers(self, path: Path, setting: str) -> None:

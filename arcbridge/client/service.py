@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
+from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions, with_defaults
 from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
@@ -72,6 +72,9 @@ class ClientContext:
         token: str = "",
         environment: Mapping[str, str] = os.environ,
     ) -> None:
+        login = with_defaults(config.login)
+        if login is not config.login:
+            config = replace(config, login=login)
         self.config = config
         self.terminal = terminal
         self.environment = environment
@@ -91,16 +94,16 @@ class ClientContext:
 
     def _pair(self) -> TokenPair | None:
         login = self.config.login
-        if login.workload:
+        if login.workload and not login.issuer:
             from arcbridge.client.workload import WorkloadTokens
 
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
-        if login.issuer and login.grant_type == "client-credentials":
+        if login.issuer and (login.grant_type == "client-credentials" or login.workload):
             from arcbridge.client.client_credentials import ClientCredentials
 
-            return ClientCredentials(login, key=self._key())
+            return ClientCredentials(login, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:
@@ -120,7 +123,7 @@ class ClientContext:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
-        if login.grant_type == "client-credentials":
+        if login.grant_type == "client-credentials" or login.workload:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
@@ -158,13 +161,14 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
-    def trust(self) -> ClusterTrust:
+    def trust(self, *, first_use: bool = True) -> ClusterTrust:
+        """The rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
         config = self.config
         return ClusterTrust(
             pin=config.cluster_ca_pin,
             pins_file=config.pins_file,
             remembered=PinStore(self.state.pins_file, relay=self.relays.names[0]),
-            first_use=config.trust_first_use,
+            first_use=config.trust_first_use and first_use,
             ask=self.terminal.ask_trust,
             relays=self.relays.names,
         )

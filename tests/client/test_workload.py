@@ -14,7 +14,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client import workload
+from arcbridge.client import token_request
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
 from arcbridge.config import LoginConfig
@@ -33,7 +33,10 @@ def settings(workload: str, **more: Any) -> LoginConfig:
     [
         (settings("github-actions", audience=""), "login.audience: required"),
         (settings("kubernetes", cluster_audience=""), "login.cluster_audience: required"),
-        (settings("jenkins"), "login.workload: must be one of github-actions, kubernetes"),
+        (settings("jenkins"), "login.workload: 'jenkins' is unknown; use github, gitlab, kubernetes"),
+        (settings("github"), "id-token: write"),
+        (settings("gitlab"), "no job of GitLab"),
+        (settings("env:NOT_SET"), "NOT_SET is not set"),
         (settings("github-actions"), "id-token: write"),
         (settings("kubernetes"), "no pod"),
     ],
@@ -125,7 +128,7 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
 
 async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = json.loads
-    monkeypatch.setattr(workload.json, "loads", lambda data: loads(100000 * "["))
+    monkeypatch.setattr(token_request.json, "loads", lambda data: loads(100000 * "["))
     with pytest.raises(Unreachable, match="gave no token"):
         await job(issuer).tokens(interactive=False)
 
@@ -183,6 +186,7 @@ async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
     relay = (await pod.tokens(interactive=False)).access_token
     cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
     assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    assert pod.key is not None
     assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
     path, authorization, body = api.asked[1]
     assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
@@ -230,3 +234,18 @@ async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) 
 
 def test_where_a_pod_has_its_own_token() -> None:
     assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+# -- tokens that were given before -----------------------------------------------------------------------------------
+
+
+async def test_tokens_at_hand_are_chosen_by_their_audience_and_bound_to_no_key(issuer: Issuer) -> None:
+    relay, cluster = issuer.mint(aud="arcbridge-relay"), issuer.mint(aud="arcbridge-a")
+    environment = {"CI_SERVER_URL": issuer.url, "ONE": relay, "TWO": cluster, "THREE": "text"}
+    for kind in ("gitlab", "env:ONE,TWO"):
+        given = WorkloadTokens(settings(kind), environment=environment)
+        assert given.key is None
+        assert (await given.tokens(interactive=False)).access_token == relay
+        assert (await given.for_audience("arcbridge-a", interactive=False)).text == cluster
+        with pytest.raises(Unauthenticated, match='no token for audience "arcbridge-b"'):
+            await given.for_audience("arcbridge-b", interactive=False)

@@ -5,7 +5,8 @@
         server.mint("a", {"sub": "alice"})   # claims as they are, but `iss`
 
 It is for tables of configurations, each of which needs an issuer of its own; `tests.support.issuer` is the one that
-logs people in. It answers in a thread, ends with the `with` block, and holds one RSA key.
+logs people in. It answers in a thread, ends with the `with` block, and holds one RSA key. Further paths are answered by
+what a test puts into `routes`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,8 @@ import jwt
 import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+Route = Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, Any]]]
+"""Gets the path with its query, the headers and the body; gives a status and a JSON object."""
 _WELL_KNOWN = "/.well-known/openid-configuration"
 
 
@@ -40,14 +43,28 @@ class OidcServer:
             file.write(leaf.private_key_and_cert_chain_pem.bytes())
             file.flush()
             context.load_cert_chain(file.name)
+        self.routes: dict[str, Route] = {}
+        """What answers to `METHOD /path`, instead of the documents of the issuers."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                body = json.dumps(outer.document(self.path)).encode()
-                self.send_response(200)
+                self.answer()
+
+            def do_POST(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                received = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                route = outer.routes.get(f"{self.command} {self.path.partition('?')[0]}")
+                if route is not None:
+                    status, document = route(self.path, {key: value for key, value in self.headers.items()}, received)
+                else:
+                    status, document = 200, outer.document(self.path)
+                body = json.dumps(document).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -92,6 +109,11 @@ class OidcServer:
         key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self._key.public_key()))
         key.pop("key_ops", None)
         return {"keys": [{**key, "kid": "k1", "use": "sig", "alg": "RS256"}]}
+
+    def read(self, token: str, audience: str) -> dict[str, Any]:
+        """The claims of a token of this server for an audience. Raises jwt.PyJWTError."""
+        claims: dict[str, Any] = jwt.decode(token, self._key.public_key(), ["RS256"], audience=audience)
+        return claims
 
     def mint(self, name: str, claims: Mapping[str, Any]) -> str:
         """A signed token of an issuer."""
