@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
-from arcbridge.cli.output import plain, print_document, print_rows, print_warning
+from arcbridge.cli.output import plain, print_document, print_error, print_rows, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.config import ClientConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
+_writing = threading.Lock()
+"""Held while output of commands is written, so that lines of two clusters do not mix."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
 
 
@@ -154,13 +157,65 @@ def without_token(command: Sequence[str], literal: str) -> list[str] | None:
     values: list[str] = []
     words = iter(command)
     for word in words:
-        if word == "--token":
+        if word == "--":
+            kept += [word, *words]  # another program's command line
+        elif word == "--token":
             values.append(next(words, ""))
         elif word.startswith("--token="):
             values.append(word.removeprefix("--token="))
         else:
             kept.append(word)
     return kept if literal in values else None
+
+
+# --- a command against clusters ---------------------------------------------------------------------------------------
+
+
+def _run(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Run the command behind `--`; the exit code is its own, or the worst of several."""
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+
+    parallel = _parallel(invocation.text("parallel"))
+    # What the command writes is all that is written, unless something is wrong.
+    _configure_logging(config, default_level="warning")
+    from arcbridge.client.run import PARALLEL, run_command
+
+    def report(cluster: str, message: str) -> None:
+        print_error(f"{cluster}: {message}")
+        sys.stderr.flush()
+
+    try:
+        return run_until_signal(
+            run_command(
+                config,
+                _terminal(sys.stderr),
+                invocation.texts("command_line"),
+                report=report,
+                write=_write_all,
+                parallel=parallel or PARALLEL,
+                token=token,
+                environment=dict(os.environ),
+            )
+        )
+    except Interrupted as ended:
+        return 128 + ended.signal
+
+
+def _parallel(text: str) -> int:
+    """Clusters at a time; 0: as many as is usual. Raises ConfigError."""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ConfigError(f"flag --parallel: {text[:20]!r} is not a number of clusters; give 1 to 1000")
+    return int(text)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` in one piece, as far as the kernel takes it so; several threads write to one descriptor."""
+    with _writing:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
 
 # --- commands that answer and end -----------------------------------------------------------------------------------
@@ -314,6 +369,71 @@ def _bound(token: str) -> str:
     return f", bound to a key ({kind})" if kind is not BindingKind.NONE else ""
 
 
+def _doctor(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Print what each hop is like; the exit code is that of the first that failed."""
+    from arcbridge.cli.diagnosis import print_findings
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+
+    output = invocation.text("output", "table")
+    # What it finds is on stdout; the log would tell it twice.
+    _configure_logging(config, default_level="error")
+    from arcbridge.client.doctor.codes import exit_code
+    from arcbridge.client.doctor.examination import examine
+    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.observe.diagnosis import failed
+
+    try:
+        cluster = _one_cluster(invocation, config)
+        context = ClientContext(config, Terminal(), token=token)  # it asks nothing
+        findings = run_until_signal(examine(context, cluster))
+    except Interrupted:
+        return ExitCode.INTERRUPTED
+    except (ConfigError, StateError) as error:
+        findings = [failed("settings", error.message, "correct the setting", "settings")]
+    print_findings(findings, output)
+    return exit_code(findings)
+
+
+async def _speedtest(invocation: Invocation, context: ClientContext) -> int:
+    """Print what was measured, hop by hop, and how."""
+    output, cluster = invocation.text("output", "table"), _one_cluster(invocation, context.config)
+    if not cluster:
+        raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
+    seconds = _seconds(invocation.text("seconds"))
+    from arcbridge.client.speedtest import DURATION, measure
+
+    found = await measure(context, cluster, seconds or DURATION)
+    if output in ("json", "yaml"):
+        print_document(found.document(), output)
+    else:
+        print_rows(
+            found.rows(), (("hop", "HOP"), ("round_trip", "ROUND TRIP"), ("rate", "RATE"), ("how", "HOW")), output
+        )
+    return ExitCode.DONE
+
+
+def _seconds(text: str) -> float:
+    """A length of time in seconds; 0: as long as is usual. Raises ConfigError."""
+    if not text:
+        return 0.0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 60:
+        raise ConfigError(f"flag --seconds: {text[:20]!r} is not a time to read; give 1 to 60")
+    return float(text)
+
+
+def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
+    """The cluster that a command is about: its argument, else the first of the settings; empty: none."""
+    name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
+    if name:
+        from arcbridge.pki.names import check_cluster_name
+
+        try:
+            check_cluster_name(name)
+        except ConfigError as error:
+            raise ConfigError(f"cluster {name[:64]!r}: {error.message}") from error
+    return name
+
+
 def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
     from arcbridge.client import proof_keys
@@ -334,6 +454,9 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
+    "run": _run,
+    "doctor": _doctor,
+    "speedtest": _answer(_speedtest),
     "clusters": _answer(_clusters),
     "login": _answer(_login),
     "key": _key,

@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
+    __slots__ = ("arguments", "flags", "help", "optional", "path", "repeated", "roles", "takes_command")
 
     def __init__(
         self,
@@ -76,15 +76,21 @@ class Command:
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
         repeated: bool = False,
+        optional: bool = False,
+        takes_command: bool = False,
     ) -> None:
         self.path = path
         self.help = help
         self.roles = roles
         self.flags = flags
         self.arguments = arguments
-        """Positionals: (name, help, choices); all required."""
+        """Positionals: (name, help, choices); all required unless `optional`."""
         self.repeated = repeated
         """Whether the last positional may be given several times."""
+        self.optional = optional
+        """Whether the last positional may be left out."""
+        self.takes_command = takes_command
+        """Whether another program's command line follows behind `--`; the parser reads nothing of it."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -99,6 +105,10 @@ GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
+)
+
+DIAGNOSIS_OUTPUT = Flag(
+    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml")
 )
 
 GENERAL = (
@@ -325,7 +335,7 @@ CLIENT_FLAGS = (
     ),
     Flag(
         "--workload",
-        help="ask for the tokens as a job or pod: github-actions or kubernetes",
+        help="have the tokens as a job or pod: github, gitlab, kubernetes, azure-pipelines, file:PATH or env:NAME",
         key="login.workload",
         metavar="KIND",
         roles=(CLIENT,),
@@ -398,6 +408,32 @@ COMMANDS = (
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
     Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
+    Command(
+        "run",
+        help="run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
+        roles=(CLIENT,),
+        flags=(Flag("--parallel", help="clusters at a time, where several are named (default: 4)", metavar="N"),),
+        takes_command=True,
+    ),
+    Command(
+        "doctor",
+        help="look at each hop of the way, and say what is wrong with the first that fails",
+        roles=(CLIENT,),
+        flags=(DIAGNOSIS_OUTPUT,),
+        arguments=(("name", "cluster to look at (default: --cluster)", ()),),
+        optional=True,
+    ),
+    Command(
+        "speedtest",
+        help="measure round trips and throughput of each hop to a cluster",
+        roles=(CLIENT,),
+        flags=(
+            Flag("--seconds", help="how long to read (default: 5)", metavar="N"),
+            DIAGNOSIS_OUTPUT,
+        ),
+        arguments=(("name", "cluster to measure (default: --cluster)", ()),),
+        optional=True,
+    ),
     Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),

@@ -10,6 +10,8 @@ import argparse
 import sys
 
 from arcbridge.cli.flags import (
+    CLIENT,
+    COMMANDS,
     DEFAULT_COMMAND,
     GROUP_HELP,
     LIST,
@@ -73,7 +75,8 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
     """Which role a command line asks for; empty when it does not say.
 
     `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command
-    that only one role has says it too.
+    that only one role has says it too, and one that the client has besides is the client's, unless it is the same
+    thing for all roles, as `config check` is.
     """
     for index, argument in enumerate(arguments):
         if argument == "--":
@@ -89,9 +92,12 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
     for argument in arguments:
         if argument.startswith("-"):
             continue
-        owners = {role for role in ROLES for command in commands_of(role) if command.path[0] == argument}
+        named = [command.roles for command in COMMANDS if command.path[0] == argument]
+        owners = {role for roles in named for role in roles}
         if len(owners) == 1:
             return owners.pop()
+        if CLIENT in owners and ROLES not in named:
+            return CLIENT
         break
     return ""
 
@@ -148,8 +154,9 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
             leaf = groups[head].add_parser(tail, **_texts(name, command))
         _add_flags(leaf, role, command.flags)
         for argument, text, choices in command.arguments:
-            many = command.repeated and argument == command.arguments[-1][0]
-            leaf.add_argument(argument, help=text, choices=choices or None, nargs="+" if many else None)
+            last = argument == command.arguments[-1][0]
+            count = "+" if command.repeated and last else "?" if command.optional and last else None
+            leaf.add_argument(argument, help=text, choices=choices or None, nargs=count)
     return parser
 
 
@@ -160,7 +167,13 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
         "description": command.help[0].upper() + command.help[1:] + ".",
         "prog": full,
         "usage": " ".join(
-            [full, *(argument[0].upper() for argument in command.arguments), *["…"] * command.repeated, "[FLAGS]"]
+            [
+                full,
+                *(argument[0].upper() for argument in command.arguments),
+                *["…"] * command.repeated,
+                "[FLAGS]",
+                *["-- COMMAND …"] * command.takes_command,
+            ]
         ),
         "allow_abbrev": False,
         "add_help": False,
@@ -218,11 +231,28 @@ def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command] |
     return ()
 
 
+def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str] | None]:
+    """Cut off the command line of another program, where the sub-command takes one: empty where it is missing.
+
+    None: the sub-command takes none, and `--` means to it what it means to argparse.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    needed = _commands_needed(arguments[:end], role)
+    if not needed or not needed[0].takes_command:
+        return arguments, None
+    return arguments[:end], arguments[end + 1 :]
+
+
 def parse(arguments: Sequence[str], role: str, program: str = "arcbridge") -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
+    arguments, behind = _split_command(list(arguments), role)
     parser = build(role, program, _commands_needed(arguments, role))
+    if behind == [] and "-h" not in arguments and "--help" not in arguments:
+        parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
-    given = vars(parser.parse_args(list(arguments)))
+    given = vars(parser.parse_args(arguments))
+    if behind:
+        given["command_line"] = behind
     path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1) if given.get(f"command_{level}"))
     given.pop("command_0", None)
     return Invocation(role, path or DEFAULT_COMMAND[role], given)

@@ -234,6 +234,7 @@ async def test_a_token_does_not_stay_on_the_command_line(shell: Shell, far: FarS
         (["python", "x", "-n", "a", "--token=t"], ["python", "x", "-n", "a"]),
         (["python", "x", "--token", "s", "--token", "t", "login"], ["python", "x", "login"]),
         (["python", "x", "--token=s", "login", "--token=t"], ["python", "x", "login"]),
+        (["x", "--token=t", "run", "--", "curl", "--token", "u"], ["x", "run", "--", "curl", "--token", "u"]),
         (["python", "x", "--token", "other"], None),
         (["python", "x", "t"], None),
         (["python", "x", "--token"], None),

@@ -20,7 +20,10 @@ from arcbridge.errors import ExitCode
         ("token create", "relay"),
         ("config check", ""),
         ("version", ""),
-        ("run", ""),
+        ("run", "client"),
+        ("doctor prod", "client"),
+        ("completion bash", ""),
+        ("run -n x -- kubectl get pods --role relay", "client"),
         ("", ""),
         ("-n proxy", "client"),
         ("-- --role relay", ""),
@@ -182,3 +185,26 @@ def test_the_parser_of_one_sub_command_is_as_good_as_all(
 def test_a_client_without_words_makes_no_parser_of_a_sub_command() -> None:
     assert _commands_needed(["--port", "1", "-n", "status"], "client") == ()
     assert _commands_needed(["--port", "1", "status", "--help"], "client") == [find_command("client", ("status",))]
+
+
+def test_another_program_s_command_line() -> None:
+    line = "run -n a -n b --parallel 8 -- kubectl -n x get -- --help"
+    found = parse(line.split(), "client")
+    assert found.command == ("run",)
+    assert found.texts("cluster") == ("a", "b")
+    assert found.text("parallel") == "8"
+    assert found.texts("command_line") == ("kubectl", "-n", "x", "get", "--", "--help")
+
+
+@pytest.mark.parametrize("line", ["run -n a", "run -n a --", "run -n a kubectl apply -f x --all"])
+def test_a_command_that_is_missing_or_not_behind_the_dashes(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split(), "client")
+    assert "the command goes behind --" in capsys.readouterr().err
+
+
+def test_run_of_a_client_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["run", "--help"], "client")
+    assert ended.value.code == 0
+    assert "run [FLAGS] -- COMMAND …" in capsys.readouterr().out
