@@ -37,7 +37,7 @@ def test_an_agent_s_refusal_has_the_request_s_id(world: World, tmp_path: Path) -
     found = re.search(r"arcbridge: .+ \(request ([\w-]+)\)$", done.stderr.strip())
     assert found is not None, done.stderr
     (record,) = [one for one in world.audit_records() if one.get("request") == found[1]]
-    assert record["code"] == 502
+    assert record["status"] == 503
     (session,) = {one["session"] for one in records(client.process, "session established")}
     assert found[1].startswith(session)
 

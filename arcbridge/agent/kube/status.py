@@ -64,13 +64,17 @@ def bad_request(message: str) -> RequestRefusal:
 
 
 def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
-    """The Status object of `error` as JSON; the request's id ends its message, because kubectl shows no header."""
+    """The Status object of `error` as JSON.
+
+    The request's id ends a message of ours, because kubectl shows no header; Kubernetes' own words stay as they are.
+    """
+    ours = error.message.startswith("arcbridge: ")
     document: dict[str, object] = {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
         "status": "Failure",
-        "message": f"{error.message} (request {request_id})" if request_id else error.message,
+        "message": f"{error.message} (request {request_id})" if request_id and ours else error.message,
         "reason": error.reason,
         "code": error.status_code,
     }
