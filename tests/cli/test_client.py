@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arcbridge.cli.client import _ago, _until, without_token
+from arcbridge.cli.client import _ago, _parallel, _seconds, _until, without_token
 from arcbridge.client import proof_keys
-from arcbridge.errors import ExitCode
+from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
@@ -365,3 +365,13 @@ def test_times() -> None:
     assert _ago(0) == _ago(None) == _ago(10**400) == _ago(float("inf")) == "never"
     assert _until(0) == ""
     assert _until(now).startswith(", until 2")
+
+
+def test_numbers_of_clusters_and_seconds() -> None:
+    assert (_parallel(""), _parallel("1"), _parallel("1000")) == (0, 1, 1000)
+    assert (_seconds(""), _seconds("60")) == (0.0, 60.0)
+    for text in ("0", "-1", "1.5", "many", "1001", "\u0663"):
+        with pytest.raises(ConfigError, match="--parallel"):
+            _parallel(text)
+        with pytest.raises(ConfigError, match="--seconds"):
+            _seconds(text)
