@@ -18,7 +18,7 @@ from urllib.parse import quote_plus
 
 import structlog
 
-from arcbridge.client.azure_pipelines import AzurePipelines
+from arcbridge.client.azure_pipelines import AzurePipelines, is_azure_pipelines
 from arcbridge.client.issuer import ClientProof, IssuerEndpoints
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
@@ -48,7 +48,7 @@ class ClientAuthentication:
             "client_key_file": config.client_key_file,
             "client_assertion_file": config.client_assertion_file,
             "client_assertion_command": config.client_assertion_command,
-            "workload": config.workload,
+            "workload": is_azure_pipelines(config.workload),
         }
         given = [f"login.{name}" for name, value in ways.items() if value]
         if len(given) > 1:
@@ -58,7 +58,9 @@ class ClientAuthentication:
         self._config = config
         self._clock = clock
         self._warned = False
-        self._job = AzurePipelines.of(config.workload, environment, config.ca_file) if config.workload else None
+        self._job: AzurePipelines | None = None
+        if ways["workload"]:
+            self._job = AzurePipelines.of(config.workload, environment, config.ca_file)
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 

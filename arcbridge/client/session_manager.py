@@ -382,8 +382,8 @@ class SessionManager(BaseHandler):
                 established,
             )
         except BaseException as error:
-            if isinstance(error, ArcbridgeError):
-                error.session = joined.reply.join_id
+            if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
+                error.session = joined.reply.join_id  # what is wrong on this machine has nothing to do with it
             self._note_revoked(error, token)
             if session is not None:
                 session.abort()
