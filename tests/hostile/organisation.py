@@ -16,6 +16,7 @@ import base64
 import contextlib
 import importlib
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -144,9 +145,10 @@ class Answer:
 
     @property
     def sentence(self) -> str:
-        """The message of a `metav1.Status`, as kubectl shows it; empty for any other body."""
+        """The message of a `metav1.Status` as kubectl shows it, without the id behind it; empty for any other body."""
         try:
-            return str(json.loads(self.body)["message"])
+            message = str(json.loads(self.body)["message"])
+            return re.sub(r" \((?:session|request) [\w.-]+\)\Z", "", message)
         except (ValueError, KeyError, TypeError):
             return ""
 
