@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
+LEAVES = frozenset({"errors", "limiters", "problems", "toml_lines", ""})  # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
@@ -37,6 +37,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "config": frozenset(),
     "errors": frozenset(),
     "limiters": frozenset(),
+    "problems": frozenset(),
+    "toml_lines": frozenset(),
     "socket_options": frozenset(),
     "": frozenset(),
 }

@@ -434,6 +434,15 @@ COMMANDS = (
             Flag("--uses", help="how often it may be used (default: 1)", metavar="N"),
             Flag("--ttl", help="how long it lives, as 1h or 7d (default: 1h)", metavar="DURATION"),
             Flag("--rebind", help="let the cluster come back with another CA", kind=ON),
+            Flag(
+                "--kube-server",
+                help="for an agent that is no pod: https://host:port of its API server",
+                metavar="URL",
+            ),
+            Flag("--kube-ca-file", help="CA of that API server, on the agent's machine", metavar="FILE"),
+            Flag("--kube-token-file", help="the agent's own token there", metavar="FILE"),
+            Flag("--kube-client-certificate-file", help="or its client certificate", metavar="FILE"),
+            Flag("--kube-client-key-file", help="key of that certificate", metavar="FILE"),
             OUTPUT,
         ),
     ),
@@ -467,7 +476,45 @@ COMMANDS = (
     ),
     Command("user", "restore", help="take a revocation back", roles=(RELAY,), arguments=(_USER_ARGUMENT,)),
     Command("user", "list", help="list the users who are revoked", roles=(RELAY,), flags=(OUTPUT,)),
-    Command("config", "check", help="check the settings and the files they name"),
+    Command(
+        "config",
+        "check",
+        help="check the settings and the files they name as a start does; exit code 2 with errors",
+        flags=(
+            Flag(
+                "-o",
+                "--output",
+                help="how to print (default: text)",
+                metavar="FORMAT",
+                choices=("text", "json", "yaml"),
+            ),
+        ),
+    ),
+    Command(
+        "config",
+        "init",
+        help="write the annotated settings files of the role, filled from the flags; what is there is left alone",
+        flags=(
+            Flag(
+                "--directory",
+                help="where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)",
+                metavar="DIR",
+            ),
+            Flag("--issuer", help="the OIDC issuer whose tokens count, or at which to log in", metavar="URL"),
+            Flag("--client-id", help="this program's client id there (default: arcbridge)", metavar="ID"),
+            Flag(
+                "--audience",
+                help="audience of the tokens for this end (default: arcbridge-relay, or the client id for an agent)",
+                metavar="AUDIENCE",
+            ),
+            Flag(
+                "--group",
+                help="a group that may reach every cluster (relay), as the issuer names it; may be repeated",
+                kind=LIST,
+                metavar="NAME",
+            ),
+        ),
+    ),
     Command(
         "config",
         "print",

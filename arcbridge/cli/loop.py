@@ -89,10 +89,12 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
+        # A reload before the role serves is none: it reads its settings just now. The role puts its own handler here.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         try:
             await main(stopping, hurry)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     _settle_memory()

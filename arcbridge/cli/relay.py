@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 
-from arcbridge.cli.configuration import require
 from arcbridge.cli.output import format_document, format_rows
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ExitCode
 
@@ -36,13 +35,14 @@ def run_relay(invocation: Invocation) -> int:
 def _serve(invocation: Invocation, config: RelayConfig) -> int:
     from arcbridge.observe import logging
 
-    require(config)
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
     from arcbridge.cli.loop import Interrupted, notify, run_until_drained
+    from arcbridge.problems import SettingsRefused, located
 
     several = False
     if config.workers != 1:
-        from arcbridge.relay.processes.supervisor import supervise, worker_count
+        from arcbridge.relay.processes.supervisor import supervise
+        from arcbridge.relay.worker_count import worker_count
 
         several = worker_count(config) > 1
     if not several:
@@ -50,11 +50,17 @@ def _serve(invocation: Invocation, config: RelayConfig) -> int:
 
     def run(stopping: asyncio.Event, hurry: asyncio.Event) -> Coroutine[Any, Any, None]:
         if several:
-            return supervise(config, lambda _: notify("READY=1"), stopping, hurry)
-        return serve(config, lambda _: notify("READY=1"), stopping, hurry)
+            return supervise(config, lambda _: notify("READY=1"), stopping, hurry, reread=reread)
+        return serve(config, lambda _: notify("READY=1"), stopping, hurry, reread=reread)
+
+    def reread() -> RelayConfig:
+        again: RelayConfig = load_settings(invocation, os.environ)
+        return again
 
     try:
         run_until_drained(run)
+    except SettingsRefused as error:
+        raise SettingsRefused(located(error.problems, place_of(invocation, os.environ))) from error
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE
@@ -81,14 +87,27 @@ def _administer(
 
 
 async def _token_create(invocation: Invocation, config: RelayConfig) -> str:
-    from arcbridge.relay.admin import create_token, parse_ttl, parse_uses
+    from arcbridge.problems import SettingsRefused, located
+    from arcbridge.relay.admin import ApiServerFlags, create_token, parse_ttl, parse_uses
+    from arcbridge.relay.settings import require_complete
 
+    try:
+        require_complete(config)
+    except SettingsRefused as error:
+        raise SettingsRefused(located(error.problems, place_of(invocation, os.environ))) from error
     made = await create_token(
         config,
         cluster=invocation.text("cluster"),
         uses=parse_uses(invocation.text("uses")),
         ttl=parse_ttl(invocation.text("ttl")),
         rebind=invocation.switch("rebind"),
+        api_server=ApiServerFlags(
+            invocation.text("kube_server"),
+            invocation.text("kube_ca_file"),
+            invocation.text("kube_token_file"),
+            invocation.text("kube_client_certificate_file"),
+            invocation.text("kube_client_key_file"),
+        ),
     )
     return _format_token(made, invocation.text("output", "table"))
 
@@ -193,11 +212,19 @@ def _format_token(made: NewToken, output: str) -> str:
         "",
         f"  {made.token}",
         "",
-        "Run the agent where it reaches the cluster's API server:",
+        "Where kubectl reaches the cluster, with the Helm chart (values.yaml says whose tokens count):"
+        if made.in_cluster
+        else "On the agent's machine:",
         "",
         *(f"  {line}" for line in made.command.splitlines()),
         "",
     ]
+    if made.in_cluster:
+        lines += [
+            "For an agent on a machine that is no pod give this command --kube-server https://HOST:PORT and "
+            "--kube-token-file FILE (and --kube-ca-file FILE) too: it prints what starts that agent.",
+            "",
+        ]
     if not made.relay_ca_pin:
         lines += [
             "The relay's certificate comes from another CA: agents check it against their system's CAs, or against "

@@ -87,6 +87,10 @@ def _completion(invocation: Invocation) -> int:
 
 
 def _config(invocation: Invocation) -> int:
+    if invocation.command[1] == "init":
+        from arcbridge.cli.initial_settings import run_init
+
+        return run_init(invocation)
     from arcbridge.cli.configuration import run_config
 
     return run_config(invocation)

@@ -9,14 +9,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
-from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
+from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, SettingError, load_all
 from arcbridge.errors import ConfigError
 
-_KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from arcbridge.problems import Place
+
+KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -56,6 +61,26 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
     """The settings of the invocation's role, checked; raises ConfigError."""
+    config, wrong = read_settings(invocation, environment)
+    if wrong:
+        raise wrong[0]
+    for flag in _own_flags(invocation):
+        value = invocation.text(flag.dest)
+        if flag.choices and value and value not in flag.choices:
+            *others, last = flag.choices
+            raise ConfigError(f"flag {flag.long}: {value!r} is unknown; use {', '.join(others)} or {last}")
+    return config
+
+
+def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
+    """The settings of the invocation's role, and every mistake in them; a setting that is wrong has its default."""
+    given = normalized_settings(invocation, environment)
+    config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given)
+    return config, wrong + _wrong_choices(config, invocation.role)
+
+
+def normalized_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
+    """What flags and environment set, as the settings have it: several clusters and relays are lists there."""
     given = given_settings(invocation, environment)
     if invocation.role == CLIENT and "cluster" in given:
         names, source = given.pop("cluster")
@@ -71,14 +96,27 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
             given["relays"] = Given([one for one in parts if one], source)
         # The file's relay gives way as the file's list does.
         given["relay"] = Given("", source)
-    config = load(_KINDS[invocation.role], settings_file(invocation, environment), given)
-    _check_choices(config, invocation.role)
-    for flag in _own_flags(invocation):
-        value = invocation.text(flag.dest)
-        if flag.choices and value and value not in flag.choices:
-            *others, last = flag.choices
-            raise ConfigError(f"flag {flag.long}: {value!r} is unknown; use {', '.join(others)} or {last}")
-    return config
+    return given
+
+
+def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[str], Place | None]:
+    """Where a setting was given, by its dotted path: a flag, the environment, or a line of the settings file."""
+    from arcbridge.problems import Place
+    from arcbridge.toml_lines import line_of, parts
+
+    given = given_settings(invocation, environment)
+    file = settings_file(invocation, environment)
+    try:
+        text = "" if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+
+    def place(setting: str) -> Place | None:
+        if setting in given:
+            return Place(given[setting].source)
+        return None if file is None else Place(str(file), line_of(parts(setting), text))
+
+    return place
 
 
 def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:
@@ -96,18 +134,21 @@ def _from_environment(flag: Flag, text: str) -> object:
     return text
 
 
-def _check_choices(config: Any, role: str) -> None:
+def _wrong_choices(config: Any, role: str) -> list[SettingError]:
     """Hold each setting to the choices of its flag, wherever it was given."""
+    wrong = []
     for flag in flags_of(role):
         if flag.key and flag.choices:
-            _one_of(flag.key, operator.attrgetter(flag.key)(config), flag.choices)
+            value = operator.attrgetter(flag.key)(config)
+            if value not in flag.choices:
+                shown = value if len(value) <= 20 else value[:20] + "…"
+                text = f"{flag.key}: {shown!r} is unknown; use one of {', '.join(flag.choices)}"
+                wrong.append(SettingError(text, tuple(flag.key.split(".")), ""))
     if isinstance(config, ClientConfig):
-        config.relay_urls()  # says so when there are two lists
+        try:
+            config.relay_urls()  # says so when there are two lists
+        except ConfigError as error:
+            wrong.append(SettingError(error.message, ("relay",), ""))
         if config.port is not None and not 0 <= config.port <= 65535:
-            raise ConfigError("port: must be between 0 and 65535")
-
-
-def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        shown = value if len(value) <= 20 else value[:20] + "…"
-        raise ConfigError(f"{path}: {shown!r} is unknown; use one of {', '.join(known)}")
+            wrong.append(SettingError("port: must be between 0 and 65535", ("port",), ""))
+    return wrong

@@ -63,6 +63,21 @@ Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
 
 
+def check_login(config: LoginConfig) -> None:
+    """Raise ConfigError for settings with which no login can work."""
+    if not config.client_id:
+        raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+    if config.cluster_audience_by not in BY_AUDIENCE:
+        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+    by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
+    if config.cluster_audience and by_scope and not config.relay_scopes:
+        # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
+        raise ConfigError(
+            "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
+            "is good at the relay alone"
+        )
+
+
 class Login:
     """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
 
@@ -77,17 +92,7 @@ class Login:
         environment: Mapping[str, str] = os.environ,
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
     ) -> None:
-        if not config.client_id:
-            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
-        if config.cluster_audience_by not in BY_AUDIENCE:
-            raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
-        by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
-        if config.cluster_audience and by_scope and not config.relay_scopes:
-            # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
-            raise ConfigError(
-                "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
-                "is good at the relay alone"
-            )
+        check_login(config)
         self._authentication = ClientAuthentication(config, clock)
         self._config = config
         self._cache = cache

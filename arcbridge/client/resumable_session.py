@@ -148,6 +148,8 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._missing_since: float | None = None
+        self.agent_stops = False
+        """Whether the agent has said that it is being stopped: what runs goes on, and a lost connection is the end."""
         self._forbidden_since: float | None = None
         self._leaving: RelayAccess | None = None
         self._received_at_suspicion: int | None = None
@@ -408,6 +410,10 @@ class ResumableSession:
         now = self._loop.time()
         if self._lost_at is None or not is_elsewhere(error):
             self._missing_since = None
+        elif self.agent_stops:
+            self._resume_pending = True
+            reason = "the agent that has the session is being stopped, and takes no connection any more"
+            self.session.abort(SessionEnded(GoawayCode.GONE, reason))
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since >= MISSING_TIMEOUT:

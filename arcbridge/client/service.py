@@ -23,6 +23,7 @@ from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
 from arcbridge.client.listening import listen_at, listen_local
 from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.settings import required
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
@@ -184,6 +185,7 @@ async def run_proxy(
     """
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
+    required(config, environment)
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
             if value:
@@ -260,6 +262,7 @@ async def run_forward(
     check_target_name(target)
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
+    required(config, environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
     address = parse_listen(listen, default_port=0)

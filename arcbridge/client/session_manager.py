@@ -477,6 +477,9 @@ class SessionManager(BaseHandler):
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The agent accepts no new stream: open ones go on, the next one needs another session."""
         current = self._current
+        resumable = self._resumables.get(session)
+        if resumable is not None and goaway.code == GoawayCode.DRAINING:
+            resumable.agent_stops = True
         if current is not None and session is current.session:
             self._current = None
             if not self._login_refused(SessionEnded(goaway.code, goaway.message), current):

@@ -108,6 +108,9 @@ class TokenVerifier:
         self._accept = accept or Acceptance()
         self._accept.check(config)
         self._config = config
+        self._fetch = fetch
+        self._left: set[asyncio.Task[None]] = set()
+        """The ends of key sets that are not used any more."""
         self._clock = clock
         self._monotonic = monotonic
         self._algorithms = frozenset(algorithms) & ALGORITHMS
@@ -132,10 +135,33 @@ class TokenVerifier:
         self.verified += 1
         return identity
 
+    def replace(self, config: AuthenticationConfig, accept: Acceptance) -> None:
+        """Judge tokens by `config` and `accept` from now on; keys of issuers that stay as they were are kept.
+
+        A token that is being verified meanwhile is verified once more. Raises ConfigError as the constructor does, and
+        changes nothing then.
+        """
+        accept.check(config)
+        kept = {issuer.url: issuer for issuer in self._config.issuers}
+        keys = {}
+        for issuer in config.issuers:
+            before = kept.get(issuer.url)
+            same = before is not None and (before.discovery_url, before.ca_pem) == (issuer.discovery_url, issuer.ca_pem)
+            keys[issuer.url] = self._keys[issuer.url] if same else KeySet(issuer, self._fetch, self._monotonic)
+        for url, unused in self._keys.items():
+            if keys.get(url) is not unused:
+                task = asyncio.get_running_loop().create_task(unused.close())
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+        self._config, self._accept, self._keys = config, accept, keys
+        self._results.clear()
+
     async def close(self) -> None:
         """End background fetches."""
         for keys in self._keys.values():
             await keys.close()
+        if self._left:
+            await asyncio.wait(self._left)
 
     async def _verify(self, token: str) -> Identity:
         if len(token) > MAX_TOKEN:
@@ -146,7 +172,11 @@ class TokenVerifier:
         known = self._known(digest)
         if known is not None:
             return known
-        identity, generation = await self._check(token)
+        while True:
+            config = self._config
+            identity, generation = await self._check(token)
+            if config is self._config:
+                break
         left = min(CACHE_TIME, identity.expires_at - self._clock())
         if left > 0:
             self._results[digest] = (identity, self._monotonic() + left, generation)

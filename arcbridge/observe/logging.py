@@ -140,6 +140,18 @@ def set_level(level: str) -> None:
     logging.getLogger("arcbridge").setLevel(number)
 
 
+def reconfigure_level(level: str) -> None:
+    """Make `level` the configured one (after a reload); it holds at once, unless debug was switched on meanwhile.
+
+    Raises ConfigError for an unknown level.
+    """
+    _number(level)
+    toggled = _state.level == "debug" and _state.configured_level != "debug"
+    _state.configured_level = level.lower()
+    if not toggled:
+        set_level(level)
+
+
 def toggle_debug() -> str:
     """Switch between debug and the configured level (for SIGUSR1); return the level that holds now."""
     set_level(_state.configured_level if _state.level == "debug" else "debug")

@@ -53,8 +53,42 @@ class NewToken:
     relay_ca_pin: str
     """Empty when the relay's certificate comes from elsewhere (`[tls]`): the pin of our CA says nothing about it."""
     command: str = field(repr=False)
-    """Shell lines to paste on the agent's machine. The token goes into a file and not into an argument list, which
+    """Shell lines to paste: on the agent's machine where it was said how that reaches the API server, else where
+    kubectl reaches the cluster, for the Helm chart. The token goes into a file and not into an argument list, which
     every user of that machine could read."""
+    in_cluster: bool = False
+    """Whether `command` is for the Helm chart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiServerFlags:
+    """How an agent on a machine that is no pod reaches its API server: values of the agent's flags."""
+
+    server: str = ""
+    ca_file: str = ""
+    token_file: str = ""
+    client_certificate_file: str = ""
+    client_key_file: str = ""
+
+    def arguments(self) -> list[str]:
+        """The agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
+        given = {
+            "--kube-server": self.server,
+            "--kube-ca-file": self.ca_file,
+            "--kube-token-file": self.token_file,
+            "--kube-client-certificate-file": self.client_certificate_file,
+            "--kube-client-key-file": self.client_key_file,
+        }
+        if not any(given.values()):
+            return []
+        if not self.server:
+            raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
+        if not self.token_file and not (self.client_certificate_file and self.client_key_file):
+            raise ConfigError(
+                "the agent needs a credential at the API server: give --kube-token-file, or "
+                "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
+            )
+        return [word for flag, value in given.items() if value for word in (flag, value)]
 
 
 async def create_token(
@@ -64,12 +98,17 @@ async def create_token(
     uses: int = 1,
     ttl: float = DEFAULT_TTL,
     rebind: bool = False,
+    api_server: ApiServerFlags | None = None,
     clock: Callable[[], float] = time.time,
 ) -> NewToken:
-    """Make a join token for `cluster`; `ttl` in seconds. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
+    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: for an agent on a machine that is no pod.
+
+    Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
+    """
     if not cluster:
         raise ConfigError("which cluster? give --cluster NAME")
     check_cluster_name(cluster)
+    kubernetes = (api_server or ApiServerFlags()).arguments()
     if not config.public_address:
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
     relay = parse_address(config.public_address).url
@@ -89,7 +128,10 @@ async def create_token(
         expires_at=expires_at,
         relay=relay,
         relay_ca_pin=pin,
-        command=_agent_command(token, cluster, relay, pin),
+        command=_agent_command(token, cluster, relay, pin, kubernetes)
+        if kubernetes
+        else _chart_command(token, cluster, relay, pin),
+        in_cluster=not kubernetes,
     )
 
 
@@ -234,10 +276,37 @@ def _cluster_row(record: ClusterRecord, now: float) -> Row:
     return row
 
 
-def _agent_command(token: str, cluster: str, relay: str, pin: str) -> str:
+def _agent_command(token: str, cluster: str, relay: str, pin: str, kubernetes: list[str]) -> str:
+    """What starts an agent on a machine that is no pod."""
     file, state = f"arcbridge-{cluster}.token", f"./arcbridge-{cluster}"
     arguments = ["arcbridge", "--role", "agent", "--relay", relay]
     if pin:
         arguments += ["--relay-ca-pin", pin]
-    arguments += ["--join-token-file", file, "--state-dir", state]
-    return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})\n{shlex.join(arguments)}"
+    arguments += ["--join-token-file", file, "--state-dir", state, *kubernetes]
+    return f"{_token_file(token, file)}\n{shlex.join(arguments)}"
+
+
+def _chart_command(token: str, cluster: str, relay: str, pin: str) -> str:
+    """What gives the token, the relay and its pin to the Helm chart; whose tokens count is left to a values file."""
+    file = f"arcbridge-{cluster}.token"
+    secret = [*_KUBECTL, "create", "secret", "generic", "arcbridge-join-token", f"--from-file=token={file}"]
+    helm = ["helm", "install", "arcbridge-agent", "config/helm/arcbridge-agent", "--namespace", "arcbridge"]
+    helm += ["--create-namespace", "--set", f"relays={{{relay}}}"]
+    if pin:
+        helm += ["--set", f"relayCAPin={pin}"]
+    helm += ["-f", "values.yaml"]
+    return "\n".join(
+        (
+            _token_file(token, file),
+            "kubectl create namespace arcbridge",
+            shlex.join(secret),
+            shlex.join(helm),
+        )
+    )
+
+
+_KUBECTL = ("kubectl", "--namespace", "arcbridge")
+
+
+def _token_file(token: str, file: str) -> str:
+    return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})"

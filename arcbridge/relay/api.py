@@ -366,6 +366,11 @@ class _Api:
         raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
 
 
+def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
+    """The requests that each user may make, by subject."""
+    return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
+
+
 def build_app(
     *,
     authority: Authority,
@@ -380,7 +385,7 @@ def build_app(
     peer_certificate: PeerCertificate = tls_peer_certificate,
     own_key: OwnKey = tls_own_key,
     proofs: ProofChecker | None = None,
-    user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
+    callers: KeyedTokenBucket[str] | None = None,
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
 ) -> web.Application:
@@ -388,7 +393,7 @@ def build_app(
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
-    that shows a copy of a credential.
+    that shows a copy of a credential. `callers`: requests with an access token, by subject.
     """
     api = _Api(
         authority,
@@ -403,7 +408,7 @@ def build_app(
         KeyedTokenBucket(UNPROVED, UNPROVED_RATE, size=SOURCES),
         Bursts(LOG_INTERVAL),
         KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
-        KeyedTokenBucket(user_requests_per_minute, user_requests_per_minute / 60, size=SUBJECTS),
+        callers if callers is not None else caller_bucket(USER_REQUESTS_PER_MINUTE),
         KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),
         limited or Limited(),
         monotonic,

@@ -257,6 +257,13 @@ class ControlServer:
             if not session.closed:
                 session.abort(ConnectionLost("the relay closed the connection"))
 
+    def change_limits(self, agents: int, agents_per_second: float) -> None:
+        """Take so many agents from now on; none that is connected is cut."""
+        now = time.monotonic()
+        self._most = agents
+        self._handshakes.change(now, BURST, agents_per_second)
+        self._refusals.change(now, 1, max(agents_per_second / 10, 1.0))
+
     async def drain(self, message: str) -> None:
         """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
         self._leaving = message

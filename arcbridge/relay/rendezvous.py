@@ -144,6 +144,7 @@ class Rendezvous:
         self._handovers = handovers
         if handovers is not None:
             handovers.pair = self._pair
+        self._longest_dial = dial_deadline
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
@@ -158,6 +159,12 @@ class Rendezvous:
     def pending(self) -> int:
         """Clients that wait for their agent."""
         return len(self._waiting)
+
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Judge joins by these limits from now on; none that is under way, and no session, is touched."""
+        self._limits = limits
+        self._dial_deadline = min(self._longest_dial, limits.join_deadline)
+        self.places.change(limits)
 
     def refuse_waiting(self) -> None:
         """Refuse the clients that still wait for their agent, as new ones are refused while draining."""

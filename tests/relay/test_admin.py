@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,18 @@ KEY = "a" * 64
 
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
-    return RelayConfig(public_address="relay.example.org:8443", data_dir=tmp_path / "data")
+    (tmp_path / "authentication.yaml").write_text(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n"
+        "- issuer: {url: https://login.test, audiences: [relay]}\n"
+        "  claimMappings: {username: {claim: sub, prefix: ''}}\n"
+    )
+    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["*"]\nclusters = ["*"]\n')
+    return RelayConfig(
+        public_address="relay.test:8443",
+        data_dir=tmp_path / "data",
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+    )
 
 
 def run(config: RelayConfig, *command: str, **given: object) -> str:
@@ -62,15 +74,23 @@ def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
 class TestTokens:
     def test_the_printed_lines_are_all_that_an_agent_needs(self, config: RelayConfig, tmp_path: Path) -> None:
         """Before the relay's first start the command makes the CA; a real shell runs the lines that it prints."""
-        text = run(config, "token", "create", cluster="prod")
+        text = run(
+            config,
+            "token",
+            "create",
+            cluster="prod",
+            kube_server="https://api.test:6443",
+            kube_token_file="token",
+        )
         pin = open_authority(config.data_dir).pin
         lines = [line.strip() for line in text.splitlines()]
         token = next(line for line in lines if "." in line and " " not in line)
         file_line = next(line for line in lines if line.startswith("(umask"))
         agent_line = next(line for line in lines if line.startswith("arcbridge "))
         assert agent_line == (
-            f"arcbridge --role agent --relay https://relay.example.org:8443 --relay-ca-pin {pin} "
-            "--join-token-file arcbridge-prod.token --state-dir ./arcbridge-prod"
+            f"arcbridge --role agent --relay https://relay.test:8443 --relay-ca-pin {pin} "
+            "--join-token-file arcbridge-prod.token --state-dir ./arcbridge-prod "
+            "--kube-server https://api.test:6443 --kube-token-file token"
         )
         subprocess.run(["sh", "-c", file_line], cwd=tmp_path, check=True)
         file = tmp_path / "arcbridge-prod.token"
@@ -80,10 +100,34 @@ class TestTokens:
         assert token not in agent_line
         enrol(config, file.read_text(), Authority.create("cluster CA"))
 
+    def test_without_an_api_server_it_is_for_the_chart(self, config: RelayConfig, tmp_path: Path) -> None:
+        text = run(config, "token", "create", cluster="prod")
+        lines = [line.strip() for line in text.splitlines()]
+        pin = open_authority(config.data_dir).pin
+        assert lines[9] == (
+            "helm install arcbridge-agent config/helm/arcbridge-agent --namespace arcbridge --create-namespace "
+            f"--set 'relays={{https://relay.test:8443}}' --set relayCAPin={pin} -f values.yaml"
+        )
+        assert "For an agent on a machine that is no pod give this command --kube-server" in text
+        subprocess.run(["sh", "-n", "-c", "\n".join(lines[6:10])], cwd=tmp_path, check=True)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"kube_token_file": "x"}, "--kube-server is missing"),
+            ({"kube_server": "https://x"}, "give --kube-token-file"),
+            ({"kube_server": "https://x", "kube_client_key_file": "x"}, "give --kube-token-file"),
+        ],
+    )
+    def test_what_an_agent_lacks_is_said(self, config: RelayConfig, given: dict[str, str], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            run(config, "token", "create", cluster="prod", **given)
+
     def test_as_json_yaml_and_name(self, config: RelayConfig) -> None:
         made = json.loads(run(config, "token", "create", cluster="prod", uses="3", ttl="2h", output="json"))
-        assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command"}
-        assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.example.org:8443")
+        assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command",
+                             "in_cluster"}  # fmt: skip
+        assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.test:8443")
         assert made["expires_at"] == pytest.approx(time.time() + 7200, abs=30)
         assert made["token"].startswith(made["id"] + ".")
         assert yaml.safe_load(run(config, "token", "create", cluster="prod", output="yaml"))["uses"] == 1
@@ -118,16 +162,18 @@ class TestTokens:
         assert row["state"] == "expired"
         assert made.token not in repr(made)
 
-    def test_a_relay_with_a_certificate_from_elsewhere_has_no_pin_to_give(self, config: RelayConfig) -> None:
-        config = RelayConfig(
-            public_address="relay.example.org",
-            data_dir=config.data_dir,
-            tls=RelayTlsConfig(Path("relay.crt"), Path("relay.key")),
-        )
+    def test_a_relay_with_a_certificate_from_elsewhere_has_no_pin_to_give(
+        self, config: RelayConfig, tmp_path: Path
+    ) -> None:
+        issued = Authority.create("elsewhere").issue_server(["relay.test"])
+        (tmp_path / "relay.crt").write_text(issued.certificate_pem)
+        (tmp_path / "relay.key").write_text(issued.key_pem)
+        tls = RelayTlsConfig(tmp_path / "relay.crt", tmp_path / "relay.key")
+        config = replace(config, public_address="relay.test", tls=tls)
         text = run(config, "token", "create", cluster="prod")
         assert "--relay-ca-pin" not in text
         assert "--relay-ca-file" in text
-        assert "https://relay.example.org:443" in text
+        assert "https://relay.test:443" in text
 
     def test_a_cluster_may_come_back_with_another_ca(self, config: RelayConfig) -> None:
         enrol(config, run(config, "token", "create", cluster="prod", output="name"), Authority.create("lost"))

@@ -15,6 +15,7 @@ that writes must not be repeated, and on an idle connection that has died it wou
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 import time
@@ -171,6 +172,10 @@ class ApiServer:
         """The TLS settings of one kind of connection."""
         self._reload()
         return self._own if own else self._bare
+
+    def reread(self) -> None:
+        """Read CA, token and certificate at the next use, whenever they were read last."""
+        self._looked_at = -math.inf
 
     async def call(
         self, method: str, target: str, headers: Headers, *, own: bool, body: bytes = b"", most: int = MAX_ANSWER
