@@ -385,6 +385,7 @@ def build_app(
     peer_certificate: PeerCertificate = tls_peer_certificate,
     own_key: OwnKey = tls_own_key,
     proofs: ProofChecker | None = None,
+    user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
     callers: KeyedTokenBucket[str] | None = None,
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
@@ -393,7 +394,8 @@ def build_app(
 
     `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
-    that shows a copy of a credential. `callers`: requests with an access token, by subject.
+    that shows a copy of a credential. `callers`: requests with an access token, by subject, in place of
+    `user_requests_per_minute`, for a relay whose limits change.
     """
     api = _Api(
         authority,
@@ -408,7 +410,7 @@ def build_app(
         KeyedTokenBucket(UNPROVED, UNPROVED_RATE, size=SOURCES),
         Bursts(LOG_INTERVAL),
         KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
-        callers if callers is not None else caller_bucket(USER_REQUESTS_PER_MINUTE),
+        callers if callers is not None else caller_bucket(user_requests_per_minute),
         KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),
         limited or Limited(),
         monotonic,
