@@ -104,6 +104,33 @@ class RelayFleetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphConfig:
+    """One tenant of Microsoft Entra ID, whose groups are looked up in Microsoft Graph where they did not fit into a
+    token, and the application as which relay or agent asks; it has one of the three credentials."""
+
+    issuers: tuple[str, ...] = ()
+    """Issuers of the authentication file whose tokens are meant. Required."""
+    tenant: str = ""
+    """The directory (tenant) id, as in `tid`. Required."""
+    client_id: str = ""
+    """The application (client) id. Required."""
+    certificate_file: Path | None = None
+    """Certificate of the application (PEM), and its private key."""
+    key_file: Path | None = None
+    client_secret_file: Path | None = None
+    federated_token_file: Path | None = None
+    """A token of another issuer that a federated credential of the application names, such as a pod's."""
+    url: str = "https://graph.microsoft.com"
+    """Microsoft Graph; national clouds have other hosts."""
+    token_endpoint: str = ""
+    """Where the application gets its tokens; empty: that of the tenant at login.microsoftonline.com."""
+    ca_file: Path | None = None
+    """CA of both servers' HTTPS certificates; none: the system's."""
+    cache: float = 300.0
+    """Seconds for which the groups of a user are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -122,12 +149,17 @@ class RelayConfig:
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that an access token may have."""
+    claim_sources: tuple[str, ...] = ()
+    """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
+    token says so (OpenID Connect Core 5.6.2)."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
+    graph: dict[str, GraphConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
@@ -256,6 +288,9 @@ class AgentConfig:
     """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that a user's token may have."""
+    claim_sources: tuple[str, ...] = ()
+    """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
+    token says so (OpenID Connect Core 5.6.2)."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     proof: str = "if-bound"
@@ -269,6 +304,8 @@ class AgentConfig:
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
+    graph: dict[str, GraphConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     limits: AgentLimitsConfig = field(default_factory=AgentLimitsConfig)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
@@ -321,10 +358,20 @@ class LoginConfig:
     """Private key (PEM) with which the client signs assertions of its own (private_key_jwt)."""
     client_key_id: str = ""
     """`kid` in the header of such an assertion, where the issuer knows several keys of the client."""
+    client_certificate_file: Path | None = None
+    """Certificate (PEM) of that key: the assertion names it by `x5t#S256` and has PS256, as Entra ID wants."""
     client_assertion_file: Path | None = None
     """An assertion that another issuer signed, such as a workload's token (RFC 7523); re-read on every use."""
     client_assertion_command: tuple[str, ...] = ()
     """Prints such an assertion on stdout."""
+    client_assertion_workload: str = ""
+    """`github-actions` or `kubernetes`: this job's or pod's own token is the assertion; empty: none is."""
+    client_assertion_audience: str = "api://AzureADTokenExchange"
+    """Audience of that token."""
+    redirect_port: int | None = None
+    """Local port to which the browser comes back; none: 8000, or 18000 where that is in use. 0: any free one."""
+    pop: bool = False
+    """Whether the issuer is asked for tokens that are bound to the key in Entra ID's way (`req_cnf`, `cnf.kid`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,6 +195,10 @@ def register(
         found = verifier
         metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)
         metrics.counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: found.refused)
+        metrics.counter(
+            "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
+            found.group_lookups,
+        )  # fmt: skip
         metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(found))
 
 

@@ -34,6 +34,8 @@ from arcbridge.agent.targets import TcpTargets, read_targets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
+from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.groups import check as check_groups
 from arcbridge.identity.proof import ProofChecker, policy_of
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.mux import memory
@@ -75,7 +77,9 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         verifier = None
         if config.authentication is not None:
             accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
-            verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
+            issuers = authentication.load(config.authentication)
+            groups = GroupSources(issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+            verifier = TokenVerifier(issuers, fetcher, accept=accept, groups=groups)
             stack.push_async_callback(verifier.close)
         targets = TcpTargets(read_targets(config.targets), audit)
         stack.push_async_callback(targets.close)
@@ -200,6 +204,9 @@ def check(config: AgentConfig) -> list[Address]:
         raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if config.authentication is None and not config.token_mode:
         raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
+    if config.authentication is None and (config.graph or config.claim_sources):
+        raise ConfigError("authentication: missing: [graph] and claim_sources are about the tokens of its issuers")
+    check_groups(config.graph, config.claim_sources)
     policy_of(config.proof)
     check_policy(config.audit.on_failure)
     read_targets(config.targets)

@@ -331,6 +331,27 @@ CLIENT_FLAGS = (
         roles=(CLIENT,),
     ),
     Flag(
+        "--client-assertion-workload",
+        help="log in at the issuer with the own token of this job or pod: github-actions or kubernetes",
+        key="login.client_assertion_workload",
+        metavar="KIND",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--client-assertion-audience",
+        help="audience of that token (default: api://AzureADTokenExchange)",
+        key="login.client_assertion_audience",
+        metavar="AUDIENCE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--redirect-port",
+        help="local port to which the browser comes back (default: 8000 or 18000; 0 picks one)",
+        key="login.redirect_port",
+        metavar="PORT",
+        roles=(CLIENT,),
+    ),
+    Flag(
         "--proof-key-file",
         help="key that tokens are bound to",
         key="login.proof_key_file",

@@ -75,8 +75,8 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `clock`:
-    unix seconds.
+    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `pop`:
+    the same in the way of Entra ID, which no discovery document tells of. `clock`: unix seconds.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Issuer:
         ca_file: Path | None = None,
         *,
         key: Callable[[], ProofKey] | None = None,
+        pop: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
@@ -101,6 +102,7 @@ class Issuer:
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
         self._find_key = key
+        self._find_pop_key = pop
         self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
@@ -176,6 +178,8 @@ class Issuer:
         bind: bool = True,
     ) -> _Answer:
         who = ClientProof({}, {}) if proof is None else await proof()
+        if self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
+            form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
         dpop = self._dpop(url) if bind else ""
         return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
 

@@ -77,6 +77,10 @@ class Login:
         environment: Mapping[str, str] = os.environ,
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
     ) -> None:
+        if config.redirect_port is not None:
+            if not 0 <= config.redirect_port <= 65535:
+                raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
+            redirect_ports = (config.redirect_port,)
         if not config.client_id:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         if config.cluster_audience_by not in BY_AUDIENCE:
@@ -88,7 +92,7 @@ class Login:
                 "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
                 "is good at the relay alone"
             )
-        self._authentication = ClientAuthentication(config, clock)
+        self._authentication = ClientAuthentication(config, clock, environment)
         self._config = config
         self._cache = cache
         self._say = say
@@ -194,7 +198,8 @@ class Login:
     def _issuer(self) -> Issuer:
         # Only where the issuer's discovery offers DPoP is a key made.
         key = self._own_key if self._config.dpop else None
-        return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
+        pop = self._own_key if self._config.pop else None
+        return Issuer(self._config.issuer, self._config.ca_file, key=key, pop=pop, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
@@ -393,7 +398,10 @@ class Login:
             servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
             return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
-        raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
+        raise Unauthenticated(
+            f"local ports {ports} are in use, so the browser could not come back; free one of them, or set "
+            "login.redirect_port"
+        )
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ ACCESS_REVOKED = "access was revoked: "
 """What the sentence of an agent that has revoked a user begins with."""
 SESSION_TOO_OLD = "a session lasts "
 """What the sentence of an agent begins with that ends a session not with its token but at its greatest age."""
+GROUPS_UNAVAILABLE = "the groups of this login cannot be looked up now: "
+"""What the sentence of an agent begins with that got no answer about a user's groups (`identity.refusal`)."""
 SAID_LIMIT = 500
 """Bytes of an agent's sentence that are shown."""
 RETRY_SOON = 1
@@ -172,6 +174,10 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                     "end sessions and commands that you do not need, or ask the cluster's operator for a higher limit",
                     retry_after=RETRY_SOON,
                 )
+            case GoawayCode.UNAVAILABLE if error.message.startswith(GROUPS_UNAVAILABLE):
+                # No Retry-After: the agent itself has just waited for seconds, and would ten times more.
+                said = _said(error).removeprefix(GROUPS_UNAVAILABLE)
+                return Unreachable(f"the agent of {name} cannot say which groups you are in: {said}")
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
             case GoawayCode.CROSSED:

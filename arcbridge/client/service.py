@@ -100,7 +100,7 @@ class ClientContext:
         if login.issuer and login.grant_type == "client-credentials":
             from arcbridge.client.client_credentials import ClientCredentials
 
-            return ClientCredentials(login, key=self._key())
+            return ClientCredentials(login, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:

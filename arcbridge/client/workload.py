@@ -4,7 +4,8 @@ Both let the caller choose the audience, so each token names the place that it i
 (`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
 `arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.proof_key_file` names one.
 Nothing is written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the
-audiences that were asked for.
+audiences that were asked for. `assertion` asks for one that names no key: a program proves with it to an issuer which
+client it is there (`client.client_authentication`).
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ class WorkloadTokens:
         clock: Callable[[], float] = time.time,
         service_account: Path = SERVICE_ACCOUNT,
     ) -> None:
-        if login.workload not in WORKLOADS:
-            raise ConfigError(f"login.workload: must be one of {', '.join(WORKLOADS)}")
+        check_kind(login.workload, "login.workload")
         for name in ("audience", "cluster_audience"):
             if not getattr(login, name):
                 raise ConfigError(f"login.{name}: required with login.workload: each token is for one place")
@@ -59,11 +59,7 @@ class WorkloadTokens:
         self._clock = clock
         self._kept: dict[str, AudienceToken] = {}
         self._asking = asyncio.Lock()
-        self._service: _GitHubActions | _Kubernetes
-        if login.workload == "github-actions":
-            self._service = _GitHubActions.of(environment, login.ca_file)
-        else:
-            self._service = _Kubernetes.of(environment, service_account)
+        self._service = _service(login.workload, environment, login.ca_file, service_account, "login.workload")
 
     @property
     def key(self) -> ProofKey:
@@ -99,6 +95,34 @@ class WorkloadTokens:
         return AudienceToken(text, self._clock(), found.expires_at)
 
 
+def check_kind(kind: str, setting: str) -> None:
+    """Raise ConfigError unless `kind` is one of `WORKLOADS`."""
+    if kind not in WORKLOADS:
+        raise ConfigError(f"{setting}: must be one of {', '.join(WORKLOADS)}")
+
+
+async def assertion(login: LoginConfig, environment: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:
+    """Return a token of this job or pod for `login.client_assertion_audience`, bound to no key.
+
+    Raises ConfigError where this is no such job or pod, Unauthenticated or Unreachable.
+    """
+    setting = "login.client_assertion_workload"
+    service = _service(login.client_assertion_workload, environment, login.ca_file, service_account, setting)
+    audience = login.client_assertion_audience
+    text = await service.ask([audience])
+    if audience not in read_unverified(text).audiences:
+        raise Unauthenticated(f"{service.name} gave a token for another audience than {audience}")
+    return text
+
+
+def _service(
+    kind: str, environment: Mapping[str, str], ca_file: Path | None, service_account: Path, setting: str
+) -> _GitHubActions | _Kubernetes:
+    if kind == "github-actions":
+        return _GitHubActions.of(environment, ca_file, setting)
+    return _Kubernetes.of(environment, service_account, setting)
+
+
 @dataclass(frozen=True, slots=True)
 class _GitHubActions:
     """The token service of a job with the permission `id-token: write`."""
@@ -109,12 +133,12 @@ class _GitHubActions:
     name: str = "GitHub Actions"
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], ca_file: Path | None) -> _GitHubActions:
+    def of(cls, environment: Mapping[str, str], ca_file: Path | None, setting: str) -> _GitHubActions:
         url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
         secret = environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
             raise ConfigError(
-                "login.workload: this is no job of GitHub Actions that may ask for tokens: give the job "
+                f"{setting}: this is no job of GitHub Actions that may ask for tokens: give the job "
                 "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)"
             )
         return cls(url, secret, ca_file)
@@ -143,11 +167,11 @@ class _Kubernetes:
     name: str = "the API server"
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], directory: Path) -> _Kubernetes:
+    def of(cls, environment: Mapping[str, str], directory: Path, setting: str) -> _Kubernetes:
         host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (directory / "token").exists():
             raise ConfigError(
-                "login.workload: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
+                f"{setting}: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
                 f"{directory}/token; automountServiceAccountToken)"
             )
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", directory)

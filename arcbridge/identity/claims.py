@@ -210,11 +210,12 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
     value = claims.get(mapping.claim)
     # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
     pointers = claims.get("_claim_names")
-    if value is None and isinstance(pointers, Mapping) and mapping.claim in pointers:
+    pointed = isinstance(pointers, Mapping) and mapping.claim in pointers
+    if value is None and (pointed or (mapping.claim == "groups" and claims.get("hasgroups") in (True, "true"))):
         raise TokenRefused(
             "claims.groups.overage",
-            "the token has too many groups: its issuer put a pointer in their place; "
-            "let the issuer send only the groups assigned to this application",
+            "the token has too many groups: its issuer put a pointer in their place; let the issuer send only the "
+            "groups assigned to this application, or have the operator set up [graph.NAME] (docs/how-to/entra-id.md)",
         )
     if value is None:
         return ()

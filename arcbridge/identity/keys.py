@@ -12,7 +12,9 @@ Rules, in the order they are applied (times are seconds of a monotonic clock tha
 5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
 
 A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521, Ed25519; `use`, `key_ops` and `alg`, where
-given, must allow it. A set in which other keys are broken is still good for the rest.
+given, must allow it, and `issuer`, which Entra ID gives, must be the configured one (Microsoft, "Access tokens",
+validate the signing key issuer): one document has the keys of several tenants there. A set in which other keys are
+broken is still good for the rest.
 """
 
 from __future__ import annotations
@@ -173,23 +175,38 @@ class KeySet:
         if not isinstance(jwks_uri, str) or not jwks_uri.startswith("https://"):
             raise Unreachable(f"{issuer.path}: the discovery document has no https jwks_uri")
         document = await self._fetch(jwks_uri, issuer.ca_pem)
-        keys = parse_keys(_json_object(document.body))
+        keys = parse_keys(_json_object(document.body), issuer.url)
         if not keys:
             raise Unreachable(f"{issuer.path}: the issuer's key set holds no usable key")
         return keys, document.max_age
 
 
-def parse_keys(document: Mapping[str, Any]) -> tuple[VerificationKey, ...]:
-    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out."""
+def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[VerificationKey, ...]:
+    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
+    are those of another issuer than the URL `issuer` (empty: of any)."""
     entries = document.get("keys")
     if not isinstance(entries, list):
         return ()
     keys = []
     for entry in entries[:MAX_KEYS]:
-        key = _key(entry) if isinstance(entry, dict) else None
+        key = _key(entry) if isinstance(entry, dict) and _is_of(entry, issuer) else None
         if key is not None:
             keys.append(key)
     return tuple(keys)
+
+
+def _is_of(entry: dict[str, Any], issuer: str) -> bool:
+    """Whether a key is one of an issuer. `{tenantid}` in the key's stands for the tenant in the issuer's URL."""
+    whose = entry.get("issuer")
+    if whose is None or not issuer:
+        return True
+    if not isinstance(whose, str):
+        return False
+    before, template, after = whose.partition("{tenantid}")
+    if not template:
+        return whose == issuer
+    tenant = issuer[len(before) : len(issuer) - len(after)]
+    return issuer == f"{before}{tenant}{after}" and bool(tenant) and "/" not in tenant
 
 
 def _key(entry: dict[str, Any]) -> VerificationKey | None:

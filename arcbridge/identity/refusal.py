@@ -20,3 +20,16 @@ class TokenRefused(Unauthenticated):
 
 class IssuerUnavailable(Unreachable):
     """The issuer's keys can be neither fetched nor taken from memory; the caller may try again (503, not 401)."""
+
+
+GROUPS_UNAVAILABLE = "the groups of this login cannot be looked up now: "
+"""How the sentence of a `GroupsUnavailable` begins, by which a client knows it."""
+
+
+class GroupsUnavailable(IssuerUnavailable):
+    """The token says that its groups are elsewhere, and that place does not answer: no identity with fewer groups is
+    made of it. The caller may try again (503)."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{GROUPS_UNAVAILABLE}{why}; try again shortly")
+        self.why = why

@@ -4,8 +4,9 @@ Nothing in the token decides how it is verified. `alg` must be one that the *key
 `jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: none
 is understood). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
 
-The order is: size, shape, header, issuer (exact), key, signature, kind, times, audience, claims. Results are kept by
-SHA-256 of the token for 60 s at most, never past `exp`, and not past a change of the issuer's keys.
+The order is: size, shape, header, issuer (exact), key, signature, kind, times, audience, groups that are elsewhere
+(`identity.groups`), claims. Results are kept by SHA-256 of the token for 60 s at most, never past `exp`, and not past a
+change of the issuer's keys.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jwt
@@ -28,6 +30,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
@@ -104,7 +107,10 @@ class TokenVerifier:
         accept: Acceptance | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         algorithms: Iterable[str] = ALGORITHMS,
+        groups: GroupSources | None = None,
     ) -> None:
+        self.groups = groups
+        """Where groups are looked up that a token does not hold; None: nowhere, such a token is refused."""
         self._accept = accept or Acceptance()
         self._accept.check(config)
         self._config = config
@@ -122,6 +128,12 @@ class TokenVerifier:
         """Seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
         return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
 
+    def group_lookups(self) -> dict[str, int]:
+        """Count the look-ups of groups that tokens did not hold: `answered`, and `failed` for want of an answer."""
+        lookups = () if self.groups is None else self.groups.all_lookups
+        failed = sum(one.failed for one in lookups)
+        return {"answered": sum(one.asked for one in lookups) - failed, "failed": failed}
+
     async def verify(self, token: str) -> Identity:
         """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
@@ -136,6 +148,8 @@ class TokenVerifier:
         """End background fetches."""
         for keys in self._keys.values():
             await keys.close()
+        if self.groups is not None:
+            await self.groups.close()
 
     async def _verify(self, token: str) -> Identity:
         if len(token) > MAX_TOKEN:
@@ -146,7 +160,7 @@ class TokenVerifier:
         known = self._known(digest)
         if known is not None:
             return known
-        identity, generation = await self._check(token)
+        identity, generation = await self._check(token, digest)
         left = min(CACHE_TIME, identity.expires_at - self._clock())
         if left > 0:
             self._results[digest] = (identity, self._monotonic() + left, generation)
@@ -170,7 +184,33 @@ class TokenVerifier:
         self._results.move_to_end(digest)
         return identity
 
-    async def _check(self, token: str) -> tuple[Identity, int]:
+    async def _check(self, token: str, digest: bytes) -> tuple[Identity, int]:
+        issuer, header, claims, generation = await self._signed(token)
+        _check_kind(header, claims)
+        self._check_times(claims)
+        self._check_audience(issuer, claims)
+        if self.groups is not None:
+            verify = partial(self._verify_source, issuer)
+            claims = await self.groups.expand(issuer, claims, digest, verify)
+        return await self._mapped(issuer, claims), generation
+
+    async def _verify_source(self, issuer: IssuerConfig, token: str) -> dict[str, Any]:
+        """Verify a JWT with a distributed claim: signed by a key of the token's issuer, for a place of ours, of now."""
+        if not token or len(token) > MAX_TOKEN or not token.isascii():
+            raise TokenRefused("token.shape", "the token is not a JWT")
+        found, header, claims, _ = await self._signed(token)
+        if found is not issuer:
+            raise TokenRefused("claims.groups.issuer", "the groups that were looked up are signed by another issuer")
+        _check_kind(header, claims)
+        now = self._clock()
+        expires, not_before = _number(claims, "exp", required=True), _number(claims, "nbf", required=False)
+        if now >= expires + LEEWAY or now < not_before - LEEWAY:
+            raise TokenRefused("claims.groups.exp", "the groups that were looked up are not of now; compare the clocks")
+        self._check_audience(issuer, claims)
+        return claims
+
+    async def _signed(self, token: str) -> tuple[IssuerConfig, dict[str, Any], dict[str, Any], int]:
+        """The issuer, header and claims of a token whose signature is good, and the generation of the issuer's keys."""
         header, payload = _parts(token)
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
@@ -201,10 +241,7 @@ class TokenVerifier:
                 continue
         if claims is None or claims != payload:
             raise TokenRefused("token.signature", "the token's signature is not valid")
-        _check_kind(header, claims)
-        self._check_times(claims)
-        self._check_audience(issuer, claims)
-        return await self._mapped(issuer, claims), generation
+        return issuer, header, claims, generation
 
     async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
         """Map the claims. Expressions that cost more than the event loop may spend are evaluated in a thread."""

@@ -1,4 +1,4 @@
-"""Fetches one https document for a verifier: small, bounded, and never somewhere else than asked.
+"""Fetches one https document for a verifier, or asks one question: small, bounded, and never somewhere else than asked.
 
 No redirects (a key set must come from where the configuration says), no cookies, at most 1 MiB, and one deadline for
 all of it, from the name's lookup to the last byte: a server that sends one byte per second is a server that is down.
@@ -10,7 +10,9 @@ import asyncio
 import re
 import ssl
 import urllib.request
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
@@ -26,12 +28,25 @@ _ACCEPT = "application/json, application/jwk-set+json"
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
+_SECONDS = re.compile(r"\d{1,6}", re.ASCII)
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """A document: its bytes, and how long (seconds) its Cache-Control lets it be kept, if it says."""
 
     body: bytes
     max_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of any status. `retry_after`: seconds, where the server gives them (RFC 9110 §10.2.3)."""
+
+    status: int
+    body: bytes
+    retry_after: float | None
 
 
 class HttpFetcher:
@@ -45,13 +60,22 @@ class HttpFetcher:
 
     async def __call__(self, url: str, ca_pem: str | None) -> Fetched:
         """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200."""
+        return await self._bounded(url, lambda target: self._get(target, ca_pem))
+
+    async def ask(
+        self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> Reply:
+        """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
+        return await self._bounded(url, lambda target: self._ask(method, target, ca_pem, headers, body))
+
+    async def _bounded(self, url: str, work: Callable[[URL], Awaitable[_T]]) -> _T:
         target = URL(url, encoded=True)
         if target.scheme != "https" or not target.host:
             raise Unreachable("only https documents are fetched")
         where = target.host
         try:
             async with asyncio.timeout(self._deadline):
-                return await self._get(target, ca_pem)
+                return await work(target)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -72,14 +96,32 @@ class HttpFetcher:
         ) as response:
             if response.status != 200:
                 raise Unreachable(f"{url.host}: answered {response.status}")
-            if response.content_length is not None and response.content_length > self._limit:
+            body = await self._body(url, response)
+            return Fetched(body, _max_age(response.headers.get("Cache-Control", "")))
+
+    async def _ask(self, method: str, url: URL, ca_pem: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+        sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
+        async with self._open().request(
+            method,
+            url,
+            data=body or None,
+            headers=sent,
+            ssl=self._context(ca_pem),
+            allow_redirects=False,
+            proxy=_proxy(url),
+        ) as response:
+            found = await self._body(url, response)
+            return Reply(response.status, found, _seconds(response.headers.get("Retry-After", "")))
+
+    async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
+        if response.content_length is not None and response.content_length > self._limit:
+            raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self._limit:
                 raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > self._limit:
-                    raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
-            return Fetched(bytes(body), _max_age(response.headers.get("Cache-Control", "")))
+        return bytes(body)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -114,3 +156,7 @@ def _max_age(cache_control: str) -> float | None:
         return 0.0
     match = _MAX_AGE.search(cache_control)
     return float(match.group(1)) if match else None
+
+
+def _seconds(retry_after: str) -> float | None:
+    return float(retry_after) if _SECONDS.fullmatch(retry_after.strip()) else None

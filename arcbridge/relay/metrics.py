@@ -117,6 +117,8 @@ def register(
             {"bound": tuple(kind.value for kind in BindingKind)}, lambda: proofs.taken)  # fmt: skip
     counter("proofs_refused_total", "Good access tokens that were refused for want of a good proof of their key.",
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
+    counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
+            {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
     counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,

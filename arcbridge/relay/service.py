@@ -19,6 +19,7 @@ import structlog
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import authentication
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker, policy_of
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
@@ -132,7 +133,12 @@ async def _start(
 
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    verifier = TokenVerifier(issuers, fetcher, accept=Acceptance(max_lifetime=config.max_token_lifetime))
+    verifier = TokenVerifier(
+        issuers,
+        fetcher,
+        accept=Acceptance(max_lifetime=config.max_token_lifetime),
+        groups=GroupSources(issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources),
+    )
     stack.push_async_callback(verifier.close)
 
     counters, api_refusals = Counters(), Limited()

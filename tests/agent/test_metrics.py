@@ -32,6 +32,9 @@ class Verifier(Counters):
     def key_ages(self) -> dict[str, float | None]:
         return {"jwt[0]": 5.0, "jwt[1]": None, "jwt[2]": 7.0}
 
+    def group_lookups(self) -> dict[str, int]:
+        return {"answered": 4, "failed": 1}
+
 
 def test_every_metric_can_be_read() -> None:
     metrics = Metrics("agent")
@@ -57,6 +60,7 @@ def test_every_metric_can_be_read() -> None:
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_auths_total{bound="nonce"} 8.0' in text
     assert 'arcbridge_agent_auths_total{bound="none"} 0.0' in text
+    assert 'arcbridge_agent_group_lookups_total{result="failed"} 1.0' in text
     assert 'arcbridge_agent_proofs_refused_total{reason="peer"} 9.0' in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text

@@ -15,6 +15,7 @@ from arcbridge.config import (
     AgentLimitsConfig,
     AgentStateConfig,
     AuditConfig,
+    GraphConfig,
     KubernetesConfig,
     SessionConfig,
     TargetConfig,
@@ -37,6 +38,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"token_mode": False}, "authentication: missing"),
     ({"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
     ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
+    ({"graph": {"a": GraphConfig()}}, "authentication: missing: "),
+    ({"graph": {"a": GraphConfig()}, "authentication": Path("x")}, "graph.a.issuers: missing"),
+    ({"claim_sources": ("claims",), "authentication": Path("x")}, r"claim_sources\[0\]: must be"),
     ({"limits": AgentLimitsConfig(streams=-1)}, r"limits\.streams: must be 0"),
 ]
 

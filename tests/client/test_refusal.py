@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from arcbridge.client.refusal import SAID_LIMIT, of_join, of_session, response, status_body
+from arcbridge.client.refusal import GROUPS_UNAVAILABLE, SAID_LIMIT, of_join, of_session, response, status_body
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -19,6 +19,7 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.identity import refusal
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
 
@@ -77,6 +78,14 @@ def test_every_goaway_has_words() -> None:
         assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
         shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
         assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    said = f"{GROUPS_UNAVAILABLE}Microsoft Graph is busy; try again shortly"
+    groups = of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod")
+    assert (
+        groups.message
+        == 'the agent of cluster "prod" cannot say which groups you are in: Microsoft Graph is busy; try again shortly'
+    )
+    assert (groups.status_code, groups.retry_after) == (503, None)
+    assert GROUPS_UNAVAILABLE == refusal.GROUPS_UNAVAILABLE, "a client imports nothing of identity for it"
     limit = of_session(SessionEnded(GoawayCode.LIMIT, "9 sessions"), "prod")
     assert (limit.status_code, limit.reason, limit.retry_after) == (429, "TooManyRequests", 1)
     lost = of_session(ConnectionLost("found silent"), "prod")

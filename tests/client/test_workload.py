@@ -16,7 +16,7 @@ from aiohttp import web
 
 from arcbridge.client import workload
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
+from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
@@ -230,3 +230,32 @@ async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) 
 
 def test_where_a_pod_has_its_own_token() -> None:
     assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+# -- assertions for another issuer ------------------------------------------------------------------------------------
+
+EXCHANGE = "api://AzureADTokenExchange"
+
+
+async def test_a_job_s_assertion_is_for_the_issuer_and_names_no_key(issuer: Issuer) -> None:
+    login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    text = await assertion(login, environment)
+    assert read_unverified(text).audiences == (EXCHANGE,)
+    assert binding(claims_unverified(text)).kind is BindingKind.NONE
+    with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: this is no job of GitHub Actions"):
+        await assertion(login, {})
+
+
+async def test_a_pod_s_assertion_is_for_the_issuer(api: FakeApi) -> None:
+    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(api.port)}
+    login = LoginConfig(client_assertion_workload="kubernetes", client_assertion_audience="https://idp.example.org")
+    text = await assertion(login, environment, api.directory)
+    assert read_unverified(text).audiences == ("https://idp.example.org",)
+    assert api.asked[0][2]["spec"]["audiences"] == ["https://idp.example.org"]
+    api.audiences = ["another"]
+    with pytest.raises(Unauthenticated, match="for another audience than"):
+        await assertion(login, environment, api.directory)

@@ -212,6 +212,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
         "denylist": {"existingConfigMap": "denied"},
         "forbiddenAudiences": ["arcbridge-relay", 'o"dd'], "maxTokenLifetime": "2h",
+        "claimSources": ["https://claims.example.org"], "graph": {"existingSecret": "groups"},
+        "settings": '[graph.example]\ncertificate_file = "/run/secrets/arcbridge-graph/certificate.pem"\n',
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -233,6 +235,12 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert {"name": "denylist", "configMap": {"name": "denied"}} in rendered.workload()["spec"]["template"]["spec"][
         "volumes"
     ]
+    assert settings.claim_sources == ("https://claims.example.org",)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert settings.graph["example"].certificate_file == Path(mounts["graph"]) / "certificate.pem"
+    (secret,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "graph"]
+    assert secret == {"secretName": "groups", "defaultMode": 0o440}
     assert settings.relay_ca_file == tmp_path / "relay-ca.pem"
     assert (tmp_path / "relay-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----\nMIIB\n")
     verbs = {verb for rule in rendered.rules() if rule.get("resources") == ["*"] for verb in rule["verbs"]}

@@ -24,7 +24,10 @@ import jwt
 import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+ACCESS_TOKEN = "f005ba11"
+"""What a request for a distributed claim has to bring."""
 _WELL_KNOWN = "/.well-known/openid-configuration"
+_CLAIMS = "/claims/"
 
 
 class OidcServer:
@@ -40,14 +43,21 @@ class OidcServer:
             file.write(leaf.private_key_and_cert_chain_pem.bytes())
             file.flush()
             context.load_cert_chain(file.name)
+        self.sources: dict[str, str] = {}
+        """Distributed claims (OpenID Connect Core 1.0 §5.6.2): a JWT for each path below `/claims/`."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                body = json.dumps(outer.document(self.path)).encode()
-                self.send_response(200)
+                if self.path.startswith(_CLAIMS):
+                    # Without its token, or for a path that has none, an empty answer.
+                    allowed = self.headers.get("Authorization", "") == f"Bearer {ACCESS_TOKEN}"
+                    body = outer.sources.get(self.path, "").encode() if allowed else b""
+                else:
+                    body = json.dumps(outer.document(self.path)).encode()
+                self.send_response(200 if body else 404)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -76,6 +86,11 @@ class OidcServer:
         """The issuer of this name."""
         return f"https://127.0.0.1:{self._server.server_address[1]}/{name}"
 
+    def source(self, path: str, text: str) -> dict[str, str]:
+        """Serve a JWT with a distributed claim at `/claims/PATH`, and return what `_claim_sources` says of it."""
+        self.sources[_CLAIMS + path] = text
+        return {"endpoint": self.url(f"claims/{path}"), "access_token": ACCESS_TOKEN}
+
     def document(self, path: str) -> dict[str, Any]:
         """What is answered to a path: the discovery document of an issuer, or the keys of all."""
         if path.endswith(_WELL_KNOWN):
@@ -93,9 +108,9 @@ class OidcServer:
         key.pop("key_ops", None)
         return {"keys": [{**key, "kid": "k1", "use": "sig", "alg": "RS256"}]}
 
-    def mint(self, name: str, claims: Mapping[str, Any]) -> str:
-        """A signed token of an issuer."""
-        return jwt.encode({**claims, "iss": self.url(name)}, self._key, "RS256", headers={"kid": "k1"})
+    def mint(self, name: str, claims: Mapping[str, Any], issuer: str = "") -> str:
+        """A signed token of an issuer, or of `issuer` instead."""
+        return jwt.encode({**claims, "iss": issuer or self.url(name)}, self._key, "RS256", headers={"kid": "k1"})
 
     def stop(self) -> None:
         """End the server."""
