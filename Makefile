@@ -54,7 +54,7 @@ test: lint
 
 # What a version of Python can break: the tests that do not start the roles as processes.
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak release support) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak release support walkthrough) $(PYTEST_ARGS)
 
 # SECONDS is a variable of bash, which would not pass an empty one on: make's own default counts here.
 SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

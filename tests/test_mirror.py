@@ -38,6 +38,7 @@ OTHER_FOLDERS = {
     "keycloak": "real processes with a real identity provider",
     "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
+    "walkthrough": "real processes with the shapes of Entra ID",
 }
 
 

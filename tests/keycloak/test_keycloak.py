@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,23 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.identity.proof import ProofKey
-from tests.keycloak.people import BRIEF, PASSWORD, KeycloakWorld, Organisation, Person, claims
+from tests.keycloak.people import (
+    BRIEF,
+    EXAMPLES,
+    PASSWORD,
+    KeycloakWorld,
+    Organisation,
+    Person,
+    claims,
+    settings_of,
+)
 from tests.support.chromium import Chromium
 from tests.support.cluster import Cluster
-from tests.support.keycloak import AdminError
+from tests.support.keycloak import AdminError, Keycloak
 from tests.support.processes import ManagedProcess, Mark
 from tests.support.reports import records, until
+from tests.support.world import ApiServer
+from tests.walkthrough.arc import walk
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -456,6 +468,38 @@ class TestWhatKeycloakDoesDifferently:
         assert Shell(cluster, nora).groups() == {"oidc:developers", *SIGNED_IN}
         assert claims(nora.kept["access_token"])["aud"] == "arcbridge-relay"
         assert claims(nora.cluster_token)["aud"] == "arcbridge-cluster"
+
+
+@dataclass
+class ArcOrganisation:
+    """`tests.walkthrough.arc.Organisation` at Keycloak, whose names are the user's and the service account's."""
+
+    world: KeycloakWorld
+    organisation: Organisation
+
+    def person(self, name: str) -> tuple[Person, str]:
+        """A person by user name."""
+        self.organisation.hire(name, "developers")
+        return Person.at_work(self.world, self.organisation.realm, name), f"oidc:{name}"
+
+    def pipeline(self) -> tuple[Person, str]:
+        """The client with a secret, by the name of its service account."""
+        machine = Person.at_work(self.world, self.organisation.realm, "pipeline", settings="ci.toml")
+        answer = self.organisation.realm.admin("GET", f"clients/{self.organisation.pipeline}/client-secret")
+        (machine.directory / "client-secret").write_text(str(answer["value"]))
+        return machine, "oidc:service-account-arcbridge-ci"
+
+
+def test_arc_s_walkthrough(cluster: Cluster, api: ApiServer, keycloak: Keycloak, tmp_path: Path) -> None:
+    """With a realm, a relay and an agent of its own; tests/walkthrough/test_entra.py plays the same at Entra ID."""
+    organisation = Organisation(keycloak, "arc")
+    world = KeycloakWorld(api, directory=tmp_path)
+    world.realms = [organisation.realm]
+    world.relay_settings, world.agent_settings = settings_of("relay.toml"), settings_of("agent.toml")
+    world.policy = (EXAMPLES / "policy.toml").read_text()
+    with world:
+        world.start_relay()
+        walk(cluster, ArcOrganisation(world, organisation))
 
 
 def refusals(agent: ManagedProcess, after: Mark) -> set[object]:
