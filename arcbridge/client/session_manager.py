@@ -150,6 +150,13 @@ class SessionManager(BaseHandler):
         """The relay that new streams go through; None without a session."""
         return self._current.relay if self._current is not None else None
 
+    def token_ends_at(self) -> float:
+        """When the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not say."""
+        renewal = self._current.renewal if self._current is not None else None
+        if renewal is None or not renewal.ends_at:
+            return 0.0
+        return self._clock() + renewal.ends_at - asyncio.get_running_loop().time()
+
     @property
     def detached_count(self) -> int:
         """Number of sessions that wait to be resumed."""
@@ -176,7 +183,7 @@ class SessionManager(BaseHandler):
                 except ArcbridgeError as error:
                     self._fail(error)
                     hint = error.retry_after
-                    if isinstance(error, Unauthenticated):
+                    if isinstance(error, Unauthenticated) and self._tokens.were_shown:
                         self._tokens.refused()
                 await self._wait_before_retry(lasted, hint)
         finally:

@@ -155,7 +155,13 @@ class Tokens:
 
     async def access(self) -> str:
         """For the relay."""
-        token, source = await self._relay_token()
+        try:
+            token, source = await self._relay_token()
+        except Unauthenticated:
+            # There is no login any more. What was refused belongs to the former one: the next one's tokens are new.
+            self._shown = ""
+            self._refused = self._audience_refused = False
+            raise
         try:
             other = (await self._cluster_token()).text if self._cluster or not self._audience() else ""
         except ArcbridgeError:
@@ -205,6 +211,11 @@ class Tokens:
                 "have it issued anew, or use a token that is bound to no key"
             ) from error
         return key.sign_proof(token, spki, pin, self._clock())
+
+    @property
+    def were_shown(self) -> bool:
+        """Whether a token of the present login was shown to the relay."""
+        return bool(self._shown)
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""

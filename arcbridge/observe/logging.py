@@ -18,6 +18,8 @@ import atexit
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 import structlog
@@ -166,6 +168,21 @@ def flush() -> None:
     """Wait until what was logged is written, at most two seconds."""
     if _state.sink is not None:
         _state.sink.flush()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let lines wait while the user is asked something on the same terminal."""
+    sink = _state.sink
+    if sink is None:
+        yield
+        return
+    sink.flush()
+    sink.pause(True)
+    try:
+        yield
+    finally:
+        sink.pause(False)
 
 
 def shutdown() -> None:
