@@ -72,7 +72,7 @@ def test_version_imports_nothing_at_all() -> None:
     assert {name for name in more if name.partition(".")[0] != "arcbridge"} <= {"__future__", "gc"}
 
 
-LIBRARIES = frozenset({"aiofastnet", "structlog", "uvloop", "yaml", "_yaml"})
+LIBRARIES = frozenset({"aiofastnet", "filelock", "structlog", "uvloop", "yaml", "_yaml"})
 """What a starting client may import besides the standard library: another one is paid for at every start."""
 LEFT_OUT = frozenset({"email", "html", "http", "multiprocessing", "sqlite3", "unittest", "webbrowser", "xml"})
 """Parts of the standard library that cost milliseconds and that only other commands need."""

@@ -25,6 +25,9 @@ _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_s
 
 def run_client(invocation: Invocation) -> int:
     """Run a client command; returns the exit code."""
+    name = invocation.command[0]
+    if name in _OF_THE_BACKGROUND or (name == "status" and "role" not in invocation.given):
+        return _background(invocation)
     config: ClientConfig = load_settings(invocation, os.environ)
     return _COMMANDS[invocation.command[0]](invocation, config, _token(invocation))
 
@@ -57,10 +60,18 @@ def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
 
+    serving = False
+
+    def ready() -> None:
+        nonlocal serving
+        serving = True
+        notify("READY=1")
+
     try:
-        run_until_signal(begin(lambda: notify("READY=1")))
+        run_until_signal(begin(ready))
     except Interrupted:
-        pass  # Ctrl-C is how these end
+        # Ctrl-C is how these end, once they serve; before, as during a login, it breaks them off.
+        return ExitCode.DONE if serving else ExitCode.INTERRUPTED
     return ExitCode.DONE
 
 
@@ -97,26 +108,34 @@ def _write_data(text: str) -> None:
 
 
 async def _ask_trust(cluster: str, pin: str) -> bool:
-    """Ask at the terminal; the loop goes on meanwhile, and Ctrl-C works."""
+    """Ask at the terminal, one question at a time; the loop goes on meanwhile, Ctrl-C works, and the log waits."""
     import asyncio
 
-    sys.stderr.write(
-        f"Cluster {plain(cluster)!r} is not known here. The pin of its CA is\n  {pin}\n"
-        "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
-    )
-    sys.stderr.flush()
+    from arcbridge.observe import logging
+
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
 
     def readable() -> None:
         if not answer.done():
             answer.set_result(sys.stdin.readline())
 
-    loop.add_reader(sys.stdin, readable)
-    try:
-        return (await answer).strip().lower() in ("y", "yes")
-    finally:
-        loop.remove_reader(sys.stdin)
+    async with _questions.setdefault(loop, asyncio.Lock()):
+        with logging.paused():
+            sys.stderr.write(
+                f"Cluster {plain(cluster)!r} is not known here. The pin of its CA is\n  {pin}\n"
+                "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
+            )
+            sys.stderr.flush()
+            answer: asyncio.Future[str] = loop.create_future()
+            loop.add_reader(sys.stdin, readable)
+            try:
+                return (await answer).strip().lower() in ("y", "yes")
+            finally:
+                loop.remove_reader(sys.stdin)
+
+
+_questions: dict[object, Any] = {}
+"""The lock of each loop under which the user is asked: clusters that are met at once are asked about in turn."""
 
 
 def _token(invocation: Invocation) -> str:
@@ -331,6 +350,15 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     return ExitCode.DONE
 
 
+def _background(invocation: Invocation, *_: object) -> int:
+    from arcbridge.cli.background import Foreground, run_command
+
+    return run_command(invocation, Foreground(_terminal, _configure_logging))
+
+
+_OF_THE_BACKGROUND = ("connect", "disconnect", "stop", "logs", "credential", "background")
+"""What concerns the background process. `status` does too, unless the role is named: then it checks each step."""
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
@@ -339,4 +367,5 @@ _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "key": _key,
     "logout": _answer(_logout),
     "status": _answer(_status),
+    **dict.fromkeys(_OF_THE_BACKGROUND, _background),
 }

@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
+    __slots__ = ("arguments", "flags", "help", "optional", "path", "repeated", "roles")
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Command:
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
         repeated: bool = False,
+        optional: bool = False,
     ) -> None:
         self.path = path
         self.help = help
@@ -85,6 +86,8 @@ class Command:
         """Positionals: (name, help, choices); all required."""
         self.repeated = repeated
         """Whether the last positional may be given several times."""
+        self.optional = optional
+        """Whether it may be left out too."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -394,11 +397,48 @@ COMMANDS = (
             Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
         ),
     ),
+    Command(
+        "connect",
+        help="serve clusters in the background, for kubectl from any terminal",
+        roles=(CLIENT,),
+        flags=(Flag("--static", help="a client certificate in the kubeconfig, for tools without plugins", kind=ON),),
+        arguments=(("name", "names of clusters", ()),),
+        repeated=True,
+        optional=True,
+    ),
+    Command(
+        "disconnect",
+        help="serve clusters no more, and take their contexts out",
+        roles=(CLIENT,),
+        flags=(Flag("--all", help="all that are connected", kind=ON),),
+        arguments=(("name", "names of clusters or contexts", ()),),
+        repeated=True,
+        optional=True,
+    ),
+    Command("stop", help="end the background process; kubectl starts it again", roles=(CLIENT,)),
+    Command(
+        "logs",
+        help="print the log of the background process",
+        roles=(CLIENT,),
+        flags=(Flag("-f", "--follow", help="go on as it grows", kind=ON),),
+    ),
+    Command(
+        "credential",
+        help="print a credential for kubectl, which runs this by itself",
+        roles=(CLIENT,),
+        flags=(Flag("--ended", help="say that what served the cluster has ended", kind=ON),),
+    ),
+    Command("background", help="be the background process, as systemd starts it", roles=(CLIENT,)),
     Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
     Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
     Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
-    Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
+    Command(
+        "status",
+        help="show what is connected here; with --role client check login, relay and cluster",
+        roles=(CLIENT,),
+        flags=(OUTPUT,),
+    ),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),
     Command(

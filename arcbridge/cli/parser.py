@@ -149,7 +149,8 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
         _add_flags(leaf, role, command.flags)
         for argument, text, choices in command.arguments:
             many = command.repeated and argument == command.arguments[-1][0]
-            leaf.add_argument(argument, help=text, choices=choices or None, nargs="+" if many else None)
+            nargs = ("*" if command.optional else "+") if many else None
+            leaf.add_argument(argument, help=text, choices=choices or None, nargs=nargs)
     return parser
 
 

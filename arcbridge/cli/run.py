@@ -28,6 +28,9 @@ roles:
   agent    run in a cluster and dial out
            arcbridge --role agent --config agent.toml
 
+everyday commands of the client, without a role:
+  arcbridge connect NAME…   kubectl from any terminal, through a background process; also disconnect, status, stop, logs
+
 `arcbridge --role ROLE --help` shows a role's flags and sub-commands.
 Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 """

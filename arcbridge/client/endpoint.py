@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import cast
 
 import structlog
@@ -112,6 +113,25 @@ class LocalEndpoint:
     def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
         if not again:  # once, not at each try for as long as it lasts
             self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any connection is open."""
+        return bool(self.tasks or self.connections or self.splices or len(self.unproven))
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes to the cluster and back, those of connections that are open included."""
+        running = [splice.moved for splice in self.splices]
+        up = self.stats.bytes_up + sum(one.to_stream for one in running)
+        return up, self.stats.bytes_down + sum(one.from_stream for one in running)
+
+    def release(self) -> tuple[socket.socket, ...]:
+        """Stop accepting and hand the listening sockets back; what is open goes on."""
+        return self._accepting.release()
+
+    def accept_again(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on the sockets that were released."""
+        self._accepting.resume(sockets)
 
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.forward import Forward, check_target_name
-from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
-from arcbridge.client.listening import listen_at, listen_local
+from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
+from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
+from arcbridge.client.listening import listen_at
 from arcbridge.client.relays import Relays
+from arcbridge.client.running import BACKGROUND, Running
+from arcbridge.client.served_cluster import ServedCluster, let_close
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
 from arcbridge.client.trust import Ask, ClusterTrust
@@ -158,6 +158,10 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
+    def served(self, cluster: str) -> ServedCluster:
+        """A cluster to be served on a local port."""
+        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token)
+
     def trust(self) -> ClusterTrust:
         config = self.config
         return ClusterTrust(
@@ -193,16 +197,23 @@ async def run_proxy(
     to_stdout = config.file == "-"
     if to_stdout and len(clusters) > 1:
         raise ConfigError("flag --file: standard output takes the kubeconfig of one cluster; name one, or a file")
+    running = running_of(context.state, environment)
     kubeconfig = None if to_stdout else Kubeconfig.find(config.file, environment)
     if kubeconfig is not None:
+        await asyncio.to_thread(repair_kubeconfigs, context.state, running)
         # Before any login, so that no user logs in for nothing.
         for cluster in clusters:
-            await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
-    proxies = [_Proxy(context, cluster) for cluster in clusters]
+            await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster, context.relays.names)
+        waiting = [one for one in clusters if not _told_of_another(kubeconfig, running, config, one, terminal)]
+        if not waiting:
+            return
+        clusters = waiting
+    proxies = [context.served(cluster) for cluster in clusters]
     observer: ObserveServer | None = None
     try:
         for proxy in proxies:
-            proxy.bind()
+            if moved := proxy.bind():
+                terminal.tell(moved)
             terminal.tell(f"Proxy is listening on port {proxy.port}")
         observer = await _observe(config, proxies)
         await _together([proxy.session.connect_once() for proxy in proxies])
@@ -211,13 +222,16 @@ async def run_proxy(
             # `run` begins now; it also replaces a session that has ended since `connect_once`.
             async with asyncio.TaskGroup() as group:
                 for proxy in proxies:
+                    proxy.keep_port()
                     group.create_task(proxy.session.run())
                     await proxy.serve()
                 for number, proxy in enumerate(proxies):
-                    entry = proxy.entry(config.kube_context or proxy.cluster)
+                    name = config.kube_context or proxy.cluster
                     if kubeconfig is None:
-                        terminal.write_data(render(entry))
+                        terminal.write_data(render(proxy.entry(name, process="")))
                     else:
+                        entry = proxy.entry(name, process=running.begin())
+                        context.state.add_kubeconfig([file.path for file in kubeconfig.files])
                         switch = config.context_switch and number == 0
                         merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, entry, switch=switch))
                         try:
@@ -238,8 +252,23 @@ async def run_proxy(
                     _undo(kubeconfig, done, remove=config.remove_context)
     finally:
         await asyncio.gather(*(proxy.close() for proxy in proxies))
+        running.end()
         if observer is not None:
             await observer.stop()
+
+
+def _told_of_another(
+    kubeconfig: Kubeconfig, running: Running, config: ClientConfig, cluster: str, terminal: Terminal
+) -> bool:
+    """Whether another process serves the context of a cluster already; the user is told then."""
+    name = config.kube_context or cluster
+    process, server = kubeconfig.served(name)
+    if not server or (process != BACKGROUND and not running.alive(process)):
+        return False
+    who = "is connected in the background" if process == BACKGROUND else "is served by another proxy"
+    port = server.rpartition(":")[2]
+    terminal.tell(f'Cluster "{cluster}" {who} already: port {port}, context "{name}"')
+    return True
 
 
 async def run_forward(
@@ -282,62 +311,9 @@ async def run_forward(
         await forward.close()
         session.close()
         await session.wait_closed()
-        await _let_close()
+        await let_close()
         if observer is not None:
             await observer.stop()
-
-
-class _Proxy:
-    """One cluster of a proxy: its port, session and endpoint."""
-
-    def __init__(self, context: ClientContext, cluster: str) -> None:
-        self.cluster = cluster
-        self.session = context.session(cluster)
-        self.endpoint: LocalEndpoint | None = None
-        self.port = 0
-        self._context = context
-        self._certificates: LocalCertificates | None = None
-
-    def bind(self) -> None:
-        """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""
-        wanted, state, relays = self._context.config.port, self._context.state, self._context.relays.names
-        certificates = self._certificates = state.certificates(self.cluster, time.time())
-        sockets = listen_local(state.port(relays, self.cluster) if wanted is None else wanted)
-        self.endpoint = LocalEndpoint(self.cluster, self.session, certificates, sockets)
-        self.port = self.endpoint.port
-        if wanted:
-            state.remember_port(relays, self.cluster, self.port)
-
-    async def serve(self) -> None:
-        assert self.endpoint is not None
-        await self.endpoint.start()
-
-    def entry(self, name: str) -> Entry:
-        assert self._certificates is not None
-        context, file = self._context, self._context.config.token_file
-        return Entry(
-            name,
-            self.cluster,
-            f"https://127.0.0.1:{self.port}",
-            self._certificates.ca_pem,
-            self._certificates.client_certificate_pem,
-            self._certificates.client_key_pem,
-            token=context.token,
-            token_file=str(Path(file).absolute()) if file is not None and not context.token else "",
-        )
-
-    async def close(self) -> None:
-        if self.endpoint is not None:
-            await self.endpoint.close()
-        self.session.close()
-        await self.session.wait_closed()
-        await _let_close()
-
-
-async def _let_close() -> None:
-    """Give the loop some turns, in which the local resets are sent."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def _together(starts: list[Awaitable[None]]) -> None:
@@ -378,7 +354,7 @@ def _undo(kubeconfig: Kubeconfig, merged: Merged, *, remove: bool) -> None:
 
 async def _observe(
     config: ClientConfig,
-    proxies: list[_Proxy],
+    proxies: list[ServedCluster],
     *,
     forwards: list[Forward] | None = None,
     sessions: list[SessionManager] | None = None,

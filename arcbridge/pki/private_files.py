@@ -200,6 +200,27 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def try_lock(path: Path) -> int | None:
+    """Lock the lock file `path` (made 0600) if no other process or thread holds it; raises `StateError`.
+
+    Returns the descriptor, which holds the lock until it and its copies in other processes are closed.
+    """
+    from filelock import lock_descriptor
+
+    try:
+        descriptor = _open_or_make(path)
+    except OSError as error:
+        raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
+    try:
+        if lock_descriptor(descriptor, blocking=False):
+            return descriptor
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(f"cannot lock {path}: {error.strerror}") from error
+    os.close(descriptor)
+    return None
+
+
 def _open_or_make(path: Path) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:

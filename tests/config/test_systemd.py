@@ -1,4 +1,4 @@
-"""The relay's systemd unit: checked by systemd where it is there, and read line by line everywhere."""
+"""The systemd units: checked by systemd where it is there, and read line by line everywhere."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from arcbridge.cli.flags import CLIENT
+from arcbridge.cli.parser import parse
 from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.limits import DEFAULT
 from tests.support.processes import require_or_skip
 
 UNIT = Path(__file__).resolve().parents[2] / "config/systemd/arcbridge-relay.service"
+OF_A_USER = UNIT.with_name("arcbridge-client.service")
 
 
-def service() -> dict[str, list[str]]:
+def service(unit: Path = UNIT) -> dict[str, list[str]]:
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(UNIT.read_text())  # checks the syntax; repeated keys are collected below
+    parser.read_string(unit.read_text())  # checks the syntax; repeated keys are collected below
     found: dict[str, list[str]] = {}
-    for line in UNIT.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
+    for line in unit.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
         if line and not line.startswith("#"):
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
@@ -51,15 +56,26 @@ def test_its_bounds_fit_the_relays_own() -> None:
     assert int(settings["TimeoutStopSec"][0]) > DEFAULT.drain_timeout
 
 
-def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
+def test_the_user_s_unit_starts_the_background_process() -> None:
+    settings = service(OF_A_USER)
+    assert settings["Type"] == ["notify"]  # shown by tests/e2e/test_background.py
+    (command,) = settings["ExecStart"]
+    words = command.split()
+    assert words[0].endswith("/arcbridge")
+    assert parse(words[3:], CLIENT).command == ("background",)
+    assert settings["Restart"] == ["on-failure"]  # it ends with 0 after the last `disconnect`
+
+
+@pytest.mark.parametrize(("unit", "program"), [(UNIT, "/opt/arcbridge/bin/"), (OF_A_USER, "%h/.local/bin/")],
+                         ids=["relay", "client"])  # fmt: skip
+def test_systemd_itself_finds_nothing_wrong(tmp_path: Path, unit: Path, program: str) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
-    program = tmp_path / "arcbridge"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/opt/arcbridge/bin/arcbridge", str(program)))
+    (tmp_path / "arcbridge").write_text("#!/bin/sh\n")
+    (tmp_path / "arcbridge").chmod(0o755)
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace(program, f"{tmp_path}/"))
     done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
-    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert complaints == []

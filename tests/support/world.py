@@ -461,6 +461,8 @@ class World:
             "XDG_STATE_HOME": str(directory / "state"),
             "XDG_CACHE_HOME": str(directory / "cache"),
             "XDG_CONFIG_HOME": str(directory / "config"),
+            # Not the one of the user who runs the tests: each person has a background process of their own.
+            "XDG_RUNTIME_DIR": "",
             "KUBECONFIG": "",
             **(env or {}),
         }
