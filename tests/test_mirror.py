@@ -34,6 +34,7 @@ OTHER_FOLDERS = {
     "fuzz": "every parser of outside input",
     "release": ".ci/release/",
     "helm": "the Go module of Helm",
+    "k9s": "the Go module of k9s",
     "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "keycloak": "real processes with a real identity provider",
     "nethttp": "the Go module of a net/http server",

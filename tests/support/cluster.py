@@ -129,6 +129,12 @@ def helm() -> Path:
 
 
 @functools.cache
+def k9s() -> Path:
+    """Find k9s, or build it from `tests/k9s`. Raises `Unavailable`."""
+    return _built(_TESTS / "k9s", ("tool",), ("k9s",)) / "k9s"
+
+
+@functools.cache
 def net_http_server() -> Path:
     """Find the server of Go's net/http, or build it from `tests/nethttp`, in seconds. Raises `Unavailable`."""
     return _built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
@@ -827,13 +833,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build the programs, or run a cluster until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.cluster", description=main.__doc__)
     parser.add_argument("what", nargs="?", choices=["run", "build"], default="run")
-    parser.add_argument("--helm", action="store_true", help="build Helm as well")
+    parser.add_argument("--helm", action="store_true", help="build Helm and k9s as well")
     parser.add_argument("--pod", action="append", default=[], metavar="NAME", help="add a pod that sleeps")
     options = parser.parse_args(argv)
     try:
         programs = binaries()
         if options.helm:
             print(f"helm: {helm()}", file=sys.stderr)
+            print(f"k9s: {k9s()}", file=sys.stderr)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
