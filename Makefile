@@ -1,5 +1,5 @@
 # Two commands to begin with:
-#   make run     three real processes, kubectl through them to a cluster (ONCE=1: stop after the last command)
+#   make run     three real processes, kubectl through them (ONCE=1: stop after the last command; REAL=1: to a real API server)
 #   make test    style, types, and every test, end to end with a real API server where this machine can have one
 
 PYTHON ?= python3
@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # Processes that the tests are spread over, file by file: three for two cores, because most of a test's time is waiting.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print((3 * os.cpu_count() + 1) // 2)')
 STAMP := $(VENV)/.installed
+# What takes long shows on a terminal where it is, and elsewhere says that it begins and that it has ended.
+PROGRESS := $(PYTHON) tests/support/progress.py
 
 # In the order of collection: the long files of tests/e2e come in the middle, and many short ones fill up the end.
 BY_FILE := --dist loadfile --no-loadscope-reorder
@@ -31,14 +33,14 @@ help:
 $(STAMP): pyproject.toml arcbridge/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "installing into $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --disable-pip-version-check --editable . --group dev
 	@touch $(STAMP)
 
 run: $(STAMP)
-	@$(BIN)/python -m tests.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m tests.demo $(if $(ONCE),--once) $(if $(REAL),--real)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

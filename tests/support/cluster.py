@@ -49,6 +49,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from filelock import FileLock
 
+from tests.support import go_build
 from tests.support.processes import ManagedProcess, ProcessFailed, run
 
 KUBERNETES_VERSION = "v1.36.3"
@@ -102,11 +103,15 @@ def cache_directory() -> Path:
 
 
 @functools.cache
-def binaries() -> Binaries:
-    """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`."""
+def binaries(*, build: bool = True) -> Binaries:
+    """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`.
+
+    Without `build` nothing is built, and what is not there is unavailable.
+    """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
-        built = _built(_TESTS / "cluster", ("tool", "./node"), ("kube-apiserver", "server", "kubectl", "node"))
+        names = ("kube-apiserver", "server", "kubectl", "node")
+        built = _built(_TESTS / "cluster", ("tool", "./node"), names, build=build)
         return Binaries(built / "kube-apiserver", built / "server", built / "kubectl", built / "node")
     directory = Path(assets)
     etcd = next((directory / name for name in ("etcd", "server") if (directory / name).exists()), directory / "etcd")
@@ -118,7 +123,7 @@ def binaries() -> Binaries:
         )
     node = directory / "node"
     if not node.exists():
-        node = _built(_TESTS / "cluster", ("./node",), ("node",)) / "node"
+        node = _built(_TESTS / "cluster", ("./node",), ("node",), build=build) / "node"
     return Binaries(directory / "kube-apiserver", etcd, directory / "kubectl", node)
 
 
@@ -135,12 +140,12 @@ def net_http_server() -> Path:
 
 
 @functools.cache
-def kubectl_versions() -> dict[str, Path]:
-    """Return the kubectl of each minor version that is here, such as `{"1.36": …, "1.37": …}`; may build the first."""
+def kubectl_versions(*, build: bool = True) -> dict[str, Path]:
+    """Return the kubectl of each minor version that is here, as `{"1.36": …, "1.37": …}`; may `build` the first."""
     found: dict[str, Path] = {}
     candidates = [Path(sys.executable).with_name("kubectl")]
     with contextlib.suppress(Unavailable):
-        candidates.insert(0, binaries().kubectl)
+        candidates.insert(0, binaries(build=build).kubectl)
     for path in candidates:
         if path.exists():
             answer = json.loads(run([path, "version", "--client", "-o", "json"]).stdout)
@@ -157,8 +162,8 @@ def kubectl_binary(minor: str) -> Path:
     return kubectl_versions()[minor]
 
 
-def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> Path:
-    """Return the directory with a module's programs, building them unless it is there already."""
+def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...], *, build: bool = True) -> Path:
+    """Return the directory with a module's programs, building them unless it is there already or `build` is false."""
     digest = hashlib.sha256()
     for source in (module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))):
         digest.update(f"{source.relative_to(module)}\0".encode() + source.read_bytes() + b"\0")
@@ -182,17 +187,19 @@ def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> P
     directory = cache / f"{stem}-{version}"
     if complete(directory):
         return directory
+    if not build:
+        raise Unavailable(f"{', '.join(names)} are not built yet (in {cache})")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{module.name}.lock"):  # of two runs at once, the second waits and finds the result
         if complete(directory):
             return directory
-        print(f"building {', '.join(names)} with {version}: minutes the first time", file=sys.stderr, flush=True)
+        title = f"building {', '.join(names)} with {version}"
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS]
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             target = Path(scratch) / "bin"
-            command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS, "-o", f"{target}/", *packages]
             try:
-                run(command, cwd=module, timeout=1800)
-            except ProcessFailed as error:
+                go_build.build(go, module, packages, target, title=title, flags=flags, timeout=1800)
+            except go_build.BuildFailed as error:
                 raise Unavailable(
                     f"Go could not build {', '.join(names)} from {module} (it needs Go 1.26 or later, and a module "
                     f"proxy the first time):\n{error}"
