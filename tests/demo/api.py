@@ -274,6 +274,8 @@ class DemonstrationApi:
         router.add_delete("/api/v1/namespaces/{namespace}/{resource}/{name}", self.delete)
         router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self.log)
         router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/exec", self.execute)
+        # kubectl tries SPDY where WebSocket was refused, and shows what that is told.
+        router.add_post("/api/v1/namespaces/{namespace}/pods/{name}/exec", self.execute)
         return application
 
 

@@ -30,7 +30,7 @@ from tests.support.processes import prepare_child
 PROTOCOL = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 """Channels of the protocol. A message on CLOSE names the channel that its sender has closed."""
-EXECS = 16
+EXECS = 8
 """Commands that may run at once, in all pods."""
 LOG_LINES = 1000
 """Lines that a log keeps."""
@@ -106,10 +106,10 @@ class Executions:
         """
         command = request.query.getall("command", [])
         offered = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        if not command or PROTOCOL not in offered:
-            raise web.HTTPBadRequest(text=f"the demonstration runs a command over WebSocket with {PROTOCOL} only")
         if self._running >= EXECS:
             raise web.HTTPTooManyRequests(text=f"the demonstration runs {EXECS} commands at once")
+        if not command or PROTOCOL not in offered:
+            raise web.HTTPBadRequest(text=f"the demonstration runs a command over WebSocket with {PROTOCOL} only")
         socket = web.WebSocketResponse(protocols=(PROTOCOL,), compress=False)
         await socket.prepare(request)
         self._running += 1
@@ -197,7 +197,7 @@ class Process:
     async def start(cls, command: list[str], pod: Pod, *, terminal: bool) -> Process:
         """Start a command in a pod's directory. Raises OSError if it cannot be started."""
         environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            "PATH": f"{os.environ.get('PATH', '')}:{os.defpath}",
             "HOME": str(pod.directory),
             "HOSTNAME": pod.name,
             "PS1": f"{pod.name} (demonstration) $ ",

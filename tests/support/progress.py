@@ -149,10 +149,10 @@ def follow(process: subprocess.Popen[bytes], heard: Callable[[str], None], *, ti
 
 def main(argv: Sequence[str]) -> int:
     """Run a command and show the last line of its output. Returns its exit code, 130 after Ctrl-C."""
-    title, mark, *command = argv
-    if mark != "--" or not command:
+    if len(argv) < 3 or argv[1] != "--":
         print("usage: progress.py TITLE -- COMMAND...", file=sys.stderr)
         return 2
+    title, _, *command = argv
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
     )
