@@ -40,19 +40,31 @@ class Machines:
     """The machines of one page. Use as a context manager; all that was started ends with it."""
 
     def __init__(
-        self, directory: Path, kubectl: Path, *, dialled: str, replaced: dict[str, str], names: Iterable[str]
+        self,
+        directory: Path,
+        kubectl: Path,
+        *,
+        dialled: str,
+        replaced: dict[str, str],
+        names: Iterable[str],
+        path: str = str(Path(sys.executable).parent),
+        issuer_ca: Path | None = None,
     ) -> None:
-        """`dialled` is the machine whose files `scp` copies; `replaced` is what a command says -> what is run."""
+        """`dialled` is the machine whose files `scp` copies; `replaced` is what a command says -> what is run.
+
+        `path` is where `arcbridge` is, and `issuer_ca` the CA of the issuer's page if the reader did not start one.
+        """
         self.replaced = replaced
         self._directory = directory
         self._running: dict[str, list[ManagedProcess]] = {}
         self._last: ManagedProcess | None = None
+        self._issuer_ca = issuer_ca or self.at(dialled) / "issuer" / "ca.pem"
         programs = directory / "programs"
         programs.mkdir()
         (programs / "kubectl").symlink_to(kubectl)
         (programs / "scp").write_text(_SCP.format(vm=shlex.quote(str(self.at(dialled)))))
         (programs / "scp").chmod(0o755)
-        self._path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+        self._path = os.pathsep.join([str(programs), path, os.environ["PATH"]])
         for name in names:
             (self.at(name) / "home").mkdir(parents=True)
             for part in ("config", "tests"):  # a clone, as far as commands use it
@@ -69,10 +81,15 @@ class Machines:
         if block.kind == "shows":
             self._compare(block)
             return
+        process = self.run_command(block, block.text)
+        self._last = process
+        assert block.stays or process.returncode == 0, f"{block.place}: {process.tail()}"
+
+    def run_command(self, block: Block, text: str) -> ManagedProcess:
+        """Run a command as its mark says, to its end or until what is waited for, and return its process."""
         if block.ends:
             self._interrupt(block.machine)
-        process = self._start(block)
-        self._last = process
+        process = self._start(block, text)
         if block.logs_in:
             self._log_in(process)
         if block.types:
@@ -82,10 +99,10 @@ class Machines:
             process.wait_for_line(re.escape(block.until), timeout=60)
             self._running.setdefault(block.machine, []).append(process)
         else:
-            assert process.wait(120) == 0, f"{block.place}: {process.tail()}"
+            process.wait(120)
+        return process
 
-    def _start(self, block: Block) -> ManagedProcess:
-        text = block.text
+    def _start(self, block: Block, text: str) -> ManagedProcess:
         for said, run in self.replaced.items():
             text = text.replace(said, run)
         directory = self.at(block.machine)
@@ -126,7 +143,7 @@ class Machines:
         page, code = process.wait_for_line(
             r"open (https://\S+) in a browser and enter the code (\S+)", timeout=30
         ).groups()
-        context = ssl.create_default_context(cafile=self.at("vm") / "issuer" / "ca.pem")
+        context = ssl.create_default_context(cafile=self._issuer_ca)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )

@@ -27,8 +27,14 @@ def test_every_block_of_the_readme(tmp_path: Path) -> None:
         world.start_relay()
         world.stop_relay()  # its files stay: the README starts it
         replaced = {"/etc/arcbridge/": f"{world.relay_config.parent}/"}
-        with Machines(tmp_path, kubectl, dialled="vm", replaced=replaced, names=("vm", "workstation")) as machines:
-            (machines.at("vm") / "issuer").symlink_to(world.issuer.directory)
+        with Machines(
+            tmp_path,
+            kubectl,
+            dialled="vm",
+            replaced=replaced,
+            names=("vm", "workstation"),
+            issuer_ca=world.issuer.ca_file,
+        ) as machines:
             settings = machines.at("workstation") / "home" / ".config" / "arcbridge" / "client.toml"
             settings.parent.mkdir(parents=True)
             for block in blocks(ROOT / "README.md"):
