@@ -125,7 +125,7 @@ class Machines:
             cwd=directory,
             terminal=(50, 200),
         )
-        if not block.stays:
+        if not (block.stays or block.types):
             process.close_stdin()
         return process
 
