@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml arcbridge/__init__.py
 		{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --disable-pip-version-check --editable . --group dev
+	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --editable . --group dev
 	@touch $(STAMP)
 
 run: $(STAMP)
