@@ -17,12 +17,15 @@ RUN python -m venv /opt/tools \
     && /opt/tools/bin/python -m pip wheel --no-cache-dir --require-hashes --only-binary :all: --no-binary nkeys \
         --no-build-isolation --wheel-dir /opt/wheels -r config/locks/runtime.txt
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+# What `config init` writes travels in the wheel.
+COPY config/agent-authentication.yaml config/agent.toml config/client.toml ./config/
+COPY config/policy.toml config/relay-authentication.yaml config/relay.toml ./config/
 COPY arcbridge ./arcbridge
 # --without-pip: what installs things has no place in the image that runs. --no-index: nothing comes that is not locked.
 RUN /opt/tools/bin/python -m hatchling build --directory /opt/wheels --target wheel \
     && python -m venv --without-pip /opt/arcbridge \
     && python -m pip --python /opt/arcbridge/bin/python install --no-cache-dir --no-compile \
-        --no-index --find-links /opt/wheels "arcbridge[cel,fleet]" \
+        --no-index --find-links /opt/wheels "arcbridge[cel,fleet,truststore]" \
     # Compiled here, because nothing can be written later; by hash, so that timestamps do not matter.
     && /opt/arcbridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/arcbridge/lib
 

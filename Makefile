@@ -1,5 +1,5 @@
 # Two commands to begin with:
-#   make run     three real processes, kubectl through them to a cluster (ONCE=1: stop after the last command)
+#   make run     three real processes, kubectl through them (ONCE=1: stop after the last command; REAL=1: to a real API server)
 #   make test    style, types, and every test, end to end with a real API server where this machine can have one
 
 PYTHON ?= python3
@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # Processes that the tests are spread over, file by file: three for two cores, because most of a test's time is waiting.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print((3 * os.cpu_count() + 1) // 2)')
 STAMP := $(VENV)/.installed
+# What takes long shows on a terminal where it is, and elsewhere says that it begins and that it has ended.
+PROGRESS := $(PYTHON) tests/support/progress.py
 
 # In the order of collection: the long files of tests/e2e come in the middle, and many short ones fill up the end.
 BY_FILE := --dist loadfile --no-loadscope-reorder
@@ -23,7 +25,7 @@ help:
 	@echo "  make lint    style and types alone"
 	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
-	@echo "  make dist    wheel, source archive, bill of materials and checksums of the last commit, reproducibly (OUT=dist)"
+	@echo "  make dist    wheel, source archive, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"
 	@echo "  make lock    the lock files anew, after a change of dependencies (UPGRADE=1: to the newest of each)"
 	@echo "  make unit    every test that does not start the roles as processes (VENV=DIRECTORY PYTHON=python3.13: on another Python)"
@@ -31,14 +33,14 @@ help:
 $(STAMP): pyproject.toml arcbridge/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "installing into $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PROGRESS) "preparing $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(PROGRESS) "installing into $(VENV)" -- $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --editable . --group dev
 	@touch $(STAMP)
 
 run: $(STAMP)
-	@$(BIN)/python -m tests.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m tests.demo $(if $(ONCE),--once) $(if $(REAL),--real)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,7 +56,7 @@ test: lint
 
 # What a version of Python can break: the tests that do not start the roles as processes.
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak release support) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(addprefix --ignore=tests/,e2e demo keycloak release support walkthrough) $(PYTEST_ARGS)
 
 # SECONDS is a variable of bash, which would not pass an empty one on: make's own default counts here.
 SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

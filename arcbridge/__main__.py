@@ -20,6 +20,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"arcbridge {__version__}")
         return 0
 
+    if arguments[:1] == ["credential"]:  # run by each kubectl
+        from arcbridge.cli.credential import print_credential
+
+        code = print_credential(arguments[1:])
+        if code is not None:
+            return code
+
     # Imports make tens of thousands of objects that all stay: to look for garbage among them, again and again, is a
     # tenth of a client's start. `cli/loop.py` switches the collector on again before a role runs.
     gc.disable()

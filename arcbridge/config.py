@@ -104,6 +104,64 @@ class RelayFleetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayLoginConfig:
+    """What `/v1/login` tells clients about where they log in; without an issuer the relay tells nothing."""
+
+    issuer: str = ""
+    client_id: str = ""
+    """The id of the public client at the issuer that people log in with. Required with `issuer`."""
+    scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
+    audience: str = ""
+    """Audience that clients ask for in the access token, where the issuer takes such a parameter."""
+    cluster_audience: str = ""
+    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
+    cluster_audience_by: str = "resource"
+    """How clients ask for it: `resource`, `audience`, `scope` or `exchange`."""
+    cluster_scopes: tuple[str, ...] = ()
+    relay_scopes: tuple[str, ...] = ()
+    """Scopes of a refresh for the relay's token, where the login's own token has more."""
+    grant_types: tuple[str, ...] = ("authcode", "device-code")
+    """Ways to log in that the issuer offers this client: `authcode`, `device-code`, `client-credentials`."""
+    dpop: bool = True
+    """Whether clients have tokens bound to their keys where the issuer offers that (RFC 9449)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayClientConfig:
+    """The single-file client, as the relay serves it to new users; off unless a directory is given."""
+
+    directory: Path | None = None
+    """Holds `arcbridge-PLATFORM` for each platform, as `make dist` names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphConfig:
+    """One tenant of Microsoft Entra ID, whose groups are looked up in Microsoft Graph where they did not fit into a
+    token, and the application as which relay or agent asks; it has one of the three credentials."""
+
+    issuers: tuple[str, ...] = ()
+    """Issuers of the authentication file whose tokens are meant. Required."""
+    tenant: str = ""
+    """The directory (tenant) id, as in `tid`. Required."""
+    client_id: str = ""
+    """The application (client) id. Required."""
+    certificate_file: Path | None = None
+    """Certificate of the application (PEM), and its private key."""
+    key_file: Path | None = None
+    client_secret_file: Path | None = None
+    federated_token_file: Path | None = None
+    """A token of another issuer that a federated credential of the application names, such as a pod's."""
+    url: str = "https://graph.microsoft.com"
+    """Microsoft Graph; national clouds have other hosts."""
+    token_endpoint: str = ""
+    """Where the application gets its tokens; empty: that of the tenant at login.microsoftonline.com."""
+    ca_file: Path | None = None
+    """CA of both servers' HTTPS certificates; none: the system's."""
+    cache: float = 300.0
+    """Seconds for which the groups of a user are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -122,12 +180,19 @@ class RelayConfig:
     """Addresses and networks of load balancers whose connections begin with a PROXY protocol header of version 2."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that an access token may have."""
+    claim_sources: tuple[str, ...] = ()
+    """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
+    token says so (OpenID Connect Core 5.6.2)."""
     workers: int = 1
     """Processes that share the one port; 0: one for each core this process may use. Linux only above 1."""
     agent_certificate_life: float = 7 * 86400.0
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
+    login: RelayLoginConfig = field(default_factory=RelayLoginConfig)
+    client: RelayClientConfig = field(default_factory=RelayClientConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
+    graph: dict[str, GraphConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
@@ -237,6 +302,8 @@ class SessionConfig:
 
     max_age: float = 43200.0
     """Seconds that a session lasts at most, however often its token is renewed; it never outlives its token."""
+    drain: float = 30.0
+    """Seconds for which an agent that is told to stop serves the streams that run; no session begins meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +323,9 @@ class AgentConfig:
     """Audiences, such as the relay's, that a user's token must not have besides the cluster's."""
     max_token_lifetime: float = 172800.0
     """Seconds from `iat` to `exp` that a user's token may have."""
+    claim_sources: tuple[str, ...] = ()
+    """`https://host:port` of servers besides the issuer itself from which the groups of a token are fetched where the
+    token says so (OpenID Connect Core 5.6.2)."""
     denylist_file: Path | None = None
     """TOML file of users who are not served, read again when it changes; none: only relays revoke users."""
     proof: str = "if-bound"
@@ -269,6 +339,8 @@ class AgentConfig:
     """Whether a session outlives its connection; False: what runs is cut with it, and no history is kept."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     targets: dict[str, TargetConfig] = field(default_factory=dict)
+    graph: dict[str, GraphConfig] = field(default_factory=dict)
+    """By a name that the operator gives."""
     limits: AgentLimitsConfig = field(default_factory=AgentLimitsConfig)
     state: AgentStateConfig = field(default_factory=AgentStateConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
@@ -306,7 +378,8 @@ class LoginConfig:
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""
-    """`github-actions` or `kubernetes`: where this job or pod asks for its tokens itself; empty: nowhere."""
+    """Where a job or pod has its tokens from: `github`, `gitlab`, `kubernetes`, `file:PATH`, `env:NAME`, or, with
+    `issuer`, `azure-pipelines`; empty: nowhere."""
     dpop: bool = True
     """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     require_bound: bool = False
@@ -321,10 +394,20 @@ class LoginConfig:
     """Private key (PEM) with which the client signs assertions of its own (private_key_jwt)."""
     client_key_id: str = ""
     """`kid` in the header of such an assertion, where the issuer knows several keys of the client."""
+    client_certificate_file: Path | None = None
+    """Certificate (PEM) of that key: the assertion names it by `x5t#S256` and has PS256, as Entra ID wants."""
     client_assertion_file: Path | None = None
     """An assertion that another issuer signed, such as a workload's token (RFC 7523); re-read on every use."""
     client_assertion_command: tuple[str, ...] = ()
     """Prints such an assertion on stdout."""
+    client_assertion_workload: str = ""
+    """`github-actions` or `kubernetes`: this job's or pod's own token is the assertion; empty: none is."""
+    client_assertion_audience: str = "api://AzureADTokenExchange"
+    """Audience of that token."""
+    redirect_port: int | None = None
+    """Local port to which the browser comes back; none: 8000, or 18000 where that is in use. 0: any free one."""
+    pop: bool = False
+    """Whether the issuer is asked for tokens that are bound to the key in Entra ID's way (`req_cnf`, `cnf.kid`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,9 +458,6 @@ Config = TypeVar("Config", RelayConfig, AgentConfig, ClientConfig)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,6})?(?:ms|s|m|h|d|w))+", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
-_TABLE_LINE = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
-_PART = re.compile(r"\"[^\"]*\"|'[^']*'|[^.\s]+")
-_KEY_LINE = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
 
 
 class Given(NamedTuple):
@@ -386,6 +466,17 @@ class Given(NamedTuple):
     value: object
     source: str
     """As a message names it: `flag --port`, `environment variable ARCBRIDGE_PORT`."""
+
+
+class SettingError(ConfigError):
+    """One setting is wrong: `path` says which (empty: the file as a whole), `source` who gave it, and `line` where."""
+
+    def __init__(self, message: str, path: tuple[str, ...], source: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(message)
+        self.path = path
+        self.source = source
+        self.line = line
+        self.column = column
 
 
 class _Source(NamedTuple):
@@ -404,16 +495,33 @@ def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given
     Raises ConfigError that names the file, its line where that can be told, the path of the setting, and for an
     unknown one the nearest that is known.
     """
+    config, wrong = load_all(kind, file, given)
+    if wrong:
+        raise wrong[0]
+    return config
+
+
+def load_all(
+    kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None
+) -> tuple[Config, list[SettingError]]:
+    """What `load` loads, and every mistake instead of the first one; a setting that is wrong has its default."""
     document: dict[str, Any] = {}
     source = _Source("", Path(), "", True)
+    wrong: list[SettingError] = []
     if file is not None:
-        source, document = _read(file)
-    values = _table(kind, document, (), source)
+        try:
+            source, document = _read(file)
+        except SettingError as error:
+            wrong.append(error)
+    values = _table(kind, document, (), source, wrong)
     for path, one in (given or {}).items():
         outside = _Source(one.source, Path.cwd(), "", False)
-        _set(kind, values, tuple(path.split(".")), one.value, outside)
+        try:
+            _set(kind, values, tuple(path.split(".")), one.value, outside)
+        except SettingError as error:
+            wrong.append(error)
     config: Config = _build(kind, values)
-    return config
+    return config, wrong
 
 
 def parse_duration(text: str) -> float:
@@ -433,13 +541,16 @@ def _read(file: Path) -> tuple[_Source, dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the settings file {file}: {error.strerror}") from error
+        raise SettingError(f"cannot read the settings file {file}: {error.strerror}", (), str(file)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text; a settings file is TOML") from error
+        raise SettingError(f"{file}: not UTF-8 text; a settings file is TOML", (), str(file)) from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+        from arcbridge.toml_lines import syntax_place
+
+        _, line, column = syntax_place(str(error), text)
+        raise SettingError(f"{file}: not valid TOML: {error}", (), str(file), line, column) from error
     return _Source(str(file), file.resolve().parent, text, True), document
 
 
@@ -453,15 +564,21 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
     return _known_hints[kind]
 
 
-def _table(kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], source: _Source) -> dict[str, Any]:
-    """The values of one table as a dict of field values, sub-tables as dicts; each checked and converted."""
+def _table(
+    kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], source: _Source, wrong: list[SettingError]
+) -> dict[str, Any]:
+    """The values of one table as a dict of field values, sub-tables as dicts; each checked and converted. What is wrong
+    is left out and added to `wrong`."""
     hints = _hints(kind)
     values: dict[str, Any] = {}
     for key, value in table.items():
         here = (*path, key)
-        if key not in hints:
-            raise ConfigError(_unknown(here, source, list(hints)))
-        values[key] = _located(kind, key, _value(hints[key], value, here, source), source)
+        try:
+            if key not in hints:
+                raise _unknown(here, source, list(hints))
+            values[key] = _located(kind, key, _value(hints[key], value, here, source, wrong), source)
+        except SettingError as error:
+            wrong.append(error)
     return values
 
 
@@ -470,7 +587,7 @@ def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: 
     for name in path[:-1]:
         kind = _hints(kind)[name]
         values = values.setdefault(name, {})
-    found = _value(_hints(kind)[path[-1]], value, path, source)
+    found = _value(_hints(kind)[path[-1]], value, path, source, [])
     values[path[-1]] = _located(kind, path[-1], found, source)
 
 
@@ -494,17 +611,23 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
     return kind(**arguments)
 
 
-def _value(hint: Any, value: object, path: tuple[str, ...], source: _Source) -> Any:
-    """One value in the type of its field; raises ConfigError."""
+def _value(hint: Any, value: object, path: tuple[str, ...], source: _Source, wrong: list[SettingError]) -> Any:
+    """One value in the type of its field; raises SettingError. What is wrong within a table is added to `wrong`."""
     if is_dataclass(hint):
         if not isinstance(value, dict):
-            raise ConfigError(f"{_where(path, source)} must be a table, not {_kind(value)}")
-        return _table(typing.cast("type[Any]", hint), value, path, source)
+            raise _wrong(path, source, f"must be a table, not {_kind(value)}")
+        return _table(typing.cast("type[Any]", hint), value, path, source, wrong)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{_where(path, source)} must be a table of tables, not {_kind(value)}")
-        return {str(key): _value(arguments[1], table, (*path, str(key)), source) for key, table in value.items()}
+            raise _wrong(path, source, f"must be a table of tables, not {_kind(value)}")
+        found = {}
+        for key, table in value.items():
+            try:
+                found[str(key)] = _value(arguments[1], table, (*path, str(key)), source, wrong)
+            except SettingError as error:
+                wrong.append(error)
+        return found
     if origin in (types.UnionType, typing.Union):
         hint = next(argument for argument in arguments if argument is not type(None))
         if hint is Path and value == "":
@@ -512,7 +635,7 @@ def _value(hint: Any, value: object, path: tuple[str, ...], source: _Source) -> 
     try:
         return _scalar(hint, value, source)
     except (ValueError, TypeError):
-        raise ConfigError(f"{_where(path, source)} must be {_wanted(hint)}, not {_kind(value)}") from None
+        raise _wrong(path, source, f"must be {_wanted(hint)}, not {_kind(value)}") from None
 
 
 def _scalar(hint: Any, value: object, source: _Source) -> Any:
@@ -577,15 +700,16 @@ def _kind(value: object) -> str:
     return str(value)[:40]
 
 
-def _where(path: tuple[str, ...], source: _Source) -> str:
-    dotted = ".".join(path)
+def _wrong(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     if not source.is_file:
-        return f"{source.name}:"
+        return SettingError(f"{source.name}: {what}", path, source.name)
     line = _line_of(path, source.text)
-    return f"{source.name}{f', line {line}' if line else ''}: {dotted}"
+    return SettingError(
+        f"{source.name}{f', line {line}' if line else ''}: {'.'.join(path)} {what}", path, source.name, line
+    )
 
 
-def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> str:
+def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> SettingError:
     import difflib  # only for a mistyped name
 
     place = f"{source.name}"
@@ -595,24 +719,10 @@ def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> str:
     near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
     dotted = ".".join(path)
     hint = f"did you mean {'.'.join((*path[:-1], near[0]))!r}?" if near else f"known here: {', '.join(sorted(known))}"
-    return f"{place}: unknown setting {dotted!r}; {hint}"
+    return SettingError(f"{place}: unknown setting {dotted!r}; {hint}", path, source.name, line)
 
 
-def _line_of(path: tuple[str, ...], text: str) -> int | None:
-    """The line on which a TOML file sets `path`, or None where that takes more than a glance (inline tables)."""
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        header = _TABLE_LINE.fullmatch(line)
-        if header:
-            table = _parts(header[1])
-            if table == path:
-                return number
-            continue
-        key = _KEY_LINE.match(line)
-        if key and (*table, *_parts(key[1])) == path:
-            return number
-    return None
+def _line_of(path: tuple[str, ...], text: str) -> int:
+    from arcbridge.toml_lines import line_of  # only for a mistake
 
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip("\"'") for part in _PART.findall(dotted))
+    return line_of(path, text)

@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     LOGIN = 3
     UNREACHABLE = 4
+    NOT_FOUND = 127
+    """The command of `run` is not there, or cannot be run: as a shell says it."""
     INTERRUPTED = 130
 
 
@@ -26,17 +28,23 @@ class ArcbridgeError(Exception):
 
     `exit_code` is what the executable ends with when the error is not handled; `status_code` and `reason` are
     the HTTP code and the `metav1.Status` reason where the error is answered to a Kubernetes client.
-    `retry_after` is in seconds and is set only where the request surely never left this process.
+    `retry_after` is in seconds and is set only where the request surely never left this process. `session` is the id
+    of the session that was refused, ended or cut, as the logs of all roles have it; empty where there was none.
     """
 
     exit_code: ExitCode = ExitCode.FAILURE
     status_code: int = 500
     reason: str = "InternalError"
+    session: str = ""
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+
+    def told(self) -> str:
+        """The message, with the session's id behind it."""
+        return f"{self.message} (session {self.session})" if self.session else self.message
 
 
 class ConfigError(ArcbridgeError):
@@ -140,6 +148,10 @@ class Unreachable(ArcbridgeError):
     reason = "ServiceUnavailable"
 
 
+class UntrustedCertificate(Unreachable):
+    """A server answers, and its certificate is not of the CA that the settings name for it."""
+
+
 class JoinRefused(ArcbridgeError):
     """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
 
@@ -147,9 +159,11 @@ class JoinRefused(ArcbridgeError):
     status_code = 503
     reason = "ServiceUnavailable"
 
-    def __init__(self, code: int, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(self, code: int, message: str, *, retry_after: int | None = None, session: str = "") -> None:
         super().__init__(message, retry_after=retry_after)
         self.code = code
+        self.session = session
+        """The join's id, by which the relay's log has it; empty where the relay gave none."""
 
 
 class EnrolmentRefused(ArcbridgeError):
@@ -158,3 +172,9 @@ class EnrolmentRefused(ArcbridgeError):
     exit_code = ExitCode.LOGIN
     status_code = 403
     reason = "Forbidden"
+
+
+class CommandNotFound(ArcbridgeError):
+    """The program that `run` should start does not exist, or is no program."""
+
+    exit_code = ExitCode.NOT_FOUND

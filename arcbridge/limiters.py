@@ -115,6 +115,12 @@ class KeyedTokenBucket(Generic[Key]):
                 bucket = TokenBucket(self.burst, self.rate)
         return bucket.wait(now, count)
 
+    def change(self, now: float, burst: float, rate: float) -> None:
+        """Give every key `burst` tokens at most and `rate` per second from now on; what was spent stays spent."""
+        self.burst, self.rate = burst, rate
+        for bucket in [*self._buckets.values(), *([self._shared] if self._shared is not None else [])]:
+            bucket.change(now, burst, rate)
+
     def _charged(self, key: Key, now: float) -> TokenBucket:
         buckets = self._buckets
         bucket = buckets.get(key)

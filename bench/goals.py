@@ -283,9 +283,21 @@ def _p10(result: Result) -> list[Part]:
     ]
 
 
+def _commands(result: Result) -> list[Part]:
+    """The short commands of a client and the single file, as far as the result has them."""
+    goals = {"whoami_ms": 150, "status_ms": 150, "credential_ms": 40, "single_file_version_ms": 60}
+    values = result.get("studies", {}).get("start", {}).get("values", {})
+    return [
+        _study(result, "start", name.removesuffix("_ms").replace("_", " "), name, most=most)
+        for name, most in goals.items()
+        if name in values
+    ]
+
+
 def _p11(result: Result) -> list[Part]:
     return [
         _study(result, "start", "arcbridge --version", "version_ms", most=60),
+        *_commands(result),
         _study(result, "start", "client ready", "client_ready_ms", most=400),
         _study(result, "start", "session to first byte, loopback", "first_byte_ms", most=15),
         _study(

@@ -7,7 +7,6 @@ was measured so far is saved after each round and each study, and whatever fails
 from __future__ import annotations
 
 import importlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from bench.studies import Study
 from bench.tap import Readable
 from bench.usage import resident_bytes
 from tests.support.processes import ProcessFailed
+from tests.support.progress import StatusLine
 
 PATIENCE = 2
 """Failures of one system in one scenario after which it is not measured there any more: each may take a minute."""
@@ -326,7 +326,7 @@ class _Group:
             expectation = self._runner.expectation
             expectation.done(self._plan.scenario_s(scenario) / self._plan.rounds_of(scenario))
             if number == 0 or scenario is self._scenarios[-1]:
-                say(f"-- {self._where}, round {number + 1}, {scenario.name} done; {expectation.left()}")
+                _STATUS.show(f"-- {self._where}, round {number + 1}, {scenario.name} done; {expectation.left()}")
 
     def _measure(self, scenario: Scenario, peer: Peer, number: int) -> None:
         """Measure once, or record the failure."""
@@ -345,7 +345,8 @@ class _Group:
         took = runner.elapsed() - at
         runner.log.append(f"{at:.1f} s: round {number + 1}, {scenario.name}, {peer.name}, took {took:.1f} s")
         shown = "  ".join(f"{key} {metrics[key]:.6g}" for key in scenario.primary if key in metrics)
-        say(f"round {number + 1}/{rounds}  {scenario.name:<13} {peer.name:<28} {shown}")
+        left = runner.expectation.left()
+        _STATUS.show(f"round {number + 1} of {rounds}, {left}: {scenario.name}, {peer.name}  {shown}")
 
     # -- systems ----------------------------------------------------------------------------------------------------
 
@@ -411,6 +412,10 @@ def _resident(peer: Peer) -> dict[str, float]:
     return {role: round(resident_bytes(peer.pids(role)) / 1e6, 1) for role in ROLES if role in peer.roots()}
 
 
+_STATUS = StatusLine()
+"""Where a run is: the last line of a terminal. The figures themselves are in the result."""
+
+
 def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
+    """Write a line that stays to stderr."""
+    _STATUS.say(text)

@@ -22,7 +22,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"errors", "limiters", ""})  # "" is the package itself: __version__
+LEAVES = frozenset({"errors", "limiters", "problems", "single_file", "toml_lines", "user_directories", ""})
+# "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
@@ -37,12 +38,19 @@ ALLOWED: dict[str, frozenset[str]] = {
     "config": frozenset(),
     "errors": frozenset(),
     "limiters": frozenset(),
+    "problems": frozenset(),
+    "toml_lines": frozenset(),
     "socket_options": frozenset(),
+    "single_file": frozenset(),
+    "user_directories": frozenset(),
     "": frozenset(),
 }
 
 # Groups of modules that import each other, each with its reason. None of these imports runs when its module is loaded.
 MUTUAL: dict[frozenset[str], str] = {
+    frozenset({"arcbridge.agent.sessions", "arcbridge.agent.agent_session"}): (
+        "all sessions make each session, which calls them back; it imports their name for annotations alone"
+    ),
     frozenset({"arcbridge.mux.session", "arcbridge.mux.connection", "arcbridge.mux.stream"}): (
         "a session makes its connections and streams, which call it back; they import its name for annotations alone"
     ),
@@ -301,6 +309,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
         "arcbridge.net.dialer",  # HTTPS_PROXY and NO_PROXY
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
+        "arcbridge.single_file",  # what the loader of that file leaves in it
         "arcbridge.client.login",  # handed on to the user's own token command
     }
     wrong = []

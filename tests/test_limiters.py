@@ -178,3 +178,12 @@ def test_a_burst_is_told_of_once_and_counted() -> None:
     assert bursts.seen("b", 105.0) == 1
     assert bursts.seen("a", 110.0) == 10
     assert bursts.seen("a", 200.0) == 1
+
+
+def test_a_keyed_bucket_that_changes_forgets_no_debt() -> None:
+    buckets: KeyedTokenBucket[str] = KeyedTokenBucket(2, 1.0, size=4, shares=True)
+    assert buckets.take("a", 0.0, 2)
+    buckets.change(0.0, 4, 2.0)
+    assert buckets.wait("a", 0.0, 2) == 0.0, "two were spent, and four may be"
+    assert buckets.wait("a", 0.0, 3) == 0.5
+    assert buckets.wait("new", 0.0, 4) == 0.0

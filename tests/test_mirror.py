@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 # Modules without a test file of their own, each with its reason.
 WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
+    "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "errors": "declarations; each is tested where it is raised",
 }
 
@@ -34,10 +35,12 @@ OTHER_FOLDERS = {
     "fuzz": "every parser of outside input",
     "release": ".ci/release/",
     "helm": "the Go module of Helm",
+    "k9s": "the Go module of k9s",
     "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "keycloak": "real processes with a real identity provider",
     "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
+    "walkthrough": "real processes with the shapes of Entra ID",
 }
 
 

@@ -54,6 +54,16 @@ def test_nothing_heavy_is_imported(arguments: tuple[str, ...]) -> None:
         assert "argparse" not in loaded
 
 
+def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells ask it for their prompts: it reads files, and is to answer within 150 ms."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / "token"
+    token.write_text("a.b.c")
+    loaded = modules_after("whoami", "--access-token-file", str(token))
+    assert "arcbridge.client.who" in loaded
+    assert not loaded.intersection(HEAVY) - {"dataclasses", "inspect"}
+
+
 def test_version() -> None:
     for arguments in (("--version",), ("version",), ("-V",), ("--role", "agent", "version")):
         done = arc(*arguments)
@@ -72,7 +82,7 @@ def test_version_imports_nothing_at_all() -> None:
     assert {name for name in more if name.partition(".")[0] != "arcbridge"} <= {"__future__", "gc"}
 
 
-LIBRARIES = frozenset({"aiofastnet", "structlog", "uvloop", "yaml", "_yaml"})
+LIBRARIES = frozenset({"aiofastnet", "filelock", "structlog", "uvloop", "yaml", "_yaml"})
 """What a starting client may import besides the standard library: another one is paid for at every start."""
 LEFT_OUT = frozenset({"email", "html", "http", "multiprocessing", "sqlite3", "unittest", "webbrowser", "xml"})
 """Parts of the standard library that cost milliseconds and that only other commands need."""

@@ -22,7 +22,7 @@ def main() -> int:
     try:
         if arguments.command == "lock":
             lock.renew(upgrade=arguments.upgrade)
-            for file in (lock.RUNTIME, lock.BUILD):
+            for file in (lock.RUNTIME, lock.BUILD, lock.CLIENT):
                 lock.check_platforms(file)
                 print(f"{file.relative_to(lock.ROOT)}: Python {lock.IMAGE_PYTHON} on {', '.join(lock.PLATFORMS)}")
         elif arguments.command == "sbom":

@@ -1,4 +1,4 @@
-"""The artifacts of a release: wheel, source archive, bill of materials, checksums.
+"""The artifacts of a release: wheel, source archive, bill of materials, single-file client, checksums.
 
 Two builds of one commit give the same bytes: what is built is the commit and not the working tree, every tool is locked
 by hash, and every time is the commit's. This module signs nothing.
@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Final
 
-from release import sbom
+from release import sbom, single_file
 from release.lock import FROM_SOURCE, ROOT
 
 SUMS: Final = "SHA256SUMS"
@@ -33,7 +33,7 @@ def build(out: Path, *, commit: str = "HEAD") -> list[Path]:
     with tempfile.TemporaryDirectory(prefix="arcbridge-release-") as work:
         tools = Tools(commit, Path(work))
         made = tools.packages()
-        made = sorted([*made, tools.bill_of_materials()])
+        made = sorted([*made, tools.bill_of_materials(), tools.client()])
         out.mkdir(parents=True, exist_ok=True)
         placed = [Path(shutil.copy(path, out)) for path in made]
     (out / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in placed))
@@ -56,6 +56,8 @@ class Tools:
         self._work = work
         self._source = work / "source"
         self._python = work / "tools" / "bin" / "python"
+        self._product = work / "product"
+        """The environment that the bill of materials describes."""
         self._made = work / "made"
         self._epoch = _check_out(commit, self._source)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", work / "tools"], check=True)
@@ -72,7 +74,7 @@ class Tools:
     def bill_of_materials(self) -> Path:
         """Install the wheel and its locked dependencies, and describe what is installed then."""
         wheel = next(self._made.glob("*.whl"))
-        downloads, wheels, product = self._work / "downloads", self._work / "wheels", self._work / "product"
+        downloads, wheels, product = self._work / "downloads", self._work / "wheels", self._product
         from_source = [word for name in FROM_SOURCE for word in ("--no-binary", name)]
         self._pip(
             *(
@@ -101,6 +103,18 @@ class Tools:
         bill = self._made / f"{'-'.join(wheel.name.split('-')[:2])}-linux-{platform.machine()}.cdx.json"
         bill.write_text(sbom.describe(product, self._source / "pyproject.toml", artifacts, epoch=self._epoch))
         return bill
+
+    def client(self) -> Path:
+        """Build the single-file client from the environment of the bill of materials, to which the builder is added."""
+        self._pip(
+            *("install", "--no-compile", "--require-hashes", "--only-binary", ":all:"),
+            *("--requirement", str(self._source / "config" / "locks" / "client.txt")),
+            python=self._product / "bin" / "python",
+        )
+        version = next(self._made.glob("*.whl")).name.split("-")[1]
+        work = self._work / "client"
+        work.mkdir()
+        return single_file.build(self._source, self._product / "bin" / "python", work, version, epoch=self._epoch)
 
     def _extras(self) -> list[str]:
         with (self._source / "pyproject.toml").open("rb") as file:

@@ -19,6 +19,9 @@ RUNTIME: Final = ROOT / "config" / "locks" / "runtime.txt"
 BUILD: Final = ROOT / "config" / "locks" / "build.txt"
 """What builds wheels from source."""
 BUILD_SOURCE: Final = ROOT / "config" / "locks" / "build.in"
+CLIENT: Final = ROOT / "config" / "locks" / "client.txt"
+"""What puts the client into one file; what goes into it is in RUNTIME."""
+CLIENT_SOURCE: Final = ROOT / "config" / "locks" / "client.in"
 
 FROM_SOURCE: Final = ("nkeys",)
 """Dependencies that are published as source alone; everything else is taken as a wheel and runs no code when it is
@@ -28,10 +31,11 @@ PLATFORMS: Final = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
 
 
 def renew(*, upgrade: bool) -> None:
-    """Write both lock files anew. `upgrade`: to the newest versions, else only what pyproject.toml asks for changes."""
+    """Write the lock files anew. `upgrade`: to the newest versions, else only what pyproject.toml asks for changes."""
     options = ["--upgrade"] if upgrade else []
     _compile([str(ROOT / "pyproject.toml"), "--all-extras"], RUNTIME, options)
     _compile([str(BUILD_SOURCE)], BUILD, options)
+    _compile([str(CLIENT_SOURCE)], CLIENT, options)
 
 
 def check_platforms(lock: Path, *, python: str = IMAGE_PYTHON) -> None:

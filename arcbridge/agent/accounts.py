@@ -225,11 +225,13 @@ class Account:
         if self.members and not identity.supersedes(self.identity):
             return
         self.identity = identity
-        limits = limits_of(self._accounts.config, identity)
-        if limits == self.limits:
-            return
-        self.limits = limits
-        self._apply(limits)
+        self.change_limits(limits_of(self._accounts.config, identity))
+
+    def change_limits(self, limits: UserLimits) -> None:
+        """Count by these limits from now on; what was taken stays taken."""
+        if limits != self.limits:
+            self.limits = limits
+            self._apply(limits)
 
     def abandons(self, now: float) -> bool:
         """Whether the user has abandoned more than ABANDONED requests beyond what the allowance has refilled."""
@@ -461,6 +463,12 @@ class Accounts:
         account.adopt(identity)
         account.members.add(member)
         return account
+
+    def change(self, config: AgentLimitsConfig) -> None:
+        """Count by these limits from now on; what was taken stays taken."""
+        self.config = config
+        for account in (*self._present.values(), *self._retired.values()):
+            account.change_limits(limits_of(config, account.identity))
 
     def retire(self, account: Account) -> None:
         """Keep an account whose last session has ended (called by `Account.leave`)."""

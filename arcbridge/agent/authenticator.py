@@ -72,7 +72,8 @@ class Authenticator:
     ) -> None:
         self._api = api
         self._verifier = verifier
-        self._token_mode = token_mode
+        self.token_mode = token_mode
+        """Whether sessions may carry the caller's own ServiceAccount token."""
         self.proofs = proofs or ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
         self._clock = clock
 
@@ -87,7 +88,7 @@ class Authenticator:
                 raise PermissionRefused("this cluster takes service-account tokens only: use --token")
             identity, digest = await self._verifier.verify(auth.token), b""
         elif auth.kind == "bearer":
-            if not self._token_mode:
+            if not self.token_mode:
                 raise PermissionRefused("this cluster takes no service-account tokens: log in instead of using --token")
             identity, digest = await self._review(auth.token), token_digest(auth.token.encode())
         else:

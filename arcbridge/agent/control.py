@@ -32,6 +32,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.observe.foreign_text import clean
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
@@ -57,6 +58,8 @@ REPLACEMENT_WAIT = 5.0
 other connections have to do."""
 DEPARTURE_MEMORY = 60.0
 """Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
+FAILURE_LIMIT = 200
+"""Bytes of a failure's reason that are kept: a relay may have written it."""
 SLOW = 30
 """Seconds to wait at least after REVOKED and REPLACED: trying more often cannot help."""
 
@@ -116,6 +119,8 @@ class ControlConnections:
         """Set while at least one control connection is up, to a relay that does not drain."""
         self.draining = False
         self.connects_failed = 0
+        self.last_failure = ""
+        """Why a control connection could not be made, or ended, the last time; empty while none has."""
 
     @property
     def wanted(self) -> int:
@@ -376,6 +381,7 @@ class ControlConnections:
             log.info("control connection left", reason=error.message)
             return
         hint = link.retry_after or error.retry_after
+        self.last_failure = f"{link.relay}: {clean(error.message, FAILURE_LIMIT)}"
         if not link.up:
             self.connects_failed += 1
         if code == GoawayCode.REVOKED:
@@ -398,7 +404,11 @@ class ControlConnections:
             log.warning("control connection lost", reason=error.message, retry_in=round(delay, 1), up=self.up)
 
     def revoked(self, link: ControlLink, revoke: Revoke) -> None:
-        """The relay has revoked a user, or taken a revocation back. Its list outlives the connection."""
+        """The relay has revoked a user, or taken a revocation back; or it ends one session. Its list outlives the
+        connection."""
+        if revoke.session:
+            self._sessions.end_one(revoke.session, revoke.reason)
+            return
         _log.debug("revocation", connection=str(link.relay), user=revoke.user, before=revoke.before, first=revoke.first)
         if not self._sessions.revocations.hear(str(link.relay), revoke):
             _log.error(

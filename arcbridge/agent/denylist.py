@@ -84,6 +84,12 @@ class Denylist:
         self.users = len(listed)
         take(listed)
 
+    def take(self, path: Path, listed: Mapping[str, Revocation]) -> None:
+        """Put a list in force that was just read from `path`; from now on that file is read."""
+        # It is read once more: it may have changed since.
+        self._path, self._data, self.error, self.users = path, b"", "", len(listed)
+        self._take(listed)
+
     async def run(self) -> None:
         """Read the file again and again until cancelled."""
         while True:

@@ -26,6 +26,7 @@ from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
+from arcbridge.observe.foreign_text import clean
 from arcbridge.wire.records import Dial, JoinRequest
 
 MAX_DIALS = 64
@@ -33,6 +34,8 @@ MAX_DIALS = 64
 CONNECT_DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 5.0
 MAX_DIAL_DEADLINE = 30.0
+WRONG_ADDRESS_MEMORY = 600.0
+"""Seconds for which the self-checks tell of a DIAL to an address that is none of the agent's relays."""
 JOIN_MEMORY = 60.0
 """Seconds for which a failed join makes the agent unready, unless another works before."""
 
@@ -78,6 +81,8 @@ class Dials:
         """Those of them that the relay has not joined yet. The others wait for a client: they count among the sessions'
         unauthenticated connections, or clients that never speak would keep all dials busy (docs/threats.md#L4)."""
         self._join_failed_at: float | None = None
+        self._wrong_address: tuple[str, float] | None = None
+        """An address that is none of the agent's relays, to which one of them asked it to come, and when."""
         self.joins = 0
         self.join_failures = 0
         self.refused = 0
@@ -91,6 +96,13 @@ class Dials:
         if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
             return "the last join that a relay asked for failed"
         return None
+
+    @property
+    def wrong_address(self) -> str:
+        """The address of `relays` that is missing there, as a relay has said it lately; empty where none has."""
+        if self._wrong_address is None or self._clock() - self._wrong_address[1] >= WRONG_ADDRESS_MEMORY:
+            return ""
+        return self._wrong_address[0]
 
     def decide(self, dial: Dial, *, draining: bool) -> tuple[DialStatus, str]:
         """Decide about a DIAL; the text says why it is refused."""
@@ -106,6 +118,7 @@ class Dials:
         if dial.instance and not may_come_back:
             return DialStatus.INSTANCE, "this is another instance of the agent"
         if self._address(dial) is None:
+            self._wrong_address = clean(dial.address, 100), self._clock()
             return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
         return DialStatus.WILL_JOIN, ""
 

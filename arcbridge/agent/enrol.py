@@ -79,6 +79,8 @@ class CredentialKeeper:
         self._credential: AgentCredential | None = None
         self.renewals = 0
         self.failures = 0
+        self.last_failure = ""
+        """Why the agent could not enrol the last time; empty once it has, and before it has tried."""
 
     @property
     def current(self) -> AgentCredential:
@@ -86,6 +88,16 @@ class CredentialKeeper:
         if self._credential is None:
             raise StateError("the agent has not enrolled yet")
         return self._credential
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether there is a credential."""
+        return self._credential is not None
+
+    @property
+    def now(self) -> float:
+        """Unix seconds, by the clock that judges the certificate."""
+        return self._clock()
 
     @property
     def trust(self) -> RelayTrust:
@@ -110,9 +122,11 @@ class CredentialKeeper:
                 if found is None:
                     found = await self._enrol(snapshot)
                 self._credential = await self._with_relay_ca(found)
+                self.last_failure = ""
                 return self._credential
             except Unreachable as error:
                 self.failures += 1
+                self.last_failure = error.message
                 delay = backoff.next_delay(hint=error.retry_after)
                 _log.warning("enrolment waits", reason=error.message, retry_in=round(delay, 1))
                 await asyncio.sleep(delay)

@@ -10,12 +10,14 @@ from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.kube.own_refusal import KINDS
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
 from arcbridge.identity.proof import BindingKind, ProofChecker
+from arcbridge.identity.refusal import RULES
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
@@ -159,6 +161,13 @@ def register(
         lambda: upstream.unreachable,
     )
 
+    metrics.counter(
+        "apiserver_refused_agent_total",
+        "Requests of users that the API server refused because of the agent itself, by what it refused.",
+        {"what": KINDS},
+        lambda: upstream.own_refusals.counts,
+    )
+
     metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)
     metrics.gauge("targets_open", "Connections to TCP targets that are open.", None, lambda: targets.open)
     metrics.counter("targets_refused_total", "TCP targets refused to a caller.", None, lambda: targets.refused)
@@ -195,6 +204,16 @@ def register(
         found = verifier
         metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)
         metrics.counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: found.refused)
+        metrics.counter(
+            "token_refusals_total",
+            "OIDC tokens refused, by rule; the log line has what it was about.",
+            {"rule": RULES},
+            lambda: found.refusals,
+        )
+        metrics.counter(
+            "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
+            found.group_lookups,
+        )  # fmt: skip
         metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(found))
 
 

@@ -1,7 +1,7 @@
 """Runs the agent as a process: makes all parts in order, and ends them in the opposite order.
 
 The end is a drain in named steps: *leaving* (GOAWAY to relays and clients: no more dials, no more streams), *waiting*
-(open streams have 30 s), *gone*. A second signal leaves one second. It does nothing of what the parts do.
+(open streams have `session.drain`), *gone*. A second signal leaves one second. It does nothing of what the parts do.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from arcbridge import __version__
-from arcbridge.agent.accounts import Accounts, check_limits
+from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog
-from arcbridge.agent.audit.log import check_policy
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
@@ -27,42 +27,54 @@ from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
+from arcbridge.agent.reload import Reload
 from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
+from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
-from arcbridge.agent.targets import TcpTargets, read_targets
+from arcbridge.agent.settings import required
+from arcbridge.agent.targets import TcpTargets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
-from arcbridge.identity import authentication
-from arcbridge.identity.proof import ProofChecker, policy_of
-from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.proof import ProofChecker
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
-from arcbridge.net.address import Address, parse_address
+from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.reloads import Reloads
+from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
 from arcbridge.wire.limits import Limits
 
-DRAIN = 30.0
-"""Seconds that open streams may take after the first signal."""
-MIN_AGE = 10.0
-"""Seconds: the shortest `session.max_age`."""
 HURRY = 0.5
 """Seconds for the last bytes after the second signal, or after the drain."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
 
-async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+async def serve(
+    config: AgentConfig,
+    ready: Callable[[], None],
+    stopping: asyncio.Event,
+    hurry: asyncio.Event,
+    *,
+    reread: Callable[[], AgentConfig] | None = None,
+) -> None:
     """Serve until `stopping` is set, then drain; end within a second once `hurry` is set, too.
 
-    `ready` is called once, when the first control connection is up. Raises ConfigError, StateError, EnrolmentRefused or
+    `ready` is called once, when the first control connection is up. `reread`: reads the settings again, for a reload at
+    SIGHUP; raises ConfigError. Raises ConfigError, StateError, EnrolmentRefused or
     PinMismatch when it cannot start.
     """
-    relays = check(config)
+    checked = required(config)
+    for problem in checked.problems.warnings:
+        _log.warning("settings", setting=problem.setting, reason=str(problem))
+    relays = list(checked.relays)
     instance = f"agent-{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:
         audit = open_audit(config, instance)
@@ -73,16 +85,18 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         fetcher = HttpFetcher()
         stack.push_async_callback(fetcher.close)
         verifier = None
-        if config.authentication is not None:
-            accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
-            verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
+        if checked.issuers is not None:
+            groups = GroupSources(
+                checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources
+            )
+            verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
             stack.push_async_callback(verifier.close)
-        targets = TcpTargets(read_targets(config.targets), audit)
+        targets = TcpTargets(checked.targets, audit)
         stack.push_async_callback(targets.close)
         proxy = KubeProxy(api, audit)
         stack.push_async_callback(proxy.close, HURRY)
         keeper = _keeper(config, api, relays)
-        proofs = ProofChecker(policy_of(config.proof), "the agent")
+        proofs = ProofChecker(checked.proof, "the agent")
         authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
         revocations = Revocations()
         memory.backlog.most = config.limits.agent_waiting_bytes
@@ -92,7 +106,7 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
             targets,
             instance=instance,
             software=__version__,
-            limits=Limits() if config.resumption else Limits(replay=0),
+            limits=session_limits(config),
             audit=audit,
             accounts=Accounts(config.limits),
             revocations=revocations,
@@ -124,10 +138,31 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         )
         checks.add("control", control.unready)
         checks.add("audit", audit.unready)
+        reload = Reload(
+            config,
+            api=api,
+            verifier=verifier,
+            authenticator=authenticator,
+            sessions=sessions,
+            targets=targets,
+            denylist=denylist,
+            audit=audit,
+        )
+        if reread is not None:
+            reloads = Reloads("agent", lambda: reload.run(reread))
+            reloads.register(metrics)
+            reloads.start()
+            stack.push_async_callback(reloads.stop)
+        found = checks_of(api, verifier, token_mode=config.token_mode, audit=audit, control=control, keeper=keeper)
+        looks = SelfChecks(found, _log)
+        looks.register(metrics, checks)
+        _watch_requests(api, looks)
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()
         stack.push_async_callback(observe.stop)
 
+        looking = asyncio.get_running_loop().create_task(looks.run(), name="self-checks")
+        stack.push_async_callback(_cancel, looking)
         if not await _run_unless(stopping, keeper.start()):
             return
         _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
@@ -137,13 +172,13 @@ async def serve(config: AgentConfig, ready: Callable[[], None], stopping: asynci
         if await _run_unless(stopping, control.connected.wait()):
             ready()
         await stopping.wait()
-        await _drain(control, sessions, hurry)
+        await _drain(control, sessions, hurry, reload.config.session.drain)
     _log.info("agent stopped", step="gone")
 
 
 async def enroll(config: AgentConfig) -> None:
     """Enrol unless the agent has enrolled before, and end. Raises as `serve` does."""
-    relays = check(config)
+    relays = list(required(config, serves=False).relays)
     api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
     try:
         await _keeper(config, api, relays).start()
@@ -174,37 +209,10 @@ def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -
     )
 
 
-def check(config: AgentConfig) -> list[Address]:
-    """Check the settings that need no file and no network; answer the relays. Raises ConfigError that names the key."""
-    if not config.relays:
-        raise ConfigError("relays: at least one is needed, as https://host:port")
-    relays: list[Address] = []
-    for n, text in enumerate(config.relays):
-        try:
-            address = parse_address(text)
-        except ConfigError as error:
-            raise ConfigError(f"relays[{n}]: {error.message}") from error
-        if address in relays:
-            raise ConfigError(f"relays[{n}]: {address} is given twice")
-        relays.append(address)
-    if config.control_connections < 1:
-        raise ConfigError("control_connections: must be at least 1; 2 keeps the cluster within reach when a relay dies")
-    if config.relay_ca_pin:
-        try:
-            check_pin(config.relay_ca_pin)
-        except ConfigError as error:
-            raise ConfigError(f"relay_ca_pin: {error.message}") from error
-    if bool(config.state.secret) == (config.state.directory is not None):
-        raise ConfigError("state: exactly one of state.directory and state.secret is needed")
-    if config.session.max_age < MIN_AGE:
-        raise ConfigError(f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back")
-    if config.authentication is None and not config.token_mode:
-        raise ConfigError("authentication: missing, and token_mode is off: no caller could log in")
-    policy_of(config.proof)
-    check_policy(config.audit.on_failure)
-    read_targets(config.targets)
-    check_limits(config.limits)
-    return relays
+def session_limits(config: AgentConfig) -> Limits:
+    """The limits of users' sessions: whether they outlive their connections, and how long a drain gives them."""
+    limits = Limits(drain_timeout=config.session.drain)
+    return limits if config.resumption else replace(limits, replay=0)
 
 
 def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialStore:
@@ -245,17 +253,29 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
         await asyncio.gather(task, stop, return_exceptions=True)
 
 
-async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event) -> None:
-    _log.info("agent stops", step="leaving", sessions=len(sessions), detached=sessions.detached)
+async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float) -> None:
+    _log.info("agent stops", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
     control.drain()
     sessions.drain()
     if len(sessions):
         _log.info("agent stops", step="waiting", sessions=len(sessions))
         try:
-            async with asyncio.timeout(DRAIN):
+            async with asyncio.timeout(seconds):
                 await _run_unless(hurry, sessions.wait_empty())
         except TimeoutError:
             _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+
+
+def _watch_requests(api: ApiServer, looks: SelfChecks) -> None:
+    """Have the self-checks look at once where a user's request has just met what they look for."""
+
+    def refused(kind: str) -> None:
+        if kind == "credential":
+            api.look_again()
+        looks.look_soon(kind)
+
+    api.upstream.own_refusals.noticed = refused
+    api.upstream.on_unreachable = lambda: looks.look_soon("api_server", "credential")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -85,6 +85,10 @@ class TcpTargets:
         self.refused = 0
         self.failed = 0
 
+    def replace(self, targets: Mapping[str, Target]) -> None:
+        """Connect to these targets from now on; connections that stand go on."""
+        self._targets = dict(targets)
+
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         identity = caller.identity

@@ -1,13 +1,12 @@
-"""The agent's sub-commands: `run`, `enroll` and `audit verify`."""
+"""The agent's sub-commands: `run`, `enroll`, `doctor` and `audit verify`."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-from arcbridge.cli.configuration import require
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ExitCode
 
@@ -21,18 +20,20 @@ def run_agent(invocation: Invocation) -> int:
     return _COMMANDS[invocation.command[0]](invocation)
 
 
-def _with_settings(work: Callable[[AgentConfig], None]) -> Callable[[Invocation], int]:
+def _with_settings(work: Callable[[AgentConfig, Callable[[], AgentConfig]], None]) -> Callable[[Invocation], int]:
     """A command that needs the agent's settings and its log."""
 
     def command(invocation: Invocation) -> int:
         config: AgentConfig = load_settings(invocation, os.environ)
-        require(config)
         from arcbridge.cli.loop import Interrupted
         from arcbridge.observe import logging
+        from arcbridge.problems import SettingsRefused, located
 
         logging.configure("agent", config.observe.log_level, config.observe.log_format)
         try:
-            work(config)
+            work(config, lambda: load_settings(invocation, os.environ))
+        except SettingsRefused as error:
+            raise SettingsRefused(located(error.problems, place_of(invocation, os.environ))) from error
         except Interrupted as error:
             return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
         return ExitCode.DONE
@@ -40,14 +41,14 @@ def _with_settings(work: Callable[[AgentConfig], None]) -> Callable[[Invocation]
     return command
 
 
-def _serve(config: AgentConfig) -> None:
+def _serve(config: AgentConfig, reread: Callable[[], AgentConfig]) -> None:
     from arcbridge.agent.service import serve
     from arcbridge.cli.loop import notify, run_until_drained
 
-    run_until_drained(lambda stopping, hurry: serve(config, lambda: notify("READY=1"), stopping, hurry))
+    run_until_drained(lambda stopping, hurry: serve(config, lambda: notify("READY=1"), stopping, hurry, reread=reread))
 
 
-def _enroll(config: AgentConfig) -> None:
+def _enroll(config: AgentConfig, reread: Callable[[], AgentConfig]) -> None:
     from arcbridge.agent.service import enroll
     from arcbridge.cli.loop import run_until_signal
 
@@ -61,4 +62,17 @@ def _audit(invocation: Invocation) -> int:
     return run_audit(invocation)  # of files, wherever they are: it needs no agent's settings
 
 
-_COMMANDS = {"run": _with_settings(_serve), "enroll": _with_settings(_enroll), "audit": _audit}
+def _doctor(invocation: Invocation) -> int:
+    import asyncio
+
+    from arcbridge.agent.doctor import diagnose
+    from arcbridge.cli.diagnosis import print_findings
+    from arcbridge.observe import logging
+
+    config: AgentConfig = load_settings(invocation, os.environ)
+    logging.configure("agent", "critical", config.observe.log_format)
+    well = print_findings(asyncio.run(diagnose(config)), invocation.text("output", "table"))
+    return ExitCode.DONE if well else ExitCode.FAILURE
+
+
+_COMMANDS = {"doctor": _doctor, "run": _with_settings(_serve), "enroll": _with_settings(_enroll), "audit": _audit}

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+import threading
+from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.output import plain, print_document, print_rows, print_warning
+from arcbridge.cli.output import print_document, print_error, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
+from arcbridge.cli.terminal import configure_logging
+from arcbridge.cli.terminal import terminal as _terminal
 from arcbridge.config import ClientConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.single_file import executable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.client.service import ClientContext
     from arcbridge.client.tokens import Tokens
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
+_writing = threading.Lock()
+"""Held while output of commands is written, so that lines of two clusters do not mix."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
+_WIDE = (
+    ("version", "VERSION"),
+    ("certificate_expires", "CERTIFICATE UNTIL"),
+    ("labels", "LABELS"),
+    ("ca_pin", "CA PIN"),
+)
 
 
 def run_client(invocation: Invocation) -> int:
     """Run a client command; returns the exit code."""
+    name = invocation.command[0]
+    if name in _OF_THE_BACKGROUND or (name == "status" and "role" not in invocation.given):
+        return _background(invocation)
     config: ClientConfig = load_settings(invocation, os.environ)
     return _COMMANDS[invocation.command[0]](invocation, config, _token(invocation))
 
@@ -35,7 +50,7 @@ def run_client(invocation: Invocation) -> int:
 def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
     # `--file -`: stdout is the kubeconfig alone.
     lines = sys.stderr if config.file == "-" else sys.stdout
-    _configure_logging(config)
+    configure_logging(config)
     from arcbridge.client.service import run_proxy
 
     return _serve(lambda ready: run_proxy(config, _terminal(lines), token=token, ready=ready))
@@ -44,7 +59,7 @@ def _proxy(invocation: Invocation, config: ClientConfig, token: str) -> int:
 def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
     target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
     any_user = invocation.switch("any_user")
-    _configure_logging(config)
+    configure_logging(config)
     from arcbridge.client.service import run_forward
 
     return _serve(
@@ -57,66 +72,19 @@ def _forward(invocation: Invocation, config: ClientConfig, token: str) -> int:
 def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> int:
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
 
+    serving = False
+
+    def ready() -> None:
+        nonlocal serving
+        serving = True
+        notify("READY=1")
+
     try:
-        run_until_signal(begin(lambda: notify("READY=1")))
+        run_until_signal(begin(ready))
     except Interrupted:
-        pass  # Ctrl-C is how these end
+        # Ctrl-C is how these end; before they serve, during a login say, it breaks them off.
+        return ExitCode.DONE if serving else ExitCode.INTERRUPTED
     return ExitCode.DONE
-
-
-def _configure_logging(config: ClientConfig, default_level: str = "") -> None:
-    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default."""
-    from arcbridge.observe import logging
-
-    level = config.observe.log_level
-    logging.configure(
-        "client", default_level if default_level and level == "info" else level, config.observe.log_format
-    )
-
-
-def _terminal(lines: TextIO) -> Terminal:
-    from arcbridge.client.service import Terminal
-
-    def tell(line: str) -> None:
-        lines.write(f"{line}\n")
-        # Tools wait for these lines on a pipe.
-        lines.flush()
-
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    return Terminal(
-        tell=tell,
-        write_data=_write_data,
-        ask_trust=_ask_trust if interactive else None,
-        may_log_in=sys.stderr.isatty(),
-    )
-
-
-def _write_data(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-async def _ask_trust(cluster: str, pin: str) -> bool:
-    """Ask at the terminal; the loop goes on meanwhile, and Ctrl-C works."""
-    import asyncio
-
-    sys.stderr.write(
-        f"Cluster {plain(cluster)!r} is not known here. The pin of its CA is\n  {pin}\n"
-        "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
-    )
-    sys.stderr.flush()
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
-
-    def readable() -> None:
-        if not answer.done():
-            answer.set_result(sys.stdin.readline())
-
-    loop.add_reader(sys.stdin, readable)
-    try:
-        return (await answer).strip().lower() in ("y", "yes")
-    finally:
-        loop.remove_reader(sys.stdin)
 
 
 def _token(invocation: Invocation) -> str:
@@ -136,7 +104,7 @@ def _token(invocation: Invocation) -> str:
         # A command line is open to every user of the machine for as long as the process lives, an environment to this
         # one alone: the same program begins once more without it (docs/threats.md#W4).
         sys.stdout.flush()
-        os.execve(sys.executable, command, {**os.environ, "ARCBRIDGE_TOKEN": literal, _TOKEN_WAS_SHOWN: "1"})
+        os.execve(executable(), command, {**os.environ, "ARCBRIDGE_TOKEN": literal, _TOKEN_WAS_SHOWN: "1"})
     _warn_of_literal()
     return literal
 
@@ -154,13 +122,65 @@ def without_token(command: Sequence[str], literal: str) -> list[str] | None:
     values: list[str] = []
     words = iter(command)
     for word in words:
-        if word == "--token":
+        if word == "--":
+            kept += [word, *words]  # another program's command line
+        elif word == "--token":
             values.append(next(words, ""))
         elif word.startswith("--token="):
             values.append(word.removeprefix("--token="))
         else:
             kept.append(word)
     return kept if literal in values else None
+
+
+# --- a command against clusters ---------------------------------------------------------------------------------------
+
+
+def _run(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Run the command behind `--`; the exit code is its own, or the worst of several."""
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+
+    parallel = _parallel(invocation.text("parallel"))
+    # What the command writes is all that is written, unless something is wrong.
+    configure_logging(config, default_level="warning")
+    from arcbridge.client.run import PARALLEL, run_command
+
+    def report(cluster: str, message: str) -> None:
+        print_error(f"{cluster}: {message}")
+        sys.stderr.flush()
+
+    try:
+        return run_until_signal(
+            run_command(
+                config,
+                _terminal(sys.stderr),
+                invocation.texts("command_line"),
+                report=report,
+                write=_write_all,
+                parallel=parallel or PARALLEL,
+                token=token,
+                environment=dict(os.environ),
+            )
+        )
+    except Interrupted as ended:
+        return 128 + ended.signal
+
+
+def _parallel(text: str) -> int:
+    """Clusters at a time; 0: as many as is usual. Raises ConfigError."""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ConfigError(f"flag --parallel: {text[:20]!r} is not a number of clusters; give 1 to 1000")
+    return int(text)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` in one piece, as far as the kernel takes it so; several threads write to one descriptor."""
+    with _writing:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
 
 # --- commands that answer and end -----------------------------------------------------------------------------------
@@ -175,14 +195,28 @@ def _answer(
         from arcbridge.cli.loop import Interrupted, run_until_signal
         from arcbridge.client.service import ClientContext
 
-        _configure_logging(config, default_level="warning")
+        configure_logging(config, default_level="warning")
         context = ClientContext(config, _terminal(sys.stderr), token=token)
         try:
-            return run_until_signal(answer(invocation, context))
+            code = run_until_signal(answer(invocation, context))
         except Interrupted:
             return ExitCode.INTERRUPTED
+        _tell_of_update(context)
+        return code
 
     return run
+
+
+def _tell_of_update(context: ClientContext) -> None:
+    """Say that the relay has a newer client, where an answer of it told so."""
+    try:
+        relay = context.relays.in_use
+    except ArcbridgeError:
+        return  # no relay is set
+    if relay is not None and relay.offered_client:
+        from arcbridge.client.update_notice import tell
+
+        tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 
 
 async def _clusters(invocation: Invocation, context: ClientContext) -> int:
@@ -196,30 +230,42 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
         # Scripts read the pins from here, and would trust what the relay says.
         if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
             print_warning(wrong)
-    if output in ("", "table"):
-        found = [{**one, "last_seen": _ago(one.get("last_seen"))} for one in found]
+    if output in ("", "table", "wide"):
+        found = [_as_row(one) for one in found]
         if not found:
             sys.stderr.write("no clusters: none is enrolled, or you may reach none\n")
             return ExitCode.DONE
-    print_rows(found, _COLUMNS, output)
+    else:
+        found = [_as_document(one) for one in found]
+    wide = output == "wide"
+    print_rows(found, (*_COLUMNS, *_WIDE) if wide else _COLUMNS, "table" if wide else output)
     return ExitCode.DONE
 
 
-async def _login(invocation: Invocation, context: ClientContext) -> int:
-    login = context.login()
-    tokens = await login.log_in()
-    from arcbridge.client.jwt_unverified import read_unverified
+def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
+    """A cluster of the relay's list for people: ages, and `key=value` for labels."""
+    labels = cluster.get("labels")
+    shown = [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, dict) else []
+    until = _seconds(cluster.get("certificate_expires"))
+    return {
+        **cluster,
+        "last_seen": _ago(cluster.get("last_seen")),
+        "certificate_expires": (rfc3339(until) or "")[:10],
+        "labels": sorted(shown),
+    }
 
-    who = read_unverified(tokens.id_token or tokens.access_token).subject
-    until = _until(tokens.expires_at)
-    print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
-    return ExitCode.DONE
+
+def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The same for programs: times of RFC 3339, null for never; labels only where there are any."""
+    times = {key: rfc3339(_seconds(cluster.get(key))) for key in ("last_seen", "certificate_expires")}
+    found = {**cluster, **times}
+    if not found.get("labels"):
+        found.pop("labels", None)
+    return found
 
 
-async def _logout(invocation: Invocation, context: ClientContext) -> int:
-    context.login()  # says what is missing when no login is configured
-    print("Logged out." if context.token_cache().clear() else "There was no login to forget.")
-    return ExitCode.DONE
+def _seconds(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 async def _status(invocation: Invocation, context: ClientContext) -> int:
@@ -314,6 +360,71 @@ def _bound(token: str) -> str:
     return f", bound to a key ({kind})" if kind is not BindingKind.NONE else ""
 
 
+def _doctor(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """Print what each hop is like; the exit code is that of the first that failed."""
+    from arcbridge.cli.diagnosis import print_findings
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+
+    output = invocation.text("output", "table")
+    # What it finds is on stdout; the log would tell it twice.
+    configure_logging(config, default_level="error")
+    from arcbridge.client.doctor.codes import exit_code
+    from arcbridge.client.doctor.examination import examine
+    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.observe.diagnosis import failed
+
+    try:
+        cluster = _one_cluster(invocation, config)
+        context = ClientContext(config, Terminal(), token=token)  # it asks nothing
+        findings = run_until_signal(examine(context, cluster))
+    except Interrupted:
+        return ExitCode.INTERRUPTED
+    except (ConfigError, StateError) as error:
+        findings = [failed("settings", error.message, "correct the setting", "settings")]
+    print_findings(findings, output)
+    return exit_code(findings)
+
+
+async def _speedtest(invocation: Invocation, context: ClientContext) -> int:
+    """Print what was measured, hop by hop, and how."""
+    output, cluster = invocation.text("output", "table"), _one_cluster(invocation, context.config)
+    if not cluster:
+        raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
+    seconds = _reading_time(invocation.text("seconds"))
+    from arcbridge.client.speedtest import DURATION, measure
+
+    found = await measure(context, cluster, seconds or DURATION)
+    if output in ("json", "yaml"):
+        print_document(found.document(), output)
+    else:
+        print_rows(
+            found.rows(), (("hop", "HOP"), ("round_trip", "ROUND TRIP"), ("rate", "RATE"), ("how", "HOW")), output
+        )
+    return ExitCode.DONE
+
+
+def _reading_time(text: str) -> float:
+    """A length of time in seconds; 0: as long as is usual. Raises ConfigError."""
+    if not text:
+        return 0.0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 60:
+        raise ConfigError(f"flag --seconds: {text[:20]!r} is not a time to read; give 1 to 60")
+    return float(text)
+
+
+def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
+    """The cluster that a command is about: its argument, else the first of the settings; empty: none."""
+    name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
+    if name:
+        from arcbridge.pki.names import check_cluster_name
+
+        try:
+            check_cluster_name(name)
+        except ConfigError as error:
+            raise ConfigError(f"cluster {name[:64]!r}: {error.message}") from error
+    return name
+
+
 def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
     from arcbridge.client import proof_keys
@@ -331,12 +442,33 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     return ExitCode.DONE
 
 
+def _of_login(invocation: Invocation, config: ClientConfig, token: str) -> int:
+    """The sub-commands about the login itself (`cli.login`)."""
+    from arcbridge.cli import login
+
+    return login.COMMANDS[invocation.command[0]](invocation, config)
+
+
+def _background(invocation: Invocation, *_: object) -> int:
+    from arcbridge.cli.background import Foreground, run_command
+
+    return run_command(invocation, Foreground(_terminal, configure_logging))
+
+
+_OF_THE_BACKGROUND = ("connect", "disconnect", "stop", "logs", "credential", "background")
+"""What concerns the background process. `status` does too, unless the role is named: then it checks each step."""
+
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,
     "forward": _forward,
+    "run": _run,
+    "doctor": _doctor,
+    "speedtest": _answer(_speedtest),
     "clusters": _answer(_clusters),
-    "login": _answer(_login),
+    "login": _of_login,
+    "whoami": _of_login,
     "key": _key,
-    "logout": _answer(_logout),
+    "logout": _of_login,
     "status": _answer(_status),
+    **dict.fromkeys(_OF_THE_BACKGROUND, _background),
 }

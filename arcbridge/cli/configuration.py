@@ -1,117 +1,108 @@
-"""`config check` and `config print`: what a role would run with, and whether that can work."""
+"""`config check` and `config print`: what is wrong with a role's settings, and what it would run with."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.output import print_document
+from arcbridge.cli.flags import RELAY
+from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, settings_file
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
-from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
+from arcbridge.errors import ExitCode
 
-_REQUIRED: dict[type[Any], dict[str, str]] = {
-    RelayConfig: {
-        "public_address": "--public-address host:port that agents and clients dial",
-        "authentication": "--authentication FILE (AuthenticationConfiguration for users' tokens)",
-        "policy": "--policy FILE (who may reach which cluster)",
-    },
-    AgentConfig: {"relays": "--relay https://host:port"},
-    ClientConfig: {"relays": "--relay https://host:port"},
-}
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from arcbridge.config import SettingError
+    from arcbridge.problems import Problem
 
 
 def run_config(invocation: Invocation) -> int:
+    """Run `config check` or `config print`; returns the exit code."""
+    if invocation.command[1] == "check":
+        return _check(invocation)
     config = load_settings(invocation, os.environ)
-    if invocation.command[1] == "print":
-        output = invocation.text("output", "toml")
-        if output == "toml":
-            sys.stdout.write(as_toml(config))
-        else:
-            print_document(as_data(config), output)
-        return ExitCode.DONE
-    check(config)
-    file = settings_file(invocation, os.environ)
-    print(f"{file or 'flags and environment'}: the settings of the {invocation.role} are complete and well-formed")
+    output = invocation.text("output", "toml")
+    if output == "toml":
+        sys.stdout.write(as_toml(config))
+    else:
+        print_document(as_data(config), output)
     return ExitCode.DONE
 
 
-def require(config: Any) -> None:
-    """Raise ConfigError for the first required setting that is missing; it says how to give it."""
-    for path, how in _REQUIRED[type(config)].items():
-        # A client's one relay may be under its other name.
-        if not (config.relay_urls() if isinstance(config, ClientConfig) else getattr(config, path)):
-            raise ConfigError(f"{path}: required but not set; give {how}, or set it in the settings file")
+def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> list[Problem]:
+    """Everything that is wrong with the settings of the invocation's role, each with its place."""
+    from arcbridge.problems import located
+
+    config, wrong = read_settings(invocation, environment)
+    found = [_problem_of(error) for error in wrong]
+    # A setting that could not be read has its default, of which nothing is to be said.
+    unread = {problem.setting for problem in found}
+    broken = any(not error.path for error in wrong)
+    if not broken:
+        role = importlib.import_module(f"arcbridge.{invocation.role}.settings")
+        surroundings = () if invocation.role == RELAY else (environment,)
+        problems: list[Problem] = list(role.check(config, *surroundings).problems)
+        found += [problem for problem in problems if problem.setting not in unread]
+    return located(found, place_of(invocation, environment))
 
 
-def check(config: Any) -> None:
-    """All that can be told without the network: required settings, addresses, pins, files that must exist."""
-    from arcbridge.net.address import parse_address, parse_listen
-    from arcbridge.pki.names import check_cluster_name
-    from arcbridge.pki.pins import check_pin
+def _check(invocation: Invocation) -> int:
+    """Print what is wrong; 2 where a start would fail."""
+    from arcbridge.problems import Severity
 
-    require(config)
-    for name, path in _input_files(config):
-        if not path.exists():
-            raise ConfigError(f"{name}: {path} does not exist")
-        if not os.access(path, os.R_OK):
-            raise ConfigError(f"{name}: {path} cannot be read by this user")
-    if isinstance(config, RelayConfig):
-        parse_listen(config.listen)
-        parse_address(config.public_address)
-        if config.proxy_protocol_from:
-            from arcbridge.relay.proxy_protocol import parse_networks
-
-            parse_networks(config.proxy_protocol_from)
-        if (config.tls.certificate is None) != (config.tls.key is None):
-            raise ConfigError("tls: certificate and key go together; set both or neither")
-        if config.workers != 1:
-            from arcbridge.relay.processes.supervisor import worker_count
-
-            worker_count(config)
-        if config.fleet.servers:
-            from arcbridge.relay.nats import check as check_fleet
-
-            check_fleet(config.fleet)
-            if config.fleet.internal_address:
-                parse_address(config.fleet.internal_address)
-    elif isinstance(config, AgentConfig):
-        for relay in config.relays:
-            parse_address(relay)
-        if (config.state.directory is None) == (not config.state.secret):
-            raise ConfigError("state: set exactly one of state.directory and state.secret")
-        if config.denylist_file is not None:
-            from arcbridge.agent.denylist import parse_denylist
-
-            parse_denylist(config.denylist_file.read_bytes(), f"denylist_file: {config.denylist_file}")
-    else:
-        for relay in config.relay_urls():
-            parse_address(relay)
-        for cluster in filter(None, (config.cluster, *config.clusters)):
-            check_cluster_name(cluster)
-    for name in ("relay_ca_pin", "cluster_ca_pin"):
-        if getattr(config, name, ""):
-            try:
-                check_pin(getattr(config, name))
-            except ConfigError as error:
-                raise ConfigError(f"{name}: {error.message}") from error
+    output = invocation.text("output", "text")
+    found = find_problems(invocation, os.environ)
+    errors = [problem for problem in found if problem.severity is Severity.ERROR]
+    warnings = [problem for problem in found if problem.severity is Severity.WARNING]
+    if output in ("json", "yaml"):
+        document = {
+            "ok": not errors,
+            "role": invocation.role,
+            "problems": [
+                {
+                    "severity": str(problem.severity),
+                    "setting": problem.setting,
+                    "message": problem.message,
+                    "source": problem.place.source if problem.place is not None else "",
+                    "line": problem.place.line if problem.place is not None else 0,
+                    "column": problem.place.column if problem.place is not None else 0,
+                }
+                for problem in (*errors, *warnings)
+            ],
+        }
+        print_document(document, output)
+        return ExitCode.USAGE if errors else ExitCode.DONE
+    for problem in errors:
+        print_error(str(problem))
+    for problem in warnings:
+        print_warning(str(problem))
+    what = f"{settings_file(invocation, os.environ) or 'flags and environment'}"
+    if errors:
+        print(f"{what}: the {invocation.role} does not start with these settings: {_count(errors, 'error')}")
+        return ExitCode.USAGE
+    more = f"; {_count(warnings, 'warning')}" if warnings else ""
+    print(f"{what}: the settings of the {invocation.role} are complete and well-formed{more}")
+    return ExitCode.DONE
 
 
-def _input_files(config: Any) -> list[tuple[str, Path]]:
-    """Files that must exist already, by setting; what the program makes itself is not among them."""
-    made_by_us = {"data_dir", "state_dir", "directory"}
-    found: list[tuple[str, Path]] = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Path) and field.name not in made_by_us:
-            found.append((field.name, value))
-        elif is_dataclass(value):
-            found += [(f"{field.name}.{name}", path) for name, path in _input_files(value)]
-    return found
+def _count(found: list[Problem], word: str) -> str:
+    return f"{len(found)} {word}{'s' if len(found) != 1 else ''}"
+
+
+def _problem_of(error: SettingError) -> Problem:
+    from arcbridge.problems import Place, Problem
+
+    setting = ".".join(error.path)
+    prefix, _, message = error.message.partition(": ")
+    if error.source and prefix.startswith(error.source):
+        return Problem(setting, message, place=Place(error.source, error.line, error.column))
+    return Problem(setting, error.message)
 
 
 def as_data(config: Any) -> dict[str, Any]:
@@ -141,7 +132,7 @@ def as_toml(config: Any) -> str:
 
 def _toml_table(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
     lines = [f"\n[{'.'.join(_toml_key(part) for part in path)}]"] if path else []
-    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    lines += [f"{_toml_key(key)} = {toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
     if len(lines) == 1 and path:
         lines = []
     for key, value in table.items():
@@ -151,13 +142,14 @@ def _toml_table(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _toml_value(key)
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else toml_value(key)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
     import json
 
     if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     # TOML's basic strings and numbers are written as JSON's are (toml.io v1.0.0, "String").
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else json.dumps(value)

@@ -66,7 +66,7 @@ class Flag:
 class Command:
     """One sub-command: its path (`("token", "create")`), its roles, its own flags and positionals."""
 
-    __slots__ = ("arguments", "flags", "help", "path", "repeated", "roles")
+    __slots__ = ("arguments", "flags", "help", "optional", "path", "repeated", "roles", "takes_command")
 
     def __init__(
         self,
@@ -76,15 +76,21 @@ class Command:
         flags: tuple[Flag, ...] = (),
         arguments: tuple[tuple[str, str, tuple[str, ...]], ...] = (),
         repeated: bool = False,
+        optional: bool = False,
+        takes_command: bool = False,
     ) -> None:
         self.path = path
         self.help = help
         self.roles = roles
         self.flags = flags
         self.arguments = arguments
-        """Positionals: (name, help, choices); all required."""
+        """Positionals: (name, help, choices); all required but for `optional`."""
         self.repeated = repeated
         """Whether the last positional may be given several times."""
+        self.optional = optional
+        """Whether the last positional may be left out."""
+        self.takes_command = takes_command
+        """Whether another program's command line follows behind `--`; the parser reads nothing of it."""
 
 
 def _or(choices: tuple[str, ...]) -> str:
@@ -99,6 +105,17 @@ GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
 OUTPUT = Flag(
     "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
+)
+WIDE_OUTPUT = Flag(
+    "-o",
+    "--output",
+    help="how to print (default: table)",
+    metavar="FORMAT",
+    choices=("table", "wide", "json", "yaml", "name"),
+)
+
+DIAGNOSIS_OUTPUT = Flag(
+    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml")
 )
 
 GENERAL = (
@@ -325,9 +342,30 @@ CLIENT_FLAGS = (
     ),
     Flag(
         "--workload",
-        help="ask for the tokens as a job or pod: github-actions or kubernetes",
+        help="have the tokens as a job or pod: github, gitlab, kubernetes, azure-pipelines, file:PATH or env:NAME",
         key="login.workload",
         metavar="KIND",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--client-assertion-workload",
+        help="log in at the issuer with the own token of this job or pod: github-actions or kubernetes",
+        key="login.client_assertion_workload",
+        metavar="KIND",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--client-assertion-audience",
+        help="audience of that token (default: api://AzureADTokenExchange)",
+        key="login.client_assertion_audience",
+        metavar="AUDIENCE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--redirect-port",
+        help="local port to which the browser comes back (default: 8000 or 18000; 0 picks one)",
+        key="login.redirect_port",
+        metavar="PORT",
         roles=(CLIENT,),
     ),
     Flag(
@@ -362,7 +400,7 @@ CLIENT_FLAGS = (
     ),
     Flag(
         "--trust-first-use",
-        help="trust a cluster that was never seen, without asking",
+        help="trust a cluster that was never seen, and `login` a relay and its issuer, without asking",
         key="trust_first_use",
         kind=ON,
         roles=(CLIENT,),
@@ -394,11 +432,88 @@ COMMANDS = (
             Flag("--any-user", help="let programs of other users of this machine use the port", kind=ON),
         ),
     ),
-    Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(OUTPUT,)),
-    Command("login", help="log in now and keep the tokens", roles=(CLIENT,)),
+    Command(
+        "connect",
+        help="serve clusters in the background, for kubectl from any terminal",
+        roles=(CLIENT,),
+        flags=(Flag("--static", help="a client certificate in the kubeconfig, for tools without plugins", kind=ON),),
+        arguments=(("name", "names of clusters", ()),),
+        repeated=True,
+        optional=True,
+    ),
+    Command(
+        "disconnect",
+        help="serve clusters no more, and take their contexts out",
+        roles=(CLIENT,),
+        flags=(Flag("--all", help="all that are connected", kind=ON),),
+        arguments=(("name", "names of clusters or contexts", ()),),
+        repeated=True,
+        optional=True,
+    ),
+    Command("stop", help="end the background process; kubectl starts it again", roles=(CLIENT,)),
+    Command(
+        "logs",
+        help="print the log of the background process",
+        roles=(CLIENT,),
+        flags=(Flag("-f", "--follow", help="go on as it grows", kind=ON),),
+    ),
+    Command(
+        "credential",
+        help="print a credential for kubectl, which runs this by itself",
+        roles=(CLIENT,),
+        flags=(Flag("--ended", help="say that what served the cluster has ended", kind=ON),),
+    ),
+    Command("background", help="be the background process, as systemd starts it", roles=(CLIENT,)),
+    Command("clusters", help="list the clusters you may reach", roles=(CLIENT,), flags=(WIDE_OUTPUT,)),
+    Command(
+        "login",
+        help="log in, at a relay that says where; commands that name no relay then mean this one",
+        roles=(CLIENT,),
+        arguments=(("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", ()),),
+        flags=(Flag("--renew-trust", help="ask again whether to trust the relay's CA and its issuer", kind=ON),),
+        repeated=True,
+        optional=True,
+    ),
+    Command(
+        "whoami",
+        help="show who is logged in, until when, and where",
+        roles=(CLIENT,),
+        flags=(OUTPUT, Flag("--check", help="ask the relay whether it takes the login", kind=ON)),
+    ),
     Command("key", help="make the key of --proof-key-file, and print what names it", roles=(CLIENT,), flags=(OUTPUT,)),
-    Command("logout", help="forget the kept tokens", roles=(CLIENT,)),
-    Command("status", help="show login, relay and cluster, and what is wrong", roles=(CLIENT,), flags=(OUTPUT,)),
+    Command("logout", help="forget the kept tokens, here and at the issuer", roles=(CLIENT,)),
+    Command(
+        "run",
+        help="run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
+        roles=(CLIENT,),
+        flags=(Flag("--parallel", help="clusters at a time, where several are named (default: 4)", metavar="N"),),
+        takes_command=True,
+    ),
+    Command(
+        "doctor",
+        help="look at each hop of the way, and say what is wrong with the first that fails",
+        roles=(CLIENT,),
+        flags=(DIAGNOSIS_OUTPUT,),
+        arguments=(("name", "cluster to look at (default: --cluster)", ()),),
+        optional=True,
+    ),
+    Command(
+        "speedtest",
+        help="measure round trips and throughput of each hop to a cluster",
+        roles=(CLIENT,),
+        flags=(
+            Flag("--seconds", help="how long to read (default: 5)", metavar="N"),
+            DIAGNOSIS_OUTPUT,
+        ),
+        arguments=(("name", "cluster to measure (default: --cluster)", ()),),
+        optional=True,
+    ),
+    Command(
+        "status",
+        help="show what is connected here; with --role client check login, relay and cluster",
+        roles=(CLIENT,),
+        flags=(OUTPUT,),
+    ),
     Command("run", help="run the role (the default)", roles=(RELAY, AGENT)),
     Command("enroll", help="trade the join token for a certificate, then end", roles=(AGENT,)),
     Command(
@@ -434,6 +549,15 @@ COMMANDS = (
             Flag("--uses", help="how often it may be used (default: 1)", metavar="N"),
             Flag("--ttl", help="how long it lives, as 1h or 7d (default: 1h)", metavar="DURATION"),
             Flag("--rebind", help="let the cluster come back with another CA", kind=ON),
+            Flag(
+                "--kube-server",
+                help="for an agent that is no pod: https://host:port of its API server",
+                metavar="URL",
+            ),
+            Flag("--kube-ca-file", help="CA of that API server, on the agent's machine", metavar="FILE"),
+            Flag("--kube-token-file", help="the agent's own token there", metavar="FILE"),
+            Flag("--kube-client-certificate-file", help="or its client certificate", metavar="FILE"),
+            Flag("--kube-client-key-file", help="key of that certificate", metavar="FILE"),
             OUTPUT,
         ),
     ),
@@ -451,6 +575,24 @@ COMMANDS = (
     ),
     Command("cluster", "restore", help="let a revoked cluster back in", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)),
     Command(
+        "cluster", "delete", help="forget a cluster that is no more", roles=(RELAY,), arguments=(_CLUSTER_ARGUMENT,)
+    ),
+    Command("session", "list", help="list the sessions that run now", roles=(RELAY,), flags=(OUTPUT,)),
+    Command(
+        "session",
+        "end",
+        help="end one session",
+        roles=(RELAY,),
+        arguments=(("session", "id of the session, as `session list` shows it, or its first one", ()),),
+        flags=(Flag("--reason", help="shown to the user", metavar="TEXT"),),
+    ),
+    Command(
+        "doctor",
+        help="check this role and all that it depends on, and say what to do",
+        roles=(RELAY, AGENT),
+        flags=(DIAGNOSIS_OUTPUT,),
+    ),
+    Command(
         "user",
         "revoke",
         help="end a user's sessions and refuse the tokens issued before a time",
@@ -467,7 +609,45 @@ COMMANDS = (
     ),
     Command("user", "restore", help="take a revocation back", roles=(RELAY,), arguments=(_USER_ARGUMENT,)),
     Command("user", "list", help="list the users who are revoked", roles=(RELAY,), flags=(OUTPUT,)),
-    Command("config", "check", help="check the settings and the files they name"),
+    Command(
+        "config",
+        "check",
+        help="check the settings and the files they name as a start does; exit code 2 with errors",
+        flags=(
+            Flag(
+                "-o",
+                "--output",
+                help="how to print (default: text)",
+                metavar="FORMAT",
+                choices=("text", "json", "yaml"),
+            ),
+        ),
+    ),
+    Command(
+        "config",
+        "init",
+        help="write the annotated settings files of the role, filled from the flags; what is there is left alone",
+        flags=(
+            Flag(
+                "--directory",
+                help="where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)",
+                metavar="DIR",
+            ),
+            Flag("--issuer", help="the OIDC issuer whose tokens count, or at which to log in", metavar="URL"),
+            Flag("--client-id", help="this program's client id there (default: arcbridge)", metavar="ID"),
+            Flag(
+                "--audience",
+                help="audience of the tokens for this end (default: arcbridge-relay, or the client id for an agent)",
+                metavar="AUDIENCE",
+            ),
+            Flag(
+                "--group",
+                help="a group that may reach every cluster (relay), as the issuer names it; may be repeated",
+                kind=LIST,
+                metavar="NAME",
+            ),
+        ),
+    ),
     Command(
         "config",
         "print",
@@ -496,6 +676,7 @@ GROUP_HELP = {
     "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",
+    "session": "sessions that run now",
     "user": "users whose logins are revoked",
     "config": "settings",
 }

@@ -26,12 +26,15 @@ class Interrupted(Exception):
         self.signal = number
 
 
-def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
+def run_until_signal(main: Coroutine[Any, Any, T], *, terminal: bool = True) -> T:
     """Run `main` to its end. SIGINT and SIGTERM cancel it, once, so that it ends in order; the second one kills.
+
+    SIGHUP, the end of the terminal, does the same; `terminal=False`: it does nothing.
 
     Raises Interrupted after such an end, otherwise what `main` raised.
     """
     received: list[int] = []
+    hangup: int = getattr(signal, "SIGHUP", 0)
 
     async def watched() -> T:
         loop = asyncio.get_running_loop()
@@ -40,20 +43,29 @@ def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
 
         def on_signal(number: int) -> None:
             if received:
+                if number == hangup:
+                    return  # the shell and the kernel both tell of the end of a terminal
                 os._exit(ExitCode.INTERRUPTED)
             received.append(number)
             notify("STOPPING=1")
             task.cancel()
 
         if sys.platform != "win32":
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ending:
                 loop.add_signal_handler(number, on_signal, number)
         try:
             return await main
         finally:
             if sys.platform != "win32":
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in ending:
                     loop.remove_signal_handler(number)
+
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32":
+        if not terminal:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1)
+            ending.append(signal.SIGHUP)
 
     _settle_memory()
     _raise_descriptor_limit()
@@ -89,10 +101,12 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal, number)
+        # A reload before the role serves is none: it reads its settings just now. The role puts its own handler here.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         try:
             await main(stopping, hurry)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     _settle_memory()
@@ -127,6 +141,9 @@ def _raise_descriptor_limit() -> None:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
+    if sys.platform == "win32":
+        # The other loop there, asyncio's default, cannot wait for sockets that it does not read itself.
+        return asyncio.SelectorEventLoop
     if os.environ.get("ARCBRIDGE_LOOP") == "asyncio":
         return None
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 
+from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ArcbridgeError, ConfigError
 
 TYPE_CHECKING = False
@@ -55,7 +57,7 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
     if output == "name":
         return "".join(f"{plain(str(row[name]))}\n" for row in rows)
     if output not in ("", "table"):
-        raise ConfigError(f"flag --output: {output!r} is unknown; use table, json, yaml or name")
+        raise ConfigError(unknown("flag --output", output, ("table", "json", "yaml", "name")))
     cells = [[head for _, head in columns]]
     cells += [[_cell(row.get(key)) for key, _ in columns] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
@@ -63,6 +65,13 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
         "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
         for line in cells
     )
+
+
+def rfc3339(seconds: float) -> str | None:
+    """A time of documents, in UTC (RFC 3339); None for 0, which stands for never, and for what is no date."""
+    if not 0 < seconds < 1e11:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def print_document(document: Any, output: str) -> None:

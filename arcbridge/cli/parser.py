@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from arcbridge.cli.flags import (
+    COMMANDS,
     DEFAULT_COMMAND,
     GROUP_HELP,
     LIST,
@@ -19,6 +20,7 @@ from arcbridge.cli.flags import (
     commands_of,
     flags_of,
 )
+from arcbridge.cli.suggest import listed, nearest, unknown
 from arcbridge.errors import ExitCode
 
 TYPE_CHECKING = False
@@ -37,13 +39,39 @@ class UsageError(SystemExit):
 class Parser(argparse.ArgumentParser):
     """An argument parser that tells mistakes in the house's form and never guesses abbreviations."""
 
+    role = ""
+    """The role whose sub-commands it knows; empty: none's."""
+
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        missing = message.partition("the following arguments are required: ")[2]
         if groups and message.endswith(": "):  # argparse names what is missing, and a list of sub-commands has no name
             message = f"a sub-command is needed: one of {', '.join(groups[0].choices)}"
+        elif missing:
+            texts = {action.dest: action.help for action in self._actions}
+            named = [f"{name.upper()} ({texts.get(name, '')})" for name in missing.split(", ")]
+            message = f"{' and '.join(named)} is missing"
         # One line, then what to do; the usage block of argparse fills a screen and hides the mistake.
         sys.stderr.write(f"error: {message}\nrun `{self.prog} --help` for the flags and sub-commands\n")
         raise UsageError
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Say what a mistyped word was probably meant to be; argparse's own words name no sub-command."""
+        if action.choices is None or value in action.choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            self.error(unknown_command(str(value), list(action.choices), self.role))
+        self.error(unknown(action.dest.upper(), str(value), [str(choice) for choice in action.choices]))
+
+
+def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
+    """What is said of a sub-command that `role` does not have; of no role where that is empty."""
+    others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
+    if others and role:
+        return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
+    near = nearest(word, known)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+    return f"unknown sub-command {word!r}; {hint}"
 
 
 class Invocation:
@@ -72,8 +100,9 @@ class Invocation:
 def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "") -> str:
     """Which role a command line asks for; empty when it does not say.
 
-    `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command
-    that only one role has says it too.
+    `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command says
+    it, a client's before those of the other roles unless it is the same for all of them, as `config check` is; without
+    a sub-command a flag says it that one role alone has.
     """
     for index, argument in enumerate(arguments):
         if argument == "--":
@@ -86,14 +115,34 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
         return environment
     if program.rpartition("/")[2].startswith("kubectl-"):
         return "client"
-    for argument in arguments:
-        if argument.startswith("-"):
-            continue
-        owners = {role for role in ROLES for command in commands_of(role) if command.path[0] == argument}
-        if len(owners) == 1:
-            return owners.pop()
-        break
-    return ""
+    word, flags = first_word(arguments)
+    if word:
+        named = [command.roles for command in COMMANDS if command.path[0] == word]
+        owners = {role for roles in named for role in roles}
+        if "client" in owners and ROLES not in named:
+            return "client"
+        return owners.pop() if len(owners) == 1 else ""
+    owners = set(ROLES)
+    for name in flags:
+        owners &= {role for role in ROLES for flag in flags_of(role) if name in flag.names} or owners
+    return owners.pop() if len(owners) == 1 else ""
+
+
+def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
+    with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            break
+        if not argument.startswith("-") or argument == "-":
+            return argument, flags
+        name, assigned, _ = argument.partition("=")
+        flags.append(name)
+        if name in with_value and not assigned:
+            next(rest, None)
+    return "", flags
 
 
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
@@ -128,6 +177,7 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.role = role
     _add_flags(parser, role, ())
     if commands is None:
         commands = commands_of(role)
@@ -148,8 +198,10 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
             leaf = groups[head].add_parser(tail, **_texts(name, command))
         _add_flags(leaf, role, command.flags)
         for argument, text, choices in command.arguments:
-            many = command.repeated and argument == command.arguments[-1][0]
-            leaf.add_argument(argument, help=text, choices=choices or None, nargs="+" if many else None)
+            last = argument == command.arguments[-1][0]
+            many, optional = last and command.repeated, last and command.optional
+            nargs = {(True, True): "*", (True, False): "+", (False, True): "?"}.get((many, optional))
+            leaf.add_argument(argument, help=text, choices=choices or None, nargs=nargs, default=argparse.SUPPRESS)
     return parser
 
 
@@ -159,13 +211,21 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
         "help": command.help,
         "description": command.help[0].upper() + command.help[1:] + ".",
         "prog": full,
-        "usage": " ".join(
-            [full, *(argument[0].upper() for argument in command.arguments), *["…"] * command.repeated, "[FLAGS]"]
-        ),
+        "usage": " ".join([full, *_shown_arguments(command), "[FLAGS]", *["-- COMMAND …"] * command.takes_command]),
         "allow_abbrev": False,
         "add_help": False,
         "argument_default": argparse.SUPPRESS,
     }
+
+
+def _shown_arguments(command: Command) -> list[str]:
+    """The positionals of a usage line: `FILE …`, `[RELAY_URL …]`."""
+    shown = [argument[0].upper() for argument in command.arguments]
+    if shown and command.repeated:
+        shown[-1] += " …"
+    if shown and command.optional:
+        shown[-1] = f"[{shown[-1]}]"
+    return shown
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:
@@ -191,10 +251,8 @@ def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -
             return
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            import difflib  # on this path only
-
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            parser.error(f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = nearest(name, sorted(known))
+            parser.error(f"unknown flag {name}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command] | None:
@@ -218,11 +276,28 @@ def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command] |
     return ()
 
 
+def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str] | None]:
+    """Cut off the command line of another program, where the sub-command takes one: empty where it is missing.
+
+    None: the sub-command takes none, and `--` means to it what it means to argparse.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    needed = _commands_needed(arguments[:end], role)
+    if not needed or not needed[0].takes_command:
+        return arguments, None
+    return arguments[:end], arguments[end + 1 :]
+
+
 def parse(arguments: Sequence[str], role: str, program: str = "arcbridge") -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
+    arguments, behind = _split_command(list(arguments), role)
     parser = build(role, program, _commands_needed(arguments, role))
+    if behind == [] and "-h" not in arguments and "--help" not in arguments:
+        parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)
-    given = vars(parser.parse_args(list(arguments)))
+    given = vars(parser.parse_args(arguments))
+    if behind:
+        given["command_line"] = behind
     path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1) if given.get(f"command_{level}"))
     given.pop("command_0", None)
     return Invocation(role, path or DEFAULT_COMMAND[role], given)

@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 
-from arcbridge.cli.configuration import require
-from arcbridge.cli.output import format_document, format_rows
+from arcbridge.cli.output import format_document, format_rows, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings
+from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ExitCode
 
@@ -22,9 +21,23 @@ if TYPE_CHECKING:
     from arcbridge.relay.admin import NewToken, Row
 
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
-_CLUSTER_COLUMNS = ("name", "state", "last_seen", "certificate_expires", "version", "ca_pin")
-_USER_COLUMNS = ("user", "before", "revoked", "reason")
-_TIMES = frozenset(("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked"))
+_CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "ca_pin")
+_SESSION_COLUMNS = (
+    "session",
+    "user",
+    "cluster",
+    "since",
+    "bytes_to_agent",
+    "bytes_to_client",
+    "agent",
+    "relay",
+    "worker",
+)
+_USER_COLUMNS = ("user", "before", "revoked_at", "reason")
+_TIMES = frozenset(
+    ("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked_at", "since", "valid_since")
+)
+"""Keys whose values are unix seconds, 0 for never; people and scripts get them as RFC 3339."""
 
 
 def run_relay(invocation: Invocation) -> int:
@@ -36,13 +49,14 @@ def run_relay(invocation: Invocation) -> int:
 def _serve(invocation: Invocation, config: RelayConfig) -> int:
     from arcbridge.observe import logging
 
-    require(config)
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
     from arcbridge.cli.loop import Interrupted, notify, run_until_drained
+    from arcbridge.problems import SettingsRefused, located
 
     several = False
     if config.workers != 1:
-        from arcbridge.relay.processes.supervisor import supervise, worker_count
+        from arcbridge.relay.processes.supervisor import supervise
+        from arcbridge.relay.worker_count import worker_count
 
         several = worker_count(config) > 1
     if not several:
@@ -50,11 +64,17 @@ def _serve(invocation: Invocation, config: RelayConfig) -> int:
 
     def run(stopping: asyncio.Event, hurry: asyncio.Event) -> Coroutine[Any, Any, None]:
         if several:
-            return supervise(config, lambda _: notify("READY=1"), stopping, hurry)
-        return serve(config, lambda _: notify("READY=1"), stopping, hurry)
+            return supervise(config, lambda _: notify("READY=1"), stopping, hurry, reread=reread)
+        return serve(config, lambda _: notify("READY=1"), stopping, hurry, reread=reread)
+
+    def reread() -> RelayConfig:
+        again: RelayConfig = load_settings(invocation, os.environ)
+        return again
 
     try:
         run_until_drained(run)
+    except SettingsRefused as error:
+        raise SettingsRefused(located(error.problems, place_of(invocation, os.environ))) from error
     except Interrupted as error:
         return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
     return ExitCode.DONE
@@ -81,14 +101,27 @@ def _administer(
 
 
 async def _token_create(invocation: Invocation, config: RelayConfig) -> str:
-    from arcbridge.relay.admin import create_token, parse_ttl, parse_uses
+    from arcbridge.problems import SettingsRefused, located
+    from arcbridge.relay.admin import ApiServerFlags, create_token, parse_ttl, parse_uses
+    from arcbridge.relay.settings import require_complete
 
+    try:
+        require_complete(config)
+    except SettingsRefused as error:
+        raise SettingsRefused(located(error.problems, place_of(invocation, os.environ))) from error
     made = await create_token(
         config,
         cluster=invocation.text("cluster"),
         uses=parse_uses(invocation.text("uses")),
         ttl=parse_ttl(invocation.text("ttl")),
         rebind=invocation.switch("rebind"),
+        api_server=ApiServerFlags(
+            invocation.text("kube_server"),
+            invocation.text("kube_ca_file"),
+            invocation.text("kube_token_file"),
+            invocation.text("kube_client_certificate_file"),
+            invocation.text("kube_client_key_file"),
+        ),
     )
     return _format_token(made, invocation.text("output", "table"))
 
@@ -109,7 +142,45 @@ async def _token_delete(invocation: Invocation, config: RelayConfig) -> str:
 async def _cluster_list(invocation: Invocation, config: RelayConfig) -> str:
     from arcbridge.relay.admin import list_clusters
 
-    return _format_list(await list_clusters(config), _CLUSTER_COLUMNS, invocation, "name")
+    found = await list_clusters(config)
+    if not found.asked:
+        print_warning(
+            f"no relay runs on {config.data_dir} that could be asked who is connected; states follow from when agents "
+            "were seen last"
+        )
+    return _format_list(found.rows, _CLUSTER_COLUMNS, invocation, "name")
+
+
+async def _cluster_delete(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import delete_cluster
+
+    name = await delete_cluster(config, invocation.text("cluster"))
+    return f"cluster {name} is forgotten: the name is free, also for another cluster CA\n"
+
+
+async def _session_list(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import list_sessions
+
+    return _format_list(await list_sessions(config), _SESSION_COLUMNS, invocation, "session")
+
+
+async def _session_end(invocation: Invocation, config: RelayConfig) -> str:
+    from arcbridge.relay.admin import end_session
+
+    ended = await end_session(config, invocation.text("session"), invocation.text("reason").strip())
+    return "".join(
+        f"session {row['session']} of {row['user']} with cluster {row['cluster']} ends within seconds\n"
+        for row in ended
+    )
+
+
+async def _doctor(invocation: Invocation, config: RelayConfig) -> tuple[str, bool]:
+    from arcbridge.cli.diagnosis import format_findings
+    from arcbridge.observe.diagnosis import first_failure
+    from arcbridge.relay.doctor import diagnose
+
+    found = await diagnose(config)
+    return format_findings(found, invocation.text("output", "table")), first_failure(found) is None
 
 
 async def _cluster_revoke(invocation: Invocation, config: RelayConfig) -> str:
@@ -156,6 +227,17 @@ async def _user_list(invocation: Invocation, config: RelayConfig) -> str:
     return _format_list(await list_users(config), _USER_COLUMNS, invocation, "user")
 
 
+def _run_doctor(invocation: Invocation, config: RelayConfig) -> int:
+    import asyncio
+
+    from arcbridge.observe import logging
+
+    logging.configure("relay", "critical", config.observe.log_format)
+    text, well = asyncio.run(_doctor(invocation, config))
+    sys.stdout.write(text)
+    return ExitCode.DONE if well else ExitCode.FAILURE
+
+
 _COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
     ("run",): _serve,
     ("token", "create"): _administer(_token_create),
@@ -164,6 +246,10 @@ _COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
     ("cluster", "list"): _administer(_cluster_list),
     ("cluster", "revoke"): _administer(_cluster_revoke),
     ("cluster", "restore"): _administer(_cluster_restore),
+    ("cluster", "delete"): _administer(_cluster_delete),
+    ("session", "list"): _administer(_session_list),
+    ("session", "end"): _administer(_session_end),
+    ("doctor",): _run_doctor,
     ("user", "revoke"): _administer(_user_revoke),
     ("user", "restore"): _administer(_user_restore),
     ("user", "list"): _administer(_user_list),
@@ -175,8 +261,7 @@ _COMMANDS: dict[tuple[str, ...], Callable[[Invocation, RelayConfig], int]] = {
 
 def _format_list(rows: Sequence[Row], columns: Sequence[str], invocation: Invocation, name: str) -> str:
     output = invocation.text("output", "table")
-    if output in ("", "table"):
-        rows = [{key: _time(value) if key in _TIMES else value for key, value in row.items()} for row in rows]
+    rows = [_dated(row) for row in rows]
     return format_rows(rows, [(column, column.replace("_", " ").upper()) for column in columns], output, name=name)
 
 
@@ -184,7 +269,7 @@ def _format_token(made: NewToken, output: str) -> str:
     from dataclasses import asdict
 
     if output in ("json", "yaml"):
-        return format_document(asdict(made), output)
+        return format_document(_dated(asdict(made)), output)
     if output not in ("", "table"):
         return format_rows([asdict(made)], (), output, name="token")
     uses = "once" if made.uses == 1 else f"{made.uses} times"
@@ -193,11 +278,19 @@ def _format_token(made: NewToken, output: str) -> str:
         "",
         f"  {made.token}",
         "",
-        "Run the agent where it reaches the cluster's API server:",
+        "Where kubectl reaches the cluster, with the Helm chart (values.yaml says whose tokens count):"
+        if made.in_cluster
+        else "On the agent's machine:",
         "",
         *(f"  {line}" for line in made.command.splitlines()),
         "",
     ]
+    if made.in_cluster:
+        lines += [
+            "For an agent on a machine that is no pod give this command --kube-server https://HOST:PORT and "
+            "--kube-token-file FILE (and --kube-ca-file FILE) too: it prints what starts that agent.",
+            "",
+        ]
     if not made.relay_ca_pin:
         lines += [
             "The relay's certificate comes from another CA: agents check it against their system's CAs, or against "
@@ -205,6 +298,11 @@ def _format_token(made: NewToken, output: str) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _dated(row: Row) -> Row:
+    """The row with its times as text; None, which tables show as `-`, for never."""
+    return {key: (_time(value) if value else None) if key in _TIMES else value for key, value in row.items()}
 
 
 def _time(when: float) -> str:

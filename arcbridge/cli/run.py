@@ -7,28 +7,37 @@ import sys
 
 from arcbridge import __version__
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.flags import AGENT, CLIENT, RELAY, ROLES
+from arcbridge.cli.flags import AGENT, CLIENT, COMMANDS, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
-from arcbridge.cli.parser import Invocation, Parser, UsageError, parse, role_of
-from arcbridge.errors import ArcbridgeError, ExitCode
+from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.single_file import is_single_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HELP = """usage: arcbridge --role ROLE [FLAGS] [SUB-COMMAND]
+_HELP = """usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]
 
 kubectl access to Kubernetes clusters behind firewalls, through a relay that cannot read what it carries.
 
 roles:
   client   reach a cluster: a local endpoint and a kubeconfig for it
-           arcbridge --role client --relay https://relay.example.org --cluster NAME
+           arcbridge login https://relay.example.org
+           arcbridge clusters
+           arcbridge proxy --cluster NAME
   relay    bring clients and agents together; the only role with an open port
            arcbridge --role relay --config relay.toml
   agent    run in a cluster and dial out
            arcbridge --role agent --config agent.toml
 
-`arcbridge --role ROLE --help` shows a role's flags and sub-commands.
+everyday commands of the client, without a role:
+  arcbridge login https://relay.example.org   log in where the relay says
+  arcbridge connect NAME…   kubectl from any terminal, through a background process; also disconnect, status, stop, logs
+  arcbridge run -n NAME -- COMMAND   one command, and nothing left behind
+  arcbridge doctor   what is wrong on the way, and what to do
+
+`arcbridge --role ROLE --help` shows a role's flags and sub-commands, `arcbridge help SUB-COMMAND` those of one.
 Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 """
 
@@ -36,6 +45,7 @@ Every flag can be given as ARCBRIDGE_<FLAG>, and in the file of --config.
 def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
     """Run one command line; returns the exit code."""
     environment = os.environ
+    arguments = _as_help(arguments)
     role = role_of(arguments, program=program, environment=environment.get("ARCBRIDGE_ROLE", ""))
     try:
         if role not in ROLES:
@@ -54,7 +64,7 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
         sys.stdout.flush()
         return code
     except ArcbridgeError as error:
-        print_error(error.message, colour=colour)
+        print_error(error.told(), colour=colour)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -71,6 +81,10 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 def _run(invocation: Invocation) -> int:
     """Hand over to the command of every role, or to the role's own; what it imports is paid for only here."""
+    if invocation.role != CLIENT and is_single_file():
+        raise ConfigError(
+            f"this file is the client alone: for --role {invocation.role} install the package, or use the image"
+        )
     return _OF_EVERY_ROLE.get(invocation.command[0], _ROLES[invocation.role])(invocation)
 
 
@@ -87,6 +101,10 @@ def _completion(invocation: Invocation) -> int:
 
 
 def _config(invocation: Invocation) -> int:
+    if invocation.command[1] == "init":
+        from arcbridge.cli.initial_settings import run_init
+
+        return run_init(invocation)
     from arcbridge.cli.configuration import run_config
 
     return run_config(invocation)
@@ -118,8 +136,18 @@ _OF_EVERY_ROLE = {"version": _version, "completion": _completion, "config": _con
 _ROLES = {CLIENT: _client, AGENT: _agent, RELAY: _relay}
 
 
+def _as_help(arguments: Sequence[str]) -> Sequence[str]:
+    """`help`, and `help SUB-COMMAND`, as the flag."""
+    word, _ = first_word(arguments)
+    if word != "help":
+        return arguments
+    rest = list(arguments)
+    rest.remove("help")
+    return [*rest, "--help"]
+
+
 def _without_role(arguments: Sequence[str], role: str) -> int:
-    """Help and version need no role; everything else does."""
+    """Help and version need no role; what is left here says none by itself."""
     if role:
         print_error(f"--role {role}: unknown; use one of {', '.join(ROLES)}")
         return ExitCode.USAGE
@@ -132,4 +160,11 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if not arguments:
         sys.stderr.write(_HELP)
         return ExitCode.USAGE
-    Parser(prog="arcbridge", add_help=False).error(f"which role? give --role {'|'.join(ROLES)}")
+    parser = Parser(prog="arcbridge", add_help=False)
+    word, _ = first_word(arguments)
+    known = {command.path[0]: None for command in COMMANDS}
+    if word and word not in known:
+        parser.error(unknown_command(word, [*known, "help"]))
+    if word:
+        parser.error(f"`{word}` is for the settings of one role: give --role {'|'.join(ROLES)}")
+    parser.error(f"which role? give --role {'|'.join(ROLES)}")

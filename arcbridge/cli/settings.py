@@ -1,22 +1,32 @@
 """From a parsed command line and the environment to the settings of a role.
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
-else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists.
+else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists (Windows, macOS:
+`arcbridge.user_directories`). What names a client's relay and login nowhere is had from its last login
+(`client.relay_profile`).
 """
 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
-from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load
+from arcbridge.cli.suggest import unknown
+from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, SettingError, load_all
 from arcbridge.errors import ConfigError
+from arcbridge.user_directories import shared_settings, user_directory
 
-_KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from arcbridge.problems import Place
+
+KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -24,9 +34,7 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
     named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
     if named:
         return Path(named).expanduser()
-    home = environment.get("XDG_CONFIG_HOME", "")
-    own = Path(home) if home.startswith("/") else Path("~/.config").expanduser()
-    for directory in (own / "arcbridge", Path("/etc/arcbridge")):
+    for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
         if candidate.is_file():
             return candidate
@@ -56,6 +64,28 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
     """The settings of the invocation's role, checked; raises ConfigError."""
+    config, wrong = read_settings(invocation, environment)
+    if wrong:
+        raise wrong[0]
+    for flag in _own_flags(invocation):
+        value = invocation.text(flag.dest)
+        if flag.choices and value and value not in flag.choices:
+            raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
+    return config
+
+
+def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
+    """The settings of the invocation's role, and every mistake in them; a setting that is wrong has its default."""
+    given = normalized_settings(invocation, environment)
+    config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given)
+    wrong += _wrong_choices(config, invocation.role)
+    if not wrong and invocation.role == CLIENT and invocation.command[0] not in _WITHOUT_PROFILE:
+        config = _with_profile(config, invocation, environment)
+    return config, wrong
+
+
+def normalized_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
+    """What flags and environment set, as the settings have it: several clusters and relays are lists there."""
     given = given_settings(invocation, environment)
     if invocation.role == CLIENT and "cluster" in given:
         names, source = given.pop("cluster")
@@ -71,14 +101,46 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
             given["relays"] = Given([one for one in parts if one], source)
         # The file's relay gives way as the file's list does.
         given["relay"] = Given("", source)
-    config = load(_KINDS[invocation.role], settings_file(invocation, environment), given)
-    _check_choices(config, invocation.role)
-    for flag in _own_flags(invocation):
-        value = invocation.text(flag.dest)
-        if flag.choices and value and value not in flag.choices:
-            *others, last = flag.choices
-            raise ConfigError(f"flag {flag.long}: {value!r} is unknown; use {', '.join(others)} or {last}")
-    return config
+    return given
+
+
+def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[str], Place | None]:
+    """Where a setting was given, by its dotted path: a flag, the environment, or a line of the settings file."""
+    from arcbridge.problems import Place
+    from arcbridge.toml_lines import line_of, parts
+
+    given = given_settings(invocation, environment)
+    file = settings_file(invocation, environment)
+    try:
+        text = "" if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+
+    def place(setting: str) -> Place | None:
+        if setting in given:
+            return Place(given[setting].source)
+        return None if file is None else Place(str(file), line_of(parts(setting), text))
+
+    return place
+
+
+_WITHOUT_PROFILE = ("login", "key")
+"""Sub-commands of the client that decide by themselves what a saved relay adds, or that need none."""
+_SILENT = ("config", "credential")
+"""Sub-commands whose stderr a program reads, or that are about the settings alone."""
+
+
+def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:
+    """The settings with those of the relay that was logged in at, where no setting names another."""
+    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.state import StateDirectory
+
+    state = StateDirectory.find(config.state_dir, environment)
+    filled = fill(config, RelayProfiles(state.path))
+    if filled.others and filled.profile is not None and invocation.command[0] not in _SILENT:
+        others = ", ".join(one.url for one in filled.others)
+        sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
+    return filled.config
 
 
 def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:
@@ -96,18 +158,20 @@ def _from_environment(flag: Flag, text: str) -> object:
     return text
 
 
-def _check_choices(config: Any, role: str) -> None:
+def _wrong_choices(config: Any, role: str) -> list[SettingError]:
     """Hold each setting to the choices of its flag, wherever it was given."""
+    wrong = []
     for flag in flags_of(role):
         if flag.key and flag.choices:
-            _one_of(flag.key, operator.attrgetter(flag.key)(config), flag.choices)
+            value = operator.attrgetter(flag.key)(config)
+            if value not in flag.choices:
+                text = unknown(flag.key, value, flag.choices)
+                wrong.append(SettingError(text, tuple(flag.key.split(".")), ""))
     if isinstance(config, ClientConfig):
-        config.relay_urls()  # says so when there are two lists
+        try:
+            config.relay_urls()  # says so when there are two lists
+        except ConfigError as error:
+            wrong.append(SettingError(error.message, ("relay",), ""))
         if config.port is not None and not 0 <= config.port <= 65535:
-            raise ConfigError("port: must be between 0 and 65535")
-
-
-def _one_of(path: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        shown = value if len(value) <= 20 else value[:20] + "…"
-        raise ConfigError(f"{path}: {shown!r} is unknown; use one of {', '.join(known)}")
+            wrong.append(SettingError("port: must be between 0 and 65535", ("port",), ""))
+    return wrong

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
@@ -30,15 +31,21 @@ class ClientCredentials:
     """The tokens of one configured client. Raises ConfigError for settings that cannot work."""
 
     def __init__(
-        self, config: LoginConfig, *, key: ProofKey | None = None, clock: Callable[[], float] = time.time
+        self,
+        config: LoginConfig,
+        *,
+        key: ProofKey | None = None,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if not config.client_id:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
-        self._authentication = ClientAuthentication(config, clock)
+        self._authentication = ClientAuthentication(config, clock, environment)
         if not self._authentication.confidential:
             raise ConfigError(
                 "login.grant_type: client-credentials needs the credentials of the client; set "
-                "login.client_secret_file, client_key_file, client_assertion_file or client_assertion_command"
+                "login.client_secret_file, client_key_file, client_assertion_file, client_assertion_command, "
+                "client_assertion_workload or workload"
             )
         by = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE)
         if config.cluster_audience and config.cluster_audience_by not in by:
@@ -90,7 +97,8 @@ class ClientCredentials:
     async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
         config = self._config
         key = self._own_key if config.dpop else None
-        async with Issuer(config.issuer, config.ca_file, key=key, clock=self._clock) as issuer:
+        pop = self._own_key if config.pop else None
+        async with Issuer(config.issuer, config.ca_file, key=key, pop=pop, clock=self._clock) as issuer:
             endpoints = await issuer.endpoints()
             form = {"grant_type": "client_credentials", **wanted}
             try:

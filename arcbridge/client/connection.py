@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from arcbridge import __version__
-from arcbridge.client.refusal import RETRY_SOON, raise_user_error
+from arcbridge.client.refusal import RETRY_SOON, Shown, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
@@ -52,16 +52,31 @@ class Joined(NamedTuple):
 
 
 async def join(
-    relays: Relays, cluster: str, tokens: Tokens, *, instance: str = "", leaving: RelayAccess | None = None
+    relays: Relays,
+    cluster: str,
+    tokens: Tokens,
+    *,
+    instance: str = "",
+    first_session: str = "",
+    leaving: RelayAccess | None = None,
 ) -> Joined:
     """Join an agent of `cluster` (the one called `instance`, where that is given) through whichever relay works.
+
+    `first_session`: the join id under which a session began that is to be resumed; the relay's log has it.
 
     Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
     words. Cancelled or failed, it leaves no socket.
     """
     token = await tokens.access()
     tokens.prepare()
-    request = JoinRequest(role="client", cluster=cluster, token=token, instance=instance, version=__version__)
+    request = JoinRequest(
+        role="client",
+        cluster=cluster,
+        token=token,
+        instance=instance,
+        version=__version__,
+        first_session=first_session,
+    )
 
     def prove(certificate: bytes) -> str:
         return tokens.prove(token, certificate)
@@ -70,7 +85,7 @@ async def join(
         try:
             return await _join_through(relay, request, prove)
         except ArcbridgeError as error:
-            raise_user_error(error, cluster)
+            raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
 
     try:
         relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)

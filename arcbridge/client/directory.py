@@ -10,13 +10,16 @@ from typing import Any
 import aiohttp
 
 from arcbridge import __version__
-from arcbridge.client.refusal import of_token
+from arcbridge.client import update_notice
+from arcbridge.client.http_errors import reason
+from arcbridge.client.refusal import Shown, of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.mux.connection import peer_certificate
+from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.pki.names import check_cluster_name
 
@@ -61,7 +64,7 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-class _ProvingConnector(aiohttp.TCPConnector):
+class _ProvingConnector(DialingConnector):
     """Puts the proof of the access token into a request once the relay has shown its certificate."""
 
     def __init__(self, context: ssl.SSLContext, prove: Callable[[bytes], str]) -> None:
@@ -86,7 +89,6 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
                 connector=_ProvingConnector(context, lambda certificate: tokens.prove(token, certificate)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=DEADLINE),
-                trust_env=True,
                 headers={"User-Agent": f"arcbridge/{__version__}"},
             ) as http,
             http.get(url + path, headers={"Authorization": f"Bearer {token}"}, allow_redirects=False) as response,
@@ -97,6 +99,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
                 if len(body) > _LIMIT:
                     raise Unreachable(f"{url} answered more than {_LIMIT} bytes")
             status = response.status
+            relay.offered_client = response.headers.get(update_notice.HEADER, "")
     except TimeoutError as error:
         raise Unreachable(f"the relay {url} did not answer within {DEADLINE:.0f} s") from error
     except aiohttp.ClientConnectorCertificateError as error:
@@ -105,10 +108,17 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
             f"the relay's certificate is not trusted for {relay.address.host}; "
             "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
         ) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"the relay {url} cannot be reached ({type(error).__name__})") from error
+    except (aiohttp.ClientError, NotConnected, OSError) as error:
+        raise Unreachable(
+            f"the relay {url} cannot be reached ({reason(error)}); check its address and this machine's network"
+        ) from error
     if status == 401:
-        raise of_token("the relay does not accept the access token", _message(body), "the relay")
+        raise of_token(
+            "the relay does not accept the access token",
+            _message(body),
+            "the relay",
+            Shown(token, tokens.access_source),
+        )
     if status == 403:
         raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import cast
 
 import structlog
@@ -112,6 +113,25 @@ class LocalEndpoint:
     def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
         if not again:  # once, not at each try for as long as it lasts
             self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any connection is open."""
+        return bool(self.tasks or self.connections or self.splices or len(self.unproven))
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes to the cluster and back, those of connections that are open included."""
+        running = [splice.moved for splice in self.splices]
+        up = self.stats.bytes_up + sum(one.to_stream for one in running)
+        return up, self.stats.bytes_down + sum(one.from_stream for one in running)
+
+    def release(self) -> tuple[socket.socket, ...]:
+        """Stop accepting and hand the listening sockets back; what is open goes on."""
+        return self._accepting.release()
+
+    def accept_again(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on the sockets that were released."""
+        self._accepting.resume(sockets)
 
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""
@@ -261,12 +281,14 @@ class LocalConnection(asyncio.Protocol):
 
     def _splice(self, session: MuxSession) -> None:
         endpoint, transport = self._endpoint, cast(asyncio.Transport, self._transport)
-        splice = _LocalSplice(endpoint, transport, bytes(self._received))
+        splice = _LocalSplice(endpoint, transport, bytes(self._received), session.label)
         try:
             session.open(TARGET, splice.stream_side)
         except ArcbridgeError:
             # It ended this very moment.
-            self._refuse(Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON))
+            ended = Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON)
+            ended.session = session.label
+            self._refuse(ended)
             return
         self._disarm()
         endpoint.connections.discard(self)
@@ -319,9 +341,10 @@ class LocalConnection(asyncio.Protocol):
 class _LocalSplice(TransportSplice):
     """A splice whose stream may be refused before anything ran: then the caller hears so instead of a reset."""
 
-    def __init__(self, endpoint: LocalEndpoint, outer: asyncio.Transport, first: bytes) -> None:
+    def __init__(self, endpoint: LocalEndpoint, outer: asyncio.Transport, first: bytes, session: str) -> None:
         super().__init__(outer, lambda result: endpoint.spliced(self, result))
         self._endpoint = endpoint
+        self._session = session
         self._head = first.startswith(b"HEAD ")
         self._received_any = False
         # Only these bytes show what a late refusal answers; a request whose head is longer gets the reset.
@@ -335,6 +358,7 @@ class _LocalSplice(TransportSplice):
         error = None if self._received_any else _answer_to_reset(exc, self._endpoint.cluster)
         if error is not None and self._whole_head and not self.outer.is_closing():
             self._endpoint.stats.refused += 1
+            error.session = self._session
             self.outer.write(response(error, head_only=self._head))
             super().stream_lost(None)
         else:

@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from arcbridge.client.http_errors import reason
 from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.net.http_connector import DialingConnector, NotConnected
+from arcbridge.net.system_trust import trusting_context
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
@@ -37,6 +40,8 @@ class IssuerEndpoints:
     token: str
     authorization: str = ""
     device_authorization: str = ""
+    revocation: str = ""
+    """RFC 7009."""
     dpop: bool = False
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
     secret_in_form: bool = False
@@ -75,8 +80,8 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `clock`:
-    unix seconds.
+    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `pop`:
+    the same in the way of Entra ID, which no discovery document tells of. `clock`: unix seconds.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Issuer:
         ca_file: Path | None = None,
         *,
         key: Callable[[], ProofKey] | None = None,
+        pop: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
@@ -101,16 +107,16 @@ class Issuer:
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
         self._find_key = key
+        self._find_pop_key = pop
         self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._context),
+            connector=DialingConnector(ssl=self._context),
             timeout=aiohttp.ClientTimeout(total=DEADLINE),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
         )
         return self
 
@@ -136,6 +142,7 @@ class Issuer:
                 token=_endpoint(document, "token_endpoint"),
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),
+                revocation=_endpoint(document, "revocation_endpoint"),
                 dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
                 secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
                 and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
@@ -176,6 +183,8 @@ class Issuer:
         bind: bool = True,
     ) -> _Answer:
         who = ClientProof({}, {}) if proof is None else await proof()
+        if self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
+            form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
         dpop = self._dpop(url) if bind else ""
         return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
 
@@ -215,8 +224,11 @@ class Issuer:
                 f"the issuer's certificate is not trusted for {urlsplit(url).hostname}; "
                 "set login.ca_file (--oidc-ca-file)"
             ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"the issuer {self.url} cannot be reached ({type(error).__name__})") from error
+        except (aiohttp.ClientError, NotConnected, OSError) as error:
+            raise Unreachable(
+                f"the issuer {self.url} cannot be reached ({reason(error)}); check its address and this machine's "
+                "network"
+            ) from error
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
@@ -250,7 +262,7 @@ def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
     if ca_file is None:
-        return ssl.create_default_context()
+        return trusting_context()
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:

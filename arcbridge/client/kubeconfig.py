@@ -8,6 +8,10 @@ sets a value wins.
 How: under the lock file that kubectl uses, on a copy that replaces the file at once. Scalars that we do not touch
 keep their very spelling (see `kubeconfig_yaml`); comments are lost, as kubectl loses them. Our entries carry an
 extension `arcbridge.io/managed`; one of the same name without it was made by another program and is never overwritten.
+
+The extension says which process serves the entry, at which address, and which context was the current one before ours.
+Invariant: an entry whose process is gone, and whose address is still the one that we wrote, gets a credential plugin
+that says what to do, or starts the background process, at the next command (`repair`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from arcbridge.client.kubeconfig_file import KubeconfigFile
-from arcbridge.client.kubeconfig_yaml import dump
+from arcbridge.client.kubeconfig_yaml import Plain, dump, is_empty
 from arcbridge.errors import ConfigError, StateError
 
 MARK = "arcbridge.io/managed"
@@ -42,6 +46,14 @@ class Entry:
     token: str = field(default="", repr=False)
     token_file: str = ""
     """Token mode: a file that kubectl reads itself wins over a copy of the token."""
+    relays: tuple[str, ...] = ()
+    """The cluster's relays (`host:port`); clusters of one name at other relays are other clusters."""
+    process: str = ""
+    """Name of the process that serves the entry (`client.running`); empty: entries of no process are left alone."""
+    arguments: tuple[str, ...] = ()
+    """What `arcbridge credential` is given to start the background process; empty: a proxy in the foreground serves."""
+    plugin: bool = False
+    """Whether the user is the credential plugin, with `arguments`; False: a client certificate."""
 
     @property
     def user(self) -> str:
@@ -59,7 +71,7 @@ class Merged:
     """The file whose current context was changed."""
     switched: bool
     former: str | None
-    """The current context before; None: none was set."""
+    """The last current context that was not ours; None: none was set."""
 
 
 class Kubeconfig:
@@ -79,47 +91,147 @@ class Kubeconfig:
 
     # -- before anything is shown to the user -----------------------------------------------------------------------
 
-    def check(self, name: str, cluster: str) -> None:
+    def check(self, name: str, cluster: str, relays: tuple[str, ...] = ()) -> None:
         """Raise StateError or ConfigError if `merge` would: unwritable, malformed, or a foreign entry in the way."""
         for file in self.files:
             file.read()
-        probe = Entry(name, cluster, "", "", "", "")
+        probe = Entry(name, cluster, "", "", "", "", relays=relays)
         for section in _SECTIONS:
-            self._require_ours(section, _named(section, probe), cluster)
+            self._require_ours(section, _named(section, probe), probe)
             self._holder(section, _named(section, probe)).check_writable()
 
-    # -- the two changes ----------------------------------------------------------------------------------------------
+    def served(self, name: str) -> tuple[str, str]:
+        """The process and the address of our entry of that name; empty texts where it is not ours, or names none."""
+        for file in self.files:
+            file.read()
+        body = self._context(name)
+        mark = _mark_of(body) if body is not None else None
+        return (str(mark.get("process") or ""), str(mark.get("server") or "")) if mark is not None else ("", "")
+
+    # -- the changes --------------------------------------------------------------------------------------------------
 
     def merge(self, entry: Entry, *, switch: bool) -> Merged:
         """Put our entries in, and make the context the current one if `switch`; raises StateError, ConfigError."""
         with self._locked():
             for section in _SECTIONS:
-                self._require_ours(section, _named(section, entry), entry.cluster)
-            for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
-                self._put(section, _named(section, entry), entry, make)
-            path = self._holder("contexts", entry.name).path
+                self._require_ours(section, _named(section, entry), entry)
             holder = self._context_holder()
-            former = holder.current_context
+            former = self._last_foreign(holder.current_context)
+            for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
+                self._put(section, _named(section, entry), entry, make, former)
+            path = self._holder("contexts", entry.name).path
             if switch:
                 holder.current_context = entry.name
             self._save()
         return Merged(entry, path, holder.path, switch, former)
 
+    def refresh(self, entry: Entry) -> None:
+        """Write our entries anew where they are all still there and ours; the current context stays."""
+        with self._locked():
+            for section in _SECTIONS:
+                name = _named(section, entry)
+                bodies = [body for file in self.files if (body := file.find(section, name)) is not None]
+                marks = [_mark_of(body) for body in bodies]
+                if not bodies or any(
+                    mark is None or not _owns(mark, entry) or _was_edited(section, body, mark)
+                    for body, mark in zip(bodies, marks, strict=True)
+                ):
+                    return
+            context = self._context(entry.name)
+            mark = (_mark_of(context) if context is not None else None) or {}
+            former = None if is_empty(mark.get("former")) else str(mark["former"])
+            for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
+                self._put(section, _named(section, entry), entry, make, former)
+            self._save()
+
     def undo(self, merged: Merged, *, remove: bool) -> None:
-        """At the end: the former current context, if ours is still the current one; the entries out if `remove`."""
+        """At the end of what served an entry, if it still does: the last context that was not ours comes back where
+        this one is the current one, and the entries go out (`remove`) or say what to do."""
         entry = merged.entry
         with self._locked():
-            if merged.switched and merged.former != entry.name:
-                for file in self.files:
-                    if file.path == merged.context_path and file.current_context == entry.name:
-                        file.current_context = merged.former
-            if remove:
-                for file in self.files:
-                    for section in _SECTIONS:
-                        file.remove(section, _named(section, entry), lambda found: _owner(found) == entry.cluster)
-                    if file.current_context == entry.name:
-                        file.current_context = None
+            self._retire(entry.name, lambda mark: _is_of(mark, entry), remove=remove)
             self._save()
+
+    def repair(self, alive: Callable[[str], bool]) -> list[str]:
+        """Do so for each entry whose process ended without doing it; returns their names. Raises StateError."""
+        for file in self.files:
+            file.read()
+        if not self._dead(alive):
+            return []
+        with self._locked():
+            dead = self._dead(alive)
+            for name in dead:
+                self._retire(name, lambda mark: not alive(str(mark["process"])), remove=False)
+            self._save()
+        return dead
+
+    def remove(self, name: str, cluster: str, relays: tuple[str, ...]) -> bool:
+        """Take a cluster's entries out, whatever served them; says whether they were there."""
+        probe = Entry(name, cluster, "", "", "", "", relays=relays)
+        with self._locked():
+            found = any(
+                (body := file.find("contexts", name)) is not None and _owns(_mark_of(body), probe)
+                for file in self.files
+            )
+            self._retire(name, lambda mark: _owns(mark, probe), remove=True)
+            self._save()
+        return found
+
+    def has_ours(self) -> bool:
+        """Whether any entry is ours; raises StateError."""
+        for file in self.files:
+            file.read()
+        return any(
+            _mark_of(body) is not None for file in self.files for section in _SECTIONS for body in file.bodies(section)
+        )
+
+    def _retire(self, name: str, ours: Callable[[dict[Any, Any]], bool], *, remove: bool) -> None:
+        """Let the entries of `name` whose mark is `ours` no longer point at a dead port.
+
+        They go out, or their user becomes the plugin; the context that was current before ours comes back, unless the
+        plugin starts what serves this one. A part that was edited since is left alone.
+        """
+        found = [
+            (file, section, entry_name, body, mark)
+            for section in ("contexts", "users", "clusters")
+            for file in self.files
+            if (body := file.find(section, entry_name := f"arcbridge-{name}" if section == "users" else name))
+            is not None
+            and (mark := _mark_of(body)) is not None
+        ]
+        context = self._context(name)
+        # Without a context, which the user may have taken out, the other entries say whose they are.
+        whole = _mark_of(context) if context is not None else next((mark for *_, mark in found), None)
+        if whole is None or not ours(whole):
+            return
+        if remove or not _texts(whole.get("arguments")):
+            former = None if is_empty(whole.get("former")) else str(whole["former"])
+            for file in self.files:
+                if file.current_context == name:
+                    file.current_context = former
+        for file, section, entry_name, body, mark in found:
+            if mark.get("cluster") != whole.get("cluster"):
+                continue
+            if remove and not _was_edited(section, body, mark):
+                file.remove(section, entry_name, lambda _: True)
+            elif not remove and mark.get("process"):
+                if section == "users" and not _was_edited(section, body, mark):
+                    arguments = _texts(mark.get("arguments"))
+                    _set_plugin(body, arguments or ("--cluster", str(mark["cluster"]), "--ended"))
+                mark.pop("process")  # it is retired once
+                file.changed = True
+
+    def _dead(self, alive: Callable[[str], bool]) -> list[str]:
+        """The names of our contexts with a client certificate whose process is gone."""
+        return [
+            name
+            for file in self.files
+            for name, body in file.named_bodies("contexts")
+            if (mark := _mark_of(body)) is not None
+            and mark.get("process")
+            and not mark.get("plugin")
+            and not alive(str(mark["process"]))
+        ]
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -133,7 +245,7 @@ class Kubeconfig:
                     stack.enter_context(file.locked())
                 file.read()
                 file.holds_ours = any(
-                    _owner(body) is not None for section in _SECTIONS for body in file.bodies(section)
+                    _mark_of(body) is not None for section in _SECTIONS for body in file.bodies(section)
                 )
             yield
 
@@ -151,28 +263,49 @@ class Kubeconfig:
     def _context_holder(self) -> KubeconfigFile:
         return next((file for file in self.files if file.current_context), self._new_file())
 
-    def _require_ours(self, section: str, name: str, cluster: str) -> None:
+    def _context(self, name: str) -> dict[Any, Any] | None:
+        """The body of the context that kubectl finds under a name."""
+        return next((body for file in self.files if (body := file.find("contexts", name)) is not None), None)
+
+    def _last_foreign(self, current: str | None) -> str | None:
+        """The current context, or the one that was before it where it is ours."""
+        body = self._context(current) if current is not None else None
+        mark = _mark_of(body) if body is not None else None
+        if mark is None:
+            return current
+        return None if is_empty(mark.get("former")) else str(mark["former"])
+
+    def _require_ours(self, section: str, name: str, entry: Entry) -> None:
         for file in self.files:
             found = file.find(section, name)
             if found is None:
                 continue
-            owner = _owner(found)
-            if owner is None:
+            mark = _mark_of(found)
+            if mark is None:
                 raise ConfigError(
                     f"{file.path} has another entry {name!r} in {section!r}, which arcbridge did not make; "
                     "choose another name with --kube-context, or another file with --file"
                 )
-            if owner != cluster:
+            if not _owns(mark, entry):
+                of, at = str(mark.get("cluster", "")), _texts(mark.get("relays"))
+                where = f" at relay {at[0]}" if of == entry.cluster and at else ""
                 raise ConfigError(
-                    f"{file.path}: entry {name!r} in {section!r} belongs to cluster {owner!r}; "
+                    f"{file.path}: entry {name!r} in {section!r} belongs to cluster {of!r}{where}; "
                     "choose another name with --kube-context"
                 )
 
-    def _put(self, section: str, name: str, entry: Entry, make: Callable[[Entry, dict[Any, Any]], None]) -> None:
+    def _put(
+        self,
+        section: str,
+        name: str,
+        entry: Entry,
+        make: Callable[[Entry, dict[Any, Any]], None],
+        former: str | None,
+    ) -> None:
         file = self._holder(section, name)
         body = file.entry(section, name)
         make(entry, body)
-        _mark(body, entry.cluster)
+        _mark(body, entry, section, former)
         file.changed = True
 
 
@@ -182,7 +315,7 @@ def render(entry: Entry) -> str:
     for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
         body: dict[Any, Any] = {}
         make(entry, body)
-        _mark(body, entry.cluster)
+        _mark(body, entry, section, None)
         sections[section] = [{"name": _named(section, entry), section[:-1]: body}]
     return dump({"apiVersion": "v1", "kind": "Config", **sections, "current-context": entry.name, "preferences": {}})
 
@@ -198,10 +331,20 @@ def _cluster(entry: Entry, body: dict[Any, Any]) -> None:
     body["certificate-authority-data"] = _base64(entry.ca_pem)
 
 
+_LOGINS = (
+    *("client-certificate", "client-certificate-data", "client-key", "client-key-data"),
+    *("token", "tokenFile", "username", "password", "exec"),
+)
+
+
 def _user(entry: Entry, body: dict[Any, Any]) -> None:
+    if entry.plugin:
+        _set_plugin(body, entry.arguments)
+        return
     # Whatever else could log this user in would win over, or contradict, what we write.
-    for key in ("client-certificate", "client-key", "token", "tokenFile", "username", "password", "exec"):
-        body.pop(key, None)
+    for key in _LOGINS:
+        if not key.startswith("client-") or not key.endswith("-data"):
+            body.pop(key, None)
     body["client-certificate-data"] = _base64(entry.client_certificate_pem)
     body["client-key-data"] = _base64(entry.client_key_pem)
     if entry.token_file:
@@ -210,28 +353,85 @@ def _user(entry: Entry, body: dict[Any, Any]) -> None:
         body["token"] = entry.token
 
 
+def _set_plugin(body: dict[Any, Any], arguments: tuple[str, ...]) -> None:
+    """Make a user one whose credential `arcbridge credential` prints (client.authentication.k8s.io/v1)."""
+    for key in _LOGINS:
+        body.pop(key, None)
+    body["exec"] = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        # A bare name: kuberc's credentialPluginPolicy allows plugins by name.
+        "command": "arcbridge",
+        "args": ["credential", *arguments],
+        "interactiveMode": "IfAvailable",
+        # With it the plugin sees to which port kubectl is about to connect.
+        "provideClusterInfo": Plain("true"),
+        "installHint": "arcbridge is not on the PATH: install it, or put its directory there",
+    }
+
+
 def _context(entry: Entry, body: dict[Any, Any]) -> None:
     # The namespace that the user set with `kubectl config set-context` stays.
     body["cluster"] = entry.name
     body["user"] = entry.user
 
 
-def _mark(body: dict[Any, Any], cluster: str) -> None:
+def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) -> None:
     extensions = body.get("extensions")
     if not isinstance(extensions, list):
         extensions = body["extensions"] = []
     extensions[:] = [item for item in extensions if not (isinstance(item, dict) and item.get("name") == MARK)]
-    extensions.append({"name": MARK, "extension": {"cluster": cluster}})
+    mark: dict[str, Any] = {"cluster": entry.cluster}
+    if entry.relays:
+        mark["relays"] = list(entry.relays)
+    if entry.process:
+        mark["server"] = entry.server
+        if section != "clusters":  # where it is to stay as it is from one start to the next
+            mark["process"] = entry.process
+            if entry.plugin:
+                mark["plugin"] = "true"
+            elif entry.arguments:
+                mark["arguments"] = list(entry.arguments)
+    if section == "contexts" and former is not None:
+        mark["former"] = former
+    extensions.append({"name": MARK, "extension": mark})
 
 
-def _owner(body: dict[Any, Any]) -> str | None:
-    """The cluster for which we made an entry; None: we did not make it."""
+def _mark_of(body: dict[Any, Any]) -> dict[Any, Any] | None:
+    """What we have written about an entry; None: we did not make it."""
     extensions = body.get("extensions")
     for item in extensions if isinstance(extensions, list) else []:
         if isinstance(item, dict) and item.get("name") == MARK:
             extension = item.get("extension")
-            return str(extension.get("cluster", "")) if isinstance(extension, dict) else ""
+            return extension if isinstance(extension, dict) else {}
     return None
+
+
+def _owns(mark: dict[Any, Any] | None, entry: Entry) -> bool:
+    """Whether an entry is for this cluster; one that names no relay is for any."""
+    if mark is None or str(mark.get("cluster", "")) != entry.cluster:
+        return False
+    relays = _texts(mark.get("relays"))
+    return not relays or not entry.relays or bool(set(relays) & set(entry.relays))
+
+
+def _is_of(mark: dict[Any, Any], entry: Entry) -> bool:
+    return _owns(mark, entry) and str(mark.get("process") or "") == entry.process
+
+
+def _was_edited(section: str, body: dict[Any, Any], mark: dict[Any, Any]) -> bool:
+    """Whether another program, or the user, has made another thing of our entry."""
+    if section == "clusters":
+        return bool(mark.get("server")) and str(body.get("server")) != str(mark["server"])
+    if section == "users":
+        plugin = body.get("exec")
+        if isinstance(plugin, dict):
+            return str(plugin.get("command")) != "arcbridge"
+        return "client-certificate-data" not in body
+    return False
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(str(one) for one in value) if isinstance(value, list) else ()
 
 
 def _base64(pem: str) -> str:

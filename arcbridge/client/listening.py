@@ -96,9 +96,9 @@ def port_holder(port: int) -> str:
 
 
 def _user(uid: int) -> str:
-    import pwd
-
     try:
+        import pwd  # not on Windows
+
         return f"user {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
+    except (ImportError, KeyError):
         return f"user id {uid}"

@@ -63,6 +63,23 @@ Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
 
 
+def check_login(config: LoginConfig) -> None:
+    """Raise ConfigError for settings with which no login can work."""
+    if not config.client_id:
+        raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+    if config.redirect_port is not None and not 0 <= config.redirect_port <= 65535:
+        raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
+    if config.cluster_audience_by not in BY_AUDIENCE:
+        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+    by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
+    if config.cluster_audience and by_scope and not config.relay_scopes:
+        # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
+        raise ConfigError(
+            "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
+            "is good at the relay alone"
+        )
+
+
 class Login:
     """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
 
@@ -76,19 +93,13 @@ class Login:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
+        command: str = "arcbridge login",
     ) -> None:
-        if not config.client_id:
-            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
-        if config.cluster_audience_by not in BY_AUDIENCE:
-            raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
-        by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
-        if config.cluster_audience and by_scope and not config.relay_scopes:
-            # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
-            raise ConfigError(
-                "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
-                "is good at the relay alone"
-            )
-        self._authentication = ClientAuthentication(config, clock)
+        """`command`: what the user is told to run where only a new login helps."""
+        check_login(config)
+        if config.redirect_port is not None:
+            redirect_ports = (config.redirect_port,)
+        self._authentication = ClientAuthentication(config, clock, environment)
         self._config = config
         self._cache = cache
         self._say = say
@@ -96,6 +107,7 @@ class Login:
         self._clock = clock
         self._environment = environment
         self._redirect_ports = redirect_ports
+        self._command = command
         self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
@@ -132,7 +144,9 @@ class Login:
                 elif kept.usable(self._clock()) and suits and not force:
                     return kept
                 if not interactive:
-                    raise Unauthenticated(f"the login has ended{why}; run `arcbridge --role client login`")
+                    never = not kept.refresh_token and kept.same_login(TokenSet())
+                    state = f"you are not logged in at {self._config.issuer}" if never else f"the login has ended{why}"
+                    raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 
     async def log_in(self) -> TokenSet:
@@ -194,7 +208,8 @@ class Login:
     def _issuer(self) -> Issuer:
         # Only where the issuer's discovery offers DPoP is a key made.
         key = self._own_key if self._config.dpop else None
-        return Issuer(self._config.issuer, self._config.ca_file, key=key, clock=self._clock)
+        pop = self._own_key if self._config.pop else None
+        return Issuer(self._config.issuer, self._config.ca_file, key=key, pop=pop, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
@@ -241,9 +256,7 @@ class Login:
             if error.code != "invalid_grant":
                 raise
             if not interactive:
-                raise Unauthenticated(
-                    f"the login has ended ({error.words}); run `arcbridge --role client login`"
-                ) from error
+                raise Unauthenticated(f"the login has ended ({error.words}); run `{self._command}`") from error
         return await self._trade(issuer, await self._log_in(issuer), audience)
 
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
@@ -393,7 +406,10 @@ class Login:
             servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
             return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
-        raise Unauthenticated(f"local ports {ports} are in use, so the browser could not come back; free one of them")
+        raise Unauthenticated(
+            f"local ports {ports} are in use, so the browser could not come back; free one of them, or set "
+            "login.redirect_port"
+        )
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+from arcbridge.client import token_refusal
+from arcbridge.client.token_refusal import Reason, TokenNotTaken, reason_in
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -29,6 +31,8 @@ ACCESS_REVOKED = "access was revoked: "
 """What the sentence of an agent that has revoked a user begins with."""
 SESSION_TOO_OLD = "a session lasts "
 """What the sentence of an agent begins with that ends a session not with its token but at its greatest age."""
+GROUPS_UNAVAILABLE = "the groups of this login cannot be looked up now: "
+"""What the sentence of an agent begins with that got no answer about a user's groups (`identity.refusal`)."""
 SAID_LIMIT = 500
 """Bytes of an agent's sentence that are shown."""
 RETRY_SOON = 1
@@ -37,7 +41,7 @@ RETRY_SOON = 1
 
 def status_body(error: ArcbridgeError) -> bytes:
     """The Status object (Kubernetes API conventions, "Response Status Kind")."""
-    message = error.message if error.message.startswith("arcbridge: ") else f"arcbridge: {error.message}"
+    message = error.told() if error.message.startswith("arcbridge: ") else f"arcbridge: {error.told()}"
     return json.dumps(
         {
             "kind": "Status",
@@ -70,15 +74,35 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
 
-def raise_user_error(error: ArcbridgeError, cluster: str) -> NoReturn:
-    """Raise an error whose message is for the user in place of `error`, which becomes its cause."""
+class Shown(NamedTuple):
+    """A token that this client has shown, to say what is wrong with it; the text itself is never said."""
+
+    token: str = ""
+    source: str = ""
+    """The file it comes from; empty where it comes from none."""
+
+
+NOTHING_SHOWN = Shown()
+
+
+def raise_user_error(
+    error: ArcbridgeError, cluster: str, *, shown: Shown = NOTHING_SHOWN, session: str = ""
+) -> NoReturn:
+    """Raise an error whose message is for the user in place of `error`, which becomes its cause.
+
+    `shown`: the token that was shown to the end that refused; `session`: the join id, for a session that ended.
+    """
+    found = error
     if isinstance(error, JoinRefused):
-        raise of_join(error, cluster) from error
-    if isinstance(error, SessionEnded | ConnectionLost):
-        raise of_session(error, cluster) from error
-    if isinstance(error, RemoteProtocolError):
-        raise Unreachable(f'cannot reach cluster "{cluster}": {error.message}') from error
-    raise error
+        found = of_join(error, cluster, shown)
+    elif isinstance(error, SessionEnded | ConnectionLost):
+        found = of_session(error, cluster, shown)
+    elif isinstance(error, RemoteProtocolError):
+        found = Unreachable(f'cannot reach cluster "{cluster}": {error.message}')
+    if found is error:
+        raise error
+    found.session = error.session or session
+    raise found from error
 
 
 def is_elsewhere(error: BaseException | None) -> bool:
@@ -92,13 +116,20 @@ def is_elsewhere(error: BaseException | None) -> bool:
     return False
 
 
-def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
-    """A refused join as an error for the user. Of what the relay sent only the retry time is used, never its text."""
+def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
+    """A refused join as an error for the user. Of what the relay sent only the retry time, the join's id and the name
+    of a rule with what it wants are used (`identity.refusal`), never its text."""
     name = f'cluster "{cluster}"'
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
         case JoinCode.UNAUTHENTICATED:
-            return of_token("the relay does not accept the access token", error.message, "the relay")
+            return of_token("the relay does not accept the access token", error.message, "the relay", shown)
+        case JoinCode.INTERNAL if error.message.endswith("(issuer.keys)"):
+            return Unreachable(
+                "the relay cannot fetch the keys of your login's issuer, so it cannot verify you; "
+                "try again, or tell the relay's operator",
+                retry_after=error.retry_after,
+            )
         case JoinCode.FORBIDDEN:
             return PermissionRefused(
                 f"{name} does not exist or you may not reach it; ask the relay's operator for access"
@@ -132,23 +163,70 @@ def of_join(error: JoinRefused, cluster: str) -> ArcbridgeError:
             return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
 
 
-def of_token(what: str, said: str, place: str) -> Unauthenticated:
+def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> TokenNotTaken:
     """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
+    from arcbridge.client.jwt_unverified import read_unverified
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
+    from arcbridge.identity.refusal import told_in
 
-    reason = refusal_in(said)
-    return Unauthenticated(
-        f"{what}; log in again, or put a new token there" if not reason else f"{what}: {explain(reason, place)}"
-    )
+    if proof := refusal_in(said):
+        return TokenNotTaken(f"{what}: {explain(proof, place)}", Reason.PROOF)
+    reason, told = reason_in(said), told_in(said)
+    why = "" if told is None else _wrong_with(told.rule, told.wanted, place, shown)
+    if why := why or token_refusal.explain(reason, place):
+        return TokenNotTaken(f"{what}: {why}", reason)
+    # A relay that gives no reason: the audience tells swapped files apart.
+    audiences = [one for one in read_unverified(shown.token).audiences if one.isprintable() and len(one) <= 200]
+    about = f" (its audience is {' and '.join(audiences)})" if audiences else ""
+    return TokenNotTaken(f"{what}{about}; log in again, or put a new token there", reason)
 
 
-def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
+def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
+    """What is wrong with the token that was shown, by the rule that the other end names; empty where that helps nobody.
+
+    What the token says, this client reads itself; of the other end there is but a name, in quotes.
+    """
+    from arcbridge.client.jwt_unverified import read_unverified
+
+    token, claims = shown.source or "the token", read_unverified(shown.token)
+    match rule:
+        case "token.aud" if wanted:
+            audiences = ", ".join(f'"{clean(one, 200)}"' for one in claims.audiences) or "none"
+            return f'{token} is for audience {audiences}, {place} wants "{wanted}"'
+        case "token.iss":
+            return f'{token} comes from the issuer "{clean(claims.issuer, 200)}", which {place} does not accept'
+        case "token.exp":
+            return f"{token} has expired; log in again, or put a new token there"
+        case "token.nbf":
+            return f"{token} is not valid yet by the clock of {place}; compare the clocks"
+        case "token.life":
+            return f"{token} is valid for longer than {place} allows; have a shorter one issued"
+        case "token.key" | "token.signature":
+            return f"{token} is not signed with a key that its issuer publishes; log in again"
+        case "claims.rule" if wanted:
+            return f'{place} requires the claim "{wanted}", which {token} does not have, or with another value'
+        case "claims.username" | "claims.uid" | "claims.email_verified" if wanted:
+            return f'{place} needs the claim "{wanted}", which {token} does not have as it has to be'
+        case "claims.groups.overage" | "claims.groups.many":
+            return f"{token} has more groups than {place} takes; have the issuer send fewer"
+        case "user.rule" | "claims.rule":
+            return f"a rule of {place} does not let {token} in; ask its operator"
+        case _:
+            return ""
+
+
+def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
     """Why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         match error.code:
             case GoawayCode.UNAUTHENTICATED:
-                return of_token(f"{name} does not accept the token", error.message, "its agent")
+                return of_token(f"{name} does not accept the token", error.message, "its agent", shown)
+            case GoawayCode.UNAVAILABLE if error.message.endswith("(issuer.keys)"):
+                return Unreachable(
+                    f"the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify "
+                    f"you; try again, or tell the cluster's operator"
+                )
             case GoawayCode.EXPIRED if error.message.startswith(SESSION_TOO_OLD):
                 return Unreachable(
                     f"the session with {name} reached its greatest age; start again what ran in it, and log in again "
@@ -172,6 +250,10 @@ def of_session(error: ArcbridgeError, cluster: str) -> ArcbridgeError:
                     "end sessions and commands that you do not need, or ask the cluster's operator for a higher limit",
                     retry_after=RETRY_SOON,
                 )
+            case GoawayCode.UNAVAILABLE if error.message.startswith(GROUPS_UNAVAILABLE):
+                # No Retry-After: the agent itself has just waited for seconds, and would ten times more.
+                said = _said(error).removeprefix(GROUPS_UNAVAILABLE)
+                return Unreachable(f"the agent of {name} cannot say which groups you are in: {said}")
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
                 return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
             case GoawayCode.CROSSED:

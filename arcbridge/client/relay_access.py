@@ -20,6 +20,8 @@ class RelayAccess:
         self._pin = _checked(ca_pin)
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self.offered_client = ""
+        """Which clients the relay offers, as it said last (`client.update_notice`)."""
 
     def __repr__(self) -> str:
         return f"<RelayAccess {self.address}>"
@@ -29,11 +31,15 @@ class RelayAccess:
 
         Raises PinMismatch which names both pins, Unreachable when a pinned CA cannot be fetched, StateError.
         """
+        if alpn not in self._contexts:
+            self._contexts[alpn] = outer_client_context(await self.trust(), alpn)
+        return self._contexts[alpn]
+
+    async def trust(self) -> RelayTrust:
+        """The CA by which the relay is known, found once. Raises as `context` does."""
         if self._trust is None:
             self._trust = await self._find_trust()
-        if alpn not in self._contexts:
-            self._contexts[alpn] = outer_client_context(self._trust, alpn)
-        return self._contexts[alpn]
+        return self._trust
 
     def forget(self) -> None:
         """The trust did not hold: a pinned CA is fetched again next time (its certificate may have been renewed)."""

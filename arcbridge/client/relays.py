@@ -71,7 +71,10 @@ class Relays:
         # One that is named twice is tried once.
         self.all = list({relay.address: relay for relay in relays}.values())
         if not self.all:
-            raise ConfigError("relays: required but not set; give --relay https://host:port")
+            raise ConfigError(
+                "relays: none is set, and none was logged in at; run `arcbridge login https://RELAY`, or give --relay "
+                "https://host:port"
+            )
         self._shuffle = shuffle
         self._clock = clock
         self._failed: dict[RelayAccess, float] = {}

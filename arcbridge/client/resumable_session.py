@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import ACCESS_REVOKED, is_elsewhere, raise_user_error
+from arcbridge.client.refusal import ACCESS_REVOKED, Shown, is_elsewhere, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -148,13 +148,17 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._missing_since: float | None = None
+        self.agent_stops = False
+        """Whether the agent has said that it is being stopped: what runs goes on, and a lost connection is the end."""
         self._forbidden_since: float | None = None
         self._leaving: RelayAccess | None = None
         self._received_at_suspicion: int | None = None
         self._retry_now = asyncio.Event()
         """Set to end the wait before the next try."""
         self._task: asyncio.Task[None] | None = None
-        self._log = log.bind(cluster=cluster)
+        self._first_session = joined.reply.join_id
+        """The join id under which the session began; it goes through all that is said of it later."""
+        self._log = log.bind(cluster=cluster, first_session=self._first_session)
 
     @property
     def detached(self) -> bool:
@@ -348,6 +352,7 @@ class ResumableSession:
             self._cluster,
             self._tokens,
             instance=hello.agent if hello is not None else "",
+            first_session=self._first_session,
             leaving=self._leaving,
         )
         try:
@@ -368,11 +373,13 @@ class ResumableSession:
                 session.wait_attached,
             )
         except ArcbridgeError as error:
+            error.session = joined.reply.join_id
             # Where the old connection still works, its token is renewed as before.
             self.renewal, self.expires_in = before
             if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                 self._relays.failed(joined.relay)
-            raise_user_error(error, self._cluster)
+            shown = Shown(token.text, self._tokens.cluster_source)
+            raise_user_error(error, self._cluster, shown=shown, session=joined.reply.join_id)
         finally:
             self._resume_pending = session.closed  # a session that ended here was refused by the agent
         self.relay = joined.relay
@@ -408,6 +415,10 @@ class ResumableSession:
         now = self._loop.time()
         if self._lost_at is None or not is_elsewhere(error):
             self._missing_since = None
+        elif self.agent_stops:
+            self._resume_pending = True
+            reason = "the agent that has the session is being stopped, and takes no connection any more"
+            self.session.abort(SessionEnded(GoawayCode.GONE, reason))
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since >= MISSING_TIMEOUT:

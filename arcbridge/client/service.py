@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import structlog
 
-from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.forward import Forward, check_target_name
-from arcbridge.client.kubeconfig import Entry, Kubeconfig, Merged, render
-from arcbridge.client.listening import listen_at, listen_local
+from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
+from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
+from arcbridge.client.listening import listen_at
 from arcbridge.client.relays import Relays
+from arcbridge.client.running import BACKGROUND, Running
+from arcbridge.client.served_cluster import ServedCluster, let_close
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.client.settings import required
+from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions
+from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions, with_defaults
 from arcbridge.client.trust import Ask, ClusterTrust
+from arcbridge.client.who import cache_of
 from arcbridge.config import ClientConfig
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
@@ -72,11 +75,13 @@ class ClientContext:
         token: str = "",
         environment: Mapping[str, str] = os.environ,
     ) -> None:
+        login = with_defaults(config.login)
+        if login is not config.login:
+            config = replace(config, login=login)
         self.config = config
         self.terminal = terminal
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
-        self.relays = Relays.of(config)
         refuse_contradictions(config.login)
         if token:
             token = check_token(token.encode(), "--token")
@@ -89,18 +94,51 @@ class ClientContext:
         self.tokens.interactive = terminal.may_log_in
         self.token = token
 
+    @cached_property
+    def relays(self) -> Relays:
+        """The relays of the settings; raises ConfigError where there are none, which a login alone does without."""
+        return Relays.of(self.config)
+
+    def require_login(self) -> None:
+        """Raise Unauthenticated where it is plain, without the network, that no token for the relay can be had.
+
+        A command says so before it does anything that the user would take for success.
+        """
+        login = self.config.login
+        if login.command or login.workload or login.access_token_file is not None or login.id_token_file is not None:
+            return
+        if not login.issuer:
+            raise Unauthenticated(self._no_login())
+        if login.grant_type != "client-credentials" and not self.tokens.interactive:
+            cache = self.token_cache().load()
+            if not (cache.refresh_token or cache.access_token or cache.id_token):
+                raise Unauthenticated(f"you are not logged in at {login.issuer}; run `{self.login_command()}`")
+
+    def _no_login(self) -> str:
+        what = "no login is configured"
+        if self.tokens.token_mode:
+            what = "--token and --token-file are for the cluster, and the relay needs a login of its own"
+        command = self.login_command() if self.config.relay_urls() else "arcbridge login https://RELAY"
+        return f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
+
+    def login_command(self) -> str:
+        """The command that logs in with these settings, for messages."""
+        from arcbridge.client.relay_profile import RelayProfiles, login_command
+
+        return login_command(self.config, RelayProfiles(self.state.path))
+
     def _pair(self) -> TokenPair | None:
         login = self.config.login
-        if login.workload:
+        if login.workload and not login.issuer:
             from arcbridge.client.workload import WorkloadTokens
 
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
-        if login.issuer and login.grant_type == "client-credentials":
+        if login.issuer and (login.grant_type == "client-credentials" or login.workload):
             from arcbridge.client.client_credentials import ClientCredentials
 
-            return ClientCredentials(login, key=self._key())
+            return ClientCredentials(login, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:
@@ -120,22 +158,20 @@ class ClientContext:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
-        if login.grant_type == "client-credentials":
+        if login.grant_type == "client-credentials" or login.workload:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 
-        return Login(login, self.token_cache(), say=self.terminal.tell, open_browser=self.terminal.open_browser)
+        return Login(
+            login,
+            self.token_cache(),
+            say=self.terminal.tell,
+            open_browser=self.terminal.open_browser,
+            command=self.login_command(),
+        )
 
     def token_cache(self) -> TokenCache:
-        login = self.config.login
-        return TokenCache(
-            self.state.token_directory,
-            issuer=login.issuer,
-            client_id=login.client_id,
-            scopes=login.scopes,
-            relay_scopes=login.relay_scopes,
-            audience=login.audience,
-        )
+        return cache_of(self.config, self.state)
 
     def clusters(self) -> list[str]:
         """The clusters that were named, canonical, each once; raises ConfigError when there is none."""
@@ -158,13 +194,18 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
-    def trust(self) -> ClusterTrust:
+    def served(self, cluster: str) -> ServedCluster:
+        """A cluster to be served on a local port."""
+        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token)
+
+    def trust(self, *, first_use: bool = True) -> ClusterTrust:
+        """The rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
         config = self.config
         return ClusterTrust(
             pin=config.cluster_ca_pin,
             pins_file=config.pins_file,
             remembered=PinStore(self.state.pins_file, relay=self.relays.names[0]),
-            first_use=config.trust_first_use,
+            first_use=config.trust_first_use and first_use,
             ask=self.terminal.ask_trust,
             relays=self.relays.names,
         )
@@ -184,6 +225,9 @@ async def run_proxy(
     """
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
+    if not config.relay_urls():
+        context.require_login()  # which says how: a relay that is missing is the least of it
+    required(config, environment)
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
             if value:
@@ -193,16 +237,24 @@ async def run_proxy(
     to_stdout = config.file == "-"
     if to_stdout and len(clusters) > 1:
         raise ConfigError("flag --file: standard output takes the kubeconfig of one cluster; name one, or a file")
+    running = running_of(context.state, environment)
     kubeconfig = None if to_stdout else Kubeconfig.find(config.file, environment)
     if kubeconfig is not None:
+        await asyncio.to_thread(repair_kubeconfigs, context.state, running)
         # Before any login, so that no user logs in for nothing.
         for cluster in clusters:
-            await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster)
-    proxies = [_Proxy(context, cluster) for cluster in clusters]
+            await asyncio.to_thread(kubeconfig.check, config.kube_context or cluster, cluster, context.relays.names)
+        waiting = [one for one in clusters if not _told_of_another(kubeconfig, running, config, one, terminal)]
+        if not waiting:
+            return
+        clusters = waiting
+    context.require_login()
+    proxies = [context.served(cluster) for cluster in clusters]
     observer: ObserveServer | None = None
     try:
         for proxy in proxies:
-            proxy.bind()
+            if moved := proxy.bind():
+                terminal.tell(moved)
             terminal.tell(f"Proxy is listening on port {proxy.port}")
         observer = await _observe(config, proxies)
         await _together([proxy.session.connect_once() for proxy in proxies])
@@ -211,13 +263,16 @@ async def run_proxy(
             # `run` begins now; it also replaces a session that has ended since `connect_once`.
             async with asyncio.TaskGroup() as group:
                 for proxy in proxies:
+                    proxy.keep_port()
                     group.create_task(proxy.session.run())
                     await proxy.serve()
                 for number, proxy in enumerate(proxies):
-                    entry = proxy.entry(config.kube_context or proxy.cluster)
+                    name = config.kube_context or proxy.cluster
                     if kubeconfig is None:
-                        terminal.write_data(render(entry))
+                        terminal.write_data(render(proxy.entry(name, process="")))
                     else:
+                        entry = proxy.entry(name, process=running.begin())
+                        context.state.add_kubeconfig([file.path for file in kubeconfig.files])
                         switch = config.context_switch and number == 0
                         merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, entry, switch=switch))
                         try:
@@ -238,8 +293,23 @@ async def run_proxy(
                     _undo(kubeconfig, done, remove=config.remove_context)
     finally:
         await asyncio.gather(*(proxy.close() for proxy in proxies))
+        running.end()
         if observer is not None:
             await observer.stop()
+
+
+def _told_of_another(
+    kubeconfig: Kubeconfig, running: Running, config: ClientConfig, cluster: str, terminal: Terminal
+) -> bool:
+    """Whether another process serves the context of a cluster already; the user is told then."""
+    name = config.kube_context or cluster
+    process, server = kubeconfig.served(name)
+    if not server or (process != BACKGROUND and not running.alive(process)):
+        return False
+    who = "is connected in the background" if process == BACKGROUND else "is served by another proxy"
+    port = server.rpartition(":")[2]
+    terminal.tell(f'Cluster "{cluster}" {who} already: port {port}, context "{name}"')
+    return True
 
 
 async def run_forward(
@@ -260,8 +330,10 @@ async def run_forward(
     check_target_name(target)
     context = ClientContext(config, terminal, token=token, environment=environment)
     cluster, *more = context.clusters()
+    required(config, environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
+    context.require_login()
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)
@@ -282,62 +354,9 @@ async def run_forward(
         await forward.close()
         session.close()
         await session.wait_closed()
-        await _let_close()
+        await let_close()
         if observer is not None:
             await observer.stop()
-
-
-class _Proxy:
-    """One cluster of a proxy: its port, session and endpoint."""
-
-    def __init__(self, context: ClientContext, cluster: str) -> None:
-        self.cluster = cluster
-        self.session = context.session(cluster)
-        self.endpoint: LocalEndpoint | None = None
-        self.port = 0
-        self._context = context
-        self._certificates: LocalCertificates | None = None
-
-    def bind(self) -> None:
-        """Take the port: the wanted one, or the one this cluster had; raises PortInUse, StateError."""
-        wanted, state, relays = self._context.config.port, self._context.state, self._context.relays.names
-        certificates = self._certificates = state.certificates(self.cluster, time.time())
-        sockets = listen_local(state.port(relays, self.cluster) if wanted is None else wanted)
-        self.endpoint = LocalEndpoint(self.cluster, self.session, certificates, sockets)
-        self.port = self.endpoint.port
-        if wanted:
-            state.remember_port(relays, self.cluster, self.port)
-
-    async def serve(self) -> None:
-        assert self.endpoint is not None
-        await self.endpoint.start()
-
-    def entry(self, name: str) -> Entry:
-        assert self._certificates is not None
-        context, file = self._context, self._context.config.token_file
-        return Entry(
-            name,
-            self.cluster,
-            f"https://127.0.0.1:{self.port}",
-            self._certificates.ca_pem,
-            self._certificates.client_certificate_pem,
-            self._certificates.client_key_pem,
-            token=context.token,
-            token_file=str(Path(file).absolute()) if file is not None and not context.token else "",
-        )
-
-    async def close(self) -> None:
-        if self.endpoint is not None:
-            await self.endpoint.close()
-        self.session.close()
-        await self.session.wait_closed()
-        await _let_close()
-
-
-async def _let_close() -> None:
-    """Give the loop some turns, in which the local resets are sent."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def _together(starts: list[Awaitable[None]]) -> None:
@@ -378,7 +397,7 @@ def _undo(kubeconfig: Kubeconfig, merged: Merged, *, remove: bool) -> None:
 
 async def _observe(
     config: ClientConfig,
-    proxies: list[_Proxy],
+    proxies: list[ServedCluster],
     *,
     forwards: list[Forward] | None = None,
     sessions: list[SessionManager] | None = None,

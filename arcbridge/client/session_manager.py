@@ -15,7 +15,7 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import is_elsewhere, of_session, raise_user_error
+from arcbridge.client.refusal import Shown, is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
@@ -150,6 +150,13 @@ class SessionManager(BaseHandler):
         """The relay that new streams go through; None without a session."""
         return self._current.relay if self._current is not None else None
 
+    def token_ends_at(self) -> float:
+        """When the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not say."""
+        renewal = self._current.renewal if self._current is not None else None
+        if renewal is None or not renewal.ends_at:
+            return 0.0
+        return self._clock() + renewal.ends_at - asyncio.get_running_loop().time()
+
     @property
     def detached_count(self) -> int:
         """Number of sessions that wait to be resumed."""
@@ -176,7 +183,7 @@ class SessionManager(BaseHandler):
                 except ArcbridgeError as error:
                     self._fail(error)
                     hint = error.retry_after
-                    if isinstance(error, Unauthenticated):
+                    if isinstance(error, Unauthenticated) and self._tokens.were_shown:
                         self._tokens.refused()
                 await self._wait_before_retry(lasted, hint)
         finally:
@@ -330,7 +337,8 @@ class SessionManager(BaseHandler):
                     self.relays.failed(joined.relay)
                 attempts_left -= 1
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):
-                    raise_user_error(error, self.cluster)
+                    shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
+                    raise_user_error(error, self.cluster, shown=shown, session=joined.reply.join_id)
                 # The join succeeded and the connection died afterwards: another relay may work at once.
 
     async def _is_trusted(self, joined: Joined) -> bool:
@@ -382,6 +390,8 @@ class SessionManager(BaseHandler):
                 established,
             )
         except BaseException as error:
+            if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
+                error.session = joined.reply.join_id  # what is wrong on this machine has nothing to do with it
             self._note_revoked(error, token)
             if session is not None:
                 session.abort()
@@ -477,6 +487,9 @@ class SessionManager(BaseHandler):
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The agent accepts no new stream: open ones go on, the next one needs another session."""
         current = self._current
+        resumable = self._resumables.get(session)
+        if resumable is not None and goaway.code == GoawayCode.DRAINING:
+            resumable.agent_stops = True
         if current is not None and session is current.session:
             self._current = None
             if not self._login_refused(SessionEnded(goaway.code, goaway.message), current):
@@ -521,7 +534,9 @@ class SessionManager(BaseHandler):
 
     def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
         """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
-        self._refused_with = of_session(error, self.cluster)
+        shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
+        self._refused_with = of_session(error, self.cluster, shown)
+        self._refused_with.session = resumable.session.label
         self._note_revoked(error, resumable.renewal.sent if resumable.renewal is not None else None)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False

@@ -1,13 +1,15 @@
 """What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
 
-State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`. With an explicit
+State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`; on Windows and
+macOS where those systems have them (`arcbridge.user_directories`). With an explicit
 state directory the cache is inside it, so that one directory holds, and can remove, everything.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from arcbridge.pki.private_files import (
     refuse_foreign_directory,
     write_private,
 )
+from arcbridge.user_directories import user_directory
 
 if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority
@@ -60,8 +63,8 @@ class StateDirectory:
             cls(explicit, explicit / "cache")
             if explicit is not None
             else cls(
-                _base(environment, "XDG_STATE_HOME", ".local/state") / "arcbridge",
-                _base(environment, "XDG_CACHE_HOME", ".cache") / "arcbridge",
+                user_directory("state", environment),
+                user_directory("cache", environment),
             )
         )
         for directory in (found.path, found.cache):
@@ -133,22 +136,27 @@ class StateDirectory:
     # -- ports --------------------------------------------------------------------------------------------------------
 
     def port(self, relays: tuple[str, ...], cluster: str) -> int:
-        """The port of a cluster at its relays: the one it had, else the next that no other cluster has, then kept."""
+        """The port for a cluster at its relays: the one it had, else the next that no other cluster has.
+
+        Nothing is kept: a name that was mistyped takes no port.
+        """
         ports = self._ports()
         if (key := _port_key(ports, relays, cluster)) in ports:
             return ports[key]
-        ensure_private_directory(self.path)
-        with locked(self.path / ".ports.lock"):
-            ports = self._ports()
-            key = _port_key(ports, relays, cluster)
-            if key not in ports:
-                taken = set(ports.values())
-                ports[key] = next(port for port in range(FIRST_PORT, 65536) if port not in taken)
-                self._save_ports(ports)
-            return ports[key]
+        return next(self.free_ports())
+
+    def has_port(self, relays: tuple[str, ...], cluster: str) -> bool:
+        """Whether a port is kept for a cluster."""
+        ports = self._ports()
+        return _port_key(ports, relays, cluster) in ports
+
+    def free_ports(self) -> Iterator[int]:
+        """The ports that no cluster has, in their order."""
+        taken = set(self._ports().values())
+        return (port for port in range(FIRST_PORT, 65536) if port not in taken)
 
     def remember_port(self, relays: tuple[str, ...], cluster: str, port: int) -> None:
-        """Keep a port that was chosen by hand."""
+        """Keep the port at which a cluster was reached."""
         ports = self._ports()
         if ports.get(_port_key(ports, relays, cluster)) == port:
             return
@@ -159,6 +167,47 @@ class StateDirectory:
             if ports.get(key) != port:
                 ports[key] = port
                 self._save_ports(ports)
+
+    def forget_port(self, relays: tuple[str, ...], cluster: str) -> None:
+        """Give the port of a cluster back."""
+        if not self._ports():
+            return
+        with locked(self.path / ".ports.lock"):
+            ports = self._ports()
+            if ports.pop(_port_key(ports, relays, cluster), None) is not None:
+                self._save_ports(ports)
+
+    # -- the kubeconfigs that hold entries of ours --------------------------------------------------------------------
+
+    def kubeconfigs(self) -> list[list[Path]]:
+        """The lists of files in which entries of ours may be, each as kubectl reads it; a damaged file names none."""
+        try:
+            found = json.loads(read_file(self.path / "kubeconfigs.json") or b"[]")
+            return [[Path(str(one)) for one in files] for files in found if isinstance(files, list)]
+        except (StateError, ValueError, TypeError):
+            return []
+
+    def add_kubeconfig(self, files: list[Path]) -> None:
+        """Note where entries of ours are put, before they are."""
+        wanted = [Path(os.path.abspath(file)) for file in files]
+        if wanted in self.kubeconfigs():
+            return
+        ensure_private_directory(self.path)
+        with locked(self.path / ".kubeconfigs.lock"):
+            kept = self.kubeconfigs()
+            if wanted not in kept:
+                self._save_kubeconfigs([*kept, wanted])
+
+    def drop_kubeconfig(self, files: list[Path]) -> None:
+        """Forget a list of files in which no entry of ours is any more."""
+        with locked(self.path / ".kubeconfigs.lock"):
+            kept = self.kubeconfigs()
+            if files in kept:
+                self._save_kubeconfigs([one for one in kept if one != files])
+
+    def _save_kubeconfigs(self, lists: list[list[Path]]) -> None:
+        document = json.dumps([[str(file) for file in files] for files in lists], indent=1)
+        write_private(self.path / "kubeconfigs.json", document.encode())
 
     def _ports(self) -> dict[str, int]:
         data = read_file(self.path / "ports.json")
@@ -191,12 +240,6 @@ class StateDirectory:
         known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
         if name not in known:
             self.keep_cluster_names([*known, name])
-
-
-def _base(environment: Mapping[str, str], variable: str, default: str) -> Path:
-    # Relative paths there are to be ignored (XDG Base Directory Specification).
-    named = environment.get(variable, "")
-    return Path(named) if named.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / default
 
 
 def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:

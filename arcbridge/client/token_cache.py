@@ -7,7 +7,6 @@ none: a new login, never a crash.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, TypeGuard
 
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import StateError
-from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+from arcbridge.pki.private_files import OPEN_SAFELY, ensure_private_directory, read_file, write_private
 
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
@@ -174,10 +173,12 @@ class TokenCache:
 
         Raises StateError when another process keeps it too long. Cancelling while waiting holds nothing.
         """
+        import asyncio  # `whoami` reads the file and waits for nothing
+
         ensure_private_directory(self.path.parent)
         lock = self.path.with_suffix(".lock")
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | OPEN_SAFELY, 0o600)
         except OSError as error:
             raise StateError(f"cannot open the lock file {lock}: {error.strerror}") from error
         try:

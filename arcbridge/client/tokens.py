@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
+from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenSet, token_set
 from arcbridge.client.token_program import output_of
@@ -48,6 +49,14 @@ class ClusterToken:
     kind: str
     text: str = field(repr=False)
     expires_at: float = 0.0
+
+
+class NoLogin(Unauthenticated):
+    """No setting says where tokens come from."""
+
+
+class TokenExpired(Unauthenticated):
+    """A token that was given as a text or in a file is over."""
 
 
 class OneToken(ConfigError):
@@ -95,17 +104,41 @@ class TokenPair(Protocol):
         ...
 
 
+RELAY_AUDIENCE = "arcbridge-relay"
+CLUSTER_AUDIENCE = "arcbridge-{cluster}"
+
+
+def with_defaults(login: LoginConfig) -> LoginConfig:
+    """Return the settings with the usual audiences where a workload's tokens need some and none are set.
+
+    A workload that is a client of an issuer has that issuer's audiences.
+    """
+    if not login.workload or login.issuer:
+        return login
+    return replace(
+        login,
+        audience=login.audience or RELAY_AUDIENCE,
+        cluster_audience=login.cluster_audience or CLUSTER_AUDIENCE,
+    )
+
+
 def refuse_contradictions(login: LoginConfig) -> None:
     """Raise ConfigError where one setting would silently take the place of another."""
     contradictions = (
         # The file's one token would be shown at every cluster, which is what the audience is there to prevent.
         ("cluster_audience", "id_token_file", bool(login.cluster_audience and login.id_token_file)),
         ("workload", "command", bool(login.workload and login.command)),
-        ("workload", "issuer", bool(login.workload and login.issuer)),
+        ("workload", "issuer", bool(login.workload and login.issuer) and not is_azure_pipelines(login.workload)),
     )
     for one, other, given in contradictions:
         if given:
             raise ConfigError(f"login.{one}: given together with login.{other}; take one of them out")
+    if is_azure_pipelines(login.workload) and not login.issuer:
+        # Its token has one audience, which is the issuer's: relay and cluster would be given the same token.
+        raise ConfigError(
+            "login.workload: azure-pipelines needs login.issuer and login.client_id, where its token is traded in "
+            "(docs/how-to/ci.md)"
+        )
     if login.grant_type == "client-credentials" and not login.issuer:
         raise ConfigError("login.grant_type: client-credentials needs login.issuer; give --oidc-issuer-url URL")
     if login.cluster_scopes and not login.cluster_audience:
@@ -146,6 +179,16 @@ class Tokens:
         """Whether the cluster gets the caller's own bearer token."""
         return bool(self._token or self._token_file)
 
+    @property
+    def access_source(self) -> str:
+        """The file of the relay's token; empty where it comes from a login or a command."""
+        return str(self._login.access_token_file or "")
+
+    @property
+    def cluster_source(self) -> str:
+        """The file of the cluster's token; empty where it comes from a login or a command."""
+        return str(self._token_file or self._login.id_token_file or "")
+
     def for_cluster(self, cluster: str) -> Tokens:
         """The same sources for one cluster, with a memory of its own of what was shown and what was refused."""
         found = copy(self)
@@ -155,7 +198,13 @@ class Tokens:
 
     async def access(self) -> str:
         """For the relay."""
-        token, source = await self._relay_token()
+        try:
+            token, source = await self._relay_token()
+        except Unauthenticated:
+            # There is no login any more. What was refused belongs to the former one: the next one's tokens are new.
+            self._shown = ""
+            self._refused = self._audience_refused = False
+            raise
         try:
             other = (await self._cluster_token()).text if self._cluster or not self._audience() else ""
         except ArcbridgeError:
@@ -205,6 +254,11 @@ class Tokens:
                 "have it issued anew, or use a token that is bound to no key"
             ) from error
         return key.sign_proof(token, spki, pin, self._clock())
+
+    @property
+    def were_shown(self) -> bool:
+        """Whether a token of the present login was shown to the relay."""
+        return bool(self._shown)
 
     def refused(self) -> None:
         """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
@@ -256,9 +310,9 @@ class Tokens:
             return tokens.id_token, "the login gives no access token"
         if login.id_token_file is not None:
             return self._read(login.id_token_file)
-        raise Unauthenticated(
-            "no login is configured; give --access-token-file and --id-token-file, or --oidc-issuer-url and "
-            "--oidc-client-id, or a [login] table in the settings file"
+        raise NoLogin(
+            "no login is configured; run `arcbridge login https://RELAY`, or give --access-token-file and "
+            "--id-token-file, or --oidc-issuer-url and --oidc-client-id"
         )
 
     async def _cluster_token(self) -> ClusterToken:
@@ -334,7 +388,7 @@ class Tokens:
     def _current(self, token: str, source: str) -> str:
         expires_at = read_unverified(token).expires_at
         if expires_at and expires_at <= self._clock():
-            raise Unauthenticated(f"the token of {source} has expired; put a new one there")
+            raise TokenExpired(f"the token of {source} has expired; put a new one there")
         return token
 
 

@@ -1,17 +1,16 @@
-"""Tokens that a job or a pod asks for itself: from GitHub Actions, and from Kubernetes by TokenRequest.
+"""Tokens of a job or a pod: asked for at GitHub Actions or an API server, or given to it before (`tokens_at_hand`).
 
-Both let the caller choose the audience, so each token names the place that it is for and the key that it is bound to
-(`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
+The two services let the caller choose the audience, so each token names the place that it is for and the key that it is
+bound to (`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
 `arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.proof_key_file` names one.
 Nothing is written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the
-audiences that were asked for.
+audiences that were asked for. `assertion` asks for one that names no key: a program proves with it to an issuer which
+client it is there (`client.client_authentication`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,19 +20,22 @@ from urllib.parse import quote, urlsplit
 
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet
+from arcbridge.client.token_request import request, trust
 from arcbridge.client.tokens import read_token
+from arcbridge.client.tokens_at_hand import ENVIRONMENT, FILE, GITLAB, TokensAtHand
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 
-WORKLOADS = ("github-actions", "kubernetes")
-"""Values of `login.workload`."""
-DEADLINE = 20.0
-"""Seconds for one request."""
+GITHUB = ("github", "github-actions")
+KUBERNETES = "kubernetes"
+SERVICES = (*GITHUB, KUBERNETES)
+"""Those that give a token for any audience that is asked for."""
+KINDS = "github, gitlab, kubernetes, file:PATH, env:NAME, or azure-pipelines with an issuer"
+"""Values of `login.workload`, for messages."""
 TOKEN_LIFE = 3600
 """Seconds for which TokenRequest is asked; the API server gives 600 at least, and less than this where it is set so."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_LIMIT = 256 * 1024
 
 
 class WorkloadTokens:
@@ -49,8 +51,6 @@ class WorkloadTokens:
         clock: Callable[[], float] = time.time,
         service_account: Path = SERVICE_ACCOUNT,
     ) -> None:
-        if login.workload not in WORKLOADS:
-            raise ConfigError(f"login.workload: must be one of {', '.join(WORKLOADS)}")
         for name in ("audience", "cluster_audience"):
             if not getattr(login, name):
                 raise ConfigError(f"login.{name}: required with login.workload: each token is for one place")
@@ -59,16 +59,19 @@ class WorkloadTokens:
         self._clock = clock
         self._kept: dict[str, AudienceToken] = {}
         self._asking = asyncio.Lock()
-        self._service: _GitHubActions | _Kubernetes
-        if login.workload == "github-actions":
-            self._service = _GitHubActions.of(environment, login.ca_file)
+        self._service: _GitHubActions | _Kubernetes | None = None
+        self._at_hand: TokensAtHand | None = None
+        if login.workload in SERVICES:
+            self._service = _service(login.workload, environment, login.ca_file, service_account, "login.workload")
+        elif login.workload == GITLAB or login.workload.startswith((FILE, ENVIRONMENT)):
+            self._at_hand = TokensAtHand(login.workload, environment, clock)
         else:
-            self._service = _Kubernetes.of(environment, service_account)
+            raise ConfigError(f"login.workload: {login.workload[:40]!r} is unknown; use {KINDS}")
 
     @property
-    def key(self) -> ProofKey:
-        """In memory alone, unless it comes from a file."""
-        if self._key is None:
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: the tokens were made before, and are bound to no key."""
+        if self._key is None and self._service is not None:
             self._key = ProofKey.generate()
         return self._key
 
@@ -91,12 +94,46 @@ class WorkloadTokens:
             return kept
 
     async def _ask(self, audience: str) -> AudienceToken:
-        wanted = self._service.audiences(audience, self.key)
-        text = await self._service.ask(wanted)
+        if self._at_hand is not None:
+            text = self._at_hand.for_audience(audience)
+            return AudienceToken(text, self._clock(), read_unverified(text).expires_at)
+        service, key = self._service, self.key
+        assert service is not None
+        assert key is not None
+        wanted = service.audiences(audience, key)
+        text = await service.ask(wanted)
         found = read_unverified(text)
         if not set(wanted) <= set(found.audiences):
-            raise Unauthenticated(f"{self._service.name} gave a token for other audiences than were asked for")
+            raise Unauthenticated(f"{service.name} gave a token for other audiences than were asked for")
         return AudienceToken(text, self._clock(), found.expires_at)
+
+
+def check_kind(kind: str, setting: str) -> None:
+    """Raise ConfigError unless `kind` is one of `SERVICES`."""
+    if kind not in SERVICES:
+        raise ConfigError(f"{setting}: must be one of {', '.join(SERVICES)}")
+
+
+async def assertion(login: LoginConfig, environment: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:
+    """Return a token of this job or pod for `login.client_assertion_audience`, bound to no key.
+
+    Raises ConfigError where this is no such job or pod, Unauthenticated or Unreachable.
+    """
+    setting = "login.client_assertion_workload"
+    service = _service(login.client_assertion_workload, environment, login.ca_file, service_account, setting)
+    audience = login.client_assertion_audience
+    text = await service.ask([audience])
+    if audience not in read_unverified(text).audiences:
+        raise Unauthenticated(f"{service.name} gave a token for another audience than {audience}")
+    return text
+
+
+def _service(
+    kind: str, environment: Mapping[str, str], ca_file: Path | None, service_account: Path, setting: str
+) -> _GitHubActions | _Kubernetes:
+    if kind in GITHUB:
+        return _GitHubActions.of(environment, ca_file, setting)
+    return _Kubernetes.of(environment, service_account, setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +146,12 @@ class _GitHubActions:
     name: str = "GitHub Actions"
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], ca_file: Path | None) -> _GitHubActions:
+    def of(cls, environment: Mapping[str, str], ca_file: Path | None, setting: str) -> _GitHubActions:
         url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
         secret = environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
             raise ConfigError(
-                "login.workload: this is no job of GitHub Actions that may ask for tokens: give the job "
+                f"{setting}: this is no job of GitHub Actions that may ask for tokens: give the job "
                 "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)"
             )
         return cls(url, secret, ca_file)
@@ -125,7 +162,7 @@ class _GitHubActions:
     async def ask(self, audiences: list[str]) -> str:
         joint = "&" if urlsplit(self.url).query else "?"
         url = f"{self.url}{joint}audience={quote(audiences[0], safe='')}"
-        status, answer = await _request("GET", url, f"bearer {self.secret}", _context(self.ca_file), None)
+        status, answer = await request("GET", url, f"bearer {self.secret}", trust(self.ca_file), None)
         token = answer.get("value")
         if status in (401, 403):
             raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")
@@ -143,11 +180,11 @@ class _Kubernetes:
     name: str = "the API server"
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], directory: Path) -> _Kubernetes:
+    def of(cls, environment: Mapping[str, str], directory: Path, setting: str) -> _Kubernetes:
         host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (directory / "token").exists():
             raise ConfigError(
-                "login.workload: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
+                f"{setting}: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
                 f"{directory}/token; automountServiceAccountToken)"
             )
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", directory)
@@ -168,7 +205,7 @@ class _Kubernetes:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         path = f"namespaces/{quote(namespace, safe='')}/serviceaccounts/{quote(account, safe='')}/token"
         url = f"{self.server}/api/v1/{path}"
-        status, answer = await _request("POST", url, f"Bearer {own}", _context(self.directory / "ca.crt"), body)
+        status, answer = await request("POST", url, f"Bearer {own}", trust(self.directory / "ca.crt"), body)
         if status in (401, 403):
             raise Unauthenticated(
                 f"the API server gives this pod no token (status {status}): the ServiceAccount {account} of "
@@ -187,44 +224,3 @@ def _pod(claims: Mapping[str, Any]) -> dict[str, str] | None:
     if isinstance(pod, dict) and isinstance(pod.get("name"), str) and isinstance(pod.get("uid"), str):
         return {"apiVersion": "v1", "kind": "Pod", "name": pod["name"], "uid": pod["uid"]}
     return None
-
-
-async def _request(
-    method: str, url: str, authorization: str, context: ssl.SSLContext, body: Mapping[str, Any] | None
-) -> tuple[int, dict[str, Any]]:
-    """One request. Raises Unreachable, without a word of what was sent."""
-    import aiohttp  # a quarter of a second, for those who ask
-
-    headers = {"Authorization": authorization, "Accept": "application/json"}
-    host = urlsplit(url).hostname
-    try:
-        async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context),
-                timeout=aiohttp.ClientTimeout(total=DEADLINE),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,
-            ) as session,
-            session.request(method, url, json=body, headers=headers, allow_redirects=False) as response,
-        ):
-            data, status = b"", response.status
-            async for chunk in response.content.iter_chunked(65536):
-                data += chunk
-                if len(data) > _LIMIT:
-                    raise Unreachable(f"{host} answered more than {_LIMIT} bytes for a token")
-    except TimeoutError as error:
-        raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = {}
-    return status, document if isinstance(document, dict) else {}
-
-
-def _context(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"{ca_file} holds no PEM certificate that can be read") from error

@@ -13,7 +13,9 @@ because `identity.claims` always enforces them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from arcbridge.errors import ConfigError
+from arcbridge.problems import Place, Problem
 
 if TYPE_CHECKING:
     from arcbridge.identity.cel.compiler import Expression
@@ -94,7 +97,7 @@ class AuthenticationConfig:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice: which one counts differs between parsers.
 
-    Every error of a node is a ConfigError that names its line and column.
+    Every error of a node is a `_Misplaced`.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -103,11 +106,11 @@ class _StrictLoader(yaml.SafeLoader):
         except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
             # What PyYAML lets through for a scalar that its tag does not fit, such as the date 2024-13-45.
             kind = node.tag.rpartition(":")[2]
-            raise ConfigError(f"{_position(node)}: not a value of the YAML type {kind}") from error
+            raise _at(node, f"not a value of the YAML type {kind}") from error
 
 
-def _position(node: yaml.Node) -> str:
-    return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
+def _at(node: yaml.Node, message: str) -> _Misplaced:
+    return _Misplaced(message, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -115,9 +118,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise ConfigError(f"{_position(key_node)}: a key must be a string")
+            raise _at(key_node, "a key must be a string")
         if key in seen:
-            raise ConfigError(f"{_position(key_node)}: key {key!r} is given twice")
+            raise _at(key_node, f"key {key!r} is given twice")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -134,37 +137,69 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _te
 
 def load(path: Path) -> AuthenticationConfig:
     """Read the file at `path`; every ConfigError names the file and the path of the field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the authentication configuration cannot be read: {error}") from error
-    return parse(text, source=str(path))
+    return parse(_text_of(path), source=str(path))
+
+
+def inspect(path: Path) -> tuple[AuthenticationConfig, list[Problem]]:
+    """Read the file at `path`, and return every mistake in it: the very ones of which `load` raises the first.
+
+    An issuer with a mistake is not among those that are returned. Raises ConfigError where the file cannot be read.
+    """
+    source = str(path)
+    config, errors = _parse(_text_of(path), source)
+    return config, [
+        Problem("authentication", error.message, place=Place(source, error.line, error.column)) for error in errors
+    ]
 
 
 def parse(text: str, *, source: str = "authentication configuration") -> AuthenticationConfig:
     """Parse YAML (or JSON, which is YAML). Raises ConfigError `source: path: what is wrong`."""
+    config, errors = _parse(text, source)
+    for error in errors:
+        place = f"line {error.line}, column {error.column}: " if error.line else ""
+        raise ConfigError(f"{source}: {place}{error.message}") from error
+    return config
+
+
+class _Misplaced(ConfigError):
+    """A mistake at a place in the file, counted from 1; 0 where it has none."""
+
+    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the authentication configuration cannot be read: {error}") from error
+
+
+def _parse(text: str, source: str) -> tuple[AuthenticationConfig, list[_Misplaced]]:
+    nothing = AuthenticationConfig(())
     if len(text) > MAX_FILE_SIZE:
-        raise ConfigError(f"{source}: larger than {MAX_FILE_SIZE} bytes")
+        return nothing, [_Misplaced(f"larger than {MAX_FILE_SIZE} bytes")]
     try:
         node, document = _read(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {_place_in_yaml(error, text)}not valid YAML") from error
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error.message}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply") from error
-    try:
-        return from_mapping(document)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {_place(error, text, node)}{error.message}") from error
+        return nothing, [_Misplaced("not valid YAML", *_place_in_yaml(error, text))]
+    except _Misplaced as error:
+        return nothing, [error]
+    except RecursionError:
+        return nothing, [_Misplaced("nested too deeply")]
+    errors = _Errors()
+    config = _configuration(document, errors)
+    return config, [_Misplaced(error.message, *_place(error, text, node)) for error in errors.found]
 
 
-def _place_in_yaml(error: yaml.YAMLError, text: str) -> str:
+def _place_in_yaml(error: yaml.YAMLError, text: str) -> tuple[int, int]:
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
-        return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}: "
+        return before.count(chr(10)) + 1, len(before) - before.rfind(chr(10))
     mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
 
 
 def _read(text: str) -> tuple[yaml.Node | None, object]:
@@ -177,16 +212,11 @@ def _read(text: str) -> tuple[yaml.Node | None, object]:
         loader.dispose()
 
 
-class _InExpression(ConfigError):
-    """An expression is wrong at a place inside it, counted from 1."""
-
-    def __init__(self, message: str, line: int, column: int) -> None:
-        super().__init__(message)
-        self.line = line
-        self.column = column
+class _InExpression(_Misplaced):
+    """An expression is wrong at a place inside it."""
 
 
-def _place(error: ConfigError, text: str, root: yaml.Node | None) -> str:
+def _place(error: ConfigError, text: str, root: yaml.Node | None) -> tuple[int, int]:
     """Where in the file the field stands that an error's message begins with, or the nearest one around it."""
     nodes: dict[str, yaml.Node] = {}
     _collect(root, "", nodes, set())
@@ -195,11 +225,10 @@ def _place(error: ConfigError, text: str, root: yaml.Node | None) -> str:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     node = nodes.get(path, root)
     if node is None:
-        return ""
-    line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        return 0, 0
     if isinstance(error, _InExpression) and isinstance(node, yaml.ScalarNode):
-        line, column = _inside(text, node, error.line, error.column)
-    return f"line {line}, column {column}: "
+        return _inside(text, node, error.line, error.column)
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def _inside(text: str, node: yaml.ScalarNode, line: int, column: int) -> tuple[int, int]:
@@ -235,71 +264,142 @@ def _collect(node: yaml.Node | None, path: str, out: dict[str, yaml.Node], seen:
 
 def from_mapping(document: object) -> AuthenticationConfig:
     """Build the configuration from a parsed document. Raises ConfigError `path: what is wrong`."""
-    top = _Fields(document, "")
-    version = top.text("apiVersion")
-    if version not in API_VERSIONS:
-        raise ConfigError(f"apiVersion: must be {API_VERSIONS[0]}")
-    if top.text("kind") != KIND:
-        raise ConfigError(f"kind: must be {KIND}")
-    top.refuse("anonymous", "anonymous access does not exist here; remove it")
-    entries = top.items("jwt")
-    top.done()
-    if not entries:
-        raise ConfigError("jwt: at least one issuer is needed")
-    if len(entries) > MAX_ISSUERS:
-        raise ConfigError(f"jwt: at most {MAX_ISSUERS} issuers")
-    issuers = tuple(_issuer(entry, f"jwt[{index}]") for index, entry in enumerate(entries))
-    _unique([(f"{i.path}.issuer.url", i.url) for i in issuers])
-    _unique([(f"{i.path}.issuer.discoveryURL", i.discovery_url) for i in issuers])
-    return AuthenticationConfig(issuers)
+    errors = _Errors()
+    config = _configuration(document, errors)
+    if errors.found:
+        raise errors.found[0]
+    return config
 
 
-def _issuer(document: object, path: str) -> IssuerConfig:
+class _Errors:
+    """The mistakes of a document, in the order of the file's parts; what is behind one is read all the same."""
+
+    def __init__(self) -> None:
+        self.found: list[ConfigError] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep the ConfigError that the block raises."""
+        try:
+            yield
+        except ConfigError as error:
+            self.found.append(error)
+
+
+def _configuration(document: object, errors: _Errors) -> AuthenticationConfig:
+    entries: list[object] = []
+    with errors.collect():
+        top = _Fields(document, "")
+        with errors.collect():
+            if top.text("apiVersion") not in API_VERSIONS:
+                raise ConfigError(f"apiVersion: must be {API_VERSIONS[0]}")
+        with errors.collect():
+            if top.text("kind") != KIND:
+                raise ConfigError(f"kind: must be {KIND}")
+        with errors.collect():
+            top.refuse("anonymous", "anonymous access does not exist here; remove it")
+        with errors.collect():
+            entries = top.items("jwt")
+            if not entries:
+                raise ConfigError("jwt: at least one issuer is needed")
+            if len(entries) > MAX_ISSUERS:
+                raise ConfigError(f"jwt: at most {MAX_ISSUERS} issuers")
+        top.done(errors)
+    issuers = []
+    for index, entry in enumerate(entries[:MAX_ISSUERS]):
+        with errors.collect():
+            issuers.append(_issuer(entry, f"jwt[{index}]", errors))
+    with errors.collect():
+        _unique([(f"{i.path}.issuer.url", i.url) for i in issuers])
+    with errors.collect():
+        _unique([(f"{i.path}.issuer.discoveryURL", i.discovery_url) for i in issuers])
+    return AuthenticationConfig(tuple(issuers))
+
+
+def _issuer(document: object, path: str, errors: _Errors) -> IssuerConfig:
+    """One entry of `jwt[]`; its mistakes are collected, and what is wrong has a value that accepts no token."""
     entry = _Fields(document, path)
-    issuer = entry.fields("issuer")
-    url = _https_url(issuer.text("url"), issuer.at("url"))
-    discovery = issuer.optional_text("discoveryURL")
-    if discovery:
-        _https_url(discovery, issuer.at("discoveryURL"))
-        if discovery.rstrip("/") == url.rstrip("/"):
-            raise ConfigError(f"{issuer.at('discoveryURL')}: must differ from url")
-    issuer.refuse("egressSelectorType", "egress selectors are not carried out here")
-    ca_pem = issuer.optional_text("certificateAuthority") or None
-    if ca_pem is not None and "-----BEGIN CERTIFICATE-----" not in ca_pem:
-        raise ConfigError(f"{issuer.at('certificateAuthority')}: not a PEM certificate")
-    audiences = tuple(issuer.texts("audiences"))
-    if not audiences:
-        raise ConfigError(f"{issuer.at('audiences')}: at least one audience is needed")
-    _unique([(f"{issuer.at('audiences')}[{n}]", a) for n, a in enumerate(audiences)])
-    match = issuer.optional_text("audienceMatchPolicy")
-    if match not in ("", "MatchAny") or (len(audiences) > 1 and not match):
-        raise ConfigError(f"{issuer.at('audienceMatchPolicy')}: must be MatchAny with several audiences")
-    issuer.done()
+    url, discovery, ca_pem = "", "", None
+    audiences: tuple[str, ...] = ()
+    with errors.collect():
+        issuer = entry.fields("issuer")
+        with errors.collect():
+            url = _https_url(issuer.text("url"), issuer.at("url"))
+        with errors.collect():
+            discovery = issuer.optional_text("discoveryURL")
+            if discovery:
+                _https_url(discovery, issuer.at("discoveryURL"))
+                if discovery.rstrip("/") == url.rstrip("/"):
+                    raise ConfigError(f"{issuer.at('discoveryURL')}: must differ from url")
+        with errors.collect():
+            issuer.refuse("egressSelectorType", "egress selectors are not carried out here")
+        with errors.collect():
+            ca_pem = issuer.optional_text("certificateAuthority") or None
+            if ca_pem is not None:
+                _check_ca(ca_pem, issuer.at("certificateAuthority"))
+        with errors.collect():
+            audiences = tuple(issuer.texts("audiences"))
+            if not audiences:
+                raise ConfigError(f"{issuer.at('audiences')}: at least one audience is needed")
+            _unique([(f"{issuer.at('audiences')}[{n}]", a) for n, a in enumerate(audiences)])
+        with errors.collect():
+            match = issuer.optional_text("audienceMatchPolicy")
+            if match not in ("", "MatchAny") or (len(audiences) > 1 and not match):
+                raise ConfigError(f"{issuer.at('audienceMatchPolicy')}: must be MatchAny with several audiences")
+        issuer.done(errors)
 
     compiled = _Compiled(path)
-    rules = _claim_rules(entry, path, compiled)
-    mappings = entry.fields("claimMappings")
-    username = _prefixed(mappings.fields("username"), compiled, "username", required=True)
-    groups_fields = mappings.optional_fields("groups")
-    groups = None if groups_fields is None else _prefixed(groups_fields, compiled, "groups", required=False)
+    rules: tuple[ClaimRule, ...] = ()
+    username: PrefixedClaim | None = None
+    groups: PrefixedClaim | None = None
     uid_claim = None
-    uid = mappings.optional_fields("uid")
-    if uid is not None:
-        uid_claim = uid.optional_text("claim") or None
-        expression = uid.optional_text("expression")
-        if expression and uid_claim:
-            raise ConfigError(f"{mappings.at('uid')}: claim and expression can't both be set")
-        if expression:
-            compiled.mapping("uid", uid.at("expression"), expression)
-        uid.done()
-    _extra(mappings, compiled)
-    mappings.done()
-    _user_rules(entry, path, compiled)
-    entry.done()
-    compiled.check_email()
+    with errors.collect():
+        rules = _claim_rules(entry, path, compiled, errors)
+    with errors.collect():
+        mappings = entry.fields("claimMappings")
+        with errors.collect():
+            username = _prefixed(mappings.fields("username"), compiled, "username", errors, required=True)
+        with errors.collect():
+            groups_fields = mappings.optional_fields("groups")
+            if groups_fields is not None:
+                groups = _prefixed(groups_fields, compiled, "groups", errors, required=False)
+        with errors.collect():
+            uid_claim = _uid(mappings, compiled, errors)
+        with errors.collect():
+            _extra(mappings, compiled, errors)
+        mappings.done(errors)
+    with errors.collect():
+        _user_rules(entry, path, compiled, errors)
+    entry.done(errors)
+    with errors.collect():
+        compiled.check_email()
     return IssuerConfig(
         path, url, discovery, ca_pem, audiences, rules, username, groups, uid_claim, compiled.expressions()
     )
+
+
+def _check_ca(pem: str, path: str) -> None:
+    """Raise ConfigError unless OpenSSL, which is to trust it, reads the text as certificates."""
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise ConfigError(f"{path}: not a PEM certificate")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"{path}: not a PEM certificate") from error
+
+
+def _uid(mappings: _Fields, compiled: _Compiled, errors: _Errors) -> str | None:
+    uid = mappings.optional_fields("uid")
+    if uid is None:
+        return None
+    claim = uid.optional_text("claim") or None
+    expression = uid.optional_text("expression")
+    uid.done(errors)
+    if expression and claim:
+        raise ConfigError(f"{mappings.at('uid')}: claim and expression can't both be set")
+    if expression:
+        compiled.mapping("uid", uid.at("expression"), expression)
+    return claim
 
 
 class _Compiled:
@@ -379,42 +479,44 @@ def _compile(path: str, source: str, variable: str, *, rule: bool = False) -> Ex
         raise ConfigError(message) from error
 
 
-def _claim_rules(entry: _Fields, path: str, compiled: _Compiled) -> tuple[ClaimRule, ...]:
+def _claim_rules(entry: _Fields, path: str, compiled: _Compiled, errors: _Errors) -> tuple[ClaimRule, ...]:
     rules: list[ClaimRule] = []
     seen: set[tuple[str, str]] = set()
     for n, item in enumerate(entry.items("claimValidationRules")):
-        rule = _Fields(item, f"{path}.claimValidationRules[{n}]")
-        claim, expression = rule.optional_text("claim"), rule.optional_text("expression")
-        required, message = rule.optional_text("requiredValue"), rule.optional_text("message")
-        rule.done()
-        if bool(claim) == bool(expression):
-            raise ConfigError(f"{rule.at('claim')}: needs either claim or expression")
-        given = ("claim", claim) if claim else ("expression", expression)
-        if given in seen:
-            raise ConfigError(f"{rule.at(given[0])}: is given twice")
-        seen.add(given)
-        if claim:
-            if message:
-                raise ConfigError(f"{rule.at('message')}: belongs to expression, not to claim")
-            rules.append(ClaimRule(claim, required))
-            continue
-        if required:
-            raise ConfigError(f"{rule.at('requiredValue')}: belongs to claim, not to expression")
-        compiled.claim_rule(rule.at("expression"), expression, message)
+        with errors.collect():
+            rule = _Fields(item, f"{path}.claimValidationRules[{n}]")
+            claim, expression = rule.optional_text("claim"), rule.optional_text("expression")
+            required, message = rule.optional_text("requiredValue"), rule.optional_text("message")
+            rule.done(errors)
+            if bool(claim) == bool(expression):
+                raise ConfigError(f"{rule.at('claim')}: needs either claim or expression")
+            given = ("claim", claim) if claim else ("expression", expression)
+            if given in seen:
+                raise ConfigError(f"{rule.at(given[0])}: is given twice")
+            seen.add(given)
+            if claim:
+                if message:
+                    raise ConfigError(f"{rule.at('message')}: belongs to expression, not to claim")
+                rules.append(ClaimRule(claim, required))
+                continue
+            if required:
+                raise ConfigError(f"{rule.at('requiredValue')}: belongs to claim, not to expression")
+            compiled.claim_rule(rule.at("expression"), expression, message)
     return tuple(rules)
 
 
-def _user_rules(entry: _Fields, path: str, compiled: _Compiled) -> None:
+def _user_rules(entry: _Fields, path: str, compiled: _Compiled, errors: _Errors) -> None:
     seen: set[str] = set()
     for n, item in enumerate(entry.items("userValidationRules")):
-        rule = _Fields(item, f"{path}.userValidationRules[{n}]")
-        expression, message = rule.text("expression"), rule.optional_text("message")
-        rule.done()
-        if expression in seen:
-            raise ConfigError(f"{rule.at('expression')}: is given twice")
-        seen.add(expression)
-        if expression not in BUILT_IN_RULES:
-            compiled.user_rule(rule.at("expression"), expression, message)
+        with errors.collect():
+            rule = _Fields(item, f"{path}.userValidationRules[{n}]")
+            expression, message = rule.text("expression"), rule.optional_text("message")
+            rule.done(errors)
+            if expression in seen:
+                raise ConfigError(f"{rule.at('expression')}: is given twice")
+            seen.add(expression)
+            if expression not in BUILT_IN_RULES:
+                compiled.user_rule(rule.at("expression"), expression, message)
 
 
 _EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
@@ -424,33 +526,39 @@ OWN_EXTRA = "arcbridge.io/original-user"
 """The extra key that the agent sets itself, for the API server's audit log."""
 
 
-def _extra(mappings: _Fields, compiled: _Compiled) -> None:
+def _extra(mappings: _Fields, compiled: _Compiled, errors: _Errors) -> None:
     seen: set[str] = set()
     for n, item in enumerate(mappings.items("extra")):
-        extra = _Fields(item, f"{mappings.at('extra')}[{n}]")
-        key, expression = extra.text("key"), extra.text("valueExpression")
-        extra.done()
-        at = extra.at("key")
-        if key != key.lower():
-            raise ConfigError(f"{at}: must be lowercase")
-        match = _EXTRA_KEY.fullmatch(key)
-        if match is None or not _DOMAIN.fullmatch(match[1]) or len(match[1]) > 253:
-            raise ConfigError(f"{at}: must be a domain-prefixed path (such as example.org/foo)")
-        if any(match[1] == domain or match[1].endswith(f".{domain}") for domain in _RESERVED_DOMAINS):
-            raise ConfigError(f"{at}: k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use")
-        if key == OWN_EXTRA:
-            raise ConfigError(f"{at}: is set by the agent itself")
-        if key in seen:
-            raise ConfigError(f"{at}: is given twice")
-        seen.add(key)
-        compiled.extra(key, extra.at("valueExpression"), expression)
+        with errors.collect():
+            extra = _Fields(item, f"{mappings.at('extra')}[{n}]")
+            key, expression = extra.text("key"), extra.text("valueExpression")
+            extra.done(errors)
+            _check_extra_key(key, extra.at("key"), seen)
+            seen.add(key)
+            compiled.extra(key, extra.at("valueExpression"), expression)
 
 
-def _prefixed(fields: _Fields, compiled: _Compiled, name: str, *, required: bool) -> PrefixedClaim | None:
+def _check_extra_key(key: str, at: str, seen: set[str]) -> None:
+    if key != key.lower():
+        raise ConfigError(f"{at}: must be lowercase")
+    match = _EXTRA_KEY.fullmatch(key)
+    if match is None or not _DOMAIN.fullmatch(match[1]) or len(match[1]) > 253:
+        raise ConfigError(f"{at}: must be a domain-prefixed path (such as example.org/foo)")
+    if any(match[1] == domain or match[1].endswith(f".{domain}") for domain in _RESERVED_DOMAINS):
+        raise ConfigError(f"{at}: k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use")
+    if key == OWN_EXTRA:
+        raise ConfigError(f"{at}: is set by the agent itself")
+    if key in seen:
+        raise ConfigError(f"{at}: is given twice")
+
+
+def _prefixed(
+    fields: _Fields, compiled: _Compiled, name: str, errors: _Errors, *, required: bool
+) -> PrefixedClaim | None:
     claim, expression = fields.optional_text("claim"), fields.optional_text("expression")
     has_prefix = fields.has("prefix")
     prefix = fields.optional_text("prefix")
-    fields.done()
+    fields.done(errors)
     if claim and expression:
         raise ConfigError(f"{fields.path}: claim and expression can't both be set")
     if expression:
@@ -493,7 +601,7 @@ def _unique(values: list[tuple[str, str]]) -> None:
 
 
 class _Fields:
-    """The fields of one mapping; each is taken once, and `done()` refuses those that were not taken."""
+    """The fields of one mapping; each is taken once, and `done` finds those that were not taken to be mistakes."""
 
     __slots__ = ("_left", "path")
 
@@ -511,6 +619,7 @@ class _Fields:
 
     def refuse(self, name: str, why: str) -> None:
         if name in self._left:
+            del self._left[name]
             raise ConfigError(f"{self.at(name)}: {why}")
 
     def text(self, name: str) -> str:
@@ -555,6 +664,5 @@ class _Fields:
         value = self._left.pop(name, None)
         return None if value is None else _Fields(value, self.at(name))
 
-    def done(self) -> None:
-        for name in self._left:
-            raise ConfigError(f"{self.at(name)}: unknown field")
+    def done(self, errors: _Errors) -> None:
+        errors.found += [ConfigError(f"{self.at(name)}: unknown field") for name in self._left]

@@ -128,7 +128,13 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget |
         # Types first: `True == 1` and friends.
         value = claims.get(rule.claim)
         if not isinstance(value, str) or value != rule.required_value:
-            raise TokenRefused("claims.rule", "the token does not have a claim that this place requires")
+            how = "is missing" if value is None else "has another value"
+            raise TokenRefused(
+                "claims.rule",
+                "the token does not have a claim that this place requires",
+                wanted=rule.claim,
+                detail=f"claim {rule.claim!r} {how}; {issuer.path} requires {rule.required_value!r}",
+            )
 
     subject = claims.get("sub")
     if not isinstance(subject, str) or not is_plain(subject):
@@ -189,9 +195,20 @@ def _credential_id(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _username(issuer: IssuerConfig, claims: Mapping[str, Any]) -> str:
     username = None if issuer.username is None else claims.get(issuer.username.claim)
     if issuer.username is None or not isinstance(username, str) or not username:
-        raise TokenRefused("claims.username", "the token has no user name that this place can use")
+        claim = "" if issuer.username is None else issuer.username.claim
+        raise TokenRefused(
+            "claims.username",
+            "the token has no user name that this place can use",
+            wanted=claim,
+            detail=f"claim {claim!r} is missing, or no text; {issuer.path} takes the user name from it",
+        )
     if issuer.username.claim == "email" and claims.get("email_verified") is not True:
-        raise TokenRefused("claims.email_verified", "the e-mail address in the token is not verified by its issuer")
+        raise TokenRefused(
+            "claims.email_verified",
+            "the e-mail address in the token is not verified by its issuer",
+            wanted="email_verified",
+            detail=f"claim 'email_verified' is not true; {issuer.path} takes the user name from 'email'",
+        )
     return _name(issuer.username.prefix + username, "username")
 
 
@@ -210,11 +227,12 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
     value = claims.get(mapping.claim)
     # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
     pointers = claims.get("_claim_names")
-    if value is None and isinstance(pointers, Mapping) and mapping.claim in pointers:
+    pointed = isinstance(pointers, Mapping) and mapping.claim in pointers
+    if value is None and (pointed or (mapping.claim == "groups" and claims.get("hasgroups") in (True, "true"))):
         raise TokenRefused(
             "claims.groups.overage",
-            "the token has too many groups: its issuer put a pointer in their place; "
-            "let the issuer send only the groups assigned to this application",
+            "the token has too many groups: its issuer put a pointer in their place; let the issuer send only the "
+            "groups assigned to this application, or have the operator set up [graph.NAME] (docs/how-to/entra-id.md)",
         )
     if value is None:
         return ()

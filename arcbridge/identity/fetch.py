@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -23,3 +24,27 @@ class Fetch(Protocol):
     """
 
     async def __call__(self, url: str, ca_pem: str | None) -> FetchedDocument: ...
+
+
+class ReplyDocument(Protocol):
+    """An answer of any status; `retry_after` is in seconds, where the server gives it."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def retry_after(self) -> float | None: ...
+
+
+class Ask(Protocol):
+    """Sends one https request and returns its answer, whatever the status; otherwise bounded as `Fetch` is.
+
+    Raises `errors.Unreachable` where no whole answer came.
+    """
+
+    async def __call__(
+        self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> ReplyDocument: ...

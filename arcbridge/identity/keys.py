@@ -12,7 +12,9 @@ Rules, in the order they are applied (times are seconds of a monotonic clock tha
 5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
 
 A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521, Ed25519; `use`, `key_ops` and `alg`, where
-given, must allow it. A set in which other keys are broken is still good for the rest.
+given, must allow it, and `issuer`, which Entra ID gives, must be the configured one (Microsoft, "Access tokens",
+validate the signing key issuer): one document has the keys of several tenants there. A set in which other keys are
+broken is still good for the rest.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class KeySet:
         "_refreshing",
         "_retry_delay",
         "_unknown_kid_at",
+        "failure",
         "generation",
     )
 
@@ -81,6 +84,8 @@ class KeySet:
         self._retry_delay = RETRY_FIRST
         self._unknown_kid_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self.failure: ArcbridgeError | None = None
+        """Why the last fetch failed; None where it did not, and before the first."""
         self.generation = 0
         """Counts sets that differ from the one before: results verified under an older one are void."""
 
@@ -88,6 +93,23 @@ class KeySet:
     def age(self) -> float | None:
         """Seconds since the set in use was fetched; None before the first."""
         return None if self._fetched_at is None else self._clock() - self._fetched_at
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are keys to verify with."""
+        return self._fetched_at is not None and self._clock() - self._fetched_at <= LAST_GOOD
+
+    async def look(self) -> ArcbridgeError | None:
+        """Fetch the keys where they are missing, stale, or failed to come the last time; return `failure`.
+
+        It keeps to the rules above: an issuer is asked no more often for being watched. A cancelled call leaves the
+        shared fetch running.
+        """
+        now = self._clock()
+        wanted = self._failed_at is not None or self._fetched_at is None or now >= self._fresh_until
+        if wanted and (self._may_retry(now) or (self._refreshing is not None and not self._refreshing.done())):
+            await asyncio.wait([self._start_refresh()])
+        return self.failure
 
     async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
         """Answer the keys that may have signed a token with this header; empty when there is none.
@@ -137,7 +159,7 @@ class KeySet:
         running = self._refreshing is not None and not self._refreshing.done()
         if running or self._may_retry(now):
             await asyncio.wait([self._start_refresh()])
-        if self._fetched_at is None or self._clock() - self._fetched_at > LAST_GOOD:
+        if not self.usable:
             raise IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
 
     def _start_refresh(self) -> asyncio.Task[None]:
@@ -148,8 +170,9 @@ class KeySet:
     async def _refresh(self) -> None:
         try:
             keys, max_age = await self._load()
-        except ArcbridgeError:
+        except ArcbridgeError as error:
             now = self._clock()
+            self.failure = error
             self._retry_delay = RETRY_FIRST if self._failed_at is None else min(self._retry_delay * 2, RETRY_MAX)
             self._failed_at = now
             return
@@ -158,7 +181,7 @@ class KeySet:
             self.generation += 1
         self._keys = keys
         self._fetched_at = now
-        self._failed_at = None
+        self._failed_at = self.failure = None
         self._retry_delay = RETRY_FIRST
         fresh = MAX_FRESH if max_age is None else min(max_age, MAX_FRESH)
         self._fresh_until = now + max(fresh, MIN_FRESH)
@@ -173,23 +196,38 @@ class KeySet:
         if not isinstance(jwks_uri, str) or not jwks_uri.startswith("https://"):
             raise Unreachable(f"{issuer.path}: the discovery document has no https jwks_uri")
         document = await self._fetch(jwks_uri, issuer.ca_pem)
-        keys = parse_keys(_json_object(document.body))
+        keys = parse_keys(_json_object(document.body), issuer.url)
         if not keys:
             raise Unreachable(f"{issuer.path}: the issuer's key set holds no usable key")
         return keys, document.max_age
 
 
-def parse_keys(document: Mapping[str, Any]) -> tuple[VerificationKey, ...]:
-    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out."""
+def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[VerificationKey, ...]:
+    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
+    are those of another issuer than the URL `issuer` (empty: of any)."""
     entries = document.get("keys")
     if not isinstance(entries, list):
         return ()
     keys = []
     for entry in entries[:MAX_KEYS]:
-        key = _key(entry) if isinstance(entry, dict) else None
+        key = _key(entry) if isinstance(entry, dict) and _is_of(entry, issuer) else None
         if key is not None:
             keys.append(key)
     return tuple(keys)
+
+
+def _is_of(entry: dict[str, Any], issuer: str) -> bool:
+    """Whether a key is one of an issuer. `{tenantid}` in the key's stands for the tenant in the issuer's URL."""
+    whose = entry.get("issuer")
+    if whose is None or not issuer:
+        return True
+    if not isinstance(whose, str):
+        return False
+    before, template, after = whose.partition("{tenantid}")
+    if not template:
+        return whose == issuer
+    tenant = issuer[len(before) : len(issuer) - len(after)]
+    return issuer == f"{before}{tenant}{after}" and bool(tenant) and "/" not in tenant
 
 
 def _key(entry: dict[str, Any]) -> VerificationKey | None:

@@ -24,6 +24,8 @@ from typing import Any
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
+from arcbridge.problems import Place, Problem
+from arcbridge.toml_lines import line_of, parts, syntax_place
 
 _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0
@@ -56,53 +58,68 @@ class Policy:
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
         """Parse a policy. Raises ConfigError `source: path: what is wrong`, also for unknown keys."""
+        policy, problems = cls.inspect(toml_text, source=source)
+        if problems:
+            raise ConfigError(f"{source}: {problems[0].message}")
+        return policy
+
+    @classmethod
+    def inspect(cls, toml_text: str, *, source: str = "policy") -> tuple[Policy, list[Problem]]:
+        """Parse a policy, and return every mistake in it: the very ones of which `load` raises the first."""
         try:
             document = tomllib.loads(toml_text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source}: {error}") from error
-        for key in document:
-            if key != "allow":
-                raise ConfigError(f"{source}: {key}: unknown key (the only one is allow)")
+            _, line, column = syntax_place(str(error), toml_text)
+            return cls(()), [Problem("policy", f"not valid TOML: {error}", place=Place(source, line, column))]
+        errors: list[str] = [f"{key}: unknown key (the only one is allow)" for key in document if key != "allow"]
         entries = document.get("allow", [])
         if not isinstance(entries, list):
-            raise ConfigError(f"{source}: allow: write [[allow]], with two brackets")
-        return cls(tuple(_rule(entry, f"{source}: allow[{n}]") for n, entry in enumerate(entries)))
+            errors.append("allow: write [[allow]], with two brackets")
+            entries = []
+        rules = tuple(_rule(entry, f"allow[{n}]", errors) for n, entry in enumerate(entries))
+        found = []
+        for message in errors:
+            line = line_of(parts(message.partition(":")[0]), toml_text)
+            found.append(Problem("policy", message, place=Place(source, line)))
+        return cls(rules), found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Tell whether any rule lets `identity` reach `cluster` (a canonical name)."""
         return any(rule.matches(identity, cluster) for rule in self.rules)
 
 
-def _rule(entry: Any, path: str) -> Rule:
+def _rule(entry: Any, path: str, errors: list[str]) -> Rule:
+    """One `[[allow]]`; adds what is wrong with it to `errors`, each as `path: what is wrong`."""
     if not isinstance(entry, dict):
-        raise ConfigError(f"{path}: must be a table")
+        errors.append(f"{path}: must be a table")
+        return Rule(frozenset(), frozenset(), ())
     for key in entry:
         if key not in ("users", "groups", "clusters"):
-            raise ConfigError(f"{path}.{key}: unknown key (known: users, groups, clusters)")
-    users, groups = _strings(entry, "users", path), _strings(entry, "groups", path)
-    clusters = _strings(entry, "clusters", path)
-    if not users and not groups:
-        raise ConfigError(f"{path}: needs users or groups, else it allows no user")
-    if not clusters:
-        raise ConfigError(f"{path}.clusters: needs at least one name or pattern")
+            errors.append(f"{path}.{key}: unknown key (known: users, groups, clusters)")
+    users, groups = _strings(entry, "users", path, errors), _strings(entry, "groups", path, errors)
+    clusters = _strings(entry, "clusters", path, errors)
+    if not entry.get("users") and not entry.get("groups"):
+        errors.append(f"{path}: needs users or groups, else it allows no user")
+    if not entry.get("clusters"):
+        errors.append(f"{path}.clusters: needs at least one name or pattern")
     if "*" in groups:
-        raise ConfigError(f'{path}.groups: "*" means nothing here; for everyone write users = ["*"]')
+        errors.append(f'{path}.groups: "*" means nothing here; for everyone write users = ["*"]')
     patterns = []
     for n, cluster in enumerate(clusters):
         if not _PATTERN.fullmatch(cluster):
-            raise ConfigError(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
+            errors.append(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
         patterns.append(re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", cluster))))
     return Rule(frozenset(users), frozenset(groups), tuple(patterns))
 
 
-def _strings(entry: dict[str, Any], key: str, path: str) -> list[str]:
+def _strings(entry: dict[str, Any], key: str, path: str, errors: list[str]) -> list[str]:
     value = entry.get(key, [])
     if not isinstance(value, list):
-        raise ConfigError(f"{path}.{key}: must be a list of strings")
-    for n, item in enumerate(value):
-        if not isinstance(item, str) or not item:
-            raise ConfigError(f"{path}.{key}[{n}]: must be a string that is not empty")
-    return value
+        errors.append(f"{path}.{key}: must be a list of strings")
+        return []
+    wrong = [n for n, item in enumerate(value) if not isinstance(item, str) or not item]
+    errors += [f"{path}.{key}[{n}]: must be a string that is not empty" for n in wrong]
+    return [item for n, item in enumerate(value) if n not in wrong]
 
 
 class PolicyFile:
@@ -134,6 +151,12 @@ class PolicyFile:
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Tell whether the policy in force lets `identity` reach `cluster`."""
         return self.current().allows(identity, cluster)
+
+    def take(self, path: Path, policy: Policy) -> None:
+        """Put `policy` in force, which was just read from `path`; from now on that file is looked at."""
+        # No file has this stamp: it is read once more, so that no change since then is missed.
+        self._path, self._policy, self._stamp, self.error = path, policy, (0, 0, 0), ""
+        self._checked_at = self._clock()
 
     def _reload(self) -> None:
         try:

@@ -51,6 +51,8 @@ MAX_KEY_FILE: Final = 4096
 """Bytes of a key that is read from a file."""
 _THUMBPRINT: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 """A SHA-256 in base64url."""
+_OTHER_CONFIRMATIONS: Final = frozenset({"jwk", "jwe", "jku", "x5t#S256"})
+"""Members of `cnf` that name a key by themselves (RFC 7800 §3, RFC 8705 §3.1)."""
 _MAX_KEY_AUDIENCES: Final = 16
 """Audiences of one token that name a key; the others beyond it name none."""
 
@@ -61,7 +63,7 @@ _SENTENCES: Final = {
     "off": 'the token is bound to a key, and {place} checks no proofs (proof = "off"): use a token that is not bound, '
     'or ask the operator to set proof = "if-bound"',
     "cnf": "the token is bound to a key by its issuer in a way that is not known here: have tokens issued that are "
-    "bound by DPoP (cnf.jkt), or not bound",
+    "bound by DPoP (cnf.jkt) or by a thumbprint (cnf.kid), or not bound",
     "missing": "the token is bound to a key and came without a proof of it: log in again on this machine, or update "
     "arcbridge here; a token that was copied from elsewhere is of no use without its key",
     "key": "the token is bound to another key than this machine's: log in again on this machine; a token that was "
@@ -111,6 +113,9 @@ class BindingKind(StrEnum):
     NONE = "none"
     CNF_JKT = "cnf.jkt"
     """By the issuer (RFC 7800, RFC 9449 §6.1): the strongest, because the issuer saw a proof itself."""
+    CNF_KID = "cnf.kid"
+    """By the issuer, which did not see a proof: it was told the key's thumbprint when the token was asked for, and put
+    it into `cnf` as `kid` (RFC 7800 §3.4). Entra ID's proof-of-possession tokens have it."""
     NONCE = "nonce"
     AUDIENCE = "audience"
     UNKNOWN = "cnf"
@@ -162,10 +167,7 @@ def binding(claims: Mapping[str, Any]) -> Binding:
     """
     confirmation = claims.get("cnf")
     if confirmation is not None:
-        thumbprint = confirmation.get("jkt") if isinstance(confirmation, Mapping) else None
-        if isinstance(thumbprint, str) and _THUMBPRINT.fullmatch(thumbprint):
-            return Binding(BindingKind.CNF_JKT, (thumbprint,))
-        return Binding(BindingKind.UNKNOWN)
+        return _confirmed(confirmation) if isinstance(confirmation, Mapping) else Binding(BindingKind.UNKNOWN)
     nonce = claims.get("nonce")
     if isinstance(nonce, str) and nonce.startswith(NONCE_PREFIX):
         well_formed = _THUMBPRINT.fullmatch(nonce.removeprefix(NONCE_PREFIX))
@@ -177,6 +179,20 @@ def binding(claims: Mapping[str, Any]) -> Binding:
         keys = tuple(one for one in named[:_MAX_KEY_AUDIENCES] if _THUMBPRINT.fullmatch(one))
         return Binding(BindingKind.AUDIENCE, keys)
     return UNBOUND
+
+
+def _confirmed(confirmation: Mapping[str, Any]) -> Binding:
+    """Say to which key a `cnf` (RFC 7800) binds. `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients
+    give there, and only where no other member names a key, of which `kid` would be the label."""
+    if "jkt" in confirmation:
+        kind, thumbprint = BindingKind.CNF_JKT, confirmation["jkt"]
+    elif "kid" in confirmation and not _OTHER_CONFIRMATIONS & confirmation.keys():
+        kind, thumbprint = BindingKind.CNF_KID, confirmation["kid"]
+    else:
+        return Binding(BindingKind.UNKNOWN)
+    if isinstance(thumbprint, str) and _THUMBPRINT.fullmatch(thumbprint):
+        return Binding(kind, (thumbprint,))
+    return Binding(BindingKind.UNKNOWN)
 
 
 def key_of(audience: str) -> str:
@@ -247,6 +263,10 @@ class ProofKey:
     def public_jwk(self) -> dict[str, str]:
         """Return the public key, as it stands in the header of a proof."""
         return {"kty": "EC", "crv": "P-256", "x": self._x, "y": self._y}
+
+    def req_cnf(self) -> str:
+        """Return the parameter of a token request by which Entra ID binds an access token to this key (`cnf.kid`)."""
+        return _encode(_dump({"kid": self.thumbprint}))
 
     def nonce(self) -> str:
         """Return the nonce (OpenID Connect Core §3.1.2.1) that binds an id token to this key."""

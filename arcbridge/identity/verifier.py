@@ -4,8 +4,9 @@ Nothing in the token decides how it is verified. `alg` must be one that the *key
 `jku`, `x5u`, `x5c`, `jwk` are not looked at; `crit` is refused, whatever it lists (RFC 7515 §4.1.11: none
 is understood). Keys that occur twice in header or payload are refused, because two parsers would not agree on them.
 
-The order is: size, shape, header, issuer (exact), key, signature, kind, times, audience, claims. Results are kept by
-SHA-256 of the token for 60 s at most, never past `exp`, and not past a change of the issuer's keys.
+The order is: size, shape, header, issuer (exact), key, signature, kind, times, audience, groups that are elsewhere
+(`identity.groups`), claims. Results are kept by SHA-256 of the token for 60 s at most, never past `exp`, and not past a
+change of the issuer's keys.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import hashlib
 import json
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jwt
 
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
@@ -87,6 +90,19 @@ class Acceptance:
                     )
 
 
+@dataclass(frozen=True, slots=True)
+class IssuerKeys:
+    """What is known of one issuer's keys."""
+
+    path: str
+    """Where the issuer stands in the authentication file (`jwt[0]`)."""
+    url: str
+    usable: bool
+    """Whether there are keys to verify with, of the last fetch or of an older one."""
+    failure: ArcbridgeError | None
+    """Why the last fetch failed; None where it did not."""
+
+
 class TokenVerifier:
     """Verifies tokens of the configured issuers.
 
@@ -104,10 +120,16 @@ class TokenVerifier:
         accept: Acceptance | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         algorithms: Iterable[str] = ALGORITHMS,
+        groups: GroupSources | None = None,
     ) -> None:
+        self.groups = groups
+        """Where groups are looked up that a token does not hold; None: nowhere, such a token is refused."""
         self._accept = accept or Acceptance()
         self._accept.check(config)
         self._config = config
+        self._fetch = fetch
+        self._left: set[asyncio.Task[None]] = set()
+        """The ends of key sets that are not used any more."""
         self._clock = clock
         self._monotonic = monotonic
         self._algorithms = frozenset(algorithms) & ALGORITHMS
@@ -117,25 +139,73 @@ class TokenVerifier:
         self._expensive = asyncio.Lock()
         self.verified = 0
         self.refused = 0
+        self.refusals: Counter[str] = Counter()
+        """Refused tokens by the rule that refused them."""
 
     def key_ages(self) -> dict[str, float | None]:
         """Seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
         return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there are keys of at least one issuer, so that a token of it could be verified now."""
+        return any(keys.usable for keys in self._keys.values())
+
+    async def look_at_keys(self) -> list[IssuerKeys]:
+        """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went."""
+        issuers = self._config.issuers
+        failures = await asyncio.gather(*(self._keys[issuer.url].look() for issuer in issuers))
+        return [
+            IssuerKeys(issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
+            for issuer, failure in zip(issuers, failures, strict=True)
+        ]
+
+    def group_lookups(self) -> dict[str, int]:
+        """Count the look-ups of groups that tokens did not hold: `answered`, and `failed` for want of an answer."""
+        lookups = () if self.groups is None else self.groups.all_lookups
+        failed = sum(one.failed for one in lookups)
+        return {"answered": sum(one.asked for one in lookups) - failed, "failed": failed}
+
     async def verify(self, token: str) -> Identity:
         """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
             identity = await self._verify(token)
-        except TokenRefused:
+        except TokenRefused as error:
             self.refused += 1
+            self.refusals[error.rule] += 1
             raise
         self.verified += 1
         return identity
+
+    def replace(self, config: AuthenticationConfig, accept: Acceptance) -> None:
+        """Judge tokens by `config` and `accept` from now on; keys of issuers that stay as they were are kept.
+
+        A token that is being verified meanwhile is verified once more. Raises ConfigError as the constructor does, and
+        changes nothing then.
+        """
+        accept.check(config)
+        kept = {issuer.url: issuer for issuer in self._config.issuers}
+        keys = {}
+        for issuer in config.issuers:
+            before = kept.get(issuer.url)
+            same = before is not None and (before.discovery_url, before.ca_pem) == (issuer.discovery_url, issuer.ca_pem)
+            keys[issuer.url] = self._keys[issuer.url] if same else KeySet(issuer, self._fetch, self._monotonic)
+        for url, unused in self._keys.items():
+            if keys.get(url) is not unused:
+                task = asyncio.get_running_loop().create_task(unused.close())
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+        self._config, self._accept, self._keys = config, accept, keys
+        self._results.clear()
 
     async def close(self) -> None:
         """End background fetches."""
         for keys in self._keys.values():
             await keys.close()
+        if self.groups is not None:
+            await self.groups.close()
+        if self._left:
+            await asyncio.wait(self._left)
 
     async def _verify(self, token: str) -> Identity:
         if len(token) > MAX_TOKEN:
@@ -146,7 +216,11 @@ class TokenVerifier:
         known = self._known(digest)
         if known is not None:
             return known
-        identity, generation = await self._check(token)
+        while True:
+            config = self._config
+            identity, generation = await self._check(token, digest)
+            if config is self._config:
+                break
         left = min(CACHE_TIME, identity.expires_at - self._clock())
         if left > 0:
             self._results[digest] = (identity, self._monotonic() + left, generation)
@@ -170,7 +244,33 @@ class TokenVerifier:
         self._results.move_to_end(digest)
         return identity
 
-    async def _check(self, token: str) -> tuple[Identity, int]:
+    async def _check(self, token: str, digest: bytes) -> tuple[Identity, int]:
+        issuer, header, claims, generation = await self._signed(token)
+        _check_kind(header, claims)
+        self._check_times(claims)
+        self._check_audience(issuer, claims)
+        if self.groups is not None:
+            verify = partial(self._verify_source, issuer)
+            claims = await self.groups.expand(issuer, claims, digest, verify)
+        return await self._mapped(issuer, claims), generation
+
+    async def _verify_source(self, issuer: IssuerConfig, token: str) -> dict[str, Any]:
+        """Verify a JWT with a distributed claim: signed by a key of the token's issuer, for a place of ours, of now."""
+        if not token or len(token) > MAX_TOKEN or not token.isascii():
+            raise TokenRefused("token.shape", "the token is not a JWT")
+        found, header, claims, _ = await self._signed(token)
+        if found is not issuer:
+            raise TokenRefused("claims.groups.issuer", "the groups that were looked up are signed by another issuer")
+        _check_kind(header, claims)
+        now = self._clock()
+        expires, not_before = _number(claims, "exp", required=True), _number(claims, "nbf", required=False)
+        if now >= expires + LEEWAY or now < not_before - LEEWAY:
+            raise TokenRefused("claims.groups.exp", "the groups that were looked up are not of now; compare the clocks")
+        self._check_audience(issuer, claims)
+        return claims
+
+    async def _signed(self, token: str) -> tuple[IssuerConfig, dict[str, Any], dict[str, Any], int]:
+        """The issuer, header and claims of a token whose signature is good, and the generation of the issuer's keys."""
         header, payload = _parts(token)
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
@@ -186,7 +286,13 @@ class TokenVerifier:
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
         if issuer is None:
-            raise TokenRefused("token.iss", "the token comes from an issuer that is not accepted here")
+            # Not told whom it should come from: this token may be of anybody's making.
+            said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
+            raise TokenRefused(
+                "token.iss",
+                "the token comes from an issuer that is not accepted here",
+                detail=f"its issuer (iss) is {said}; the authentication file does not have it",
+            )
         keys = self._keys[issuer.url]
         candidates = await keys.candidates(kid, algorithm)
         if not candidates:
@@ -201,10 +307,7 @@ class TokenVerifier:
                 continue
         if claims is None or claims != payload:
             raise TokenRefused("token.signature", "the token's signature is not valid")
-        _check_kind(header, claims)
-        self._check_times(claims)
-        self._check_audience(issuer, claims)
-        return await self._mapped(issuer, claims), generation
+        return issuer, header, claims, generation
 
     async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
         """Map the claims. Expressions that cost more than the event loop may spend are evaluated in a thread."""
@@ -245,11 +348,19 @@ class TokenVerifier:
     def _check_audience(self, issuer: IssuerConfig, claims: dict[str, Any]) -> None:
         audience = claims.get("aud")
         named = [audience] if isinstance(audience, str) else audience
+        wanted = ", ".join(issuer.audiences)
         if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
-            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+            raise TokenRefused(
+                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                detail=f"it has no audience (aud) that can be read; {issuer.path} wants {wanted!r}",
+            )  # fmt: skip
         places = {place_of(item) for item in named}
         if not places & set(issuer.audiences):
-            raise TokenRefused("token.aud", "the token is not meant for this place (audience)")
+            said = ", ".join(named)[:200]
+            raise TokenRefused(
+                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                detail=f"it is for audience {said!r}; {issuer.path} wants {wanted!r}",
+            )  # fmt: skip
         if places & self._accept.forbidden_audiences:
             raise TokenRefused(
                 "token.aud.forbidden",

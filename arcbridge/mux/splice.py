@@ -307,6 +307,11 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self.stream_side: asyncio.Protocol = _StreamSide(self)
 
+    @property
+    def moved(self) -> SpliceResult:
+        """What has moved until now."""
+        return SpliceResult(self._from_stream, self._to_stream, self._error)
+
     def start(self, first: bytes = b"") -> None:
         """Begin: `first` goes to the stream, then whatever `outer` reads."""
         if first:

@@ -15,13 +15,16 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import explain
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.sockets import receive, send_all, tune, writable
+
+if TYPE_CHECKING:
+    from python_socks.async_.asyncio import Proxy as SocksProxy
 
 RESOLVE_DEADLINE: Final = 5.0
 HEAD_START: Final = 0.25
@@ -56,7 +59,7 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
             sock = await _race(await resolve(first))
             try:
                 if via is not None:
-                    await _open_tunnel(sock, address, via)
+                    await (_open_by_socks if via.socks else _open_tunnel)(sock, address, via)
             except BaseException:
                 sock.close()
                 raise
@@ -243,13 +246,54 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
     if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or len(status[1]) != 3 or not status[1].isdigit():
         raise OSError("the proxy's answer is not HTTP")
     code = int(status[1])
-    if code == 407:
-        raise OSError("the proxy asks for credentials; put them into HTTPS_PROXY as http://user:password@host:port")
+    if code in (401, 407):  # tinyproxy answers 401 where the password is wrong
+        asks = "asks for credentials" if not proxy.authorization else "does not take these credentials"
+        raise OSError(f"the proxy {asks}; HTTPS_PROXY takes them as http://user:password@host:port")
     if not 200 <= code < 300:
         raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:
         # A TLS server never speaks first: the sender of this is not the relay.
         raise OSError("the proxy sent data of its own into the connection")
+
+
+class _Connected:
+    """A connection to a SOCKS proxy in the place where python-socks expects what connects to it.
+
+    That library dials one address after the other and knows none of our socket options; here it negotiates alone.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def connect(self, **_: object) -> socket.socket:
+        return self._sock
+
+
+async def _open_by_socks(sock: socket.socket, address: Address, proxy: Proxy) -> None:
+    """Let a SOCKS 5 proxy connect `sock` to `address`; raises `OSError`."""
+    from python_socks import ProxyError, ProxyType  # for those who have such a proxy
+    from python_socks.async_.asyncio import Proxy as SocksProxy
+
+    negotiation = SocksProxy(
+        ProxyType.SOCKS5,
+        proxy.address.host,
+        proxy.address.port,
+        username=proxy.username or None,
+        password=proxy.password or None,
+        rdns=True,
+        forward=cast("SocksProxy", _Connected(sock)),
+    )
+    try:
+        # The caller's deadline is shorter, and counts for all of it.
+        await negotiation.connect(address.host, address.port, timeout=3600)
+    except ProxyError as error:
+        if error.error_code is not None:
+            raise OSError(f"the proxy refused: {str(error).lower()}") from error
+        if "uthentication" in str(error):
+            raise OSError(
+                "the proxy does not take these credentials; put them into ALL_PROXY as socks5://user:password@host:port"
+            ) from error
+        raise OSError("the proxy does not speak SOCKS 5") from error
 
 
 def _words(error: OSError) -> str:

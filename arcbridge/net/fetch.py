@@ -1,4 +1,4 @@
-"""Fetches one https document for a verifier: small, bounded, and never somewhere else than asked.
+"""Fetches one https document for a verifier, or asks one question: small, bounded, and never somewhere else than asked.
 
 No redirects (a key set must come from where the configuration says), no cookies, at most 1 MiB, and one deadline for
 all of it, from the name's lookup to the last byte: a server that sends one byte per second is a server that is down.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-import urllib.request
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import aiohttp
 from yarl import URL
 
-from arcbridge.errors import Unreachable
+from arcbridge.errors import Unreachable, UntrustedCertificate
+from arcbridge.net.http_connector import DialingConnector
+from arcbridge.net.system_trust import trusting_context
 
 MAX_DOCUMENT = 1 << 20
 DEADLINE = 10.0
@@ -26,12 +29,25 @@ _ACCEPT = "application/json, application/jwk-set+json"
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
+_SECONDS = re.compile(r"\d{1,6}", re.ASCII)
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """A document: its bytes, and how long (seconds) its Cache-Control lets it be kept, if it says."""
 
     body: bytes
     max_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of any status. `retry_after`: seconds, where the server gives them (RFC 9110 §10.2.3)."""
+
+    status: int
+    body: bytes
+    retry_after: float | None
 
 
 class HttpFetcher:
@@ -44,18 +60,34 @@ class HttpFetcher:
         self._contexts: dict[str | None, ssl.SSLContext] = {}
 
     async def __call__(self, url: str, ca_pem: str | None) -> Fetched:
-        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200."""
+        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200;
+        UntrustedCertificate, where the certificate is not of `ca_pem`."""
+        return await self._bounded(url, lambda target: self._get(target, ca_pem))
+
+    async def ask(
+        self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> Reply:
+        """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
+        return await self._bounded(url, lambda target: self._ask(method, target, ca_pem, headers, body))
+
+    async def _bounded(self, url: str, work: Callable[[URL], Awaitable[_T]]) -> _T:
         target = URL(url, encoded=True)
         if target.scheme != "https" or not target.host:
             raise Unreachable("only https documents are fetched")
         where = target.host
         try:
             async with asyncio.timeout(self._deadline):
-                return await self._get(target, ca_pem)
+                return await work(target)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
+        except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
+            inner = getattr(error, "certificate_error", error)
+            words = getattr(inner, "verify_message", "") or type(inner).__name__
+            raise UntrustedCertificate(
+                f"{where}: its certificate is not of the CA that is expected ({words})"
+            ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(f"{where}: {type(error).__name__}") from error
+            raise Unreachable(f"{where}: {_words(error)}") from error
 
     async def close(self) -> None:
         """Closes the session and its connections."""
@@ -67,27 +99,42 @@ class HttpFetcher:
         session = self._open()
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
         headers = {"Accept": _ACCEPT, "User-Agent": "arcbridge", "Connection": "close"}
-        async with session.get(
-            url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False, proxy=_proxy(url)
-        ) as response:
+        async with session.get(url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False) as response:
             if response.status != 200:
                 raise Unreachable(f"{url.host}: answered {response.status}")
-            if response.content_length is not None and response.content_length > self._limit:
+            body = await self._body(url, response)
+            return Fetched(body, _max_age(response.headers.get("Cache-Control", "")))
+
+    async def _ask(self, method: str, url: URL, ca_pem: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+        sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
+        async with self._open().request(
+            method,
+            url,
+            data=body or None,
+            headers=sent,
+            ssl=self._context(ca_pem),
+            allow_redirects=False,
+        ) as response:
+            found = await self._body(url, response)
+            return Reply(response.status, found, _seconds(response.headers.get("Retry-After", "")))
+
+    async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
+        if response.content_length is not None and response.content_length > self._limit:
+            raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self._limit:
                 raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > self._limit:
-                    raise Unreachable(f"{url.host}: the document is larger than {self._limit} bytes")
-            return Fetched(bytes(body), _max_age(response.headers.get("Cache-Control", "")))
+        return bytes(body)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=16, force_close=True),
+                connector=DialingConnector(limit=16, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
-                # Not True: that would also send credentials from ~/.netrc. The proxy is looked up by _proxy().
+                # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.
                 trust_env=False,
             )
         return self._session
@@ -95,18 +142,17 @@ class HttpFetcher:
     def _context(self, ca_pem: str | None) -> ssl.SSLContext:
         context = self._contexts.get(ca_pem)
         if context is None:
-            context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
+            context = trusting_context(ca_pem)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             self._contexts[ca_pem] = context
         return context
 
 
-def _proxy(url: URL) -> str | None:
-    """Answers the HTTP proxy that HTTPS_PROXY and NO_PROXY name for this url, as curl and Go read them."""
-    host = url.host or ""
-    if urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]  # typeshed lacks it
-        return None
-    return urllib.request.getproxies_environment().get("https")
+def _words(error: BaseException) -> str:
+    """What the system says of an error; else the name of its class. A library's sentence may quote anything."""
+    inner = getattr(error, "os_error", error)
+    strerror = getattr(inner, "strerror", None)
+    return strerror if isinstance(strerror, str) and strerror.isprintable() else type(error).__name__
 
 
 def _max_age(cache_control: str) -> float | None:
@@ -114,3 +160,7 @@ def _max_age(cache_control: str) -> float | None:
         return 0.0
     match = _MAX_AGE.search(cache_control)
     return float(match.group(1)) if match else None
+
+
+def _seconds(retry_after: str) -> float | None:
+    return float(retry_after) if _SECONDS.fullmatch(retry_after.strip()) else None

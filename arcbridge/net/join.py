@@ -119,7 +119,12 @@ async def _client_join(
     record, rest = await _read_record(pipe)
     reply = JoinReply.decode(record)
     if reply.code:
-        raise JoinRefused(reply.code, reply.message or "the relay refused", retry_after=reply.retry_after or None)
+        raise JoinRefused(
+            reply.code,
+            reply.message or "the relay refused",
+            retry_after=reply.retry_after or None,
+            session=reply.join_id if JOIN_ID.fullmatch(reply.join_id) else "",
+        )
     if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
         raise RemoteProtocolError("the relay gave the join an id that no relay makes")
     try:

@@ -1,4 +1,8 @@
-"""Which HTTP proxy an address is reached through: HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and Go read them.
+"""Which proxy an address is reached through: HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and Go read them.
+
+HTTP proxies are asked by CONNECT (RFC 9110 §9.3.6), SOCKS proxies by version 5 (RFC 1928) with a user name and password
+where they want one (RFC 1929). A name is given to the proxy as it is, which often is the only one that knows names
+outside.
 
 Pure: environment in, decision out. The lower-case spelling counts first.
 """
@@ -17,13 +21,20 @@ from arcbridge.net.address import Address, parse_address
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Proxy:
-    """An HTTP proxy that takes CONNECT (RFC 9110 §9.3.6); `authorization` is the whole header value, or empty."""
+    """A proxy; its credentials are in no text of it."""
 
     address: Address
     authorization: str = ""
+    """Of an HTTP proxy: the whole value of Proxy-Authorization, or empty."""
+    socks: bool = False
+    """Whether it speaks SOCKS 5, otherwise HTTP."""
+    username: str = ""
+    """Of a SOCKS proxy; empty: none."""
+    password: str = ""
 
     def __repr__(self) -> str:
-        return f"Proxy({self.address}{', with credentials' if self.authorization else ''})"
+        kind = "socks5://" if self.socks else ""
+        return f"Proxy({kind}{self.address}{', with credentials' if self.authorization or self.username else ''})"
 
 
 def proxy_for(address: Address, environ: Mapping[str, str]) -> Proxy | None:
@@ -40,21 +51,33 @@ def proxy_for(address: Address, environ: Mapping[str, str]) -> Proxy | None:
 
 
 def parse_proxy(text: str, name: str = "the proxy") -> Proxy:
-    """`http://user:password@host:port`, credentials percent-encoded; `name` is the setting, for the error."""
+    """Return the proxy of `http://user:password@host:port`, or `socks5://…`, credentials percent-encoded.
+
+    `socks5h` is the same as `socks5`: names are always the proxy's to look up. `name` is the setting, for the error.
+    Raises `ConfigError`.
+    """
     try:
         url = urlsplit(text if "://" in text else f"http://{text}")
         port = url.port
     except ValueError as error:
         raise ConfigError(f"{name} is not a proxy URL; write http://host:port") from error
-    if url.scheme != "http":
-        raise ConfigError(f"{name}: only http:// proxies are spoken (TLS to the relay runs inside it, end to end)")
+    socks = url.scheme in ("socks5", "socks5h")
+    if url.scheme != "http" and not socks:
+        raise ConfigError(
+            f"{name}: only http:// and socks5:// proxies are spoken (TLS to the relay runs inside them, end to end)"
+        )
     if not url.hostname:
         raise ConfigError(f"{name} is not a proxy URL; write http://host:port")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     try:
-        address = parse_address(f"{host}:{port or 80}")
+        address = parse_address(f"{host}:{port or (1080 if socks else 80)}")
     except ConfigError as error:
         raise ConfigError(f"{name} is not a proxy URL; write http://host:port") from error
+    if socks:
+        username, password = unquote(url.username or ""), unquote(url.password or "")
+        if max(len(username.encode()), len(password.encode())) > 255:
+            raise ConfigError(f"{name}: SOCKS takes a user name and a password of at most 255 bytes each")
+        return Proxy(address, socks=True, username=username, password=password)
     authorization = ""
     if url.username is not None:
         pair = f"{unquote(url.username)}:{unquote(url.password or '')}"

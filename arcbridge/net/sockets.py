@@ -89,6 +89,19 @@ class AcceptLoop:
             sock.close()
         self._listening = ()
 
+    def release(self) -> tuple[socket.socket, ...]:
+        """Stop accepting and hand the sockets back, open: what is queued for them waits for who accepts next."""
+        listening = self._listening
+        self._remove_readers()
+        self._listening = ()
+        self.close()
+        return listening
+
+    def resume(self, listening: Sequence[socket.socket]) -> None:
+        """Accept again on sockets that were released."""
+        self._listening = tuple(listening)
+        self.start()
+
     def accept(self) -> bool:
         """Take what is queued now; say whether there may be more."""
         return any([self._accept(sock) for sock in self._listening])

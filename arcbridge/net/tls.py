@@ -25,6 +25,7 @@ from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
+from arcbridge.net.system_trust import system_context
 from arcbridge.net.tlspipe import TlsPipe
 
 ALPN_CONTROL: Final = "arcbridge-control/1"
@@ -86,10 +87,11 @@ def outer_client_context(
     trust: RelayTrust, alpn: str, *, client_certificate: ClientCertificate | None = None
 ) -> ssl.SSLContext:
     """For connections to a relay; verifies the relay's name and certificate. Raises `ConfigError` for a bad PEM."""
-    context = _client(alpn)
     if trust.ca_pem is None:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        context = system_context()
+        _harden(context, alpn)
     else:
+        context = _client(alpn)
         _trust(context, trust.ca_pem)
     if client_certificate is not None:
         certificate, key = client_certificate
@@ -116,15 +118,40 @@ async def fetch_relay_ca(
 ) -> str:
     """The PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
 
-    The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
-    Raises `PinMismatch` which names both pins, `Unreachable` or `ConnectionLost`.
+    Raises `PinMismatch` which names both pins, and what `fetch_unverified_ca` raises.
     """
     from arcbridge.pki.pins import check_pin, require_pin
 
     check_pin(pin)
+    pem = await fetch_unverified_ca(address, deadline=deadline, proxy=proxy)
+    require_pin(f"the CA of {address.url}", pin, pem)
+    return pem
+
+
+async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy: Proxy | str | None = None) -> str:
+    """The PEM of the CA that the relay at `address` gives. Nothing vouches for it: compare its pin before it is used.
+
+    The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
+    Raises `Unreachable` or `ConnectionLost`.
+    """
     context = _client(ALPN_HTTP)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    status, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
+    # JSON writes a line's end as two characters.
+    found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n")) if status == 200 else None
+    if found is None:
+        raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
+    return found.group() + "\n"
+
+
+async def get_once(
+    address: Address, path: str, context: ssl.SSLContext, *, deadline: float = 10.0, proxy: Proxy | str | None = None
+) -> tuple[int, bytes]:
+    """Status and body of one GET without credentials, over a connection of its own; `context`: whom to trust.
+
+    Raises `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + deadline
     sock = await connect(address, deadline=deadline, proxy=proxy)
@@ -134,27 +161,23 @@ async def fetch_relay_ca(
             async with asyncio.timeout_at(until):
                 await pipe.handshake()
                 # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
-                await pipe.write(f"GET /v1/ca HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n".encode())
+                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n".encode())
                 answer = bytearray()
                 while chunk := await pipe.read():
                     answer += chunk
                     if len(answer) > _MAX_ANSWER:
-                        raise ConnectionLost(f"{address.url} answered more than a CA: is this an arcbridge relay?")
+                        raise ConnectionLost(f"{address.url} answered more than was asked: is this an arcbridge relay?")
         except TimeoutError as error:
-            raise Unreachable(f"{address.url} did not give its CA within {deadline:.0f} s") from error
+            raise Unreachable(f"{address.url} did not answer within {deadline:.0f} s") from error
+        except ssl.SSLCertVerificationError:
+            raise
         except (OSError, EOFError) as error:
-            raise ConnectionLost(f"{address.url} ended the connection before it gave its CA") from error
+            raise ConnectionLost(f"{address.url} ended the connection before it answered") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)
-    if len(status) < 2 or status[1] != b"200":
-        raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
-    # JSON writes a line's end as two characters.
-    found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n"))
-    if found is None:
-        raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
-    pem = found.group() + "\n"
-    require_pin(f"the CA of {address.url}", pin, pem)
-    return pem
+    if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or not status[1].isdigit():
+        raise Unreachable(f"{address.url} did not answer in HTTP: is this an arcbridge relay?")
+    return int(status[1]), body
 
 
 def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:

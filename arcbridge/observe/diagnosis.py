@@ -41,3 +41,23 @@ class Finding:
 def first_failure(findings: Sequence[Finding]) -> Finding | None:
     """Return the first hop that failed, in the order of the way; None where none did."""
     return next((finding for finding in findings if finding.state is State.FAILED), None)
+
+
+def ok(hop: str, detail: str) -> Finding:
+    """A hop that works."""
+    return Finding(hop, State.OK, detail)
+
+
+def skipped(hop: str, detail: str) -> Finding:
+    """A hop that was not looked at; `detail` says why."""
+    return Finding(hop, State.SKIPPED, detail)
+
+
+def warning(hop: str, detail: str, remedy: str, code: str) -> Finding:
+    """A hop that works, and will be in the way sooner or later."""
+    return Finding(hop, State.WARNING, detail, remedy, code)
+
+
+def failed(hop: str, detail: str, remedy: str, code: str) -> Finding:
+    """A hop that does not work."""
+    return Finding(hop, State.FAILED, detail, remedy, code)

@@ -49,6 +49,7 @@ class LineSink:
         self._hurry = 0
         """How many wait for the queue to be written."""
         self._closing = False
+        self._paused = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._descriptor = _descriptor(stream)
@@ -70,6 +71,12 @@ class LineSink:
             self._lines.append(line)
             if self._idle or self._room < self._crowded:
                 self._changed.notify_all()
+
+    def pause(self, paused: bool) -> None:
+        """Keep lines queued from now on, or write them again; a stream without a descriptor never waits."""
+        with self._changed:
+            self._paused = paused
+            self._changed.notify_all()
 
     def flush(self, timeout: float = CLOSE_WAIT) -> bool:
         """Wait until all lines are written, at most `timeout` seconds; say whether they are."""
@@ -97,7 +104,7 @@ class LineSink:
         while True:
             with self._changed:
                 self._idle = True
-                self._changed.wait_for(lambda: self._lines or self._closing)
+                self._changed.wait_for(lambda: (self._lines and not self._paused) or self._closing)
                 self._idle = False
                 if not self._lines:
                     return

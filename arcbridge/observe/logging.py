@@ -18,6 +18,8 @@ import atexit
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 import structlog
@@ -140,6 +142,18 @@ def set_level(level: str) -> None:
     logging.getLogger("arcbridge").setLevel(number)
 
 
+def reconfigure_level(level: str) -> None:
+    """Make `level` the configured one (after a reload); it holds at once, unless debug was switched on meanwhile.
+
+    Raises ConfigError for an unknown level.
+    """
+    _number(level)
+    toggled = _state.level == "debug" and _state.configured_level != "debug"
+    _state.configured_level = level.lower()
+    if not toggled:
+        set_level(level)
+
+
 def toggle_debug() -> str:
     """Switch between debug and the configured level (for SIGUSR1); return the level that holds now."""
     set_level(_state.configured_level if _state.level == "debug" else "debug")
@@ -166,6 +180,21 @@ def flush() -> None:
     """Wait until what was logged is written, at most two seconds."""
     if _state.sink is not None:
         _state.sink.flush()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Let lines wait while the user is asked something on the same terminal."""
+    sink = _state.sink
+    if sink is None:
+        yield
+        return
+    sink.flush()
+    sink.pause(True)
+    try:
+        yield
+    finally:
+        sink.pause(False)
 
 
 def shutdown() -> None:

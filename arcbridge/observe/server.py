@@ -205,6 +205,12 @@ def _plain(text: str, status: int = 200) -> web.Response:
     return web.Response(text=text, status=status, headers=_HEADERS)
 
 
+def parse_observe_listen(listen: str) -> None:
+    """Raise ConfigError unless `listen` is an address that can be listened on, or empty."""
+    if listen:
+        _split(listen)
+
+
 def _split(listen: str) -> tuple[str | None, int]:
     host, colon, port = listen.rpartition(":")
     if host.startswith("[") and host.endswith("]"):

@@ -129,13 +129,14 @@ class DirectoryStore:
 
     async def load(self) -> Snapshot | None:
         """See `CredentialStore.load`."""
-        return await asyncio.to_thread(self._read)
+        return await asyncio.to_thread(self.read)
 
     async def save(self, update: Mapping[str, bytes], *, expect_version: str | None) -> str:
         """See `CredentialStore.save`. When cancelled, the write may still complete: load to find out."""
         return await asyncio.to_thread(self._write, dict(update), expect_version)
 
-    def _read(self) -> Snapshot | None:
+    def read(self) -> Snapshot | None:
+        """The same for a caller that may wait for a disk."""
         data = read_file(self._file)
         if data is None:
             return None
@@ -149,7 +150,7 @@ class DirectoryStore:
     def _write(self, update: dict[str, bytes], expect_version: str | None) -> str:
         ensure_private_directory(self.path)
         with locked(self.path / ".lock"):
-            current = self._read()
+            current = self.read()
             if (current.version if current is not None else None) != expect_version:
                 raise VersionConflict(f"{self._file} was written by another process in the meantime")
             version = str(int(current.version) + 1 if current is not None and current.version.isdecimal() else 1)

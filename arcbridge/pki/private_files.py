@@ -29,6 +29,10 @@ LOCK_RETRY = 0.01
 MAX_LINKS = 40
 """Symbolic links in one path, as in the kernel."""
 
+OPEN_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of each `os.open`: follow no link, hand the descriptor to no other program; Windows has neither, and would
+change the ends of lines."""
+
 
 def ensure_private_directory(directory: Path) -> None:
     """Make `directory` and those of its parents that are missing, each 0700; raises `StateError`."""
@@ -118,7 +122,7 @@ def write_private(path: Path, data: bytes) -> None:
     """Replace `path` (a link itself, not what it points to) by `data`, 0600, durably; raises `StateError`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_SAFELY, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 _give_to_owner(file.fileno(), path.parent)
@@ -174,8 +178,10 @@ def others_may_use(status: os.stat_result) -> bool:
     A group's rights count in a file of this user alone: a Secret's volume in a pod (fsGroup) is root's, with the pod's
     own group.
     """
+    if os.name != "posix":
+        return False  # a mode says nothing there; what is in a user's profile is that user's
     forbidden = 0o077 if status.st_uid == os.geteuid() else 0o007
-    return os.name == "posix" and bool(status.st_mode & forbidden)
+    return bool(status.st_mode & forbidden)
 
 
 @contextmanager
@@ -200,8 +206,29 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def try_lock(path: Path) -> int | None:
+    """Lock the lock file `path` (made 0600) if no other process or thread holds it; raises `StateError`.
+
+    Returns the descriptor, which holds the lock until it and its copies in other processes are closed.
+    """
+    from filelock import lock_descriptor
+
+    try:
+        descriptor = _open_or_make(path)
+    except OSError as error:
+        raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
+    try:
+        if lock_descriptor(descriptor, blocking=False):
+            return descriptor
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(f"cannot lock {path}: {error.strerror}") from error
+    os.close(descriptor)
+    return None
+
+
 def _open_or_make(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | OPEN_SAFELY
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -219,12 +246,14 @@ def _is_trusted(status: os.stat_result, directory: Path) -> bool:
 
 
 def _give_to_owner(descriptor: int, directory: Path) -> None:
-    if os.geteuid() == 0:
+    if os.name == "posix" and os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(directory: Path) -> None:
+    if os.name != "posix":
+        return  # directories cannot be opened there
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

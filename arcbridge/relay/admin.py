@@ -3,7 +3,8 @@ it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
 and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
-that directory, or that bucket, is the operator.
+that directory, or that bucket, is the operator. What only the relay that runs can know (sessions, connected agents) is
+asked through its `admin_socket`.
 
 Every function returns plain data, with times in unix seconds; the command line (`arcbridge.cli.relay`) prints it.
 """
@@ -15,6 +16,7 @@ import math
 import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +25,9 @@ from typing import Any
 from arcbridge.config import RelayConfig, parse_duration
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
+from arcbridge.net.join import JOIN_ID
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import open_authority
 from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
@@ -36,7 +40,7 @@ DEFAULT_TTL = 3600.0
 MAX_TTL = 366 * 86400.0
 
 SEEN_RECENTLY = 150.0
-"""Seconds. This process cannot ask the relay who is connected, but the relay notes it every minute."""
+"""Seconds. Where no relay runs here that can be asked who is connected, what relays note every minute has to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,42 @@ class NewToken:
     relay_ca_pin: str
     """Empty when the relay's certificate comes from elsewhere (`[tls]`): the pin of our CA says nothing about it."""
     command: str = field(repr=False)
-    """Shell lines to paste on the agent's machine. The token goes into a file and not into an argument list, which
+    """Shell lines to paste: on the agent's machine where it was said how that reaches the API server, else where
+    kubectl reaches the cluster, for the Helm chart. The token goes into a file and not into an argument list, which
     every user of that machine could read."""
+    in_cluster: bool = False
+    """Whether `command` is for the Helm chart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiServerFlags:
+    """How an agent on a machine that is no pod reaches its API server: values of the agent's flags."""
+
+    server: str = ""
+    ca_file: str = ""
+    token_file: str = ""
+    client_certificate_file: str = ""
+    client_key_file: str = ""
+
+    def arguments(self) -> list[str]:
+        """The agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
+        given = {
+            "--kube-server": self.server,
+            "--kube-ca-file": self.ca_file,
+            "--kube-token-file": self.token_file,
+            "--kube-client-certificate-file": self.client_certificate_file,
+            "--kube-client-key-file": self.client_key_file,
+        }
+        if not any(given.values()):
+            return []
+        if not self.server:
+            raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
+        if not self.token_file and not (self.client_certificate_file and self.client_key_file):
+            raise ConfigError(
+                "the agent needs a credential at the API server: give --kube-token-file, or "
+                "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
+            )
+        return [word for flag, value in given.items() if value for word in (flag, value)]
 
 
 async def create_token(
@@ -64,12 +102,17 @@ async def create_token(
     uses: int = 1,
     ttl: float = DEFAULT_TTL,
     rebind: bool = False,
+    api_server: ApiServerFlags | None = None,
     clock: Callable[[], float] = time.time,
 ) -> NewToken:
-    """Make a join token for `cluster`; `ttl` in seconds. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
+    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: for an agent on a machine that is no pod.
+
+    Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
+    """
     if not cluster:
         raise ConfigError("which cluster? give --cluster NAME")
     check_cluster_name(cluster)
+    kubernetes = (api_server or ApiServerFlags()).arguments()
     if not config.public_address:
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
     relay = parse_address(config.public_address).url
@@ -89,7 +132,10 @@ async def create_token(
         expires_at=expires_at,
         relay=relay,
         relay_ca_pin=pin,
-        command=_agent_command(token, cluster, relay, pin),
+        command=_agent_command(token, cluster, relay, pin, kubernetes)
+        if kubernetes
+        else _chart_command(token, cluster, relay, pin),
+        in_cluster=not kubernetes,
     )
 
 
@@ -117,17 +163,83 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
     return token_id
 
 
-async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """The clusters, and whether the relay that runs has said who is connected."""
+
+    rows: list[Row]
+    asked: bool
+    """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
+
+
+async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> Clusters:
     """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
+    agents = await ask(config.data_dir, {"ask": "agents"})
+    # One agent keeps connections to several relays of a fleet.
+    connected = None if agents is None else {(str(row.get("cluster")), str(row.get("agent"))) for row in agents}
+    count = None if connected is None else Counter(cluster for cluster, _ in connected)
     known = {record.name for record in records}
     # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
     unknown = [
-        _cluster_row(ClusterRecord(name, "", "", 0.0), clock()) | {"state": "Revoked"} for name in revoked - known
+        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), count) | {"state": "Revoked"}
+        for name in revoked - known
     ]
-    rows = [_cluster_row(record, clock()) for record in records]
-    return sorted((*rows, *unknown), key=lambda row: str(row["name"]))
+    rows = [_cluster_row(record, clock(), count) for record in records]
+    return Clusters(sorted((*rows, *unknown), key=lambda row: str(row["name"])), count is not None)
+
+
+async def list_sessions(config: RelayConfig) -> list[Row]:
+    """Return the sessions that run through this relay, its workers, or its fleet, oldest first; times in unix seconds.
+    Raises `StateError` where no relay runs here."""
+    rows = await ask(config.data_dir, {"ask": "sessions"})
+    if rows is None:
+        raise _not_running(config)
+    return sorted(rows, key=lambda row: float(row.get("since", 0.0)))
+
+
+async def end_session(config: RelayConfig, session: str, reason: str = "") -> list[Row]:
+    """End the session with this id, its present or its first one; return what was ended. Raises `StateError`."""
+    if JOIN_ID.fullmatch(session) is None:
+        raise ConfigError("which session? give its id: 'session list' shows those that run")
+    rows = await ask(config.data_dir, {"ask": "end", "session": session, "reason": reason})
+    if rows is None:
+        raise _not_running(config)
+    if not rows:
+        raise StateError(f"there is no session {session} here: 'session list' shows those that run")
+    return rows
+
+
+async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], float] = time.time) -> str:
+    """Forget a cluster that is no more. Raises `StateError` for one that is there, or that would come back.
+
+    An agent with a valid certificate is adopted again at its next connection, so a cluster that is revoked can only be
+    forgotten when its last certificate has lapsed.
+    """
+    check_cluster_name(name)
+    agents = await ask(config.data_dir, {"ask": "agents"})
+    if any(row.get("cluster") == name for row in agents or ()):
+        raise StateError(
+            f"cluster {name} has a connected agent: stop its agents first, or shut it out with 'cluster revoke {name}'"
+        )
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
+        record = await registry.cluster(name)
+        if record is not None and record.revoked and record.certificate_expires > clock():
+            until = datetime.fromtimestamp(record.certificate_expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            raise StateError(
+                f"cluster {name} is revoked, and its certificates are valid until {until}: forgotten before that, its "
+                "agents would be let in again"
+            )
+        if not await registry.delete_cluster(name):
+            raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
+    return name
+
+
+def _not_running(config: RelayConfig) -> StateError:
+    return StateError(
+        f"no relay runs on {config.data_dir} that could be asked: give the relay's own --config, on its machine"
+    )
 
 
 async def revoke_cluster(config: RelayConfig, name: str) -> tuple[str, bool]:
@@ -176,7 +288,8 @@ async def restore_user(config: RelayConfig, user: str) -> str:
 async def list_users(config: RelayConfig) -> list[Row]:
     """Return all users whose logins are revoked, by user; times in unix seconds."""
     async with registry_of(config, must_exist=True) as registry:
-        return [asdict(entry) for entry in (await registry.user_revocations()).values()]
+        entries = [asdict(entry) for entry in (await registry.user_revocations()).values()]
+    return [{**entry, "revoked_at": entry.pop("revoked")} for entry in entries]
 
 
 def parse_before(text: object, now: float) -> int:
@@ -225,19 +338,55 @@ def parse_uses(uses: object) -> int:
     return int(str(uses))
 
 
-def _cluster_row(record: ClusterRecord, now: float) -> Row:
-    agents = 1 if not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY else 0
+def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | None) -> Row:
+    """`connected`: agents by cluster, as the relay that runs has said; None: it was not asked."""
+    agents = 0
+    if connected is not None:
+        agents = connected[record.name]
+    elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
+        agents = 1
     row = asdict(record)
-    del row["ca_pem"], row["keys"]
-    row["labels"] = dict(record.labels)
+    del row["ca_pem"], row["keys"], row["labels"]
+    if record.labels:
+        row["labels"] = dict(record.labels)
+    row["revoked"] = bool(record.revoked)
+    row["revoked_at"] = record.revoked
+    row["agents"] = None if connected is None else agents
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row
 
 
-def _agent_command(token: str, cluster: str, relay: str, pin: str) -> str:
+def _agent_command(token: str, cluster: str, relay: str, pin: str, kubernetes: list[str]) -> str:
+    """What starts an agent on a machine that is no pod."""
     file, state = f"arcbridge-{cluster}.token", f"./arcbridge-{cluster}"
     arguments = ["arcbridge", "--role", "agent", "--relay", relay]
     if pin:
         arguments += ["--relay-ca-pin", pin]
-    arguments += ["--join-token-file", file, "--state-dir", state]
-    return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})\n{shlex.join(arguments)}"
+    arguments += ["--join-token-file", file, "--state-dir", state, *kubernetes]
+    return f"{_token_file(token, file)}\n{shlex.join(arguments)}"
+
+
+def _chart_command(token: str, cluster: str, relay: str, pin: str) -> str:
+    """What gives the token, the relay and its pin to the Helm chart; whose tokens count is left to a values file."""
+    file = f"arcbridge-{cluster}.token"
+    secret = [*_KUBECTL, "create", "secret", "generic", "arcbridge-join-token", f"--from-file=token={file}"]
+    helm = ["helm", "install", "arcbridge-agent", "config/helm/arcbridge-agent", "--namespace", "arcbridge"]
+    helm += ["--create-namespace", "--set", f"relays={{{relay}}}"]
+    if pin:
+        helm += ["--set", f"relayCAPin={pin}"]
+    helm += ["-f", "values.yaml"]
+    return "\n".join(
+        (
+            _token_file(token, file),
+            "kubectl create namespace arcbridge",
+            shlex.join(secret),
+            shlex.join(helm),
+        )
+    )
+
+
+_KUBECTL = ("kubectl", "--namespace", "arcbridge")
+
+
+def _token_file(token: str, file: str) -> str:
+    return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})"

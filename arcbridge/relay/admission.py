@@ -84,18 +84,31 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`per_second`: connections that one address may open each second; None: any number."""
-        self._per_source = per_source
-        self._reserve = total // 8
-        self._shared = total - len(Purpose) * self._reserve
-        """Places for all purposes, beyond the reserve that each one has."""
-        self._http_most = max(total // 4, 1)
         self._clock = clock
+        self._set_bounds(total, per_source)
         self._rate: KeyedTokenBucket[str] | None = None
         if per_second is not None:
             self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
         self._places = {purpose: _Places() for purpose in Purpose}
         self._sources: dict[str, dict[Ticket, None]] = {}
         """The connections of each address, oldest first."""
+
+    def change(self, total: int, per_source: int, *, per_second: float | None) -> None:
+        """Count by these bounds from now on. No connection loses its place; fewer newcomers find one."""
+        self._set_bounds(total, per_source)
+        if per_second is None:
+            self._rate = None
+        elif self._rate is None:
+            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
+        else:
+            self._rate.change(self._clock(), per_second * BURST_SECONDS, per_second)
+
+    def _set_bounds(self, total: int, per_source: int) -> None:
+        self._per_source = per_source
+        self._reserve = total // 8
+        self._shared = total - len(Purpose) * self._reserve
+        """Places for all purposes, beyond the reserve that each one has."""
+        self._http_most = max(total // 4, 1)
 
     @property
     def waiting(self) -> int:

@@ -45,6 +45,28 @@ class ServerCertificate:
         self.contexts: dict[str, ServerContext] = {}
         self._load()
 
+    def take(self, config: RelayTlsConfig) -> bool:
+        """Take over the files of `config` now, whatever their dates say; return whether the certificate is another.
+
+        Raises `ConfigError`, and changes nothing then.
+        """
+        before, was = self._config, (self.spki, self.expires)
+        self._config = config
+        try:
+            stamp = self._files_stamp()
+            if config.certificate is not None or before.certificate is not None:
+                self._load()
+        except ArcbridgeError:
+            self._config = before
+            raise
+        self._stamp = stamp
+        return (self.spki, self.expires) != was
+
+    @property
+    def spki(self) -> bytes:
+        """The key of the certificate, as handshakes show it."""
+        return next(iter(self.contexts.values())).spki
+
     def refresh(self) -> None:
         """Take over changed files; issue a new certificate at two thirds of the life of an own one."""
         try:

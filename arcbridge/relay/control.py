@@ -30,7 +30,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -257,6 +257,13 @@ class ControlServer:
             if not session.closed:
                 session.abort(ConnectionLost("the relay closed the connection"))
 
+    def change_limits(self, agents: int, agents_per_second: float) -> None:
+        """Take so many agents from now on; none that is connected is cut."""
+        now = time.monotonic()
+        self._most = agents
+        self._handshakes.change(now, BURST, agents_per_second)
+        self._refusals.change(now, 1, max(agents_per_second / 10, 1.0))
+
     async def drain(self, message: str) -> None:
         """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""
         self._leaving = message
@@ -297,6 +304,9 @@ class ControlServer:
         What they are told of the user is taken back in the same breath, down to what is revoked besides: it ends what
         runs, leaves nothing behind, and does not stand in the way of a right that the policy gives again.
         """
+        if lost.session:
+            self._tell_cluster(lost.cluster, [Revoke(reason=lost.reason, session=lost.session)])
+            return
         if self._users is None:
             return
         told = []
@@ -304,8 +314,11 @@ class ControlServer:
             held = self._users.get(name)
             told.append(Revoke(name, lost.before, reason=lost.reason))
             told.append(Revoke(name) if held is None else Revoke(name, held.before, reason=held.reason))
+        self._tell_cluster(lost.cluster, told)
+
+    def _tell_cluster(self, cluster: str, told: Sequence[Revoke]) -> None:
         for link in self._open:
-            if link.cluster == lost.cluster:
+            if link.cluster == cluster:
                 link.tell(told)
 
     def expire(self, now: float) -> None:

@@ -3,6 +3,7 @@
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open
     relay.lock        held by the relay that runs on this directory
+    admin.sock        where that relay answers its operator's commands (`admin_socket`)
 
 Back up all of it together. The first process that needs the CA makes it, so a join token, which is of no use without
 the CA's pin, can be made before the relay's first start.
@@ -20,8 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.pki.authority import Authority
-from arcbridge.pki.private_files import ensure_private_directory
+from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
+from arcbridge.pki.private_files import ensure_private_directory, read_file
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
 
 LOCK_FILE = "relay.lock"
@@ -31,6 +32,31 @@ CA_NAME = "arcbridge relay CA"
 def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Authority:
     """Return the relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock."""
     return Authority.load_or_create(data_dir, CA_NAME, clock=clock)
+
+
+def read_authority(data_dir: Path) -> Authority | None:
+    """Return the relay's CA as it is kept, without making one; None where there is none. Raises `StateError`."""
+    certificate_pem, key_pem = read_file(data_dir / CERTIFICATE_FILE), read_file(data_dir / KEY_FILE)
+    if certificate_pem is None and key_pem is None:
+        return None
+    if certificate_pem is None or key_pem is None:
+        missing = CERTIFICATE_FILE if certificate_pem is None else KEY_FILE
+        raise StateError(f"{data_dir / missing} is missing: restore it from a backup")
+    return Authority.load(certificate_pem.decode("ascii", "replace"), key_pem.decode("ascii", "replace"))
+
+
+def count_clusters(data_dir: Path) -> int:
+    """Return how many clusters the registry of a data directory has, and change nothing. Raises `StateError`."""
+    import sqlite3
+
+    path = data_dir / DATABASE_FILE
+    if not path.exists():
+        raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM clusters").fetchone()[0])
+    except sqlite3.Error as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
 
 
 async def open_registry(

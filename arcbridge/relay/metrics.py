@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
 from arcbridge.identity.proof import BindingKind, ProofChecker
+from arcbridge.identity.refusal import RULES
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Purpose
-from arcbridge.relay.api import ApiServer, Limited
+from arcbridge.relay.api import Limited
+from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
@@ -113,10 +115,14 @@ def register(
         {"result": ("verified", "refused")},
         lambda: {"verified": verifier.verified, "refused": verifier.refused},
     )
+    counter("token_refusals_total", "Access tokens refused, by rule; the log line has what it was about.",
+            {"rule": RULES}, lambda: verifier.refusals)  # fmt: skip
     counter("tokens_accepted_total", "Access tokens that were accepted, by how they are bound to a key.",
             {"bound": tuple(kind.value for kind in BindingKind)}, lambda: proofs.taken)  # fmt: skip
     counter("proofs_refused_total", "Good access tokens that were refused for want of a good proof of their key.",
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
+    counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
+            {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
     counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,

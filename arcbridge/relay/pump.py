@@ -64,14 +64,17 @@ class Pump:
         "_on_done",
         "_to_agent",
         "_to_client",
+        "agent",
         "closed",
         "cluster",
         "error",
+        "first_session",
         "identity",
         "join_id",
         "not_reading",
         "on_ended",
         "pipes",
+        "source",
         "started_at",
     )
 
@@ -94,6 +97,9 @@ class Pump:
         self.identity = identity
         """Whose session it is, as the access token said at the join. None where another relay of the fleet knows: it
         holds the client's end, and a cut there ends this pair, too."""
+        self.agent = self.source = self.first_session = ""
+        """For people: the agent's instance, the client's address, and the join id under which the session began, as
+        the client says it; empty where it began with this join. Set by `Rendezvous`."""
         self.pipes = pipes
         self.not_reading = not_reading
         self.on_ended: Callable[[], None] | None = None

@@ -50,8 +50,9 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import Peer, ProofChecker, ProofPolicy, ProofRefused
+from arcbridge.identity.refusal import ISSUER_KEYS, tell
 from arcbridge.limiters import KeyedTokenBucket
-from arcbridge.net.join import JoinCode, ServerJoin
+from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP, ServerContext
 from arcbridge.pki.authority import agent_cluster, is_relay
@@ -74,6 +75,8 @@ GUESSES: Final = 50
 """Void dial tokens that the agents of one cluster may show at once; those whose client has left show some, too."""
 GUESSES_RATE: Final = 1.0
 """Void dial tokens per second that grow back."""
+MAX_SHOWN: Final = 253
+"""Characters of a cluster's name as a client gives it that go into the log; names are no longer."""
 CLUSTERS: Final = 4096
 """Clusters whose void tokens are counted."""
 _VOID: Final = "this dial token is void: the client has left, another agent was faster, or it came too late"
@@ -144,6 +147,7 @@ class Rendezvous:
         self._handovers = handovers
         if handovers is not None:
             handovers.pair = self._pair
+        self._longest_dial = dial_deadline
         self._dial_deadline = min(dial_deadline, limits.join_deadline)
         # SHA-256 of the token -> who waits for it.
         self._waiting: dict[bytes, _Waiting] = {}
@@ -158,6 +162,12 @@ class Rendezvous:
     def pending(self) -> int:
         """Clients that wait for their agent."""
         return len(self._waiting)
+
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Judge joins by these limits from now on; none that is under way, and no session, is touched."""
+        self._limits = limits
+        self._dial_deadline = min(self._longest_dial, limits.join_deadline)
+        self.places.change(limits)
 
     def refuse_waiting(self) -> None:
         """Refuse the clients that still wait for their agent, as new ones are refused while draining."""
@@ -240,6 +250,9 @@ class Rendezvous:
         self._counters.joins[code.name.lower()] += 1
         cause = failure.__cause__
         reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
+        for name in ("rule", "detail"):
+            if said := getattr(cause, name, ""):
+                fields[name] = said
         if not isinstance(failure, JoinLimited):
             log.warning("join failed", **fields, code=code.name, reason=reason)
         elif (count := self.places.told(failure)) is not None:
@@ -254,15 +267,16 @@ class Rendezvous:
     async def _bring_together(
         self, join: ServerJoin, request: JoinRequest, ticket: Ticket, join_id: str, fields: dict[str, object]
     ) -> Pump:
+        fields["cluster"] = request.cluster[:MAX_SHOWN]
         identity = await self._identify(request)
         fields["user"], fields["bound"] = identity.username, identity.binding.kind.value
+        if request.instance and JOIN_ID.fullmatch(request.first_session):
+            fields["first_session"] = request.first_session
         self._require_proof(join, request, identity)
         ticket.leave()
         resumes = bool(request.instance)
         self.places.spend(identity, resumes=resumes)
         cluster_ca = await self._authorise(identity, request)
-        cluster = request.cluster
-        fields["cluster"] = cluster
         if self.draining:
             raise _going_away()
         place = self.places.enter(identity, resumes=resumes, pending=len(self._waiting), sessions=len(self._pumps))
@@ -318,7 +332,7 @@ class Rendezvous:
                 await self._let_go(agent)
             raise
         place.joined()
-        return self._pumps.join(
+        pump = self._pumps.join(
             join.sock,
             agent.join.sock,
             to_agent=to_agent,
@@ -328,18 +342,22 @@ class Rendezvous:
             identity=identity,
             on_ended=place.leave,
         )
+        pump.agent, pump.source = agent.instance, str(fields["source"])
+        pump.first_session = str(fields.get("first_session", ""))
+        return pump
 
     async def _identify(self, request: JoinRequest) -> Identity:
         try:
             return await self._verifier.verify(request.token)
         except Unauthenticated as error:
+            said = tell(error, "; log in again")
             raise JoinRefused(
-                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}; log in again"
+                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {said}"
             ) from error
         except ArcbridgeError as error:
             raise JoinRefused(
                 JoinCode.INTERNAL,
-                "the relay cannot verify tokens now because the issuer does not answer; try again",
+                f"the relay cannot verify tokens now because the issuer does not answer; try again ({ISSUER_KEYS})",
                 retry_after=error.retry_after or _RETRY_AFTER,
             ) from error
 

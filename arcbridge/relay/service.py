@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,25 +17,30 @@ from typing import Final
 import structlog
 
 from arcbridge.config import RelayConfig
-from arcbridge.errors import ConfigError, StateError
-from arcbridge.identity import authentication
+from arcbridge.errors import StateError
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.proof import ProofChecker, policy_of
-from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.identity.proof import ProofChecker
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net import client_hello
-from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.reloads import Outcome, Reloads
+from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
+from arcbridge.problems import Problems
 from arcbridge.relay.access import Access
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import ApiServer, Limited, build_app
+from arcbridge.relay.api import Limited, build_app, caller_bucket
+from arcbridge.relay.api_server import ApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.relay.client_files import ClientFiles
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
@@ -45,11 +50,16 @@ from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http_handler import HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
+from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.metrics import register, register_handovers, register_hops
+from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.reload import Reload
 from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.self_checks import checks_of
+from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 MAINTENANCE_INTERVAL: Final = 5.0
@@ -80,14 +90,17 @@ async def serve(
     stopping: asyncio.Event,
     hurry: asyncio.Event,
     membership: WorkerMembership | None = None,
+    *,
+    reread: Callable[[], RelayConfig] | None = None,
 ) -> None:
     """Serve until `stopping` is set, then drain (at most 30 s); ends within a second once `hurry` is set, too.
 
-    `membership`: that of a worker among the processes of one relay (`relay.siblings`).
+    `membership`: that of a worker among the processes of one relay (`relay.siblings`). `reread`: reads the settings
+    again, for a reload at SIGHUP; raises `ConfigError`. A worker is told its new settings by the supervisor instead.
     Raises `ConfigError` or `StateError` when it cannot start.
     """
     async with AsyncExitStack() as stack:
-        info, drain = await _start(config, stack, membership)
+        info, drain = await _start(config, stack, membership, reread)
         ready(info)
         await stopping.wait()
         await drain.run(hurry)
@@ -95,29 +108,22 @@ async def serve(
 
 
 async def _start(
-    config: RelayConfig, stack: AsyncExitStack, membership: WorkerMembership | None
+    config: RelayConfig,
+    stack: AsyncExitStack,
+    membership: WorkerMembership | None,
+    reread: Callable[[], RelayConfig] | None,
 ) -> tuple[RelayInfo, Drain]:
     """Start everything in the order in which it can fail; `stack` takes it apart in reverse."""
-    public = _required_address(config)
-    listen = parse_listen(config.listen)
-    if config.authentication is None:
-        raise ConfigError("authentication: required; a YAML file that says whose access tokens count")
-    if config.policy is None:
-        raise ConfigError("policy: required; without one no user may reach any cluster")
-    issuers = authentication.load(config.authentication)
+    checked = required(config)
+    if membership is None:
+        tell_warnings(checked.problems)
+    public, listen = checked.public, checked.listen
+    assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
     access = Access(policy)
-    for setting in (
-        "sessions",
-        "agents",
-        "agents_per_second",
-        "connections_per_second_per_address",
-        "sessions_per_user",
-        "joins_per_minute_per_user",
-        "requests_per_minute_per_user",
-    ):
-        _at_least_one(f"limits.{setting}", getattr(config.limits, setting))
-    proofs = ProofChecker(policy_of(config.proof), "the relay")
+    proofs = ProofChecker(checked.proof, "the relay")
+    login = login_document(config.login)
+    client_files = ClientFiles(config.client.directory)
     balancers = parse_networks(config.proxy_protocol_from)
     shared = config.limits if membership is None else membership.share(config.limits)
     fits = capacity(shared, raise_limit())
@@ -132,10 +138,15 @@ async def _start(
 
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    verifier = TokenVerifier(issuers, fetcher, accept=Acceptance(max_lifetime=config.max_token_lifetime))
+    verifier = TokenVerifier(
+        checked.issuers,
+        fetcher,
+        accept=checked.acceptance,
+        groups=GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources),
+    )
     stack.push_async_callback(verifier.close)
 
-    counters, api_refusals = Counters(), Limited()
+    counters, api_refusals, callers = Counters(), Limited(), caller_bucket(limits.requests_per_minute_per_user)
     await fleet.start()
     stack.push_async_callback(fleet.close)
     api = ApiServer(
@@ -146,10 +157,12 @@ async def _start(
             verifier=verifier,
             access=access,
             certificate_life=config.agent_certificate_life,
-            user_requests_per_minute=limits.requests_per_minute_per_user,
+            callers=callers,
             limited=api_refusals,
             proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
+            login=login,
+            install=client_files.install,
         )
     )
     await api.start()
@@ -224,6 +237,24 @@ async def _start(
     if membership is not None:
         register_handovers(metrics, membership.handovers)
 
+    reload = Reload(
+        config,
+        verifier=verifier,
+        proofs=proofs,
+        policy=policy,
+        certificate=certificate,
+        admission=admission,
+        control=control,
+        rendezvous=rendezvous,
+        callers=callers,
+        share=(lambda limits: limits) if membership is None else membership.share,
+        now=time.monotonic,
+    )
+    if membership is not None:
+        membership.reload = reload.apply
+    elif reread is not None:
+        stack.push_async_callback(_hear_reloads(reload, reread, metrics).stop)
+
     def tell(lost: Lost) -> None:
         control.end_sessions(lost)
         fleet.tell_lost(lost)
@@ -233,8 +264,31 @@ async def _start(
     maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
+    own_certificate = config.tls.certificate is None
+    found = checks_of(
+        registry_error=lambda: maintenance.registry_error,
+        verifier=verifier,
+        fleet=fleet,
+        certificate=certificate,
+        own_certificate=own_certificate,
+        policy=policy,
+        public=public,
+        trust=RelayTrust(authority.certificate_pem if own_certificate else None),
+    )
+    looks = SelfChecks(found, log)
+    looks.register(metrics, checks)
+    worker = None if membership is None else membership.index
+    operations = Operations(pumps, fleet, looks, tell, relay=str(public), worker=worker)
+    stack.push_async_callback(operations.close)
+    fleet.on_question = operations.answer
     if membership is not None:
         membership.watch(metrics, checks)
+        membership.answer = operations.answer
+    else:
+        # Of several processes the supervisor has the socket.
+        admin = AdminSocket(config.data_dir, _with_others(operations, fleet))
+        await admin.start()
+        stack.push_async_callback(admin.close)
     # Of several processes the supervisor answers for all.
     observe = ObserveServer(config.observe.listen if membership is None else "", metrics, checks)
     observing = await observe.start()
@@ -248,6 +302,7 @@ async def _start(
     bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
     stack.callback(listener.stop)
     await stack.enter_async_context(_running(maintenance.run()))
+    await stack.enter_async_context(_running(looks.run()))
     info = RelayInfo(str(bound), str(public), authority.pin, observing)
     log.info(
         "relay serving" if membership is None else "worker serving",
@@ -260,6 +315,17 @@ async def _start(
         descriptors=fits.available,
     )
     return info, drain
+
+
+def _with_others(operations: Operations, fleet: Fleet) -> Callable[[Question], Awaitable[list[Row]]]:
+    """What answers an operator's question for this relay and for the others of its fleet."""
+
+    async def answer(question: Question) -> list[Row]:
+        own = operations.answer(question)
+        # Each relay tells of its own checks alone: an operator asks about this machine.
+        return own if question.get("ask") == "checks" else own + await fleet.ask_others(question)
+
+    return answer
 
 
 class _Maintenance:
@@ -351,7 +417,8 @@ def _log_end(pump: Pump) -> None:
         seconds=round(loop.time() - pump.started_at, 1),
         bytes_to_agent=pump.bytes_to_agent,
         bytes_to_client=pump.bytes_to_client,
-        reason="" if pump.error is None else pump.error.strerror or str(pump.error),
+        reason="both ends are done" if pump.error is None else pump.error.strerror or str(pump.error),
+        **({"first_session": pump.first_session} if pump.first_session else {}),
     )
 
 
@@ -365,12 +432,20 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
         await asyncio.wait([task])
 
 
-def _required_address(config: RelayConfig) -> Address:
-    if not config.public_address:
-        raise ConfigError("public_address: required; the host:port that agents and clients dial")
-    return parse_address(config.public_address)
+def _hear_reloads(reload: Reload, reread: Callable[[], RelayConfig], metrics: Metrics) -> Reloads:
+    async def again() -> Outcome:
+        config = reread()
+        outcome = reload.apply(config)
+        tell_warnings(required(config).problems)
+        return outcome
+
+    reloads = Reloads("relay", again)
+    reloads.register(metrics)
+    reloads.start()
+    return reloads
 
 
-def _at_least_one(setting: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{setting}: must be at least 1")
+def tell_warnings(problems: Problems) -> None:
+    """Log what a check warns of, at the start and at a reload."""
+    for problem in problems.warnings:
+        log.warning("settings", setting=problem.setting, reason=str(problem))

@@ -71,20 +71,24 @@ class SessionPlaces:
     """The places of one process. `clock` returns monotonic seconds."""
 
     def __init__(self, limits: RelayLimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
         self._clock = clock
-        self._usual = RelayUserLimitsConfig(limits.sessions_per_user, limits.joins_per_minute_per_user)
         self._joins: dict[int, KeyedTokenBucket[str]] = {}
         """By the number of joins per minute; there are as many as the settings name."""
         self._resumptions: dict[int, KeyedTokenBucket[str]] = {}
         """By the number of sessions."""
-        self._most_pending = max(limits.pending_joins // PENDING_SHARES, LEAST_PENDING)
+        self.change(limits)
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
         self.sessions_of: dict[str, int] = {}
         """Sessions and joins under way of each subject that has any."""
         self.pending_of: dict[str, int] = {}
         """Joins under way of each subject that has any."""
         self.refused = dict.fromkeys(LIMITS, 0)
+
+    def change(self, limits: RelayLimitsConfig) -> None:
+        """Judge by these limits from now on; no session that is there ends."""
+        self._limits = limits
+        self._usual = RelayUserLimitsConfig(limits.sessions_per_user, limits.joins_per_minute_per_user)
+        self._most_pending = max(limits.pending_joins // PENDING_SHARES, LEAST_PENDING)
 
     def spend(self, identity: Identity, *, resumes: bool) -> None:
         """Take one join of what the user has; raises `JoinLimited`."""

@@ -240,23 +240,28 @@ class Revoke(Record):
     `user` is a username or a subject. The user's tokens that were issued before `before` (unix seconds) count no more;
     0: the revocation is taken back. `first` marks the first frame of a connection: what the relay said on the
     connection before is void, and with an empty `user` its list is empty. `reason` is shown to the user.
+
+    With a `session`, the join id of one, and no user: that session alone ends, and no list is changed. An agent that
+    does not know the field reads a revocation of nobody.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     user: str = ""
     before: int = 0
     first: bool = False
     reason: str = ""
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
-    `proof` is a client's, as in `Auth`.
+    `proof` is a client's, as in `Auth`. `first_session` is a client's, too: the join id under which the session began
+    that it resumes, for logs alone.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
     role: str = ""
     cluster: str = ""
     token: str = ""
@@ -264,6 +269,7 @@ class JoinRequest(Record):
     version: str = ""
     hops: int = 0
     proof: str = ""
+    first_session: str = ""
 
     def __repr__(self) -> str:
         return f"JoinRequest(role={self.role!r}, cluster={self.cluster!r}, instance={self.instance!r})"

@@ -25,13 +25,14 @@ from bench.soak.conversation import PATIENCE
 from bench.soak.through import connected
 from bench.usage import cpu_seconds, resident_bytes
 from tests.support.processes import ManagedProcess
+from tests.support.progress import StatusLine
 from tests.support.world import ALICE, HEAVY_USERS, ApiServer, World, fixed_port
 
 TARGET = "soak"
 DOWN_FOR = (2.0, 5.0)
 """Seconds that a killed relay stays away; less when kills follow each other faster than three times that."""
-PROGRESS = 30.0
-"""Seconds between two lines of progress."""
+PROGRESS = 5.0
+"""Seconds between two versions of the line that says how far it is."""
 LOOK = 1.0
 """Seconds between two looks at whether all processes are still there."""
 
@@ -211,8 +212,9 @@ class _Soak:
     def _progress(self, load: ManagedProcess, passed: float) -> None:
         so_far = _ask(load, "status")
         moved = (so_far["sent"] + so_far["received"]) / 1e6
-        tell(
-            f"{passed:6.0f} s  {so_far['live']} live, {so_far['opened']} opened, {so_far['completed']} completed, "
+        _STATUS.show(
+            f"{passed:.0f} of {self._plan.duration:.0f} s: {so_far['live']} live, {so_far['opened']} opened, "
+            f"{so_far['completed']} completed, "
             f"{so_far['failed']} failed, {moved:.0f} MB both ways, {len(self._kills)} relays killed, "
             f"{resumed(self._metrics()['clients'])} sessions resumed"
         )
@@ -290,9 +292,13 @@ def resumed(metrics: dict[str, float]) -> int:
     return int(sum(value for name, value in metrics.items() if "_sessions_resumed_total" in name))
 
 
+_STATUS = StatusLine()
+"""How far the soak is: the last line of a terminal."""
+
+
 def tell(line: str) -> None:
-    """Write a line of progress to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Write a line that stays to stderr."""
+    _STATUS.say(line)
 
 
 def _ask(process: ManagedProcess, order: str) -> dict[str, Any]:

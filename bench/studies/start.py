@@ -22,6 +22,7 @@ from bench.path.link import Link
 from bench.path.link import Path as Way
 from bench.process import NotReady
 from bench.result import rounded
+from bench.studies import start_commands
 from bench.studies.base import Study
 from tests.support.processes import ProcessFailed
 from tests.support.world import ALICE, ApiServer, World, fixed_port
@@ -44,8 +45,8 @@ class Start(Study):
     expected_s = 15.0
 
     def run(self, directory: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+        left_out: list[str] = []
         runs: dict[str, list[float]] = {
-            "version_ms": [_version(program(), directory) for _ in range(VERSIONS)],
             "version_as_module_ms": [_version([sys.executable, "-m", "arcbridge"], directory) for _ in range(VERSIONS)],
             "python_alone_ms": [_wall([sys.executable, "-c", "pass"], directory) for _ in range(VERSIONS)],
         }
@@ -66,6 +67,8 @@ class Start(Study):
                         # The first start with a home makes keys and certificates, too.
                         key = name if number else f"first_{name}"
                         runs.setdefault(key, []).append(value)
+                commands, left_out = start_commands.measure(world, directory / "home", program(), compiled(directory))
+                runs |= commands
                 cold, warm = _sessions(world, directory / "home", SESSIONS)
                 runs |= {"first_byte_ms": warm, "first_byte_of_a_process_ms": [cold]}
                 with Link(PATH, Address("127.0.0.1", world.relay_port)) as link:
@@ -84,7 +87,9 @@ class Start(Study):
             "values": values,
             "runs": [{name: [rounded(value) for value in found]} for name, found in runs.items()],
             "notes": [
-                f"version: {VERSIONS} starts of the console script, as users run it; `python_alone_ms` is the floor",
+                *left_out,
+                f"version, whoami, status, credential: {start_commands.COUNT} starts of the console script and of the "
+                "single-file client in turns, as users run them; `python_alone_ms` is the floor",
                 "all starts run from byte code, as pip and the image install it (results before 25 November compiled "
                 "each module of arcbridge at each start, because their environment forbids to write byte code)",
                 "client_ready: from the start of the process until its endpoint has answered a request, which went to "

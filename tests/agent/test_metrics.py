@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
+from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
@@ -29,8 +30,13 @@ class Counters(SimpleNamespace):
 
 
 class Verifier(Counters):
+    refusals: ClassVar[dict[str, int]] = {"token.iss": 2}
+
     def key_ages(self) -> dict[str, float | None]:
         return {"jwt[0]": 5.0, "jwt[1]": None, "jwt[2]": 7.0}
+
+    def group_lookups(self) -> dict[str, int]:
+        return {"answered": 4, "failed": 1}
 
 
 def test_every_metric_can_be_read() -> None:
@@ -46,7 +52,9 @@ def test_every_metric_can_be_read() -> None:
     revocations = parts["sessions"].revocations = Revocations()
     revocations.hear("relay:443", Revoke("alice", 1, True))
     denylist = Counters(error="broken")
-    api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit()))
+    own = OwnRefusals()
+    own.credential()
+    api = Counters(upstream=Counters(unreachable=5, limit=ConnectLimit(), own_refusals=own))
     proxy = Counters(stats=ProxyStats(requests=4, code_2xx=3), api=api)
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
@@ -57,10 +65,13 @@ def test_every_metric_can_be_read() -> None:
     assert "arcbridge_agent_requests_total 4.0" in text
     assert 'arcbridge_agent_auths_total{bound="nonce"} 8.0' in text
     assert 'arcbridge_agent_auths_total{bound="none"} 0.0' in text
+    assert 'arcbridge_agent_group_lookups_total{result="failed"} 1.0' in text
     assert 'arcbridge_agent_proofs_refused_total{reason="peer"} 9.0' in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text
     assert "arcbridge_agent_apiserver_connections 0.0" in text
+    assert 'arcbridge_agent_apiserver_refused_agent_total{what="credential"} 1.0' in text
+    assert 'arcbridge_agent_token_refusals_total{rule="token.iss"} 2.0' in text
     assert "arcbridge_agent_stalled_streams_reset_total 0.0" in text
     assert "arcbridge_agent_control_connections 1.0" in text
     assert "arcbridge_agent_sessions 3.0" in text

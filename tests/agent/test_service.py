@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.service import check, credential_store, enroll, own_namespace, serve
+from arcbridge.agent.service import credential_store, enroll, own_namespace, serve, session_limits
 from arcbridge.config import (
     AgentConfig,
-    AgentLimitsConfig,
     AgentStateConfig,
     AuditConfig,
     KubernetesConfig,
     SessionConfig,
-    TargetConfig,
 )
 from arcbridge.errors import ConfigError
 from tests.support.fake_apiserver import FakeApiServer
@@ -25,30 +23,6 @@ from tests.support.fake_apiserver import FakeApiServer
 from .fake_relay import FakeRelay
 
 GOOD = AgentConfig(relays=("https://relay:443",), state=AgentStateConfig(directory=Path("state")))
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"relays": ()}, "relays: at least one"),
-    ({"relays": ("http://x",)}, r"relays\[0\]: "),
-    ({"relays": ("https://x", "x:443")}, r"relays\[1\]: .* given twice"),
-    ({"relay_ca_pin": "sha1:00"}, "relay_ca_pin: not a pin"),
-    ({"state": AgentStateConfig()}, "state: exactly one"),
-    ({"state": AgentStateConfig(directory=Path("x"), secret="a/b")}, "state: exactly one"),
-    ({"control_connections": 0}, "control_connections: must be at least 1"),
-    ({"token_mode": False}, "authentication: missing"),
-    ({"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
-    ({"targets": {"db": TargetConfig("a:1")}}, r"targets\.db"),
-    ({"limits": AgentLimitsConfig(streams=-1)}, r"limits\.streams: must be 0"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD, ids=[row[1] for row in BAD])
-def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check(replace(GOOD, **changes))
-
-
-def test_good_settings() -> None:
-    assert [str(relay) for relay in check(GOOD)] == ["relay:443"]
 
 
 def test_a_secret_without_a_namespace_outside_of_a_pod(tmp_path: Path) -> None:
@@ -121,9 +95,11 @@ async def test_resumption_is_a_setting(
         raise Recorded
 
     monkeypatch.setattr("arcbridge.agent.service.Sessions", record)
+    (tmp_path / "join-token").write_text("id.secret")
     async with FakeApiServer.serving(tmp_path) as api:
         config = AgentConfig(
             relays=("127.0.0.1:1",),
+            join_token_file=tmp_path / "join-token",
             kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
             state=AgentStateConfig(directory=tmp_path / "state"),
             audit=AuditConfig(file=""),
@@ -140,9 +116,11 @@ async def test_v15_no_start_with_a_denylist_that_cannot_be_used(tmp_path: Path, 
     path = tmp_path / "denylist.toml"
     if text is not None:
         path.write_text(text)
+    (tmp_path / "join-token").write_text("id.secret")
     async with FakeApiServer.serving(tmp_path) as api:
         config = AgentConfig(
             relays=("127.0.0.1:1",),
+            join_token_file=tmp_path / "join-token",
             kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
             state=AgentStateConfig(directory=tmp_path / "state"),
             audit=AuditConfig(file=""),
@@ -150,3 +128,9 @@ async def test_v15_no_start_with_a_denylist_that_cannot_be_used(tmp_path: Path, 
         )
         with pytest.raises(ConfigError, match=str(path)):
             await serve(config, lambda: pytest.fail("not ready"), asyncio.Event(), asyncio.Event())
+
+
+def test_the_drain_of_the_settings_is_that_of_the_sessions() -> None:
+    limits = session_limits(replace(GOOD, session=SessionConfig(drain=585.0), resumption=False))
+    assert (limits.drain_timeout, limits.replay) == (585.0, 0)
+    assert session_limits(GOOD).drain_timeout == 30.0

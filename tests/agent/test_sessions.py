@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
@@ -147,7 +148,7 @@ async def test_a_token_that_has_lapsed_is_refused() -> None:
 
 
 async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     judge, clock = FakeAuthenticator(), Clock()
     judge.add("t", "alice", expires=1100.0)
     sessions, _ = make_sessions(judge, clock)
@@ -167,7 +168,7 @@ async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: py
 
 
 async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     judge, clock = FakeAuthenticator(), Clock()
     judge.add("t", "alice", "dev", "ops", expires=1100.0)
     judge.add("t2", "alice", "dev", expires=1500.0)
@@ -316,11 +317,11 @@ class Held:
         self.io = StreamIO()
 
     @property
-    def old(self) -> module.AgentSession:
+    def old(self) -> agent_session.AgentSession:
         (found,) = self.sessions._open
         return found
 
-    def old_of(self, letter: str) -> module.AgentSession:
+    def old_of(self, letter: str) -> agent_session.AgentSession:
         (found,) = [one for one in self.sessions._open if one._join_id == letter * 16]
         return found
 
@@ -557,7 +558,7 @@ async def test_s1_counts_that_cannot_be_true_end_the_session() -> None:
 
 
 async def test_s8_the_token_lapses_while_the_session_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     async with holding() as held:
         held.judge.add("new", "alice", expires=9000.0)
         await held.cut()
@@ -577,7 +578,7 @@ async def test_s8_the_token_lapses_while_the_session_is_away(monkeypatch: pytest
 
 
 async def test_a_newer_token_at_the_resumption_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     async with holding() as held:
         held.judge.add("new", "alice", "ops", expires=9000.0)
         await held.cut()
@@ -590,7 +591,7 @@ async def test_a_newer_token_at_the_resumption_counts(monkeypatch: pytest.Monkey
 
 
 async def test_s10_an_older_token_shortens_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     async with holding() as held:
         held.judge.add("older", "alice", "dev", "admins", expires=1500.0)
         await held.cut()
@@ -716,6 +717,31 @@ async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path
     assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
 
 
+@pytest.mark.parametrize("given", ["first", "second", "another"])
+async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given: str) -> None:
+    """A relay's operator ends a session: the one that began, or runs now, under that join id, and no other."""
+    audit = AuditLog(str(tmp_path / "audit"))
+    async with holding(audit=audit) as held:
+        await held.cut()
+        await resume(held.sessions, held.client)
+        await held.echo(b"resumed")
+        session = held.old
+        assert len(session.join_ids) == 2
+        first, second = session._join_id, session.session.label if session.session is not None else ""
+        held.sessions.end_one({"first": first, "second": second, "another": "x"}[given], "maintenance")
+        if given == "another":
+            assert len(held.sessions) == 1
+            return
+        ended = await end_of(held.client)
+        assert isinstance(ended, SessionEnded)
+        assert (ended.code, ended.message) == (GoawayCode.REVOKED, "access was revoked: maintenance")
+        assert len(held.sessions.revocations) == 0, "nothing is revoked"
+    await asyncio.to_thread(audit.close)
+    assert [(one["verb"], one["outcome"], one["session"]) for one in written(tmp_path / "audit")] == [
+        ("session", "cut", first)
+    ]
+
+
 async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
     judge = FakeAuthenticator()
     for token, issued in (("old", 1000.0), ("says-nothing", 0.0), ("within-the-skew", 1014.0), ("new", 1015.0)):
@@ -791,7 +817,7 @@ async def test_a_long_list_is_acted_on_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renewals and resumptions add nothing to it, and a session that is away ends as well."""
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     for away in (False, True):
         async with holding(max_age=7200.0) as held:
             held.judge.add("long", "alice", expires=100_000.0, issued=1001.0)
@@ -818,7 +844,7 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
 
 
 async def test_v16_a_clock_that_is_set_back_makes_no_session_younger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+    monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     ticking = Clock(0.0)
     async with holding(max_age=60.0, monotonic=ticking) as held:
         held.clock.now = 500.0

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arcbridge.cli.client import _ago, _until, without_token
+from arcbridge.cli.client import _ago, _parallel, _reading_time, _until, without_token
 from arcbridge.client import proof_keys
-from arcbridge.errors import ExitCode
+from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
@@ -118,7 +118,7 @@ async def test_a_kubeconfig_on_standard_output(shell: Shell) -> None:
         (
             JoinCode.NO_AGENT,
             ExitCode.UNREACHABLE,
-            'error: cluster "prod" has no connected agent; check that its agent runs and reaches the relay\n',
+            'error: cluster "prod" has no connected agent; check that its agent runs and reaches the relay',
         ),
         (JoinCode.FORBIDDEN, ExitCode.LOGIN, 'error: cluster "prod" does not exist or you may not reach it'),
         (JoinCode.UNAUTHENTICATED, ExitCode.LOGIN, "error: the relay does not accept the access token"),
@@ -234,6 +234,7 @@ async def test_a_token_does_not_stay_on_the_command_line(shell: Shell, far: FarS
         (["python", "x", "-n", "a", "--token=t"], ["python", "x", "-n", "a"]),
         (["python", "x", "--token", "s", "--token", "t", "login"], ["python", "x", "login"]),
         (["python", "x", "--token=s", "login", "--token=t"], ["python", "x", "login"]),
+        (["x", "--token=t", "run", "--", "curl", "--token", "u"], ["x", "run", "--", "curl", "--token", "u"]),
         (["python", "x", "--token", "other"], None),
         (["python", "x", "t"], None),
         (["python", "x", "--token"], None),
@@ -325,11 +326,13 @@ async def test_another_relay_and_which_one_it_was(shell: Shell, far: FarSide) ->
     assert f'"relay": "127.0.0.1:{far.port}"' in log or f'"relay":"127.0.0.1:{far.port}"' in log
 
 
-@pytest.mark.parametrize("command", ["login", "logout"])
-async def test_login_needs_an_issuer(shell: Shell, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"), [("login", "there is nothing to log in at"), ("logout", "there is nothing to forget")]
+)
+async def test_login_needs_an_issuer(shell: Shell, command: str, words: str) -> None:
     got, _, err = await shell.run(command)
     assert got == ExitCode.USAGE
-    assert "--oidc-issuer-url" in err
+    assert words in err
 
 
 async def test_a_key_is_made_once_and_its_names_are_printed(shell: Shell) -> None:
@@ -364,3 +367,13 @@ def test_times() -> None:
     assert _ago(0) == _ago(None) == _ago(10**400) == _ago(float("inf")) == "never"
     assert _until(0) == ""
     assert _until(now).startswith(", until 2")
+
+
+def test_numbers_of_clusters_and_seconds() -> None:
+    assert (_parallel(""), _parallel("1"), _parallel("1000")) == (0, 1, 1000)
+    assert (_reading_time(""), _reading_time("60")) == (0.0, 60.0)
+    for text in ("0", "-1", "1.5", "many", "1001", "\u0663"):
+        with pytest.raises(ConfigError, match="--parallel"):
+            _parallel(text)
+        with pytest.raises(ConfigError, match="--seconds"):
+            _reading_time(text)

@@ -44,7 +44,7 @@ def test_a_role_runs_with_the_collector_that_imports_went_without() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     steps = []
 
@@ -100,6 +100,38 @@ def test_the_second_one_does_not_wait() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_the_end_of_a_terminal_may_be_told_twice() -> None:
+    code = (
+        "import asyncio, os, signal\n"
+        "from arcbridge.cli.loop import Interrupted, run_until_signal\n"
+        "async def work():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP); await asyncio.Event().wait()\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('in order')\n"
+        "try:\n"
+        "    run_until_signal(work())\n"
+        "except Interrupted as ended:\n"
+        "    print(ended.signal == signal.SIGHUP)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "in order\nTrue\n")
+
+
+@pytest.mark.parametrize(("before", "terminal"), [("", "terminal=False"), ("nohup ", "")], ids=["background", "nohup"])
+def test_where_the_end_of_a_terminal_does_nothing(before: str, terminal: str) -> None:
+    code = (
+        "import asyncio, os, signal\n"
+        "from arcbridge.cli.loop import run_until_signal\n"
+        "async def work():\n"
+        "    os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('goes on')\n"
+        f"run_until_signal(work(), {terminal})\n"
+    )
+    command = [*before.split(), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
 
 
 def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,17 @@ from arcbridge.errors import ExitCode
         ("token create", "relay"),
         ("config check", ""),
         ("version", ""),
-        ("run", ""),
+        ("run", "client"),
+        ("doctor prod", "client"),
+        ("completion bash", ""),
+        ("run -n x -- kubectl get pods --role relay", "client"),
         ("", ""),
         ("-n proxy", "client"),
+        ("-n x", "client"),
+        ("--relay https://r.example clusters", "client"),
+        ("login https://r.example", "client"),
+        ("--join-token-file x", "agent"),
+        ("--log-level debug", ""),
         ("-- --role relay", ""),
     ],
 )
@@ -93,6 +101,33 @@ def test_mistakes_are_two_lines(role: str, line: str, capsys: pytest.CaptureFixt
     assert len(told) == 2
     assert told[0].startswith("error: ")
     assert "--help" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("role", "line", "said"),
+    [
+        ("client", "stauts", "unknown sub-command 'stauts'; did you mean status?"),
+        ("client", "token create", "unknown sub-command 'token'; it is one of --role relay"),
+        ("client", "enroll", "unknown sub-command 'enroll'; it is one of --role agent"),
+        ("relay", "token craete", "unknown sub-command 'craete'; did you mean create?"),
+        ("relay", "token x", "unknown sub-command 'x'; there are create, list, delete"),
+        ("relay", "token", "a sub-command is needed: one of create, list, delete"),
+        ("client", "completion bsh", "SHELL: 'bsh' is unknown; did you mean bash? Use bash, zsh or fish"),
+        ("client", "forward", "TARGET (name of the target in the agent's settings) is missing"),
+    ],
+)
+def test_a_mistyped_or_missing_word_is_named(
+    role: str, line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split(), role)
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"
+
+
+def test_relays_of_a_login_may_be_left_out_or_several() -> None:
+    assert parse(["login"], "client").texts("relay_url") == ()
+    assert parse(["login", "https://a", "https://b"], "client").texts("relay_url") == ("https://a", "https://b")
+    assert parse(["--relay", "https://a", "login"], "client").texts("relay_url") == ()
 
 
 def test_a_group_without_a_sub_command_names_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +217,26 @@ def test_the_parser_of_one_sub_command_is_as_good_as_all(
 def test_a_client_without_words_makes_no_parser_of_a_sub_command() -> None:
     assert _commands_needed(["--port", "1", "-n", "status"], "client") == ()
     assert _commands_needed(["--port", "1", "status", "--help"], "client") == [find_command("client", ("status",))]
+
+
+def test_another_program_s_command_line() -> None:
+    line = "run -n a -n b --parallel 8 -- kubectl -n x get -- --help"
+    found = parse(line.split(), "client")
+    assert found.command == ("run",)
+    assert found.texts("cluster") == ("a", "b")
+    assert found.text("parallel") == "8"
+    assert found.texts("command_line") == ("kubectl", "-n", "x", "get", "--", "--help")
+
+
+@pytest.mark.parametrize("line", ["run -n a", "run -n a --", "run -n a kubectl apply -f x --all"])
+def test_a_command_that_is_missing_or_not_behind_the_dashes(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(line.split(), "client")
+    assert "the command goes behind --" in capsys.readouterr().err
+
+
+def test_run_of_a_client_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["run", "--help"], "client")
+    assert ended.value.code == 0
+    assert "run [FLAGS] -- COMMAND …" in capsys.readouterr().out

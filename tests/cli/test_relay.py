@@ -18,7 +18,19 @@ from tests.support.processes import ManagedProcess
 
 
 def flags(directory: Path) -> list[str]:
-    return ["--role", "relay", "--public-address", "127.0.0.1:4443", "--data-dir", str(directory / "data")]
+    (directory / "policy.toml").write_text('[[allow]]\ngroups = ["a"]\nclusters = ["*"]\n')
+    issuer = {"url": "https://issuer.example", "audiences": ["a"]}
+    mappings = {"username": {"claim": "sub", "prefix": ""}, "groups": {"claim": "groups", "prefix": ""}}
+    document = {
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": issuer, "claimMappings": mappings}],
+    }
+    (directory / "authentication.json").write_text(json.dumps(document))
+    return [
+        *("--role", "relay", "--public-address", "127.0.0.1:4443", "--data-dir", str(directory / "data")),
+        *("--policy", str(directory / "policy.toml"), "--authentication", str(directory / "authentication.json")),
+    ]
 
 
 def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,24 +71,8 @@ def test_run_needs_its_settings() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "policy.toml").write_text('[[allow]]\ngroups = ["a"]\nclusters = ["*"]\n')
-    (tmp_path / "authentication.json").write_text(
-        json.dumps(
-            {
-                "apiVersion": "apiserver.config.k8s.io/v1",
-                "kind": "AuthenticationConfiguration",
-                "jwt": [
-                    {
-                        "issuer": {"url": "https://issuer.example", "audiences": ["a"]},
-                        "claimMappings": {"username": {"claim": "sub", "prefix": ""}},
-                    }
-                ],
-            }
-        )
-    )
     arguments = [
         *(sys.executable, "-m", "arcbridge", *flags(tmp_path), "--listen", "127.0.0.1:0"),
-        *("--policy", str(tmp_path / "policy.toml"), "--authentication", str(tmp_path / "authentication.json")),
         *("--observe-listen", "127.0.0.1:0"),
     ]
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

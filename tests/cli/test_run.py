@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,13 +65,54 @@ def test_an_internal_error_quotes_nothing(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_without_a_role(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
-    assert "--role client" in capsys.readouterr().out
+    assert "arcbridge login https://" in capsys.readouterr().out
     assert run([]) == ExitCode.USAGE
     assert run(["run"]) == ExitCode.USAGE
     assert run(["--role", "king"]) == ExitCode.USAGE
     assert "error: --role king: unknown" in capsys.readouterr().err
     assert run(["completion", "bash"]) == 0
     assert "complete -F" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lgoin", "unknown sub-command 'lgoin'; did you mean login?"),
+        ("stauts", "unknown sub-command 'stauts'; did you mean status?"),
+        ("config check", "`config` is for the settings of one role: give --role relay|agent|client"),
+        ("--log-level debug", "which role? give --role relay|agent|client"),
+    ],
+)
+def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == ExitCode.USAGE
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"
+
+
+@pytest.mark.parametrize(
+    ("line", "usage"),
+    [
+        ("help", "usage: arcbridge [--role ROLE] [FLAGS] [SUB-COMMAND]"),
+        ("help login", "usage: arcbridge --role client login [RELAY_URL …] [FLAGS]"),
+        ("login --help", "usage: arcbridge --role client login [RELAY_URL …] [FLAGS]"),
+        ("help token create", "usage: arcbridge --role relay token create [FLAGS]"),
+        ("--role agent help", "usage: arcbridge --role agent [FLAGS] [SUB-COMMAND]"),
+        ("--role client help forward", "usage: arcbridge --role client forward TARGET [FLAGS]"),
+    ],
+)
+def test_help_is_a_sub_command_too(line: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == ExitCode.DONE
+    assert capsys.readouterr().out.splitlines()[0] == usage
+
+
+def test_a_client_needs_no_role(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["-n", "berlin"]) == ExitCode.LOGIN
+    assert "run `arcbridge login https://RELAY`" in capsys.readouterr().err
+    assert run(["clusters", "-o", "wdie"]) == ExitCode.USAGE
+    said = "flag --output: 'wdie' is unknown; did you mean wide? Use table, wide, json, yaml or name"
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

@@ -94,7 +94,7 @@ def test_the_settings_file(tmp_path: Path) -> None:
     [
         ("--port many", "flag --port: must be a whole number"),
         ("--port 70000", "between 0 and 65535"),
-        ("--log-level loud", "observe.log_level: 'loud' is unknown; use one of debug"),
+        ("--log-level loud", "observe.log_level: 'loud' is unknown; use debug"),
         ("--log-format xml", "observe.log_format"),
         ("--grant-type magic", "login.grant_type"),
     ],

@@ -12,10 +12,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
-from arcbridge.client.client_authentication import ASSERTION_TYPE, ClientAuthentication
+from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import IssuerEndpoints
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.identity.client_assertion import ASSERTION_TYPE
+from tests.support.entra import Certificate
+from tests.support.issuer import ACTIONS_SECRET, Issuer
 
 TOKEN = "https://login.example.org/token"
 ENDPOINTS = IssuerEndpoints(TOKEN)
@@ -161,3 +164,35 @@ def test_only_one_way(tmp_path: Path) -> None:
         client(client_secret_file=tmp_path / "a", client_assertion_file=tmp_path / "b")
     with pytest.raises(ArcbridgeError, match="client_key_id"):
         client(client_key_id="2026")
+
+
+async def test_a_certificate_is_named_as_entra_id_wants_it(tmp_path: Path) -> None:
+    certificate = Certificate.make("our:ci")
+    public, private = certificate.write(tmp_path, "ci")
+    proof = await client(client_key_file=private, client_certificate_file=public).proof(ENDPOINTS)
+    header = jwt.get_unverified_header(proof.form["client_assertion"])
+    assert header == {"typ": "JWT", "alg": "PS256", "x5t#S256": certificate.x5t_s256}
+    options: Any = {"verify_exp": False, "verify_iat": False}
+    jwt.decode(proof.form["client_assertion"], certificate.key.public_key(), ["PS256"], audience=TOKEN, options=options)
+    with pytest.raises(ConfigError, match=r"login\.client_certificate_file: belongs to a key"):
+        client(client_certificate_file=public)
+
+
+async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: must be one of github, github-actions"):
+        client(client_assertion_workload="jenkins")
+    with pytest.raises(ConfigError, match=r"given together with login\.client_assertion_workload"):
+        client(client_assertion_workload="kubernetes", client_secret_file=tmp_path / "secret")
+    with Issuer(tmp_path / "issuer") as issuer:
+        subject = ClientAuthentication(
+            LoginConfig(client_id="our:ci", client_assertion_workload="github-actions", ca_file=issuer.ca_file),
+            environment={
+                "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+                "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+            },
+        )
+        assert subject.confidential
+        for _ in range(2):
+            form = (await subject.proof(ENDPOINTS)).form
+            assert (form["client_id"], form["client_assertion_type"]) == ("our:ci", ASSERTION_TYPE)
+        assert issuer.requests("/actions") == 2

@@ -83,7 +83,7 @@ async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:
 async def test_no_listener(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
     relays = Relays([RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")])
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 cannot be reached \(connection refused\)"):
         await list_clusters(relays, Tokens(login(tmp_path), None))
 
 

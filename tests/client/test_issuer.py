@@ -66,7 +66,7 @@ async def test_down(real: RealIssuer) -> None:
 
 async def test_no_listener() -> None:
     async with Issuer("https://127.0.0.1:1") as issuer:
-        with pytest.raises(Unreachable, match="cannot be reached"):
+        with pytest.raises(Unreachable, match=r"cannot reach 127\.0\.0\.1:1: connection refused"):
             await issuer.endpoints()
 
 
@@ -235,3 +235,16 @@ async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
         async with Issuer(endpoint.url, ca) as issuer:  # without a key
             await issuer.post((await issuer.endpoints()).token, {})
     assert [header is not None for header in endpoint.seen] == [False, True, False]
+
+
+async def test_tokens_in_the_way_of_entra_id_are_asked_for_at_the_token_endpoint_alone(tmp_path: Path) -> None:
+    key, endpoint = ProofKey.generate(), TokenEndpoint(GOOD, GOOD)
+    endpoint.metadata = {}
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, pop=lambda: key) as issuer:
+        endpoints = await issuer.endpoints()
+        await issuer.post(endpoints.token, {"grant_type": "x"})
+        await issuer.post(endpoints.device_authorization, {"client_id": "x"})
+    assert endpoint.forms == [
+        {"grant_type": "x", "token_type": "pop", "req_cnf": key.req_cnf()},
+        {"client_id": "x"},
+    ]

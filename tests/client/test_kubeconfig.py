@@ -43,7 +43,7 @@ contexts:
 """
 
 
-def entry(name: str = "prod", cluster: str = "prod", **more: str) -> Entry:
+def entry(name: str = "prod", cluster: str = "prod", **more: Any) -> Entry:
     return Entry(name, cluster, "https://127.0.0.1:47011", "CA", "CERT", "KEY", **more)
 
 
@@ -229,6 +229,17 @@ class TestFiles:
         assert (tmp_path / "config.lock").exists()
         assert not path.exists()
 
+    def test_a_lock_of_ours_whose_process_was_killed_is_broken(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys\nfrom pathlib import Path\nfrom arcbridge.client.kubeconfig_file import KubeconfigFile\n"
+            "with KubeconfigFile(Path(sys.argv[1])).locked():\n    os._exit(9)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "config")], check=False, timeout=60)
+        assert (tmp_path / "config.lock").exists()
+        at(tmp_path / "config").merge(entry(), switch=True)
+        assert load(tmp_path / "config")["current-context"] == "prod"
+        assert not (tmp_path / "config.lock").exists()
+
     def test_the_lock_is_removed_after_a_failure(self, tmp_path: Path) -> None:
         path = tmp_path / "config"
         path.write_text("- 1")
@@ -285,6 +296,99 @@ class TestUndo:
         before = path.stat().st_mtime_ns
         kubeconfig.undo(merged, remove=False)
         assert path.stat().st_mtime_ns == before
+
+
+RELAYS = ("relay:443",)
+
+
+class TestRepair:
+    """The user had `home`, and what served `prod` is gone without a word."""
+
+    def crashed(self, path: Path, **more: Any) -> Kubeconfig:
+        path.write_text(FOREIGN)
+        at(path).merge(entry(process="gone", relays=RELAYS, **more), switch=True)
+        return at(path)
+
+    def test_the_current_context_comes_back_and_ours_says_what_to_do(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        assert kubeconfig.repair(lambda process: process != "gone") == ["prod"]
+        document = load(tmp_path / "config")
+        assert document["current-context"] == "home"
+        user = named(document, "users", "arcbridge-prod")
+        assert user["exec"]["command"] == "arcbridge"
+        assert user["exec"]["args"] == ["credential", "--cluster", "prod", "--ended"]
+        assert "client-key-data" not in user
+        assert kubeconfig.repair(lambda process: False) == []
+
+    def test_what_lives_is_left_alone(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        before = (tmp_path / "config").read_bytes()
+        assert kubeconfig.repair(lambda process: True) == []
+        assert (tmp_path / "config").read_bytes() == before
+
+    def test_what_the_background_process_serves_is_started_again_by_the_plugin(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod", "--relay", "https://r"))
+        kubeconfig.repair(lambda process: False)
+        document = load(tmp_path / "config")
+        assert document["current-context"] == "prod"
+        assert named(document, "users", "arcbridge-prod")["exec"]["args"][1:] == [
+            "--cluster", "prod", "--relay", "https://r",
+        ]  # fmt: skip
+
+    def test_the_plugin_needs_no_repair(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod"), plugin=True)
+        assert kubeconfig.repair(lambda process: False) == []
+        assert kubeconfig.served("prod") == ("gone", "https://127.0.0.1:47011")
+
+    def test_an_address_that_the_user_has_changed_stays(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        path = tmp_path / "config"
+        path.write_text(
+            path.read_text().replace("    server: https://127.0.0.1:47011\n    cert", "    server: x\n    cert")
+        )
+        kubeconfig.repair(lambda process: False)
+        assert named(load(path), "clusters", "prod")["server"] == "x"
+
+    def test_between_contexts_of_ours_the_last_foreign_one_is_remembered(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        first = at(path).merge(entry("berlin", "berlin", process="one", relays=RELAYS), switch=True)
+        second = at(path).merge(entry("munich", "munich", process="two", relays=RELAYS), switch=True)
+        assert (first.former, second.former) == ("home", "home")
+        at(path).undo(first, remove=False)
+        assert load(path)["current-context"] == "munich"
+        at(path).undo(second, remove=False)
+        assert load(path)["current-context"] == "home"
+
+    def test_what_another_process_serves_by_now_is_not_undone(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        merged = at(path).merge(entry(process="one", relays=RELAYS), switch=True)
+        at(path).merge(entry(process="two", relays=RELAYS), switch=True)
+        at(path).undo(merged, remove=True)
+        assert load(path)["current-context"] == "prod"
+        assert "client-key-data" in named(load(path), "users", "arcbridge-prod")
+
+    def test_removal_is_for_the_cluster_of_this_relay(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        at(path).merge(entry(process="one", relays=RELAYS), switch=True)
+        assert not at(path).remove("prod", "prod", ("other:443",))
+        with pytest.raises(ConfigError, match="at relay relay:443"):
+            at(path).check("prod", "prod", ("other:443",))
+        assert at(path).remove("prod", "prod", RELAYS)
+        assert not at(path).has_ours()
+
+    def test_a_port_that_moved_is_written_anew(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        at(path).merge(entry(process="background", plugin=True, arguments=("--cluster", "prod")), switch=True)
+        moved = Entry("prod", "prod", "https://127.0.0.1:47019", "CA", "CERT", "KEY", process="background", plugin=True)
+        at(path).refresh(moved)
+        assert named(load(path), "clusters", "prod")["server"] == "https://127.0.0.1:47019"
+        at(path).remove("prod", "prod", ())
+        assert load(path)["current-context"] == "home"
+        before = path.read_bytes()
+        at(path).refresh(moved)  # taken out meanwhile
+        assert path.read_bytes() == before
 
 
 class TestKubectl:

@@ -25,6 +25,7 @@ from arcbridge.identity.proof import Binding, BindingKind, ProofKey, binding
 from arcbridge.net.peer_user import PeerUser
 from tests.client.test_issuer import GOOD, TokenEndpoint, serving
 from tests.support.issuer import Issuer
+from tests.support.world import fixed_port
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ class TestDeviceCode:
             issuer.settings(device_lifetime=600.0)
 
     async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
 
 
@@ -394,7 +395,7 @@ class TestBoundTokens:
         (file,) = tmp_path.glob("*.key")
         file.unlink()
         thief = make(dpop, tmp_path, Terminal(dpop))
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await thief.tokens(interactive=False, force=True)
 
     async def test_no_key_is_made_where_nothing_is_bound_to_it(self, issuer: Issuer, tmp_path: Path) -> None:
@@ -579,7 +580,7 @@ class TestOneAudiencePerCluster:
         login = make(issuer, tmp_path, person, **PER_CLUSTER)
         tokens = await login.log_in()
         issuer.request("POST", "/revoke", {"client_id": "cli", "token": tokens.refresh_token})
-        with pytest.raises(Unauthenticated, match="arcbridge --role client login"):
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
             await login.for_audience("arcbridge-a", interactive=False)
         shown = len(person.lines)
         assert (await login.for_audience("arcbridge-a", interactive=True)).text
@@ -680,3 +681,32 @@ class TestAudiencesByScope:
         secret.write_text("another")
         with pytest.raises(Unauthenticated, match="invalid_client"):
             await login.tokens(interactive=False, force=True)
+
+
+class TestRedirectPort:
+    async def test_the_port_of_the_settings_is_the_one(self, issuer: Issuer, tmp_path: Path) -> None:
+        opened: list[str] = []
+
+        async def browser(url: str) -> bool:
+            opened.append(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+            task = asyncio.create_task(browse(url, issuer))
+            tasks.append(task)
+            return True
+
+        tasks: list[asyncio.Task[tuple[int, str]]] = []
+        port = fixed_port()
+        # 0 takes a free one, although the usual two are not to be had here.
+        for setting in (0, port):
+            directory = tmp_path / str(setting)
+            login = make(
+                issuer, directory, Terminal(issuer), browser=browser, ports=(1,), grant_type="authcode",
+                redirect_port=setting,
+            )  # fmt: skip
+            assert read_unverified((await login.log_in()).id_token).subject == "alice"
+        assert [(await task)[0] for task in tasks] == [200, 200]
+        assert opened[1] == f"http://localhost:{port}"
+        assert opened[0] != "http://localhost:1"
+
+    async def test_what_is_no_port(self, issuer: Issuer, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"login\.redirect_port: must be a port"):
+            make(issuer, tmp_path, Terminal(issuer), redirect_port=70_000)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 
-from arcbridge.client.refusal import SAID_LIMIT, of_join, of_session, response, status_body
+from arcbridge.client.refusal import (
+    GROUPS_UNAVAILABLE,
+    SAID_LIMIT,
+    Shown,
+    of_join,
+    of_session,
+    raise_user_error,
+    response,
+    status_body,
+)
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -19,6 +29,7 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
+from arcbridge.identity import refusal
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
 
@@ -67,6 +78,76 @@ def test_every_join_code_has_words() -> None:
     assert of_join(JoinRefused(999, ""), "prod").status_code == 503
 
 
+def shown(source: str = "ci/id", **claims: object) -> Shown:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return Shown(f"e30.{body}.c2ln", source)
+
+
+@pytest.mark.parametrize(
+    ("told", "claims", "expected"),
+    [
+        (
+            'words (token.aud wants "arcbridge-relay")',
+            {"aud": "arcbridge-cluster"},
+            'ci/id is for audience "arcbridge-cluster", the relay wants "arcbridge-relay"',
+        ),
+        ('words (token.aud wants "r")', {"aud": ["a", "b"]}, 'ci/id is for audience "a", "b", the relay wants "r"'),
+        (
+            "words (token.iss)",
+            {"iss": "https://elsewhere"},
+            'ci/id comes from the issuer "https://elsewhere", which the relay does not accept',
+        ),
+        ('words (claims.rule wants "hd")', {}, 'the relay requires the claim "hd", which ci/id does not have'),
+        ('words (claims.username wants "email")', {}, 'the relay needs the claim "email"'),
+        ("words (token.exp)", {}, "ci/id has expired; log in again"),
+    ],
+    ids=["audience", "audiences", "issuer", "claim", "user name", "expired"],
+)
+def test_a_refused_token_is_explained_from_the_token_itself(
+    told: str, claims: dict[str, object], expected: str
+) -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, f"FOREIGN {told}", session="a7681c0e5b1f2d34")
+    found = of_join(error, "prod", shown(**claims))
+    assert isinstance(found, Unauthenticated)
+    assert expected in found.message
+    with pytest.raises(Unauthenticated) as raised:
+        raise_user_error(error, "prod", shown=shown(**claims))
+    assert raised.value.told() == f"{found.message} (session a7681c0e5b1f2d34)"
+    assert "FOREIGN" not in found.message
+    assert "e30." not in found.message, "never the token"
+
+
+def test_a_token_without_a_file_and_an_agent_that_refuses() -> None:
+    error = SessionEnded(GoawayCode.UNAUTHENTICATED, 'words (token.aud wants "cluster")')
+    with pytest.raises(Unauthenticated) as raised:
+        raise_user_error(error, "prod", shown=shown("", aud="relay"), session="a7681c0e5b1f2d34")
+    assert raised.value.told() == (
+        'cluster "prod" does not accept the token: the token is for audience "relay", its agent wants "cluster" '
+        "(session a7681c0e5b1f2d34)"
+    )
+
+
+def test_what_a_token_says_cannot_move_the_terminal() -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, "words (token.iss)")
+    assert "\x1b" not in of_join(error, "prod", shown(iss="https://x\x1b[2J")).message
+
+
+@pytest.mark.parametrize("said", ["words", "words (token.alg)", 'words (token.aud wants "a\x1b")', "words (token.aud)"])
+def test_where_no_reason_is_told_the_audience_is_shown(said: str) -> None:
+    found = of_join(JoinRefused(JoinCode.UNAUTHENTICATED, said), "prod", shown(aud="x"))
+    words = "log in again, or put a new token there"
+    assert found.message == f"the relay does not accept the access token (its audience is x); {words}"
+    assert of_join(JoinRefused(JoinCode.UNAUTHENTICATED, said), "prod").message == (
+        f"the relay does not accept the access token; {words}"
+    )
+
+
+def test_an_issuer_whose_keys_cannot_be_had_is_told() -> None:
+    said = "words (issuer.keys)"
+    assert "keys of your login's issuer" in of_join(JoinRefused(JoinCode.INTERNAL, said), "prod").message
+    assert "keys of your login's issuer" in of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod").message
+
+
 @pytest.mark.parametrize(("said", "obeyed"), [(None, 1), (5, 5), (10**9, 30)])
 def test_a_relays_time_is_bounded(said: int | None, obeyed: int) -> None:
     assert of_join(JoinRefused(JoinCode.OVERLOADED, "", retry_after=said), "prod").retry_after == obeyed
@@ -77,6 +158,14 @@ def test_every_goaway_has_words() -> None:
         assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
         shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
         assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    said = f"{GROUPS_UNAVAILABLE}Microsoft Graph is busy; try again shortly"
+    groups = of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod")
+    assert (
+        groups.message
+        == 'the agent of cluster "prod" cannot say which groups you are in: Microsoft Graph is busy; try again shortly'
+    )
+    assert (groups.status_code, groups.retry_after) == (503, None)
+    assert GROUPS_UNAVAILABLE == refusal.GROUPS_UNAVAILABLE, "a client imports nothing of identity for it"
     limit = of_session(SessionEnded(GoawayCode.LIMIT, "9 sessions"), "prod")
     assert (limit.status_code, limit.reason, limit.retry_after) == (429, "TooManyRequests", 1)
     lost = of_session(ConnectionLost("found silent"), "prod")

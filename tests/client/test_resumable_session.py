@@ -406,6 +406,19 @@ class TestAnotherAgent:
             assert session.stats.resume_failures["gone"] == 1
         assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
+    async def test_an_agent_that_said_it_stops_is_not_waited_for(
+        self, far: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            far.sessions[0].goaway(GoawayCode.DRAINING)
+            await until(lambda: session.established_count == 2 and session.current is not None)
+            far.absent = {"pod-1"}
+            far.cut()
+            error = await stream.end()
+            assert isinstance(error, SessionEnded)
+            assert (error.code, "is being stopped" in error.message) == (GoawayCode.GONE, True)
+
 
 class TestReady:
     async def test_it_gets_the_error_of_the_try_under_way(self, far: FarSide, tmp_path: Path) -> None:

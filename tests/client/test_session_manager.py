@@ -585,9 +585,11 @@ class TestBoundTokens:
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()
-        assert caught.value.message == f'cluster "{CLUSTER}" does not accept the token: {explain(reason, "its agent")}'
+        expected = f'cluster "{CLUSTER}" does not accept the token: {explain(reason, "its agent")} (session '
+        assert caught.value.told().startswith(expected)
         far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message=f"SOMEBODY says: {said}")
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()
-        assert caught.value.message == f"the relay does not accept the access token: {explain(reason, 'the relay')}"
+        expected = f"the relay does not accept the access token: {explain(reason, 'the relay')} (session "
+        assert caught.value.told().startswith(expected)

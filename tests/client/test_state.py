@@ -130,16 +130,28 @@ class TestCertificates:
 
 class TestPorts:
     def test_a_cluster_keeps_its_port_when_relays_are_added(self, tmp_path: Path) -> None:
-        port = state(tmp_path).port(("r:443",), "a")
-        assert state(tmp_path).port(("new:443", "r:443"), "a") == port
+        state(tmp_path).remember_port(("r:443",), "a", 4999)
+        assert state(tmp_path).port(("new:443", "r:443"), "a") == 4999
         state(tmp_path).remember_port(("new:443", "r:443"), "a", 5000)
         assert state(tmp_path).port(("r:443",), "a") == 5000
 
-    def test_each_cluster_keeps_its_own(self, tmp_path: Path) -> None:
-        assert state(tmp_path).port(("r:443",), "a") == FIRST_PORT == 47011
-        assert state(tmp_path).port(("r:443",), "b") == 47012
-        assert state(tmp_path).port(("other:443",), "a") == 47013
+    def test_each_cluster_keeps_its_own_once_it_was_reached(self, tmp_path: Path) -> None:
+        kept = state(tmp_path)
+        assert kept.port(("r:443",), "mistyped") == FIRST_PORT == 47011
+        assert not kept.has_port(("r:443",), "mistyped")
+        for number, (relay, cluster) in enumerate((("r:443", "a"), ("r:443", "b"), ("other:443", "a"))):
+            assert kept.port((relay,), cluster) == 47011 + number
+            kept.remember_port((relay,), cluster, 47011 + number)
         assert state(tmp_path).port(("r:443",), "a") == 47011
+
+    def test_a_port_that_was_given_back_is_free(self, tmp_path: Path) -> None:
+        kept = state(tmp_path)
+        kept.forget_port(("r:443",), "a")
+        kept.remember_port(("r:443",), "a", 47011)
+        kept.remember_port(("r:443",), "b", 47012)
+        kept.forget_port(("r:443",), "a")
+        assert next(kept.free_ports()) == 47011
+        assert kept.port(("r:443",), "b") == 47012
 
     def test_one_chosen_by_hand_is_kept(self, tmp_path: Path) -> None:
         state(tmp_path).remember_port(("r",), "a", 5000)
@@ -152,6 +164,19 @@ class TestPorts:
         (tmp_path / "state/ports.json").write_text(text)
         with pytest.raises(StateError, match=r"ports\.json is damaged"):
             state(tmp_path).port(("r",), "a")
+
+
+def test_where_entries_of_ours_are(tmp_path: Path) -> None:
+    kept = state(tmp_path)
+    assert kept.kubeconfigs() == []
+    kept.add_kubeconfig([tmp_path / "a", tmp_path / "b"])
+    kept.add_kubeconfig([tmp_path / "a"])
+    kept.add_kubeconfig([tmp_path / "a"])
+    assert kept.kubeconfigs() == [[tmp_path / "a", tmp_path / "b"], [tmp_path / "a"]]
+    kept.drop_kubeconfig([tmp_path / "a"])
+    assert kept.kubeconfigs() == [[tmp_path / "a", tmp_path / "b"]]
+    (tmp_path / "state/kubeconfigs.json").write_text("{")
+    assert kept.kubeconfigs() == []
 
 
 def test_names_for_completion(tmp_path: Path) -> None:

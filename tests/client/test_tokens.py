@@ -21,7 +21,7 @@ from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, TokenForBoth, Tokens, check_token, read_token
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ConfigError, ExitCode, StateError, Unauthenticated, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
 from arcbridge.pki.authority import Authority
 from tests.client.test_session_manager import RELAY_CA, jwt_like, login
@@ -34,9 +34,12 @@ class Pair:
         self.set = tokens
         self.asked: list[tuple[bool, bool]] = []
         self.audiences: list[tuple[str, bool]] = []
+        self.error: ArcbridgeError | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         self.asked.append((interactive, force))
+        if self.error is not None:
+            raise self.error
         return self.set
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
@@ -184,6 +187,20 @@ class TestPairs:
         tokens.interactive = True
         assert (await tokens.access(), (await tokens.cluster()).text) == ("access", "id")
         assert pair.asked == [(True, False)] * 3
+
+    async def test_after_the_end_of_a_login_the_next_one_s_tokens_are_taken_as_they_are(self) -> None:
+        pair = Pair(TokenSet("access", "id"))
+        tokens = Tokens(LoginConfig(), pair)
+        await tokens.access()
+        assert tokens.were_shown
+        tokens.refused()
+        pair.error = Unauthenticated("the login has ended")
+        with pytest.raises(Unauthenticated):
+            await tokens.access()
+        assert not tokens.were_shown
+        pair.error = None
+        await tokens.access()
+        assert [force for _, force in pair.asked][-2:] == [False, False]
 
     async def test_a_refused_token_is_replaced_once(self) -> None:
         pair = Pair(TokenSet("access", "id"))

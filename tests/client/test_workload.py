@@ -14,9 +14,9 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client import workload
+from arcbridge.client import token_request
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens
+from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
@@ -33,7 +33,10 @@ def settings(workload: str, **more: Any) -> LoginConfig:
     [
         (settings("github-actions", audience=""), "login.audience: required"),
         (settings("kubernetes", cluster_audience=""), "login.cluster_audience: required"),
-        (settings("jenkins"), "login.workload: must be one of github-actions, kubernetes"),
+        (settings("jenkins"), "login.workload: 'jenkins' is unknown; use github, gitlab, kubernetes"),
+        (settings("github"), "id-token: write"),
+        (settings("gitlab"), "no job of GitLab"),
+        (settings("env:NOT_SET"), "NOT_SET is not set"),
         (settings("github-actions"), "id-token: write"),
         (settings("kubernetes"), "no pod"),
     ],
@@ -119,13 +122,13 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
     finally:
         issuer.down(False)
     nowhere = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://127.0.0.1:1/x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}
-    with pytest.raises(Unreachable, match="cannot be reached"):
+    with pytest.raises(Unreachable, match=r"cannot reach 127\.0\.0\.1:1: connection refused"):
         await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
 
 
 async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = json.loads
-    monkeypatch.setattr(workload.json, "loads", lambda data: loads(100000 * "["))
+    monkeypatch.setattr(token_request.json, "loads", lambda data: loads(100000 * "["))
     with pytest.raises(Unreachable, match="gave no token"):
         await job(issuer).tokens(interactive=False)
 
@@ -183,6 +186,7 @@ async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
     relay = (await pod.tokens(interactive=False)).access_token
     cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
     assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    assert pod.key is not None
     assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
     path, authorization, body = api.asked[1]
     assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
@@ -230,3 +234,47 @@ async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) 
 
 def test_where_a_pod_has_its_own_token() -> None:
     assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+# -- tokens that were given before -----------------------------------------------------------------------------------
+
+
+async def test_tokens_at_hand_are_chosen_by_their_audience_and_bound_to_no_key(issuer: Issuer) -> None:
+    relay, cluster = issuer.mint(aud="arcbridge-relay"), issuer.mint(aud="arcbridge-a")
+    environment = {"CI_SERVER_URL": issuer.url, "ONE": relay, "TWO": cluster, "THREE": "text"}
+    for kind in ("gitlab", "env:ONE,TWO"):
+        given = WorkloadTokens(settings(kind), environment=environment)
+        assert given.key is None
+        assert (await given.tokens(interactive=False)).access_token == relay
+        assert (await given.for_audience("arcbridge-a", interactive=False)).text == cluster
+        with pytest.raises(Unauthenticated, match='no token for audience "arcbridge-b"'):
+            await given.for_audience("arcbridge-b", interactive=False)
+
+
+# -- assertions for another issuer ------------------------------------------------------------------------------------
+
+EXCHANGE = "api://AzureADTokenExchange"
+
+
+async def test_a_job_s_assertion_is_for_the_issuer_and_names_no_key(issuer: Issuer) -> None:
+    login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    text = await assertion(login, environment)
+    assert read_unverified(text).audiences == (EXCHANGE,)
+    assert binding(claims_unverified(text)).kind is BindingKind.NONE
+    with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: this is no job of GitHub Actions"):
+        await assertion(login, {})
+
+
+async def test_a_pod_s_assertion_is_for_the_issuer(api: FakeApi) -> None:
+    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(api.port)}
+    login = LoginConfig(client_assertion_workload="kubernetes", client_assertion_audience="https://idp.example.org")
+    text = await assertion(login, environment, api.directory)
+    assert read_unverified(text).audiences == ("https://idp.example.org",)
+    assert api.asked[0][2]["spec"]["audiences"] == ["https://idp.example.org"]
+    api.audiences = ["another"]
+    with pytest.raises(Unauthenticated, match="for another audience than"):
+        await assertion(login, environment, api.directory)

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from arcbridge import config
 from arcbridge.identity import authentication
+from arcbridge.net.address import parse_address
 from arcbridge.wire.limits import DEFAULT
 
 EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
@@ -121,6 +123,7 @@ def check_workload(rendered: Rendered) -> None:
     pod = spec["template"]["spec"]
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
     assert pod["terminationGracePeriodSeconds"] > DEFAULT.drain_timeout
+    check_init_container(pod)
     assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(pod)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["runAsGroup"] == 65532
@@ -145,6 +148,15 @@ def check_workload(rendered: Rendered) -> None:
     assert pod["automountServiceAccountToken"] is True
 
 
+def check_init_container(pod: Object) -> None:
+    """Before the agent, its own check of its settings, with the same files and as few rights."""
+    (agent,) = pod["containers"]
+    (check,) = pod["initContainers"]
+    assert check["args"] == ["--role", "agent", "config", "check", *agent["args"][2:]]
+    for name in ("image", "imagePullPolicy", "securityContext", "volumeMounts", "resources"):
+        assert check[name] == agent[name], name
+
+
 def check_labels(rendered: Rendered) -> None:
     wanted = {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component", "part-of", "managed-by")}
     for item in rendered.objects:
@@ -154,6 +166,12 @@ def check_labels(rendered: Rendered) -> None:
 def check_secret_is_empty(rendered: Rendered) -> None:
     """Without `data`, applying it again does not touch what the agent wrote; and no token is in a manifest."""
     assert not {"data", "stringData"} & set(rendered.one("Secret"))
+
+
+def egress_ports(rendered: Rendered) -> set[int]:
+    """The TCP ports to which the network policy lets pods connect."""
+    (rule,) = rendered.one("NetworkPolicy")["spec"]["egress"]
+    return {port["port"] for port in rule["ports"] if port["protocol"] == "TCP"}
 
 
 def check_network_policy(rendered: Rendered) -> None:
@@ -184,4 +202,9 @@ def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     named = [name for rule in rendered.rules() if rule.get("resources") == ["groups"] for name in rule["resourceNames"]]
     assert list(settings.kubernetes.impersonate_groups) == named, "requests carry the groups that the role has"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", settings.relay_ca_pin)
+    assert settings.session.drain == pod["terminationGracePeriodSeconds"] - 15
+    reached = {parse_address(relay).port for relay in settings.relays}
+    reached |= {urlsplit(issuer.url).port or 443 for issuer in authentication.load(settings.authentication).issuers}
+    reached |= {parse_address(target.address).port for target in settings.targets.values()}
+    assert not rendered.of("NetworkPolicy") or reached <= egress_ports(rendered)
     return settings

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from .rendered import (
     check_secret_is_empty,
     check_settings,
     check_workload,
+    egress_ports,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +203,85 @@ def test_values_that_cannot_work_are_named(helm: Helm, settings: str, words: str
     assert words in done.stderr
 
 
+AUTHENTICATION_MISTAKES = [
+    ({"apiVersion": "v2"}, "apiVersion"),
+    ({"jwt": []}, "jwt"),
+    ({"issuers": []}, "issuers"),
+    ({"jwt": [{"claimMappings": {"username": {"claim": "sub", "prefix": ""}}}]}, "issuer"),
+    ({"jwt": [{"issuer": {"url": "http://x", "audiences": ["a"]}}]}, "url"),
+    ({"jwt": [{"issuer": {"url": "https://x", "audiences": []}}]}, "audiences"),
+    ({"jwt": [{"issuer": {"url": "https://x", "audiences": ["a"], "ca": ""}}]}, "ca"),
+    ({"jwt": [{"issuer": {"url": "https://x", "audiences": ["a"]}, "claimMappings": {}}]}, "username"),
+    (
+        {
+            "jwt": [
+                {"issuer": {"url": "https://x", "audiences": ["a"]}, "claimMappings": {"username": {"claim": "sub"}}}
+            ]
+        },
+        "prefix",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), AUTHENTICATION_MISTAKES, ids=[row[1] for row in AUTHENTICATION_MISTAKES])
+def test_mistakes_in_the_authentication_are_found_by_helm(
+    helm: Helm, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    values = yaml.safe_load(VALUES.read_text())
+    values["authentication"] |= change
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm.run("template", "x", str(CHART), "-f", str(tmp_path / "values.yaml"), check=False)
+    assert done.returncode != 0
+    assert "/authentication" in done.stderr
+    assert words in done.stderr
+
+
+def test_what_helm_cannot_see_the_init_container_finds(helm: Helm, tmp_path: Path) -> None:
+    """It has the arguments that `check_init_container` looks at, and the files of the ConfigMap."""
+    values = yaml.safe_load(VALUES.read_text())
+    values["authentication"]["jwt"][0]["claimValidationRules"] = [{"expression": "claims.hd ="}]
+    values["relays"] = ["https://relay.test:8443"]
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    rendered = helm.template("-f", str(tmp_path / "values.yaml"))
+    for name, text in rendered.one("ConfigMap")["data"].items():
+        (tmp_path / name).write_text(text)
+    (check,) = rendered.workload()["spec"]["template"]["spec"]["initContainers"]
+    arguments = [word.replace("/etc/arcbridge", str(tmp_path)) for word in check["args"]]
+    command = [sys.executable, "-m", "arcbridge", *arguments]
+    environment = {**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    file = tmp_path / "authentication.yaml"
+    words = rf"error: {file}, line \d+, column \d+: jwt\[0\]\.claimValidationRules\[0\]\.expression: "
+    assert re.search(words, done.stderr)
+
+
+def test_egress_follows_from_what_pods_connect_to(helm: Helm, tmp_path: Path) -> None:
+    values = {
+        "relays": ["https://a.test:8443", "https://b.test", "https://[2001:db8::1]:9443"],
+        "networkPolicy": {"egressPorts": [6443]},
+        "targets": {"db": {"address": "db:5432", "groups": ["a"]}},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    assert egress_ports(helm.template("-f", str(tmp_path / "values.yaml"))) == {53, 443, 5432, 6443, 8443, 9443}
+    authentication = yaml.safe_load(VALUES.read_text())["authentication"]
+    authentication["jwt"][0]["issuer"] |= {"url": "https://x.test:7443/realm", "discoveryURL": "https://y.test:7444/d"}
+    values |= {"authentication": authentication, "relays": ["https://a.test:8443"], "targets": {"db": None}}
+    values["targets"] = {"database": {"address": "db:1", "groups": ["a"]}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    assert egress_ports(helm.template("-f", str(tmp_path / "values.yaml"))) == {53, 1, 6443, 7443, 7444, 8443}
+
+
+def test_the_drain_follows_the_pods_end_unless_it_is_given(helm: Helm) -> None:
+    def drain(*settings: str) -> str:
+        text = helm.template(*settings).one("ConfigMap")["data"]["agent.toml"]
+        return next(line for line in text.splitlines() if line.startswith("drain = "))
+
+    assert drain() == 'drain = "585s"'
+    assert drain("--set", "terminationGracePeriodSeconds=45") == 'drain = "30s"'
+    assert drain("--set", "session.drain=2m") == 'drain = "2m"'
+
+
 def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     values = {
         "fullnameOverride": "gate", "relayCA": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
@@ -212,6 +294,8 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
         "denylist": {"existingConfigMap": "denied"},
         "forbiddenAudiences": ["arcbridge-relay", 'o"dd'], "maxTokenLifetime": "2h",
+        "claimSources": ["https://claims.example.org"], "graph": {"existingSecret": "groups"},
+        "settings": '[graph.example]\ncertificate_file = "/run/secrets/arcbridge-graph/certificate.pem"\n',
         "serviceAccount": {"name": "other", "annotations": {"a": "b"}}, "credential": {"keep": True},
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
@@ -233,6 +317,12 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
     assert {"name": "denylist", "configMap": {"name": "denied"}} in rendered.workload()["spec"]["template"]["spec"][
         "volumes"
     ]
+    assert settings.claim_sources == ("https://claims.example.org",)
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert settings.graph["example"].certificate_file == Path(mounts["graph"]) / "certificate.pem"
+    (secret,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "graph"]
+    assert secret == {"secretName": "groups", "defaultMode": 0o440}
     assert settings.relay_ca_file == tmp_path / "relay-ca.pem"
     assert (tmp_path / "relay-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----\nMIIB\n")
     verbs = {verb for rule in rendered.rules() if rule.get("resources") == ["*"] for verb in rule["verbs"]}

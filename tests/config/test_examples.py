@@ -29,8 +29,8 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}
 
 # Durations are written as people write them; the loader turns them into the default.
-_COMMENTED = re.compile(r"#(\[(?:targets|limits\.groups|limits\.users)\.[^\]]+\]|[a-z_]+ = .*)")
-NAMED = {("targets",), ("limits", "groups"), ("limits", "users")}
+_COMMENTED = re.compile(r"#(\[(?:targets|graph|limits\.groups|limits\.users)\.[^\]]+\]|[a-z_]+ = .*)")
+NAMED = {("targets",), ("graph",), ("limits", "groups"), ("limits", "users")}
 """Tables whose keys are names that an operator gives."""
 
 
@@ -160,7 +160,13 @@ def test_the_files_that_the_settings_name_are_shipped(role: str) -> None:
 
 
 EXAMPLES = sorted(file for file in (CONFIG / "examples").rglob("*") if file.is_file())
-ROLE_OF = {"ci": "client", "ci-github": "client", "ci-managed-identity": "client", "ci-pod": "client"}
+ROLE_OF = {
+    "ci": "client",
+    "ci-certificate": "client",
+    "ci-github": "client",
+    "ci-managed-identity": "client",
+    "ci-pod": "client",
+}
 """Settings files of examples that are not named after their role."""
 
 

@@ -66,5 +66,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_what_is_said_to_survive_is_held_by_tests() -> None:
+    table = PAGE.partition("### What survives what")[2].partition("\n\n`session.drain`")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "held by" not in line]
+    assert len(rows) == 8
+    for row in rows:
+        (cited,) = re.findall(r"`(tests/[^`]+\.py)`", row)
+        assert (ROOT / cited).is_file(), cited
+
+
 def test_the_changelog_has_this_version() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

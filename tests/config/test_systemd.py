@@ -1,25 +1,33 @@
-"""The relay's systemd unit: checked by systemd where it is there, and read line by line everywhere."""
+"""The systemd units: checked by systemd where it is there, and read line by line everywhere."""
 
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
+import pytest
+
+from arcbridge.cli.flags import CLIENT
+from arcbridge.cli.parser import parse
+from arcbridge.config import RelayConfig, RelayLimitsConfig, SessionConfig
 from arcbridge.wire.limits import DEFAULT
 from tests.support.processes import require_or_skip
 
 UNIT = Path(__file__).resolve().parents[2] / "config/systemd/arcbridge-relay.service"
+AGENT = UNIT.with_name("arcbridge-agent.service")
+OF_A_USER = UNIT.with_name("arcbridge-client.service")
 
 
-def service() -> dict[str, list[str]]:
+def service(unit: Path = UNIT) -> dict[str, list[str]]:
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(UNIT.read_text())  # checks the syntax; repeated keys are collected below
+    parser.read_string(unit.read_text())  # checks the syntax; repeated keys are collected below
     found: dict[str, list[str]] = {}
-    for line in UNIT.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
+    for line in unit.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
         if line and not line.startswith("#"):
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
@@ -33,6 +41,51 @@ def test_it_starts_the_relay_and_says_no_more_than_it_does() -> None:
     assert command.endswith("/arcbridge --role relay --config /etc/arcbridge/relay.toml")
     assert settings["StateDirectory"] == [RelayConfig().data_dir.name]
     assert RelayConfig().data_dir.parent == Path("/var/lib")
+
+
+def test_a_reload_is_the_signal_that_the_roles_take() -> None:
+    """What the signal does: tests/e2e/test_reload.py. A shell runs the command on a process that waits for it."""
+    commands = {service(unit)["ExecReload"][0] for unit in (UNIT, AGENT)}
+    assert commands == {"/bin/kill -HUP $MAINPID"}
+    waiting = subprocess.Popen(["sleep", "60"])
+    try:
+        subprocess.run(["sh", "-c", *commands], env={"MAINPID": str(waiting.pid)}, check=True, timeout=30)
+        assert waiting.wait(30) == -signal.SIGHUP
+    finally:
+        waiting.kill()
+
+
+def test_the_agents_unit_fits_its_settings() -> None:
+    settings = service(AGENT)
+    assert settings["Type"] == ["notify"]
+    (command,) = settings["ExecStart"]
+    assert command.endswith("/arcbridge --role agent --config /etc/arcbridge/agent.toml")
+    assert int(settings["TimeoutStopSec"][0]) > SessionConfig().drain
+    example = (AGENT.parents[1] / "agent.toml").read_text()
+    assert f'directory = "/var/lib/{settings["StateDirectory"][0]}"' in example
+    assert settings["CapabilityBoundingSet"] == [""]
+
+
+def test_logrotate_moves_the_audit_log_and_has_it_opened_anew(tmp_path: Path) -> None:
+    """Run by logrotate itself; tests/e2e/test_reload.py renames the file and sends the signal, as this does."""
+    text = (AGENT.parents[1] / "logrotate/arcbridge-agent").read_text()
+    (path,) = re.findall(r"^(/\S+) \{$", text, re.MULTILINE)
+    assert Path(path).parent == Path("/var/log") / service(AGENT)["LogsDirectory"][0]
+    reload = f"systemctl reload {AGENT.name}"
+    assert text.count(reload) == 1
+    logrotate = shutil.which("logrotate", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if logrotate is None:
+        require_or_skip("logrotate", "logrotate is not on this machine (Debian: package logrotate)")
+    log, config = tmp_path / "audit.jsonl", tmp_path / "config"
+    log.write_text("record\n")
+    config.write_text(text.replace(path, str(log)).replace(reload, f"touch {tmp_path}/reloaded"))
+    config.chmod(0o644)
+    tmp_path.chmod(0o700)
+    command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "reloaded").exists()
+    assert (tmp_path / "audit.jsonl.1").read_text() == "record\n"
 
 
 def test_it_may_do_nothing_but_its_job() -> None:
@@ -51,15 +104,29 @@ def test_its_bounds_fit_the_relays_own() -> None:
     assert int(settings["TimeoutStopSec"][0]) > DEFAULT.drain_timeout
 
 
-def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
+def test_the_user_s_unit_starts_the_background_process() -> None:
+    settings = service(OF_A_USER)
+    assert settings["Type"] == ["notify"]  # shown by tests/e2e/test_background.py
+    (command,) = settings["ExecStart"]
+    words = command.split()
+    assert words[0].endswith("/arcbridge")
+    assert parse(words[3:], CLIENT).command == ("background",)
+    assert settings["Restart"] == ["on-failure"]  # it ends with 0 after the last `disconnect`
+
+
+@pytest.mark.parametrize(
+    ("unit", "directory"),
+    [(UNIT, "/opt/arcbridge/bin/"), (AGENT, "/opt/arcbridge/bin/"), (OF_A_USER, "%h/.local/bin/")],
+    ids=["relay", "agent", "client"],
+)
+def test_systemd_itself_finds_nothing_wrong(tmp_path: Path, unit: Path, directory: str) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
-    program = tmp_path / "arcbridge"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/opt/arcbridge/bin/arcbridge", str(program)))
+    (tmp_path / "arcbridge").write_text("#!/bin/sh\n")
+    (tmp_path / "arcbridge").chmod(0o755)
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace(directory, f"{tmp_path}/"))
     done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
-    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert complaints == []

@@ -1,7 +1,8 @@
 """`make run`: three real processes on loopback, and kubectl through them to a cluster.
 
 Which cluster: the one of KUBECONFIG if that is set (nothing in it is changed); else a real local API server, if its
-programs are there or Go can build them; else a small demonstration API. It says which.
+programs are built already; else a small demonstration API, so that nothing has to be built. It says which. With
+`--real` it is the real local API server, which Go builds if it must.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.cluster import KUBERNETES_VERSION, Cluster, Kubectl, Unavailable, kubectl_versions
+from tests.support.cluster import KUBERNETES_VERSION, Cluster, Kubectl, Unavailable, binaries, kubectl_versions
 from tests.support.processes import ManagedProcess, ProcessFailed
 from tests.support.world import ALICE, BOB, MALLORY, ApiServer, Client, User, World
 
@@ -68,20 +69,22 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def backend(directory: Path) -> Iterator[Backend]:
-    """Yield the cluster for this run; end it afterwards if it was started here."""
+def backend(directory: Path, *, real: bool) -> Iterator[Backend]:
+    """Yield the cluster for this run; end it afterwards if it was started here. Raises Unavailable if `real` is not."""
     directory.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("KUBECONFIG"):
+    if os.environ.get("KUBECONFIG") and not real:
         yield given_cluster(directory)
         return
     try:
-        say("a local API server: looking for its programs, or building them with Go (3 minutes the first time)")
-        cluster = Cluster(directory=directory / "cluster")
-    except Unavailable as error:
-        say(f"no real API server on this machine: {error}")
+        binaries(build=real)
+    except Unavailable:
+        if real:
+            raise
+        say("no real API server is built on this machine; `make run REAL=1` builds one with Go 1.26, in minutes")
         with demonstration_api(directory) as demonstration:
             yield demonstration
         return
+    cluster = Cluster(directory=directory / "cluster")
     with cluster:
         cluster.grant("edit", group="platform")
         cluster.grant("view", group="developers")
@@ -102,7 +105,7 @@ def agent_service_account(cluster: Cluster) -> str:
 
 def given_cluster(directory: Path) -> Backend:
     """Return the cluster of KUBECONFIG, reached with the credentials of its current context."""
-    kubectl = next(iter(kubectl_versions().values()))
+    kubectl = next(iter(kubectl_versions(build=False).values()))
     done = subprocess.run(
         [str(kubectl), "config", "view", "--raw", "--minify", "--flatten", "-o", "json"],
         capture_output=True,
@@ -128,7 +131,7 @@ def given_cluster(directory: Path) -> Backend:
     if token is None and certificate is None:
         raise SystemExit(
             "error: the current context of KUBECONFIG has neither a token nor a client certificate; the demonstration "
-            "agent needs one that may impersonate. Unset KUBECONFIG to use a local API server instead"
+            "agent needs one that may impersonate. Unset KUBECONFIG to use a local API instead"
         )
     api = ApiServer(
         server["server"],
@@ -147,7 +150,7 @@ def demonstration_api(directory: Path) -> Iterator[Backend]:
     with ManagedProcess(argv, log_dir=directory / "logs", name="demonstration-api") as process:
         url = process.wait_for_line(r"listening on (https://\S+)")[1]
         api = ApiServer(url, directory / "ca.pem", directory / "token")
-        yield Backend("demonstration", "a small demonstration API (not a real cluster)", api)
+        yield Backend("demonstration", "a small demonstration API, and no real cluster", api)
 
 
 def commands(script: Script, world: World, kind: str) -> Client:
@@ -160,7 +163,7 @@ def commands(script: Script, world: World, kind: str) -> Client:
         script.show(ALICE, alice, "auth", "can-i", "--list", expect="selfsubject")
     else:
         script.show(ALICE, alice, "get", "namespaces", expect="shop")
-    if kind == "local":
+    if kind != "given":
         script.show(ALICE, alice, "get", "pods", "-n", "shop", expect="till")
         script.show(ALICE, alice, "logs", "-n", "shop", "till", expect="the till is open")
         script.show(ALICE, alice, "exec", "-n", "shop", "till", "--", "echo", "hello from the pod", expect="hello from")
@@ -207,12 +210,13 @@ def main() -> int:
     """Run the demonstration."""
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after the last command")
+    parser.add_argument("--real", action="store_true", help="a real API server, built with Go if it must be")
     options = parser.parse_args()
     end = threading.Event()
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: everything started here ends
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcbridge-demo-")))
-        where = stack.enter_context(backend(directory / "backend"))
+        where = stack.enter_context(backend(directory / "backend", real=options.real))
         say(f"cluster: {BOLD}{where.description}{PLAIN}")
         world = stack.enter_context(World(where.api, directory=directory / "world"))
         say("a made-up organisation's OIDC issuer")
@@ -221,7 +225,7 @@ def main() -> int:
         say(f"relay: pid {world.relay.pid}, {world.relay_url}, the only process with an open port")
         world.start_agent()
         say(f"agent: pid {world.agent.pid}, enrolled with a one-time join token; it only dials out")
-        script = Script(next(iter(kubectl_versions().values())))
+        script = Script(next(iter(kubectl_versions(build=False).values())))
         client = commands(script, world, where.kind)
         show_hops(world)
         if script.failures:
@@ -236,6 +240,9 @@ def main() -> int:
             return 0
         print(f"\nFrom another terminal, as alice:\n\n  export KUBECONFIG={client.kubeconfig}")
         print(f"  {script.kubectl} get namespaces")
+        if where.kind != "given":
+            print(f"  {script.kubectl} logs -f -n shop till")
+            print(f"  {script.kubectl} exec -it -n shop till -- sh")
         if where.kind == "given":
             print("\nalice may do little there; to let her look around, with your own credentials:\n")
             print("  kubectl create clusterrolebinding arcbridge-demo --clusterrole=view --group=platform")
@@ -255,6 +262,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nended")
         sys.exit(0)
-    except ProcessFailed as error:
+    except (ProcessFailed, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

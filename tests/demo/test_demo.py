@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ManagedProcess
+from tests.support.processes import ManagedProcess, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +20,19 @@ ROOT = Path(__file__).parents[2]
 def scratch() -> Path:
     """Return a short path in which the demonstration makes its temporary directories, and removes them."""
     return Path(tempfile.mkdtemp(prefix="arcbridge-"))
+
+
+def test_a_real_api_server_that_cannot_be_built_is_an_error(scratch: Path) -> None:
+    environment = {**os.environ, "PATH": str(scratch), "XDG_CACHE_HOME": str(scratch), "TMPDIR": str(scratch)}
+    for name in ("KUBECONFIG", "KUBEBUILDER_ASSETS"):
+        environment.pop(name, None)
+    done = run([sys.executable, "-m", "tests.demo", "--once", "--real"], env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    error = done.stderr.decode().strip()
+    assert error.startswith("error: ")
+    assert "there is no Go to build them: install Go 1.26 or later" in error
+    assert "\n" not in error
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

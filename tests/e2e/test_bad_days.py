@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -91,12 +92,17 @@ def start(world: World, user: User = ALICE, *flags: str, **replaced: str) -> sub
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
+def said_by(done: subprocess.CompletedProcess[str]) -> str:
     """Return the one `error: …` line."""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return lines[0].removeprefix("error: ")
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The same without the session's id, which stands behind what a relay or an agent has refused."""
+    return re.sub(r" \(session [0-9a-f]{16}\)\Z", "", said_by(done))
 
 
 def only(process: ManagedProcess, event: str, *, after: Mark) -> dict[str, Any]:
@@ -169,9 +175,17 @@ def test_a_token_that_the_relay_does_not_take(world: World, tmp_path: Path, toke
     mark = world.relay.mark()
     done = start(world, access_token_file=str(path))
     assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == "the relay does not accept the access token; log in again, or put a new token there"
     record = only(world.relay, "join failed", after=mark)
     assert record["code"] == "UNAUTHENTICATED"
+    expected = {
+        "audience": f': {path} is for audience "{CLUSTER_AUDIENCE}", the relay wants "{RELAY_AUDIENCE}"',
+        "foreign": f": {path} is not signed with a key that its issuer publishes",
+        "garbage": "; log in again, or put a new token there",
+    }[token]
+    said = said_by(done)
+    assert said.startswith(f"the relay does not accept the access token{expected}")
+    assert said.endswith(f" (session {record['session']})")
+    assert str(record["rule"]).startswith("token.")
     assert path.read_text() not in world.relay.output() + done.stderr
 
 
@@ -182,8 +196,15 @@ def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, toke
     mark = world.agent.mark()
     done = start(world, id_token_file=str(path))
     assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == (f'cluster "{CLUSTER}" does not accept the token; log in again, or put a new token there')
     record = only(world.agent, "session refused", after=mark)
+    expected = {
+        "audience": f': {path} is for audience "{RELAY_AUDIENCE}", its agent wants "{CLUSTER_AUDIENCE}"',
+        "foreign": f": {path} is not signed with a key that its issuer publishes",
+        "garbage": "; log in again, or put a new token there",
+    }[token]
+    said = said_by(done)
+    assert said.startswith(f'cluster "{CLUSTER}" does not accept the token{expected}')
+    assert said.endswith(f" (session {record['session']})")
     assert record["reason"].startswith("the token")
     assert path.read_text() not in world.agent.output() + done.stderr
 
@@ -229,7 +250,7 @@ def test_a_relay_that_cannot_be_reached(world: World) -> None:
 
 
 def test_a_wrong_pin_of_the_relay_sends_no_token(world: World) -> None:
-    wrong = "sha256:" + "0" * 64
+    wrong = "sha256:" + "01" * 32
     mark, before = world.relay.mark(), metrics(world.relay_observe)
     done = start(world, relay_ca_pin=wrong)
     assert done.returncode == ExitCode.FAILURE
@@ -240,7 +261,7 @@ def test_a_wrong_pin_of_the_relay_sends_no_token(world: World) -> None:
 
 
 def test_a_wrong_pin_of_the_cluster_sends_no_token_to_it(world: World) -> None:
-    wrong = "sha256:" + "0" * 64
+    wrong = "sha256:" + "01" * 32
     before = metrics(world.agent_observe)
     done = start(world, ALICE, "--cluster-ca-pin", wrong)
     assert done.returncode == ExitCode.FAILURE
@@ -286,12 +307,12 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
     mark = world.agent.mark()
     door.shut()
     try:
-        code, headers, status = Caller(alice).get(timeout=5)
+        code, headers, status = Caller(alice).get("/api/v1/namespaces", timeout=5)
         assert (code, status["kind"], status["code"]) == (503, "Status", 503)
         assert status["message"].startswith("arcbridge: the API server cannot be reached")
         assert headers["Retry-After"] == "1"
         record = only(world.agent, "request failed", after=mark)
-        assert record["reason"] == status["message"]
+        assert status["message"].startswith(f"{record['reason']} (request ")
         with kubectl.start("exec", "no-pod", "--", "true") as shell:
             done = kubectl.run("get", "namespaces", check=False, timeout=30)
             assert shell.wait(30) == 1

@@ -62,6 +62,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     r"[a-z0-9-]+/state/arcbridge/local-ca/ca\.key": ("key",),
     r"[a-z0-9-]+/state/arcbridge/clusters/[a-z-]+\.(pem|json)": ("key",),
     r"[a-z0-9-]+/state/arcbridge/(local-ca/ca\.crt|pins\.toml|ports\.json|.*\.?lock)": (),
+    r"[a-z0-9-]+/state/arcbridge/(kubeconfigs\.json|running/[0-9a-f-]+)": (),
     r"[a-z0-9-]+/cache/arcbridge/tokens/[0-9a-f]+\.json": ("login",),
     r"[a-z0-9-]+/cache/arcbridge/tokens/[0-9a-f]+\.key": ("proof-key",),
     r"[a-z0-9-]+/cache/arcbridge/(tokens/[0-9a-f]+\.lock|clusters|.*\.lock)": (),

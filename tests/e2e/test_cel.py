@@ -27,8 +27,10 @@ from arcbridge.agent.kube.impersonation import Subject, impersonated_headers
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.claims import Identity, is_plain
-from arcbridge.identity.refusal import TokenRefused
+from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.fetch import HttpFetcher
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, expressions, token_claims
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.oidc_server import OidcServer
@@ -226,6 +228,7 @@ BATCH = [[source for source, _ in WITH_RESULT[n::BATCHES]] for n in range(BATCHE
 ENTRIES: dict[str, dict[str, Any]] = {
     **{f"batch-{n}": mapped(sources) for n, sources in enumerate(BATCH)},
     **{f"configuration-{n}": config.jwt for n, config in enumerate(ACCEPTED)},
+    "distributed": {"claimMappings": {**SUBJECT, "groups": {"claim": "groups", "prefix": ""}}},
     # Last: the API server fetches the documents of the issuers in their order.
     "refused": guarded(REFUSED),
 }
@@ -322,6 +325,63 @@ def test_configurations(server: Server, ours: Ours) -> None:
         differing += straight != through
     assert differing == sum(bool(token.why) for config in ACCEPTED for token in config.tokens)
     assert len(cases) >= 170
+
+
+DISTRIBUTED: list[tuple[str, dict[str, Any], dict[str, Any], list[str] | None, list[str] | None]] = [
+    ("a list", {}, {"groups": ["ops", "dev"]}, ["ops", "dev"], ["ops", "dev"]),
+    ("a string", {}, {"groups": "ops"}, ["ops"], ["ops"]),
+    ("its own groups", {"groups": ["dev"]}, {"groups": ["ops"]}, ["dev"], ["dev"]),
+    ("a pointer for another claim", {"_claim_names": {"roles": "src1"}}, {"groups": ["ops"]}, [], []),
+    ("no claim there", {}, {"roles": ["ops"]}, None, None),
+    ("no list", {}, {"groups": {"a": "b"}}, None, None),
+    ("expired", {}, {"groups": ["ops"], "exp": 1}, None, None),
+    ("another audience", {}, {"groups": ["ops"], "aud": "another"}, None, None),
+    ("another issuer's", {}, {"groups": ["ops"], "iss": "https://127.0.0.1:1/none"}, None, None),
+    ("no source", {"_claim_sources": {}}, {"groups": ["ops"]}, None, None),
+    ("malformed names", {"_claim_names": {"groups": 1}}, {"groups": ["ops"]}, None, None),
+    ("no token for it", {"access_token": ""}, {"groups": ["ops"]}, None, None),
+    # Meant: docs/authentication.md#differences-that-are-meant.
+    ("aggregated", {"_claim_sources": {"src1": {"JWT": "a.b.c"}}}, {"groups": ["ops"]}, [], None),
+    ("another user's", {}, {"groups": ["ops"], "sub": "bob"}, ["ops"], None),
+]
+
+
+def test_distributed_claims(server: Server) -> None:
+    """kube-apiserver and we take the groups of a token from the place that it names (docs/authentication.md)."""
+    now = int(time.time())
+    cases = []
+    for n, (_, changes, found, _, _) in enumerate(DISTRIBUTED):
+        base = {"sub": "alice", "aud": AUDIENCE, "iat": now, "exp": now + 600}
+        text = server.issuers.mint("distributed", {**base, **found}, issuer=found.get("iss", ""))
+        source = server.issuers.source(str(n), text)
+        source |= {name: changes[name] for name in changes if name in source}
+        pointer = {"_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": source}}
+        own = {name: value for name, value in changes.items() if name not in source}
+        cases.append(server.issuers.mint("distributed", {**base, **pointer, **own}))
+    # The API server learns about an issuer of such claims when it meets the first one.
+    deadline = time.monotonic() + 30
+    while server.straight(cases[0]) is None:
+        assert time.monotonic() < deadline, "the API server does not know the issuer of the claims"
+        time.sleep(0.1)
+
+    async def here() -> list[list[str] | None]:
+        fetcher, issuers = HttpFetcher(), parse(server.configuration({"distributed": ENTRIES["distributed"]}))
+        verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(issuers, fetcher.ask))
+        answers: list[list[str] | None] = []
+        for text in cases:
+            try:
+                answers.append(list((await verifier.verify(text)).groups))
+            except (TokenRefused, GroupsUnavailable):
+                answers.append(None)
+        await verifier.close()
+        await fetcher.close()
+        return answers
+
+    ours = asyncio.run(here())
+    for (name, _, _, straight, through), text, found_here in zip(DISTRIBUTED, cases, ours, strict=True):
+        user = server.straight(text)
+        assert (None if user is None else user.get("groups", [])) == straight, name
+        assert found_here == through, name
 
 
 def test_what_neither_accepts(server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import socket
 import threading
 import time
@@ -161,6 +162,11 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert exchanged(session, b"through relay 0") == b"through relay 0"
         assert of(world, 0, 'fleet_dials_total{result="remote"}') >= 1
         assert of(world, 0, "pumps_open") == 1
+        # Any relay of the fleet lists the sessions and agents of all.
+        for asked in range(3):
+            (listed,) = json.loads(command(world, asked, "session", "list", "-o", "json"))
+            assert (listed["user"], listed["relay"]) == (ALICE.email, world.agent_routes[0])
+            assert [one["agents"] for one in json.loads(command(world, asked, "cluster", "list", "-o", "json"))] == [1]
         # NATS is gone: the relay serves its own agents and refuses what needs NATS.
         nats.stop()
         until(lambda: of(world, 0, "fleet_connected") == 0, "the relays have noticed")
@@ -213,6 +219,10 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
             )
             sock.close()
 
+        with session() as sock:
+            (listed,) = json.loads(command(world, 2, "session", "list", "-o", "json"))
+            command(world, 2, "session", "end", listed["session"])
+            is_cut(sock)
         with session() as sock:
             rewrite(policy, allowed.replace('"platform", ', ""))
             is_cut(sock)

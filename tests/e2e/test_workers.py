@@ -124,6 +124,27 @@ def test_t30_a_bound_token_is_proved_at_either_worker(world: World, server: Talk
     until(lambda: counted(world)["pumps_open"] == before["pumps_open"], "the sessions have ended")
 
 
+def sessions(world: World) -> list[dict[str, object]]:
+    """What `session list` shows."""
+    listed = run(arcbridge("--role", "relay", "session", "list", "-o", "json", "--config", str(world.relay_config)))
+    found: list[dict[str, object]] = json.loads(listed.stdout)
+    return found
+
+
+def test_one_session_is_ended_at_whichever_worker_has_it(world: World, server: TalkServer) -> None:
+    """`session end` reaches every worker, and the agent is told: the client does not resume."""
+    for number in (300, 301):
+        process, port = world.start_forward("talk", BOB)
+        talk = Talk(port, number, pause=0.002)
+        talk.wait_moves(20_000)
+        (found,) = [one for one in sessions(world) if one["user"] == BOB.email]
+        command(world, "session", "end", str(found["session"]), "--reason", "maintenance tonight")
+        talk.wait_end(timeout=10)
+        process.wait_for_line("maintenance tonight", timeout=15)
+        until(lambda: not [one for one in sessions(world) if one["user"] == BOB.email], "it is gone")
+        process.stop()
+
+
 def test_a_killed_worker(world: World, server: TalkServer) -> None:
     """A killed worker's sessions resume at the other one, it is started again, and its counts are kept."""
     before = counted(world)
@@ -132,6 +153,10 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
         _, port = world.start_forward("talk")
         talks.append(Talk(port, 100 + len(talks), pause=0.002))
         talks[-1].wait_moves(20_000)
+    listed = sessions(world)
+    assert {one["worker"] for one in listed} == {0, 1}
+    assert len(listed) == counted(world)["pumps_open"]
+    assert {one["user"] for one in listed} == {ALICE.email}
     mark = world.relay.mark()
     victim = workers(world)[0]
     os.kill(victim, signal.SIGKILL)
@@ -140,6 +165,10 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
     for talk in talks:
         server.check(talk)
     until(lambda: counted(world)["workers_serving"] == 2, "the worker is back", timeout=60)
+    # What was resumed has another id, and says under which one it began.
+    resumed = {one["first_session"] for one in sessions(world)} - {""}
+    assert resumed
+    assert resumed <= {one["session"] for one in listed}
     after = counted(world)
     assert after["worker_restarts_total"] == before["worker_restarts_total"] + 1
     assert after['joins_total{result="ok"}'] >= before['joins_total{result="ok"}']

@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import get_state_machine_test
+from yarl import URL
 
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import framing, impersonation
@@ -32,7 +33,7 @@ from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.client import kubeconfig_yaml
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
-from arcbridge.identity import authentication, verifier
+from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
 from arcbridge.identity.claims import Identity, map_claims
@@ -455,6 +456,15 @@ def token(data: bytes) -> None:
             verifier._number(claims, name, required=True)
     except TokenRefused:
         return
+    try:
+        source = groups.source_of(claims, "groups")
+    except TokenRefused:
+        return
+    if source is not None and groups._origin(source.endpoint) == "issuer.example:443":
+        # Python's HTTP client goes where it was looked at.
+        assert (URL(source.endpoint, encoded=True).host, source.endpoint[:8]) == ("issuer.example", "https://")
+        assert source.access_token.isascii()
+        assert source.access_token.isprintable()
     for issuer in (_ISSUER, _CEL_ISSUER):
         try:
             identity = map_claims(issuer, claims, Budget(20_000, 5.0))

@@ -489,6 +489,9 @@ class _Fetcher:
     async def __call__(self, url: str, ca_pem: str | None) -> Document:
         return await self._issuer.fetch(url, ca_pem)
 
+    async def ask(self, method: str, url: str, ca_pem: str | None, **_: object) -> object:
+        raise AssertionError("no token here points to another place")
+
     async def close(self) -> None:
         """Nothing is open."""
 

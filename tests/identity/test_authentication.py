@@ -6,34 +6,34 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import yaml
 
 from arcbridge.errors import ConfigError
-from arcbridge.identity.authentication import ClaimRule, PrefixedClaim, load, parse
+from arcbridge.identity.authentication import ClaimRule, PrefixedClaim, inspect, load, parse
 
+CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
 HEAD = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n"
 FULL = (
     HEAD
-    + """
+    + f"""
 jwt:
 - issuer:
     url: https://issuer.example/realm
     discoveryURL: https://inside.example/.well-known/openid-configuration
     certificateAuthority: |
-      -----BEGIN CERTIFICATE-----
-      AAAA
-      -----END CERTIFICATE-----
+{indent(CA, "      ")}
     audiences: [one, two]
     audienceMatchPolicy: MatchAny
   claimValidationRules:
   - claim: hd
     requiredValue: example.com
   claimMappings:
-    username: {claim: email, prefix: ""}
-    groups: {claim: groups, prefix: "oidc:"}
-    uid: {claim: oid}
+    username: {{claim: email, prefix: ""}}
+    groups: {{claim: groups, prefix: "oidc:"}}
+    uid: {{claim: oid}}
   userValidationRules:
   - expression: "!user.username.startsWith('system:')"
     message: username cannot use reserved system prefix
@@ -340,3 +340,48 @@ def test_a_scalar_that_its_type_does_not_fit(scalar: str, kind: str, place: str)
         parse(SMALL + f"other: {value}\n", source="auth.yaml")
     said = f"auth.yaml: line 10, column {8 + value.index(scalar)}: not a value of the YAML type {kind}"
     assert caught.value.message == said
+
+
+def test_every_mistake_is_found_at_once_and_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "auth.yaml"
+    file.write_text(
+        """\
+apiVersion: apiserver.config.k8s.io/v2
+kind: AuthenticationConfiguration
+jwt:
+- issuer:
+    url: http://issuer.example
+    audiences: []
+    audience: one
+    certificateAuthority: "-----BEGIN CERTIFICATE-----\\nnone\\n-----END CERTIFICATE-----"
+  claimValidationRules:
+  - claim: hd
+    message: no
+  - expression: "claims.x ="
+  claimMappings:
+    username: {claim: sub}
+    group: {claim: groups, prefix: ""}
+- issuer:
+    url: https://other.example
+    audiences: [two]
+"""
+    )
+    config, problems = inspect(file)
+    assert [issuer.url for issuer in config.issuers] == ["", "https://other.example"]
+    found = [(problem.place.line, problem.message.partition(": ")[0]) for problem in problems if problem.place]
+    assert found == [
+        (1, "apiVersion"),
+        (5, "jwt[0].issuer.url"),
+        (8, "jwt[0].issuer.certificateAuthority"),
+        (6, "jwt[0].issuer.audiences"),
+        (7, "jwt[0].issuer.audience"),
+        (11, "jwt[0].claimValidationRules[0].message"),
+        (12, "jwt[0].claimValidationRules[1].expression"),
+        (14, "jwt[0].claimMappings.username.prefix"),
+        (15, "jwt[0].claimMappings.group"),
+        (16, "jwt[1].claimMappings"),
+    ]
+    assert all(problem.place and problem.place.source == str(file) for problem in problems)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert str(problems[0]) in caught.value.message.replace(f"{file}: line", f"{file}, line")

@@ -172,3 +172,35 @@ async def test_an_answer_that_is_no_json_object(body: bytes) -> None:
 
     with pytest.raises(Unreachable):
         await KeySet(parse(CONFIG).issuers[0], fetch, Clock()).candidates("k1", "RS256")
+
+
+TENANT = "https://login.example.org/11111111-1111-1111-1111-111111111111/v2.0"
+WHOSE = [
+    (None, True),
+    (TENANT, True),
+    ("https://login.example.org/{tenantid}/v2.0", True),
+    ("https://login.example.org/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0", False),
+    ("https://elsewhere.example.org/{tenantid}/v2.0", False),
+    ("https://login.example.org/{tenantid}", False),
+    ("https://login.example.org/11111111-1111-1111-1111-111111111111/v2.0{tenantid}", False),
+    ("{tenantid}", False),
+    ("", False),
+    (7, False),
+    ([TENANT], False),
+]
+
+
+@pytest.mark.parametrize(("whose", "usable"), WHOSE, ids=[str(whose) for whose, _ in WHOSE])
+def test_a_key_that_names_its_issuer_is_good_for_that_one_alone(whose: object, usable: bool) -> None:
+    entry = jwk(RSA) if whose is None else jwk(RSA, issuer=whose)
+    assert bool(parse_keys({"keys": [entry]}, TENANT)) is usable
+
+
+def test_a_template_stands_for_one_part_of_the_path() -> None:
+    entry = jwk(RSA, issuer="https://login.example.org/{tenantid}/v2.0")
+    for url in (
+        "https://login.example.org//v2.0",
+        "https://login.example.org/a/b/v2.0",
+        "https://login.example.org/v2.0",
+    ):
+        assert parse_keys({"keys": [entry]}, url) == ()

@@ -351,6 +351,9 @@ def test_any_claims_have_a_binding(value: Any) -> None:
 BOUND: dict[str, tuple[dict[str, Any], BindingKind]] = {
     "cnf": ({"cnf": {"jkt": KEY.thumbprint}}, BindingKind.CNF_JKT),
     "cnf with more": ({"cnf": {"jkt": KEY.thumbprint, "x5t#S256": "x"}}, BindingKind.CNF_JKT),
+    "kid of Entra ID": ({"cnf": {"kid": KEY.thumbprint, "xms_ksl": "sw"}}, BindingKind.CNF_KID),
+    "jkt before kid": ({"cnf": {"kid": OTHER.thumbprint, "jkt": KEY.thumbprint}}, BindingKind.CNF_JKT),
+    "kid before nonce": ({"cnf": {"kid": KEY.thumbprint}, "nonce": OTHER.nonce()}, BindingKind.CNF_KID),
     "nonce": ({"nonce": KEY.nonce()}, BindingKind.NONCE),
     "audience": ({"aud": KEY.audience()}, BindingKind.AUDIENCE),
     "audiences": ({"aud": ["cluster", KEY.audience()]}, BindingKind.AUDIENCE),
@@ -366,6 +369,11 @@ def test_a_token_is_bound_to_the_key(claims: dict[str, Any], kind: BindingKind) 
     assert found.kind is kind
     assert found.names(KEY.thumbprint)
     assert not found.names(ProofKey.generate().thumbprint)
+
+
+def test_what_entra_id_is_asked_with() -> None:
+    text = KEY.req_cnf()
+    assert json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))) == {"kid": KEY.thumbprint}
 
 
 NOT_BOUND: list[dict[str, Any]] = [
@@ -396,6 +404,12 @@ NO_KEY: list[dict[str, Any]] = [
     {"cnf": {"jkt": None}},
     {"cnf": {"jkt": "é"}},
     {"cnf": {"kid": "1"}},
+    {"cnf": {"kid": None}},
+    {"cnf": {"kid": [KEY.thumbprint]}},
+    {"cnf": {"kid": OTHER.thumbprint}},
+    {"cnf": {"kid": KEY.thumbprint, "jwk": KEY.public_jwk()}},
+    {"cnf": {"kid": KEY.thumbprint, "x5t#S256": KEY.thumbprint}},
+    {"cnf": {"kid": KEY.thumbprint, "jkt": None}},
     {"cnf": {"jwk": KEY.public_jwk()}},
     {"cnf": {"x5t#S256": "x"}, "nonce": KEY.nonce()},
     {"cnf": {"jkt": ""}},

@@ -377,6 +377,41 @@ async def test_t41_a_caller_that_leaves_does_not_make_room_for_another_thread(mo
     assert (await second).username == "oidc:alice"
 
 
+async def test_other_settings_count_from_the_next_token_on_and_keys_are_kept() -> None:
+    issuer = Issuer()
+    subject = verifier(issuer)
+    text = token(claims())
+    assert (await subject.verify(text)).issuer == URL
+    subject.replace(parse(CONFIG), Acceptance())
+    assert (await subject.verify(text)).issuer == URL
+    assert issuer.key_fetches == 1, "the issuer is the same, and its keys are known"
+    subject.replace(parse(CONFIG), Acceptance(max_lifetime=60.0))
+    assert await refused(text, subject) == "token.life"
+    subject.replace(parse(CONFIG.replace(URL, "https://other.example")), Acceptance())
+    assert await refused(text, subject) == "token.iss"
+    with pytest.raises(ConfigError, match="max_token_lifetime"):
+        subject.replace(parse(CONFIG), Acceptance(max_lifetime=1.0))
+    assert await refused(text, subject) == "token.iss", "what cannot be had changes nothing"
+    subject.replace(parse(CONFIG), Acceptance())
+    assert (await subject.verify(text)).issuer == URL
+    assert issuer.key_fetches == 2
+    await subject.close()
+
+
+async def test_a_token_that_is_being_verified_is_judged_by_the_newer_settings() -> None:
+    class Slow(Issuer):
+        async def fetch(self, url: str, ca_pem: str | None) -> Any:
+            document = await super().fetch(url, ca_pem)
+            if url == self.jwks_uri:
+                # While the keys are on their way, the operator takes the audience away.
+                subject.replace(parse(CONFIG.replace("[cluster]", "[elsewhere]")), Acceptance())
+            return document
+
+    subject = verifier(Slow())
+    assert await refused(token(claims()), subject) == "token.aud"
+    await subject.close()
+
+
 async def test_the_refusal_names_no_claim() -> None:
     with pytest.raises(TokenRefused) as caught:
         await verifier().verify(token(claims(aud="secret-audience", sub="mallory")))

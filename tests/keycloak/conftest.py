@@ -45,7 +45,8 @@ def world(
     """Relay and agent as processes, with the settings of the examples."""
     world = KeycloakWorld(api, directory=tmp_path_factory.mktemp("world"))
     world.realms = [organisation.realm, rotating.realm]
-    world.relay_settings, world.agent_settings = settings_of("relay.toml"), settings_of("agent.toml")
+    issuer = organisation.realm.url
+    world.relay_settings, world.agent_settings = settings_of("relay.toml", issuer), settings_of("agent.toml", issuer)
     world.policy = (EXAMPLES / "policy.toml").read_text()
     for role, group in (("cluster-admin", "oidc:platform"), ("view", "oidc:developers")):
         cluster.grant(role, group=group)

@@ -37,10 +37,11 @@ def example(name: str) -> Any:
     return json.loads((EXAMPLES / name).read_text())
 
 
-def settings_of(name: str) -> str:
-    """The lines of an example's settings that are about tokens; a world has addresses of its own."""
-    lines = (EXAMPLES / name).read_text().splitlines()
-    return "\n".join(line for line in lines if line.startswith(("proof = ", "forbidden_audiences = ")))
+def settings_of(name: str, issuer: str) -> str:
+    """The lines of an example's settings that are about tokens and logins; a world has addresses of its own."""
+    head, _, login = (EXAMPLES / name).read_text().replace(NO_ISSUER, issuer).partition("[login]\n")
+    lines = [line for line in head.splitlines() if line.startswith(("proof = ", "forbidden_audiences = "))]
+    return "\n".join([*lines, *(f"login.{line}" for line in login.splitlines() if " = " in line)])
 
 
 class Organisation:
@@ -162,6 +163,13 @@ class Person:
         path.write_text(text)
         return cls(world, realm, name, directory, path)
 
+    @classmethod
+    def without_settings(cls, world: KeycloakWorld, realm: Realm, name: str) -> Person:
+        """A person who knows the relay's address and has no settings file."""
+        directory = world.directory / "people" / name
+        directory.mkdir(parents=True)
+        return cls(world, realm, name, directory, Path("/dev/null"))
+
     @property
     def env(self) -> dict[str, str]:
         # A browser that says where it was sent, and leaves the rest to `Browser`.
@@ -210,9 +218,9 @@ class Person:
         assert process.wait(30) == 0, process.tail()
         return process.output()
 
-    def log_in_by_device(self) -> str:
+    def log_in_by_device(self, *arguments: str) -> str:
         """Log in by a code on another device; return what the command said at its end."""
-        process = self.begin("login", "--grant-type", "device-code")
+        process = self.begin("login", "--grant-type", "device-code", *arguments)
         page = process.wait_for_line(r"^or open (https://\S+)", timeout=30)[1]
         url, text = self.browser.submit(*self.browser.get(page), username=self.name, password=PASSWORD)
         self.browser.submit(url, text, accept="Yes")

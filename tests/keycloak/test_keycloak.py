@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,23 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.identity.proof import ProofKey
-from tests.keycloak.people import BRIEF, PASSWORD, KeycloakWorld, Organisation, Person, claims
+from tests.keycloak.people import (
+    BRIEF,
+    EXAMPLES,
+    PASSWORD,
+    KeycloakWorld,
+    Organisation,
+    Person,
+    claims,
+    settings_of,
+)
 from tests.support.chromium import Chromium
 from tests.support.cluster import Cluster
-from tests.support.keycloak import AdminError
+from tests.support.keycloak import AdminError, Keycloak
 from tests.support.processes import ManagedProcess, Mark
 from tests.support.reports import records, until
+from tests.support.world import ApiServer
+from tests.walkthrough.arc import walk
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -80,7 +92,7 @@ class TestAPersonLogsIn:
     ) -> None:
         user = organisation.hire("anna", "platform", "interns")
         anna = Person.at_work(world, organisation.realm, "anna")
-        assert f"Logged in as {user}" in anna.log_in()
+        assert "Logged in as anna" in anna.log_in()
         anna.start()
         who = Shell(cluster, anna).whoami()
         assert (who["username"], who["uid"]) == ("oidc:anna", user)
@@ -126,6 +138,34 @@ class TestAPersonLogsIn:
         carl.start()
         assert Shell(cluster, carl).groups() == {"oidc:developers", *SIGNED_IN}
         assert claims(carl.cluster_token)["aud"] == "arcbridge-cluster"
+
+    def test_at_a_relay_that_says_where(
+        self, cluster: Cluster, world: KeycloakWorld, organisation: Organisation
+    ) -> None:
+        """No settings file: the relay has the login's settings, and two flags say what a person would compare."""
+        organisation.hire("cleo", "developers")
+        cleo = Person.without_settings(world, organisation.realm, "cleo")
+        said = cleo.log_in_by_device(
+            *(world.relay_url, "--relay-ca-pin", world.relay_pin, "--oidc-issuer-url", organisation.realm.url),
+            *("--oidc-ca-file", str(organisation.realm.keycloak.ca_file)),
+        )
+        assert "Logged in as cleo" in said
+        cleo.start("--cluster", world.cluster, "--trust-first-use")
+        assert Shell(cluster, cleo).groups() == {"oidc:developers", *SIGNED_IN}
+        assert (claims(cleo.kept["access_token"])["aud"], claims(cleo.cluster_token)["aud"]) == (
+            "arcbridge-relay",
+            "arcbridge-cluster",
+        )
+        found = json.loads(cleo.run("whoami", "-o", "json")[1])
+        key = ProofKey.from_jwk(cleo.key_file.read_bytes()).thumbprint
+        assert (found["key"], found["issuer"], found["renews"]) == (key, organisation.realm.url, True)
+        # Keycloak voids the refresh token, so a copy of it is worth nothing after the logout, even with the key.
+        kept, key_bytes = cleo.kept, cleo.key_file.read_bytes()
+        assert cleo.run("logout")[1] == "Logged out.\n"
+        headers = {"DPoP": ProofKey.from_jwk(key_bytes).dpop("POST", cleo.realm.token_url, time.time())}
+        form = {"grant_type": "refresh_token", "refresh_token": kept["refresh_token"], "client_id": "arcbridge"}
+        status, text, _ = cleo.realm.keycloak.open("POST", cleo.realm.token_url, form=form, headers=headers)
+        assert (status, json.loads(text)["error"]) == (400, "invalid_grant")
 
     def test_with_a_wrong_password_nothing_happens(self, world: KeycloakWorld, organisation: Organisation) -> None:
         organisation.hire("dana")
@@ -341,7 +381,7 @@ class TestWhatChanges:
             shell = Shell(cluster, people[how])
             until(partial(shell.says, words), f"the end of {how}", timeout=4 * BRIEF)
             (said,) = {line["reason"] for line in records(clients[how].process, "the login cannot be renewed")}
-            assert said == f"the login has ended (invalid_grant: {why}); run `arcbridge --role client login`"
+            assert said.startswith(f"the login has ended (invalid_grant: {why}); run `arcbridge login https://")
             status, shown = people[how].run("status", check=False)
             assert (status, said in shown) == (3, True), shown
         back = people["logged-out"]
@@ -456,6 +496,39 @@ class TestWhatKeycloakDoesDifferently:
         assert Shell(cluster, nora).groups() == {"oidc:developers", *SIGNED_IN}
         assert claims(nora.kept["access_token"])["aud"] == "arcbridge-relay"
         assert claims(nora.cluster_token)["aud"] == "arcbridge-cluster"
+
+
+@dataclass
+class ArcOrganisation:
+    """`tests.walkthrough.arc.Organisation` at Keycloak, whose names are the user's and the service account's."""
+
+    world: KeycloakWorld
+    organisation: Organisation
+
+    def person(self, name: str) -> tuple[Person, str]:
+        """A person by user name."""
+        self.organisation.hire(name, "developers")
+        return Person.at_work(self.world, self.organisation.realm, name), f"oidc:{name}"
+
+    def pipeline(self) -> tuple[Person, str]:
+        """The client with a secret, by the name of its service account."""
+        machine = Person.at_work(self.world, self.organisation.realm, "pipeline", settings="ci.toml")
+        answer = self.organisation.realm.admin("GET", f"clients/{self.organisation.pipeline}/client-secret")
+        (machine.directory / "client-secret").write_text(str(answer["value"]))
+        return machine, "oidc:service-account-arcbridge-ci"
+
+
+def test_arc_s_walkthrough(cluster: Cluster, api: ApiServer, keycloak: Keycloak, tmp_path: Path) -> None:
+    """With a realm, a relay and an agent of its own; tests/walkthrough/test_entra.py plays the same at Entra ID."""
+    organisation = Organisation(keycloak, "arc")
+    world = KeycloakWorld(api, directory=tmp_path)
+    world.realms = [organisation.realm]
+    issuer = organisation.realm.url
+    world.relay_settings, world.agent_settings = settings_of("relay.toml", issuer), settings_of("agent.toml", issuer)
+    world.policy = (EXAMPLES / "policy.toml").read_text()
+    with world:
+        world.start_relay()
+        walk(cluster, ArcOrganisation(world, organisation))
 
 
 def refusals(agent: ManagedProcess, after: Mark) -> set[object]:

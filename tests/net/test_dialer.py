@@ -171,7 +171,7 @@ class FakeProxy:
     ("answer", "says"),
     [
         (b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n", ""),
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "asks for credentials"),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "does not take these credentials"),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "status 403"),
         (b"SSH-2.0-x\r\n\r\n", "not HTTP"),
         (b"x" * 20_000, "not HTTP"),

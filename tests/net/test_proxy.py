@@ -27,12 +27,27 @@ def test_credentials_are_percent_decoded_and_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://proxy:443", "socks5://proxy:1", "http://", "http://x:99999999", "http://a b"]
+    "text", ["https://proxy:443", "socks4://proxy:1", "http://", "socks5://", "http://x:99999999", "http://a b"]
 )
 def test_other_proxies_are_refused_without_quoting_them(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         proxy_for(RELAY, {"HTTPS_PROXY": text.replace("://", "://user:secret@")})
     assert "HTTPS_PROXY" in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_a_socks_proxy(scheme: str) -> None:
+    assert proxy_for(RELAY, {"ALL_PROXY": f"{scheme}://proxy"}) == Proxy(Address("proxy", 1080), socks=True)
+    proxy = proxy_for(RELAY, {"HTTPS_PROXY": f"{scheme}://us%40er:p%3Ass@[::1]:9050", "ALL_PROXY": "http://other"})
+    assert proxy == Proxy(Address("::1", 9050), socks=True, username="us@er", password="p:ss")
+    assert "us@er" not in repr(proxy)
+    assert "p:ss" not in repr(proxy)
+
+
+def test_credentials_that_socks_cannot_carry_are_refused_without_quoting_them() -> None:
+    with pytest.raises(ConfigError, match="at most 255 bytes") as caught:
+        parse_proxy(f"socks5://user:{'secret' * 50}@proxy")
     assert "secret" not in caught.value.message
 
 

@@ -32,6 +32,19 @@ def test_a_stream_without_descriptor_is_written_at_once() -> None:
     assert sink.close()
 
 
+def test_lines_wait_while_it_is_paused(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        sink = LineSink(stream, str)
+        sink.pause(True)
+        sink.write("behind the question")
+        assert not sink.flush(0.05)
+        assert (tmp_path / "log").read_text() == ""
+        sink.pause(False)
+        assert sink.flush()
+        assert (tmp_path / "log").read_text() == "behind the question\n"
+        assert sink.close()
+
+
 class Drain:
     """Reads a pipe to its end in a thread, so that the test itself never waits for it."""
 

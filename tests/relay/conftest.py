@@ -1,16 +1,20 @@
-"""What the tests of a relay's engines share: one NATS server, with room for each test of its own."""
+"""What the relay's tests share: one NATS server, with room for each test of its own, and an HTTP API to ask."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import structlog
 
-from arcbridge.config import RelayFleetConfig
+from arcbridge.config import RelayFleetConfig, RelayLoginConfig
+from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
+from tests.relay.api_station import Relay, serving
 from tests.support.nats_server import NatsServer
 
 _numbers = itertools.count()
@@ -65,3 +69,41 @@ async def connect() -> AsyncIterator[Connect]:
     """Connections to a server of the test's own."""
     async with AsyncExitStack() as stack:
         yield lambda server: Connections(settings(server), stack)
+
+
+@pytest.fixture
+def everything_logged() -> Iterator[list[str]]:
+    """Collect all events of structlog and logging as text, down to debug."""
+    lines: list[str] = []
+
+    def keep(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+        lines.append(repr(event))
+        raise structlog.DropEvent
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(logging.Formatter().format(record))
+
+    before, root, handler = structlog.get_config(), logging.getLogger(), Keep()
+    level = root.level
+    structlog.configure(processors=[keep], cache_logger_on_first_use=False)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield lines
+    root.setLevel(level)
+    root.removeHandler(handler)
+    structlog.configure(**before)
+
+
+@pytest.fixture
+async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    async with serving(tmp_path, None) as relay:
+        yield relay
+
+
+@pytest.fixture
+async def login_relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
+    """A relay that says where clients log in."""
+    config = RelayLoginConfig("https://login.example.org", "arcbridge", cluster_audience="arcbridge-{cluster}")
+    async with serving(tmp_path, login_document(config)) as relay:
+        yield relay

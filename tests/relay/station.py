@@ -185,10 +185,13 @@ class Station:
         cluster: str = "prod",
         instance: str = "",
         prove: Callable[[bytes], str] | None = None,
+        first_session: str = "",
     ) -> tuple[socket.socket, JoinReply]:
         """Join as a client; return the raw socket and the reply."""
         sock = await self.dial()
-        request = JoinRequest(role="client", cluster=cluster, token=user, instance=instance)
+        request = JoinRequest(
+            role="client", cluster=cluster, token=user, instance=instance, first_session=first_session
+        )
         return sock, await client_join(sock, client_context(), RELAY, request, prove=prove)
 
     async def settled(self) -> None:

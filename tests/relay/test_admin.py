@@ -7,7 +7,11 @@ import sqlite3
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,13 +25,17 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.relay.admin import (
     DEFAULT_TTL,
     create_token,
+    delete_cluster,
+    end_session,
     list_clusters,
+    list_sessions,
     list_tokens,
     parse_before,
     parse_ttl,
     parse_uses,
     revoke_cluster,
 )
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -37,7 +45,18 @@ KEY = "a" * 64
 
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
-    return RelayConfig(public_address="relay.example.org:8443", data_dir=tmp_path / "data")
+    (tmp_path / "authentication.yaml").write_text(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n"
+        "- issuer: {url: https://login.test, audiences: [relay]}\n"
+        "  claimMappings: {username: {claim: sub, prefix: ''}}\n"
+    )
+    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["*"]\nclusters = ["*"]\n')
+    return RelayConfig(
+        public_address="relay.test:8443",
+        data_dir=tmp_path / "data",
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+    )
 
 
 def run(config: RelayConfig, *command: str, **given: object) -> str:
@@ -46,6 +65,10 @@ def run(config: RelayConfig, *command: str, **given: object) -> str:
     with contextlib.redirect_stdout(out):
         assert _COMMANDS[command](Invocation("relay", command, given), config) == 0
     return out.getvalue()
+
+
+def rfc3339(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
@@ -62,15 +85,23 @@ def enrol(config: RelayConfig, token: str, ca: Authority) -> None:
 class TestTokens:
     def test_the_printed_lines_are_all_that_an_agent_needs(self, config: RelayConfig, tmp_path: Path) -> None:
         """Before the relay's first start the command makes the CA; a real shell runs the lines that it prints."""
-        text = run(config, "token", "create", cluster="prod")
+        text = run(
+            config,
+            "token",
+            "create",
+            cluster="prod",
+            kube_server="https://api.test:6443",
+            kube_token_file="token",
+        )
         pin = open_authority(config.data_dir).pin
         lines = [line.strip() for line in text.splitlines()]
         token = next(line for line in lines if "." in line and " " not in line)
         file_line = next(line for line in lines if line.startswith("(umask"))
         agent_line = next(line for line in lines if line.startswith("arcbridge "))
         assert agent_line == (
-            f"arcbridge --role agent --relay https://relay.example.org:8443 --relay-ca-pin {pin} "
-            "--join-token-file arcbridge-prod.token --state-dir ./arcbridge-prod"
+            f"arcbridge --role agent --relay https://relay.test:8443 --relay-ca-pin {pin} "
+            "--join-token-file arcbridge-prod.token --state-dir ./arcbridge-prod "
+            "--kube-server https://api.test:6443 --kube-token-file token"
         )
         subprocess.run(["sh", "-c", file_line], cwd=tmp_path, check=True)
         file = tmp_path / "arcbridge-prod.token"
@@ -80,11 +111,36 @@ class TestTokens:
         assert token not in agent_line
         enrol(config, file.read_text(), Authority.create("cluster CA"))
 
+    def test_without_an_api_server_it_is_for_the_chart(self, config: RelayConfig, tmp_path: Path) -> None:
+        text = run(config, "token", "create", cluster="prod")
+        lines = [line.strip() for line in text.splitlines()]
+        pin = open_authority(config.data_dir).pin
+        assert lines[9] == (
+            "helm install arcbridge-agent config/helm/arcbridge-agent --namespace arcbridge --create-namespace "
+            f"--set 'relays={{https://relay.test:8443}}' --set relayCAPin={pin} -f values.yaml"
+        )
+        assert "For an agent on a machine that is no pod give this command --kube-server" in text
+        subprocess.run(["sh", "-n", "-c", "\n".join(lines[6:10])], cwd=tmp_path, check=True)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"kube_token_file": "x"}, "--kube-server is missing"),
+            ({"kube_server": "https://x"}, "give --kube-token-file"),
+            ({"kube_server": "https://x", "kube_client_key_file": "x"}, "give --kube-token-file"),
+        ],
+    )
+    def test_what_an_agent_lacks_is_said(self, config: RelayConfig, given: dict[str, str], words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            run(config, "token", "create", cluster="prod", **given)
+
     def test_as_json_yaml_and_name(self, config: RelayConfig) -> None:
         made = json.loads(run(config, "token", "create", cluster="prod", uses="3", ttl="2h", output="json"))
-        assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command"}
-        assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.example.org:8443")
-        assert made["expires_at"] == pytest.approx(time.time() + 7200, abs=30)
+        assert set(made) == {"id", "token", "cluster", "uses", "expires_at", "relay", "relay_ca_pin", "command",
+                             "in_cluster"}  # fmt: skip
+        assert (made["cluster"], made["uses"], made["relay"]) == ("prod", 3, "https://relay.test:8443")
+        expires = datetime.fromisoformat(made["expires_at"]).timestamp()
+        assert expires == pytest.approx(time.time() + 7200, abs=30)
         assert made["token"].startswith(made["id"] + ".")
         assert yaml.safe_load(run(config, "token", "create", cluster="prod", output="yaml"))["uses"] == 1
         assert JoinToken.parse(run(config, "token", "create", cluster="prod", output="name"))
@@ -118,16 +174,18 @@ class TestTokens:
         assert row["state"] == "expired"
         assert made.token not in repr(made)
 
-    def test_a_relay_with_a_certificate_from_elsewhere_has_no_pin_to_give(self, config: RelayConfig) -> None:
-        config = RelayConfig(
-            public_address="relay.example.org",
-            data_dir=config.data_dir,
-            tls=RelayTlsConfig(Path("relay.crt"), Path("relay.key")),
-        )
+    def test_a_relay_with_a_certificate_from_elsewhere_has_no_pin_to_give(
+        self, config: RelayConfig, tmp_path: Path
+    ) -> None:
+        issued = Authority.create("elsewhere").issue_server(["relay.test"])
+        (tmp_path / "relay.crt").write_text(issued.certificate_pem)
+        (tmp_path / "relay.key").write_text(issued.key_pem)
+        tls = RelayTlsConfig(tmp_path / "relay.crt", tmp_path / "relay.key")
+        config = replace(config, public_address="relay.test", tls=tls)
         text = run(config, "token", "create", cluster="prod")
         assert "--relay-ca-pin" not in text
         assert "--relay-ca-file" in text
-        assert "https://relay.example.org:443" in text
+        assert "https://relay.test:443" in text
 
     def test_a_cluster_may_come_back_with_another_ca(self, config: RelayConfig) -> None:
         enrol(config, run(config, "token", "create", cluster="prod", output="name"), Authority.create("lost"))
@@ -166,7 +224,7 @@ class TestClusters:
             made = await create_token(config, cluster="prod")
             record = await relay.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
             await relay.certificate_issued("prod", time.time() + 3600)
-            assert (await list_clusters(config))[0]["state"] == "Connecting"
+            assert (await list_clusters(config)).rows[0]["state"] == "Connecting"
             await relay.seen("prod", time.time(), version="0.1.0", labels={"region": "eu"})
             text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
             (row,) = json.loads(text)
@@ -188,8 +246,8 @@ class TestClusters:
             await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
             assert await relay.revocations() == frozenset()
             later = time.time() + 400
-            assert (await list_clusters(config, clock=lambda: later))[0]["state"] == "Offline"
-            assert (await list_clusters(config, clock=lambda: later + 3600))[0]["state"] == "Expired"
+            assert (await list_clusters(config, clock=lambda: later)).rows[0]["state"] == "Offline"
+            assert (await list_clusters(config, clock=lambda: later + 3600)).rows[0]["state"] == "Expired"
         finally:
             await relay.close()
 
@@ -218,7 +276,64 @@ class TestClusters:
             with pytest.raises(ConfigError, match="cluster restore prod"):
                 await create_token(config, cluster="prod")
             assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
-            assert await list_clusters(config) == []
+            assert (await list_clusters(config)).rows == []
+        finally:
+            await registry.close()
+
+    async def test_who_is_connected_is_asked_of_the_relay_that_runs(self, config: RelayConfig) -> None:
+        registry = await open_registry(config.data_dir)
+        agents = [{"cluster": "prod", "agent": "a-1", "relay": relay} for relay in ("one", "two")]
+
+        async def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+            return [dict(row) for row in agents] if question["ask"] == "agents" else []
+
+        socket = AdminSocket(config.data_dir, answer)
+        await socket.start()
+        try:
+            for name in ("prod", "test"):
+                await registry.adopt(name, Authority.create(name).certificate_pem, time.time())
+                await registry.seen(name, time.time())
+            text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
+            seen = {row["name"]: (row["state"], row["agents"], row["revoked"]) for row in json.loads(text)}
+            assert seen == {"prod": ("Connected", 1, False), "test": ("Offline", 0, False)}
+            with pytest.raises(StateError, match="has a connected agent"):
+                await delete_cluster(config, "prod")
+            assert "is forgotten" in await asyncio.to_thread(run, config, "cluster", "delete", cluster="test")
+            with pytest.raises(StateError, match="no session"):
+                await end_session(config, "a" * 16)
+            assert await asyncio.to_thread(run, config, "session", "list", output="json") == "[]\n"
+        finally:
+            await socket.close()
+            await registry.close()
+
+    async def test_without_a_relay_that_runs(self, config: RelayConfig, capsys: pytest.CaptureFixture[str]) -> None:
+        registry = await open_registry(config.data_dir)
+        try:
+            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+            await registry.seen("prod", time.time())
+            (row,) = (await list_clusters(config)).rows
+            assert (row["state"], row["agents"]) == ("Connected", None)
+            await asyncio.to_thread(run, config, "cluster", "list")
+            assert "no relay runs on" in capsys.readouterr().err
+            for asking in (list_sessions(config), end_session(config, "a" * 16)):
+                with pytest.raises(StateError, match="no relay runs on"):
+                    await asking
+            with pytest.raises(ConfigError, match="which session"):
+                await end_session(config, "a session")
+        finally:
+            await registry.close()
+
+    async def test_a_revoked_cluster_is_forgotten_when_its_certificates_have_lapsed(self, config: RelayConfig) -> None:
+        registry = await open_registry(config.data_dir)
+        try:
+            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+            await registry.certificate_issued("prod", time.time() + 3600)
+            await registry.revoke_cluster("prod")
+            with pytest.raises(StateError, match="would be let in again"):
+                await delete_cluster(config, "prod")
+            assert await delete_cluster(config, "prod", clock=lambda: time.time() + 3601) == "prod"
+            with pytest.raises(StateError, match="no cluster prod"):
+                await delete_cluster(config, "prod")
         finally:
             await registry.close()
 
@@ -244,10 +359,10 @@ class TestUsers:
             assert "before 2026-01-01T00:00:00Z are refused" in text
             rows = json.loads(await asyncio.to_thread(run, config, "user", "list", output="json"))
             assert [(row["user"], row["before"]) for row in rows] == [
-                ("https://i.example#7", 1767225600), ("oidc:alice", entry.before)
+                ("https://i.example#7", "2026-01-01T00:00:00Z"), ("oidc:alice", rfc3339(entry.before))
             ]  # fmt: skip
             table = (await asyncio.to_thread(run, config, "user", "list")).splitlines()
-            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "REASON"]
+            assert table[0].split() == ["USER", "BEFORE", "REVOKED", "AT", "REASON"]
             assert table[1].split()[:2] == ["https://i.example#7", "2026-01-01T00:00:00Z"]
             assert table[2].split()[-1] == "left"
             names = await asyncio.to_thread(run, config, "user", "list", output="name")

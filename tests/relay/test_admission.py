@@ -265,3 +265,17 @@ def test_who_is_set_aside_counts_against_its_source_only() -> None:
         ticket.set_aside()
     assert admission.waiting == 0
     assert admission._sources == {}
+
+
+def test_other_bounds_count_for_newcomers() -> None:
+    admission = Admission(16, 4)
+    tickets = [admission.enter("10.0.0.1") for _ in range(4)]
+    assert all(isinstance(ticket, Ticket) for ticket in tickets)
+    admission.change(16, 2, per_second=1)
+    assert admission.waiting == 4, "no place is taken away"
+    assert admission.enter("10.0.0.1") == "cap_address"
+    for _ in range(5):
+        admission.enter("10.0.0.2")
+    assert admission.enter("10.0.0.2") == "rate_address"
+    admission.change(16, 8, per_second=None)
+    assert isinstance(admission.enter("10.0.0.1"), Ticket)

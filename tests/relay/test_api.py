@@ -2,32 +2,22 @@
 
 import asyncio
 import json
-import logging
 import ssl
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 import pytest
-import structlog
 
-from arcbridge.errors import PinMismatch, Unauthenticated, Unreachable
-from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.proof import ProofKey, binding, refusal_in
+from arcbridge.errors import PinMismatch
+from arcbridge.identity.proof import ProofKey, refusal_in
 from arcbridge.net.address import Address
-from arcbridge.net.tls import ALPN_HTTP, fetch_relay_ca, outer_server_contexts
+from arcbridge.net.tls import fetch_relay_ca
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
-from arcbridge.relay import api
-from arcbridge.relay.access import Access
+from arcbridge.relay import api_server
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.api import (
-    ANONYMOUS_REQUESTS,
-    BODY_LIMIT,
     FAILURES,
     FAILURES_RATE,
     LOG_INTERVAL,
@@ -36,198 +26,12 @@ from arcbridge.relay.api import (
     STRANGERS,
     STRANGERS_RATE,
     UNPROVED,
-    ApiServer,
-    Limited,
-    build_app,
     tls_peer_certificate,
 )
+from arcbridge.relay.api_server import ANONYMOUS_REQUESTS, BODY_LIMIT, ApiServer
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
-from arcbridge.relay.registry.sqlite import SqliteRegistry
-
-HOUR = 3600.0
-POLICY = """
-[[allow]]
-users = ["ann"]
-clusters = ["prod", "test"]
-
-[[allow]]
-users = ["bob"]
-clusters = ["test"]
-"""
-CANARY = "eyJhbGciOiCANARYcanaryCANARY0123456789"
-
-
-KEY = ProofKey.generate()
-"""The key to which the tokens are bound that end with `.bound`."""
-
-
-class Clock:
-    def __init__(self) -> None:
-        # Real: TLS judges certificates by the machine's clock.
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class StubVerifier:
-    """Tokens are `token-of-<name>`."""
-
-    async def verify(self, token: str) -> Identity:
-        if token == "issuer-out":
-            raise Unreachable("the issuer does not answer: try again later", retry_after=7)
-        if token == "bug":
-            raise KeyError(CANARY)
-        if not token.startswith("token-of-"):
-            raise Unauthenticated("the access token is not valid: log in again")
-        name, _, bound = token.removeprefix("token-of-").partition(".")
-        found = binding({"aud": KEY.audience()} if bound else {})
-        return Identity(name, "", (), name, "https://issuer.test", 0.0, binding=found)
-
-
-@dataclass
-class Relay:
-    authority: Authority
-    registry: SqliteRegistry
-    clock: Clock
-    server: ApiServer
-    port: int
-    limited: Limited
-    agents: dict[str, int]
-    access: Access
-    spki: bytes
-    """What the relay shows."""
-    copies: list[None]
-    """One for each renewal that showed a copy of a credential."""
-    cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
-
-    def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=self.authority.certificate_pem)
-        context.verify_flags |= ssl.VERIFY_X509_STRICT
-        if certificate is not None:
-            load(context, certificate)
-        return context
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
-        certificate: Issued | None = None,
-    ) -> tuple[int, object, Mapping[str, str]]:
-        connector = aiohttp.TCPConnector(ssl=self.context(certificate), force_close=True)
-        async with (
-            aiohttp.ClientSession(connector=connector) as session,
-            session.request(
-                method, f"https://127.0.0.1:{self.port}{path}", json=body, data=data, headers=headers
-            ) as answer,
-        ):
-            text = await answer.text()
-            return answer.status, json.loads(text) if "json" in answer.content_type else text, answer.headers
-
-    async def raw(self, request: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())
-        writer.write(request)
-        answer = await asyncio.wait_for(reader.read(), 20)
-        writer.close()
-        await writer.wait_closed()
-        return answer
-
-    async def token(self, cluster: str = "prod", **options: object) -> str:
-        return await self.registry.create_join_token(cluster, expires_at=self.clock.now + HOUR, **options)  # type: ignore[arg-type]
-
-    def enrolment(self, token: str, key: str) -> dict[str, str]:
-        return {"join_token": token, "csr": make_csr(key), "cluster_ca": self.cluster_ca.certificate_pem}
-
-    async def enrolled(self, cluster: str = "prod") -> Issued:
-        key = make_key()
-        status, answer, _ = await self.call("POST", "/v1/enrol", self.enrolment(await self.token(cluster), key))
-        assert status == 200
-        assert isinstance(answer, dict)
-        return Issued(answer["certificate"], key)
-
-
-def load(context: ssl.SSLContext, issued: Issued) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "pair.pem"
-        file.write_text(issued.certificate_pem + issued.key_pem)
-        context.load_cert_chain(file)
-
-
-def error(answer: object) -> tuple[str, str]:
-    assert isinstance(answer, dict)
-    assert set(answer) == {"error"}
-    assert set(answer["error"]) == {"code", "message"}
-    return answer["error"]["code"], answer["error"]["message"]
-
-
-@pytest.fixture
-def everything_logged() -> Iterator[list[str]]:
-    """Collect all events of structlog and logging as text, down to debug."""
-    lines: list[str] = []
-
-    def keep(logger: object, name: str, event: structlog.typing.EventDict) -> str:
-        lines.append(repr(event))
-        raise structlog.DropEvent
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(logging.Formatter().format(record))
-
-    before, root, handler = structlog.get_config(), logging.getLogger(), Keep()
-    level = root.level
-    structlog.configure(processors=[keep], cache_logger_on_first_use=False)
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield lines
-    root.setLevel(level)
-    root.removeHandler(handler)
-    structlog.configure(**before)
-
-
-@pytest.fixture
-async def relay(tmp_path: Path, everything_logged: list[str]) -> AsyncIterator[Relay]:
-    clock = Clock()
-    authority = Authority.create("relay CA", clock=clock)
-    registry = await SqliteRegistry.open(tmp_path, clock=clock)
-    agents: dict[str, int] = {}
-    limited = Limited()
-    (tmp_path / "policy.toml").write_text(POLICY)
-    access = Access(PolicyFile(tmp_path / "policy.toml"))
-    access.learn_users({})
-
-    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
-        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
-
-    copies: list[None] = []
-    app = build_app(
-        authority=authority,
-        registry=registry,
-        count_agents=count_agents,
-        verifier=StubVerifier(),
-        access=access,
-        certificate_life=600.0,
-        clock=clock,
-        monotonic=clock,
-        user_requests_per_minute=30,
-        limited=limited,
-        renewed_twice=lambda: copies.append(None),
-    )
-    server = ApiServer(app)
-    await server.start()
-    issued = authority.issue_server(["127.0.0.1"])
-    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=context)
-    port = listener.sockets[0].getsockname()[1]
-    yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
-    listener.close()
-    await server.close()
-    await listener.wait_closed()
-    await registry.close()
+from tests.relay.api_station import CANARY, KEY, Relay, error, load
 
 
 async def test_ca(relay: Relay) -> None:
@@ -710,7 +514,7 @@ class TestLimits:
             assert headers["connection"] == "close"
 
     async def test_a_stranger_has_a_minute(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(api, "ANONYMOUS_LIFE", 0.1)
+        monkeypatch.setattr(api_server, "ANONYMOUS_LIFE", 0.1)
 
         async def ask_without_a_pause(kept: Kept) -> None:
             # No timer for idle connections would notice it.
@@ -740,7 +544,7 @@ class TestLimits:
             await kept.ask("/v1/ca")
             (connection,) = made
             ends = connection._life_timer.when()  # type: ignore[attr-defined]
-            assert ends - loop.time() <= api.ANONYMOUS_LIFE + 0.01
+            assert ends - loop.time() <= api_server.ANONYMOUS_LIFE + 0.01
             await kept.ask("/v1/clusters", "wrong")
             assert connection._life_timer is None or connection._life_timer.when() == ends  # type: ignore[attr-defined]
         made.clear()
@@ -755,8 +559,8 @@ class TestLimits:
     async def test_a_body_that_trickles_does_not_outlive_it(
         self, relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(api, "ANONYMOUS_LIFE", 0.1)
-        monkeypatch.setattr(api, "ANSWER_DEADLINE", 0.1)
+        monkeypatch.setattr(api_server, "ANONYMOUS_LIFE", 0.1)
+        monkeypatch.setattr(api_server, "ANSWER_DEADLINE", 0.1)
         async with Kept(relay) as kept:
             kept.writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: relay\r\nContent-Length: 1000\r\n\r\n")
 
@@ -960,38 +764,3 @@ class TestBadHttp:
         head = b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n"
         answer = await relay.raw(head + b"Connection: close\r\n\r\n{}")
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 ")
-
-    async def test_a_bug_is_logged_by_kind_and_place(self, relay: Relay, everything_logged: list[str]) -> None:
-        status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer bug"})
-        assert (status, error(answer)[0]) == (500, "internal")
-        (line,) = [line for line in everything_logged if "request failed" in line]
-        assert "KeyError" in line
-        assert "test_api.py" in line
-
-    async def test_a_silent_connection_is_closed(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.relay.api.HEAD_DEADLINE", 0.05)
-        for sent in (b"", b"GET /v1/ca HTTP/1.1\r\nHost:"):
-            try:
-                assert await relay.raw(sent) == b""
-            except ConnectionError:
-                pass  # the abort may arrive as a reset
-        assert relay.server.slow == 2
-
-    async def test_a_slow_body_is_refused(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.relay.api.BODY_DEADLINE", 0.05)
-        answer = await relay.raw(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        assert answer.startswith(b"HTTP/1.1 408 ")
-
-    async def test_malformed_requests_are_counted(self, relay: Relay) -> None:
-        await relay.raw(b"\x16\x03\x01\r\n\r\n")
-        assert relay.server.malformed == 1
-
-    async def test_closing_ends_connections_and_leaves_no_task(self, relay: Relay) -> None:
-        before = len(asyncio.all_tasks())
-        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=relay.context())
-        writer.write(b"GET /v1/ca HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        await relay.server.close(1.0)
-        await asyncio.wait_for(reader.read(), 5)
-        writer.close()
-        assert len(asyncio.all_tasks()) <= before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.agent.revocations import Revocations
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
@@ -204,6 +205,19 @@ async def test_agents_of_a_cluster_are_to_end_a_user_s_sessions_and_nothing_is_l
         )
         relay.control.tell_users({})
         await another.hears(Revoke("alice", 7, True, "alice left"), Revoke("alice"))
+
+
+async def test_one_session_is_ended_at_the_agents_of_its_cluster(tmp_path: Path) -> None:
+    """A REVOKE of no user: an agent that does not know the field changes nothing by it."""
+    lost = Lost("prod", "alice", "https://i#7", 0, "maintenance", "a" * 16)
+    async with station(tmp_path, "prod", "other") as relay, Listening(relay) as agent:
+        await agent.registered()
+        relay.control.tell_users({})
+        relay.control.end_sessions(lost)
+        await agent.hears(Revoke("", 0, True), Revoke(reason="maintenance", session="a" * 16))
+        revocations = Revocations()
+        assert revocations.hear("relay:443", Revoke(reason="maintenance", session="a" * 16))
+        assert len(revocations) == 0
 
 
 async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from structlog.testing import capture_logs
 
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConnectionLost, JoinRefused
+from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, refusal_in, spki_of
+from arcbridge.identity.refusal import TokenRefused, Told, told_in
 from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
@@ -71,6 +73,42 @@ async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
             assert await receive(client, 1) == b""
         assert [pump.error for pump in relay.ended] == [None]
         assert relay.pumps.bytes() == (12, 12)
+
+
+@pytest.mark.parametrize(("said", "noted"), [("a" * 16, "a" * 16), ("", ""), ("x" * 65, ""), ("a b", ""), ("a\nb", "")])
+async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, noted: str) -> None:
+    """docs/threats.md#K4: what the client says is noted, if it looks like an id, and nothing is decided by it."""
+    async with station(tmp_path, "prod") as relay, Agent(relay, instance="i1") as agent:
+        await agent.registered()
+        with capture_logs() as lines:
+            near, reply = await relay.join(instance="i1", first_session=said)
+            async with asyncio.timeout(5):
+                while not any(line["event"] == "joined" for line in lines):
+                    await asyncio.sleep(0.005)
+        near.close()
+        (joined,) = (line for line in lines if line["event"] == "joined")
+        assert joined.get("first_session", "") == noted
+        assert joined["session"] == reply.join_id
+
+
+async def test_a_refused_join_names_cluster_rule_and_detail_in_the_log(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay:
+        relay.policy.allowed.clear()
+        with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
+            await relay.join("alice", "munich")
+        (failed,) = (line for line in lines if line["event"] == "join failed")
+        assert (failed["cluster"], failed["code"]) == ("munich", "FORBIDDEN")
+        assert caught.value.session == failed["session"]
+
+        async def refuse(token: str) -> Identity:
+            raise TokenRefused("token.aud", "not for this place", wanted="relay", detail='it is for "x"')
+
+        relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
+        with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
+            await relay.join("alice")
+        (failed,) = (line for line in lines if line["event"] == "join failed")
+        assert (failed["rule"], failed["detail"], failed["cluster"]) == ("token.aud", 'it is for "x"', "prod")
+        assert told_in(caught.value.message) == Told("token.aud", "relay")
 
 
 async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from arcbridge.config import ObserveConfig, RelayConfig, RelayTlsConfig
+from arcbridge.config import GraphConfig, ObserveConfig, RelayConfig, RelayTlsConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused, StateError
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import parse_address
@@ -45,6 +45,9 @@ class Fetcher(Issuer):
 
     async def __call__(self, url: str, ca_pem: str | None) -> object:
         return await self.fetch(url, ca_pem)
+
+    async def ask(self, method: str, url: str, ca_pem: str | None, **_: object) -> object:
+        raise AssertionError("no token here points to another place")
 
     async def close(self) -> None:
         pass
@@ -446,6 +449,8 @@ async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -
             ({"listen": f"127.0.0.1:{port}"}, "the port is in use"),
             ({"listen": "nonsense:x"}, "nonsense:x"),
             ({"observe": ObserveConfig(listen=f"127.0.0.1:{port}")}, "observe.listen"),
+            ({"graph": {"a": GraphConfig()}}, "graph.a.issuers: missing"),
+            ({"claim_sources": ("http://claims.example",)}, r"claim_sources\[0\]: must be"),
             ({"tls": RelayTlsConfig(certificate=missing)}, "go together"),
             ({"tls": RelayTlsConfig(certificate=missing, key=missing)}, "tls.certificate"),
             ({"tls": RelayTlsConfig(certificate=tmp_path / "bad", key=tmp_path / "bad")}, "certificate"),

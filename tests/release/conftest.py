@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from release import artifacts, lock
-from tests.support.processes import require_or_skip
+from tests.support.release import shared_release
 
 
 @pytest.fixture(scope="session")
-def dist(index: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(index: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A directory with a release."""
-    if not (lock.ROOT / ".git").exists():
-        require_or_skip("git", "this is no clone, and a release is made of a commit")
-    out = tmp_path_factory.mktemp("release") / "dist"
-    artifacts.build(out)
-    return out
+    return shared_release(tmp_path_factory, worker_id)

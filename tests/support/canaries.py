@@ -46,7 +46,7 @@ def _is_second(caller):
 def urandom(size):
     value = _urandom(size)
     # A session's id is made first, then its secret.
-    if size == 16 and _caller() == "arcbridge.agent.sessions" and _is_second("sessions"):
+    if size == 16 and _caller() == "arcbridge.agent.agent_session" and _is_second("sessions"):
         _record("resume-secret", value.hex())
     return value
 

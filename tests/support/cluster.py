@@ -49,6 +49,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from filelock import FileLock
 
+from tests.support import go_build
 from tests.support.processes import ManagedProcess, ProcessFailed, run
 
 KUBERNETES_VERSION = "v1.36.3"
@@ -122,12 +123,15 @@ def cache_directory() -> Path:
 
 
 @functools.cache
-def binaries() -> Binaries:
-    """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`."""
+def binaries(*, build: bool = True) -> Binaries:
+    """Find the programs, or build them: minutes the first time, nothing afterwards. Raises `Unavailable`.
+
+    Without `build` nothing is built, and what is not there is unavailable.
+    """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
         names = ("kube-apiserver", "server", "kubectl", "node", "kube-controller-manager")
-        built = _built(_TESTS / "cluster", ("tool", "./node"), names)
+        built = _built(_TESTS / "cluster", ("tool", "./node"), names, build=build)
         return Binaries(*(built / name for name in names))
     directory = Path(assets)
     etcd = next((directory / name for name in ("etcd", "server") if (directory / name).exists()), directory / "etcd")
@@ -139,7 +143,7 @@ def binaries() -> Binaries:
         )
     node = directory / "node"
     if not node.exists():
-        node = _built(_TESTS / "cluster", ("./node",), ("node",)) / "node"
+        node = _built(_TESTS / "cluster", ("./node",), ("node",), build=build) / "node"
     manager = directory / "kube-controller-manager"
     return Binaries(
         directory / "kube-apiserver", etcd, directory / "kubectl", node, manager if manager.exists() else None
@@ -153,18 +157,24 @@ def helm() -> Path:
 
 
 @functools.cache
+def k9s() -> Path:
+    """Find k9s, or build it from `tests/k9s`. Raises `Unavailable`."""
+    return _built(_TESTS / "k9s", ("tool",), ("k9s",)) / "k9s"
+
+
+@functools.cache
 def net_http_server() -> Path:
     """Find the server of Go's net/http, or build it from `tests/nethttp`, in seconds. Raises `Unavailable`."""
     return _built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
 
 
 @functools.cache
-def kubectl_versions() -> dict[str, Path]:
-    """Return the kubectl of each minor version that is here, such as `{"1.36": …, "1.37": …}`; may build the first."""
+def kubectl_versions(*, build: bool = True) -> dict[str, Path]:
+    """Return the kubectl of each minor version that is here, as `{"1.36": …, "1.37": …}`; may `build` the first."""
     found: dict[str, Path] = {}
     candidates = [Path(sys.executable).with_name("kubectl")]
     with contextlib.suppress(Unavailable):
-        candidates.insert(0, binaries().kubectl)
+        candidates.insert(0, binaries(build=build).kubectl)
     for path in candidates:
         if path.exists():
             answer = json.loads(run([path, "version", "--client", "-o", "json"]).stdout)
@@ -181,8 +191,8 @@ def kubectl_binary(minor: str) -> Path:
     return kubectl_versions()[minor]
 
 
-def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> Path:
-    """Return the directory with a module's programs, building them unless it is there already."""
+def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...], *, build: bool = True) -> Path:
+    """Return the directory with a module's programs, building them unless it is there already or `build` is false."""
     digest = hashlib.sha256()
     for source in (module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))):
         digest.update(f"{source.relative_to(module)}\0".encode() + source.read_bytes() + b"\0")
@@ -206,17 +216,19 @@ def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...]) -> P
     directory = cache / f"{stem}-{version}"
     if complete(directory):
         return directory
+    if not build:
+        raise Unavailable(f"{', '.join(names)} are not built yet (in {cache})")
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{module.name}.lock"):  # of two runs at once, the second waits and finds the result
         if complete(directory):
             return directory
-        print(f"building {', '.join(names)} with {version}: minutes the first time", file=sys.stderr, flush=True)
+        title = f"building {', '.join(names)} with {version}"
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS]
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             target = Path(scratch) / "bin"
-            command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS, "-o", f"{target}/", *packages]
             try:
-                run(command, cwd=module, timeout=1800)
-            except ProcessFailed as error:
+                go_build.build(go, module, packages, target, title=title, flags=flags, timeout=1800)
+            except go_build.BuildFailed as error:
                 raise Unavailable(
                     f"Go could not build {', '.join(names)} from {module} (it needs Go 1.26 or later, and a module "
                     f"proxy the first time):\n{error}"
@@ -904,13 +916,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build the programs, or run a cluster until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.cluster", description=main.__doc__)
     parser.add_argument("what", nargs="?", choices=["run", "build"], default="run")
-    parser.add_argument("--helm", action="store_true", help="build Helm as well")
+    parser.add_argument("--helm", action="store_true", help="build Helm and k9s as well")
     parser.add_argument("--pod", action="append", default=[], metavar="NAME", help="add a pod that sleeps")
     options = parser.parse_args(argv)
     try:
         programs = binaries()
         if options.helm:
             print(f"helm: {helm()}", file=sys.stderr)
+            print(f"k9s: {k9s()}", file=sys.stderr)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

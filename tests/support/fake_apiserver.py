@@ -89,12 +89,32 @@ class Exchange:
         self.writer.transport.abort()
 
 
+_SELF_CHECKS = frozenset(
+    (
+        "/version",
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+    )
+)
+
+
+def _is_self_check(request: Request) -> bool:
+    """Whether an agent asks about itself (`agent.self_checks`): as itself, and for no user."""
+    return (
+        request.target in _SELF_CHECKS
+        and request.header("user-agent") == [b"arcbridge-agent"]
+        and request.header("authorization") in ([], [b"Bearer agent-own-token"])
+        and not request.header("impersonate-user")
+    )
+
+
 @dataclass
 class FakeApiServer:
     """See the module's docstring. `ca_file`, `token_file` and `url` are what an agent is configured with."""
 
     directory: Path
     requests: list[Request] = field(default_factory=list)
+    """Those of users and of reviews about them; an agent that runs looks after itself besides."""
     routes: dict[str, Route] = field(default_factory=dict)
     allow_impersonation: set[tuple[str, str, str]] | None = None
     """(user, resource, name) that a SubjectAccessReview allows; None: all."""
@@ -156,7 +176,8 @@ class FakeApiServer:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 request = Request(head, connection=number, client_certificate=certificate)
-                self.requests.append(request)
+                if not _is_self_check(request):
+                    self.requests.append(request)
                 if self.read_body:
                     await self._read_body(request, reader)
                 route = self._route(request)

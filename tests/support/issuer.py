@@ -853,31 +853,34 @@ def _page(title: str, body: str) -> web.Response:
     return web.Response(text=f'{head}<form method="post">{body}</form>', content_type="text/html")
 
 
-def _serving_context(state: Path) -> ssl.SSLContext:
+def _serving_context(state: Path, host: str) -> ssl.SSLContext:
     """Return the TLS side, with the CA and the certificate that the directory has, or new ones."""
     certificate = state / "server.pem"
     if not certificate.exists():
         ca = trustme.CA()
         ca.cert_pem.write_to_path(str(state / "ca.pem"))
         certificate.touch(mode=0o600)
-        ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        ca.issue_cert(*dict.fromkeys((host, "127.0.0.1", "localhost"))).private_key_and_cert_chain_pem.write_to_path(
+            str(certificate)
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
 
 
-async def serve(state: Path, port: int, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def serve(state: Path, port: int, settings: Settings, *, host: str = "127.0.0.1", bind: str = "") -> None:
+    """Serve until SIGTERM or SIGINT, under the name `host` and at the address `bind`, or at that of `host`."""
+    state.mkdir(parents=True, exist_ok=True)
     issuer = IssuerServer(state, settings)
     runner = web.AppRunner(issuer.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=_serving_context(state))
+    site = web.TCPSite(runner, bind or host, port, ssl_context=_serving_context(state, host))
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     try:
         await site.start()
-        issuer.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        issuer.url = f"https://{host}:{runner.addresses[0][1]}"
         print(f"issuer ready {issuer.url}", flush=True)
         await end.wait()
     finally:
@@ -888,10 +891,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run an issuer until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.issuer", description=main.__doc__)
     parser.add_argument("--state", type=Path, required=True, help="directory for CA, certificate and keys")
-    parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (0: any)")
+    parser.add_argument("--host", default="127.0.0.1", help="the name or address in its URL and its certificate")
+    parser.add_argument("--bind", default="", metavar="ADDRESS", help="where it listens, if not at the host's address")
+    parser.add_argument("--port", type=int, default=0, help="port (0: any)")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="settings to start with")
     options = parser.parse_args(argv)
-    asyncio.run(serve(options.state, options.port, Settings(**options.settings)))
+    settings = Settings(**options.settings)
+    asyncio.run(serve(options.state, options.port, settings, host=options.host, bind=options.bind))
     return 0
 
 

@@ -36,6 +36,7 @@ from filelock import FileLock
 
 from tests.support.cluster import Unavailable, cache_directory
 from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip, run
+from tests.support.progress import Progress
 from tests.support.world import fixed_port
 
 VERSION = "26.4.0"
@@ -97,13 +98,14 @@ def distribution() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "keycloak.lock"):  # of two runs at once, the second waits and finds the result
         if not (directory / "ready").exists():
-            print(f"preparing Keycloak {VERSION}: one or two minutes the first time", file=sys.stderr, flush=True)
-            archive = _archive(cache)
-            shutil.rmtree(directory, ignore_errors=True)
-            try:
-                _prepare(archive, directory)
-            except (ProcessFailed, OSError) as error:
-                raise Unavailable(f"Keycloak {VERSION} could not be built or started:\n{error}") from error
+            with Progress(f"preparing Keycloak {VERSION}", total=3, unit="steps") as progress:
+                progress.show(0, f"fetching {ARTIFACT}")
+                archive = _archive(cache)
+                shutil.rmtree(directory, ignore_errors=True)
+                try:
+                    _prepare(archive, directory, progress)
+                except (ProcessFailed, OSError) as error:
+                    raise Unavailable(f"Keycloak {VERSION} could not be built or started:\n{error}") from error
             (directory / "ready").touch()
     return directory
 
@@ -129,14 +131,16 @@ def _archive(cache: Path) -> Path:
     return archive
 
 
-def _prepare(archive: Path, directory: Path) -> None:
+def _prepare(archive: Path, directory: Path, progress: Progress) -> None:
     """Unpack and build, then start once where the result stays: the archive of classes knows its paths."""
     directory.mkdir()
+    progress.show(1, "unpacking and building it")
     with zipfile.ZipFile(archive) as file:
         file.extractall(directory)
     home = directory / "keycloak"
     (directory / f"keycloak-{VERSION}").rename(home)
     run(["sh", home / "bin" / "kc.sh", "build", *BUILD_OPTIONS], timeout=300)
+    progress.show(2, "starting it once")
     with tempfile.TemporaryDirectory() as scratch:
         first = Keycloak(Path(scratch), built=directory, first=True)
         with first:

@@ -5,7 +5,8 @@
         server.mint("a", {"sub": "alice"})   # claims as they are, but `iss`
 
 It is for tables of configurations, each of which needs an issuer of its own; `tests.support.issuer` is the one that
-logs people in. It answers in a thread, ends with the `with` block, and holds one RSA key.
+logs people in. It answers in a thread, ends with the `with` block, and holds one RSA key. Further paths are answered by
+what a test puts into `routes`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +25,12 @@ import jwt
 import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+Route = Callable[[str, Mapping[str, str], bytes], tuple[int, dict[str, Any]]]
+"""Gets the path with its query, the headers and the body; gives a status and a JSON object."""
+ACCESS_TOKEN = "f005ba11"
+"""What a request for a distributed claim has to bring."""
 _WELL_KNOWN = "/.well-known/openid-configuration"
+_CLAIMS = "/claims/"
 
 
 class OidcServer:
@@ -40,14 +46,36 @@ class OidcServer:
             file.write(leaf.private_key_and_cert_chain_pem.bytes())
             file.flush()
             context.load_cert_chain(file.name)
+        self.routes: dict[str, Route] = {}
+        """What answers to `METHOD /path`, instead of the documents of the issuers."""
+        self.sources: dict[str, str] = {}
+        """Distributed claims (OpenID Connect Core 1.0 §5.6.2): a JWT for each path below `/claims/`."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                body = json.dumps(outer.document(self.path)).encode()
-                self.send_response(200)
+                self.answer()
+
+            def do_POST(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                received = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                route = outer.routes.get(f"{self.command} {self.path.partition('?')[0]}")
+                status = 200
+                if route is not None:
+                    status, document = route(self.path, {key: value for key, value in self.headers.items()}, received)
+                    body = json.dumps(document).encode()
+                elif self.path.startswith(_CLAIMS):
+                    # Without its token, or for a path that has none, an empty answer.
+                    allowed = self.headers.get("Authorization", "") == f"Bearer {ACCESS_TOKEN}"
+                    body = outer.sources.get(self.path, "").encode() if allowed else b""
+                    status = 200 if body else 404
+                else:
+                    body = json.dumps(outer.document(self.path)).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -76,6 +104,11 @@ class OidcServer:
         """The issuer of this name."""
         return f"https://127.0.0.1:{self._server.server_address[1]}/{name}"
 
+    def source(self, path: str, text: str) -> dict[str, str]:
+        """Serve a JWT with a distributed claim at `/claims/PATH`, and return what `_claim_sources` says of it."""
+        self.sources[_CLAIMS + path] = text
+        return {"endpoint": self.url(f"claims/{path}"), "access_token": ACCESS_TOKEN}
+
     def document(self, path: str) -> dict[str, Any]:
         """What is answered to a path: the discovery document of an issuer, or the keys of all."""
         if path.endswith(_WELL_KNOWN):
@@ -93,9 +126,14 @@ class OidcServer:
         key.pop("key_ops", None)
         return {"keys": [{**key, "kid": "k1", "use": "sig", "alg": "RS256"}]}
 
-    def mint(self, name: str, claims: Mapping[str, Any]) -> str:
-        """A signed token of an issuer."""
-        return jwt.encode({**claims, "iss": self.url(name)}, self._key, "RS256", headers={"kid": "k1"})
+    def read(self, token: str, audience: str) -> dict[str, Any]:
+        """The claims of a token of this server for an audience. Raises jwt.PyJWTError."""
+        claims: dict[str, Any] = jwt.decode(token, self._key.public_key(), ["RS256"], audience=audience)
+        return claims
+
+    def mint(self, name: str, claims: Mapping[str, Any], issuer: str = "") -> str:
+        """A signed token of an issuer, or of `issuer` instead."""
+        return jwt.encode({**claims, "iss": issuer or self.url(name)}, self._key, "RS256", headers={"kid": "k1"})
 
     def stop(self) -> None:
         """End the server."""

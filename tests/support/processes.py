@@ -106,7 +106,7 @@ class ManagedProcess:
                 environment.pop(key, None)
             else:
                 environment[key] = value
-        prepare = _prepare_child(death_signal, terminal is not None)
+        prepare = prepare_child(death_signal, terminal is not None)
         if terminal is None:
             self._process = _spawn(
                 lambda: subprocess.Popen(
@@ -403,7 +403,7 @@ def run(
     Raises `ProcessFailed` at the deadline and, with `check`, for an exit status that is not 0.
     """
     command = [os.fspath(arg) for arg in argv]
-    prepare = _prepare_child(signal.SIGKILL, False)
+    prepare = prepare_child(signal.SIGKILL, False)
     process = _spawn(
         lambda: subprocess.Popen(
             command,
@@ -434,7 +434,24 @@ def run(
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def _prepare_child(death_signal: signal.Signals, terminal: bool) -> Callable[[], None]:
+def start_piped(argv: Sequence[str | os.PathLike[str]], *, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a program whose whole output, errors too, comes out of its `stdout`; it does not outlive us."""
+    command = [os.fspath(arg) for arg in argv]
+    prepare = prepare_child(signal.SIGKILL, False)
+    return _spawn(
+        lambda: subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            cwd=cwd,
+            preexec_fn=prepare,
+        )
+    )
+
+
+def prepare_child(death_signal: signal.Signals, terminal: bool) -> Callable[[], None]:
     """Return what the child does between fork and exec: no imports, no locks, no logging."""
     parent = os.getpid()
 

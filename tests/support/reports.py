@@ -77,7 +77,7 @@ def agent_again(world: World, *, wait: bool = True) -> ManagedProcess:
     """Start the agent as it was configured, on the state it has; no join token is made."""
     world.agent = world._start("agent", arcbridge("--role", "agent", "--config", str(world.agent_config)))
     if wait:
-        world.agent.wait_for_url(f"http://127.0.0.1:{world.agent_observe}/readyz", timeout=30)
+        world.wait_for_agent()
     return world.agent
 
 

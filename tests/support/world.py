@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from tests.support.issuer import Issuer
 from tests.support.processes import ManagedProcess, run
@@ -397,8 +398,20 @@ class World:
         return self._agents[index]
 
     def wait_for_agent(self, index: int = 0, timeout: float = 30) -> None:
-        """Wait until an agent says that it is ready."""
-        self._agents[index].wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=timeout)
+        """Wait until an agent says that it is ready; where its API server does not listen, until it has a relay."""
+        agent = self._agents[index]
+        if self._api_listens():
+            agent.wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=timeout)
+        else:
+            agent.wait_for_line("control connection up", timeout=timeout)
+
+    def _api_listens(self) -> bool:
+        parts = urlsplit(self.api.url)
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5):
+                return True
+        except OSError:
+            return False
 
     # -- people -----------------------------------------------------------------------------------------------------
 
@@ -458,6 +471,8 @@ class World:
             "XDG_STATE_HOME": str(directory / "state"),
             "XDG_CACHE_HOME": str(directory / "cache"),
             "XDG_CONFIG_HOME": str(directory / "config"),
+            # Not the one of the user who runs the tests: each person has a background process of their own.
+            "XDG_RUNTIME_DIR": "",
             "KUBECONFIG": "",
             **(env or {}),
         }

@@ -119,6 +119,11 @@ class AuditLog:
         """`detail`, awaited."""
         return await self._awaited(record, self.detail)
 
+    def reopen(self) -> None:
+        """Leave a file that was renamed for a new one of its name, at once."""
+        if self._writer is not None:
+            self._writer.reopen()
+
     def close(self) -> None:
         """Write what is queued (2 s at most: call it at the very end) and close the file."""
         if self._writer is not None:

@@ -79,6 +79,8 @@ class AuditWriter:
         self._idle = False
         """The thread waits for the next line; while lines gather it is not woken for one."""
         self._closing = False
+        self._look = False
+        """The file's name is to be looked at now."""
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._held: list[str] = []
@@ -121,6 +123,11 @@ class AuditWriter:
         if self._idle or waiter is not None or waiting > self._crowded:
             self._wake.set()
         return True
+
+    def reopen(self) -> None:
+        """Look for a rotation now, also where nothing is to be written."""
+        self._look = True
+        self._wake.set()
 
     def close(self) -> None:
         """Write what is queued (2 s at most) and close the file. The log says what is lost then."""
@@ -167,7 +174,7 @@ class AuditWriter:
     def _wait(self) -> None:
         """Wait for a line; a head that the log does not know yet is told in time."""
         self._idle = True
-        if not self._lines and not self._closing:
+        if not self._lines and not self._closing and not self._look:
             told = self._told == self._chain.head
             left = None if told else max(0.0, self._told_at + HEAD_INTERVAL - time.monotonic())
             if not self._wake.wait(left):
@@ -290,9 +297,10 @@ class AuditWriter:
     def _follow_rotation(self) -> None:
         """Leave a file that was renamed or removed for a new one; begin a chain anew in one that was cut."""
         now = time.monotonic()
-        if not self._file or (now - self._looked_at < RETRY and not self._ended):
+        if not self._file or (now - self._looked_at < RETRY and not self._ended and not self._look):
+            self._look = False
             return
-        self._looked_at = now
+        self._looked_at, self._look = now, False
         try:
             named = os.stat(self._file)
         except FileNotFoundError:

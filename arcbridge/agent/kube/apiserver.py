@@ -15,6 +15,7 @@ that writes must not be repeated, and on an idle connection that has died it wou
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 import time
@@ -167,10 +168,18 @@ class ApiServer:
         self._reload()
         return f"Bearer {self._token}" if self._token else ""
 
+    def look_again(self) -> None:
+        """Look at the files at the next use: the API server has just refused what was read from them."""
+        self._looked_at = -math.inf
+
     def tls(self, *, own: bool) -> ssl.SSLContext:
         """The TLS settings of one kind of connection."""
         self._reload()
         return self._own if own else self._bare
+
+    def reread(self) -> None:
+        """Read CA, token and certificate at the next use, whenever they were read last."""
+        self._looked_at = -math.inf
 
     async def call(
         self, method: str, target: str, headers: Headers, *, own: bool, body: bytes = b"", most: int = MAX_ANSWER

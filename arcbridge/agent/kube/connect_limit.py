@@ -31,6 +31,14 @@ class ConnectLimit:
         """Connects that had to wait."""
         self._rate = TokenBucket(2 * connects_per_second, connects_per_second) if connects_per_second else None
 
+    def change(self, now: float, connects_per_second: int) -> None:
+        """Count by this rate from now on; 0: no bound on all users together."""
+        burst, rate = 2 * connects_per_second, connects_per_second
+        if not rate or self._rate is None:
+            self._rate = TokenBucket(burst, rate) if rate else None
+        else:
+            self._rate.change(now, burst, rate)
+
     def enter(self, account: Account) -> None:
         """A request of a user holds one connection more."""
         self.held += 1

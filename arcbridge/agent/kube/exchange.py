@@ -4,8 +4,8 @@ An `Exchange` takes a connection of the pool or dials one, sends the request, pa
 stream as it arrives, holds the API server back while the caller takes nothing, and repeats a request that got no byte
 of an answer on a connection which had idled. It does not authorize, and it does not answer for the agent: a failure
 before the first byte is a `RequestRefusal` that the entrance answers. Invariants: an answer that breaks off is a RESET
-of the stream, never its end; what has left for the API server is repeated only if it reads (GET, HEAD) on an idle
-connection.
+of the stream, never its end; an answer that refuses the agent itself (`own_refusal`) never reaches the caller as a
+word on the caller; what has left for the API server is repeated only if it reads (GET, HEAD) on an idle connection.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
+from arcbridge.agent.kube.own_refusal import MOST
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
 from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
@@ -47,6 +48,7 @@ class Exchange:
         "_dialling",
         "_ended",
         "_framed",
+        "_held",
         "_paused",
         "_plan",
         "_pool",
@@ -94,6 +96,8 @@ class Exchange:
         """Whether the caller reads chunked bodies (HTTP/1.1)."""
         self._paused = paused
         """The caller takes nothing for now."""
+        self._held: bytearray | None = None
+        """The answer so far, head and body, while it is not known whether it is about the agent (`own_refusal`)."""
         self._request = b""
         self._connection: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
@@ -238,7 +242,12 @@ class Exchange:
     # -- the answer (`upstream_pool.ResponseHandler`) -------------------------------------------------------------
 
     def response_begins(self, head: ResponseHead) -> bytes:
-        self.begun = True
+        if self._plan.own and head.status == 401:
+            raise self._pool.own_refusals.credential()
+        if self._plan.own and head.status == 403 and head.length:
+            self._held = bytearray()
+        else:
+            self.begun = True
         self._record.status = head.status
         if self._body is not None and not self._body.finished:
             self._close_line = b"Connection: close\r\n"  # an early answer: the rest of the body is of no use
@@ -250,12 +259,31 @@ class Exchange:
         return lines + self._close_line + b"\r\n"
 
     def response_data(self, data: bytes | memoryview, payload: int) -> None:
-        if not self.over:
-            self._record.bytes_down += payload
+        if self.over:
+            return
+        self._record.bytes_down += payload
+        if self._held is None:
             self._stream.write(data)
+            return
+        self._held += data
+        if len(self._held) > MOST:
+            self._let_pass(self._held)
+
+    def _let_pass(self, held: bytearray) -> None:
+        """Pass on what was held back."""
+        self._held = None
+        self.begun = True
+        self._stream.write(bytes(held))
 
     def response_complete(self) -> None:
         self._connection = None
+        if self._held is not None and not self.over:
+            refusal = self._pool.own_refusals.forbidden(self._held)
+            if refusal is not None:
+                self._record.bytes_down = 0
+                self._end(refusal)
+                return
+            self._let_pass(self._held)
         self._stream.owed = False
         self._end(None)
 

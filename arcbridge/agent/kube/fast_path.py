@@ -208,7 +208,7 @@ class FastPath(asyncio.Protocol):
         close = refusal.status_code == 400
         stream.owed = False
         try:
-            stream.write(status_answer(refusal, request_id=record.request, close=close))
+            stream.write(status_answer(refusal, request_id=record.request, close=close, path=record.path))
         finally:
             self._finish()
         if close:

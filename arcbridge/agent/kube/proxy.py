@@ -105,7 +105,11 @@ class KubeProxy:
             ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
             ends = ends or not request.content.is_eof()
             return protocol.answer(
-                refusal, request_id=record.request, close=ends or not _goes_on(request), method=request.method
+                refusal,
+                request_id=record.request,
+                close=ends or not _goes_on(request),
+                method=request.method,
+                path=record.path,
             )
         except _StreamOver:
             raise

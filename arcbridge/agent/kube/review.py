@@ -115,6 +115,8 @@ class Reviewer:
         try:
             async with asyncio.timeout(DEADLINE):
                 code, body = await self._api.call("POST", PATH, headers, own=True, body=_review(user, part))
+            if code == 401:
+                raise self._api.upstream.own_refusals.credential()
             if code != 201:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.

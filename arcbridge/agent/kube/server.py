@@ -147,11 +147,17 @@ class KubeProtocol(RequestHandler):
         return transport
 
     def answer(
-        self, refusal: RequestRefusal, *, request_id: str = "", close: bool = False, method: str = "GET"
+        self,
+        refusal: RequestRefusal,
+        *,
+        request_id: str = "",
+        close: bool = False,
+        method: str = "GET",
+        path: str = "",
     ) -> AnsweredResponse:
         """Write a Status to the caller; with `close` the stream ends behind it."""
         self.stream.owed = False
-        self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method))
+        self.stream.write(status_answer(refusal, request_id=request_id, close=close, method=method, path=path))
         return AnsweredResponse(keep_alive=not close)
 
     async def drained(self) -> None:

@@ -63,14 +63,20 @@ def bad_request(message: str) -> RequestRefusal:
     return RequestRefusal(400, message)
 
 
-def status_body(error: ArcbridgeError) -> bytes:
+def _message(error: ArcbridgeError, request_id: str) -> str:
+    """A message of ours ends with the request's id, because kubectl shows no header; Kubernetes' own words stay."""
+    ours = error.message.startswith("arcbridge: ")
+    return f"{error.message} (request {request_id})" if request_id and ours else error.message
+
+
+def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
     """The Status object of `error` as JSON."""
     document: dict[str, object] = {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
         "status": "Failure",
-        "message": error.message,
+        "message": _message(error, request_id),
         "reason": error.reason,
         "code": error.status_code,
     }
@@ -79,15 +85,28 @@ def status_body(error: ArcbridgeError) -> bytes:
     return json.dumps(document).encode()
 
 
-def status_answer(error: ArcbridgeError, *, request_id: str = "", close: bool = False, method: str = "GET") -> bytes:
-    """The whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it."""
-    body = status_body(error)
+DISCOVERY = frozenset(("api", "apis", "openapi", "version"))
+"""First segments of the paths at which kubectl and client-go ask what there is, before anything else. Their client for
+that decodes no Status and says "unknown"; a text it does show (k8s.io/client-go, rest/request.go,
+`newUnstructuredResponseError`)."""
+
+
+def status_answer(
+    error: ArcbridgeError, *, request_id: str = "", close: bool = False, method: str = "GET", path: str = ""
+) -> bytes:
+    """The whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it.
+
+    `path`: the class of the request's path, where it names no resource; a failure is a text at those of `DISCOVERY`.
+    """
     code = error.status_code
+    as_text = code >= 500 and path in DISCOVERY
+    body = _message(error, request_id).encode() if as_text else status_body(error, request_id)
+    kind = "text/plain" if as_text else "application/json"
     lines = [
         f"HTTP/1.1 {code} {HTTPStatus(code).phrase}",
         "Server: arcbridge",
         "Cache-Control: no-cache, private",
-        "Content-Type: application/json; charset=utf-8",
+        f"Content-Type: {kind}; charset=utf-8",
         f"Content-Length: {len(body)}",
     ]
     if request_id:

@@ -23,6 +23,7 @@ from typing import Protocol, cast
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.kube.connect_limit import ConnectLimit
+from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.kube.response import (
     CHUNKED,
     MAX_HEAD,
@@ -394,6 +395,10 @@ class UpstreamPool:
         self._closed = False
         self.unreachable = 0
         """Connections that could not be made."""
+        self.on_unreachable: Callable[[], None] = lambda: None
+        """Called when a user's request found the API server out of reach."""
+        self.own_refusals = OwnRefusals()
+        """What the API server refuses of the agent itself."""
 
     def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
         """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
@@ -494,6 +499,8 @@ class UpstreamPool:
             await self._connect_tls(connection, repeatable)
         except RequestRefusal:
             self.unreachable += 1
+            if connection.account is not None:  # a call of the agent's own tells its caller
+                self.on_unreachable()
             raise
 
     async def _connect_tls(self, connection: UpstreamConnection, repeatable: bool) -> None:

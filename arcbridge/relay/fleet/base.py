@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from arcbridge.observe.metrics import Metrics
 from arcbridge.wire.records import Dial, Record, Status
@@ -44,19 +44,25 @@ class Lost(Record):
     """A user has lost the right to a cluster: its agents are to end the user's sessions (`ControlServer.end_sessions`).
 
     `username` and `subject` are those of the access token. Sessions under tokens issued before `before`, unix seconds,
-    end; `reason` is shown to the user.
+    end; `reason` is shown to the user. With a `session`, that one alone ends, and no right is lost.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
     cluster: str = ""
     username: str = ""
     subject: str = ""
     before: int = 0
     reason: str = ""
+    session: str = ""
 
 
 def _ignore(lost: Lost) -> None:
     """What a fleet calls whose relay does not serve yet."""
+
+
+def _no_rows(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a fleet answers whose relay does not serve yet."""
+    return []
 
 
 class AgentLink(Protocol):
@@ -119,6 +125,18 @@ class Fleet(ABC):
 
     on_lost: Callable[[Lost], None] = staticmethod(_ignore)
     """Called with what another process of the fleet has told."""
+
+    on_question: Callable[[Mapping[str, Any]], list[dict[str, Any]]] = staticmethod(_no_rows)
+    """Answers an operator's question for this relay (`relay.operations`), where another relay of the fleet asks."""
+
+    async def ask_others(self, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Ask the other relays of the fleet; return the rows of all that answer. There are none without an engine."""
+        return []
+
+    @property
+    def engine_connected(self) -> bool | None:
+        """Whether the engine behind the fleet answers; None where there is none."""
+        return None
 
     @property
     def peers(self) -> RelayPeers | None:

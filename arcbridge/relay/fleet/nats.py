@@ -26,6 +26,7 @@ Subjects, behind the fleet's prefix:
     offer.NAME.ID.*          ACCEPT, to this relay process
     relay.ID                 "at which internal address are you?", or "who was to join you cannot" (relay.hop)
     relay.lost               "this user has lost the right to this cluster", to all
+    relay.questions          an operator's question, to all (`nats_questions`)
     roll                     "which agents have you?", to all
     inbox.NAME.>             replies
 """
@@ -40,7 +41,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import structlog
 
@@ -49,6 +50,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost, RelayPeers
 from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
+from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
 from arcbridge.wire.records import Dial, Record, Status
 
@@ -154,6 +156,9 @@ class NatsFleet(Fleet):
         self._rolls: dict[str, asyncio.Queue[dict[str, list[AgentInfo]]]] = {}
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._questions = NatsQuestions(
+            connection, self.relay_id, lambda question: self.on_question(question), self._spawn
+        )
         self.on_failed: Callable[[bytes], None] = lambda key: None
         """Called with the SHA-256 of a dial token whose agent came to a relay that could not pass it on."""
         self.dials = dict.fromkeys(OUTCOMES, 0)
@@ -163,6 +168,13 @@ class NatsFleet(Fleet):
     @property
     def peers(self) -> RelayPeers:
         return self
+
+    @property
+    def engine_connected(self) -> bool | None:
+        return self._nats.connected
+
+    async def ask_others(self, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return await self._questions.ask(question)
 
     def add_metrics(self, metrics: Metrics) -> None:
         counter = metrics.counter
@@ -186,6 +198,7 @@ class NatsFleet(Fleet):
             await listen(f"{self._rolls_at}.*", self._roll_answered),
             await listen(f"{self._prefix}.relay.{self.relay_id}", self._told_or_asked),
             await listen(f"{self._prefix}.relay.lost", self._heard_of_loss),
+            *await self._questions.start(),
         ]
 
     async def close(self) -> None:

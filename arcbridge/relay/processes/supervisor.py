@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import pickle
 import signal
 import socket
@@ -27,6 +26,7 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import structlog
@@ -34,17 +34,22 @@ import structlog
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import Address, parse_listen
+from arcbridge.observe import logging as logs
 from arcbridge.observe.gathered import GatheredMetrics, Snapshot
 from arcbridge.observe.health import Checks
+from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import only_one
 from arcbridge.relay.listener import bind
+from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
-from arcbridge.relay.service import RelayInfo
+from arcbridge.relay.reload import merged
+from arcbridge.relay.service import RelayInfo, tell_warnings
+from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
+from arcbridge.relay.worker_count import worker_count
 
-MAX_WORKERS: Final = 64
-"""More than any machine's cores that one relay can use: each pair of workers has a channel."""
 START_DEADLINE: Final = 60.0
 """Seconds for a worker to serve. It takes one; a busy machine, or a lock that an operator holds, makes it more."""
 FIRST_DELAY: Final = 0.1
@@ -54,13 +59,18 @@ HEALTHY: Final = 60.0
 SILENT: Final = 30.0
 DRAIN_DEADLINE: Final = 28.0
 """Seconds for the workers to go away: above what a drain takes, and below the 30 after which service managers kill."""
+ASK_DEADLINE: Final = 5.0
+"""Seconds for the workers to answer an operator's question; one that does not is missing from the answer."""
 GATHER_DEADLINE: Final = 1.0
 """Seconds for the workers to tell their metrics; of one that does not, those of the last time are shown."""
+RELOAD_DEADLINE: Final = 10.0
+"""Seconds for the workers to put other settings in force, which takes milliseconds."""
 _LOOK: Final = 1.0
 
 _PREFIX: Final = "arcbridge_relay_"
 _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
+    f"{_PREFIX}check_ok": min,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
 }
 _CODE: Final = (
@@ -79,31 +89,21 @@ class State(Enum):
     GONE = "gone"
 
 
-def worker_count(config: RelayConfig) -> int:
-    """Return how many processes this relay has. Raises `ConfigError` where it cannot have so many."""
-    count = config.workers or min(_cores(), MAX_WORKERS)
-    if not 1 <= count <= MAX_WORKERS:
-        raise ConfigError(f"workers: 1 to {MAX_WORKERS}, or 0 for one for each core")
-    if count > 1:
-        if config.fleet.servers:
-            raise ConfigError(
-                "workers: more than one cannot be had together with fleet.servers: another relay that passes an "
-                "agent's join on must reach the very process that waits, and these share one port. Set workers = 1, "
-                "and run several relays of the fleet on this machine, each with a port and a data_dir of its own"
-            )
-        if not sys.platform.startswith("linux"):
-            raise ConfigError("workers: more than one needs Linux, whose kernel spreads connections over processes")
-    return count
-
-
 async def supervise(
-    config: RelayConfig, ready: Callable[[RelayInfo], None], stopping: asyncio.Event, hurry: asyncio.Event
+    config: RelayConfig,
+    ready: Callable[[RelayInfo], None],
+    stopping: asyncio.Event,
+    hurry: asyncio.Event,
+    *,
+    reread: Callable[[], RelayConfig] | None = None,
 ) -> None:
     """Serve as `relay.service.serve` does, with several processes: the same arguments, errors and end."""
+    checked = required(config)
+    tell_warnings(checked.problems)
     count = worker_count(config)
     async with AsyncExitStack() as stack:
         lock = stack.enter_context(only_one(config.data_dir))
-        held = _hold(parse_listen(config.listen))
+        held = _hold(checked.listen)
         stack.callback(held.close)
         supervisor = Supervisor(config, count, held.getsockname()[1], lock)
         stack.push_async_callback(supervisor.kill)
@@ -117,6 +117,14 @@ async def supervise(
         )
         observing = await observe.start()
         stack.push_async_callback(observe.stop)
+        admin = AdminSocket(config.data_dir, supervisor.ask)
+        await admin.start()
+        stack.push_async_callback(admin.close)
+        if reread is not None:
+            reloads = Reloads("relay", partial(supervisor.reload, reread))
+            reloads.register(supervisor.metrics)
+            reloads.start()
+            stack.push_async_callback(reloads.stop)
         first = supervisor.info
         info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["ca_pin"]), observing)
         log.info(
@@ -183,7 +191,11 @@ class Supervisor:
         self._attempts = [0] * count
         self._asked = 0
         self._answers: dict[int, asyncio.Future[None]] = {}
+        self._rows: dict[int, list[Row]] = {}
+        """Of each question that a worker is being asked, what has come of its answer."""
         self._gathering: asyncio.Task[None] | None = None
+        self._reloading: dict[int, asyncio.Future[Head]] = {}
+        """What workers say of the settings that they were told."""
         self.restarts = 0
         self.info: Head = {}
         """What the first worker said when it served."""
@@ -191,7 +203,7 @@ class Supervisor:
             "relay",
             lambda: [worker.snapshot for worker in self._alive()],
             rules=_RULES,
-            own=frozenset({f"{_PREFIX}ready"}),
+            own=frozenset({f"{_PREFIX}ready", f"{_PREFIX}reloads_total"}),
         )
         self.checks = Checks()
         self._register()
@@ -385,6 +397,16 @@ class Supervisor:
                 answer = self._answers.get(int(head["n"]))
                 if answer is not None and not answer.done():
                     answer.set_result(None)
+            case "answered":
+                number = int(head["n"])
+                if (asked := self._rows.get(number)) is not None:
+                    asked += rows_of(message.body)
+                    if head["last"] and not self._answers[number].done():
+                        self._answers[number].set_result(None)
+            case "reloaded":
+                said = self._reloading.get(int(head["n"]))
+                if said is not None and not said.done():
+                    said.set_result(head)
             case "lost":
                 self._reconnect(worker, int(head["worker"]), int(head["pair"]))
             case "idle":
@@ -447,6 +469,53 @@ class Supervisor:
         for number in numbers:
             del self._answers[number]
 
+    async def ask(self, question: Question) -> list[Row]:
+        """Put an operator's question to all workers that serve; the rows of all."""
+        loop = asyncio.get_running_loop()
+        numbers = []
+        for worker in self._serving():
+            self._asked += 1
+            numbers.append(self._asked)
+            self._answers[self._asked], self._rows[self._asked] = loop.create_future(), []
+            worker.tell({"t": "ask", "n": self._asked, "question": dict(question)})
+        try:
+            if numbers:
+                await asyncio.wait([self._answers[number] for number in numbers], timeout=ASK_DEADLINE)
+            return [row for number in numbers for row in self._rows[number]]
+        finally:
+            for number in numbers:
+                del self._answers[number], self._rows[number]
+
+    async def reload(self, reread: Callable[[], RelayConfig]) -> Outcome:
+        """Read the settings again and have every worker put them in force; those that start later begin with them.
+
+        The settings are checked here first: a mistake is told once and reaches no worker. Raises `ArcbridgeError`.
+        """
+        config = reread()
+        checked = required(config)
+        tell_warnings(checked.problems)
+        said: list[asyncio.Future[Head]] = []
+        numbers = []
+        for worker in self._serving():
+            self._asked += 1
+            numbers.append(self._asked)
+            self._reloading[self._asked] = answer = asyncio.get_running_loop().create_future()
+            said.append(answer)
+            worker.tell({"t": "reload", "n": self._asked}, pickle.dumps(config))
+        self._config = merged(self._config, config)
+        logs.reconfigure_level(config.observe.log_level)
+        if said:
+            await asyncio.wait(said, timeout=RELOAD_DEADLINE)
+        for number in numbers:
+            del self._reloading[number]
+        answers = [answer.result() for answer in said if answer.done()]
+        failed = [str(answer["error"]) for answer in answers if "error" in answer]
+        if failed or len(answers) < len(said):
+            raise StateError(failed[0] if failed else "not every worker has answered; look for `worker died`")
+        taken = dict.fromkeys(name for answer in answers for name in answer["taken"])
+        restart = dict.fromkeys(name for answer in answers for name in answer["needs_restart"])
+        return Outcome(tuple(taken), tuple(restart))
+
     def _close_together(self) -> None:
         alive = self._alive()
         if alive and all(worker.idle for worker in alive):
@@ -505,7 +574,3 @@ def _how(process: Process) -> str:
 def _read(snapshot: Snapshot, name: str) -> float:
     series = [entry["series"] for entry in snapshot if entry["name"] == name]
     return float(series[0][0][1]) if series else 0.0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,9 +1,10 @@
 """One worker's process: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
 
 What the supervisor says, on the channel that the process inherits: `assign` (first), `peer` (a channel to a sibling),
-`serve` (that was all of them), `metrics` (tell yours), `toggle` (the log's level), `stop`, `hurry`, `close` (all are
-ready to close the port). What the worker says: `serving` or `failed`, `beat` every second, `metrics`, `lost` (a channel
-to a sibling broke), `idle` (ready to close the port).
+`serve` (that was all of them), `metrics` (tell yours), `ask` (an operator's question), `reload` (other settings),
+`toggle` (the log's level), `stop`, `hurry`, `close` (all are ready to close the port). What the worker says: `serving`
+or `failed`, `beat` every second, `metrics`, `answered`, `reloaded`, `lost` (a channel to a sibling broke), `idle`
+(ready to close the port).
 
 A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
@@ -22,6 +23,7 @@ from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
+from arcbridge.relay.operations import parts
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.siblings.group import Siblings
@@ -102,6 +104,12 @@ class _Worker:
                 self.told_to_serve.set()
             case "metrics":
                 self.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
+            case "ask":
+                rows = self.membership.answer(head["question"]) if hasattr(self, "membership") else []
+                for part, last in parts(rows):
+                    self.tell({"t": "answered", "n": head["n"], "last": last}, part)
+            case "reload":
+                self._reload(int(head["n"]), pickle.loads(message.body))
             case "toggle":
                 logs.toggle_debug()
             case "stop":
@@ -114,6 +122,19 @@ class _Worker:
             case _:
                 if message.sock is not None:
                     message.sock.close()
+
+    def _reload(self, number: int, config: RelayConfig) -> None:
+        """Put other settings in force, and say what came of it. One that does not serve yet says that it failed."""
+        reload = self.membership.reload
+        if reload is None:
+            self.tell({"t": "reloaded", "n": number, "error": "the worker does not serve yet"})
+            return
+        try:
+            outcome = reload(config)
+        except ArcbridgeError as error:
+            self.tell({"t": "reloaded", "n": number, "error": error.message})
+            return
+        self.tell({"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart})
 
     def _lost(self, index: int, pair: int) -> None:
         self.tell({"t": "lost", "worker": index, "pair": pair})

@@ -171,6 +171,11 @@ class Registry(ABC):
     # Clusters.
 
     @abstractmethod
+    async def check_join_token(self, text: str) -> str:
+        """Return the cluster of a join token that could be redeemed by another key now; changes nothing. Raises
+        `EnrolmentRefused` as `redeem_join_token` does."""
+
+    @abstractmethod
     async def cluster(self, name: str) -> ClusterRecord | None:
         """Return the record of `name`, revoked or not; None when it never enrolled."""
 
@@ -218,6 +223,11 @@ class Registry(ABC):
 
         Certificates issued before count again, until they lapse; those of a key that was renewed twice do not.
         """
+
+    @abstractmethod
+    async def delete_cluster(self, name: str) -> bool:
+        """Forget a cluster and that it was revoked; return whether it was known. An agent of it that is still there is
+        adopted again by its certificate."""
 
     @abstractmethod
     async def revocations(self) -> frozenset[str]:
@@ -294,6 +304,10 @@ def full() -> StateError:
         f"{MAX_REVOKED_USERS} users are revoked, and no more can be: restore those who have no valid token left "
         "('user list' shows since when each is revoked), or take the user out of the policy"
     )
+
+
+UNKNOWN_TOKEN = "the join token is not known here: ask the relay's operator for a new one"
+"""What an agent hears whose join token has an unknown id, or a wrong secret: one answer for both."""
 
 
 def spent(used: int, uses: int, expires_at: float, now: float) -> str:

@@ -54,6 +54,7 @@ from arcbridge.relay.registry.base import (
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
+    UNKNOWN_TOKEN,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
@@ -210,7 +211,7 @@ class NatsRegistry(Registry):
             found, revision = await self._read(key)
             # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
             if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
-                raise EnrolmentRefused("the join token is not known here: ask the relay's operator for a new one")
+                raise EnrolmentRefused(UNKNOWN_TOKEN)
             again = found["redemptions"].get(key_hash)
             # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
             repeated = again is not None and abs(now - again) <= REDEEM_AGAIN
@@ -247,6 +248,15 @@ class NatsRegistry(Registry):
         if record is None:
             raise RegistryUnavailable("the cluster was removed from the registry while it enrolled: try again")
         return record
+
+    async def check_join_token(self, text: str) -> str:
+        token = JoinToken.parse(text)
+        found = (await self._read(f"token.{token.id}")).data
+        if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
+            raise EnrolmentRefused(UNKNOWN_TOKEN)
+        if why := spent(found["used"], found["uses"], found["expires_at"], self._clock()):
+            raise EnrolmentRefused(why)
+        return str(found["cluster"])
 
     # Clusters.
 
@@ -363,6 +373,19 @@ class NatsRegistry(Registry):
             return True
 
         return await self._changing(restore)
+
+    async def delete_cluster(self, name: str) -> bool:
+        token = subject_token(name)
+
+        async def delete() -> bool:
+            bound, held = (await self._read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            # Also what is not there: the mark of the deletion is what other relays believe.
+            for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
+                await self._remove(key)
+            await self._revocation(token)
+            return bound is not None or bool(held)
+
+        return await self._changing(delete)
 
     async def revocations(self) -> frozenset[str]:
         try:

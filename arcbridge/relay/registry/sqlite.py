@@ -34,6 +34,7 @@ from arcbridge.relay.registry.base import (
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
+    UNKNOWN_TOKEN,
     ClusterRecord,
     JoinTokenRecord,
     Registry,
@@ -193,6 +194,22 @@ class SqliteRegistry(Registry):
 
         return await self._run(redeem)
 
+    async def check_join_token(self, text: str) -> str:
+        token = JoinToken.parse(text)
+
+        def look() -> str:
+            row = self._durable.execute(
+                "SELECT secret_hash, cluster, uses, used, expires_at FROM join_tokens WHERE id = ?", (token.id,)
+            ).fetchone()
+            secret_hash, cluster, uses, used, expires_at = row if row is not None else ("0" * 64, "", 0, 0, 0.0)
+            if not token.matches(secret_hash) or row is None:
+                raise EnrolmentRefused(UNKNOWN_TOKEN)
+            if why := spent(used, uses, expires_at, self._clock()):
+                raise EnrolmentRefused(why)
+            return str(cluster)
+
+        return await self._run(look)
+
     def _consume(
         self, database: sqlite3.Connection, token: JoinToken, key_hash: str, now: float
     ) -> tuple[str, bool, bool]:
@@ -204,7 +221,7 @@ class SqliteRegistry(Registry):
         # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
         secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
         if not token.matches(secret_hash) or row is None:
-            raise EnrolmentRefused("the join token is not known here: ask the relay's operator for a new one")
+            raise EnrolmentRefused(UNKNOWN_TOKEN)
         again = database.execute(
             "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
         ).fetchone()
@@ -340,6 +357,17 @@ class SqliteRegistry(Registry):
                 return known + kept > 0
 
         return await self._run(restore)
+
+    async def delete_cluster(self, name: str) -> bool:
+        check_cluster_name(name)
+
+        def delete() -> bool:
+            with self._transaction(self._durable) as database:
+                known = database.execute("DELETE FROM clusters WHERE name = ?", (name,)).rowcount
+                kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
+                return known + kept > 0
+
+        return await self._run(delete)
 
     async def revocations(self) -> frozenset[str]:
         def select() -> frozenset[str]:

@@ -15,12 +15,14 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.gathered import snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.reloads import Outcome
 from arcbridge.relay.fleet.workers import WorkersFleet
+from arcbridge.relay.operations import Question, Row
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 
@@ -50,6 +52,10 @@ class WorkerMembership:
         self.handovers = Handovers(siblings)
         self.expected = 0
         """Siblings that lived when this one was started."""
+        self.answer: Callable[[Question], list[Row]] = lambda question: []
+        """Answers an operator's question for this process; set once it serves."""
+        self.reload: Callable[[RelayConfig], Outcome] | None = None
+        """Puts other settings in force in this process; None until it serves. Raises `ConfigError`."""
         self._metrics: Metrics | None = None
         self._checks: Checks | None = None
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from bench.load.build import cache_directory
 from bench.peers.base import Unavailable
+from tests.support import go_build
 
 MODULES = Path(__file__).parent
 GO = "Go 1.26 or later (https://go.dev/dl), and a Go module proxy the first time"
@@ -63,20 +64,15 @@ def programs(module: str, names: Sequence[str], *, packages: Sequence[str] = ("t
     with FileLock(cache / f"{module}.lock"):
         if _complete(built, names):
             return built
-        print(f"building {module} with {toolchain.stdout.strip()}: minutes the first time", file=sys.stderr, flush=True)
+        title = f"building {module} with {toolchain.stdout.strip()}"
+        flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags]
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             fresh = Path(scratch) / "programs"
-            command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", ldflags]
-            command += ["-o", f"{fresh}/", *packages]
             try:
-                done = subprocess.run(
-                    command, cwd=directory, capture_output=True, text=True, timeout=_BUILD_TIMEOUT, check=False
-                )
-            except subprocess.TimeoutExpired as error:
-                raise Unavailable(f"building {module} took longer than {_BUILD_TIMEOUT:.0f} s: try again") from error
-            if done.returncode:
-                last = "\n".join(done.stderr.strip().splitlines()[-5:])
-                raise Unavailable(f"{module} could not be built; it needs {GO}:\n{last}")
+                go_build.build(go, directory, packages, fresh, title=title, flags=flags, timeout=_BUILD_TIMEOUT)
+            except go_build.BuildFailed as error:
+                last = "\n".join(str(error).splitlines()[-5:])
+                raise Unavailable(f"{module} could not be built; it needs {GO}:\n{last}") from error
             if not _complete(fresh, names):
                 raise Unavailable(f"{module} was built, but without {', '.join(names)}")
             fresh.replace(built)

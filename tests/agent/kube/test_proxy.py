@@ -408,7 +408,7 @@ async def test_another_ca_is_a_502_that_says_so(tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     async with running(tmp_path, ca_file=other) as bench:
-        answer = await bench.get("/api")
+        answer = await bench.get("/api/v1/namespaces")
         assert answer.status == 502
         assert "kubernetes.ca_file" in answer.status_object["message"]
         assert bench.api.requests == []
@@ -772,7 +772,8 @@ async def test_a11_a_request_whose_record_cannot_be_written_is_refused(bench: Be
     await until(lambda: waiting)
     waiting[0]("the disk is full")
     answer = await wire.answer()
-    assert (answer.status, answer.status_object["message"]) == (503, "arcbridge: the disk is full")
+    assert answer.status == 503
+    assert answer.status_object["message"].startswith("arcbridge: the disk is full (request ")
     assert bench.api.connections == 0
     assert (await bench.audit.wait(1))[0].outcome == "refused"
 
@@ -833,7 +834,8 @@ async def test_a16_a_body_whose_record_cannot_be_written_never_arrives(bench: Be
     bench.audit.detail = lambda record, recorded: recorded("the disk is full")  # type: ignore[method-assign]
     head = f"POST {PODS} HTTP/1.1\nHost: k\nContent-Type: application/json\nContent-Length: {len(PRIVILEGED)}"
     answer = await bench.ask(head, PRIVILEGED, method="POST")
-    assert (answer.status, answer.status_object["message"]) == (503, "arcbridge: the disk is full")
+    assert answer.status == 503
+    assert answer.status_object["message"].startswith("arcbridge: the disk is full (request ")
     assert not any(request.complete for request in bench.api.requests)
 
 

@@ -42,7 +42,13 @@ def test_a_whole_answer() -> None:
         b"Content-Length: %d" % len(body),
     } <= lines
     assert b"Connection: close" not in lines
-    assert body == status_body(refusal)
+    assert body == status_body(refusal, "r-1")
+    assert json.loads(body)["message"] == "arcbridge: no way (request r-1)"
+
+
+def test_the_words_of_kubernetes_stay_as_they_are() -> None:
+    refusal = RequestRefusal(403, 'users "bob" is forbidden', prefix="")
+    assert json.loads(status_body(refusal, "r-1"))["message"] == 'users "bob" is forbidden'
 
 
 def test_a_time_that_is_far_away_is_a_date_and_no_number_of_seconds() -> None:

@@ -171,7 +171,22 @@ async def test_a_wrong_answer_joins_nothing(bench: Bench, data: bytes) -> None:
     assert await wire.rest() == b""
 
 
-@pytest.mark.parametrize("data", [reply(403, b"0123456789")[:-1], chunked(500, b"012345678", end=False)])
+async def test_a_refusal_that_breaks_off_is_a_502(bench: Bench) -> None:
+    """One of 401 or 403 is read whole before any of it is passed on: it may be about the agent itself."""
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(reply(403, b"abcdefghij")[:-1])
+        exchange.writer.close()
+
+    bench.api.routes[EXEC] = cut
+    wire = bench.stream()
+    await wire.send(WEBSOCKET)
+    answer = await wire.answer()
+    assert answer.status == 502
+    assert b"abcdefghi" not in answer.body
+
+
+@pytest.mark.parametrize("data", [chunked(500, b"abcdefghi", end=False)])
 async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench, data: bytes) -> None:
     async def cut(exchange: Exchange) -> None:
         await exchange.send(data)
@@ -180,7 +195,7 @@ async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench, data: byt
     bench.api.routes[EXEC] = cut
     wire = bench.stream()
     await wire.send(WEBSOCKET)
-    await wire.until(b"012345678")
+    await wire.until(b"abcdefghi")
     with pytest.raises(StreamReset):
         await wire.rest()
     assert (await bench.audit.wait(1))[0].outcome == "cut"

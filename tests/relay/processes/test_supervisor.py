@@ -14,12 +14,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from arcbridge.config import ObserveConfig, RelayConfig, RelayFleetConfig
+from arcbridge.config import ObserveConfig, RelayConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.relay.listener import bind
-from arcbridge.relay.processes import supervisor as module
-from arcbridge.relay.processes.supervisor import supervise, worker_count
+from arcbridge.relay.processes.supervisor import supervise
 from arcbridge.relay.service import RelayInfo, serve
 from tests.identity.issuer import CONFIG
 
@@ -79,31 +78,6 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.02)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"workers": 65}, "1 to 64"),
-        ({"workers": -1}, "1 to 64"),
-        ({"workers": 2, "fleet": RelayFleetConfig(servers=("nats://127.0.0.1:1",))}, "together with fleet.servers"),
-    ],
-)
-def test_counts_that_cannot_be(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        worker_count(replace(RelayConfig(), **settings))  # type: ignore[arg-type]
-
-
-def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_count(RelayConfig()) == 1
-    assert worker_count(RelayConfig(workers=3)) == 3
-    monkeypatch.setattr(module, "_cores", lambda: 100)
-    assert worker_count(RelayConfig(workers=0)) == 64
-    monkeypatch.setattr(module, "_cores", lambda: 1)
-    assert worker_count(RelayConfig(workers=0, fleet=RelayFleetConfig(servers=("nats://h:1",)))) == 1
-    monkeypatch.setattr(module.sys, "platform", "darwin")
-    with pytest.raises(ConfigError, match="needs Linux"):
-        worker_count(RelayConfig(workers=2))
 
 
 async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:

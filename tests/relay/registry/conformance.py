@@ -331,6 +331,47 @@ class RegistryConformance:
                 await registry.adopt("prod", pem, clock.now)
         assert await registry.clusters() == []
 
+    # Deletion, and a look at join tokens.
+
+    async def test_a_deleted_cluster_leaves_its_name_free(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        await self.enrolled(registry)
+        await self.enrolled(registry, "test")
+        await registry.seen("prod", clock.now, version="1")
+        await registry.revoke_cluster("prod")
+        assert await other.delete_cluster("prod")
+        assert not await other.delete_cluster("prod")
+        assert await registry.cluster("prod") is None
+        assert [record.name for record in await registry.clusters()] == ["test"]
+        assert await registry.revocations() == frozenset()
+        clock.now += 5
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        record = await other.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem)
+        assert (record.created, record.last_seen, record.version) == (clock.now, 0, "")
+
+    async def test_a_deleted_cluster_is_adopted_again(self, registry: Registry, clock: Clock) -> None:
+        assert not await registry.delete_cluster("prod")
+        await registry.revoke_cluster("prod")
+        assert await registry.delete_cluster("prod"), "the name was marked as revoked"
+        assert await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
+
+    async def test_a_look_at_a_join_token_uses_nothing_up(self, registry: Registry, clock: Clock) -> None:
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        for _ in range(3):
+            assert await registry.check_join_token(token) == "prod"
+        assert (await registry.list_join_tokens())[0].used == 0
+        wrong = token[:-1] + ("A" if token[-1] != "A" else "B")
+        for text in (wrong, "nobody." + token.partition(".")[2], "nonsense"):
+            with pytest.raises(EnrolmentRefused):
+                await registry.check_join_token(text)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        with pytest.raises(EnrolmentRefused, match="used up"):
+            await registry.check_join_token(token)
+        late = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        clock.now += HOUR
+        with pytest.raises(EnrolmentRefused, match="expired"):
+            await registry.check_join_token(late)
+
     # Records.
 
     async def test_clusters_are_listed_by_name(self, registry: Registry) -> None:

@@ -62,6 +62,25 @@ resourceNames: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{- /* The port of a URL or of host:port; 443 where it has none. */ -}}
+{{- define "agent.port" -}}
+{{- $address := . | trimPrefix "https://" | splitList "/" | first }}
+{{- regexMatch ":[0-9]+$" $address | ternary (regexFind "[0-9]+$" $address) "443" }}
+{{- end }}
+
+{{- /* TCP ports that pods may connect to: those of relays, issuers and targets, and those that are named. Sorted, each once. */ -}}
+{{- define "agent.egressPorts" -}}
+{{- $ports := list }}
+{{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (toString .) }}{{ end }}
+{{- range .Values.relays }}{{ $ports = append $ports (include "agent.port" .) }}{{ end }}
+{{- range (.Values.authentication).jwt }}
+{{- $ports = append $ports (include "agent.port" .issuer.url) }}
+{{- with .issuer.discoveryURL }}{{ $ports = append $ports (include "agent.port" .) }}{{ end }}
+{{- end }}
+{{- range .Values.targets }}{{ $ports = append $ports (include "agent.port" .address) }}{{ end }}
+{{- $ports | uniq | sortAlpha | join "," }}
+{{- end }}
+
 {{- define "agent.image" -}}
 {{- if .Values.image.digest }}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest }}

@@ -1,0 +1,92 @@
+"""The client as one file for a machine without Python: `arcbridge-linux-x86_64`.
+
+PyInstaller gathers the program, the interpreter and their libraries in a directory; here that directory is put, as a
+compressed archive, behind a shell script that unpacks it once (`client/head.sh`). Two builds of one commit give the
+same bytes. docs/decisions/0020-single-file-client.md has the reasons and the figures.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Final
+
+HEAD_SIZE: Final = 4096
+"""Bytes of the script, filled up with spaces: the archive begins behind them."""
+_SPEC: Final = Path(".ci", "release", "client", "client.spec")
+_HEAD: Final = Path(".ci", "release", "client", "head.sh")
+
+
+def platform_name() -> str:
+    """Return this platform's name in file names and in the relay's paths, such as `linux-x86_64`."""
+    return f"{sys.platform}-{platform.machine().lower()}"
+
+
+def build(source: Path, python: Path, work: Path, version: str, *, epoch: int) -> Path:
+    """Build the client of the tree `source` with the environment of `python`, and return the file, made in `work`.
+
+    The environment holds arcbridge, its locked dependencies and PyInstaller; `epoch` is the time of all that is
+    made, in unix seconds. Raises subprocess.CalledProcessError, whose `stderr` has what PyInstaller said.
+    """
+    subprocess.run(
+        [
+            *(python, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN"),
+            *("--distpath", work / "gathered", "--workpath", work / "pyinstaller", source / _SPEC),
+        ],
+        check=True,
+        cwd=work,
+        env={
+            **os.environ,
+            "SOURCE_DATE_EPOCH": str(epoch),
+            # The order of sets is in the bytecode of constants.
+            "PYTHONHASHSEED": "1",
+            "PYINSTALLER_CONFIG_DIR": str(work / "pyinstaller-cache"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    return pack(work / "gathered" / "client", source / _HEAD, work / f"arcbridge-{platform_name()}", version, epoch)
+
+
+def pack(gathered: Path, head: Path, out: Path, version: str, epoch: int) -> Path:
+    """Write the script `head` and the archive of the directory `gathered` to `out`, which may be run then."""
+    archive = _archive(gathered, epoch)
+    script = head.read_text()
+    for mark, text in (
+        ("@VERSION@", version),
+        ("@PLATFORM@", platform_name()),
+        ("@DIGEST@", hashlib.sha256(archive).hexdigest()[:16]),
+        ("@OFFSET@", str(HEAD_SIZE + 1)),
+    ):
+        script = script.replace(mark, text)
+    if len(script.encode()) >= HEAD_SIZE:
+        raise ValueError(f"{head.name} is longer than {HEAD_SIZE} bytes: raise HEAD_SIZE in .ci/release/single_file.py")
+    out.write_bytes(script.encode().ljust(HEAD_SIZE - 1) + b"\n" + archive)
+    out.chmod(0o755)
+    return out
+
+
+def _archive(directory: Path, epoch: int) -> bytes:
+    """Return the files of `directory` as tar, gzip: in the order of their names, without users and with one time."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(directory.rglob("*")):
+            entry = tar.gettarinfo(path, path.relative_to(directory).as_posix())
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = ""
+            entry.mtime = epoch
+            # Whatever the mask of who builds: the script unpacks with one of its own.
+            entry.mode = 0o755 if entry.isdir() or path.stat().st_mode & 0o100 else 0o644
+            if entry.isreg():
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+            else:
+                tar.addfile(entry)
+    return gzip.compress(plain.getvalue(), compresslevel=9, mtime=0)

@@ -1,0 +1,220 @@
+"""The agent's `doctor`: looks at everything that an agent with these settings depends on, beside the one that runs.
+
+It enrols nothing, opens no control connection and changes nothing. First the settings and what is kept (credential, its
+end, whose it is), then each relay up to its certificate, then the API server, issuers and the audit log, and last what
+the running agent says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.relay_http import post
+from arcbridge.agent.self_checks import (
+    API_SERVER,
+    AUDIT,
+    api_checks,
+    certificate_finding,
+    issuers_check,
+)
+from arcbridge.agent.service import credential_store
+from arcbridge.agent.settings import check
+from arcbridge.config import AgentConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
+from arcbridge.identity import authentication
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import connect
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
+from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
+from arcbridge.observe.self_checks import SelfCheck, SelfChecks
+from arcbridge.pki.credentials import AgentCredential
+from arcbridge.pki.pins import pin_of, same_pin
+
+SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
+_LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")
+"""Settings whose files a hop of their own is about."""
+CONNECT_DEADLINE = 10.0
+"""Seconds for one relay, TCP and TLS together."""
+_PIN = (
+    "compare relay_ca_pin with what `token create` or the relay's log (`ca_pin`) says; a new relay CA needs a new pin"
+)
+
+
+async def diagnose(config: AgentConfig) -> list[Finding]:
+    """Look at everything, in the order in which one thing needs the other."""
+    checked = check(config)
+    if wrong := [one for one in checked.problems.errors if not one.setting.startswith(_LOOKED_AT)]:
+        return [failed(SETTINGS, str(wrong[0]), "correct the settings file; `config check` has all of it", "config")]
+    try:
+        endpoint = endpoint_of(config.kubernetes)
+    except ConfigError as error:
+        return [failed(SETTINGS, error.message, "correct the settings file", "config")]
+    relays = checked.relays
+    found = [ok(SETTINGS, "complete and well-formed")]
+    api: ApiServer | None = None
+    try:
+        api = ApiServer(endpoint)
+    except ConfigError as error:
+        found.append(failed(API_SERVER, error.message, "correct the file that the setting names", "kubernetes"))
+    try:
+        about_api = [] if api is None else api_checks(api, impersonates=config.authentication is not None)
+        from_api = await _all(about_api)
+        from_relays = await _relays(config, relays, api)
+        # What is kept in a Secret needs the API server first.
+        found += [*from_api, *from_relays] if config.state.secret else [*from_relays, *from_api]
+    finally:
+        if api is not None:
+            await api.close()
+    found += await _issuers(config)
+    found += await _audit(config)
+    found += await look_at_process(config.observe.listen)
+    return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
+
+
+async def _all(checks: Sequence[SelfCheck]) -> list[Finding]:
+    return await SelfChecks(checks, None).look()
+
+
+# --- what is kept, and the relays -----------------------------------------------------------------------------------
+
+
+async def _relays(config: AgentConfig, relays: Sequence[Address], api: ApiServer | None) -> list[Finding]:
+    credential: AgentCredential | None = None
+    try:
+        snapshot = await credential_store(config, api).load()
+        credential = None if snapshot is None else AgentCredential.from_entries(snapshot)
+    except ArcbridgeError as error:
+        return [failed(CREDENTIAL, error.message, "restore the agent's state, or let the agent enrol again", "state")]
+    trust, found = await _trust(config, credential)
+    token = None if credential is not None else _join_token(config)
+    looks = await asyncio.gather(*(_relay(config, relay, trust, token) for relay in relays))
+    return found + [one for look in looks for one in look]
+
+
+async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tuple[RelayTrust | None, list[Finding]]:
+    """How relays are known, and whether that agrees with the settings. None: it has to be asked for with the pin."""
+    found: list[Finding] = []
+    if credential is None:
+        found.append(skipped(CREDENTIAL, "the agent has not enrolled yet"))
+    else:
+        one = certificate_finding(*credential.validity(), time.time())
+        words = f"cluster {credential.cluster}, {one.detail}" if one.state is State.OK else one.detail
+        found.append(Finding(CREDENTIAL, one.state, words, one.remedy, one.code))
+    pem: str | None = None
+    if config.relay_ca_file is not None:
+        try:
+            pem = config.relay_ca_file.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            found.append(
+                failed("relay's CA", f"{config.relay_ca_file} cannot be read", "correct relay_ca_file", "config")
+            )
+            return None, found
+    elif credential is not None:
+        pem = credential.relay_ca_pem or None
+    if pem and config.relay_ca_pin and not same_pin(pin_of(pem), config.relay_ca_pin):
+        words = f"relay_ca_pin is {config.relay_ca_pin}, and the CA that the agent has is {pin_of(pem)}"
+        found.append(failed("relay's CA", words, _PIN, "relay_pin"))
+    if pem is None and (credential is not None or not config.relay_ca_pin):
+        return RelayTrust(), found
+    return (None if pem is None else RelayTrust(pem)), found
+
+
+async def _relay(config: AgentConfig, relay: Address, trust: RelayTrust | None, token: str | None) -> list[Finding]:
+    """One relay: whether it answers and is the one that the pin names; and for a new agent, its join token."""
+    hop = f"relay {relay}"
+    try:
+        async with asyncio.timeout(CONNECT_DEADLINE):
+            if trust is None:
+                trust = RelayTrust(await fetch_relay_ca(relay, config.relay_ca_pin, deadline=CONNECT_DEADLINE))
+            sock = await connect(relay, deadline=CONNECT_DEADLINE)
+            try:
+                context = outer_client_context(trust, ALPN_HTTP)
+                _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=relay.host)
+            except BaseException:
+                sock.close()
+                raise
+            with contextlib.suppress(OSError):
+                writer.transport.abort()
+    except PinMismatch as error:
+        return [failed(hop, error.message, _PIN, "relay_pin")]
+    except ssl.SSLError as error:
+        words = getattr(error, "verify_message", "") or error.reason or "TLS failed"
+        return [failed(hop, f"its certificate is not trusted ({words})", _PIN, "relay_pin")]
+    except (ArcbridgeError, OSError, TimeoutError) as error:
+        words = error.message if isinstance(error, ArcbridgeError) else "no answer in time"
+        remedy = (
+            "check `relays`, name resolution, and that this cluster may connect to it (HTTPS_PROXY, egress policies)"
+        )
+        return [failed(hop, words, remedy, "relay_unreachable")]
+    found = [ok(hop, "answers, and is the one that is trusted")]
+    if token is not None:
+        found.append(await _check_token(relay, trust, token))
+    return found
+
+
+def _join_token(config: AgentConfig) -> str:
+    if config.join_token_file is None:
+        return ""
+    try:
+        return config.join_token_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+async def _check_token(relay: Address, trust: RelayTrust, token: str) -> Finding:
+    """Ask the relay whether the join token could enrol this agent; that uses nothing up."""
+    remedy = "make a new one at the relay (`token create --cluster NAME`) and put it into join_token_file"
+    if not token:
+        return failed(JOIN_TOKEN, "the agent has not enrolled, and join_token_file has none", remedy, "join_token")
+    try:
+        answer = await post(relay, "/v1/join-token", {"join_token": token}, trust)
+    except EnrolmentRefused as error:
+        return failed(JOIN_TOKEN, error.message, remedy, "join_token")
+    except ArcbridgeError as error:
+        return skipped(JOIN_TOKEN, f"{relay} cannot say: {error.message}")
+    return ok(JOIN_TOKEN, f"can enrol this agent for cluster {answer.get('cluster')}")
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+async def _issuers(config: AgentConfig) -> list[Finding]:
+    if config.authentication is None:
+        return await _all([issuers_check(None, token_mode=True)])
+    fetcher = HttpFetcher()
+    try:
+        accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
+        verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
+        try:
+            return await _all([issuers_check(verifier, token_mode=config.token_mode)])
+        finally:
+            await verifier.close()
+    except ConfigError as error:
+        return [failed("authentication", error.message, "correct the authentication file", "config")]
+    finally:
+        await fetcher.close()
+
+
+async def _audit(config: AgentConfig) -> list[Finding]:
+    """Whether the audit log can be written, by this user and by the agent that runs."""
+    file, remedy = config.audit.file, "make room, or let the agent's user write audit.file"
+    if not file or file == "-":
+        return [skipped(AUDIT, "no file")]
+    page = await read_page(config.observe.listen, "/metrics") if config.observe.listen else None
+    if page is not None and samples_of(page.text).get("arcbridge_agent_audit_failing", 0.0):
+        return [failed(AUDIT, f"the running agent cannot write {file}", remedy, "audit")]
+    path = Path(file)
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK) or path.is_dir():
+        return [failed(AUDIT, f"{file} cannot be written by this user", remedy, "audit")]
+    return [ok(AUDIT, f"{file} can be written")]

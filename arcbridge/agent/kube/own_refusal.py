@@ -1,0 +1,75 @@
+"""Tells an API server's refusal of the agent itself from one of the caller, and says so in the agent's words.
+
+Requests that run as a caller carry the agent's own credential and impersonate. A 401 to one of them is about that
+credential, whoever the caller is. A 403 is about the agent where its Status says that the *agent's* user may not
+`impersonate`; every other 403 is the caller's and passes unchanged. Both kinds become 502: the caller can do nothing
+about them, and a 401 would send the caller to log in again. This module reads a body and answers; it holds and sends
+nothing.
+
+Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
+endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
+constrained verbs that it looked for (`impersonate-on:user-info:list`), as it does for a verb that an operator has left
+out on purpose; the two are told apart by the agent's own rules (`agent.self_checks`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from arcbridge.agent.kube.status import RequestRefusal
+
+MOST: Final = 16 * 1024
+"""Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
+KINDS: Final = ("credential", "impersonation", "verb")
+"""What the API server can refuse of the agent, for the metrics."""
+DOCTOR: Final = "its log, its metrics and `arcbridge --role agent doctor` say what is wrong"
+
+# In JSON the quotes are escaped; a Status in protobuf, which controllers ask for, has them as they are.
+_IMPERSONATE: Final = re.compile(
+    rb'User \\?"([^"\\]{1,512})\\?" cannot (impersonate(-on)?(?::[a-z*-]{1,40}){0,2}) '
+    rb'(?:resource \\?"([a-z/.-]{1,128})|path )'
+)
+
+
+class OwnRefusals:
+    """Counts what the API server refuses of the agent. `noticed` is called at each of them, with the
+    name of the self-check that it is about."""
+
+    __slots__ = ("counts", "noticed", "user")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(KINDS, 0)
+        self.user = ""
+        """The agent's own user name, as the API server has said it; empty until it is known."""
+        self.noticed: Callable[[str], None] = lambda kind: None
+
+    def credential(self) -> RequestRefusal:
+        """Count a 401, and return what the caller is told in its place."""
+        self._count("credential")
+        return RequestRefusal(
+            502,
+            "the API server refuses the credential of this cluster's agent; this is not about your login: tell the "
+            f"cluster's operator (of the agent, {DOCTOR})",
+        )
+
+    def forbidden(self, body: bytes | bytearray) -> RequestRefusal | None:
+        """Return what the caller is told in place of a 403 with this body; None where it is the caller's own."""
+        found = _IMPERSONATE.search(body)
+        if found is None:
+            return None
+        user, verb, on, resource = ((part or b"").decode("ascii", "replace") for part in found.groups())
+        if self.user and user != self.user:
+            return None
+        self._count("verb" if on else "impersonation")
+        return RequestRefusal(
+            502,
+            f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
+            f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
+            f"{DOCTOR})",
+        )
+
+    def _count(self, kind: str) -> None:
+        self.counts[kind] += 1
+        self.noticed("credential" if kind == "credential" else "impersonation")

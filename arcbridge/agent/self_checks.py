@@ -1,0 +1,351 @@
+"""The agent's self-checks: what of the things that it depends on works, and which of them make it unready.
+
+The API server answers; it takes the agent's own credential; the agent may impersonate; each issuer's keys are there;
+changed files of the API server's CA and token were read; audit, relays and certificate are well. The same looks serve
+the running process (`checks_of`) and `doctor`. They change nothing: the API server is asked for reviews of the agent.
+
+Unready makes a rollout stop and nothing else: no liveness depends on it (docs/decisions/0022-self-checks.md).
+
+Source: Kubernetes, SelfSubjectReview (authentication.k8s.io/v1), SelfSubjectRulesReview (authorization.k8s.io/v1), both
+open to every authenticated user by the default role `system:basic-user`; "Constrained impersonation" for the verbs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from arcbridge.agent.audit import AuditLog
+from arcbridge.agent.authenticator import REVIEW
+from arcbridge.agent.control import ControlConnections
+from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.key_findings import key_finding
+from arcbridge.observe.self_checks import SelfCheck
+
+RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+CERTIFICATE_SOON: Final = 86400.0
+"""Seconds before its end at which a certificate should have been renewed long ago; of a life of less than ten days it
+is a tenth."""
+
+API_SERVER, CREDENTIAL, IMPERSONATION = "API server", "agent's credential at the API server", "right to impersonate"
+RELOAD, AUDIT, RELAYS, CERTIFICATE = "files of the API server", "audit log", "control connections", "certificate"
+
+_VERBS: Final = frozenset({"*", "impersonate", "impersonate:user-info"})
+
+
+# --- the API server -------------------------------------------------------------------------------------------------
+
+
+async def look_at_api_server(api: ApiServer) -> list[Finding]:
+    """Whether the API server answers, over TLS of the configured CA. `/version` is open to everybody by default; any
+    HTTP answer will do."""
+    where = api.authority
+    try:
+        await api.call("GET", "/version", _headers(api), own=True)
+    except AnswerFailed as error:
+        text = error.message.removeprefix("arcbridge: ")
+        if "kubernetes.ca_file" in text:
+            return [
+                failed(
+                    API_SERVER,
+                    f"{where}: {text}",
+                    "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
+                    "api_ca",
+                ),
+            ]
+        return [
+            failed(
+                API_SERVER,
+                f"{where}: {text}",
+                "check kubernetes.server (host and port), that the API server runs, and network policies",
+                "api_unreachable",
+            ),
+        ]
+    return [ok(API_SERVER, f"{where} answers")]
+
+
+async def look_at_credential(api: ApiServer) -> list[Finding]:
+    """Whether the API server takes the agent's own credential; learns the agent's user name by that."""
+    code, answer = await _review(api, REVIEW, {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
+    if code in (200, 201):
+        user = _at(answer, "status", "userInfo", "username")
+        if user == "system:anonymous":
+            code = 401
+        elif isinstance(user, str) and user:
+            api.upstream.own_refusals.user = user
+            return [ok(CREDENTIAL, f"the agent is {user}")]
+    if code == 401:
+        return [
+            failed(
+                CREDENTIAL,
+                "the API server does not accept the agent's own credential",
+                "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount exists "
+                "and that the token is of this cluster and not expired",
+                "agent_credential",
+            ),
+        ]
+    if code == 0:
+        return [skipped(CREDENTIAL, "the API server does not answer")]
+    return [
+        warning(
+            CREDENTIAL,
+            f"the API server answered code {code} to a review of the agent itself",
+            "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
+            "review",
+        ),
+    ]
+
+
+async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> list[Finding]:
+    """Whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server has
+    refused lately because a rule does not name their user."""
+    spec = {"namespace": "default"}
+    kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+    code, answer = await _review(api, RULES, kind)
+    status = _at(answer, "status")
+    rules = _at(status, "resourceRules")
+    if code not in (200, 201) or rules is None:
+        words = "the API server does not say which rights the agent has"
+        if code in (0, 401):
+            return [skipped(IMPERSONATION, words)]
+        remedy = "let the agent's account ask for reviews of itself (the default role system:basic-user)"
+        return [warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")]
+    listed = rules if isinstance(rules, list) else []
+    may = {resource for rule in listed if isinstance(rule, dict) for resource in _impersonable(rule)}
+    remedy = (
+        "install the chart, or the rules of config/kubernetes, and bind them to the agent's account; "
+        "`impersonation.users` and `impersonation.groups` name whom it may act as"
+    )
+    if "users" not in may:
+        if _at(status, "incomplete") is True:
+            return [
+                warning(
+                    IMPERSONATION,
+                    "no rule of RBAC lets the agent impersonate users; another authorizer may",
+                    remedy,
+                    "impersonation_unknown",
+                ),
+            ]
+        return [failed(IMPERSONATION, "the agent may not impersonate users", remedy, "impersonation")]
+    if "groups" not in may and (api.impersonable is None or api.impersonable):
+        return [
+            warning(
+                IMPERSONATION,
+                "the agent may impersonate users, but no group; users with groups are refused",
+                remedy,
+                "impersonation_groups",
+            ),
+        ]
+    if count := refused():
+        return [
+            warning(
+                IMPERSONATION,
+                f"the API server has refused {count} requests because no rule names their user or a group of theirs",
+                remedy,
+                "impersonation_users",
+            ),
+        ]
+    return [ok(IMPERSONATION, "the agent may impersonate users and groups")]
+
+
+async def look_at_reload(api: ApiServer) -> list[Finding]:
+    """Whether the files of CA, token and certificate could be read when they changed."""
+    api.authorization()  # looks at the files, when it is time
+    if api.reload_error:
+        return [
+            failed(
+                RELOAD,
+                api.reload_error,
+                "correct the file; until then the agent goes on with what it read before",
+                "reload",
+            ),
+        ]
+    return [ok(RELOAD, "as they were read")]
+
+
+# --- everything else ------------------------------------------------------------------------------------------------
+
+
+async def look_at_audit(audit: AuditLog) -> list[Finding]:
+    """Whether records are written now."""
+    if failure := audit.failure:
+        then = "requests are refused" if audit.refuses else "requests go on unrecorded"
+        return [
+            failed(
+                AUDIT,
+                f"the audit log cannot be written ({failure}); {then}",
+                "make room, or let the agent's user write audit.file",
+                "audit",
+            ),
+        ]
+    return [ok(AUDIT, "records are written")]
+
+
+async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> list[Finding]:
+    """Whether control connections are up, and whether the last join that a relay asked for worked."""
+    connects = "check `relays`, their pin, and that this cluster may connect to them"
+    if not keeper.enrolled and keeper.last_failure:
+        return [failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")]
+    if control.draining or not keeper.enrolled or not (control.up or control.last_failure):
+        return [skipped(RELAYS, "the agent is starting or stopping")]
+    reason, wrong = control.unready(), control.dials.wrong_address
+    if reason is not None and not control.up:
+        return [
+            failed(RELAYS, f"{reason}; the last attempt: {control.last_failure or 'none yet'}", connects, "relay"),
+        ]
+    if wrong:
+        return [
+            failed(
+                RELAYS,
+                f"a relay asks this agent to come to {wrong}, which is not among `relays`",
+                "correct public_address at the relay, or add the address to `relays`",
+                "public_address",
+            ),
+        ]
+    if reason is not None:
+        return [failed(RELAYS, reason, "see `join failed` in the log", "join")]
+    if control.up < min(control.wanted, len(control.relays)):
+        return [
+            warning(
+                RELAYS,
+                f"{control.up} of {control.wanted} are up; the last attempt: {control.last_failure or 'none yet'}",
+                "see whether all relays run",
+                "relays",
+            ),
+        ]
+    return [ok(RELAYS, f"{control.up} up")]
+
+
+async def look_at_certificate(keeper: CredentialKeeper) -> list[Finding]:
+    """Whether the agent's certificate is valid, and was renewed in time."""
+    if not keeper.enrolled:
+        return [skipped(CERTIFICATE, "the agent has not enrolled yet")]
+    return [certificate_finding(*keeper.current.validity(), keeper.now)]
+
+
+def certificate_finding(not_before: float, not_after: float, now: float) -> Finding:
+    """The finding for a certificate that is renewed at two thirds of its life."""
+    left = not_after - now
+    remedy = "see `certificate not renewed` in the log; a cluster that is revoked has to be restored at the relay"
+    if left <= 0:
+        return failed(
+            CERTIFICATE, "it has lapsed", "make a new join token at the relay; the cluster keeps its pin", "certificate"
+        )
+    if left < min(CERTIFICATE_SOON, (not_after - not_before) / 10):
+        return failed(CERTIFICATE, f"it lapses in {left / 3600:.1f} h and was not renewed", remedy, "certificate")
+    return ok(CERTIFICATE, f"valid for {left / 86400:.1f} days")
+
+
+# --- together -------------------------------------------------------------------------------------------------------
+
+
+def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int] = lambda: 0) -> list[SelfCheck]:
+    """The checks of the API server, which need no other part of the agent."""
+
+    async def api_server() -> Sequence[Finding]:
+        return await look_at_api_server(api)
+
+    async def credential() -> Sequence[Finding]:
+        return await look_at_credential(api)
+
+    async def impersonation() -> Sequence[Finding]:
+        if not impersonates:
+            return [skipped(IMPERSONATION, "token mode alone: the agent impersonates nobody")]
+        return await look_at_impersonation(api, refused)
+
+    async def reload() -> Sequence[Finding]:
+        return await look_at_reload(api)
+
+    return [
+        SelfCheck("api_server", api_server, gates=True),
+        SelfCheck("credential", credential, gates=True),
+        SelfCheck("impersonation", impersonation, gates=True),
+        SelfCheck("reload", reload),
+    ]
+
+
+def issuers_check(verifier: TokenVerifier | None, *, token_mode: bool) -> SelfCheck:
+    """Unready is an agent that could verify no token at all: with keys of one issuer, or older ones, it serves."""
+
+    async def issuers() -> Sequence[Finding]:
+        if verifier is None:
+            return [skipped("issuers", "no issuer is configured: the agent takes ServiceAccount tokens")]
+        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+
+    return SelfCheck(
+        "issuers", issuers, gates=lambda: not token_mode and verifier is not None and not verifier.has_keys
+    )
+
+
+def checks_of(
+    api: ApiServer,
+    verifier: TokenVerifier | None,
+    *,
+    token_mode: bool,
+    audit: AuditLog,
+    control: ControlConnections,
+    keeper: CredentialKeeper,
+) -> list[SelfCheck]:
+    """All checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
+    counts = api.upstream.own_refusals.counts
+    seen = counts["impersonation"]
+
+    def refused() -> int:
+        nonlocal seen
+        fresh, seen = counts["impersonation"] - seen, counts["impersonation"]
+        return fresh
+
+    async def audited() -> Sequence[Finding]:
+        return await look_at_audit(audit)
+
+    async def relays() -> Sequence[Finding]:
+        return await look_at_relays(control, keeper)
+
+    async def certificate() -> Sequence[Finding]:
+        return await look_at_certificate(keeper)
+
+    return [
+        *api_checks(api, impersonates=verifier is not None, refused=refused),
+        issuers_check(verifier, token_mode=token_mode),
+        SelfCheck("audit", audited),
+        SelfCheck("relays", relays),
+        SelfCheck("certificate", certificate),
+    ]
+
+
+def _impersonable(rule: dict[str, Any]) -> set[str]:
+    """The resources that a rule of the review lets the agent impersonate."""
+    verbs, resources = rule.get("verbs"), rule.get("resources")
+    if not isinstance(verbs, list) or not isinstance(resources, list) or not _VERBS & set(map(str, verbs)):
+        return set()
+    return {"users", "groups"} if "*" in resources else set(map(str, resources))
+
+
+async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[int, Any]:
+    """Ask for a review of the agent itself; code 0 where the API server does not answer."""
+    headers = [("Content-Type", "application/json"), *_headers(api)]
+    try:
+        code, body = await api.call("POST", path, headers, own=True, body=json.dumps(document).encode())
+    except AnswerFailed:
+        return 0, None
+    try:
+        return code, json.loads(body)
+    except ValueError:
+        return code, None
+
+
+def _headers(api: ApiServer) -> list[tuple[str, str]]:
+    headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
+    if authorization := api.authorization():
+        headers.append(("Authorization", authorization))
+    return headers
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document

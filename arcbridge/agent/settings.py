@@ -1,0 +1,264 @@
+"""The agent's one check of its settings: every start and every reload runs it, and `config check` runs nothing else.
+
+It reads all files that the settings name, collects every mistake, and keeps what it read, so that a start uses what
+was checked. It makes no file and asks no peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcbridge.agent.accounts import check_limits
+from arcbridge.agent.audit.log import check_policy
+from arcbridge.agent.denylist import parse_denylist
+from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
+from arcbridge.agent.revocations import Revocation
+from arcbridge.agent.targets import Target, read_targets
+from arcbridge.config import AgentConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import authentication
+from arcbridge.identity.authentication import AuthenticationConfig
+from arcbridge.identity.groups import check as check_groups
+from arcbridge.identity.proof import ProofPolicy, policy_of
+from arcbridge.identity.verifier import Acceptance
+from arcbridge.net import named_files
+from arcbridge.net.address import Address, parse_address
+from arcbridge.observe.server import parse_observe_listen
+from arcbridge.pki.credentials import AgentCredential, DirectoryStore
+from arcbridge.problems import Place, Problems
+from arcbridge.toml_lines import line_of, parts
+
+MIN_AGE = 10.0
+"""Seconds: the shortest `session.max_age`."""
+MAX_DRAIN = 24 * 3600.0
+"""Seconds: the longest `session.drain`. No orchestrator waits for longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check has read; complete where `problems` has no error."""
+
+    config: AgentConfig
+    problems: Problems
+    relays: tuple[Address, ...]
+    issuers: AuthenticationConfig | None
+    """None: no OIDC token counts."""
+    acceptance: Acceptance
+    proof: ProofPolicy
+    targets: Mapping[str, Target]
+    denylist: Mapping[str, Revocation]
+
+
+def required(config: AgentConfig, *, serves: bool = True) -> Checked:
+    """What a start needs of `check`. Raises SettingsRefused."""
+    checked = check(config, serves=serves)
+    checked.problems.refuse()
+    return checked
+
+
+def check(
+    config: AgentConfig,
+    environment: Mapping[str, str] | None = None,
+    service_account: Path = SERVICE_ACCOUNT,
+    *,
+    serves: bool = True,
+) -> Checked:
+    """Check the settings and every file that they name; the mistakes are in `problems`.
+
+    `environment`: where a pod finds its API server; None: this process' own. `serves`: false for an agent that enrols
+    and ends, which reaches the API server only for its Secret.
+    """
+    problems = Problems()
+    relays = _relays(config, problems)
+    acceptance, proof = (
+        Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime),
+        ProofPolicy.IF_BOUND,
+    )
+    with problems.collect("proof"):
+        proof = policy_of(config.proof)
+    with problems.collect("observe.listen"):
+        parse_observe_listen(config.observe.listen)
+    _relay_trust(config, problems)
+    issuers = _authentication(config, problems, acceptance)
+    with problems.collect("graph"):
+        check_groups(config.graph, config.claim_sources, issuers)
+    for name, graph in config.graph.items():
+        # Renewed by others, they may come after the start; who reads them is told then.
+        for setting in ("client_secret_file", "federated_token_file", "key_file"):
+            if (path := getattr(graph, setting)) is not None:
+                named_files.check_readable(problems, f"graph.{name}.{setting}", path)
+    denylist = _denylist(config, problems)
+    if serves or config.state.secret:
+        _kubernetes(config, problems, environment, service_account)
+    _state(config, problems, service_account)
+    targets = _targets(config, problems)
+    with problems.collect("limits"):
+        check_limits(config.limits)
+    if config.session.max_age < MIN_AGE:
+        problems.error(
+            "session.max_age",
+            f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back",
+        )
+    if not 0 < config.session.drain <= MAX_DRAIN:
+        problems.error("session.drain", f"session.drain: must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
+    _audit(config, problems)
+    return Checked(config, problems, tuple(relays), issuers, acceptance, proof, targets, denylist)
+
+
+def _relays(config: AgentConfig, problems: Problems) -> list[Address]:
+    if not config.relays:
+        problems.error(
+            "relays",
+            "relays: required but not set; give --relay https://host:port, or set it in the settings file",
+        )
+    relays: list[Address] = []
+    for n, text in enumerate(config.relays):
+        setting = f"relays[{n}]"
+        with problems.collect(setting):
+            address = parse_address(text)
+            if address in relays:
+                raise ConfigError(f"{setting}: {address} is given twice")
+            relays.append(address)
+            named_files.check_not_placeholder(problems, setting, address.host)
+    if config.control_connections < 1:
+        problems.error(
+            "control_connections",
+            "control_connections: must be at least 1; 2 keeps the cluster within reach when a relay dies",
+        )
+    return relays
+
+
+def _relay_trust(config: AgentConfig, problems: Problems) -> None:
+    named_files.check_pin_setting(problems, "relay_ca_pin", config.relay_ca_pin)
+    if config.relay_ca_file is not None:
+        ca_pem = named_files.check_ca(problems, "relay_ca_file", config.relay_ca_file)
+        if ca_pem is not None and config.relay_ca_pin:
+            from arcbridge.pki.pins import pin_of, same_pin
+
+            with problems.collect("relay_ca_pin"):
+                if not same_pin(config.relay_ca_pin, pin_of(ca_pem)):
+                    raise ConfigError("relay_ca_pin: contradicts relay_ca_file: remove the wrong one")
+    elif not config.relay_ca_pin:
+        problems.warn(
+            "relay_ca_pin",
+            "relay_ca_pin: missing, and so is relay_ca_file: the relay's certificate must be of a CA that this system "
+            "trusts, and without the pin of a relay's own CA no agent can enrol there",
+        )
+
+
+def _authentication(config: AgentConfig, problems: Problems, acceptance: Acceptance) -> AuthenticationConfig | None:
+    if config.token_mode:
+        problems.warn(
+            "token_mode",
+            "token_mode: on (the default), so that who holds a ServiceAccount token of this cluster comes in with it; "
+            "switch it off where all access must come from an issuer",
+        )
+    if config.authentication is None:
+        if not config.token_mode:
+            problems.error("authentication", "authentication: missing, and token_mode is off: no caller could log in")
+        else:
+            problems.warn("authentication", "authentication: missing, so that only ServiceAccount tokens count")
+        with problems.collect("max_token_lifetime"):
+            acceptance.check(AuthenticationConfig(()))
+        return None
+    issuers = AuthenticationConfig(())
+    with problems.collect("authentication"):
+        issuers, found = authentication.inspect(config.authentication)
+        problems.extend(found)
+        named_files.check_issuers(problems, config.authentication, [(i.path, i.url) for i in issuers.issuers])
+    with problems.collect("max_token_lifetime"):
+        acceptance.check(issuers)
+    if not config.forbidden_audiences:
+        problems.warn(
+            "forbidden_audiences",
+            "forbidden_audiences: empty; name the relay's audience, so that no token that was shown to a relay counts "
+            "here",
+        )
+    return issuers
+
+
+def _denylist(config: AgentConfig, problems: Problems) -> Mapping[str, Revocation]:
+    if config.denylist_file is None:
+        return {}
+    data = named_files.read(problems, "denylist_file", config.denylist_file)
+    if data is None:
+        return {}
+    source = str(config.denylist_file)
+    try:
+        return parse_denylist(data, source)
+    except ConfigError as error:
+        message = error.message.removeprefix(f"{source}: ")
+        line = line_of(parts(message.partition(":")[0]), data.decode("utf-8", "replace"))
+        problems.error("denylist_file", f"denylist_file: {message}", Place(source, line))
+    return {}
+
+
+def _kubernetes(
+    config: AgentConfig, problems: Problems, environment: Mapping[str, str] | None, service_account: Path
+) -> None:
+    settings = config.kubernetes
+    try:
+        if environment is None:
+            end = endpoint_of(settings, service_account=service_account)
+        else:
+            end = endpoint_of(settings, environment, service_account)
+    except ConfigError as error:
+        problems.error("kubernetes.server", error.message)
+        return
+    if end.ca_file is not None:
+        named_files.check_ca(problems, "kubernetes.ca_file", end.ca_file)
+    if end.token_file is not None:
+        named_files.check_secret(problems, "kubernetes.token_file", end.token_file)
+    named_files.check_pair(
+        problems,
+        ("kubernetes.client_certificate_file", end.certificate_file),
+        ("kubernetes.client_key_file", end.key_file),
+    )
+
+
+def _state(config: AgentConfig, problems: Problems, service_account: Path) -> None:
+    state = config.state
+    if bool(state.secret) == (state.directory is not None):
+        problems.error("state", "state: exactly one of state.directory and state.secret is needed")
+        return
+    enrolled = True  # a Secret may hold a credential; only the API server could tell
+    if state.directory is not None:
+        named_files.check_directory(problems, "state.directory", state.directory)
+        if not state.directory.is_dir() and state.directory.exists():
+            return
+        try:
+            kept = DirectoryStore(state.directory).read()
+            enrolled = kept is not None and AgentCredential.from_entries(kept) is not None
+        except StateError as error:
+            problems.error("state.directory", f"state.directory: {error.message}")
+    elif "/" not in state.secret and not (service_account / "namespace").is_file():
+        problems.error("state.secret", "state.secret: write namespace/name (this is not a pod)")
+    if config.join_token_file is not None:
+        named_files.check_join_token(
+            problems, "join_token_file", config.join_token_file, missing="fine" if enrolled else "error"
+        )
+    elif not enrolled:
+        problems.error(
+            "join_token_file",
+            "join_token_file: required for the first start; make a token with `arcbridge --role relay token create`, "
+            "put it into a file and give --join-token-file",
+        )
+
+
+def _targets(config: AgentConfig, problems: Problems) -> Mapping[str, Target]:
+    targets: dict[str, Target] = {}
+    for name, target in config.targets.items():
+        with problems.collect(f"targets.{name}"):
+            targets |= read_targets({name: target})
+    return targets
+
+
+def _audit(config: AgentConfig, problems: Problems) -> None:
+    with problems.collect("audit.on_failure"):
+        check_policy(config.audit.on_failure)
+    if not config.audit.file:
+        problems.warn("audit.file", "audit.file: empty, so that nobody can tell later who did what")
+    elif config.audit.file != "-":
+        named_files.check_appendable(problems, "audit.file", Path(config.audit.file))

@@ -1,0 +1,68 @@
+"""`arcbridge credential`: kubectl's credential plugin, which kubectl runs before it connects.
+
+On the way that nearly each call takes, one question to the background process, this imports nothing that takes time
+(start-up budget: docs/operations.md). Where the process does not run it is started; a login, where there is a terminal,
+and each mistake in the flags go the way of all other commands (`cli.background`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from arcbridge.cli.core_dumps import forbid_core_dumps
+from arcbridge.errors import ArcbridgeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NEITHER = ("-h", "--help", "--ended", "-v", "--verbose", "--debug")
+"""Flags with which this is no question to the process."""
+
+
+def print_credential(arguments: Sequence[str]) -> int | None:
+    """Print the credential for these flags; returns the exit code, or None where the command line has to be parsed."""
+    if sys.platform == "win32" or any(argument in _NEITHER for argument in arguments):
+        return None
+    from arcbridge.client.background.caller import (
+        NotRunning,
+        OtherVersion,
+        answer_of,
+        ensure_started,
+        exchange,
+        request,
+    )
+    from arcbridge.client.background.place import Place
+
+    forbid_core_dumps()
+    place = Place.find(os.environ)
+    line = request("credential", arguments, server=_server(os.environ.get("KUBERNETES_EXEC_INFO", "")))
+    try:
+        for _ in range(5):
+            try:
+                answer = exchange(place, line)
+                if not answer.startswith(b'{"kind"'):
+                    answer_of(answer)
+                    return None
+                sys.stdout.buffer.write(answer)
+                sys.stdout.buffer.flush()
+                return 0
+            except NotRunning:
+                ensure_started(place, os.environ)
+            except OtherVersion:
+                ensure_started(place, os.environ, take_over=True)
+    except ArcbridgeError as error:
+        from arcbridge.errors import ExitCode
+
+        if error.exit_code == ExitCode.LOGIN:
+            return None  # there may be a terminal
+        sys.stderr.write(f"error: {error.message}\n")
+        return int(error.exit_code)
+    return None
+
+
+def _server(info: str) -> str:
+    """The address to which kubectl is about to connect; empty where it does not say (`provideClusterInfo`)."""
+    _, _, rest = info.partition('"server":')
+    return rest.lstrip().removeprefix('"').partition('"')[0]

@@ -1,0 +1,178 @@
+"""`config init`: writes the annotated settings files of a role, filled from the command line.
+
+The files are those of config/, which travel in the wheel. A value takes the place of its line there, so that the
+comments stay beside it. Invariant: nothing that exists is overwritten; where one file exists none is written.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arcbridge.cli.configuration import find_problems, toml_value
+from arcbridge.cli.flags import AGENT, CLIENT, RELAY
+from arcbridge.cli.output import print_error, print_warning
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import KINDS, normalized_settings
+from arcbridge.config import Given, load
+from arcbridge.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_RELAY_AUDIENCE = "arcbridge-relay"
+_CLIENT_ID = "arcbridge"
+_PREFIX = "oidc:"
+"""What the annotated authentication files put before users and groups."""
+_PORT = 443
+_HEADER = re.compile(r"#?\[+([^\[\]]+)\]+")
+
+
+def run_init(invocation: Invocation) -> int:
+    """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
+    directory = _directory(invocation, os.environ)
+    files = initial_files(invocation, root=_is_root())
+    there = [str(directory / name) for name in files if (directory / name).exists()]
+    if there:
+        raise ConfigError(f"{', '.join(there)}: exists, and nothing is overwritten; give --directory DIR, or move it")
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name, text in files.items():
+            with open(directory / name, "x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}; give --directory DIR") from error
+    settings = directory / f"{invocation.role}.toml"
+    from arcbridge.problems import Severity
+
+    written = Invocation(invocation.role, ("config", "check"), {"config": str(settings)})
+    problems = find_problems(written, {})
+    errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+    print(f"Wrote {', '.join(str(directory / name) for name in files)}")
+    sys.stdout.flush()
+    for problem in problems:
+        (print_error if problem in errors else print_warning)(str(problem))
+    command = ["arcbridge", "--role", invocation.role, "--config", str(settings)]
+    if errors:
+        print(f"Edit what is named above, then:\n  {shlex.join([*command, 'config', 'check'])}")
+    else:
+        print(f"Next:\n  {shlex.join(command)}")
+    return ExitCode.DONE
+
+
+def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
+    """The files of the role, by name, in the order in which they are read. Raises ConfigError for a wrong flag."""
+    role = invocation.role
+    given = normalized_settings(invocation, {})
+    given.pop("relay", None)
+    issuer, client_id = invocation.text("issuer"), invocation.text("client_id", _CLIENT_ID)
+    if role == CLIENT and issuer:
+        given |= {"login.issuer": Given(issuer, "flag --issuer"), "login.client_id": Given(client_id, "flag --issuer")}
+    elif role == AGENT and issuer:
+        given.setdefault("forbidden_audiences", Given([_RELAY_AUDIENCE], "default"))
+    config = load(KINDS[role], None, given)
+    values: dict[str, Any] = {path: operator.attrgetter(path)(config) for path in given}
+    if role == AGENT and issuer:
+        values.setdefault("authentication", "agent-authentication.yaml")
+    if role == RELAY:
+        _fit_machine(values, root)
+    elif role == AGENT and not root and "state.directory" not in values:
+        values["state.directory"] = "agent-state"
+    text = template(f"{role}.toml")
+    for path, value in values.items():
+        text = fill(text, path, value)
+    if values.get("state.secret"):
+        text = re.sub(r"(?m)^(directory = )", r"#\1", text)
+    files = {f"{role}.toml": text}
+    if role == RELAY:
+        files["relay-authentication.yaml"] = _authentication(role, issuer, invocation.text("audience", _RELAY_AUDIENCE))
+        files["policy.toml"] = _policy(invocation.texts("group"))
+    elif role == AGENT:
+        files["agent-authentication.yaml"] = _authentication(role, issuer, invocation.text("audience", client_id))
+    return files
+
+
+def template(name: str) -> str:
+    """One of the annotated files: as it was installed, or of the clone that this runs from."""
+    package = Path(__file__).resolve().parents[1]
+    for directory in (package / "annotated", package.parent / "config"):
+        if (directory / name).is_file():
+            return (directory / name).read_text(encoding="utf-8")
+    raise ConfigError(f"{name} is missing from this installation; install arcbridge from its wheel or a clone")
+
+
+def fill(text: str, path: str, value: Any) -> str:
+    """Set `path` on its own line of an annotated file, whether that shows a value or a default."""
+    *tables, key = path.split(".")
+    lines, table = text.splitlines(), ""
+    for number, line in enumerate(lines):
+        header = _HEADER.fullmatch(line)
+        if header:
+            table = header[1]
+        elif table == ".".join(tables) and re.match(rf"#?{re.escape(key)} = ", line):
+            plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            lines[number] = f"{key} = {toml_value(plain)}"
+            return "\n".join(lines) + "\n"
+    raise ConfigError(f"{path}: has no line in the annotated file; set it by hand")
+
+
+def _directory(invocation: Invocation, environment: Mapping[str, str]) -> Path:
+    named = invocation.text("directory")
+    if named:
+        return Path(named).expanduser().absolute()
+    if _is_root():
+        return Path("/etc/arcbridge")
+    home = environment.get("XDG_CONFIG_HOME", "")
+    return (Path(home) if home.startswith("/") else Path("~/.config").expanduser()) / "arcbridge"
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _fit_machine(values: dict[str, Any], root: bool) -> None:
+    """Listen where agents and clients dial, and keep the data where an ordinary user may."""
+    if "public_address" in values and "listen" not in values:
+        from arcbridge.net.address import parse_address
+
+        port = parse_address(values["public_address"]).port
+        if port != _PORT:
+            values["listen"] = f"0.0.0.0:{port}"
+    if not root and "data_dir" not in values:
+        values["data_dir"] = "relay-data"
+
+
+def _authentication(role: str, issuer: str, audience: str) -> str:
+    text = template(f"{role}-authentication.yaml")
+    example = _RELAY_AUDIENCE if role == RELAY else _CLIENT_ID
+    if issuer:
+        text = _replaced(text, "url: https://login.example.org", f"url: {_yaml(issuer)}")
+    return _replaced(text, f"        - {example}\n", f"        - {_yaml(audience)}\n")
+
+
+def _policy(groups: tuple[str, ...]) -> str:
+    """The policy: every cluster for the groups, or the example's rules as comments, which allow nobody anything."""
+    head, rule, examples = template("policy.toml").partition("[[allow]]")
+    if not groups:
+        return head + "".join(f"#{line}\n" if line else "\n" for line in (rule + examples).splitlines())
+    named = [group if group.startswith(_PREFIX) else _PREFIX + group for group in groups]
+    return f'{head}[[allow]]\ngroups = {toml_value(named)}\nclusters = ["*"]\n'
+
+
+def _yaml(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9:/._~-]*[A-Za-z0-9/]", text):
+        return text
+    import json
+
+    return json.dumps(text)
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    if text.count(old) != 1:
+        raise ConfigError(f"the annotated file has changed: {old.strip()!r} is not once in it")
+    return text.replace(old, new)

@@ -1,0 +1,170 @@
+"""`login`, `logout` and `whoami`: what each prints, where to, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
+from arcbridge.cli.parser import Invocation
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from arcbridge.client.who import Who
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+
+    try:
+        return run_until_signal(work)
+    except Interrupted:
+        return ExitCode.INTERRUPTED
+
+
+# --- login ----------------------------------------------------------------------------------------------------------
+
+
+def _login(invocation: Invocation, config: ClientConfig) -> int:
+    return _run(_log_in(config, invocation.texts("relay_url"), renew=invocation.switch("renew_trust")))
+
+
+async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool) -> int:
+    from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
+    from arcbridge.client.jwt_unverified import claims_unverified
+    from arcbridge.client.relay_profile import PROGRAM, RelayProfiles
+    from arcbridge.client.service import ClientContext
+    from arcbridge.client.sign_in import logged_in, trusted, with_profile
+    from arcbridge.client.state import StateDirectory
+    from arcbridge.client.who import user_name
+
+    configure_logging(config, default_level="warning")
+    shown = terminal(sys.stderr)
+    profiles = RelayProfiles(StateDirectory.find(config.state_dir, os.environ).path)
+    if relays:
+        config = replace(config, relay="", relays=relays)
+    ask = ask_yes if shown.ask_trust is not None else None
+    profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew)
+    context = ClientContext(with_profile(config, profile), shown)
+    if profile is not None and context.config.login.grant_type == PROGRAM:
+        # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
+        tokens = context.tokens
+        await tokens.access()
+        who, until = context.config.login.client_id, ""
+    else:
+        found = await context.login().log_in()
+        who = user_name(claims_unverified(found.id_token or found.access_token))
+        until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.expires_at)) if found.expires_at else ""
+    if profile is not None:
+        logged_in(profiles, profile)
+    print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
+    return ExitCode.DONE
+
+
+# --- logout ---------------------------------------------------------------------------------------------------------
+
+
+def _logout(invocation: Invocation, config: ClientConfig) -> int:
+    return _run(_log_out(config))
+
+
+async def _log_out(config: ClientConfig) -> int:
+    from arcbridge.cli.terminal import configure_logging
+    from arcbridge.client.sign_in import revoke
+    from arcbridge.client.state import StateDirectory
+    from arcbridge.client.who import cache_of
+
+    configure_logging(config, default_level="warning")
+    login = config.login
+    if not login.issuer:
+        raise ConfigError(
+            "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
+        )
+    cache = cache_of(config, StateDirectory.find(config.state_dir, os.environ))
+    kept = cache.load()
+    # Gone from this machine before anything can fail, or take its time.
+    forgotten = cache.clear()
+    if why := await revoke(login, kept):
+        print_warning(
+            f"the refresh token was not revoked at {login.issuer}: {why}; it is forgotten here, and a copy of it is "
+            "good there until it ends"
+        )
+    print("Logged out." if forgotten else "There was no login to forget.")
+    return ExitCode.DONE
+
+
+# --- whoami ---------------------------------------------------------------------------------------------------------
+
+
+def _whoami(invocation: Invocation, config: ClientConfig) -> int:
+    from arcbridge.client.state import StateDirectory
+    from arcbridge.client.who import who
+
+    found = who(config, StateDirectory.find(config.state_dir, os.environ))
+    checked = ""
+    if invocation.switch("check"):
+        _run(_check(config))
+        checked = f"{found.relay} takes the login"
+    output = invocation.text("output", "table")
+    if output in ("json", "yaml"):
+        print_document(_as_document(found, checked), output)
+    elif output == "name":
+        print(plain(found.user or found.subject))
+    else:
+        rows = [{"name": name, "value": value} for name, value in _as_rows(found, checked) if value]
+        print_rows(rows, (("name", "NAME"), ("value", "VALUE")), output)
+    return ExitCode.DONE
+
+
+async def _check(config: ClientConfig) -> int:
+    """Ask the relay; raises what it says of the login."""
+    from arcbridge.cli.terminal import configure_logging, terminal
+    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.service import ClientContext
+
+    configure_logging(config, default_level="warning")
+    context = ClientContext(config, terminal(sys.stderr))
+    context.tokens.interactive = False
+    await list_clusters(context.relays, context.tokens)
+    return ExitCode.DONE
+
+
+def _as_document(found: Who, checked: str) -> dict[str, Any]:
+    return {
+        "user": found.user or None,
+        "subject": found.subject or None,
+        "issuer": found.issuer or None,
+        "relay": found.relay or None,
+        "expires": rfc3339(found.expires),
+        "renews": found.renews,
+        "key": found.key or None,
+        "source": found.source,
+        **({"checked": True} if checked else {}),
+    }
+
+
+def _as_rows(found: Who, checked: str) -> list[tuple[str, str]]:
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.expires)) if found.expires else ""
+    renewed = "renewed by itself" if found.renews else "then log in again" if found.source == "login" else ""
+    return [
+        ("user", found.user),
+        ("issuer", found.issuer),
+        ("relay", found.relay),
+        ("until", ", ".join(filter(None, (until, renewed)))),
+        ("key", found.key or ("none: a copy of the token is as good as the token" if found.user else "")),
+        ("tokens", "" if found.source == "login" else f"from {found.source}"),
+        ("checked", checked),
+    ]
+
+
+COMMANDS: dict[str, Callable[[Invocation, ClientConfig], int]] = {
+    "login": _login,
+    "logout": _logout,
+    "whoami": _whoami,
+}

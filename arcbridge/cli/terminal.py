@@ -1,0 +1,84 @@
+"""How the client's sub-commands talk to their user: lines, questions at the terminal, logs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from arcbridge.cli.output import plain
+from arcbridge.config import ClientConfig
+
+if TYPE_CHECKING:
+    from arcbridge.client.service import Terminal
+
+
+def configure_logging(config: ClientConfig, default_level: str = "") -> None:
+    """Set logging up by the settings; `default_level` takes the place of `info`, which is their default."""
+    from arcbridge.observe import logging
+
+    level = config.observe.log_level
+    logging.configure(
+        "client", default_level if default_level and level == "info" else level, config.observe.log_format
+    )
+
+
+def terminal(lines: TextIO) -> Terminal:
+    """How commands talk to their user: on `lines`, and at the terminal where there is one."""
+    from arcbridge.client.service import Terminal
+
+    def tell(line: str) -> None:
+        lines.write(f"{line}\n")
+        # Tools wait for these lines on a pipe.
+        lines.flush()
+
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    return Terminal(
+        tell=tell,
+        write_data=write_data,
+        ask_trust=ask_trust if interactive else None,
+        may_log_in=sys.stderr.isatty(),
+    )
+
+
+def write_data(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+async def ask_trust(cluster: str, pin: str) -> bool:
+    return await ask_yes(
+        f"Cluster {plain(cluster)!r} is not known here. The pin of its CA is\n  {pin}\n"
+        "Compare it with the one its owner gave you. Trust it from now on? [y/N] "
+    )
+
+
+async def ask_yes(question: str) -> bool:
+    """Ask at the terminal, one question at a time, and return whether the answer was yes; the loop goes on meanwhile,
+    Ctrl-C works, and the log waits."""
+    import asyncio
+
+    from arcbridge.observe import logging
+
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        if not answer.done():
+            answer.set_result(sys.stdin.readline())
+
+    async with _questions.setdefault(loop, asyncio.Lock()):
+        with logging.paused():
+            sys.stderr.write(question)
+            sys.stderr.flush()
+            if sys.platform == "win32":
+                # A console cannot be waited for there; Ctrl-C ends the process all the same.
+                return (await asyncio.to_thread(sys.stdin.readline)).strip().lower() in ("y", "yes")
+            answer: asyncio.Future[str] = loop.create_future()
+            loop.add_reader(sys.stdin, readable)
+            try:
+                return (await answer).strip().lower() in ("y", "yes")
+            finally:
+                loop.remove_reader(sys.stdin)
+
+
+_questions: dict[object, Any] = {}
+"""The lock of each loop under which the user is asked: clusters that are met at once are asked about in turn."""

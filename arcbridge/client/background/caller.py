@@ -1,0 +1,246 @@
+"""Asks the background process, and starts it where it does not run: one process, however many ask at once.
+
+Requests and answers are one line of JSON each over a Unix socket. `arcbridge credential` is run by each kubectl, so
+what is asked in its way is written here without the modules that take milliseconds to import (json, socket).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from arcbridge import __version__
+from arcbridge.client.background.place import Place
+from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
+from arcbridge.single_file import is_single_file, own_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+PROTOCOL = 1
+"""Changes when a caller and a process of different versions would misunderstand each other."""
+ANSWER_LIMIT = 4 * 1024 * 1024
+ANSWER_TIMEOUT = 60.0
+"""Seconds for an answer; a first session over a bad line, and a command that fetches tokens, take some."""
+START_TIMEOUT = 30.0
+"""Seconds in which a process that was started serves."""
+READY_VARIABLE = "ARCBRIDGE_READY_DESCRIPTOR"
+"""In the environment of a process that was started: where it writes that it serves, or why it does not."""
+KEPT_VARIABLES = ("ARCBRIDGE_LOOP", "ARCBRIDGE_DEBUGGABLE", READY_VARIABLE)
+"""All others of ours are settings, which each request brings along."""
+
+
+class NotRunning(Exception):
+    """There is no background process."""
+
+
+class OtherVersion(Exception):
+    """The process that runs is of another version of the package."""
+
+
+def request(operation: str, arguments: Sequence[str] = (), **more: str) -> bytes:
+    """A request as one line. `more`: further texts."""
+    from _json import encode_basestring_ascii as quoted
+
+    fields = [f'"{name}":{quoted(text)}' for name, text in (("operation", operation), *more.items())]
+    words = ",".join(quoted(word) for word in arguments)
+    return (
+        f'{{"protocol":{PROTOCOL},"version":{quoted(__version__)},{",".join(fields)},"arguments":[{words}]}}\n'.encode()
+    )
+
+
+def exchange(place: Place, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> bytes:
+    """Send one request and return the answer's line; raises NotRunning, StateError, Unreachable."""
+    import _socket  # `socket` takes 4 ms to import
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(place.socket)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                raise NotRunning from error
+            raise StateError(f"cannot reach the background process at {place.socket}: {error.strerror}") from error
+        if (owner := peer_user_id(sock)) not in (None, os.geteuid()):
+            raise StateError(f"{place.socket} is served by user id {owner}, and not by this user: remove it")
+        try:
+            sock.sendall(line)
+            answer = bytearray()
+            while not answer.endswith(b"\n"):
+                received = sock.recv(65536)
+                if not received:
+                    raise NotRunning  # it ended meanwhile
+                answer += received
+                if len(answer) > ANSWER_LIMIT:
+                    raise StateError("the background process answered more than it may")
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the background process did not answer within {timeout:.0f} s; see `arcbridge logs`"
+            ) from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise NotRunning from error
+        return bytes(answer)
+    finally:
+        sock.close()
+
+
+def peer_user_id(sock: Any) -> int | None:
+    """The user of the process at the other end of a Unix socket; None where the system does not tell."""
+    import _socket
+
+    if hasattr(_socket, "SO_PEERCRED"):
+        credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+        return int.from_bytes(credentials[4:8], sys.byteorder)
+    return None
+
+
+def answer_of(line: bytes) -> dict[str, Any]:
+    """The document of an answer; raises the error that it states, and OtherVersion."""
+    import json
+
+    document: dict[str, Any] = json.loads(line)
+    if "error" in document:
+        if document.get("code") == "version":
+            raise OtherVersion(str(document.get("version", "")))
+        raise error_of(document)
+    return document
+
+
+def error_of(document: Mapping[str, Any]) -> ArcbridgeError:
+    """The error that an answer states."""
+    error = ArcbridgeError(str(document["error"]))
+    try:
+        error.exit_code = ExitCode(int(document.get("exit_code", 1)))
+    except ValueError:
+        pass  # a newer process knows codes that this one does not
+    return error
+
+
+def ask(place: Place, line: bytes, environment: Mapping[str, str], *, start: bool = True) -> dict[str, Any]:
+    """Ask the process and return its answer; `start`: where there is none, or one of another version, start ours.
+
+    Raises NotRunning without `start`, and the error that the process answers.
+    """
+    for _ in range(5):
+        try:
+            return answer_of(exchange(place, line))
+        except NotRunning:
+            if not start:
+                raise
+            ensure_started(place, environment)
+        except OtherVersion:
+            ensure_started(place, environment, take_over=True)
+    raise Unreachable("the background process ends each time; see `arcbridge logs`")
+
+
+def ensure_started(place: Place, environment: Mapping[str, str], *, take_over: bool = False) -> None:
+    """Start the process unless it runs by now, and return when it serves; raises StateError, ConfigError.
+
+    `take_over`: in the place of one of another version, which keeps its running streams.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
+    import fcntl
+
+    place.make()
+    lock = os.open(place.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            answer_of(exchange(place, request("version"), timeout=START_TIMEOUT))
+            return  # another one has started it while this one waited
+        except NotRunning:
+            pass
+        except OtherVersion:
+            if not take_over:
+                return
+        _start(environment)
+    finally:
+        os.close(lock)
+
+
+def _start(environment: Mapping[str, str]) -> None:
+    """Start the process without a terminal and wait until it serves; raises StateError."""
+    command = [*program(), "--role", "client", "background"]
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(writing, True)
+        child = _spawn(command, {**_kept(environment), READY_VARIABLE: str(writing)})
+    except OSError as error:
+        os.close(reading)
+        raise StateError(f"cannot start the background process ({command[0]}): {error.strerror}") from error
+    finally:
+        os.close(writing)
+    said = _read_word(reading)
+    os.close(reading)
+    if said == "ready":
+        return
+    try:
+        os.waitpid(child, os.WNOHANG)
+    except ChildProcessError:
+        pass
+    raise StateError(f"the background process did not start: {said or 'it ended without a word'}; see `arcbridge logs`")
+
+
+def _spawn(command: list[str], environment: Mapping[str, str]) -> int:
+    # Not `os.fork`: this process may have threads by now.
+    null = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)]
+    try:
+        return os.posix_spawn(command[0], command, environment, file_actions=null, setsid=True)
+    except NotImplementedError:  # then `leave_terminal` does it a moment later
+        return os.posix_spawn(command[0], command, environment, file_actions=null)
+
+
+def leave_terminal() -> None:
+    """In the process that was started: lead a session of its own, in no directory that somebody may want to unmount."""
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # it does already
+    os.chdir("/")
+
+
+def _kept(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("ARCBRIDGE_") or name in KEPT_VARIABLES
+    }
+
+
+def program() -> list[str]:
+    """The command line that runs this very installation."""
+    if is_single_file():
+        return own_command()
+    file = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
+    name = os.path.basename(file)
+    if name.endswith((".pyz", ".pex")) or (name in ("arcbridge", "kubectl-arcbridge") and _is_python(file)):
+        return [sys.executable, file]
+    return [sys.executable, "-m", "arcbridge"]
+
+
+def _is_python(file: str) -> bool:
+    """Whether a program is a script of Python, as installers make them."""
+    try:
+        with open(file, "rb") as script:
+            first = script.readline(256)
+    except OSError:
+        return False
+    return first.startswith(b"#!") and b"python" in first
+
+
+def _read_word(descriptor: int) -> str:
+    """What the process writes until it closes the pipe; nothing after START_TIMEOUT seconds."""
+    import select
+
+    said = b""
+    while select.select([descriptor], [], [], START_TIMEOUT)[0]:
+        received = os.read(descriptor, 4096)
+        if not received:
+            break
+        said += received
+    return said.decode("utf-8", "replace").strip()

@@ -1,0 +1,70 @@
+"""What is connected: kept in the state directory, so that a process that starts serves what the last one served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from arcbridge.errors import StateError
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One cluster that is connected, as one context knows it. Nothing in it is secret."""
+
+    arguments: tuple[str, ...]
+    """The settings as flags, `--cluster NAME` among them: what `arcbridge credential` is given."""
+    cluster: str
+    context: str
+    kubeconfig: tuple[str, ...] = ()
+    """The files that kubectl reads, absolute; empty: the kubeconfig was not written by `connect`."""
+    static: bool = False
+    """Whether the kubeconfig holds a client certificate instead of the plugin."""
+
+
+class Connections:
+    """The list in one file. Every method raises StateError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def all(self) -> list[Connection]:
+        data = read_file(self._path)
+        try:
+            return [
+                Connection(
+                    tuple(map(str, one["arguments"])),
+                    str(one["cluster"]),
+                    str(one["context"]),
+                    tuple(map(str, one.get("kubeconfig", ()))),
+                    one.get("static") is True,
+                )
+                for one in (json.loads(data) if data else [])
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise StateError(f"{self._path} is damaged: remove it, and connect the clusters again") from None
+
+    def add(self, connection: Connection) -> None:
+        """Keep a connection, in the place of one of the same context in the same files."""
+        self._change(lambda kept: [*(one for one in kept if not _same_place(one, connection)), connection])
+
+    def remove(self, connection: Connection) -> None:
+        self._change(lambda kept: [one for one in kept if one != connection])
+
+    def _change(self, change: object) -> None:
+        assert callable(change)
+        ensure_private_directory(self._path.parent)
+        with locked(self._path.with_name(f".{self._path.name}.lock")):
+            kept = self.all()
+            changed: list[Connection] = change(kept)
+            if changed != kept:
+                document = json.dumps([asdict(one) for one in changed], indent=1)
+                write_private(self._path, document.encode())
+
+
+def _same_place(one: Connection, other: Connection) -> bool:
+    if not one.kubeconfig or not other.kubeconfig:
+        return one.arguments == other.arguments
+    return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)

@@ -1,0 +1,62 @@
+"""What `disconnect` does to a connection, whether the background process runs or not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from arcbridge.client.background.connections import Connection, Connections
+from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ArcbridgeError, ConfigError
+
+SettingsOf = Callable[[Sequence[str]], ClientConfig]
+"""From flags, as in a connection's arguments, to settings; raises ConfigError."""
+
+log = structlog.get_logger("arcbridge.client")
+
+
+def choose(known: Sequence[Connection], names: Sequence[str], *, every: bool) -> list[Connection]:
+    """The connections of clusters or contexts with these names; raises ConfigError for a name that is none."""
+    if every:
+        return list(known)
+    if not names:
+        if len(known) == 1:
+            return list(known)
+        listed = ", ".join(sorted({one.context for one in known}))
+        raise ConfigError(f"which cluster? name one of {listed}, or give --all" if known else "no cluster is connected")
+    chosen: list[Connection] = []
+    for name in names:
+        found = [one for one in known if one.context == name] or [one for one in known if one.cluster == name]
+        if not found:
+            contexts = sorted({one.context for one in known})
+            near = difflib.get_close_matches(name, contexts, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; connected: {', '.join(contexts) or 'none'}"
+            raise ConfigError(f'"{name[:64]}" is not connected{hint}')
+        chosen += [one for one in found if one not in chosen]
+    return chosen
+
+
+def remove_connection(
+    connection: Connection, connections: Connections, settings_of: SettingsOf, environment: Mapping[str, str]
+) -> None:
+    """Take a connection's context out of the kubeconfig, give its port back and forget it; raises ArcbridgeError."""
+    relays: tuple[str, ...] = ()
+    context: ClientContext | None = None
+    try:
+        context = ClientContext(settings_of(connection.arguments), Terminal(), environment=environment)
+        relays = context.relays.names
+    except ArcbridgeError as error:
+        # Its settings file may be gone: what it was is known without.
+        log.warning("the settings of a connection cannot be read", cluster=connection.cluster, reason=error.message)
+    if connection.kubeconfig:
+        Kubeconfig([Path(file) for file in connection.kubeconfig]).remove(
+            connection.context, connection.cluster, relays
+        )
+    connections.remove(connection)
+    if context is not None and connection.cluster not in (one.cluster for one in connections.all()):
+        context.state.forget_port(relays, connection.cluster)

@@ -1,0 +1,397 @@
+"""Makes findings of what the probes saw behind the relay: login, policy, agent, session, API server, kubeconfig.
+
+As in `judgement`: facts in, findings out, and text from outside is cleaned. An agent's and an API server's sentence may
+be shown, because they come end to end; of a relay's nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, span, when
+from arcbridge.client.jwt_unverified import UnverifiedClaims
+from arcbridge.client.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    StateError,
+    StreamReset,
+    Unauthenticated,
+)
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.wire.frames import GoawayCode
+
+TOKEN_ENDS_SOON = 120.0
+"""Seconds."""
+
+E = TypeVar("E", bound=ArcbridgeError)
+
+
+# -- the login ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoginFacts:
+    """The two tokens, or why there is none."""
+
+    error: ArcbridgeError | None = None
+    relay: UnverifiedClaims = field(default_factory=UnverifiedClaims)
+    cluster: UnverifiedClaims = field(default_factory=UnverifiedClaims)
+    not_before: float = 0.0
+    """The later `nbf` of the two, unix seconds; 0: neither has one."""
+    token_mode: bool = False
+
+
+def judge_login(facts: LoginFacts, now: float) -> Finding:
+    """The tokens as this machine has them."""
+    hop, error = "login", facts.error
+    again = "run `arcbridge login`, or have the program that writes the token files write new ones"
+    if isinstance(error, NoLogin):
+        return failed(
+            hop, sentence(error), "run `arcbridge login URL`, or give the tokens of a workload", "login_missing"
+        )
+    if isinstance(error, OneToken | TokenForBoth):
+        return failed(hop, sentence(error), "have a token issued for each of the two", "one_token")
+    if isinstance(error, TokenExpired):
+        return failed(hop, sentence(error), again, "token_expired")
+    if isinstance(error, ConfigError | StateError):
+        return failed(hop, sentence(error), "correct the setting or the file", "login_settings")
+    if isinstance(error, Unauthenticated):
+        return failed(hop, sentence(error), again, "login_missing")
+    if error is not None:
+        return failed(hop, sentence(error), "check the issuer's address and CA, and the network", "issuer")
+    ends = [end for end in (facts.relay.expires_at, facts.cluster.expires_at) if end]
+    if ends and min(ends) <= now:
+        return failed(hop, f"a token has expired at {when(min(ends))}", again, "token_expired")
+    if facts.not_before > now + SKEW_FAILED:
+        return failed(
+            hop,
+            f"a token is valid from {when(facts.not_before)} on",
+            "compare the clocks of this machine and of the issuer",
+            "token_not_yet",
+        )
+    shown = [
+        f"{name} for {audiences(claims)}{f' until {when(claims.expires_at)}' if claims.expires_at else ''}"
+        for name, claims in (("relay's", facts.relay), ("cluster's", facts.cluster))
+        if claims != UnverifiedClaims()
+    ]
+    detail = clip(facts.relay.subject) + ": " if facts.relay.subject else ""
+    detail += "; ".join(shown) or "tokens that are no JWT"
+    if facts.token_mode:
+        detail += " (ServiceAccount token)"
+    if ends and min(ends) < now + TOKEN_ENDS_SOON:
+        return warning(hop, f"{detail}: ends in {span(min(ends) - now)}", again, "token_ends")
+    return ok(hop, detail)
+
+
+def audiences(claims: UnverifiedClaims) -> str:
+    """A token's audiences, for people."""
+    return ", ".join(f'"{clip(one)}"' for one in claims.audiences[:3]) or "no audience"
+
+
+# -- relay, agent, session ---------------------------------------------------------------------------------------------
+
+
+def judge_policy(
+    error: ArcbridgeError | None, clusters: Sequence[str], cluster: str, token: UnverifiedClaims
+) -> Finding:
+    """Whether the relay takes the token, and lists the cluster (empty: there is none to look for).
+
+    `error`: what asking for the list ended with.
+    """
+    hop = "policy"
+    if isinstance(error, Unauthenticated):
+        return _refused_token(hop, error, "the relay", token, "relay_token")
+    if isinstance(error, PermissionRefused):
+        return failed(hop, sentence(error), "ask the relay's operator for access", "policy")
+    if error is not None:
+        return failed(hop, sentence(error), "the relay's log says why; ask its operator", "relay_busy")
+    if not cluster:
+        count = f"{len(clusters)} cluster{'s' if len(clusters) != 1 else ''}"
+        return ok(hop, f"{count} may be reached")
+    if cluster in clusters:
+        return ok(hop, f'"{cluster}" may be reached')
+    return _not_allowed(cluster)
+
+
+def _not_allowed(cluster: str) -> Finding:
+    return failed(
+        "policy",
+        f'cluster "{cluster}" does not exist, or you may not reach it',
+        "check the name (`arcbridge clusters` lists yours), or ask the relay's operator for access",
+        "policy",
+    )
+
+
+def _refused_token(hop: str, error: Unauthenticated, place: str, token: UnverifiedClaims, code: str) -> Finding:
+    """The finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
+    reason = error.refusal if isinstance(error, TokenNotTaken) else Reason.UNKNOWN
+    setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
+    if reason in (Reason.AUDIENCE, Reason.OTHER_AUDIENCE):
+        also = "" if reason is Reason.AUDIENCE else "only "
+        return failed(
+            hop,
+            f"the token is for {audiences(token)}, and {place} wants one {also}for itself",
+            f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
+            f"{code}_audience",
+        )
+    if reason in (Reason.ISSUER, Reason.SIGNATURE):
+        return failed(
+            hop,
+            f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature',
+            "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
+            f"{code}_issuer",
+        )
+    if reason in (Reason.EXPIRED, Reason.NOT_YET):
+        return failed(
+            hop,
+            sentence(error),
+            "log in again; if the token is fresh, compare the clocks of the two machines",
+            "token_expired" if reason is Reason.EXPIRED else "token_not_yet",
+        )
+    if reason is Reason.CLAIM and code == "cluster_token":
+        return failed(hop, sentence(error), "ask the cluster's operator which claim is missing", "cluster_token_claim")
+    return failed(hop, sentence(error), f"log in again; the log of {place} names the rule", code)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What became of one attempt to have a session."""
+
+    cluster: str
+    error: ArcbridgeError | None = None
+    subject: str = ""
+    relay: str = ""
+    session: str = ""
+    """Its id, which the logs of all three roles have."""
+    known: bool = True
+    """This machine knows the pin of the cluster."""
+
+
+def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]:
+    """The hops `agent` and `session`; a refusal of the relay's policy is a finding of the hop `policy` alone."""
+    error = facts.error
+    if error is None:
+        through = f" through {facts.relay}" if facts.relay else ""
+        return [
+            ok("agent", f'an agent of "{facts.cluster}" answers'),
+            ok("session", f"end to end as {clip(facts.subject)}{through} (session {clip(facts.session)})"),
+        ]
+    refused = _cause(error, JoinRefused)
+    if refused is not None:
+        return _judge_join(facts, JoinCode(refused.code) if refused.code in set(JoinCode) else JoinCode.INTERNAL, error)
+    agent = ok("agent", f'an agent of "{facts.cluster}" answers')
+    return [agent, _judge_session_error(facts, error, token)]
+
+
+def _judge_join(facts: SessionFacts, code: JoinCode, error: ArcbridgeError) -> list[Finding]:
+    after = skipped("session", "there is no agent to have one with")
+    match code:
+        case JoinCode.FORBIDDEN:
+            return [_not_allowed(facts.cluster)]
+        case JoinCode.UNAUTHENTICATED:
+            return [failed("policy", sentence(error), "log in again; the relay's log names the rule", "relay_token")]
+        case JoinCode.NO_AGENT | JoinCode.NO_INSTANCE:
+            return [
+                failed(
+                    "agent",
+                    f'no agent of "{facts.cluster}" is connected to the relay',
+                    "tell the cluster's operator: `arcbridge --role agent doctor` in the cluster says why",
+                    "agent_missing",
+                ),
+                after,
+            ]
+        case JoinCode.AGENT_TIMEOUT:
+            return [
+                failed(
+                    "agent",
+                    f'the agent of "{facts.cluster}" is connected and did not come to the session in time',
+                    "try again; if it stays so, the agent cannot open connections to the relay's public address",
+                    "agent_silent",
+                ),
+                after,
+            ]
+        case JoinCode.AGENT_REFUSED:
+            return [
+                failed(
+                    "agent",
+                    sentence(error),
+                    "the agent's log says why; tell the cluster's operator",
+                    "agent_refused",
+                ),
+                after,
+            ]
+        case _:
+            return [
+                failed("agent", sentence(error), "try again later; the relay's log says why", "relay_busy"),
+                after,
+            ]
+
+
+def _judge_session_error(facts: SessionFacts, error: ArcbridgeError, token: UnverifiedClaims) -> Finding:
+    hop = "session"
+    if isinstance(error, PinMismatch):
+        if not facts.known:
+            return failed(
+                hop,
+                f'this machine does not know "{facts.cluster}" yet',
+                "compare the pin with its owner's and give --cluster-ca-pin, or run `arcbridge connect` at a terminal",
+                "cluster_unknown",
+            )
+        return failed(
+            hop,
+            sentence(error),
+            "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out",
+            "cluster_pin",
+        )
+    ended = _cause(error, SessionEnded)
+    code = ended.code if ended is not None else None
+    if isinstance(error, TokenNotTaken):
+        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
+    if code == GoawayCode.REVOKED:
+        return failed(hop, sentence(error), "ask the operator who revoked it", "access_revoked")
+    if code == GoawayCode.FORBIDDEN:
+        return failed(hop, sentence(error), "ask the cluster's operator for access", "agent_forbids")
+    if isinstance(error, Unauthenticated):
+        return failed(hop, sentence(error), "log in again", "cluster_token")
+    if code == GoawayCode.UNAVAILABLE:
+        return failed(
+            hop,
+            "the agent cannot verify tokens now, or has no room for a session",
+            "tell the cluster's operator: `arcbridge --role agent doctor` says whether it has the issuer's keys",
+            "agent_unavailable",
+        )
+    return failed(hop, sentence(error), "try again; the agent's log has this session's id", "session")
+
+
+def _cause(error: BaseException | None, kind: type[E]) -> E | None:
+    while error is not None:
+        if isinstance(error, kind):
+            return error
+        error = error.__cause__
+    return None
+
+
+# -- the API server and this machine -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ApiFacts:
+    """What asking the API server who one is ended with."""
+
+    status: int = 0
+    error: Exception | None = None
+    message: str = ""
+    """Of the Status object, where it is one."""
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    seconds: float = 0.0
+    token_mode: bool = False
+    request_id: str = ""
+
+
+def judge_api(facts: ApiFacts) -> Finding:
+    """The API server through the session: a SelfSubjectReview."""
+    hop = "API server"
+    which = f" (request {clip(facts.request_id)})" if facts.request_id else ""
+    if isinstance(facts.error, ArcbridgeError):
+        down = isinstance(facts.error, StreamReset)
+        text = "the agent cannot reach the API server" if down else sentence(facts.error)
+        return failed(hop, text, "tell the cluster's operator: `arcbridge --role agent doctor` says why", "api_server")
+    said = clip(facts.message)
+    agents_own = "credential of this cluster's agent" in facts.message
+    if agents_own or (facts.status == 401 and not facts.token_mode):
+        return failed(
+            hop,
+            f"the API server refuses the agent's own credential{which}",
+            "this is not about your login: tell the cluster's operator (the agent's ServiceAccount token or client "
+            "certificate; `arcbridge --role agent doctor`)",
+            "agent_credential",
+        )
+    if facts.status == 401:
+        return failed(
+            hop,
+            f"the API server does not take the ServiceAccount token{which}",
+            "have a new one made",
+            "cluster_credential",
+        )
+    impersonation = "cannot impersonate" in facts.message or "may not act as you" in facts.message
+    if impersonation:
+        return failed(
+            hop,
+            f"the agent's account may not impersonate you{which}",
+            "tell the cluster's operator to name your user and groups in the agent's impersonation rights "
+            "(`arcbridge --role agent doctor`)",
+            "agent_impersonation",
+        )
+    if facts.status >= 500:
+        return failed(
+            hop,
+            f"{said or f'it answers {facts.status}'}{which}",
+            "tell the cluster's operator: the API server is down or out of the agent's reach "
+            "(`arcbridge --role agent doctor`)",
+            "api_server",
+        )
+    if facts.user:
+        groups = f", in {', '.join(clip(group) for group in facts.groups[:6])}" if facts.groups else ""
+        return ok(hop, f"knows you as {clip(facts.user)}{groups} ({facts.seconds * 1000:.0f} ms)")
+    return ok(hop, f"answers {facts.status}, and does not say who you are ({facts.seconds * 1000:.0f} ms)")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFacts:
+    """One context of ours in the kubeconfig."""
+
+    name: str
+    cluster: str
+    port: int
+    current: bool = False
+    starts_itself: bool = False
+    """Its user is an exec plugin, which starts what serves the port."""
+    listening: bool = False
+    ours: bool = False
+    """What listens shows a certificate of this user's local CA."""
+    holder: str = ""
+
+
+def judge_kubeconfig(
+    contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None, error: str = ""
+) -> Finding:
+    """The contexts of ours, of `cluster` or, where that is empty, all; `kept`: the port that is kept for it."""
+    hop = "kubeconfig"
+    if error:
+        return failed(hop, clip(error), "repair the file, or name another one in KUBECONFIG", "kubeconfig")
+    looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
+    for one in [*looked_at, *([kept] if kept is not None else [])]:
+        if one.listening and not one.ours:
+            by = f" of {clip(one.holder)}" if one.holder else ""
+            return failed(
+                hop,
+                f'port {one.port}, which "{one.cluster}" has, is held by another program{by}',
+                "end that program, or serve the cluster at another port (--port)",
+                "port_taken",
+            )
+    dead = [one for one in looked_at if not one.listening and not one.starts_itself]
+    dead.sort(key=lambda one: not one.current)
+    if dead:
+        names = ", ".join(f'"{clip(one.name)}"' for one in dead[:4])
+        current = " (the current one)" if dead[0].current else ""
+        return failed(
+            hop,
+            f"nothing listens at the port of the context{'s' if len(dead) > 1 else ''} {names}{current}",
+            f"start it again: arcbridge proxy -n {dead[0].cluster}; or use another: kubectl config use-context NAME",
+            "kubeconfig_dead",
+        )
+    if not looked_at:
+        which = f' for "{cluster}"' if cluster else ""
+        return skipped(hop, f"no context of arcbridge{which}")
+    names = ", ".join(f'"{clip(one.name)}"' for one in looked_at[:4])
+    return ok(hop, f"context{'s' if len(looked_at) > 1 else ''} {names}")

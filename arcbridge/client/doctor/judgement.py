@@ -1,0 +1,302 @@
+"""Makes findings of what the probes saw on the way to the relay: facts in, one `Finding` out, and no socket or clock.
+
+`access_judgement` does the same for what comes behind it. Text that came from outside (a certificate's names, a token's
+claims, an agent's sentence) is cleaned before it is part of a finding. Of what a relay says, nothing is shown. Each
+code is in `codes.CODES`.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from dataclasses import dataclass
+
+from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
+from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.foreign_text import clean
+
+SKEW_WARNED = 30.0
+"""Seconds by which clocks may differ unnoticed: a Date header has whole seconds, and an answer takes time."""
+SKEW_FAILED = 120.0
+"""Seconds at which fresh tokens begin to be refused: verifiers allow a minute or two."""
+CERTIFICATE_ENDS_SOON = 7 * 86400.0
+"""Seconds."""
+_SHOWN = 200
+"""Bytes of a name or a claim from outside."""
+_SENTENCE = 500
+"""Bytes of an error's message, which may hold two pins."""
+
+# Verification errors of OpenSSL (x509_vfy.h).
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _WRONG_ADDRESS = 9, 10, 62, 64
+
+
+def clip(text: str) -> str:
+    """A text from outside as a finding may hold it."""
+    return clean(text, _SHOWN)
+
+
+def sentence(error: ArcbridgeError) -> str:
+    """The message of an error as a finding may hold it."""
+    return clean(error.message, _SENTENCE)
+
+
+def when(moment: float) -> str:
+    """Unix seconds in this machine's time zone, for people."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+def span(seconds: float) -> str:
+    """A length of time, for people."""
+    for limit, unit, name in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400.0:.0f} days"
+
+
+@dataclass(frozen=True, slots=True)
+class NameFacts:
+    """What a name's look-up gave."""
+
+    host: str
+    addresses: tuple[str, ...] = ()
+    error: str = ""
+    literal: bool = False
+    """It is an address and no name."""
+    by_proxy: bool = False
+    """The proxy looks it up."""
+
+
+def judge_name(facts: NameFacts) -> Finding:
+    """Name resolution."""
+    hop = "name resolution"
+    if facts.by_proxy:
+        return skipped(hop, f"the proxy looks {facts.host} up")
+    if facts.literal:
+        return ok(hop, f"{facts.host} is an address")
+    if facts.error:
+        return failed(
+            hop,
+            f"{facts.host} cannot be resolved ({clip(facts.error)})",
+            "check the spelling of the relay's address (--relay), and the name servers of this machine",
+            "relay_name",
+        )
+    return ok(hop, f"{facts.host} is {', '.join(facts.addresses[:4])}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyFacts:
+    """What became of a tunnel through the proxy of the environment."""
+
+    proxy: str = ""
+    """`host:port`; empty: there is none for this relay."""
+    settings_error: str = ""
+    unreachable: str = ""
+    """Why the proxy itself could not be connected to."""
+    refused: str = ""
+    """What it answered to CONNECT."""
+    asks_for_credentials: bool = False
+
+
+def judge_proxy(facts: ProxyFacts) -> Finding:
+    """The outbound proxy."""
+    hop = "outbound proxy"
+    if facts.settings_error:
+        return failed(
+            hop,
+            clip(facts.settings_error),
+            "correct HTTPS_PROXY or ALL_PROXY, or name the relay in NO_PROXY",
+            "proxy_settings",
+        )
+    if not facts.proxy:
+        return skipped(hop, "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)")
+    if facts.unreachable:
+        return failed(
+            hop,
+            clip(facts.unreachable),
+            "check HTTPS_PROXY; if the relay can be reached without a proxy, name its host in NO_PROXY",
+            "proxy_unreachable",
+        )
+    if facts.asks_for_credentials:
+        return failed(
+            hop,
+            f"{facts.proxy} asks for credentials",
+            "put them into HTTPS_PROXY, as http://user:password@host:port",
+            "proxy_credentials",
+        )
+    if facts.refused:
+        return failed(
+            hop,
+            clip(facts.refused),
+            "ask the owner of the proxy to allow CONNECT to the relay's host and port, or name the host in NO_PROXY",
+            "proxy_refused",
+        )
+    return ok(hop, f"{facts.proxy} opens a tunnel to the relay")
+
+
+@dataclass(frozen=True, slots=True)
+class TcpFacts:
+    """What became of a connection to the relay's port."""
+
+    address: str
+    seconds: float = 0.0
+    error: str = ""
+    refused: bool = False
+    silent: bool = False
+
+
+def judge_tcp(facts: TcpFacts) -> Finding:
+    """The relay's port."""
+    hop = "TCP"
+    if not facts.error:
+        return ok(hop, f"{facts.address} accepts connections ({facts.seconds * 1000:.0f} ms)")
+    if facts.refused:
+        return failed(
+            hop,
+            f"{facts.address} refuses connections",
+            "check the port in the relay's address, and ask its operator whether the relay runs",
+            "relay_port_closed",
+        )
+    if facts.silent:
+        return failed(
+            hop,
+            f"{facts.address} does not answer",
+            "a firewall drops the packets, or the address is wrong; where a proxy is needed, set HTTPS_PROXY",
+            "relay_silent",
+        )
+    return failed(
+        hop, clip(facts.error), "check the relay's address, and the network of this machine", "relay_unreachable"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """What a handshake without verification showed."""
+
+    address: str
+    error: str = ""
+    alpn: str = ""
+    """What was selected of the protocol of the join."""
+    wanted: str = ""
+
+
+def judge_tls(facts: TlsFacts) -> Finding:
+    """TLS itself, before anything is trusted."""
+    hop = "TLS"
+    if facts.error:
+        return failed(
+            hop,
+            f"{facts.address} makes no TLS 1.3 connection ({clip(facts.error)})",
+            "check the relay's address: the port may be another service's, or something in between breaks TLS 1.3",
+            "relay_tls",
+        )
+    return ok(hop, "TLS 1.3")
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFacts:
+    """The relay's certificate, and whether it is trusted."""
+
+    host: str
+    subject_names: tuple[str, ...] = ()
+    not_before: float = 0.0
+    not_after: float = 0.0
+    """Unix seconds; 0: the certificate could not be read."""
+    error: ArcbridgeError | ssl.SSLCertVerificationError | None = None
+    pinned: bool = False
+    ca_file: str = ""
+
+
+def judge_certificate(facts: CertificateFacts, now: float) -> Finding:
+    """The relay's certificate, by CA file, pin or the system's CAs."""
+    hop, error = "relay certificate", facts.error
+    if isinstance(error, PinMismatch):
+        return failed(
+            hop,
+            sentence(error),
+            "compare the pin with the one that the relay's operator gave you (--relay-ca-pin); if the operator has not "
+            "changed the CA, another party may be in between",
+            "relay_pin",
+        )
+    if isinstance(error, ConfigError | StateError):
+        return failed(hop, sentence(error), "give the relay's CA as a PEM file (--relay-ca-file)", "relay_ca_file")
+    if isinstance(error, ArcbridgeError):
+        return failed(hop, sentence(error), "check the relay's address: a relay gives its CA at /v1/ca", "relay_other")
+    if error is not None:
+        return _not_trusted(hop, facts, error, now)
+    if 0 < facts.not_after < now + CERTIFICATE_ENDS_SOON:
+        return warning(
+            hop,
+            f"trusted, and ends in {span(facts.not_after - now)}",
+            "ask the relay's operator to renew it",
+            "relay_certificate_ends",
+        )
+    until = f", until {when(facts.not_after)}" if facts.not_after else ""
+    by = "the pinned CA" if facts.pinned else f"the CA in {facts.ca_file}" if facts.ca_file else "a CA of this system"
+    return ok(hop, f"of {by}{until}")
+
+
+def _not_trusted(hop: str, facts: CertificateFacts, error: ssl.SSLCertVerificationError, now: float) -> Finding:
+    code = error.verify_code
+    if code == _EXPIRED or 0 < facts.not_after <= now:
+        return failed(
+            hop,
+            f"the certificate, or its CA's, has expired (the relay's own ended at {when(facts.not_after)})",
+            "ask the relay's operator to renew it; if it is good elsewhere, set the clock of this machine",
+            "relay_certificate_expired",
+        )
+    if code == _NOT_YET_VALID or facts.not_before > now:
+        return failed(
+            hop,
+            f"the certificate is not valid yet (from {when(facts.not_before)})",
+            "set the clock of this machine; if it is right, tell the relay's operator",
+            "relay_certificate_not_yet",
+        )
+    if code in (_WRONG_NAME, _WRONG_ADDRESS):
+        names = ", ".join(clip(name) for name in facts.subject_names[:4]) or "no name"
+        return failed(
+            hop,
+            f"the certificate is for {names}, not for {facts.host}",
+            "use one of these names as the relay's address, or ask its operator for a certificate with this one",
+            "relay_certificate_name",
+        )
+    how = f"the CA in {facts.ca_file}" if facts.ca_file else "the pinned CA" if facts.pinned else "a CA of this system"
+    return failed(
+        hop,
+        f"the certificate is not of {how} ({clip(error.verify_message)})",
+        "give the CA that the relay's operator gave you (--relay-ca-file), or its pin (--relay-ca-pin); if it is the "
+        "right one, another party may be in between",
+        "relay_ca",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFacts:
+    """Whether the other end is a relay."""
+
+    address: str
+    speaks_join: bool
+    software: str = ""
+
+
+def judge_relay(facts: RelayFacts) -> Finding:
+    """Whether the server is a relay of arcbridge."""
+    if facts.speaks_join:
+        return ok("relay", f"{facts.address} is an arcbridge relay")
+    return failed(
+        "relay",
+        f"{facts.address} speaks TLS, and not arcbridge-join/1: it is no arcbridge relay",
+        "check the relay's address; a proxy that terminates TLS in front of a relay has to pass it through",
+        "relay_other",
+    )
+
+
+def judge_clock(ahead: float | None) -> Finding:
+    """This machine's clock against the relay's; `ahead` in seconds, None: the relay did not say its time."""
+    hop = "clock"
+    if ahead is None:
+        return skipped(hop, "the relay did not say its time")
+    if abs(ahead) < SKEW_WARNED:
+        return ok(hop, "as the relay's")
+    detail = f"this machine is {span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the relay"
+    remedy = "set the clock of the one that is wrong (NTP): tokens and certificates are valid by the clock"
+    return (failed if abs(ahead) >= SKEW_FAILED else warning)(hop, detail, remedy, "clock")

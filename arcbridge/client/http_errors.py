@@ -1,0 +1,25 @@
+"""Why an HTTP request got no answer, in words for a person: aiohttp's own name its classes and quote addresses."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import aiohttp
+
+from arcbridge.net.http_connector import NotConnected
+
+
+def reason(error: BaseException) -> str:
+    """`connection refused`, `its name cannot be resolved`; the class of the error where there are no better words."""
+    if isinstance(error, NotConnected):
+        return error.message.partition(": ")[2] or error.message
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, socket.gaierror):
+        return f"its name cannot be resolved: {(cause.strerror or 'no reason given').lower()}"
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return "it ended the connection without an answer"
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        # asyncio puts the addresses into the text of such an error; the number says what happened.
+        return os.strerror(cause.errno).lower()
+    return type(error).__name__

@@ -1,0 +1,321 @@
+"""Relays that this user has logged in at: what was trusted then, kept so that later commands need no flags.
+
+One directory for each relay under `relays/` of the state directory (0700, files 0600): `profile.json` with the relay's
+addresses, the pin of its CA and where it says that one logs in; `ca.pem`, the CA itself; `issuer-ca.pem`, the issuer's,
+where the user gave one. Invariant: what is here was shown to the user, or given by the user, and only `login` writes
+it; a relay that says something else later changes nothing here.
+
+Settings that flags, environment and settings file give go before what is kept here (`fill`).
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.net.address import Address, parse_address
+from arcbridge.pki.pins import check_pin
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+
+_TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audience_by")
+_LISTS = ("scopes", "cluster_scopes", "relay_scopes")
+SETTINGS = (*_TEXTS, *_LISTS, "dpop")
+"""The settings of a login that a relay may name. What would weaken a login, such as `one_token`, is not among them."""
+BROWSER, DEVICE, PROGRAM = "authcode", "device-code", "client-credentials"
+GRANTS = (BROWSER, DEVICE, PROGRAM)
+_TEXT_LIMIT = 512
+_LIST_LIMIT = 64
+_NONE_NAMED = LoginConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class LoginOffer:
+    """Where one logs in, as a relay says it (`GET /v1/login`) or as the user's flags did."""
+
+    settings: dict[str, Any]
+    """By the names in `SETTINGS`; lists are tuples."""
+    grants: tuple[str, ...] = ()
+    """Ways to log in that the issuer offers; empty: not said."""
+
+    @classmethod
+    def read(cls, document: object) -> LoginOffer:
+        """Read what a relay answered, or what was kept; raises `ConfigError`, which quotes nothing of it.
+
+        Members that are not known are ignored, so that newer relays may say more.
+        """
+        if not isinstance(document, dict):
+            raise ConfigError("it is not a JSON object")
+        found: dict[str, Any] = {}
+        for name in _TEXTS:
+            value = document.get(name, getattr(_NONE_NAMED, name))
+            if not _is_word(value) or (not value and name in ("issuer", "client_id")):
+                raise ConfigError(f"{name} is not a text that it can be")
+            found[name] = value
+        for name in _LISTS:
+            values = document.get(name, list(getattr(_NONE_NAMED, name)))
+            if not isinstance(values, list) or len(values) > _LIST_LIMIT or not all(_is_word(one) for one in values):
+                raise ConfigError(f"{name} is not a list of words")
+            found[name] = tuple(values)
+        found["dpop"] = document.get("dpop", True)
+        if not isinstance(found["dpop"], bool):
+            raise ConfigError("dpop is neither true nor false")
+        if not str(found["issuer"]).startswith("https://") or "@" in str(found["issuer"]):
+            raise ConfigError("issuer is not an https:// URL")
+        grants = document.get("grant_types", [])
+        if not isinstance(grants, list):
+            raise ConfigError("grant_types is not a list of words")
+        return cls(found, tuple(one for one in GRANTS if one in grants))
+
+    @classmethod
+    def of(cls, login: LoginConfig) -> LoginOffer:
+        """What the user's own settings say."""
+        return cls({name: getattr(login, name) for name in SETTINGS})
+
+    @property
+    def issuer(self) -> str:
+        return str(self.settings["issuer"])
+
+    @property
+    def place(self) -> str:
+        """The issuer as a user recognizes it: its host, and the path that tells the tenants of one host apart."""
+        return self.issuer.removeprefix("https://").rstrip("/")
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        """Audience and scopes that go beyond who the user is: whom the relay's token is good at."""
+        usual = {"openid", "profile", "email", "groups", "offline_access"}
+        named = [self.settings["audience"], *self.settings["scopes"], *self.settings["relay_scopes"]]
+        return tuple(dict.fromkeys(one for one in named if one and one not in usual))
+
+    def differs(self, other: LoginOffer) -> list[str]:
+        """The settings in which `other` says something else; ways to log in do not count."""
+        return [name for name in SETTINGS if self.settings[name] != other.settings[name]]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, for `read`."""
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
+        return {**settings, "grant_types": list(self.grants)}
+
+
+@dataclass(frozen=True, slots=True)
+class RelayProfile:
+    """One organisation's relays as this user knows them."""
+
+    relays: tuple[str, ...]
+    """`https://host:port` of each; the first one names the profile."""
+    login: LoginOffer
+    from_relay: bool = True
+    """Whether the relay named the login; False: the user's flags did, and what the relay says is not asked."""
+    ca_pin: str = ""
+    """`sha256:…` of the relays' CA; empty: the system's CAs vouch for them."""
+    ca_pem: str = field(default="", repr=False)
+    issuer_ca_pem: str = field(default="", repr=False)
+    """CA of the issuer's certificate, as the user gave it; empty: the system's."""
+    grant_type: str = "auto"
+    logged_in_at: float = 0.0
+    """Unix seconds of the last login; 0: trusted, and not logged in yet."""
+    directory: Path = Path()
+    """Where it is kept; empty before it is."""
+
+    @property
+    def address(self) -> Address:
+        return parse_address(self.relays[0])
+
+    @property
+    def url(self) -> str:
+        return short_url(self.address)
+
+
+def short_url(address: Address) -> str:
+    """A relay's URL as people write it: without the port that goes without saying."""
+    return address.url.removesuffix(":443")
+
+
+class RelayProfiles:
+    """The profiles of one state directory. Every method raises StateError."""
+
+    def __init__(self, state: Path) -> None:
+        self.path = state / "relays"
+
+    def all(self) -> list[RelayProfile]:
+        """All profiles, the one logged in at last first."""
+        try:
+            names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        except OSError:
+            return []  # there is none
+        found = [profile for name in names if (profile := self._load(self.path / name)) is not None]
+        return sorted(found, key=operator.attrgetter("logged_in_at"), reverse=True)
+
+    def get(self, relay: Address) -> RelayProfile | None:
+        """The profile in which this relay is."""
+        return next((one for one in self.all() if relay in _addresses(one.relays)), None)
+
+    def save(self, profile: RelayProfile) -> RelayProfile:
+        """Keep a profile in place of the one of the same relay; returns it with its directory."""
+        directory = profile.directory if profile.directory != Path() else self.path / _name(profile.address)
+        ensure_private_directory(directory)
+        with locked(self.path / ".lock"):
+            write_private(directory / "ca.pem", profile.ca_pem.encode())
+            write_private(directory / "issuer-ca.pem", profile.issuer_ca_pem.encode())
+            document = {
+                "relays": list(profile.relays),
+                "ca_pin": profile.ca_pin,
+                "login": profile.login.document(),
+                "from_relay": profile.from_relay,
+                "grant_type": profile.grant_type,
+                "logged_in_at": profile.logged_in_at,
+            }
+            # The last one: a profile without it is none.
+            write_private(directory / "profile.json", (json.dumps(document, indent=1) + "\n").encode())
+        return replace(profile, directory=directory)
+
+    def _load(self, directory: Path) -> RelayProfile | None:
+        data = read_file(directory / "profile.json")
+        if data is None:
+            return None
+        try:
+            document = json.loads(data)
+            relays = tuple(document["relays"])
+            _addresses(relays)
+            if not relays or not isinstance(document["logged_in_at"], int | float):
+                raise ValueError("no relay, or no time")
+            return RelayProfile(
+                relays,
+                LoginOffer.read(document["login"]),
+                bool(document["from_relay"]),
+                check_pin(document["ca_pin"]) if document["ca_pin"] else "",
+                (read_file(directory / "ca.pem") or b"").decode("ascii"),
+                (read_file(directory / "issuer-ca.pem") or b"").decode("ascii"),
+                str(document["grant_type"]),
+                float(document["logged_in_at"]),
+                directory,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+            raise StateError(f"{directory} is damaged: remove it, and log in again (`arcbridge login URL`)") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Settings with what a profile adds."""
+
+    config: ClientConfig
+    profile: RelayProfile | None = None
+    """The one that was used."""
+    others: tuple[RelayProfile, ...] = ()
+    """Further ones that would have done as well, where no relay was named."""
+
+
+def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
+    """Add to settings that name no relay, no trust or no login what was trusted at the last login.
+
+    Named relays choose the profile in which they are; without one the last login does. Raises ConfigError, StateError.
+    """
+    named = config.relay_urls()
+    if named and has_login(config.login) and (config.relay_ca_pin or config.relay_ca_file):
+        return Filled(config)
+    known = profiles.all()
+    if named:
+        profile = _named(known, named)
+        return Filled(config if profile is None else apply(config, profile), profile)
+    if not known:
+        return Filled(config)
+    return Filled(apply(config, known[0]), known[0], tuple(known[1:]))
+
+
+def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
+    """The settings with those of a profile where they have none of their own."""
+    login = config.login
+    if not has_login(login):
+        login = apply_login(login, profile)
+    own_trust = bool(config.relay_ca_pin or config.relay_ca_file)
+    pinned = bool(profile.ca_pin) and not own_trust
+    return replace(
+        config,
+        relay="",
+        relays=profile.relays,
+        relay_ca_pin=profile.ca_pin if pinned else config.relay_ca_pin,
+        relay_ca_file=profile.directory / "ca.pem" if pinned else config.relay_ca_file,
+        login=login,
+    )
+
+
+def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
+    """The login's settings with those of a profile where they have their defaults."""
+    added: dict[str, Any] = {
+        name: value for name, value in profile.login.settings.items() if getattr(login, name) == _default(name)
+    }
+    if login.ca_file is None and profile.issuer_ca_pem:
+        added["ca_file"] = profile.directory / "issuer-ca.pem"
+    if login.grant_type == "auto":
+        added["grant_type"] = profile.grant_type
+        offered = [grant for grant in (BROWSER, DEVICE) if grant in profile.login.grants]
+        if profile.grant_type == "auto" and len(offered) == 1:
+            added["grant_type"] = offered[0]
+    return replace(login, **added)
+
+
+def has_login(login: LoginConfig) -> bool:
+    """Whether the settings say where tokens come from."""
+    return bool(
+        login.issuer or login.command or login.workload or login.access_token_file or login.id_token_file is not None
+    )
+
+
+def login_command(config: ClientConfig, profiles: RelayProfiles) -> str:
+    """The command that logs in at the relay and issuer of these settings, for messages."""
+    relays = config.relay_urls()
+    words = ["arcbridge login"]
+    if relays:
+        words.append(short_url(parse_address(relays[0])))
+    try:
+        profile = _named(profiles.all(), relays) if relays else None
+    except StateError:
+        profile = None
+    if config.login.issuer and (profile is None or profile.login.issuer != config.login.issuer):
+        words.append(f"--oidc-issuer-url {config.login.issuer} --oidc-client-id {config.login.client_id}")
+    return " ".join(words)
+
+
+def _named(known: Sequence[RelayProfile], relays: Sequence[str]) -> RelayProfile | None:
+    """The profile that has all these relays; a host without a port means its only profile, whatever the port."""
+    wanted = _addresses(relays)
+    for profile in known:
+        if set(wanted) <= set(_addresses(profile.relays)):
+            return profile
+    if len(relays) == 1 and "://" not in relays[0] and ":" not in relays[0]:
+        same_host = [one for one in known if wanted[0].host in {address.host for address in _addresses(one.relays)}]
+        return same_host[0] if len(same_host) == 1 else None
+    return None
+
+
+def _addresses(relays: Sequence[str]) -> list[Address]:
+    return [parse_address(relay) for relay in relays]
+
+
+def _name(address: Address) -> str:
+    """A directory's name that every system takes."""
+    return f"{address.host.replace(':', '-')}_{address.port}"
+
+
+def _is_word(value: object) -> bool:
+    # ASCII: an issuer that only looks like the right one is spelt in other letters.
+    return (
+        isinstance(value, str)
+        and len(value) <= _TEXT_LIMIT
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
+    )
+
+
+def _default(name: str) -> object:
+    return _DEFAULTS[name]
+
+
+_DEFAULTS: Mapping[str, object] = {one.name: getattr(_NONE_NAMED, one.name) for one in fields(LoginConfig)}

@@ -1,0 +1,71 @@
+"""Which processes of this user serve clusters now: each holds a lock for as long as it lives.
+
+The kernel frees a lock when its process ends, however it ends, and no number is used twice: a process id would be
+another program's one day. The names of the processes stand in the marks of the kubeconfig's entries.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from arcbridge.errors import StateError
+from arcbridge.pki.private_files import ensure_private_directory, try_lock
+
+BACKGROUND = "background"
+"""The name of the background process, which stays the same when another one takes its place."""
+
+
+class Running:
+    """The processes that serve, in one state directory; `background_lock` is the lock of the background process."""
+
+    def __init__(self, directory: Path, background_lock: Path | None = None) -> None:
+        self._directory = directory
+        self._background_lock = background_lock
+        self._held: tuple[Path, int] | None = None
+
+    def begin(self) -> str:
+        """Take part; returns this process's name, which is alive until `end` or the end of the process.
+
+        Raises StateError.
+        """
+        if self._held is None:
+            ensure_private_directory(self._directory)
+            path = self._directory / f"{os.getpid()}-{secrets.token_hex(8)}"
+            descriptor = try_lock(path)
+            if descriptor is None:
+                raise StateError(f"cannot lock {path}")
+            self._held = path, descriptor
+        return self._held[0].name
+
+    def end(self) -> None:
+        """Take part no more."""
+        if self._held is not None:
+            path, descriptor = self._held
+            self._held = None
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+    def alive(self, name: str) -> bool:
+        """Whether the process of that name serves now."""
+        if self._held is not None and self._held[0].name == name:
+            return True
+        if not name:
+            return False
+        path = self._background_lock if name == BACKGROUND else self._directory / os.path.basename(name)
+        if path is None or not path.exists():
+            return False
+        try:
+            descriptor = try_lock(path)
+        except StateError:
+            return True  # what cannot be looked at is left alone
+        if descriptor is None:
+            return True
+        if name != BACKGROUND:
+            with suppress(OSError):
+                path.unlink()
+        os.close(descriptor)
+        return False

@@ -1,0 +1,197 @@
+"""The client's one check of its settings: a start runs it, and `config check` runs nothing else.
+
+It reads the files that the settings name, collects every mistake, makes no file and asks no peer. Files that another
+program keeps fresh may be absent until a token is asked for: that is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from arcbridge.client.tokens import refuse_contradictions, with_defaults
+from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.net import named_files
+from arcbridge.net.address import parse_address
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.problems import Problems
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check has found."""
+
+    config: ClientConfig
+    problems: Problems
+
+
+def required(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
+    """What a start needs of `check`. Raises SettingsRefused."""
+    checked = check(config, environment)
+    checked.problems.refuse()
+    return checked
+
+
+def check(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
+    """Check the settings and every file that they name; the mistakes are in `problems`."""
+    problems = Problems()
+    _relays(config, problems)
+    _clusters(config, problems)
+    _state(config, problems, environment)
+    with problems.collect("login"):
+        refuse_contradictions(config.login)
+    _tokens(config, problems)
+    _issuer(config.login, problems)
+    _workload(config.login, problems, environment)
+    if config.observe.listen:
+        from arcbridge.observe.server import parse_observe_listen
+
+        with problems.collect("observe.listen"):
+            parse_observe_listen(config.observe.listen)
+    return Checked(config, problems)
+
+
+def _relays(config: ClientConfig, problems: Problems) -> None:
+    urls: tuple[str, ...] = ()
+    with problems.collect("relay"):
+        urls = config.relay_urls()
+        if not urls:
+            problems.error(
+                "relays",
+                "relays: required but not set; log in: `arcbridge login https://RELAY`, or give --relay https://host:port",
+            )
+    for n, url in enumerate(urls):
+        setting = "relay" if config.relay else f"relays[{n}]"
+        with problems.collect(setting):
+            named_files.check_not_placeholder(problems, setting, parse_address(url).host)
+    named_files.check_pin_setting(problems, "relay_ca_pin", config.relay_ca_pin)
+    if config.relay_ca_file is not None:
+        named_files.check_ca(problems, "relay_ca_file", config.relay_ca_file)
+    elif not config.relay_ca_pin:
+        problems.warn(
+            "relay_ca_pin",
+            "relay_ca_pin: missing, and so is relay_ca_file: only relays with a certificate of a CA that this system "
+            "trusts can be reached",
+        )
+
+
+def _clusters(config: ClientConfig, problems: Problems) -> None:
+    for setting, names in (("cluster", (config.cluster,)), ("clusters", config.clusters)):
+        for n, name in enumerate(names):
+            if name:
+                path = setting if setting == "cluster" else f"clusters[{n}]"
+                with problems.collect(path):
+                    check_cluster_name(name)
+    named_files.check_pin_setting(problems, "cluster_ca_pin", config.cluster_ca_pin)
+    if config.pins_file is not None:
+        if named_files.read(problems, "pins_file", config.pins_file) is not None:
+            from arcbridge.pki.pins import PinStore
+
+            try:
+                PinStore(config.pins_file, relay="").get("any")
+            except StateError as error:
+                problems.error("pins_file", f"pins_file: {error.message}")
+    elif not config.cluster_ca_pin and config.trust_first_use:
+        problems.warn(
+            "trust_first_use",
+            "trust_first_use: on, and no pin is given: a relay that is hostile at the first contact could put a "
+            "cluster of its own in between",
+        )
+
+
+def _state(config: ClientConfig, problems: Problems, environment: Mapping[str, str]) -> None:
+    from arcbridge.client.state import StateDirectory
+
+    try:
+        directory = StateDirectory.find(config.state_dir, environment).path
+    except StateError as error:
+        problems.error("state_dir", f"state_dir: {error.message}")
+    else:
+        named_files.check_directory(problems, "state_dir", directory)
+
+
+def _tokens(config: ClientConfig, problems: Problems) -> None:
+    login = config.login
+    for setting, path in (
+        ("token_file", config.token_file),
+        ("login.access_token_file", login.access_token_file),
+        ("login.id_token_file", login.id_token_file),
+        ("login.client_assertion_file", login.client_assertion_file),
+    ):
+        if path is not None:
+            named_files.check_secret(problems, setting, path, missing="warning")
+    if login.client_secret_file is not None:
+        # Any printable characters, spaces too (RFC 6749, appendix A.2).
+        named_files.check_readable(problems, "login.client_secret_file", login.client_secret_file)
+    same = login.access_token_file is not None and login.access_token_file in (login.id_token_file, config.token_file)
+    if same and not login.one_token:
+        problems.error(
+            "login.access_token_file",
+            "login.access_token_file: is the cluster's file as well, so that the relay could act as you in the "
+            "cluster; give a token of its own for each, or set one_token = true under [login] if you accept that",
+        )
+    if login.client_key_file is not None:
+        named_files.read(problems, "login.client_key_file", login.client_key_file)
+    if login.proof_key_file is not None:
+        from arcbridge.client import proof_keys
+
+        try:
+            missing = proof_keys.load(login.proof_key_file, of_settings=True) is None
+        except StateError as error:
+            problems.error("login.proof_key_file", f"login.proof_key_file: {error.message}")
+        else:
+            if missing:
+                problems.error(
+                    "login.proof_key_file",
+                    f"login.proof_key_file: {login.proof_key_file} does not exist; `arcbridge --role client key` "
+                    "makes it",
+                )
+    if not (login.access_token_file or login.command or login.issuer or login.workload):
+        problems.warn(
+            "login",
+            "login: nothing says where the relay's token comes from: set login.issuer and login.client_id, "
+            "login.command, login.workload or login.access_token_file",
+        )
+
+
+def _issuer(login: LoginConfig, problems: Problems) -> None:
+    if login.ca_file is not None:
+        named_files.check_ca(problems, "login.ca_file", login.ca_file)
+    if not login.issuer:
+        if login.client_id:
+            problems.error("login.issuer", "login.issuer: required with login.client_id; give --oidc-issuer-url URL")
+        return
+    from urllib.parse import urlsplit
+
+    from arcbridge.client.login import check_login
+
+    with problems.collect("login.issuer"):
+        parts = urlsplit(login.issuer)
+        if parts.scheme != "https" or not parts.hostname:
+            raise ConfigError("login.issuer: must be an https URL")
+        named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
+    with problems.collect("login.client_id"):
+        if login.grant_type == "client-credentials":
+            from arcbridge.client.client_credentials import ClientCredentials
+
+            ClientCredentials(login)
+        else:
+            check_login(login)
+            from arcbridge.client.client_authentication import ClientAuthentication
+
+            ClientAuthentication(login)
+
+
+def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, str]) -> None:
+    if not login.workload:
+        return
+    from arcbridge.client.workload import WorkloadTokens
+
+    try:
+        WorkloadTokens(with_defaults(login), environment=environment)
+    except ConfigError as error:
+        if error.message.startswith("login.workload: this is no "):
+            problems.warn("login.workload", error.message)  # the file is checked elsewhere than where it is used
+        else:
+            problems.error("login.workload", error.message)

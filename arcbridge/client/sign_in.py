@@ -1,0 +1,252 @@
+"""`login` and `logout`: whom the user trusts, the tokens of the login, and their end at the issuer.
+
+At the first contact with a relay the user is asked once, for its CA and for the issuer that it names; the answer is
+kept (`client.relay_profile`) before the login begins, so that a login that fails asks nothing again. `client.login`
+does the login itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from arcbridge.client.client_authentication import ClientAuthentication
+from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
+from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay_profile import (
+    LoginOffer,
+    RelayProfile,
+    RelayProfiles,
+    apply,
+    has_login,
+    short_url,
+)
+from arcbridge.client.relays import concerns_all
+from arcbridge.client.token_cache import TokenSet
+from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
+from arcbridge.net.address import parse_address
+from arcbridge.pki.pins import check_pin, same_pin
+
+Ask = Callable[[str], Awaitable[bool]]
+"""Asks the user a question; returns whether the answer was yes."""
+Say = Callable[[str], None]
+
+log = structlog.get_logger("arcbridge.client")
+
+
+async def trusted(
+    config: ClientConfig,
+    profiles: RelayProfiles,
+    relays: tuple[str, ...],
+    *,
+    ask: Ask | None,
+    say: Say,
+    renew: bool = False,
+) -> RelayProfile | None:
+    """The profile to log in with, kept; None where the settings alone say where to log in and no relay was named.
+
+    `relays`: the URLs that `login` was given. `ask`: None where there is no terminal. `renew`: ask again, whatever was
+    trusted. Raises PinMismatch where the user says no, or the relay is not the one that was trusted; ConfigError where
+    nothing says how to log in; Unreachable.
+    """
+    if has_login(config.login) and not config.login.issuer:
+        raise ConfigError(
+            "login: these settings have tokens of their own (files, a command or a workload), so there is nothing to "
+            "log in at; take them out, or leave `login` out"
+        )
+    if not relays and config.login.issuer:
+        return None
+    relays = relays or config.relay_urls()
+    if not relays:
+        known = profiles.all()
+        if not known:
+            raise ConfigError("no relay is known here: run `arcbridge login https://RELAY`, as its operator names it")
+        relays = known[0].relays
+    addresses = [parse_address(relay) for relay in relays]
+    profile = profiles.get(addresses[0])
+    if profile is None or renew:
+        return await _first_contact(config, profiles, relays, profile, ask)
+    return await _later_contact(config, profiles, profile, relays, say)
+
+
+async def _later_contact(
+    config: ClientConfig, profiles: RelayProfiles, profile: RelayProfile, relays: tuple[str, ...], say: Say
+) -> RelayProfile:
+    """Hold what the relay says against what was trusted."""
+    login = config.login
+    given = check_pin(config.relay_ca_pin) if config.relay_ca_pin else ""
+    if given and profile.ca_pin and not same_pin(given, profile.ca_pin):
+        raise PinMismatch(
+            f"flag --relay-ca-pin: {given} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
+            f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
+        )
+    try:
+        contact = await ask_known(profile)
+    except (Unreachable, ConnectionLost) as error:
+        say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
+    else:
+        check_known(profile, contact)
+        profile = replace(profile, ca_pem=contact.ca_pem)
+    urls = tuple(parse_address(relay).url for relay in relays)
+    if not set(urls) <= set(profile.relays):
+        profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
+    if login.issuer and login.issuer != profile.login.issuer:
+        profile = replace(profile, login=_own_offer(login), from_relay=False)
+    if login.ca_file is not None:
+        profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
+    if login.grant_type != "auto":
+        profile = replace(profile, grant_type=login.grant_type)
+    return profiles.save(profile)
+
+
+async def _first_contact(
+    config: ClientConfig,
+    profiles: RelayProfiles,
+    relays: tuple[str, ...],
+    former: RelayProfile | None,
+    ask: Ask | None,
+) -> RelayProfile:
+    login = config.login
+    given = bool(config.relay_ca_pin or config.relay_ca_file)
+    contact = await _any_contact(config, relays, given=given)
+    relay = short_url(contact.address)
+    offer, from_relay = contact.offer, True
+    if login.issuer and (offer is None or (offer.issuer, offer.settings["client_id"]) != _named(login, offer)):
+        offer, from_relay = _own_offer(login), False
+    if offer is None:
+        raise ConfigError(
+            f"{relay} does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID, or have its "
+            "operator add a [login] table to its settings"
+        )
+    await _agree(config, contact, offer, former, ask)
+    profile = RelayProfile(
+        tuple(parse_address(one).url for one in relays),
+        offer,
+        from_relay,
+        contact.ca_pin,
+        contact.ca_pem,
+        _text(login.ca_file) if login.ca_file is not None else "",
+        login.grant_type,
+    )
+    if former is not None:
+        kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
+        profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
+    return profiles.save(profile)
+
+
+async def _any_contact(config: ClientConfig, relays: tuple[str, ...], *, given: bool) -> Contact:
+    """The first relay that answers."""
+    accesses = [RelayAccess(one, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for one in relays]
+    for access in accesses[:-1]:
+        try:
+            return await ask_relay(access, given=given)
+        except ArcbridgeError as error:
+            if concerns_all(error) or isinstance(error, PinMismatch):
+                raise
+    return await ask_relay(accesses[-1], given=given)
+
+
+def _named(login: LoginConfig, offer: LoginOffer) -> tuple[str, str]:
+    """The issuer and the client id of the settings, of which the relay may add the second."""
+    return login.issuer, login.client_id or offer.settings["client_id"]
+
+
+def _own_offer(login: LoginConfig) -> LoginOffer:
+    if not login.client_id:
+        raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+    return LoginOffer.of(login)
+
+
+async def _agree(
+    config: ClientConfig, contact: Contact, offer: LoginOffer, former: RelayProfile | None, ask: Ask | None
+) -> None:
+    """Have the user agree to what nothing else vouches for; raises PinMismatch where the answer is no."""
+    relay, pin = short_url(contact.address), contact.ca_pin
+    new_ca, new_issuer = not contact.vouched_for, not config.login.issuer
+    if not new_ca and not new_issuer:
+        return
+    if former is not None and former.ca_pin == pin and not former.login.differs(offer):
+        return  # nothing is new
+    if ask is None or config.trust_first_use:
+        if not config.trust_first_use:
+            raise PinMismatch(_untold(relay, pin if new_ca else "", offer.issuer if new_issuer else ""))
+        # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
+        log.warning("trusting a relay at first use", relay=relay, ca_pin=pin, issuer=offer.issuer)
+        return
+    lines = []
+    if former is not None:
+        was = f"by the CA {former.ca_pin}" if former.ca_pin else "by a public CA"
+        lines.append(f"You trusted {relay} {was}, with {former.login.place} as where you log in.")
+    if new_issuer and offer.asks_for:
+        lines.append(f"The login asks for: {', '.join(offer.asks_for)} (client {offer.settings['client_id']}).")
+    if new_ca and new_issuer:
+        lines.append(f"The relay's CA is {pin}; it names {offer.place} as where you log in. Trust both? [y/N] ")
+    elif new_ca:
+        lines.append(f"The relay's CA is {pin}. Trust it? [y/N] ")
+    else:
+        lines.append(f"{relay} names {offer.place} as where you log in. Trust it? [y/N] ")
+    if not await ask("\n".join(lines)):
+        raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the issuer")
+
+
+def _untold(relay: str, pin: str, issuer: str) -> str:
+    """What to do where the user cannot be asked."""
+    shown = [f"its CA would be {pin}"] if pin else []
+    flags = ["--relay-ca-pin PIN"] if pin else []
+    if issuer:
+        shown.append(f"it names {issuer} as where you log in")
+        flags.append("--oidc-issuer-url URL")
+    return (
+        f"{relay} is not known here ({', and '.join(shown)}); compare that with what its operator says and give "
+        f"{' and '.join(flags)}, or accept it unseen with --trust-first-use"
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("ascii")
+    except OSError as error:
+        raise StateError(f"login.ca_file: cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"login.ca_file: {file} holds no PEM certificate") from error
+
+
+def logged_in(profiles: RelayProfiles, profile: RelayProfile) -> RelayProfile:
+    """Note that a login has succeeded: commands that name no relay mean this one from now on."""
+    return profiles.save(replace(profile, logged_in_at=time.time()))
+
+
+def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientConfig:
+    """The settings of a login at a profile's relay."""
+    if profile is None:
+        return config
+    # An issuer that was given with the command is the profile's by now.
+    return apply(replace(config, login=replace(config.login, issuer="")), profile)
+
+
+async def revoke(config: LoginConfig, tokens: TokenSet) -> str:
+    """Have the issuer void the refresh token of a login (RFC 7009).
+
+    Returns why it did not, for one line to the user; empty: it did, or there is none.
+    """
+    if not tokens.refresh_token:
+        return ""
+    try:
+        async with Issuer(config.issuer, config.ca_file) as issuer:
+            endpoints = await issuer.endpoints()
+            if not endpoints.revocation:
+                return "the issuer has no revocation endpoint"
+            authentication = ClientAuthentication(config)
+            form = {"token": tokens.refresh_token, "token_type_hint": "refresh_token"}
+            await issuer.post(endpoints.revocation, form, lambda: authentication.proof(endpoints))
+    except IssuerError as error:
+        return f"the issuer refused ({error.words})"
+    except ArcbridgeError as error:
+        return error.message
+    return ""

@@ -1,0 +1,72 @@
+"""One HTTPS request for a token, to the service of a platform that a job or a pod runs on.
+
+No redirects, no cookies, a bounded answer, one deadline. Invariant: nothing of what was sent or received is in an
+error.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from arcbridge.errors import ConfigError, Unreachable
+from arcbridge.net.system_trust import trusting_context
+
+DEADLINE = 20.0
+"""Seconds for one request."""
+_LIMIT = 256 * 1024
+
+
+async def request(
+    method: str,
+    url: str,
+    authorization: str,
+    context: ssl.SSLContext,
+    body: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Send one request; return the status and the JSON object of the answer, empty where it is none.
+
+    Raises Unreachable, without a word of what was sent.
+    """
+    import aiohttp  # a quarter of a second, for those who ask
+
+    from arcbridge.net.http_connector import DialingConnector
+
+    headers = {"Authorization": authorization, "Accept": "application/json", **(headers or {})}
+    host = urlsplit(url).hostname
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=DialingConnector(ssl=context),
+                timeout=aiohttp.ClientTimeout(total=DEADLINE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            ) as session,
+            session.request(method, url, json=body, headers=headers, allow_redirects=False) as response,
+        ):
+            data, status = b"", response.status
+            async for chunk in response.content.iter_chunked(65536):
+                data += chunk
+                if len(data) > _LIMIT:
+                    raise Unreachable(f"{host} answered more than {_LIMIT} bytes for a token")
+    except TimeoutError as error:
+        raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = {}
+    return status, document if isinstance(document, dict) else {}
+
+
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS that trusts the CA of a service: in a file, or the system's. Raises ConfigError."""
+    try:
+        return trusting_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(f"{ca_file} holds no PEM certificate that can be read") from error

@@ -1,0 +1,206 @@
+"""Groups that a verified token does not hold itself, but points to: at Microsoft Graph, or as a distributed claim.
+
+A token of Entra ID whose issuer has a `[graph.NAME]` in the settings gets its groups from there (`identity.graph`), and
+never from an address that the token gives. For other issuers this is the distributed claim of OpenID Connect Core 1.0
+§5.6.2, as kube-apiserver resolves it: the one claim that `claimMappings.groups` names, when it is absent; the token's
+`_claim_sources` say where a JWT with it is. That place is asked only where it belongs to the issuer itself or to the
+origins that the settings name, over HTTPS and without redirects. Invariant: a token that points elsewhere becomes an
+identity with all its groups, or none.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from arcbridge.errors import ConfigError, Unreachable
+from arcbridge.identity import graph
+from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
+from arcbridge.identity.fetch import Ask
+from arcbridge.identity.lookups import Lookups
+from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+
+MAX_ENDPOINT = 2048
+"""Characters of an endpoint in a token."""
+KEEP = 60.0
+"""Seconds for which the groups of one token are remembered; the verifier remembers its result no longer."""
+_BEARER: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,16384}=*", re.ASCII)
+"""RFC 6750 §2.1."""
+
+Verify = Callable[[str], Awaitable[Mapping[str, Any]]]
+"""Verifies a JWT of the same issuer and returns its claims. Raises as `TokenVerifier.verify`."""
+
+
+class Source(NamedTuple):
+    """Where a distributed claim is, as a token says it."""
+
+    endpoint: str
+    access_token: str
+
+
+def check(
+    directories: Mapping[str, graph.GraphSettings],
+    claim_sources: Iterable[str],
+    issuers: AuthenticationConfig | None,
+) -> None:
+    """Check the settings that need no file. Raises ConfigError that names the key. `issuers` None: there is no
+    authentication file; empty: it could not be read, and says nothing of the settings."""
+    for name, settings in directories.items():
+        graph.check(name, settings)
+        for n, url in enumerate(settings.issuers):
+            if issuers is not None and issuers.issuers and issuers.issuer(url) is None:
+                raise ConfigError(f"graph.{name}.issuers[{n}]: {url} is no issuer.url of the authentication file")
+    for index, url in enumerate(claim_sources):
+        _setting_origin(index, url)
+        if issuers is None:
+            raise ConfigError(f"claim_sources[{index}]: it is about tokens of issuers, and there is no authentication")
+    if issuers is None and directories:
+        raise ConfigError(
+            f"graph.{next(iter(directories))}: it is about tokens of issuers, and there is no authentication"
+        )
+
+
+class GroupSources:
+    """All places where groups may be looked up, by the settings of one end. `clock`: unix; `monotonic`: seconds."""
+
+    def __init__(
+        self,
+        issuers: AuthenticationConfig,
+        ask: Ask,
+        *,
+        directories: Mapping[str, graph.GraphSettings] | None = None,
+        claim_sources: Iterable[str] = (),
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises ConfigError, which names the setting."""
+        self._ask = ask
+        self._allowed = frozenset(_setting_origin(n, url) for n, url in enumerate(claim_sources))
+        self._directories: dict[str, graph.Directory] = {}
+        for name, settings in (directories or {}).items():
+            directory = graph.Directory(name, settings, ask, clock=clock, monotonic=monotonic)
+            for n, url in enumerate(settings.issuers):
+                at = f"graph.{name}.issuers[{n}]"
+                if issuers.issuer(url) is None:
+                    raise ConfigError(f"{at}: {url} is no issuer.url of the authentication file")
+                if self._directories.setdefault(url, directory) is not directory:
+                    raise ConfigError(f"{at}: {url} has another [graph.…] already")
+        self.lookups = Lookups(monotonic, KEEP)
+
+    @property
+    def all_lookups(self) -> tuple[Lookups, ...]:
+        """For metrics."""
+        return (self.lookups, *(one.lookups for one in set(self._directories.values())))
+
+    async def expand(
+        self, issuer: IssuerConfig, claims: dict[str, Any], digest: bytes, verify: Verify
+    ) -> dict[str, Any]:
+        """Return the claims with their groups, where the token (SHA-256 `digest`) points elsewhere for them.
+
+        Raises TokenRefused, or GroupsUnavailable where the other place does not answer.
+        """
+        directory = self._directories.get(issuer.url)
+        if directory is not None:
+            # An expression, too, is given the groups under the name that it knows.
+            wanted = issuer.expressions is not None or (issuer.groups is not None and issuer.groups.claim == "groups")
+            if wanted and graph.points_elsewhere(claims):
+                return {**claims, "groups": list(await directory.groups(claims))}
+            return claims
+        if issuer.groups is None or (source := source_of(claims, issuer.groups.claim)) is None:
+            return claims
+        self._check_origin(issuer, source.endpoint)
+        look = partial(self._fetch, issuer, issuer.groups.claim, source, claims.get("sub"), verify)
+        names = await self.lookups.get((issuer.url, digest), look, "the place that the token names for its groups")
+        return {**claims, issuer.groups.claim: list(names)}
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.lookups.close()
+        for directory in set(self._directories.values()):
+            await directory.close()
+
+    # -- distributed claims -------------------------------------------------------------------------------------------
+
+    def _check_origin(self, issuer: IssuerConfig, endpoint: str) -> None:
+        own = {_origin(issuer.url), _origin(issuer.discovery_url)} - {""}
+        where = _origin(endpoint)
+        if not where or where not in own | self._allowed:
+            raise TokenRefused(
+                "claims.groups.source",
+                "the token says that its groups are at a place that is not asked; the operator can name it in "
+                "claim_sources",
+            )
+
+    async def _fetch(
+        self, issuer: IssuerConfig, claim: str, source: Source, subject: object, verify: Verify
+    ) -> tuple[str, ...]:
+        headers = {"Accept": "application/jwt"}
+        if source.access_token:
+            headers["Authorization"] = f"Bearer {source.access_token}"
+        try:
+            reply = await self._ask("GET", source.endpoint, issuer.ca_pem, headers=headers)
+        except Unreachable as error:
+            raise GroupsUnavailable(f"the place that the token names does not answer ({error.message})") from error
+        if reply.status != 200:
+            raise GroupsUnavailable(f"the place that the token names answered with status {reply.status}")
+        found = await verify(reply.body.decode("ascii", "replace").strip())
+        if found.get("sub", subject) != subject:
+            raise TokenRefused("claims.groups.subject", "the groups that were looked up are another user's")
+        value = found.get(claim)
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TokenRefused("claims.groups", "the groups that were looked up are not a list of names")
+        return tuple(names)
+
+
+def source_of(claims: Mapping[str, Any], claim: str) -> Source | None:
+    """Return where a distributed claim is; None where the token has the claim, or does not point to it.
+
+    An aggregated claim, whose JWT is in the token, is not resolved, as kube-apiserver does it; `identity.claims`
+    refuses a token that has one for its groups. Raises TokenRefused for what is malformed.
+    """
+    if claim in claims or "_claim_names" not in claims:
+        return None
+    names, sources = claims["_claim_names"], claims.get("_claim_sources")
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+        raise _malformed()
+    if claim not in names:
+        return None
+    source = sources.get(names[claim]) if isinstance(sources, Mapping) else None
+    if not isinstance(source, Mapping):
+        raise _malformed()
+    endpoint, access_token = source.get("endpoint", ""), source.get("access_token", "")
+    if not isinstance(endpoint, str) or not isinstance(access_token, str) or len(endpoint) > MAX_ENDPOINT:
+        raise _malformed()
+    if access_token and _BEARER.fullmatch(access_token) is None:
+        raise _malformed()
+    return Source(endpoint, access_token) if endpoint else None
+
+
+def _malformed() -> TokenRefused:
+    return TokenRefused("claims.groups.pointer", "the token's pointer to its groups is malformed")
+
+
+def _origin(url: str) -> str:
+    """`host:port` of an https URL; empty for anything else. A URL that two parsers could read differently is none."""
+    if not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>`{}|^#'):
+        return ""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return ""
+    if not url.startswith("https://") or not host or "@" in parts.netloc:
+        return ""
+    return f"{host}:{443 if port is None else port}"
+
+
+def _setting_origin(index: int, url: str) -> str:
+    found = _origin(url)
+    if not found or urlsplit(url).path not in ("", "/") or urlsplit(url).query:
+        raise ConfigError(f"claim_sources[{index}]: must be https://host:port of a server, without a path")
+    return found

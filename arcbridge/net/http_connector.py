@@ -1,0 +1,75 @@
+"""The connector of every aiohttp session that asks a server outside: issuers, relays, token endpoints.
+
+It dials through `net.dialer`, so that proxies, both address families, socket options and errors are the same as for
+every other connection of ours. aiohttp by itself knows HTTP proxies alone, and looks names up that only a proxy knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from arcbridge.errors import Unreachable
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import connect
+
+DEADLINE: Final = 15.0
+"""Seconds to connect at most; a session's own deadline is mostly shorter."""
+
+
+class NotConnected(Unreachable):
+    """No connection came about; the message says where to, and why."""
+
+
+class DialingConnector(aiohttp.TCPConnector):
+    """An `aiohttp.TCPConnector` for sessions without `trust_env`. Failures to connect are `NotConnected`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(resolver=_NoResolver(), use_dns_cache=False, **options)
+
+    async def _wrap_create_connection(
+        self,
+        *arguments: Any,
+        addr_infos: Any,
+        req: aiohttp.ClientRequest,
+        timeout: aiohttp.ClientTimeout,
+        client_error: type[Exception] = aiohttp.ClientConnectorError,
+        **options: Any,
+    ) -> Any:
+        """Connect and make the protocol, in the place of aiohttp's own method, whose errors about TLS it keeps."""
+        host, port = req.url.raw_host, req.url.port
+        if host is None or port is None:
+            raise aiohttp.InvalidURL(req.url)
+        try:
+            sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE)
+        except Unreachable as error:
+            raise NotConnected(error.message) from error
+        try:
+            return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
+        except BaseException as error:
+            sock.close()
+            key = req.connection_key
+            if isinstance(error, ssl.CertificateError):
+                raise aiohttp.ClientConnectorCertificateError(key, error) from error
+            if isinstance(error, ssl.SSLError):
+                raise aiohttp.ClientConnectorSSLError(key, error) from error
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise client_error(key, error) from error
+            raise
+
+
+class _NoResolver(AbstractResolver):
+    """Leaves names to the dialer, or to the proxy."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host="0.0.0.0", port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,162 @@
+"""The way from the operator's commands to the relay that runs on the same data directory: a Unix socket in it.
+
+`admin.sock` has mode 0600 in a directory of mode 0700, and only processes of the relay's own user, or of root, are
+answered: who can read the relay's key can ask it. It is no port, and nothing of another machine reaches it. One
+connection carries one question and its answer, each a line of JSON (`relay.operations`). The process that holds the
+data directory's lock serves it: the relay, or the supervisor of its workers.
+
+The commands work without it, too: what the registry has does not need a relay that runs (`relay.admin`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from arcbridge.errors import StateError
+from arcbridge.relay.operations import Question, Row
+
+SOCKET: Final = "admin.sock"
+DEADLINE: Final = 10.0
+"""Seconds for a question and its answer."""
+MAX_QUESTION: Final = 64 * 1024
+MAX_ANSWER: Final = 256 * 1024 * 1024
+"""Bytes: more than the rows of a million sessions, and an end for an answer that has none."""
+CONNECTIONS: Final = 16
+"""Questions at a time; one more is closed unanswered."""
+_PATH: Final = 100
+"""Bytes of a path that fit into the address of a Unix socket (unix(7): 108) with room to spare."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+Handle = Callable[[Question], Awaitable[list[Row]]]
+
+
+class AdminSocket:
+    """The server's side. `start` once, `close` in any case."""
+
+    def __init__(self, data_dir: Path, handle: Handle) -> None:
+        """The caller holds the lock of `data_dir`. `handle` answers a question for the whole relay."""
+        self._data_dir = data_dir
+        self._handle = handle
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. A relay that cannot have the socket says so in its log, and serves without."""
+        if not hasattr(socket, "AF_UNIX"):
+            return
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # of a relay that was killed: nobody listens there
+                os.unlink(self._data_dir / SOCKET)
+            with _address(self._data_dir) as address:
+                before = os.umask(0o177)
+                try:
+                    sock.bind(address)
+                finally:
+                    os.umask(before)
+            sock.listen(CONNECTIONS)
+            self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_QUESTION)
+        except OSError as error:
+            sock.close()
+            log.warning("no admin socket: `session` commands will not work", reason=error.strerror or str(error))
+
+    async def close(self) -> None:
+        """Stop, and remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for task in list(self._open):
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            os.unlink(self._data_dir / SOCKET)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            sock: socket.socket = writer.get_extra_info("socket")
+            if len(self._open) <= CONNECTIONS and _is_operator(sock):
+                async with asyncio.timeout(DEADLINE):
+                    await self._serve(reader, writer)
+        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            # The command was ended, or it is none of ours.
+            pass
+        finally:
+            self._open.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        question = json.loads(await reader.readuntil(b"\n"))
+        if not isinstance(question, dict):
+            return
+        rows = await self._handle(question)
+        writer.write(json.dumps({"rows": rows}, separators=(",", ":")).encode() + b"\n")
+        await writer.drain()
+        # All of it has to have left before the connection is closed.
+        writer.write_eof()
+        await reader.read(1)
+
+
+async def ask(data_dir: Path, question: Question) -> list[Row] | None:
+    """Ask the relay that runs on `data_dir`; None where none does. Raises `StateError` where it does not answer."""
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    try:
+        async with asyncio.timeout(DEADLINE):
+            with _address(data_dir) as address:
+                reader, writer = await asyncio.open_unix_connection(address, limit=MAX_ANSWER)
+            try:
+                writer.write(json.dumps(dict(question)).encode() + b"\n")
+                answer = json.loads(await reader.readuntil(b"\n"))
+            finally:
+                writer.close()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise StateError(
+            f"{data_dir / SOCKET} may not be used by this user: run the command as the relay's user, or as root"
+        ) from error
+    except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        raise StateError(f"the relay that runs on {data_dir} does not answer; its log may say why") from error
+    rows = answer.get("rows") if isinstance(answer, dict) else None
+    if not isinstance(rows, list):
+        raise StateError(f"the relay that runs on {data_dir} gave no answer that this version knows")
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _is_operator(sock: socket.socket) -> bool:
+    """Whether the peer is a process of this user or of root. Where the system does not say, the modes of file and
+    directory have to do."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return uid in (0, os.geteuid())
+
+
+@contextlib.contextmanager
+def _address(data_dir: Path) -> Iterator[str]:
+    """The socket's path; a short way to it through /proc where the path is too long for an address."""
+    path = str(data_dir / SOCKET)
+    if len(os.fsencode(path)) <= _PATH or not os.path.isdir("/proc/self/fd"):
+        yield path
+        return
+    descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,129 @@
+"""What the relay's HTTP API answers where it does not do what was asked: every error is a JSON document of ours.
+
+    {"error": {"code": "…", "message": "…"}}
+
+Its message is a sentence for a person. Nothing that a peer sent is ever in an answer or in a log, so what aiohttp or a
+library says of a request stays out of both (docs/threats.md#A3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+
+from arcbridge.errors import ArcbridgeError, EnrolmentRefused
+from arcbridge.identity.refusal import tell
+from arcbridge.relay.registry.base import RegistryUnavailable
+
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthenticated",
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_encoding",
+    HTTPStatus.EXPECTATION_FAILED: "unsupported_expectation",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limited",
+    HTTPStatus.SERVICE_UNAVAILABLE: "unavailable",
+}
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class ApiRefusal(ArcbridgeError):
+    """The request itself cannot be answered; `status` says why."""
+
+    def __init__(self, status: HTTPStatus, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status_code = status
+
+
+async def answer_of(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        _refuse_page(request)
+        return await handler(request)
+    except web.HTTPException as error:
+        return error_answer(HTTPStatus(error.status), HTTPStatus(error.status).phrase)
+    except ArcbridgeError as error:
+        status = HTTPStatus(error.status_code)
+        if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
+            # About this machine, not about the request: the caller gets no paths and no details.
+            log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
+            return internal_answer()
+        if isinstance(error, RegistryUnavailable):
+            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
+        # Its holder learns what is wrong with a token; of other errors there is no more to tell.
+        message = tell(error) if status == HTTPStatus.UNAUTHORIZED else error.message
+        answer = error_answer(status, message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
+        if error.retry_after is not None:
+            answer.headers["Retry-After"] = str(error.retry_after)
+        if status == HTTPStatus.UNAUTHORIZED:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            answer.force_close()
+        return answer
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        # Its text may quote a value, so the log gets its kind and place only.
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        log.error("request failed", path=_route(request), error=type(error).__name__, where=where)
+        return internal_answer()
+
+
+def error_answer(status: HTTPStatus, message: str, *, code: str = "") -> web.Response:
+    body = {"error": {"code": code or _CODES.get(status, status.name.lower()), "message": message}}
+    return web.json_response(body, status=status)
+
+
+def internal_answer() -> web.Response:
+    return error_answer(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "the relay failed: its log has the cause; tell its operator", code="internal"
+    )
+
+
+async def set_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "arcbridge"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Or it would count as the beginning of the answer, after which no error can be answered.
+        request.writer.output_size = 0
+        return None
+    return error_answer(HTTPStatus.EXPECTATION_FAILED, "the only expectation that is met is 100-continue")
+
+
+async def wrong_method(request: web.Request) -> web.StreamResponse:
+    raise ApiRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "this path does not take this method")
+
+
+async def no_such_path(request: web.Request) -> web.StreamResponse:
+    raise ApiRefusal(HTTPStatus.NOT_FOUND, "there is nothing here: is this the address of the relay's API?")
+
+
+def _refuse_page(request: web.Request) -> None:
+    """Raise `ApiRefusal` for what a browser sends on behalf of a page: nothing here is for one (docs/threats.md#W5)."""
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        raise ApiRefusal(HTTPStatus.FORBIDDEN, "the relay's API is not for web pages")
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern: what is in the log comes from us, not from the peer."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical

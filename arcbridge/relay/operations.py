@@ -1,0 +1,159 @@
+"""What an operator asks of a relay that runs: its sessions and agents, its self-checks, the end of one session.
+
+A question is a small JSON object, an answer a list of rows. Each process of a relay (one, or each worker), and each
+relay of a fleet, answers for what it holds itself; whoever asks joins the rows. So one form serves the admin socket,
+the channels between processes and NATS. Nothing of a session's content is known here. Ending one takes what the policy
+takes: the agent is asked to end it, then both its connections are cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.self_checks import SelfChecks
+from arcbridge.relay.fleet.base import Fleet, Lost
+from arcbridge.relay.pump import Pump, Pumps
+
+Row = dict[str, Any]
+Question = Mapping[str, Any]
+
+ASKS: Final = ("sessions", "agents", "checks", "end")
+GRACE: Final = 1.0
+"""Seconds between the word to the agent and the cut, as in `relay.enforcement`."""
+PART: Final = 64 * 1024
+"""Bytes of rows in one message: half of what a channel between two processes takes."""
+MAX_REASON: Final = 200
+ENDED: Final = "the relay's operator has ended this session"
+"""What a user is told whose session was ended, unless the operator gives a reason."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Operations:
+    """Answers for one process."""
+
+    def __init__(
+        self,
+        pumps: Pumps,
+        fleet: Fleet,
+        looks: SelfChecks,
+        tell: Callable[[Lost], None],
+        *,
+        relay: str,
+        worker: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`relay`: this relay's public address; `worker`: which of its processes this is. `tell`: have the agents of a
+        cluster end a session, wherever they are connected."""
+        self._pumps = pumps
+        self._fleet = fleet
+        self._looks = looks
+        self._tell = tell
+        self._place: Row = {"relay": relay, "worker": worker}
+        self._clock = clock
+        self._cuts: set[asyncio.Task[None]] = set()
+
+    def answer(self, question: Question) -> list[Row]:
+        """Answer a question; one that is not known has no rows, because an older process may be asked."""
+        match question.get("ask"):
+            case "sessions":
+                return [self._session(pump) for pump in self._held()]
+            case "agents":
+                return [
+                    {"cluster": link.cluster, "agent": link.instance, "version": link.info.version,
+                     "since": link.info.since, **self._place}
+                    for link in self._fleet.links() if not link.draining
+                ]  # fmt: skip
+            case "checks":
+                return [
+                    {"hop": one.hop, "state": str(one.state), "detail": one.detail, "remedy": one.remedy,
+                     "code": one.code, **self._place}
+                    for one in self._looks.findings()
+                ]  # fmt: skip
+            case "end":
+                return self._end(str(question.get("session", "")), str(question.get("reason", "")))
+            case _:
+                return []
+
+    async def close(self) -> None:
+        """End what waits for its cut; the relay stops, and cuts all."""
+        for cut in list(self._cuts):
+            cut.cancel()
+        await asyncio.gather(*self._cuts, return_exceptions=True)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _held(self) -> list[Pump]:
+        """The sessions whose client is connected here. Where a join was passed on, another relay lists it."""
+        return sorted((pump for pump in self._pumps if pump.identity is not None), key=lambda pump: pump.started_at)
+
+    def _session(self, pump: Pump) -> Row:
+        lasted = asyncio.get_running_loop().time() - pump.started_at
+        return {
+            "session": pump.join_id,
+            "first_session": pump.first_session,
+            "user": "" if pump.identity is None else pump.identity.username,
+            "cluster": pump.cluster,
+            "agent": pump.agent,
+            "source": pump.source,
+            "since": self._clock() - lasted,
+            "bytes_to_agent": pump.bytes_to_agent,
+            "bytes_to_client": pump.bytes_to_client,
+            **self._place,
+        }
+
+    def _end(self, session: str, reason: str) -> list[Row]:
+        found = [one for one in self._held() if session and session in (one.join_id, one.first_session)]
+        words = clean(reason, MAX_REASON)
+        for pump in found:
+            identity = pump.identity
+            assert identity is not None, "`_held` has none without"
+            log.warning(
+                "session is ended by an operator",
+                session=pump.join_id,
+                first_session=pump.first_session,
+                cluster=pump.cluster,
+                user=identity.username,
+                reason=words,
+            )
+            # By both ids: after a resumption the agent knows the session by its first one as well.
+            self._tell(Lost(pump.cluster, *identity.names, 0, words or ENDED, pump.join_id))
+            cut = asyncio.get_running_loop().create_task(self._cut(pump), name=f"cut-{pump.join_id}")
+            self._cuts.add(cut)
+            cut.add_done_callback(self._cuts.discard)
+        return [self._session(pump) for pump in found]
+
+    async def _cut(self, pump: Pump) -> None:
+        await asyncio.sleep(GRACE)
+        if not pump.closed:
+            pump.abort("ended by an operator")
+
+
+def parts(rows: Sequence[Row]) -> Iterator[tuple[bytes, bool]]:
+    """Rows as JSON in parts that fit into a message each; the second value says which is the last. One at least."""
+    part: list[str] = []
+    size = 0
+    for row in rows:
+        text = json.dumps(row, separators=(",", ":"))
+        if part and size + len(text) > PART:
+            yield f"[{','.join(part)}]".encode(), False
+            part, size = [], 0
+        part.append(text)
+        size += len(text) + 1
+    yield f"[{','.join(part)}]".encode(), True
+
+
+def rows_of(data: bytes) -> list[Row]:
+    """The rows of one part; none where it is no such thing."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return []
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []

@@ -1,0 +1,159 @@
+"""The relay's self-checks: what of the things that it depends on works, and which of them make it unready.
+
+Registry, issuers' keys, NATS of a fleet, the certificate's end, file descriptors, the policy file, and whether the
+public address leads to this relay. They change nothing. None of them makes a relay unready by itself: that is for a
+registry that does not answer, and for a relay that goes away (docs/decisions/0022-self-checks.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from arcbridge.errors import ArcbridgeError
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.address import Address
+from arcbridge.net.descriptors import UNLIMITED, advice, limit
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
+from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.key_findings import key_finding
+from arcbridge.observe.self_checks import SelfCheck
+from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.relay.fleet.base import Fleet
+
+REGISTRY, FLEET, CERTIFICATE = "registry", "fleet (NATS)", "relay's certificate"
+DESCRIPTORS, POLICY, PUBLIC_ADDRESS = "file descriptors", "policy", "public address"
+CERTIFICATE_WARNS: Final = 14 * 86400.0
+"""Seconds before its end at which a certificate should have been replaced: an own one is renewed 30 days before."""
+CERTIFICATE_FAILS: Final = 86400.0
+FEW: Final = 0.1
+"""Share of the descriptors that is left when it is told."""
+CONNECT_DEADLINE: Final = 10.0
+
+
+def registry_finding(error: str | None) -> Finding:
+    """`error`: why the registry did not answer the last time; None: it did."""
+    if error is None:
+        return ok(REGISTRY, "answers")
+    return failed(REGISTRY, error, "check data_dir (space, owner), or NATS of the fleet", "registry")
+
+
+def certificate_finding(expires: float, now: float, *, own: bool) -> Finding:
+    """`expires`: unix seconds; `own`: issued by the relay's own CA."""
+    left = expires - now
+    remedy = "see `certificate not renewed` in the log" if own else "replace the files of [tls]"
+    if left < CERTIFICATE_FAILS:
+        words = "it has lapsed" if left <= 0 else f"it lapses in {left / 3600:.1f} h"
+        return failed(CERTIFICATE, words, remedy, "relay_certificate")
+    if left < CERTIFICATE_WARNS:
+        return warning(CERTIFICATE, f"it lapses in {left / 86400:.0f} days", remedy, "relay_certificate")
+    return ok(CERTIFICATE, f"valid for {left / 86400:.0f} days")
+
+
+def descriptors_finding(used: int | None, most: int) -> Finding:
+    """`used` None: the system does not say."""
+    if used is None or most == UNLIMITED:
+        return skipped(DESCRIPTORS, "the system does not say, or sets no limit")
+    if used >= most * (1 - FEW):
+        return warning(DESCRIPTORS, f"{used} of {most} are in use", advice(2 * most), "descriptors")
+    return ok(DESCRIPTORS, f"{used} of {most} are in use")
+
+
+def descriptors_used() -> int | None:
+    """How many descriptors this process has open; None where the system does not say."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        return None
+
+
+def policy_finding(error: str) -> Finding:
+    """`error`: why the last version of the file was not taken over; empty where it was."""
+    if error:
+        return failed(POLICY, f"{error}; the last good version counts", "correct the policy file", "policy")
+    return ok(POLICY, "as it was read")
+
+
+async def look_at_public_address(public: Address, trust: RelayTrust) -> Finding:
+    """Connect to the public address as an agent does, and compare its certificate with what agents trust."""
+    remedy = (
+        "set public_address to what agents and clients dial; where only this machine cannot dial it (a NAT without a "
+        "way back), this says nothing"
+    )
+    try:
+        async with asyncio.timeout(CONNECT_DEADLINE):
+            sock = await connect(public, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+            try:
+                context = outer_client_context(trust, ALPN_HTTP)
+                _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=public.host)
+            except BaseException:
+                sock.close()
+                raise
+            with contextlib.suppress(OSError):
+                writer.transport.abort()
+    except ssl.SSLError as error:
+        words = getattr(error, "verify_message", "") or error.reason or "TLS failed"
+        return failed(PUBLIC_ADDRESS, f"{public} is answered by another server, or under another name ({words})",
+                      "set public_address to the name and port of this relay", "public_address")  # fmt: skip
+    except (ArcbridgeError, OSError, TimeoutError) as error:
+        words = error.message if isinstance(error, ArcbridgeError) else "no answer in time"
+        return failed(PUBLIC_ADDRESS, f"{public} does not lead to this relay: {words}", remedy, "public_address")
+    return ok(PUBLIC_ADDRESS, f"{public} leads to this relay")
+
+
+def checks_of(
+    *,
+    registry_error: Callable[[], str | None],
+    verifier: TokenVerifier,
+    fleet: Fleet,
+    certificate: ServerCertificate,
+    own_certificate: bool,
+    policy: PolicyFile,
+    public: Address,
+    trust: RelayTrust,
+    clock: Callable[[], float] = time.time,
+) -> list[SelfCheck]:
+    """All checks of a relay that serves. `trust`: how agents know it. The registry gates readiness by itself."""
+
+    async def registry() -> Sequence[Finding]:
+        return [registry_finding(registry_error())]
+
+    async def issuers() -> Sequence[Finding]:
+        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+
+    async def nats() -> Sequence[Finding]:
+        connected = fleet.engine_connected
+        if connected is None:
+            return [skipped(FLEET, "none is configured")]
+        if connected:
+            return [ok(FLEET, "NATS answers")]
+        return [failed(FLEET, "NATS does not answer", "check fleet.servers and NATS itself", "fleet")]
+
+    async def certificates() -> Sequence[Finding]:
+        return [certificate_finding(certificate.expires, clock(), own=own_certificate)]
+
+    async def descriptors() -> Sequence[Finding]:
+        return [descriptors_finding(descriptors_used(), limit())]
+
+    async def policies() -> Sequence[Finding]:
+        return [policy_finding(policy.error)]
+
+    async def public_address() -> Sequence[Finding]:
+        return [await look_at_public_address(public, trust)]
+
+    return [
+        SelfCheck("registry", registry),
+        SelfCheck("issuers", issuers),
+        SelfCheck("fleet", nats),
+        SelfCheck("certificate", certificates),
+        SelfCheck("descriptors", descriptors),
+        SelfCheck("policy", policies),
+        SelfCheck("public_address", public_address),
+    ]

@@ -1,0 +1,258 @@
+"""The relay's one check of its settings: every start and every reload runs it, and `config check` runs nothing else.
+
+It reads all files that the settings name, collects every mistake, and keeps what it read, so that a start uses what
+was checked. It makes no file, opens no port and asks no peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from arcbridge.config import RelayConfig
+from arcbridge.errors import StateError
+from arcbridge.identity import authentication
+from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
+from arcbridge.identity.groups import check as check_groups
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.proof import ProofPolicy, policy_of
+from arcbridge.identity.verifier import Acceptance
+from arcbridge.net import named_files
+from arcbridge.net.address import Address, parse_address, parse_listen
+from arcbridge.observe.server import parse_observe_listen
+from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
+from arcbridge.problems import Place, Problems, SettingsRefused
+from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.proxy_protocol import parse_networks
+from arcbridge.relay.worker_count import worker_count
+
+SHORT_LIFE = 600.0
+"""Seconds: agents whose certificates live for less renew all the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check has read; complete where `problems` has no error."""
+
+    config: RelayConfig
+    problems: Problems
+    public: Address
+    listen: Address
+    issuers: AuthenticationConfig
+    policy: Policy
+    acceptance: Acceptance
+    proof: ProofPolicy
+
+
+def check(config: RelayConfig) -> Checked:
+    """Check the settings and every file that they name; the mistakes are in `problems`."""
+    problems = Problems()
+    public, listen = Address("", 0), Address("", 0)
+    acceptance, proof = Acceptance(max_lifetime=config.max_token_lifetime), ProofPolicy.IF_BOUND
+    if not config.public_address:
+        problems.error(
+            "public_address",
+            "public_address: required but not set; give --public-address host:port that agents and clients dial, or "
+            "set it in the settings file",
+        )
+    with problems.collect("public_address"):
+        if config.public_address:
+            public = parse_address(config.public_address)
+            named_files.check_not_placeholder(problems, "public_address", public.host)
+    with problems.collect("listen"):
+        listen = parse_listen(config.listen)
+    with problems.collect("proof"):
+        proof = policy_of(config.proof)
+    with problems.collect("observe.listen"):
+        parse_observe_listen(config.observe.listen)
+    with problems.collect("proxy_protocol_from"):
+        parse_networks(config.proxy_protocol_from)
+    with problems.collect("workers"):
+        worker_count(config)
+    _check_limits(config, problems)
+    issuers = _authentication(config, problems, acceptance)
+    with problems.collect("graph"):
+        check_groups(config.graph, config.claim_sources, issuers)
+    for name, graph in config.graph.items():
+        # Renewed by others, they may come after the start; who reads them is told then.
+        for setting in ("client_secret_file", "federated_token_file", "key_file"):
+            if (path := getattr(graph, setting)) is not None:
+                named_files.check_readable(problems, f"graph.{name}.{setting}", path)
+    policy = _policy(config, problems, issuers)
+    named_files.check_pair(
+        problems,
+        ("tls.certificate", config.tls.certificate),
+        ("tls.key", config.tls.key),
+        host=public.host,
+    )
+    with problems.collect("login"):
+        login_document(config.login)
+    _check_data_dir(config, problems)
+    _check_fleet(config, problems)
+    return Checked(config, problems, public, listen, issuers, policy, acceptance, proof)
+
+
+def has_authority(config: RelayConfig) -> bool:
+    """Whether a relay, or a command for it, has made the CA in `data_dir`."""
+    return (config.data_dir / CERTIFICATE_FILE).exists() or (config.data_dir / KEY_FILE).exists()
+
+
+def require_complete(config: RelayConfig) -> None:
+    """Raise SettingsRefused where a relay would not start and nothing is in `data_dir` yet: a CA that is made for
+    settings which nobody has finished would be the CA of no relay."""
+    if not has_authority(config):
+        problems = check(config).problems
+        if problems.errors:
+            raise SettingsRefused(list(problems))
+
+
+def _check_limits(config: RelayConfig, problems: Problems) -> None:
+    limits = config.limits
+    for field in fields(limits):
+        value = getattr(limits, field.name)
+        if isinstance(value, int) and value < 1:
+            problems.error(f"limits.{field.name}", f"limits.{field.name}: must be at least 1, not {value}")
+    if limits.join_deadline <= 0:
+        problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
+    for kind, tables in (("groups", limits.groups), ("users", limits.users)):
+        for name, table in tables.items():
+            for setting in ("sessions", "joins_per_minute"):
+                if getattr(table, setting) < 0:
+                    path = f'limits.{kind}."{name}".{setting}'
+                    problems.error(path, f"{path}: must be 0, for the number of every user, or above")
+    if config.agent_certificate_life <= 0:
+        problems.error("agent_certificate_life", "agent_certificate_life: must be above 0 s")
+    elif config.agent_certificate_life < SHORT_LIFE:
+        problems.warn(
+            "agent_certificate_life",
+            f"agent_certificate_life: {config.agent_certificate_life:.0f} s has every agent renew all the time, and "
+            "enrol anew after a relay's outage of a third of it",
+        )
+
+
+def _authentication(config: RelayConfig, problems: Problems, acceptance: Acceptance) -> AuthenticationConfig:
+    issuers = AuthenticationConfig(())
+    if config.authentication is None:
+        problems.error(
+            "authentication",
+            "authentication: required but not set; give --authentication FILE (AuthenticationConfiguration for users' "
+            "tokens), or set it in the settings file",
+        )
+        return issuers
+    with problems.collect("authentication"):
+        issuers, found = authentication.inspect(config.authentication)
+        problems.extend(found)
+        named_files.check_issuers(problems, config.authentication, [(i.path, i.url) for i in issuers.issuers])
+    with problems.collect("max_token_lifetime"):
+        acceptance.check(issuers)
+    return issuers
+
+
+def _policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConfig) -> Policy:
+    if config.policy is None:
+        problems.error(
+            "policy",
+            "policy: required but not set; give --policy FILE (who may reach which cluster), or set it in the settings "
+            "file",
+        )
+        return Policy(())
+    data = named_files.read(problems, "policy", config.policy)
+    if data is None:
+        return Policy(())
+    source = str(config.policy)
+    try:
+        policy, found = Policy.inspect(data.decode(), source=source)
+    except UnicodeDecodeError:
+        problems.error("policy", f"policy: {source} must be UTF-8 text", Place(source))
+        return Policy(())
+    problems.extend(found)
+    if not policy.rules and not found:
+        problems.warn("policy", "policy: it has no [[allow]], so no user may reach any cluster", Place(source))
+    if issuers.issuers and all(issuer.url for issuer in issuers.issuers):
+        _warn_of_names(policy, issuers, problems, source, data.decode())
+    return policy
+
+
+def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Problems, source: str, text: str) -> None:
+    """Warn of rules for users and groups that no token can give, because every issuer puts another prefix before."""
+    from arcbridge.toml_lines import line_of
+
+    users, groups = _prefixes(issuers.issuers, "username"), _prefixes(issuers.issuers, "groups")
+    for n, rule in enumerate(policy.rules):
+        for kind, names, prefixes in (("users", rule.users, users), ("groups", rule.groups, groups)):
+            if prefixes is None:
+                continue
+            for name in sorted(names - {"*"}):
+                if any(name.startswith(prefix) for prefix in prefixes):
+                    continue
+                how = " or ".join(f'"{prefix}"' for prefix in sorted(prefixes))
+                why = f"names begin with {how} there" if prefixes else "no issuer there says what groups a user has"
+                problems.warn(
+                    "policy",
+                    f'allow[{n}].{kind}: no token can give "{name}" by the authentication file: {why}',
+                    Place(source, line_of(("allow", n, kind), text)),
+                )
+
+
+def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
+    """What names of a kind begin with; None where an expression gives them."""
+    found = set()
+    for issuer in issuers:
+        if issuer.expressions is not None and getattr(issuer.expressions, kind) is not None:
+            return None
+        claim = issuer.username if kind == "username" else issuer.groups
+        if claim is not None:
+            found.add(claim.prefix)
+    return found
+
+
+def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
+    named_files.check_directory(problems, "data_dir", config.data_dir)
+    certificate, key = config.data_dir / CERTIFICATE_FILE, config.data_dir / KEY_FILE
+    if not certificate.exists():
+        return
+    if not key.exists():
+        problems.error("data_dir", f"data_dir: {key} is missing beside {certificate}: restore it from a backup")
+        return
+    data, key_data = (named_files.read(problems, "data_dir", path) for path in (certificate, key))
+    if data is None or key_data is None:
+        return
+    try:
+        Authority.load(data.decode("ascii", "replace"), key_data.decode("ascii", "replace"))
+    except StateError as error:
+        problems.error("data_dir", f"data_dir: {config.data_dir}: {error.message}")
+
+
+def _check_fleet(config: RelayConfig, problems: Problems) -> None:
+    fleet = config.fleet
+    if not fleet.servers:
+        return
+    from arcbridge.relay.nats import check as check_settings
+
+    with problems.collect("fleet"):
+        check_settings(fleet)
+    if fleet.internal_address:
+        with problems.collect("fleet.internal_address"):
+            parse_address(fleet.internal_address)
+    for name in ("credentials", "password_file"):
+        path = getattr(fleet, name)
+        if path is not None and named_files.read(problems, f"fleet.{name}", path) is not None:
+            named_files.warn_of_readers(problems, f"fleet.{name}", path)
+    if fleet.ca_file is not None:
+        named_files.check_ca(problems, "fleet.ca_file", fleet.ca_file)
+    if fleet.certificate is not None and fleet.key is not None:
+        named_files.check_pair(problems, ("fleet.certificate", fleet.certificate), ("fleet.key", fleet.key))
+    try:
+        import nats  # noqa: F401
+    except ImportError:
+        problems.error(
+            "fleet.servers", "fleet.servers: a fleet needs the package nats-py: pip install 'arcbridge[fleet]'"
+        )
+    if fleet.outage <= 0:
+        problems.error("fleet.outage", "fleet.outage: must be above 0 s")
+
+
+def required(config: RelayConfig) -> Checked:
+    """What a start needs of `check`. Raises SettingsRefused."""
+    checked = check(config)
+    checked.problems.refuse()
+    return checked

@@ -1,0 +1,137 @@
+"""What is about the agent and what is about the caller, and that no caller is blamed for the agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.kube.own_refusal import MOST, OwnRefusals
+from tests.support.fake_apiserver import Exchange, chunked, reply
+
+from .bench import Bench, running
+
+AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
+PATH = "/api/v1/namespaces/default/pods"
+
+
+def status(message: str, code: int = 403) -> bytes:
+    return json.dumps({"kind": "Status", "apiVersion": "v1", "message": message, "code": code}).encode()
+
+
+def about(user: str, verb: str = "impersonate", resource: str = "users") -> str:
+    """As the API server's `forbiddenMessage` has it."""
+    return (
+        f'{resource} "alice" is forbidden: User "{user}" cannot {verb} resource "{resource}" in API group "" at the '
+        "cluster scope"
+    )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("body", "own"),
+    [
+        pytest.param(status(about(AGENT)), True, id="legacy"),
+        pytest.param(status(about(AGENT, "impersonate:user-info", "groups")), True, id="constrained"),
+        pytest.param(about(AGENT).encode(), True, id="protobuf"),
+        pytest.param(status(about("alice", "get", "pods")), False, id="caller"),
+        pytest.param(status(about("alice")), False, id="another user"),
+        pytest.param(b"", False, id="nothing"),
+        pytest.param(b'User "' + b"x" * 600 + b'" cannot impersonate resource "users"', False, id="long"),
+    ],
+)
+def test_a_403_is_the_agents_where_its_own_user_may_not_impersonate(body: bytes, own: bool) -> None:
+    refusals = OwnRefusals()
+    refusals.user = AGENT
+    noticed: list[str] = []
+    refusals.noticed = noticed.append
+    found = refusals.forbidden(body)
+    assert (found is not None) == own
+    assert noticed == ["impersonation"] * own
+    assert refusals.counts == {"credential": 0, "impersonation": int(own), "verb": 0}
+    if found is not None:
+        assert found.status_code == 502
+        assert AGENT in found.message
+        assert "not about your own rights" in found.message
+
+
+@pytest.mark.parametrize("what", ['resource "pods" in API group ""', 'path "/api"'])
+def test_a_verb_that_the_agent_may_not_act_with(what: str) -> None:
+    """As an API server of 1.36 says it, also where the agent has no right at all."""
+    refusals = OwnRefusals()
+    refusals.user = AGENT
+    found = refusals.forbidden(status(f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:list {what}'))
+    assert found is not None
+    assert '"impersonate-on:user-info:list"' in found.message
+    assert refusals.counts == {"credential": 0, "impersonation": 0, "verb": 1}
+
+
+def test_before_the_agent_knows_its_own_name_the_words_alone_decide() -> None:
+    assert OwnRefusals().forbidden(status(about(AGENT))) is not None
+    assert OwnRefusals().forbidden(status(about("alice", "get", "pods"))) is None
+
+
+ENTRANCES = {
+    "plain": f"GET {PATH} HTTP/1.1\nHost: k",
+    "general": f"POST {PATH} HTTP/1.1\nHost: k\nContent-Length: 2",
+    "upgrade": f"POST {PATH}/x/exec?command=id HTTP/1.1\nHost: k\nContent-Length: 0\nConnection: Upgrade\n"
+    "Upgrade: SPDY/3.1\nX-Stream-Protocol-Version: v4.channel.k8s.io",
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+async def test_a_401_for_the_agents_credential_is_502_and_blames_no_user(bench: Bench, entrance: str) -> None:
+    refused = reply(401, status("Unauthorized", 401), "WWW-Authenticate: Bearer")
+    bench.api.routes[PATH] = bench.api.routes[f"{PATH}/x/exec"] = refused
+    answer = await bench.ask(ENTRANCES[entrance], b"{}" if entrance == "general" else b"")
+    assert answer.status == 502
+    assert answer.header("www-authenticate") == []
+    assert "not about your login" in answer.status_object["message"]
+    record = (await bench.audit.wait(1))[-1]
+    assert record.status == 502
+    assert record.outcome == "refused"
+    assert bench.proxy.api.upstream.own_refusals.counts["credential"] == 1
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("framing", [reply, chunked], ids=["length", "chunked"])
+async def test_a_403_for_impersonation_is_502(bench: Bench, entrance: str, framing: object) -> None:
+    assert callable(framing)
+    bench.api.routes[PATH] = bench.api.routes[f"{PATH}/x/exec"] = framing(403, status(about(AGENT)))
+    answer = await bench.ask(ENTRANCES[entrance], b"{}" if entrance == "general" else b"")
+    assert answer.status == 502
+    assert "may not act as you" in answer.status_object["message"]
+    assert (await bench.audit.wait(1))[-1].bytes_down == 0
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+async def test_the_callers_own_403_passes_unchanged(bench: Bench, entrance: str) -> None:
+    body = status(about("alice", "get", "pods"))
+    bench.api.routes[PATH] = bench.api.routes[f"{PATH}/x/exec"] = reply(403, body)
+    answer = await bench.ask(ENTRANCES[entrance], b"{}" if entrance == "general" else b"")
+    assert (answer.status, answer.body) == (403, body)
+    record = (await bench.audit.wait(1))[-1]
+    assert (record.status, record.bytes_down) == (403, len(body))
+
+
+async def test_a_long_403_is_not_kept_back_for_ever(bench: Bench) -> None:
+    body = b"x" * (3 * MOST)
+    bench.api.routes[PATH] = bench.api.routes[f"{PATH}/x/exec"] = reply(403, body)
+    answer = await bench.get(PATH)
+    assert (answer.status, answer.body) == (403, body)
+
+
+async def test_a_403_that_breaks_off_is_not_passed_on_as_complete(bench: Bench) -> None:
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf")
+        exchange.writer.close()
+
+    bench.api.routes[PATH] = cut
+    assert (await bench.get(PATH)).status == 502

@@ -1,0 +1,61 @@
+"""The agent's doctor beside no agent: each hop in its order, and nothing is changed. Real processes: tests/e2e."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.doctor import diagnose
+from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
+from arcbridge.observe.diagnosis import Finding, State
+from tests.support.fake_apiserver import FakeApiServer
+
+
+@pytest.fixture
+async def config(tmp_path: Path) -> AsyncIterator[AgentConfig]:
+    async with FakeApiServer.serving(tmp_path) as api:
+        yield AgentConfig(
+            relays=("https://127.0.0.1:1",),
+            relay_ca_pin=f"sha256:{'0' * 64}",
+            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+            state=AgentStateConfig(directory=tmp_path / "state"),
+            audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
+            join_token_file=tmp_path / "join-token",
+        )
+
+
+def bad(found: list[Finding]) -> set[str]:
+    return {one.code for one in found if one.state in (State.FAILED, State.WARNING)}
+
+
+async def test_nothing_is_made(config: AgentConfig, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    found = await diagnose(config)
+    assert "relay_unreachable" in bad(found)
+    assert not {"api_unreachable", "api_ca", "agent_credential", "audit"} & bad(found)
+    assert set(tmp_path.iterdir()) == before
+    assert next(one for one in found if one.hop == "API server").state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"relays": ()}, "config"),
+        ({"audit": AuditConfig(file="/proc/nothing/audit.jsonl")}, "audit"),
+        (
+            {"kubernetes": KubernetesConfig(server="https://127.0.0.1:1", token_file=Path("/proc/self/none"))},
+            "kubernetes",
+        ),
+    ],
+    ids=["settings", "audit", "token file"],
+)
+async def test_what_is_wrong_is_found(config: AgentConfig, change: dict[str, object], code: str) -> None:
+    assert code in bad(await diagnose(dataclasses.replace(config, **change)))  # type: ignore[arg-type]
+
+
+async def test_another_port_of_the_api_server(config: AgentConfig) -> None:
+    kubernetes = dataclasses.replace(config.kubernetes, server="https://127.0.0.1:1")
+    assert "api_unreachable" in bad(await diagnose(dataclasses.replace(config, kubernetes=kubernetes)))

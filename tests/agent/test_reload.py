@@ -1,0 +1,154 @@
+"""A running agent's reload: what is taken over, what needs a restart, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+from arcbridge.agent.audit.verify import verify
+from arcbridge.agent.service import serve
+from arcbridge.config import (
+    AgentConfig,
+    AgentLimitsConfig,
+    AgentStateConfig,
+    AuditConfig,
+    KubernetesConfig,
+    ObserveConfig,
+    SessionConfig,
+    TargetConfig,
+)
+from tests.identity.issuer import CONFIG
+from tests.support.fake_apiserver import FakeApiServer
+
+from .fake_relay import FakeRelay
+
+
+class Running:
+    """An agent that serves, and reads `config` again at SIGHUP."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.stopping, self.hurry = asyncio.Event(), asyncio.Event()
+        self.task: asyncio.Task[None]
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        serving = serve(self.config, ready.set, self.stopping, self.hurry, reread=lambda: self.config)
+        self.task = asyncio.create_task(serving)
+        waiting = asyncio.create_task(ready.wait())
+        async with asyncio.timeout(20):
+            await asyncio.wait([self.task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            self.task.result()
+
+    async def stop(self) -> None:
+        self.stopping.set()
+        self.hurry.set()
+        await asyncio.wait_for(self.task, 10)
+
+    async def reload(self, result: str) -> dict[str, object]:
+        """Have the agent reload; return what its log says of it."""
+        event = {"ok": "settings reloaded", "failed": "settings not reloaded, the last good ones stay"}[result]
+        before = await self.count(result)
+        with capture_logs() as lines:
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(10):
+                while await self.count(result) == before:
+                    await asyncio.sleep(0.01)
+        (told,) = [dict(line) for line in lines if line["event"] == event]
+        return told
+
+    async def count(self, result: str) -> float:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{self.config.observe.listen}/metrics") as response,
+        ):
+            lines = (await response.text()).splitlines()
+        name = f'arcbridge_agent_reloads_total{{result="{result}"}}'
+        return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Running]:
+    (tmp_path / "authentication.yaml").write_text(CONFIG)
+    (tmp_path / "deny.toml").write_text("")
+    (tmp_path / "join-token").write_text("id.secret")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with FakeApiServer.serving(tmp_path) as api, FakeRelay.serving() as relay:
+        relay.tokens["id.secret"] = "one"
+        running = Running(
+            AgentConfig(
+                relays=(relay.address,),
+                relay_ca_pin=relay.pin,
+                join_token_file=tmp_path / "join-token",
+                authentication=tmp_path / "authentication.yaml",
+                denylist_file=tmp_path / "deny.toml",
+                kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
+                state=AgentStateConfig(directory=tmp_path / "state"),
+                audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
+                observe=ObserveConfig(listen=f"127.0.0.1:{port}"),
+            )
+        )
+        await running.start()
+        yield running
+        await running.stop()
+
+
+async def test_what_changes_is_told_and_what_needs_a_restart_too(agent: Running) -> None:
+    assert agent.config.denylist_file is not None
+    agent.config.denylist_file.write_text('[[deny]]\nuser = "oidc:alice"\n')
+    agent.config = replace(
+        agent.config,
+        token_mode=False,
+        targets={"db": TargetConfig("db.test:5432", users=("oidc:alice",))},
+        limits=AgentLimitsConfig(streams=7),
+        session=SessionConfig(max_age=60.0, drain=60.0),
+        control_connections=1,
+    )
+    told = await agent.reload("ok")
+    assert told["taken"] == ["token_mode", "targets", "limits.streams", "session.max_age", "denylist_file"]
+    assert told["needs_restart"] == ["control_connections", "session.drain"]
+    assert told["log_level"] == "warning"
+    told = await agent.reload("ok")
+    assert (told["taken"], told["needs_restart"]) == ([], ["control_connections", "session.drain"])
+
+
+async def test_a_mistake_changes_nothing(agent: Running) -> None:
+    assert agent.config.authentication is not None
+    agent.config.authentication.write_text(CONFIG.replace("kind: Auth", "kind: Other"))
+    good, agent.config = agent.config, replace(agent.config, limits=AgentLimitsConfig(streams=-1))
+    told = await agent.reload("failed")
+    assert "authentication.yaml, line" in str(told["reason"])
+    assert "(and 1 more" in str(told["reason"])
+    assert not agent.task.done()
+    agent.config = good
+    good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
+    assert (await agent.reload("ok"))["taken"] == []
+
+
+async def test_the_audit_log_is_opened_anew_and_its_chain_goes_on(agent: Running, tmp_path: Path) -> None:
+    file, moved = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    file.rename(moved)
+    await agent.reload("ok")
+    async with asyncio.timeout(10):
+        while not file.exists() or not file.stat().st_size:
+            await asyncio.sleep(0.01)
+    assert b'"event":"chain-end","cause":"rotated"' in moved.read_bytes()
+    (begun,) = [json.loads(line) for line in file.read_bytes().splitlines()]
+    assert (begun["event"], begun["cause"]) == ("chain", "rotated")
+    await agent.stop()
+    report = verify([moved, file])
+    assert report.findings == []
+    assert len(report.chains) == 2

@@ -1,0 +1,150 @@
+"""Each look at the API server, with answers as Kubernetes gives them; and when an agent is unready."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from arcbridge.agent import self_checks as looks
+from arcbridge.agent.authenticator import REVIEW
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.config import KubernetesConfig
+from arcbridge.identity.authentication import parse
+from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.observe.diagnosis import Finding, State
+from tests.identity import issuer as issuing
+from tests.support.fake_apiserver import FakeApiServer, reply
+
+AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
+
+
+@pytest.fixture
+async def fake(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
+    async with FakeApiServer.serving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def api(fake: FakeApiServer) -> AsyncIterator[ApiServer]:
+    made = ApiServer(endpoint_of(settings(fake), {}))
+    yield made
+    await made.close()
+
+
+def settings(fake: FakeApiServer) -> KubernetesConfig:
+    return KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+
+
+def one(found: list[Finding]) -> tuple[State, str]:
+    (finding,) = found
+    assert (finding.code == "") == (finding.state in (State.OK, State.SKIPPED))
+    assert finding.remedy or not finding.code
+    return finding.state, finding.code
+
+
+async def test_the_api_server_answers(api: ApiServer) -> None:
+    assert one(await looks.look_at_api_server(api)) == (State.OK, "")
+
+
+async def test_another_port(fake: FakeApiServer) -> None:
+    api = ApiServer(endpoint_of(KubernetesConfig(server="https://127.0.0.1:1", ca_file=fake.ca_file,
+                                                 token_file=fake.token_file), {}))  # fmt: skip
+    assert one(await looks.look_at_api_server(api)) == (State.FAILED, "api_unreachable")
+    assert one(await looks.look_at_credential(api)) == (State.SKIPPED, "")
+    assert one(await looks.look_at_impersonation(api)) == (State.SKIPPED, "")
+    await api.close()
+
+
+async def test_another_ca(fake: FakeApiServer, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.crt"))
+    api = ApiServer(endpoint_of(KubernetesConfig(server=fake.url, ca_file=tmp_path / "other.crt",
+                                                 token_file=fake.token_file), {}))  # fmt: skip
+    assert one(await looks.look_at_api_server(api)) == (State.FAILED, "api_ca")
+    await api.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "user", "expected"),
+    [
+        (201, AGENT, (State.OK, "")),
+        (201, "system:anonymous", (State.FAILED, "agent_credential")),
+        (401, "", (State.FAILED, "agent_credential")),
+        (404, "", (State.WARNING, "review")),
+        (201, "", (State.WARNING, "review")),
+    ],
+)
+async def test_the_agents_own_credential(
+    fake: FakeApiServer, api: ApiServer, code: int, user: str, expected: tuple[State, str]
+) -> None:
+    body = {"status": {"userInfo": {"username": user}}} if user else {}
+    fake.routes[REVIEW] = reply(code, json.dumps(body).encode())
+    assert one(await looks.look_at_credential(api)) == expected
+    assert api.upstream.own_refusals.user == (AGENT if expected[0] is State.OK else "")
+
+
+def rule(verb: str, *resources: str) -> dict[str, list[str]]:
+    return {"verbs": [verb], "resources": list(resources), "apiGroups": [""], "resourceNames": ["alice"]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "incomplete", "expected"),
+    [
+        pytest.param([rule("impersonate", "users", "groups")], False, (State.OK, ""), id="legacy"),
+        pytest.param([rule("impersonate:user-info", "users", "groups")], False, (State.OK, ""), id="constrained"),
+        pytest.param([rule("*", "*")], False, (State.OK, ""), id="everything"),
+        pytest.param([rule("impersonate", "users")], False, (State.WARNING, "impersonation_groups"), id="no group"),
+        pytest.param([rule("get", "users", "groups")], False, (State.FAILED, "impersonation"), id="another verb"),
+        pytest.param([], False, (State.FAILED, "impersonation"), id="none"),
+        pytest.param([], True, (State.WARNING, "impersonation_unknown"), id="another authorizer"),
+        pytest.param(None, False, (State.WARNING, "review"), id="no answer"),
+    ],
+)
+async def test_the_right_to_impersonate(
+    fake: FakeApiServer, api: ApiServer, rules: object, incomplete: bool, expected: tuple[State, str]
+) -> None:
+    fake.routes[looks.RULES] = reply(
+        201, json.dumps({"status": {"resourceRules": rules, "incomplete": incomplete}}).encode()
+    )
+    assert one(await looks.look_at_impersonation(api)) == expected
+
+
+async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> None:
+    rules = [rule("impersonate", "users", "groups")]
+    fake.routes[looks.RULES] = reply(201, json.dumps({"status": {"resourceRules": rules}}).encode())
+    assert one(await looks.look_at_impersonation(api, lambda: 3)) == (State.WARNING, "impersonation_users")
+
+
+async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
+    assert one(await looks.look_at_reload(api)) == (State.OK, "")
+    fake.token_file.write_text("two words")
+    api.look_again()
+    assert one(await looks.look_at_reload(api)) == (State.FAILED, "reload")
+    fake.token_file.write_text("word")
+    api.look_again()
+    assert one(await looks.look_at_reload(api)) == (State.OK, "")
+
+
+@pytest.mark.parametrize("token_mode", [True, False])
+async def test_an_agent_that_can_verify_no_token_is_unready_unless_it_takes_others(token_mode: bool) -> None:
+    fetcher = HttpFetcher()
+    verifier = TokenVerifier(parse(issuing.CONFIG.replace(issuing.URL, "https://127.0.0.1:1")), fetcher)
+    check = looks.issuers_check(verifier, token_mode=token_mode)
+    (found,) = await check.look()
+    assert (found.state, found.code) == (State.FAILED, "issuer_unreachable")
+    assert callable(check.gates)
+    assert check.gates() is not token_mode
+    await verifier.close()
+    await fetcher.close()
+
+
+@pytest.mark.parametrize(
+    ("life", "left", "state"), [(90, 60, State.OK), (90, 0.9, State.FAILED), (1, 0.2, State.OK), (7, 0, State.FAILED)]
+)
+def test_the_certificates_end(life: float, left: float, state: State) -> None:
+    day = 86400.0
+    assert looks.certificate_finding((left - life) * day, left * day, 0.0).state is state

@@ -1,0 +1,162 @@
+"""The agent's check: each mistake by its setting, all of them at once, and no file made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.agent.settings import check, required
+from arcbridge.config import (
+    AgentConfig,
+    AgentLimitsConfig,
+    AgentStateConfig,
+    AuditConfig,
+    KubernetesConfig,
+    SessionConfig,
+    TargetConfig,
+)
+from arcbridge.errors import ConfigError
+
+CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
+PIN = "sha256:" + "1" * 64
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> AgentConfig:
+    (tmp_path / "ca.pem").write_text(CA)
+    for name, text in (("token", "token"), ("join-token", "id.secret")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "authentication.yaml").write_text(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n"
+        "- issuer: {url: https://login.test, audiences: [cluster]}\n"
+        "  claimMappings: {username: {claim: sub, prefix: ''}}\n"
+    )
+    return AgentConfig(
+        relays=("https://relay.test:443",),
+        relay_ca_pin=PIN,
+        join_token_file=tmp_path / "join-token",
+        authentication=tmp_path / "authentication.yaml",
+        forbidden_audiences=("relay",),
+        token_mode=False,
+        kubernetes=KubernetesConfig("https://api.test:6443", tmp_path / "ca.pem", tmp_path / "token"),
+        state=AgentStateConfig(directory=tmp_path / "state"),
+        audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
+    )
+
+
+def test_good_settings_have_no_problem_and_nothing_is_made(good: AgentConfig, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    checked = required(good)
+    assert list(checked.problems) == []
+    assert [str(relay) for relay in checked.relays] == ["relay.test:443"]
+    assert checked.issuers is not None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
+    (lambda at: {"relays": ()}, "relays: required but not set"),
+    (lambda at: {"relays": ("http://x",)}, "relays[0]: "),
+    (lambda at: {"relays": ("https://x", "x:443")}, "relays[1]: x:443 is given twice"),
+    (lambda at: {"relays": ("https://relay.example.org",)}, "relays[0]: relay.example.org is the example's name"),
+    (lambda at: {"relay_ca_pin": "sha1:00"}, "relay_ca_pin: not a pin"),
+    (lambda at: {"relay_ca_pin": "sha256:" + "0" * 64}, "relay_ca_pin: these zeros are the example's"),
+    (lambda at: {"relay_ca_file": at / "none"}, "relay_ca_file: "),
+    (lambda at: {"relay_ca_file": at / "token"}, "relay_ca_file: "),
+    (lambda at: {"relay_ca_file": at / "ca.pem"}, "relay_ca_pin: contradicts relay_ca_file"),
+    (lambda at: {"state": AgentStateConfig()}, "state: exactly one"),
+    (lambda at: {"state": AgentStateConfig(directory=at / "x", secret="a/b")}, "state: exactly one"),
+    (lambda at: {"state": AgentStateConfig(secret="alone")}, "state.secret: write namespace/name"),
+    (lambda at: {"state": AgentStateConfig(directory=at / "token")}, "state.directory: "),
+    (lambda at: {"control_connections": 0}, "control_connections: must be at least 1"),
+    (lambda at: {"authentication": None}, "authentication: missing"),
+    (lambda at: {"authentication": at / "none"}, "authentication: "),
+    (lambda at: {"authentication": at / "token"}, "document: must be a mapping"),
+    (lambda at: {"forbidden_audiences": ("cluster",)}, "forbidden_audiences: 'cluster' is an audience of jwt[0]"),
+    (lambda at: {"max_token_lifetime": 1.0}, "max_token_lifetime: must be from 60 s"),
+    (lambda at: {"proof": "perhaps"}, "proof"),
+    (lambda at: {"denylist_file": at / "none"}, "denylist_file: "),
+    (lambda at: {"denylist_file": at / "token"}, "denylist_file: the denylist is not valid TOML"),
+    (lambda at: {"join_token_file": None}, "join_token_file: required for the first start"),
+    (lambda at: {"join_token_file": at / "none"}, "join_token_file: "),
+    (lambda at: {"join_token_file": at / "token"}, "join_token_file: "),
+    (lambda at: {"kubernetes": KubernetesConfig()}, "kubernetes.server: missing, and this is not a pod"),
+    (lambda at: {"kubernetes": KubernetesConfig("http://x", token_file=at / "token")}, "kubernetes.server: must be"),
+    (lambda at: {"kubernetes": KubernetesConfig("https://x")}, "kubernetes: needs token_file"),
+    (lambda at: {"kubernetes": KubernetesConfig("https://x", token_file=at / "none")}, "kubernetes.token_file: "),
+    (lambda at: {"kubernetes": KubernetesConfig("https://x", at / "token", at / "token")}, "kubernetes.ca_file: "),
+    (
+        lambda at: {
+            "kubernetes": KubernetesConfig(
+                "https://x", client_certificate_file=at / "ca.pem", client_key_file=at / "token"
+            )
+        },
+        "kubernetes.client_certificate_file: ",
+    ),
+    (lambda at: {"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
+    (lambda at: {"session": SessionConfig(drain=0.0)}, "session.drain: must be above 0 s"),
+    (lambda at: {"session": SessionConfig(drain=1e6)}, "session.drain: must be above 0 s, and at most 24 h"),
+    (lambda at: {"targets": {"db": TargetConfig("a:1")}}, "targets.db: needs users or groups"),
+    (lambda at: {"targets": {"db": TargetConfig("", users=("a",))}}, "targets.db.address: "),
+    (lambda at: {"limits": AgentLimitsConfig(streams=-1)}, "limits.streams: must be 0"),
+    (lambda at: {"audit": AuditConfig(file=str(at / "none" / "audit"))}, "audit.file: "),
+    (lambda at: {"audit": AuditConfig(file=str(at))}, "audit.file: "),
+    (lambda at: {"audit": AuditConfig(on_failure="shrug")}, "audit.on_failure: "),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ERRORS, ids=[f"{n}-{row[1]}" for n, row in enumerate(ERRORS)])
+def test_a_mistake_is_named(
+    good: AgentConfig, tmp_path: Path, changes: Callable[[Path], dict[str, Any]], message: str
+) -> None:
+    config = replace(good, **changes(tmp_path))
+    found = [problem.message for problem in check(config, {}, tmp_path / "none").problems.errors]
+    assert len(found) == 1
+    assert found[0].startswith(message)
+    assert not (tmp_path / "state").exists()
+
+
+WARNINGS: list[tuple[dict[str, Any], str]] = [
+    ({"relay_ca_pin": ""}, "relay_ca_pin: missing"),
+    ({"token_mode": True}, "token_mode: on"),
+    ({"forbidden_audiences": ()}, "forbidden_audiences: empty"),
+    ({"audit": AuditConfig(file="")}, "audit.file: empty"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WARNINGS, ids=[row[1] for row in WARNINGS])
+def test_what_may_not_be_meant_is_a_warning(good: AgentConfig, changes: dict[str, Any], message: str) -> None:
+    problems = required(replace(good, **changes)).problems
+    (found,) = problems.warnings
+    assert found.message.startswith(message)
+
+
+def test_all_at_once(good: AgentConfig) -> None:
+    config = replace(good, relays=("http://x",), control_connections=0, targets={"db": TargetConfig("a:1")})
+    assert len(check(config).problems.errors) == 3
+    with pytest.raises(ConfigError, match=r"relays\[0\].* \(and 2 more: `config check` lists them\)"):
+        required(config)
+
+
+def test_an_agent_that_only_enrols_needs_no_api_server(good: AgentConfig) -> None:
+    config = replace(good, kubernetes=KubernetesConfig())
+    required(config, serves=False)
+    with pytest.raises(ConfigError, match=r"kubernetes\.server"):
+        required(replace(config, state=AgentStateConfig(secret="a/b")), serves=False)
+
+
+def test_everybody_may_read_a_secret(good: AgentConfig, tmp_path: Path) -> None:
+    (tmp_path / "token").chmod(0o644)
+    (found,) = check(good).problems.warnings
+    assert "every user of this machine may read" in found.message
+
+
+def test_a_denylist_has_a_line(good: AgentConfig, tmp_path: Path) -> None:
+    (tmp_path / "deny.toml").write_text('[[deny]]\nuser = "a"\n\n[[deny]]\nreason = "b"\nuser = 1\n')
+    (found,) = check(replace(good, denylist_file=tmp_path / "deny.toml")).problems.errors
+    assert found.place is not None
+    assert found.place.line == 6

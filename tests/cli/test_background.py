@@ -1,0 +1,118 @@
+"""The commands of the background process, as far as they need none; the rest is in tests/e2e/test_background.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcbridge.cli.background import kept_arguments, naming_relays, settings_of
+from arcbridge.cli.flags import CLIENT
+from arcbridge.cli.parser import parse
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError
+
+
+def kept(*words: str, environment: dict[str, str] | None = None) -> tuple[str, ...]:
+    return kept_arguments(
+        parse(["connect", *words], CLIENT), {"XDG_CONFIG_HOME": "/nonexistent", **(environment or {})}
+    )
+
+
+def test_settings_become_flags() -> None:
+    words = ("berlin", "--relay", "https://a", "--relay", "https://b", "--oidc-client-id", "cli", "--no-resumption")
+    assert kept(*words) == (
+        *("--relay", "https://a", "--relay", "https://b"),
+        *("--oidc-client-id", "cli", "--no-resumption"),
+    )
+
+
+def test_those_of_the_environment_too_and_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "ARCBRIDGE_RELAY": "https://a, https://b",
+        "ARCBRIDGE_ID_TOKEN_FILE": "id",
+        "ARCBRIDGE_CONFIG": "c.toml",
+        "ARCBRIDGE_NO_RESUMPTION": "0",
+        "ARCBRIDGE_LOG_LEVEL": "debug",
+    }
+    assert kept("--access-token-file", "access", "--state-dir", "~/s", environment=environment) == (
+        *("--config", str(tmp_path / "c.toml"), "--relay", "https://a", "--relay", "https://b"),
+        *("--access-token-file", str(tmp_path / "access"), "--id-token-file", str(tmp_path / "id")),
+        *("--state-dir", os.path.expanduser("~/s")),
+    )
+
+
+def test_neither_one_command_s_business_nor_a_secret_is_kept() -> None:
+    words = ("--file", "kc", "--no-context-switch", "--trust-first-use", "-n", "x", "--observe-listen", "127.0.0.1:1")
+    assert kept(*words, environment={"ARCBRIDGE_TOKEN": "secret"}) == ()
+    assert kept("--token", "secret") == ()
+
+
+def test_the_relays_are_always_named() -> None:
+    config = ClientConfig(relays=("https://a", "https://b"))
+    assert naming_relays(("--no-resumption",), config) == (
+        *("--no-resumption", "--relay", "https://a", "--relay", "https://b"),
+    )
+    assert naming_relays(("--relay", "https://c"), config) == ("--relay", "https://c")
+    assert naming_relays(("--config", "/c.toml"), config) == ("--config", "/c.toml")
+
+
+def test_and_back_again_whatever_the_environment_says_by_then() -> None:
+    arguments = ("--cluster", "berlin", *kept("--relay", "https://a", "--kube-context", "mine"))
+    config = settings_of(arguments, {"ARCBRIDGE_RELAY": "https://other", "XDG_CONFIG_HOME": "/nonexistent"})
+    assert (config.cluster, config.relay_urls(), config.kube_context) == ("berlin", ("https://a",), "mine")
+
+
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("--relay", "https://a")], ids=["unknown", "no cluster"])
+def test_arguments_that_say_nothing(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        settings_of(arguments, {"XDG_CONFIG_HOME": "/nonexistent"})
+
+
+def arcbridge(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home / "state"),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        **environment,
+    }
+    command = [sys.executable, "-m", "arcbridge", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_where_no_process_runs(tmp_path: Path) -> None:
+    done = arcbridge(tmp_path, "status")
+    assert done.stdout == "No background process runs; kubectl starts it when a context needs it.\n"
+    assert json.loads(arcbridge(tmp_path, "status", "-o", "json").stdout) == {"process": None, "clusters": []}
+    assert arcbridge(tmp_path, "stop").stdout == "No background process runs.\n"
+    assert arcbridge(tmp_path, "logs").stdout == "There is no log: no background process has run.\n"
+    done = arcbridge(tmp_path, "disconnect", "berlin")
+    assert (done.returncode, done.stderr) == (2, 'error: "berlin" is not connected; connected: none\n')
+    assert arcbridge(tmp_path, "disconnect", "--all").stdout == "No cluster is connected.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("connect",), "name the clusters to connect"),
+        (("connect", "Bad_Name", "--relay", "https://127.0.0.1:1"), "Bad_Name"),
+        (("connect", "a", "b", "--port", "1", "--relay", "https://127.0.0.1:1"), "flag --port: fits one cluster"),
+        (("connect", "a", "--file", "-", "--relay", "https://127.0.0.1:1"), "flag --file"),
+        (("connect", "a", "--token", "x", "--relay", "https://127.0.0.1:1"), "--token-file"),
+        (("disconnect", "a", "--all"), "flag --all"),
+        (("connect", "a"), "relays: none is set, and none was logged in at; run `arcbridge login https://RELAY`"),
+    ],
+    ids=["no name", "bad name", "port", "stdout", "token", "all", "no relay"],
+)
+def test_mistakes_are_one_clear_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = arcbridge(tmp_path, *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("control"))

@@ -1,0 +1,139 @@
+"""`config init`: the annotated files, filled; nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arcbridge.cli.initial_settings import fill, initial_files, template
+from arcbridge.cli.parser import parse
+from arcbridge.cli.run import run
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig, load
+from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.identity import authentication
+from arcbridge.identity.policy import Policy
+
+PIN = "sha256:" + "1" * 64
+RELAY = ["--public-address", "relay.test:8443", "--issuer", "https://login.test", "--group", "platform"]
+
+
+def init(role: str, directory: Path, *flags: str) -> int:
+    return run(["--role", role, "config", "init", "--directory", str(directory), *flags])
+
+
+def problems(role: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    capsys.readouterr()
+    run(["--role", role, "config", "check", "--config", str(directory / f"{role}.toml"), "-o", "json"])
+    found: list[dict[str, str]] = json.loads(capsys.readouterr().out)["problems"]
+    return found
+
+
+def test_a_relay_is_complete_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "new" / "etc"
+    assert init("relay", directory, *RELAY, "--group", "oidc:ops", "--data-dir", str(tmp_path / "data")) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].strip() == f"arcbridge --role relay --config {directory / 'relay.toml'}"
+    assert said.err == ""
+    assert problems("relay", directory, capsys) == []
+    config = load(RelayConfig, directory / "relay.toml")
+    assert (config.public_address, config.listen) == ("relay.test:8443", "0.0.0.0:8443")
+    assert config.data_dir == tmp_path / "data"
+    assert not config.data_dir.exists()
+    (issuer,) = authentication.load(directory / "relay-authentication.yaml").issuers
+    assert (issuer.url, issuer.audiences) == ("https://login.test", ("arcbridge-relay",))
+    (rule,) = Policy.load((directory / "policy.toml").read_text()).rules
+    assert rule.groups == {"oidc:platform", "oidc:ops"}
+    assert (directory / "relay.toml").read_text().count("#") > 100, "the comments are there"
+
+
+def test_without_a_group_nobody_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init("relay", tmp_path, *RELAY[:4]) == 0
+    assert Policy.load((tmp_path / "policy.toml").read_text()).rules == ()
+    assert "so no user may reach any cluster" in capsys.readouterr().err
+
+
+def test_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--relay", "https://relay.test", "--relay-ca-pin", PIN, "--issuer", "https://login.test")
+    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode", "--client-id", "ours") == 0
+    config = load(AgentConfig, tmp_path / "agent.toml")
+    assert (config.relays, config.relay_ca_pin) == (("https://relay.test",), PIN)
+    assert (config.state.secret, config.state.directory, config.token_mode) == ("arc/agent", None, False)
+    assert config.forbidden_audiences == ("arcbridge-relay",)
+    assert config.authentication == tmp_path / "agent-authentication.yaml"
+    (issuer,) = authentication.load(config.authentication).issuers
+    assert (issuer.url, issuer.audiences, issuer.rules) == ("https://login.test", ("ours",), ())
+    (left,) = problems("agent", tmp_path, capsys)
+    assert "this is not a pod" in left["message"]
+
+
+def test_a_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = (
+        "--relay",
+        "https://a.test",
+        "--relay",
+        "https://b.test",
+        "-n",
+        "prod",
+        "-n",
+        "test",
+        "--client-id",
+        "ours",
+    )
+    assert init("client", tmp_path, *flags, "--issuer", "https://login.test", "--relay-ca-pin", PIN) == 0
+    config = load(ClientConfig, tmp_path / "client.toml")
+    assert config.relay_urls() == ("https://a.test", "https://b.test")
+    assert (config.cluster, config.clusters) == ("prod", ("test",))
+    assert (config.login.issuer, config.login.client_id) == ("https://login.test", "ours")
+    assert problems("client", tmp_path, capsys) == []
+
+
+@pytest.mark.parametrize("role", ["relay", "agent", "client"])
+def test_what_is_left_to_edit_is_named(role: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(role, tmp_path) == 0
+    said = capsys.readouterr()
+    assert "is the example's name" in said.err
+    assert said.out.splitlines()[-1].endswith("config check")
+
+
+def test_nothing_is_overwritten_and_then_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "policy.toml").write_text("mine")
+    assert init("relay", tmp_path, *RELAY) == ExitCode.USAGE
+    assert f"error: {tmp_path / 'policy.toml'}: exists, and nothing is overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+    assert (tmp_path / "policy.toml").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert init("client", tmp_path / "file") == ExitCode.USAGE
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_ordinary_user_keeps_the_data_beside_the_settings() -> None:
+    given = parse(["config", "init", "--public-address", "r.test"], "relay")
+    assert 'data_dir = "relay-data"' in initial_files(given, root=False)["relay.toml"]
+    assert '#data_dir = "/var/lib/arcbridge"' in initial_files(given, root=True)["relay.toml"]
+    assert 'directory = "agent-state"' in initial_files(parse(["config", "init"], "agent"), root=False)["agent.toml"]
+
+
+def test_a_wrong_flag_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="flag --workers: must be a whole number"):
+        initial_files(parse(["config", "init", "--workers", "many"], "relay"), root=True)
+
+
+def test_fill() -> None:
+    text = 'a = 1\n#b = "x"\n[t]\n#a = 2\n#[t.u]\n#b = 3\n'
+    assert fill(text, "a", True) == text.replace("a = 1", "a = true", 1)
+    assert fill(text, "b", 'q"') == text.replace('#b = "x"', 'b = "q\\""')
+    assert fill(text, "t.a", ("x", "y")) == text.replace("#a = 2", 'a = ["x", "y"]')
+    with pytest.raises(ConfigError, match=r"t\.b: has no line"):
+        fill(text, "t.b", 1)
+
+
+@pytest.mark.parametrize("name", ["relay.toml", "agent.toml", "client.toml", "policy.toml"])
+def test_the_files_of_a_clone_are_those_of_config(name: str) -> None:
+    assert template(name) == (Path(__file__).resolve().parents[2] / "config" / name).read_text()
+    with pytest.raises(ConfigError, match="missing from this installation"):
+        template(f"no-{name}")

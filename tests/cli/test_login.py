@@ -1,0 +1,454 @@
+"""`login`, `logout` and `whoami` as people start them: processes, a relay's API and an issuer that are real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.config import RelayLoginConfig
+from arcbridge.errors import ExitCode
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.login_settings import login_document
+from tests.relay.api_station import Relay, serving
+from tests.support.issuer import Issuer
+from tests.support.world import fixed_port
+
+ROOT = Path(__file__).parents[2]
+DISCOVERY = "/.well-known/openid-configuration"
+CODE = re.compile(r"enter the code (\S+)")
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
+    with Issuer(tmp_path_factory.mktemp("issuer"), device_interval=0) as issuer:
+        yield issuer
+
+
+@pytest.fixture
+def document(issuer: Issuer) -> dict[str, Any]:
+    """What the relay says about logins; a test may change it."""
+    found = login_document(RelayLoginConfig(issuer.url, "cli", grant_types=("device-code",)))
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+async def relay(document: dict[str, Any], tmp_path: Path) -> AsyncIterator[Relay]:
+    (tmp_path / "relay").mkdir()
+    async with serving(tmp_path / "relay", document) as relay:
+        yield relay
+
+
+class Person:
+    """A home, and the terminal of whoever lives there."""
+
+    def __init__(self, home: Path, issuer: Issuer) -> None:
+        home.mkdir()
+        self.home = home
+        self.issuer = issuer
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+    async def start(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        streams = {"stdin": asyncio.subprocess.DEVNULL, "stdout": asyncio.subprocess.PIPE}
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "arcbridge", *arguments),
+            **(streams | {"stderr": asyncio.subprocess.PIPE} | options),
+            env=self.environment,
+        )
+
+    async def run(self, *arguments: str) -> tuple[int | None, str, str]:
+        """Run a command that asks nothing: status, stdout, stderr."""
+        process = await self.start(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+        return process.returncode, out.decode(), err.decode()
+
+    async def log_in(self, *arguments: str, user: str = "alice") -> tuple[int | None, str, str]:
+        """Run a login to its end, with the code entered on another device."""
+        process = await self.start("login", *arguments)
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = b""
+        async with asyncio.timeout(30):
+            while not (found := CODE.search(said.decode())) and (line := await process.stderr.readline()):
+                said += line
+            if found:
+                await asyncio.to_thread(self.issuer.approve, found[1], user)
+            out, rest = await process.stdout.read(), await process.stderr.read()
+            return await process.wait(), out.decode(), (said + rest).decode()
+
+    @contextlib.asynccontextmanager
+    async def at_terminal(self, *arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Terminal]]:
+        main, other = pty.openpty()
+        process = await self.start(*arguments, stdin=other, stderr=other)
+        os.close(other)
+        try:
+            yield process, Terminal(main)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+            os.close(main)
+
+    @property
+    def profiles(self) -> list[Path]:
+        return sorted(self.home.glob(".local/state/arcbridge/relays/[!.]*"))
+
+
+class Terminal:
+    """The end of a terminal at which a person sits."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.shown = ""
+
+    async def until(self, words: str) -> str:
+        """Wait until the terminal shows these words; return all that it shows."""
+        async with asyncio.timeout(30):
+            while words not in self.shown:
+                self.shown += (await asyncio.to_thread(os.read, self._descriptor, 4096)).decode()
+        return self.shown.replace("\r", "")
+
+    def type(self, line: str) -> None:
+        os.write(self._descriptor, f"{line}\n".encode())
+
+
+@pytest.fixture
+def person(issuer: Issuer, tmp_path: Path) -> Person:
+    return Person(tmp_path / "home", issuer)
+
+
+def url(relay: Relay) -> str:
+    return f"https://127.0.0.1:{relay.port}"
+
+
+def known(relay: Relay, issuer: Issuer) -> list[str]:
+    """The words of a script that knows its relay."""
+    ca = ["--oidc-ca-file", str(issuer.ca_file)]
+    return [url(relay), "--relay-ca-pin", relay.authority.pin, "--oidc-issuer-url", issuer.url, *ca]
+
+
+class TestFirstContact:
+    async def test_b21_both_are_shown_and_asked_for_once(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        async with person.at_terminal("login", url(relay), "--oidc-ca-file", str(issuer.ca_file)) as (process, screen):
+            place = issuer.url.removeprefix("https://")
+            shown = await screen.until("[y/N] ")
+            assert shown == (
+                f"The relay's CA is {relay.authority.pin}; it names {place} as where you log in. Trust both? [y/N] "
+            )
+            assert not person.profiles, "nothing is kept before the answer"
+            screen.type("y")
+            code = CODE.search(await screen.until("or open"))
+            assert code is not None
+            await asyncio.to_thread(issuer.approve, code[1])
+            assert process.stdout is not None
+            out = (await asyncio.wait_for(process.stdout.read(), 30)).decode()
+            assert out.startswith("Logged in as alice@example.com, until ")
+            assert await process.wait() == ExitCode.DONE
+        (profile,) = person.profiles
+        assert stat.S_IMODE(profile.stat().st_mode) == 0o700
+        assert {stat.S_IMODE(file.stat().st_mode) for file in profile.iterdir()} == {0o600}
+        # Now it is known, and neither the relay nor the CA of the issuer has to be named.
+        status, out, err = await person.log_in(user="bob")
+        assert (status, "Trust" in err) == (ExitCode.DONE, False)
+        assert out.startswith("Logged in as bob@example.com")
+
+    async def test_b24_what_it_asks_for_is_shown(self, person: Person, relay: Relay, document: dict[str, Any]) -> None:
+        document["audience"] = "payroll"
+        document["scopes"] = ["openid", "payroll.read"]
+        async with person.at_terminal("login", url(relay)) as (process, screen):
+            shown = await screen.until("[y/N] ")
+            assert shown.startswith("The login asks for: payroll, payroll.read (client cli).\n")
+            screen.type("n")
+            assert await process.wait() == ExitCode.FAILURE
+
+    async def test_no_means_no(self, person: Person, relay: Relay) -> None:
+        async with person.at_terminal("login", url(relay)) as (process, screen):
+            await screen.until("[y/N] ")
+            screen.type("")
+            await screen.until("was not trusted; ask its operator")
+            assert await process.wait() == ExitCode.FAILURE
+        assert not person.profiles
+
+    async def test_b23_without_a_terminal_it_says_what_to_compare(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        status, out, err = await person.run("login", url(relay))
+        assert (status, out) == (ExitCode.FAILURE, "")
+        assert err == (
+            f"error: {url(relay)} is not known here (its CA would be {relay.authority.pin}, and it names {issuer.url} "
+            "as where you log in); compare that with what its operator says and give --relay-ca-pin PIN and "
+            "--oidc-issuer-url URL, or accept it unseen with --trust-first-use\n"
+        )
+
+    async def test_a_script_names_both(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        status, out, err = await person.log_in(*known(relay, issuer))
+        assert status == ExitCode.DONE, err
+        assert "Logged in as alice@example.com" in out
+        kept = json.loads((person.profiles[0] / "profile.json").read_text())
+        assert kept["from_relay"]
+        assert kept["ca_pin"] == relay.authority.pin
+
+    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(self, person: Person, relay: Relay) -> None:
+        _, _, err = await person.run("login", url(relay), "--relay-ca-pin", relay.authority.pin)
+        assert "its CA would be" not in err
+        assert "give --oidc-issuer-url URL, or accept it unseen" in err
+
+    async def test_b23_another_pin(self, person: Person, relay: Relay) -> None:
+        other = Authority.create("another").pin
+        status, _, err = await person.run("login", url(relay), "--relay-ca-pin", other, "--trust-first-use")
+        assert status == ExitCode.FAILURE
+        assert f"expected {other}, found {relay.authority.pin}" in err
+        assert not person.profiles
+
+    async def test_a_relay_that_does_not_say(self, person: Person, issuer: Issuer, tmp_path: Path) -> None:
+        (tmp_path / "mute").mkdir()
+        async with serving(tmp_path / "mute", None) as relay:
+            status, _, err = await person.run("login", url(relay), "--trust-first-use")
+            assert status == ExitCode.USAGE
+            assert "does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID" in err
+            own = ["--oidc-client-id", "cli", "--grant-type", "device-code"]
+            status, out, _ = await person.log_in(*known(relay, issuer), *own)
+            assert (status, "Logged in" in out) == (ExitCode.DONE, True)
+            # What was given is kept as well.
+            assert (await person.run("whoami", "-o", "name"))[1] == "alice@example.com\n"
+
+    async def test_what_is_no_relay(self, person: Person, issuer: Issuer) -> None:
+        status, _, err = await person.run("login", issuer.url, "--trust-first-use")
+        assert status == ExitCode.UNREACHABLE
+        assert "is this an arcbridge relay?" in err or "before it answered" in err
+
+
+class TestLater:
+    async def test_b22_another_issuer_is_refused(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
+    ) -> None:
+        assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
+        document["issuer"] = "https://login.example.net"
+        status, _, err = await person.run("login", "--trust-first-use")
+        assert status == ExitCode.FAILURE
+        assert f"now names https://login.example.net as where you log in, and you trusted {issuer.url}" in err
+        assert f"`arcbridge login --renew-trust {url(relay)}`" in err
+        # And the login that is there goes on to count.
+        assert (await person.run("whoami"))[0] == ExitCode.DONE
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("client_id", "other"), ("audience", "payroll"), ("scopes", ["openid", "payroll.read"])]
+    )
+    async def test_b22_so_are_other_settings(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any], name: str, value: object
+    ) -> None:
+        assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
+        document[name] = value
+        status, _, err = await person.run("login")
+        assert status == ExitCode.FAILURE
+        assert f"than those that you trusted ({name})" in err
+        # With the user's consent they are taken.
+        document["grant_types"] = ["device-code", "authcode"]
+        status, out, err = await person.log_in(
+            "--renew-trust", url(relay), "--trust-first-use", "--grant-type", "device-code"
+        )
+        assert (status, "Logged in" in out) == (ExitCode.DONE, True), err
+        assert (await person.log_in("--grant-type", "device-code"))[0] == ExitCode.DONE
+
+    async def test_b22_another_ca_is_refused(
+        self, person: Person, issuer: Issuer, document: dict[str, Any], tmp_path: Path
+    ) -> None:
+        port = fixed_port()
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        async with serving(tmp_path / "one", document, port=port) as relay:
+            assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
+        async with serving(tmp_path / "two", document, port=port) as other:
+            status, _, err = await person.run("login", "--trust-first-use")
+            assert status == ExitCode.FAILURE
+            assert (
+                f"expected {relay.authority.pin}, found {other.authority.pin}. Another party may be in between" in err
+            )
+            assert "--renew-trust" in err
+            async with person.at_terminal("login", "--renew-trust", url(other)) as (process, screen):
+                shown = await screen.until("[y/N] ")
+                assert shown.startswith(f"You trusted {url(other)} by the CA {relay.authority.pin}, with ")
+                assert other.authority.pin in shown
+                screen.type("n")
+                assert await process.wait() == ExitCode.FAILURE
+
+    async def test_a_relay_that_is_down_or_mute_stops_no_login(
+        self, person: Person, issuer: Issuer, document: dict[str, Any], tmp_path: Path
+    ) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        authority, port = Authority.create("relay CA"), fixed_port()
+        async with serving(tmp_path / "one", document, authority=authority, port=port) as relay:
+            assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
+        status, out, err = await person.log_in()
+        assert (status, "Logged in" in out) == (ExitCode.DONE, True)
+        assert "cannot be asked now (" in err
+        async with serving(tmp_path / "two", None, authority=authority, port=port):
+            assert (await person.log_in())[0] == ExitCode.DONE
+
+
+class TestTwoRelays:
+    async def test_the_last_login_counts_unless_one_is_named(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any], tmp_path: Path
+    ) -> None:
+        (tmp_path / "second").mkdir()
+        async with serving(tmp_path / "second", {**document, "client_id": "other"}) as second:
+            await person.log_in(*known(relay, issuer))
+            assert (await person.run("whoami"))[2] == "", "with one relay there is nothing to say"
+            await person.log_in(*known(second, issuer), user="bob")
+            assert len(person.profiles) == 2
+            status, out, err = await person.run("whoami", "-o", "name")
+            assert (status, out) == (ExitCode.DONE, "bob@example.com\n")
+            assert err == f"at {url(second)}, the last login; for another one give --relay ({url(relay)})\n"
+            status, out, err = await person.run("whoami", "-o", "name", "--relay", url(relay))
+            assert (status, out, err) == (ExitCode.DONE, "alice@example.com\n", "")
+            # One is left, and the other one stays.
+            assert (await person.run("logout", "--relay", url(second)))[0] == ExitCode.DONE
+            assert (await person.run("whoami", "--relay", url(second)))[0] == ExitCode.LOGIN
+            assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
+
+
+class TestWhoami:
+    async def test_logged_out(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        status, out, err = await person.run("whoami")
+        assert (status, out) == (ExitCode.LOGIN, "")
+        assert err == "error: you are not logged in; run `arcbridge login https://RELAY`\n"
+        await person.log_in(*known(relay, issuer))
+        await person.run("logout")
+        status, _, err = await person.run("whoami")
+        assert status == ExitCode.LOGIN
+        assert err == f"error: you are not logged in at {issuer.url}; run `arcbridge login {url(relay)}`\n"
+
+    async def test_logged_in(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        issuer.settings(dpop="on")
+        try:
+            await person.log_in(*known(relay, issuer))
+        finally:
+            issuer.settings(dpop="off")
+        before = issuer.requests(DISCOVERY)
+        status, out, _ = await person.run("whoami", "-o", "json")
+        assert status == ExitCode.DONE
+        found = json.loads(out)
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", found.pop("expires"))
+        assert len(found.pop("key")) == 43
+        assert found == {
+            "user": "alice@example.com",
+            "subject": "alice",
+            "issuer": issuer.url,
+            "relay": url(relay),
+            "renews": True,
+            "source": "login",
+        }
+        _, table, _ = await person.run("whoami")
+        assert "until" in table
+        assert "renewed by itself" in table
+        assert issuer.requests(DISCOVERY) == before, "nothing is asked"
+
+    async def test_check_asks_the_relay(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        await person.log_in(*known(relay, issuer))
+        # This relay takes none of the issuer's tokens.
+        status, _, err = await person.run("whoami", "--check")
+        assert status == ExitCode.LOGIN
+        assert "error: the relay does not accept the access token (its audience is arcbridge-relay)" in err
+
+
+class TestLogout:
+    async def test_the_issuer_forgets_too(self, person: Person, relay: Relay, issuer: Issuer) -> None:
+        await person.log_in(*known(relay, issuer))
+        asked = issuer.requests("/revoke")
+        status, out, err = await person.run("logout")
+        assert (status, out, err) == (ExitCode.DONE, "Logged out.\n", "")
+        assert issuer.requests("/revoke") == asked + 1
+        assert not list(person.home.rglob("tokens/*.json"))
+        assert (await person.run("logout"))[1] == "There was no login to forget.\n"
+        assert issuer.requests("/revoke") == asked + 1
+
+    async def test_an_issuer_that_is_down_is_told_of_and_stops_nothing(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        await person.log_in(*known(relay, issuer))
+        issuer.down()
+        try:
+            status, out, err = await person.run("logout")
+        finally:
+            issuer.down(False)
+        assert (status, out) == (ExitCode.DONE, "Logged out.\n")
+        assert err.startswith(f"warning: the refresh token was not revoked at {issuer.url}: ")
+        assert not list(person.home.rglob("tokens/*.json"))
+
+    async def test_nothing_to_forget(self, person: Person) -> None:
+        status, _, err = await person.run("logout")
+        assert status == ExitCode.USAGE
+        assert "no relay was logged in at" in err
+
+
+class TestStumbles:
+    """What people stumbled over before they were logged in."""
+
+    async def test_no_relay_is_known(self, person: Person) -> None:
+        status, _, err = await person.run("login")
+        assert status == ExitCode.USAGE
+        assert err == ("error: no relay is known here: run `arcbridge login https://RELAY`, as its operator names it\n")
+        status, _, err = await person.run("clusters")
+        assert status == ExitCode.USAGE
+        assert "run `arcbridge login https://RELAY`" in err
+
+    async def test_a_proxy_without_a_login_says_so_before_it_takes_a_port(self, person: Person) -> None:
+        relay = ["--role", "client", "--relay", "https://127.0.0.1:28443", "-n", "berlin-factory"]
+        status, out, err = await person.run(*relay)
+        assert (status, out) == (ExitCode.LOGIN, "")
+        assert "error: no login is configured; run `arcbridge login https://127.0.0.1:28443`" in err
+        assert not list(person.home.rglob("ports.json"))
+        status, out, err = await person.run(*relay, "--token-file", "sa")
+        assert (status, out) == (ExitCode.LOGIN, "")
+        assert "--token-file are for the cluster, and the relay needs a login of its own; run `arcbridge login" in err
+
+    async def test_the_hint_names_the_flags(self, person: Person) -> None:
+        flags = ["--oidc-issuer-url", "https://127.0.0.1:1", "--oidc-client-id", "cli"]
+        status, out, err = await person.run("proxy", "--relay", "https://127.0.0.1:28443", "-n", "berlin", *flags)
+        assert (status, out) == (ExitCode.LOGIN, "")
+        assert err == (
+            "error: you are not logged in at https://127.0.0.1:1; run `arcbridge login https://127.0.0.1:28443 "
+            "--oidc-issuer-url https://127.0.0.1:1 --oidc-client-id cli`\n"
+        )
+
+    async def test_a_login_needs_no_relay_where_the_issuer_is_named(self, person: Person, issuer: Issuer) -> None:
+        flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
+        status, out, _ = await person.log_in(*flags, "--grant-type", "device-code")
+        assert (status, "Logged in as alice@example.com" in out) == (ExitCode.DONE, True)
+
+    async def test_an_issuer_that_is_down(self, person: Person) -> None:
+        flags = ["--oidc-issuer-url", f"https://127.0.0.1:{fixed_port()}", "--oidc-client-id", "cli"]
+        status, _, err = await person.run("login", *flags)
+        assert status == ExitCode.UNREACHABLE
+        assert "cannot be reached (connection refused); check its address" in err
+
+    async def test_ctrl_c_during_a_login_is_no_success(self, person: Person, issuer: Issuer) -> None:
+        flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
+        words = ["proxy", "--relay", "https://127.0.0.1:1", "-n", "berlin", *flags, "--port", "0"]
+        words += ["--grant-type", "device-code"]
+        main, other = pty.openpty()
+        process = await person.start(*words, stdin=other, stderr=other)
+        os.close(other)
+        assert process.stdout is not None
+        shown = b""
+        async with asyncio.timeout(30):
+            while not CODE.search(shown.decode()):
+                line = await process.stdout.readline()
+                assert line, shown
+                shown += line
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == ExitCode.INTERRUPTED
+        os.close(main)

@@ -1,0 +1,30 @@
+"""How commands talk to their user; questions at a real terminal are tests/cli/test_login.py's and test_client.py's."""
+
+import io
+
+import pytest
+
+from arcbridge.cli import terminal as module
+from arcbridge.config import ClientConfig
+
+
+def test_without_a_terminal_no_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(module.sys, "stdin", io.StringIO())
+    found = module.terminal(lines)
+    assert found.ask_trust is None
+    found.tell("Proxy is listening on port 47011")
+    assert lines.getvalue() == "Proxy is listening on port 47011\n"
+
+
+def test_a_document_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    module.terminal(io.StringIO()).write_data("apiVersion: v1\n")
+    assert capsys.readouterr().out == "apiVersion: v1\n"
+
+
+@pytest.mark.parametrize(("default", "level"), [("", "info"), ("warning", "warning")])
+def test_commands_that_answer_log_less(monkeypatch: pytest.MonkeyPatch, default: str, level: str) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("arcbridge.observe.logging.configure", lambda *words: asked.append(words))
+    module.configure_logging(ClientConfig(), default)
+    assert asked == [("client", level, "auto")]

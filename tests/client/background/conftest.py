@@ -1,0 +1,83 @@
+"""A background process in this one, before a relay and an agent of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.client.background.caller import answer_of, exchange, request
+from arcbridge.client.background.place import Place
+from arcbridge.client.background.process import run_background
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError
+from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.test_session_manager import login
+from tests.support.world import fixed_port
+
+
+class Background:
+    """A user of the background process."""
+
+    def __init__(self, far: FarSide, directory: Path) -> None:
+        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+        self.far = far
+        self.place = Place(str(directory / "run"), str(directory / "state"))
+        self.kubeconfig = directory / "config"
+        self.config = ClientConfig(
+            relay=far.address,
+            relay_ca_file=directory / "relay-ca.pem",
+            cluster_ca_pin=CLUSTER_CA.pin,
+            state_dir=directory / "state",
+            login=login(directory),
+        )
+        self.arguments = ("--cluster", CLUSTER)
+
+    def settings_of(self, arguments: Sequence[str]) -> ClientConfig:
+        """Knows `--cluster`, `--kube-context` and `--port`."""
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        if "--unknown" in given:
+            raise ConfigError("flag --unknown")
+        port = int(given["--port"]) if "--port" in given else None
+        return replace(self.config, cluster=given["--cluster"], kube_context=given.get("--kube-context", ""), port=port)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        ready = asyncio.Event()
+        task = asyncio.create_task(run_background(self.place, self.settings_of, {}, ready=ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        try:
+            if task.done():
+                await task
+            yield task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def ask(self, operation: str, *arguments: str, **more: str) -> dict[str, Any]:
+        """The answer; raises the error that it states."""
+        line = request(operation, arguments, **more)
+        return answer_of(await asyncio.to_thread(exchange, self.place, line))
+
+    async def connect(self, *more: str, **texts: str) -> dict[str, Any]:
+        texts = {"kubeconfig": str(self.kubeconfig), "switch": "yes", "static": "", **texts}
+        return await self.ask("connect", *self.arguments, *more, **texts)
+
+    def document(self) -> Any:
+        return yaml.safe_load(self.kubeconfig.read_text())
+
+
+@pytest.fixture
+def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Background:
+    # Ports that clients of other tests, which begin at 47011, do not take while a process is away.
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
+    return Background(far, tmp_path)

@@ -1,0 +1,160 @@
+"""Asking the background process, and starting it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arcbridge import __version__, single_file
+from arcbridge.client.background import caller
+from arcbridge.client.background.caller import NotRunning, OtherVersion, answer_of, exchange, request
+from arcbridge.client.background.place import Place
+from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(str(tmp_path), str(tmp_path))
+
+
+@pytest.fixture
+def listener(place: Place) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(place.socket)
+        sock.listen()
+        yield sock
+
+
+def answering(listener: socket.socket, *answers: bytes) -> threading.Thread:
+    """Answer one request after the other."""
+
+    def serve() -> None:
+        for answer in answers:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_request_is_json_however_odd_its_texts_are() -> None:
+    words = ['a "quoted" one', "zwölf\n\t", "\\", "\U0001f600"]
+    line = request("credential", words, server="x")
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {
+        "protocol": caller.PROTOCOL,
+        "version": __version__,
+        "operation": "credential",
+        "server": "x",
+        "arguments": words,
+    }
+
+
+def test_an_answer_in_pieces(place: Place, listener: socket.socket) -> None:
+    answering(listener, b'{"a": "' + b"x" * 100_000 + b'"}\n')
+    assert answer_of(exchange(place, request("status")))["a"] == "x" * 100_000
+
+
+def test_nobody_listens(place: Place, listener: socket.socket) -> None:
+    with pytest.raises(NotRunning):
+        exchange(Place("/nonexistent", "/"), request("status"))
+    listener.close()  # as after SIGKILL: the file is there
+    with pytest.raises(NotRunning):
+        exchange(place, request("status"))
+
+
+def test_a_process_that_ends_or_is_silent(place: Place, listener: socket.socket) -> None:
+    answering(listener, b"")
+    with pytest.raises(NotRunning):
+        exchange(place, request("status"))
+    with pytest.raises(Unreachable, match="did not answer"):
+        exchange(place, request("status"), timeout=0.05)
+
+
+def test_w14_a_socket_of_another_user_is_not_spoken_to(
+    place: Place, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "peer_user_id", lambda sock: os.geteuid() + 1)
+    with pytest.raises(StateError, match="and not by this user"):
+        exchange(place, request("status"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SO_PEERCRED")
+def test_the_kernel_says_whose_a_peer_is() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert caller.peer_user_id(one) == os.geteuid()
+
+
+def test_errors_come_back_as_they_were() -> None:
+    with pytest.raises(ArcbridgeError) as caught:
+        answer_of(b'{"error": "log in", "exit_code": 3}')
+    assert (caught.value.message, caught.value.exit_code) == ("log in", ExitCode.LOGIN)
+    with pytest.raises(ArcbridgeError) as caught:
+        answer_of(b'{"error": "new", "exit_code": 99}')
+    assert caught.value.exit_code == ExitCode.FAILURE
+    with pytest.raises(OtherVersion, match="9"):
+        answer_of(b'{"error": "x", "code": "version", "version": "9"}')
+
+
+def test_who_may_start_nothing_is_told_so(place: Place) -> None:
+    with pytest.raises(NotRunning):
+        caller.ask(place, request("status"), {}, start=False)
+
+
+def test_a_process_that_does_not_start_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        caller,
+        "program",
+        lambda: [
+            sys.executable,
+            "-c",
+            "import os; os.write(int(os.environ['ARCBRIDGE_READY_DESCRIPTOR']), b'no room')",
+        ],
+    )
+    with pytest.raises(StateError, match="did not start: no room"):
+        caller.ask(place, request("status"), os.environ)
+    monkeypatch.setattr(caller, "program", lambda: ["/bin/false"])
+    with pytest.raises(StateError, match="it ended without a word"):
+        caller.ask(place, request("status"), os.environ)
+
+
+@pytest.mark.parametrize("name", ["arcbridge", "kubectl-arcbridge"])
+def test_this_very_installation_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    script = tmp_path / name
+    script.write_text("#!/usr/bin/python3\n")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert caller.program() == [sys.executable, str(script)]
+    script.write_text("#!/bin/sh\n")
+    assert caller.program() == [sys.executable, "-m", "arcbridge"]
+    monkeypatch.setattr(sys, "argv", ["/opt/arcbridge.pyz"])
+    assert caller.program() == [sys.executable, "/opt/arcbridge.pyz"]
+    monkeypatch.setattr(single_file, "_file", "/opt/arcbridge-linux-x86_64")
+    assert caller.program() == ["/opt/arcbridge-linux-x86_64"]
+
+
+def test_what_a_question_imports() -> None:
+    """kubectl waits for it."""
+    code = (
+        "import sys\n"
+        "from arcbridge.client.background import caller, place\n"
+        "caller.request('credential', ['x'])\n"
+        "try:\n    caller.exchange(place.Place.find({'HOME': '/nonexistent'}), b'')\n"
+        "except caller.NotRunning:\n    pass\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    heavy = {"json", "socket", "argparse", "dataclasses", "typing", "asyncio", "ssl", "subprocess", "pathlib", "re"}
+    assert not heavy & set(done.stdout.split())

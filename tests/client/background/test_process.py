@@ -1,0 +1,269 @@
+"""The background process: what it answers, what it keeps, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.client.background import process as process_module
+from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
+from arcbridge.client.background.connections import Connections
+from arcbridge.errors import ArcbridgeError, ExitCode
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.records import JoinReply
+from tests.client.background.conftest import Background
+from tests.client.far_side import CLUSTER
+
+
+async def test_connect_status_and_disconnect(background: Background) -> None:
+    background.kubeconfig.write_text("current-context: home\n")
+    async with background.running() as task:
+        answer = await background.connect()
+        assert answer == {
+            "cluster": CLUSTER,
+            "context": CLUSTER,
+            "port": answer["port"],
+            "kubeconfig": str(background.kubeconfig),
+            "current": True,
+        }
+        document = background.document()
+        assert document["current-context"] == CLUSTER
+        user = document["users"][0]["user"]["exec"]
+        assert (user["command"], user["args"]) == ("arcbridge", ["credential", *background.arguments])
+        status = await background.ask("status")
+        (one,) = status["clusters"]
+        assert (one["name"], one["user"], one["state"], one["port"]) == (CLUSTER, "alice", "connected", answer["port"])
+        assert one["contexts"] == [CLUSTER]
+        gone = await background.ask("disconnect", CLUSTER)
+        assert gone == {"disconnected": [{"cluster": CLUSTER, "context": CLUSTER}]}
+        await asyncio.wait_for(task, 10)
+    assert background.document()["current-context"] == "home"
+    assert background.document()["contexts"] == []
+    assert Connections(Path(background.place.connections)).all() == []
+    assert json.loads((Path(background.place.state) / "ports.json").read_text()) == {}
+    with pytest.raises(NotRunning):
+        await background.ask("status")
+
+
+async def test_the_credential_is_what_kubectl_reads(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        line = request("credential", background.arguments, server=f"https://127.0.0.1:{port}")
+        answer = await asyncio.to_thread(exchange, background.place, line)
+        assert answer.startswith(b'{"kind"')
+        document = json.loads(answer)
+        assert document["apiVersion"] == "client.authentication.k8s.io/v1"
+        assert "PRIVATE KEY" in document["status"]["clientKeyData"]
+        assert document["status"]["expirationTimestamp"].endswith("Z")
+
+
+async def test_what_was_connected_is_served_by_the_next_one(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+    async with background.running():
+        status = await background.ask("status")
+        assert [(one["name"], one["port"]) for one in status["clusters"]] == [(CLUSTER, port)]
+        await background.ask("credential", *background.arguments, server="")
+
+
+async def test_a_port_that_was_taken_meanwhile_moves_and_the_context_says_so(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", port))
+        squatter.listen()
+        async with background.running():
+            with pytest.raises(ArcbridgeError) as caught:
+                await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+            assert "the context says so now: run the command again" in caught.value.message
+            server = background.document()["clusters"][0]["cluster"]["server"]
+            assert server != f"https://127.0.0.1:{port}"
+            await background.ask("credential", *background.arguments, server=server)
+
+
+async def test_a_credential_for_what_nobody_connected_serves_it(background: Background) -> None:
+    """As after the state directory was lost: the kubeconfig has all that is needed."""
+    async with background.running():
+        answer = await background.ask("credential", *background.arguments, server="")
+        assert answer["kind"] == "ExecCredential"
+        with pytest.raises(ArcbridgeError, match=f"run `arcbridge connect {CLUSTER}`"):
+            await background.ask("credential", *background.arguments, server="https://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [(JoinCode.NO_AGENT, ExitCode.UNREACHABLE), (JoinCode.UNAUTHENTICATED, ExitCode.LOGIN)]
+)
+async def test_a_cluster_that_cannot_be_reached_changes_nothing(
+    background: Background, code: JoinCode, exit_code: ExitCode
+) -> None:
+    background.far.reply = JoinReply(code=code)
+    async with background.running():
+        with pytest.raises(ArcbridgeError) as caught:
+            await background.connect()
+        assert caught.value.exit_code == exit_code
+        assert (await background.ask("status"))["clusters"] == []
+    assert not background.kubeconfig.exists()
+    assert Connections(Path(background.place.connections)).all() == []
+    assert not (Path(background.place.state) / "ports.json").exists()
+
+
+async def test_other_settings_for_a_context_take_the_place_of_the_former(background: Background) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        free = sock.getsockname()[1]
+    async with background.running():
+        await background.connect()
+        answer = await background.connect("--port", str(free))
+        assert answer["port"] == free
+        status = await background.ask("status")
+        assert [one["port"] for one in status["clusters"]] == [free]
+        assert len(Connections(Path(background.place.connections)).all()) == 1
+
+
+async def test_two_contexts_of_one_cluster_share_its_port(background: Background) -> None:
+    async with background.running():
+        first = await background.connect()
+        second = await background.connect("--kube-context", "mine")
+        assert first["port"] == second["port"]
+        (one,) = (await background.ask("status"))["clusters"]
+        assert one["contexts"] == [CLUSTER, "mine"]
+        await background.ask("disconnect", "mine")
+        assert [item["name"] for item in background.document()["contexts"]] == [CLUSTER]
+
+
+async def test_static_is_a_certificate_while_it_runs_and_the_plugin_afterwards(background: Background) -> None:
+    async with background.running():
+        await background.connect(static="yes")
+        assert "client-key-data" in background.document()["users"][0]["user"]
+    assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
+    async with background.running():
+        assert "client-key-data" in background.document()["users"][0]["user"]
+
+
+async def test_what_cannot_be_served_again_is_told(background: Background) -> None:
+    async with background.running():
+        await background.connect()
+    file = Path(background.place.connections)
+    file.write_text(file.read_text().replace('"--cluster"', '"--unknown",\n"x",\n"--cluster"'))
+    async with background.running():
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["reason"]) == ("failed", "flag --unknown")
+        await background.ask("disconnect", every="yes")
+
+
+async def test_a_second_one_leaves_the_place_to_the_first(background: Background) -> None:
+    async with background.running():
+        async with background.running() as second:
+            await asyncio.wait_for(second, 10)
+        assert (await background.ask("version"))["pid"]
+
+
+async def test_another_version_is_told(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with background.running():
+        monkeypatch.setattr(process_module, "__version__", "0.0.1")
+        with pytest.raises(OtherVersion, match=r"0\.0\.1"):
+            await background.ask("status")
+
+
+async def test_one_that_serves_nothing_ends(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "IDLE_END", 0.01)
+    async with background.running() as task:
+        await asyncio.wait_for(task, 10)
+
+
+async def test_stop(background: Background) -> None:
+    async with background.running() as task:
+        await background.connect()
+        assert await background.ask("stop") == {"stopped": True}
+        await asyncio.wait_for(task, 10)
+    assert background.document()["current-context"] == CLUSTER  # the plugin starts the next one
+    assert len(Connections(Path(background.place.connections)).all()) == 1
+
+
+async def test_w14_a_program_of_another_user_is_refused(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background.running():
+        monkeypatch.setattr(process_module, "peer_user_id", lambda sock: 12345)
+        with pytest.raises(NotRunning):
+            await background.ask("version")
+        monkeypatch.undo()
+        assert (await background.ask("version"))["pid"]
+
+
+async def test_w14_the_socket_is_for_this_user_alone(background: Background) -> None:
+    async with background.running():
+        assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
+        assert Path(background.place.runtime).stat().st_mode & 0o777 == 0o700
+    assert not Path(background.place.socket).exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{\n",
+        b"[]\n",
+        b"null\n",
+        b'{"operation": "status"}\n',
+        request("nonsense"),
+        b'{"operation":1,"version":2,"arguments":3}\n',
+    ],
+    ids=["broken", "list", "null", "short", "unknown", "types"],
+)
+async def test_what_is_no_request_is_answered_with_an_error(background: Background, line: bytes) -> None:
+    async with background.running():
+        answer = json.loads(await asyncio.to_thread(exchange, background.place, line))
+        assert answer["error"]
+
+
+async def test_running_streams_survive_the_next_version(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former process keeps what runs, the next one accepts what comes; both are real, in one loop."""
+    async with background.running() as former:
+        port = (await background.connect())["port"]
+        reader, writer = await _through(background, port)
+        writer.write(b"one ")
+        assert await reader.readexactly(4) == b"one "
+        monkeypatch.setattr(process_module, "__version__", "0.0.2")  # what the requests below come from
+        other = Background(background.far, Path(background.place.state).parent)
+        monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
+        ready = asyncio.Event()
+        following = asyncio.create_task(
+            process_module.run_background(other.place, other.settings_of, {}, ready=ready.set)
+        )
+        await asyncio.wait_for(ready.wait(), 20)
+        monkeypatch.undo()
+        status = await background.ask("status")
+        assert status["process"]["former_versions"] == 1
+        assert [one["port"] for one in status["clusters"]] == [port]
+        writer.write(b"two ")
+        assert await reader.readexactly(4) == b"two "
+        more, writing = await _through(background, port)
+        writing.write(b"new ")
+        assert await more.readexactly(4) == b"new "
+        assert not former.done()
+        writer.close()
+        await asyncio.wait_for(former, 20)
+        writing.close()
+        await background.ask("stop")
+        await asyncio.wait_for(following, 20)
+
+
+async def _through(background: Background, port: int) -> Any:
+    """A connection to the local endpoint with the certificate that the process gives."""
+    import ssl
+
+    credential = await background.ask("credential", *background.arguments, server="")
+    directory = Path(background.place.state)
+    pem = directory / "pem"
+    pem.write_text(credential["status"]["clientCertificateData"] + credential["status"]["clientKeyData"])
+    context = ssl.create_default_context(cafile=str(directory / "local-ca" / "ca.crt"))
+    context.load_cert_chain(pem)
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context)

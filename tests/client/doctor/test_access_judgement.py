@@ -1,0 +1,212 @@
+"""Login, policy, agent, session, API server and kubeconfig: facts in, findings out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from arcbridge.client.doctor.access_judgement import (
+    ApiFacts,
+    ContextFacts,
+    LoginFacts,
+    SessionFacts,
+    judge_api,
+    judge_kubeconfig,
+    judge_login,
+    judge_policy,
+    judge_session,
+)
+from arcbridge.client.jwt_unverified import UnverifiedClaims
+from arcbridge.client.refusal import of_join, of_session
+from arcbridge.client.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    SessionEnded,
+    StreamReset,
+    Unauthenticated,
+    Unreachable,
+)
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.diagnosis import Finding, first_failure
+from arcbridge.wire.frames import GoawayCode, ResetCode
+from tests.client.doctor.test_judgement import verdict
+
+NOW = 1_000_000_000.0
+TOKEN = UnverifiedClaims(NOW + 3600, "", "alice", "https://login.example.org", ("arcbridge-relay",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (LoginFacts(relay=TOKEN, cluster=TOKEN), ("ok", "")),
+        (LoginFacts(), ("ok", "")),
+        (LoginFacts(relay=replace(TOKEN, expires_at=NOW)), ("failed", "token_expired")),
+        (LoginFacts(relay=TOKEN, cluster=replace(TOKEN, expires_at=NOW + 60)), ("warning", "token_ends")),
+        (LoginFacts(relay=TOKEN, not_before=NOW + 600), ("failed", "token_not_yet")),
+        (LoginFacts(NoLogin("no login")), ("failed", "login_missing")),
+        (LoginFacts(Unauthenticated("the login has ended")), ("failed", "login_missing")),
+        (LoginFacts(TokenExpired("the token of x has expired")), ("failed", "token_expired")),
+        (LoginFacts(OneToken("x")), ("failed", "one_token")),
+        (LoginFacts(ConfigError("x")), ("failed", "login_settings")),
+        (LoginFacts(Unreachable("the issuer cannot be reached")), ("failed", "issuer")),
+    ],
+)
+def test_login(facts: LoginFacts, expected: tuple[str, str]) -> None:
+    assert verdict(judge_login(facts, NOW)) == expected
+
+
+def not_taken(reason: Reason) -> TokenNotTaken:
+    return TokenNotTaken("the relay does not accept the access token", reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, ("ok", "")),
+        (not_taken(Reason.AUDIENCE), ("failed", "relay_token_audience")),
+        (not_taken(Reason.OTHER_AUDIENCE), ("failed", "relay_token_audience")),
+        (not_taken(Reason.ISSUER), ("failed", "relay_token_issuer")),
+        (not_taken(Reason.SIGNATURE), ("failed", "relay_token_issuer")),
+        (not_taken(Reason.EXPIRED), ("failed", "token_expired")),
+        (not_taken(Reason.NOT_YET), ("failed", "token_not_yet")),
+        (not_taken(Reason.CLAIM), ("failed", "relay_token")),
+        (not_taken(Reason.UNKNOWN), ("failed", "relay_token")),
+        (PermissionRefused("x"), ("failed", "policy")),
+        (Unreachable("status 503"), ("failed", "relay_busy")),
+    ],
+)
+def test_policy(error: ArcbridgeError | None, expected: tuple[str, str]) -> None:
+    assert verdict(judge_policy(error, ["prod"], "prod", TOKEN)) == expected
+
+
+def test_policy_lists_the_cluster() -> None:
+    assert verdict(judge_policy(None, ["prod"], "", TOKEN)) == ("ok", "")
+    assert verdict(judge_policy(None, ["prod"], "other", TOKEN)) == ("failed", "policy")
+    found = judge_policy(not_taken(Reason.AUDIENCE), [], "prod", TOKEN)
+    assert found.detail == 'the token is for "arcbridge-relay", and the relay wants one for itself'
+
+
+def caused(error: ArcbridgeError, cause: ArcbridgeError) -> ArcbridgeError:
+    error.__cause__ = cause
+    return error
+
+
+def by_join(code: int) -> ArcbridgeError:
+    cause = JoinRefused(code, "words of the relay")
+    return caused(of_join(cause, "prod"), cause)
+
+
+def by_agent(code: GoawayCode, said: str = "") -> ArcbridgeError:
+    cause = SessionEnded(code, said)
+    return caused(of_session(cause, "prod"), cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "hop", "code"),
+    [
+        (by_join(JoinCode.NO_AGENT), "agent", "agent_missing"),
+        (by_join(JoinCode.AGENT_TIMEOUT), "agent", "agent_silent"),
+        (by_join(JoinCode.AGENT_REFUSED), "agent", "agent_refused"),
+        (by_join(JoinCode.FORBIDDEN), "policy", "policy"),
+        (by_join(JoinCode.UNAUTHENTICATED), "policy", "relay_token"),
+        (by_join(JoinCode.OVERLOADED), "agent", "relay_busy"),
+        (by_join(99), "agent", "relay_busy"),
+        (by_agent(GoawayCode.UNAUTHENTICATED, "the token is not meant for this place"), "session",
+         "cluster_token_audience"),
+        (by_agent(GoawayCode.UNAUTHENTICATED, "the token comes from an issuer that is not accepted here"), "session",
+         "cluster_token_issuer"),
+        (by_agent(GoawayCode.UNAUTHENTICATED, "the token does not have a claim that this place requires"), "session",
+         "cluster_token_claim"),
+        (by_agent(GoawayCode.UNAUTHENTICATED, "other words"), "session", "cluster_token"),
+        (by_agent(GoawayCode.EXPIRED), "session", "cluster_token"),
+        (by_agent(GoawayCode.FORBIDDEN), "session", "agent_forbids"),
+        (by_agent(GoawayCode.REVOKED, "access was revoked: left"), "session", "access_revoked"),
+        (by_agent(GoawayCode.UNAVAILABLE), "session", "agent_unavailable"),
+        (by_agent(GoawayCode.VERSION), "session", "session"),
+        (ConnectionLost("x"), "session", "session"),
+        (PinMismatch("two pins"), "session", "cluster_pin"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_session(error: ArcbridgeError, hop: str, code: str) -> None:
+    found = judge_session(SessionFacts("prod", error), TOKEN)
+    failure = first_failure(found)
+    assert failure is not None
+    assert failure.remedy
+    assert (failure.hop, failure.code) == (hop, code)
+    assert "words of the relay" not in failure.detail
+
+
+def test_a_session() -> None:
+    facts = SessionFacts("prod", subject="alice", session="a768")
+    assert [verdict(finding) for finding in judge_session(facts, TOKEN)] == [("ok", ""), ("ok", "")]
+    unknown = judge_session(SessionFacts("prod", PinMismatch("x"), known=False), TOKEN)
+    assert verdict(unknown[-1]) == ("failed", "cluster_unknown")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (ApiFacts(201, user="alice", groups=("platform",)), ("ok", "")),
+        (ApiFacts(404), ("ok", "")),
+        (ApiFacts(error=StreamReset(ResetCode.CONNECT_FAILED)), ("failed", "api_server")),
+        (ApiFacts(error=ConnectionLost("x")), ("failed", "api_server")),
+        (ApiFacts(502, message="arcbridge: the API server cannot be reached"), ("failed", "api_server")),
+        (ApiFacts(401, message="Unauthorized"), ("failed", "agent_credential")),
+        (ApiFacts(502, message="arcbridge: the API server refuses the credential of this cluster's agent; …"),
+         ("failed", "agent_credential")),
+        (ApiFacts(401, message="Unauthorized", token_mode=True), ("failed", "cluster_credential")),
+        (ApiFacts(403, message='users "alice" is forbidden: User "sa" cannot impersonate resource "users"'),
+         ("failed", "agent_impersonation")),
+        (ApiFacts(502, message="arcbridge: the agent of this cluster may not act as you: its account …"),
+         ("failed", "agent_impersonation")),
+        (ApiFacts(403, message="forbidden"), ("ok", "")),
+    ],
+)  # fmt: skip
+def test_api(facts: ApiFacts, expected: tuple[str, str]) -> None:
+    assert verdict(judge_api(facts)) == expected
+
+
+def test_the_request_s_id_is_there() -> None:
+    assert "(request a-1-1)" in judge_api(ApiFacts(502, message="down", request_id="a-1-1")).detail
+
+
+ALIVE = ContextFacts("prod", "prod", 47011, listening=True, ours=True)
+DEAD = ContextFacts("prod", "prod", 47011)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "cluster", "expected"),
+    [
+        ([], "", ("skipped", "")),
+        ([ALIVE], "", ("ok", "")),
+        ([ALIVE], "other", ("skipped", "")),
+        ([DEAD], "prod", ("failed", "kubeconfig_dead")),
+        ([DEAD], "other", ("skipped", "")),
+        ([replace(DEAD, starts_itself=True)], "prod", ("ok", "")),
+        ([replace(ALIVE, ours=False)], "prod", ("failed", "port_taken")),
+    ],
+)
+def test_kubeconfig(contexts: list[ContextFacts], cluster: str, expected: tuple[str, str]) -> None:
+    assert verdict(judge_kubeconfig(contexts, cluster)) == expected
+
+
+def test_the_kept_port() -> None:
+    taken = ContextFacts("", "prod", 47011, listening=True, holder="user mallory")
+    found: Finding = judge_kubeconfig([], "prod", taken)
+    assert verdict(found) == ("failed", "port_taken")
+    assert "user mallory" in found.detail
+    assert verdict(judge_kubeconfig([], "prod", replace(taken, ours=True))) == ("skipped", "")
+    assert verdict(judge_kubeconfig([], "", error="broken")) == ("failed", "kubeconfig")
+
+
+def test_the_current_context_is_named_first() -> None:
+    other = replace(DEAD, name="now", cluster="now", current=True)
+    assert '"now", "prod" (the current one)' in judge_kubeconfig([DEAD, other], "").detail

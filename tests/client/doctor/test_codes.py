@@ -1,0 +1,32 @@
+"""The codes: each one that can be found is in the table, and the table is on the page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from arcbridge.client.doctor import access_judgement, judgement
+from arcbridge.client.doctor.codes import CODES, exit_code
+from arcbridge.errors import ExitCode
+from arcbridge.observe.diagnosis import failed, ok, warning
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "troubleshooting.md"
+
+
+def test_the_table_has_what_the_judgements_give() -> None:
+    sources = "".join(Path(str(module.__file__)).read_text() for module in (judgement, access_judgement))
+    used = {code for code in re.findall(r'"([a-z]+(?:_[a-z]+)*)"', sources) if code in CODES}
+    made = {f"{kind}_token{end}" for kind in ("relay", "cluster") for end in ("", "_audience", "_issuer")}
+    assert used | made | {"settings"} == set(CODES)
+
+
+def test_the_page_has_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert {code: int(number) for code, number in rows} == {code: int(number) for code, number in CODES.items()}
+
+
+def test_exit_codes() -> None:
+    findings = [ok("a", ""), warning("b", "", "", "relay_certificate_ends"), failed("c", "", "", "policy")]
+    assert exit_code(findings) == ExitCode.LOGIN
+    assert exit_code([*findings[:2]]) == ExitCode.DONE
+    assert exit_code([]) == ExitCode.DONE

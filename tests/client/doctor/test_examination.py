@@ -1,0 +1,56 @@
+"""The order of the way, against a far side in this process; `tests/e2e/test_doctor.py` has real relays and faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from arcbridge.client.doctor.examination import examine
+from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.config import ClientConfig
+from arcbridge.observe.diagnosis import State, first_failure
+from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.test_session_manager import login
+from tests.support.world import fixed_port
+
+
+def context(far: FarSide, directory: Path, **changes: object) -> ClientContext:
+    (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+    config = ClientConfig(
+        relay=far.address,
+        relay_ca_file=directory / "relay-ca.pem",
+        cluster_ca_pin=CLUSTER_CA.pin,
+        state_dir=directory / "state",
+        login=login(directory),
+    )
+    changed = replace(config, **changes)  # type: ignore[arg-type]
+    return ClientContext(changed, Terminal(), environment={"KUBECONFIG": str(directory / "kubeconfig")})
+
+
+async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(far: FarSide, tmp_path: Path) -> None:
+    found = await examine(context(far, tmp_path, relay=f"https://127.0.0.1:{fixed_port()}"), CLUSTER)
+    failure = first_failure(found)
+    assert failure is not None
+    assert failure.hop == "TCP"
+    states = {finding.hop: finding.state for finding in found}
+    for hop in ("TLS", "relay", "relay certificate", "clock", "policy", "agent", "session", "API server"):
+        assert states[hop] is State.SKIPPED
+    assert states["login"] is State.OK
+
+
+async def test_each_finding_is_seen_as_it_is_made(far: FarSide, tmp_path: Path) -> None:
+    seen: list[str] = []
+    found = await examine(context(far, tmp_path), "", lambda finding: seen.append(finding.hop))
+    assert seen == [finding.hop for finding in found]
+    assert "session" not in seen
+    # The far side speaks joins and has no HTTP API.
+    failure = first_failure(found)
+    assert failure is not None
+    assert (failure.hop, failure.code) == ("policy", "relay_busy")
+
+
+async def test_of_two_relays_one_that_fails_is_a_warning(far: FarSide, tmp_path: Path) -> None:
+    closed = f"https://127.0.0.1:{fixed_port()}"
+    found = await examine(context(far, tmp_path, relay="", relays=(far.address, closed)), "")
+    assert [finding.state for finding in found if finding.code == "relay_port_closed"] == [State.WARNING]
+    assert all(finding.hop.endswith(")") for finding in found if finding.hop.startswith("TCP"))

@@ -1,0 +1,149 @@
+"""Whom a login trusts, and its end at the issuer; the questions at a terminal are tests/cli/test_login.py's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.client.relay_profile import RelayProfiles
+from arcbridge.client.sign_in import logged_in, revoke, trusted, with_profile
+from arcbridge.client.token_cache import TokenSet
+from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.pki.authority import Authority
+from tests.relay.api_station import Relay, serving
+from tests.support.issuer import Issuer
+from tests.support.oidc_server import OidcServer
+
+ISSUER = "https://login.example.org"
+DOCUMENT: dict[str, Any] = {"issuer": ISSUER, "client_id": "arcbridge"}
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    (tmp_path / "relay").mkdir()
+    async with serving(tmp_path / "relay", dict(DOCUMENT)) as relay:
+        yield relay
+
+
+class Person:
+    """Who answers each question alike, and what was asked."""
+
+    def __init__(self, state: Path, answer: bool = True) -> None:
+        self.profiles = RelayProfiles(state)
+        self.answer = answer
+        self.questions: list[str] = []
+        self.told: list[str] = []
+
+    async def ask(self, question: str) -> bool:
+        self.questions.append(question)
+        return self.answer
+
+    async def trust(self, relay: Relay | None, *, renew: bool = False, **settings: Any) -> Any:
+        relays = () if relay is None else (f"127.0.0.1:{relay.port}",)
+        config = ClientConfig(relays=relays, **settings)
+        return await trusted(config, self.profiles, relays, ask=self.ask, say=self.told.append, renew=renew)
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    return Person(tmp_path / "state")
+
+
+async def test_b21_the_user_is_asked_once(person: Person, relay: Relay) -> None:
+    profile = await person.trust(relay)
+    assert len(person.questions) == 1
+    assert relay.authority.pin in person.questions[0]
+    assert "login.example.org" in person.questions[0]
+    assert await person.trust(relay) == profile
+    assert await person.trust(None) == profile, "the one that is known"
+    assert len(person.questions) == 1
+    assert profile.logged_in_at == 0
+    assert logged_in(person.profiles, profile).logged_in_at > 0
+
+
+async def test_each_part_that_is_given_is_not_asked_for(person: Person, relay: Relay, tmp_path: Path) -> None:
+    await person.trust(relay, relay_ca_pin=relay.authority.pin)
+    assert person.questions[-1].startswith(f"https://127.0.0.1:{relay.port} names login.example.org as where")
+    await person.trust(relay, renew=True, login=LoginConfig(issuer=ISSUER))
+    assert len(person.questions) == 1, "nothing is new"
+    other = Person(tmp_path / "other")
+    profile = await other.trust(relay, login=LoginConfig(issuer=ISSUER))
+    assert other.questions == [f"The relay's CA is {relay.authority.pin}. Trust it? [y/N] "]
+    assert profile.from_relay, "the relay names the same"
+    config = with_profile(ClientConfig(login=LoginConfig(issuer=ISSUER, dpop=False)), profile)
+    assert (config.login.issuer, config.login.client_id, config.login.dpop) == (ISSUER, "arcbridge", False)
+
+
+async def test_the_users_own_issuer_goes_before_the_relays(person: Person, relay: Relay) -> None:
+    own = LoginConfig(issuer="https://own.example", client_id="mine", audience="a")
+    profile = await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own)
+    assert person.questions == []
+    assert not profile.from_relay
+    assert with_profile(ClientConfig(login=own), profile).login == own
+    with pytest.raises(ConfigError, match=r"login\.client_id: required"):
+        await person.trust(relay, renew=True, login=LoginConfig(issuer="https://third.example"))
+
+
+async def test_no_keeps_nothing(person: Person, relay: Relay) -> None:
+    person.answer = False
+    with pytest.raises(PinMismatch, match="was not trusted"):
+        await person.trust(relay)
+    assert person.profiles.all() == []
+
+
+async def test_a_pin_that_contradicts_what_is_kept(person: Person, relay: Relay) -> None:
+    await person.trust(relay)
+    with pytest.raises(PinMismatch, match="--renew-trust"):
+        await person.trust(relay, relay_ca_pin=Authority.create("x").pin)
+
+
+async def test_settings_with_tokens_of_their_own(person: Person, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is nothing to log in at"):
+        await person.trust(None, login=LoginConfig(command=("sso",)))
+
+
+async def test_without_a_relay_the_settings_decide(person: Person) -> None:
+    assert await person.trust(None, login=LoginConfig(issuer=ISSUER, client_id="c")) is None
+    assert with_profile(ClientConfig(), None) == ClientConfig()
+    with pytest.raises(ConfigError, match="no relay is known here"):
+        await person.trust(None)
+
+
+async def test_the_issuers_ca_is_kept(person: Person, relay: Relay, tmp_path: Path) -> None:
+    ca = tmp_path / "issuer.pem"
+    with pytest.raises(StateError, match=r"login\.ca_file: cannot read"):
+        await person.trust(relay, login=LoginConfig(ca_file=ca))
+    ca.write_text(relay.authority.certificate_pem)
+    profile = await person.trust(relay, login=LoginConfig(ca_file=ca))
+    ca.unlink()
+    kept = with_profile(ClientConfig(), profile).login.ca_file
+    assert kept is not None
+    assert kept.read_text() == relay.authority.certificate_pem
+
+
+class TestRevoke:
+    async def test_it_is_void_afterwards(self, tmp_path: Path) -> None:
+        with Issuer(tmp_path / "issuer") as issuer:
+            login = LoginConfig(issuer=issuer.url, client_id="cli", ca_file=issuer.ca_file)
+            assert await revoke(login, TokenSet(refresh_token="unknown")) == ""
+            assert issuer.requests("/revoke") == 1
+            assert await revoke(login, TokenSet(access_token="a")) == ""
+            assert issuer.requests("/revoke") == 1, "there is nothing to revoke"
+            secret = tmp_path / "secret"
+            secret.write_text("guess")
+            wrong = replace(login, client_id="ci", client_secret_file=secret)
+            assert await revoke(wrong, TokenSet(refresh_token="r")) == (
+                "the issuer refused (invalid_client: wrong secret)"
+            )
+
+    async def test_an_issuer_that_cannot(self, tmp_path: Path) -> None:
+        with OidcServer() as server:
+            (tmp_path / "ca.pem").write_text(server.ca_pem)
+            login = LoginConfig(issuer=server.url("a"), client_id="cli", ca_file=tmp_path / "ca.pem")
+            assert await revoke(login, TokenSet(refresh_token="r")) == "the issuer has no revocation endpoint"
+        assert "cannot be reached (connection refused)" in await revoke(login, TokenSet(refresh_token="r"))

@@ -1,0 +1,66 @@
+"""One request for a token: its bounds."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+
+from arcbridge.client import token_request
+from arcbridge.client.token_request import request, trust
+from arcbridge.errors import ConfigError, Unreachable
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[str]:
+    """A service whose answer is its path's last word."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def answer(request: web.Request) -> web.Response:
+        match request.path:
+            case "/long":
+                return web.Response(body=b"x" * (token_request._LIMIT + 1))
+            case "/elsewhere":
+                raise web.HTTPFound("/token")
+            case "/text":
+                return web.Response(text="[1]")
+            case _:
+                return web.json_response({"got": request.headers["Authorization"], "with": request.headers.get("X-A")})
+
+    app = web.Application()
+    app.add_routes([web.route("*", "/{path}", answer)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def test_an_answer(service: str, tmp_path: Path) -> None:
+    context = trust(tmp_path / "ca.pem")
+    found = await request("POST", f"{service}/token", "Bearer x", context, None, {"X-A": "b"})
+    assert found == (200, {"got": "Bearer x", "with": "b"})
+    assert await request("GET", f"{service}/text", "Bearer x", context, None) == (200, {})
+
+
+async def test_a_redirect_is_not_followed(service: str, tmp_path: Path) -> None:
+    status, _ = await request("GET", f"{service}/elsewhere", "Bearer x", trust(tmp_path / "ca.pem"), None)
+    assert status == 302
+
+
+async def test_what_cannot_be_used(service: str, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="more than"):
+        await request("GET", f"{service}/long", "Bearer SECRET", trust(tmp_path / "ca.pem"), None)
+    with pytest.raises(Unreachable, match="cannot be reached") as caught:
+        await request("GET", f"{service}/token", "Bearer SECRET", trust(None), None)
+    assert "SECRET" not in str(caught.value)
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match="holds no PEM"):
+        trust(tmp_path / "bad.pem")

@@ -1,0 +1,164 @@
+"""The demonstration API, asked by each kubectl that is here: what it lacks is refused in words."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.demo.pods import EXECS
+from tests.support.cluster import Kubectl, kubectl_versions
+from tests.support.processes import ManagedProcess, ProcessFailed
+
+ROOT = Path(__file__).parents[2]
+
+
+class Api:
+    """The running API, and a kubectl that asks it directly with the agent's token."""
+
+    def __init__(self, process: ManagedProcess, directory: Path, kubectl: Path) -> None:
+        self.process = process
+        self._url = process.wait_for_line(r"listening on (https://\S+)")[1]
+        self._directory = directory
+        self._kubectl = kubectl
+
+    def asked_by(self, user: str, group: str) -> Kubectl:
+        """Return kubectl for a person of a group."""
+        home = self._directory / user
+        home.mkdir(exist_ok=True)
+        kubeconfig = home / "kubeconfig"
+        token = (self._directory / "token").read_text()
+        kubeconfig.write_text(
+            "apiVersion: v1\nkind: Config\ncurrent-context: demo\n"
+            f"clusters: [{{name: demo, cluster: {{server: '{self._url}', "
+            f"certificate-authority: '{self._directory}/ca.pem'}}}}]\n"
+            f"users: [{{name: demo, user: {{token: '{token}', as: {user}, as-groups: [{group}]}}}}]\n"
+            "contexts: [{name: demo, context: {cluster: demo, user: demo, namespace: shop}}]\n"
+        )
+        return Kubectl(self._kubectl, kubeconfig, home)
+
+
+@pytest.fixture(scope="module", params=sorted(kubectl_versions(build=False)))
+def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    directory = tmp_path_factory.mktemp("api")
+    argv = [sys.executable, "-m", "tests.demo.api", "--directory", str(directory)]
+    with ManagedProcess(argv, log_dir=directory, name="api", cwd=ROOT) as process:
+        yield Api(process, directory, kubectl_versions(build=False)[request.param])
+
+
+@pytest.fixture
+def alice(api: Api) -> Kubectl:
+    return api.asked_by("alice", "platform")
+
+
+def test_pods_are_listed_shown_and_described(alice: Kubectl) -> None:
+    assert "Running" in alice.run("get", "pods", "-A").stdout
+    assert alice.run("get", "pod", "till", "-o", "jsonpath={.status.phase}").stdout == "Running"
+    assert alice.run("get", "po,cm,ns", "-o", "name").stdout.split() == [
+        *("pod/till", "pod/stockroom", "configmap/opening-hours"),
+        *("namespace/default", "namespace/kube-system", "namespace/shop"),
+    ]
+    assert "Name:         till" in alice.run("describe", "pod", "till").stdout
+    assert 'pods "nosuch" not found' in alice.run("get", "pod", "nosuch", check=False).stderr
+
+
+def test_logs_and_their_flags(alice: Kubectl) -> None:
+    assert alice.run("logs", "till").stdout.splitlines()[0] == "the till is open"
+    last = alice.run("logs", "till", "--tail", "1", "--timestamps").stdout.splitlines()
+    assert len(last) == 1
+    assert last[0].startswith("20")
+
+
+def test_logs_follow(alice: Kubectl) -> None:
+    with alice.start("logs", "-f", "--tail", "1", "stockroom") as following:
+        following.wait_for_line("the stockroom is open|sale|alice")
+        alice.run("exec", "stockroom", "--", "true", "what was done here")
+        following.wait_for_line("alice runs true what was done here")
+
+
+def test_exec_without_a_terminal(alice: Kubectl) -> None:
+    done = alice.run("exec", "till", "--", "sh", "-c", "echo out; echo err >&2; exit 3", check=False)
+    assert (done.stdout, done.returncode) == ("out\n", 3)
+    assert done.stderr.startswith("err\n")
+    data = os.urandom(300_000)
+    assert alice.run_bytes("exec", "-i", "till", "--", "cat", input=data).stdout == data
+    assert "No such file" in alice.run("exec", "till", "--", "no-such-program", check=False).stderr
+
+
+def test_exec_on_a_terminal(alice: Kubectl) -> None:
+    with alice.start("exec", "-it", "till", "--", "sh", terminal=(31, 97)) as shell:
+        shell.wait_for_line("till \\(demonstration\\)")
+        shell.send("stty size\n")
+        shell.wait_for_line("31 97$")
+        shell.resize(44, 88)
+        shell.send("until [ \"$(stty size)\" = '44 88' ]; do :; done; echo resi''zed\n")
+        shell.wait_for_line("resized$")
+        shell.send("echo as''leep; sleep 1000\n")
+        shell.wait_for_line("asleep$")
+        interrupted = shell.mark()
+        shell.send("\x03")
+        shell.wait_for_line("till \\(demonstration\\)", after=interrupted)
+        shell.send("exit 7\n")
+        assert shell.wait() == 7
+
+
+def test_a_command_ends_with_its_kubectl(alice: Kubectl) -> None:
+    with alice.start("exec", "till", "--", "sh", "-c", "echo pid $$; exec sleep 1000") as running:
+        process = os.pidfd_open(int(running.wait_for_line(r"pid (\d+)")[1]))
+        try:
+            running.kill()
+            ended, _, _ = select.select([process], [], [], 30)  # readable once the process has ended
+            assert ended
+        finally:
+            os.close(process)
+
+
+def test_developers_may_only_look(api: Api) -> None:
+    bob = api.asked_by("bob", "developers")
+    assert "till" in bob.run("get", "pods").stdout
+    assert "the till is open" in bob.run("logs", "till").stdout
+    for command in (("exec", "till", "--", "true"), ("delete", "pod", "till")):
+        assert "is forbidden" in bob.run(*command, check=False).stderr, command
+    mallory = api.asked_by("mallory", "interns")
+    assert "Forbidden" in mallory.run("get", "pods", check=False).stderr
+
+
+def test_what_it_lacks_it_refuses_in_words(alice: Kubectl) -> None:
+    assert "make run REAL=1" in alice.run("delete", "pod", "till", check=False).stderr
+    assert "make run REAL=1" in alice.run("port-forward", "till", "0:80", check=False).stderr
+    assert "make run REAL=1" in alice.run("get", "--raw", "/apis/apps/v1/deployments", check=False).stderr
+
+
+def test_no_more_commands_than_it_says(alice: Kubectl) -> None:
+    running = [alice.start("exec", "till", "--", "sh", "-c", "echo ready; sleep 1000") for _ in range(EXECS)]
+    try:
+        for one in running:
+            one.wait_for_line("ready", timeout=60)
+        assert f"{EXECS} commands at once" in alice.run("exec", "till", "--", "true", check=False).stderr
+    finally:
+        for one in running:
+            one.kill()
+
+
+def test_it_takes_its_commands_with_it(tmp_path: Path) -> None:
+    kubectl = next(iter(kubectl_versions(build=False).values()))
+    argv = [sys.executable, "-m", "tests.demo.api", "--directory", str(tmp_path)]
+    with ManagedProcess(argv, log_dir=tmp_path, name="api", cwd=ROOT) as process:
+        alice = Api(process, tmp_path, kubectl).asked_by("alice", "platform")
+        with alice.start("exec", "till", "--", "sh", "-c", "echo pid $$; exec sleep 1000") as running:
+            pid = int(running.wait_for_line(r"pid (\d+)")[1])
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+            assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_unknown_token_is_no_caller(api: Api) -> None:
+    stranger = api.asked_by("alice", "platform")
+    stranger.kubeconfig.write_text(stranger.kubeconfig.read_text().replace("token: '", "token: 'x"))
+    with pytest.raises(ProcessFailed, match="Unauthorized"):
+        stranger.run("get", "pods")

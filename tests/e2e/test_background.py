@@ -1,0 +1,480 @@
+"""Everyday use: `connect` once, then kubectl and others from any terminal, through a background process.
+
+Everything is real: the executable as kubectl runs it, kubectl of both versions, Helm, the official Python client, and
+k9s in a terminal. Each person has a home of their own, and so a background process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.client.background.place import Place
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ExitCode
+from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
+from tests.support.processes import START, ManagedProcess, require_or_skip, run
+from tests.support.reports import until
+from tests.support.world import (
+    ALICE,
+    CLUSTER,
+    CLUSTER_AUDIENCE,
+    RELAY_AUDIENCE,
+    ApiServer,
+    World,
+    arcbridge,
+    fixed_port,
+)
+
+SECOND = "munich"
+
+
+class Person:
+    """A user with a home, whose PATH has the executable."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self.world = world
+        self.directory = directory
+        self.kubeconfig = directory / "kube" / "config"
+        self.kubeconfig.parent.mkdir(parents=True)
+        self.env = {
+            **os.environ,
+            **world.client_env(directory),
+            "KUBECONFIG": str(self.kubeconfig),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        words = world.client_arguments(ALICE, directory)
+        cluster, trust = words.index("--cluster"), words.index("--trust-first-use")
+        self.flags = [*words[2:cluster], *words[trust + 1 :]]
+        """How to reach the relay and who this is, without names of clusters."""
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = run(arcbridge(*words), env=self.env, check=check, timeout=60)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def connect(self, *words: str) -> str:
+        return self.run("connect", *words, *self.flags, "--trust-first-use").stdout
+
+    def status(self) -> Any:
+        return json.loads(self.run("status", "-o", "json").stdout)
+
+    def pid(self) -> int:
+        """The background process's."""
+        return int(self.status()["process"]["pid"])
+
+    def kill_everything(self) -> None:
+        """What a power cut does."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid), f"process {pid} is gone")
+
+    def document(self) -> Any:
+        return yaml.safe_load(self.kubeconfig.read_text())
+
+    def log(self) -> str:
+        return self.run("logs").stdout
+
+    def stop(self) -> None:
+        self.run("stop", check=False)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def everyday(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An organisation with two clusters."""
+    world = World(api, directory=tmp_path_factory.mktemp("everyday"), agents=2)
+    world.agent_clusters[1] = SECOND
+    with world:
+        yield world.start()
+
+
+@contextmanager
+def a_person(world: World, directory: Path) -> Iterator[Person]:
+    person = Person(world, directory)
+    try:
+        yield person
+    finally:
+        person.stop()
+        shutil.rmtree(Place.find(person.env).runtime, ignore_errors=True)  # it may be outside the home
+
+
+@pytest.fixture
+def person(everyday: World, tmp_path: Path) -> Iterator[Person]:
+    with a_person(everyday, tmp_path / "home") as person:
+        yield person
+
+
+@pytest.fixture(scope="module")
+def alice_at_home(everyday: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    """Somebody who has connected both clusters."""
+    with a_person(everyday, tmp_path_factory.mktemp("alice") / "home") as person:
+        # Ports that no other test takes while the process is away.
+        person.connect(CLUSTER, "--port", str(fixed_port()))
+        person.connect(SECOND, "--port", str(fixed_port()), "--no-context-switch")
+        yield person
+
+
+def names(text: str) -> set[str]:
+    return {line.partition("/")[2] or line.split()[0] for line in text.splitlines() if line}
+
+
+def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None:
+    person.kubeconfig.write_text("current-context: home\n")
+    told = person.connect(CLUSTER, SECOND).splitlines()
+    ports = {one["name"]: one["port"] for one in person.status()["clusters"]}
+    first, second = ports[CLUSTER], ports[SECOND]
+    assert told == [
+        f'{CLUSTER}   port {first}   context "{CLUSTER}" (current)',
+        f'{SECOND.ljust(len(CLUSTER))}   port {second}   context "{SECOND}"',
+    ]
+    table = person.run("status").stdout.splitlines()
+    assert table[0].startswith(f"Background process {person.pid()}, version ")
+    assert table[1].split() == [
+        "CLUSTER",
+        "USER",
+        "PORT",
+        "CONTEXT",
+        "STATE",
+        "SINCE",
+        "SENT",
+        "RECEIVED",
+        "TOKEN",
+        "ENDS",
+    ]
+    assert [line.split()[:5] for line in table[2:]] == [
+        [CLUSTER, "alice@example.com", str(first), CLUSTER, "connected"],
+        [SECOND, "alice@example.com", str(second), SECOND, "connected"],
+    ]
+    pid = person.pid()
+    assert person.run("disconnect", CLUSTER).stdout == f'{CLUSTER} disconnected; context "{CLUSTER}" is gone\n'
+    assert person.document()["current-context"] == "home"
+    assert alive(pid)
+    person.run("disconnect", "--all")
+    until(lambda: not alive(pid), "the process ends with its last cluster")
+    assert person.document()["contexts"] == []
+    assert person.status() == {"process": None, "clusters": []}
+
+
+def test_kubectl_answers_in_a_fresh_shell_after_everything_was_killed(
+    alice_at_home: Person, cluster: Cluster, kubectl_version: str, tmp_path: Path
+) -> None:
+    binary = cluster.kubectl_for(kubectl_version).binary
+    kubectl = Kubectl(binary, alice_at_home.kubeconfig, tmp_path / "kubectl", env=alice_at_home.env)
+    before = names(kubectl.run("get", "ns", "-o", "name").stdout)
+    alice_at_home.kill_everything()
+    shell = ["sh", "-c", f"{binary} get ns -o name && {binary} --context {SECOND} get ns -o name"]
+    done = subprocess.run(shell, env=alice_at_home.env, capture_output=True, text=True, check=True, timeout=60)
+    assert names(done.stdout) == before >= {"default", "kube-system"}
+
+
+def test_helm_answers_too(alice_at_home: Person, tmp_path: Path) -> None:
+    try:
+        binary = helm()
+    except Unavailable as error:
+        require_or_skip("helm", str(error))
+    alice_at_home.kill_everything()
+    done = run([binary, "list", "-A", "-o", "json"], env={**alice_at_home.env, "HOME": str(tmp_path)}, timeout=60)
+    assert json.loads(done.stdout) == []
+
+
+def test_the_official_python_client_too(alice_at_home: Person) -> None:
+    alice_at_home.kill_everything()
+    code = (
+        "import kubernetes\n"
+        "kubernetes.config.load_kube_config()\n"
+        "print(*[one.metadata.name for one in kubernetes.client.CoreV1Api().list_namespace().items])\n"
+    )
+    done = run([sys.executable, "-c", code], env={**alice_at_home.env, "NO_PROXY": "127.0.0.1"}, timeout=60)
+    assert {"default", "kube-system"} <= set(done.stdout.decode().split())
+
+
+def test_k9s_too(alice_at_home: Person, tmp_path: Path) -> None:
+    """In a terminal of its own, as a person sees it."""
+    try:
+        binary = k9s()
+    except Unavailable as error:
+        require_or_skip("k9s", str(error))
+    tmux = shutil.which("tmux")
+    if tmux is None:
+        require_or_skip("tmux", "tmux is not on this machine")
+    (tmp_path / "config.yaml").write_text("k9s:\n  skipLatestRevCheck: true\n")
+    alice_at_home.kill_everything()
+    env = {**alice_at_home.env, "K9S_CONFIG_DIR": str(tmp_path), "TERM": "xterm-256color"}
+    of_ours = [tmux, "-S", str(tmp_path / "tmux"), "-f", os.devnull]
+    run([*of_ours, "new-session", "-d", "-x", "150", "-y", "40", str(binary), "-c", "ns", "--readonly"], env=env)
+    try:
+        until(
+            lambda: "kube-system" in run([*of_ours, "capture-pane", "-p"], env=env).stdout.decode(),
+            "k9s shows the namespaces",
+            timeout=60,
+        )
+    finally:
+        run([*of_ours, "kill-server"], env=env, check=False)
+
+
+def test_twenty_at_once_start_one_process(alice_at_home: Person) -> None:
+    arguments = alice_at_home.document()["users"][0]["user"]["exec"]["args"]
+    alice_at_home.kill_everything()
+    before = alice_at_home.log().count("background process serves")
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: alice_at_home.run(*arguments), range(20)))
+    assert {json.loads(answer.stdout)["kind"] for answer in answers} == {"ExecCredential"}
+    log = alice_at_home.log()
+    assert log.count("background process serves") == before + 1
+    assert "another background process" not in log
+
+
+def test_an_upgrade_replaces_it_and_what_runs_goes_on(alice_at_home: Person, cluster: Cluster, tmp_path: Path) -> None:
+    """The next version is a copy of this one that calls itself so."""
+    import arcbridge as package
+
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "arcbridge", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "arcbridge" / "__init__.py").write_text('__version__ = "999.0"\n')
+    script = tmp_path / "bin" / "arcbridge"
+    script.parent.mkdir()
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "from arcbridge.__main__ import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
+    newer = {**alice_at_home.env, "PATH": f"{script.parent}:{alice_at_home.env['PATH']}"}
+    through = Kubectl(cluster.binaries.kubectl, alice_at_home.kubeconfig, tmp_path / "kubectl", env=alice_at_home.env)
+    former = alice_at_home.pid()
+    through.run("create", "configmap", "before-the-upgrade", "-n", "default")
+    with through.start("get", "configmaps", "-n", "default", "--watch", "-o", "name") as watch:
+        watch.wait_for_line("configmap/before-the-upgrade", timeout=30)
+        assert "namespace/default" in through.run("get", "ns", "-o", "name", env=newer).stdout
+        status = json.loads(run([script, "status", "-o", "json"], env=newer).stdout)
+        assert (status["process"]["version"], status["process"]["former_versions"]) == ("999.0", 1)
+        assert {one["name"] for one in status["clusters"]} == {CLUSTER, SECOND}
+        through.run("create", "configmap", "seen-during-the-upgrade", "-n", "default", env=newer)
+        watch.wait_for_line("configmap/seen-during-the-upgrade", timeout=30)
+        assert alive(former)
+    until(lambda: not alive(former), "the former process ends with its last stream", timeout=30)
+    through.run("delete", "configmap", "before-the-upgrade", "seen-during-the-upgrade", "-n", "default", env=newer)
+    # And back: this version takes the place of the other one.
+    assert "namespace/default" in through.run("get", "ns", "-o", "name").stdout
+    assert alice_at_home.status()["process"]["version"] == package.__version__
+
+
+def test_it_survives_its_terminal(person: Person, tmp_path: Path) -> None:
+    """Asked for the pin at a terminal, which is closed then."""
+    shell = ManagedProcess(["sh", "-i"], log_dir=tmp_path / "logs", name="shell", env=person.env, terminal=(40, 120))
+    with shell:
+        words = " ".join(arcbridge("connect", CLUSTER, *person.flags))
+        shell.send(f"{words}\n")
+        shell.wait_for_line(r"Trust it from now on\? \[y/N\] ", timeout=30)
+        shell.send("y\n")
+        shell.wait_for_line(rf'{CLUSTER}   port \d+   context "{CLUSTER}" \(current\)', timeout=30)
+        pid = person.pid()
+        assert os.getsid(pid) == pid
+        shell.kill()  # the kernel sends SIGHUP to the sessions of its terminal
+    os.kill(pid, signal.SIGHUP)
+    assert person.pid() == pid
+    assert "trust-first-use" not in person.kubeconfig.read_text()
+
+
+def test_a_login_is_asked_for_where_there_is_a_terminal(person: Person, cluster: Cluster, tmp_path: Path) -> None:
+    """By `connect`, and by the plugin in the terminal of kubectl; without a terminal kubectl shows what to do."""
+    issuer = person.world.issuer
+    relay = person.flags[: person.flags.index("--access-token-file")]
+    flags = [
+        *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
+        *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", CLUSTER_AUDIENCE, "--grant-type", "device-code"),
+    ]
+
+    def log_in(process: ManagedProcess) -> None:
+        issuer.approve(process.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
+
+    argv = arcbridge("connect", CLUSTER, *relay, *flags, "--trust-first-use")
+    with ManagedProcess(argv, log_dir=tmp_path, name="connect", env=person.env, terminal=(40, 120)) as connect:
+        log_in(connect)
+        connect.wait_for_line(rf'{CLUSTER}   port \d+   context "{CLUSTER}" \(current\)', timeout=30)
+        assert connect.wait() == 0
+    kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+    assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
+    person.run("--role", "client", *relay, *flags, "logout")
+    person.kill_everything()
+    done = kubectl.run("auth", "whoami", check=False)
+    assert done.returncode == 1
+    assert "you are not logged in at" in done.stderr
+    with kubectl.start("auth", "whoami", terminal=(40, 120)) as asking:
+        log_in(asking)
+        asking.wait_for_line("alice@example.com", timeout=30)
+        assert asking.wait() == 0
+    assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
+
+
+def test_a_refused_pin_connects_nothing(person: Person, tmp_path: Path) -> None:
+    argv = arcbridge("connect", CLUSTER, *person.flags)
+    with ManagedProcess(argv, log_dir=tmp_path, name="connect", env=person.env, terminal=(40, 120)) as connect:
+        connect.wait_for_line(r"Trust it from now on\? \[y/N\] ", timeout=30)
+        connect.send("n\n")
+        connect.wait_for_line(f"error: cluster '{CLUSTER}' was not trusted", timeout=30)
+        assert connect.wait() == 1
+    done = person.run("connect", CLUSTER, *person.flags, check=False)
+    assert done.returncode == 1
+    assert "give --cluster-ca-pin, or accept it unseen with --trust-first-use" in done.stderr
+    assert not person.kubeconfig.exists()
+
+
+def test_names_that_are_none_take_no_port_and_no_context(person: Person) -> None:
+    done = person.run("connect", "berlin-facotry", CLUSTER, *person.flags, "--trust-first-use", check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: ")
+    assert done.stdout.startswith(CLUSTER)
+    ports = json.loads((Path(person.env["XDG_STATE_HOME"]) / "arcbridge" / "ports.json").read_text())
+    assert [name.split()[0] for name in ports] == [CLUSTER]
+
+
+def test_a_port_that_another_program_took_meanwhile(person: Person, cluster: Cluster, tmp_path: Path) -> None:
+    port = fixed_port()  # which no other test takes
+    state = Path(person.env["XDG_STATE_HOME"]) / "arcbridge"
+    StateDirectory(state, person.directory).remember_port((person.world.client_routes[0],), CLUSTER, port)
+    person.connect(CLUSTER)
+    assert person.status()["clusters"][0]["port"] == port
+    kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+    person.kill_everything()
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+        def bound() -> bool:
+            try:
+                squatter.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return True
+
+        until(bound, "the kernel has taken the port from the process that was killed")
+        squatter.listen()
+        done = kubectl.run("get", "ns", check=False)
+        assert done.returncode == 1
+        assert f"because https://127.0.0.1:{port} was taken by another program; the context says so now" in done.stderr
+        assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+    assert int(person.status()["clusters"][0]["port"]) != port
+
+
+def test_static_for_tools_without_plugins(person: Person, cluster: Cluster, tmp_path: Path) -> None:
+    person.connect(CLUSTER, "--static", "--port", str(fixed_port()))
+    kubectl = Kubectl(
+        cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env={**person.env, "PATH": "/nonexistent"}
+    )
+    assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+    person.kill_everything()
+    person.run("status")
+    # From now on the plugin starts the process, which makes it static again.
+    assert "exec" in person.document()["users"][0]["user"]
+    plugin = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+    assert "namespace/default" in plugin.run("get", "ns", "-o", "name").stdout
+    until(lambda: "client-key-data" in person.document()["users"][0]["user"], "the entry is static again")
+
+
+class TestProxy:
+    """`proxy` in the foreground beside all that."""
+
+    @contextmanager
+    def proxy(self, person: Person, directory: Path, *words: str) -> Iterator[ManagedProcess]:
+        argv = arcbridge("--role", "client", *person.flags, "--trust-first-use", *words)
+        with ManagedProcess(argv, log_dir=directory, name=f"proxy-{fixed_port()}", env=person.env) as process:
+            yield process
+
+    @pytest.mark.parametrize(
+        "number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=["hangup", "term", "interrupt"]
+    )
+    def test_the_former_context_comes_back(self, person: Person, tmp_path: Path, number: signal.Signals) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            assert person.document()["current-context"] == CLUSTER
+            proxy.signal(number)
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_after_a_kill_the_next_command_puts_it_right(
+        self, person: Person, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            proxy.kill()
+        told = person.run("status")
+        assert told.stderr == f'what served context "{CLUSTER}" had ended; the kubeconfig says so now\n'
+        assert person.document()["current-context"] == "home"
+        kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+        done = kubectl.run("--context", CLUSTER, "get", "ns", check=False)
+        assert done.returncode == 1
+        assert f"run `arcbridge connect {CLUSTER}`" in done.stderr
+
+    def test_a_second_one_says_so_and_ends_well(self, person: Person, tmp_path: Path) -> None:
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
+            port = proxy.wait_for_line(r"listening on port (\d+)", timeout=30)[1]
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            before = person.kubeconfig.read_text()
+            with self.proxy(person, tmp_path, "-n", CLUSTER, "--port", "0") as second:
+                assert second.wait(30) == 0
+                assert second.output() == (
+                    f'Cluster "{CLUSTER}" is served by another proxy already: port {port}, context "{CLUSTER}"\n'
+                )
+            assert person.kubeconfig.read_text() == before
+            done = person.run("connect", CLUSTER, *person.flags, check=False)
+            assert done.returncode == 2
+            assert f'context "{CLUSTER}" belongs to a proxy in the foreground' in done.stderr
+            assert proxy.running
+
+    def test_one_that_is_connected_says_so_too(self, alice_at_home: Person, tmp_path: Path) -> None:
+        with self.proxy(alice_at_home, tmp_path, "-n", CLUSTER) as proxy:
+            assert proxy.wait(30) == 0
+            assert f'Cluster "{CLUSTER}" is connected in the background already' in proxy.output("stdout")
+
+    def test_two_of_two_clusters_ended_in_either_order(self, person: Person, tmp_path: Path) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as first, self.proxy(person, tmp_path, "-n", SECOND) as second:
+            first.wait_for_line("Press Ctrl", timeout=30)
+            second.wait_for_line("Press Ctrl", timeout=30)
+            first.signal(signal.SIGINT)
+            assert first.wait() == 0
+            assert person.document()["current-context"] in (SECOND, "home")
+            second.signal(signal.SIGINT)
+            assert second.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_clusters_that_are_met_at_once_are_asked_about_in_turn(self, person: Person, tmp_path: Path) -> None:
+        argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER, "-n", SECOND)
+        with ManagedProcess(argv, log_dir=tmp_path, name="proxy", env=person.env, terminal=(40, 120)) as proxy:
+            asked, mark = [], START
+            for _ in range(2):
+                asked.append(proxy.wait_for_line(r"Cluster '(.+)' is not known here", timeout=30, after=mark)[1])
+                proxy.wait_for_line(r"Trust it from now on\? \[y/N\] $", timeout=30, after=mark)
+                # One question, and nothing of the other one.
+                assert "\n".join(proxy.lines(after=mark)).count("is not known here") == 1
+                mark = proxy.mark()
+                proxy.send("y\n")
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            assert sorted(asked) == sorted([CLUSTER, SECOND])
+
+    def test_broken_off_before_it_serves_it_has_failed(self, person: Person, tmp_path: Path) -> None:
+        argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER)
+        with ManagedProcess(argv, log_dir=tmp_path, name="proxy", env=person.env, terminal=(40, 120)) as proxy:
+            proxy.wait_for_line(r"Trust it from now on\? \[y/N\] ", timeout=30)
+            proxy.signal(signal.SIGINT)
+            assert proxy.wait() == ExitCode.INTERRUPTED

@@ -1,0 +1,162 @@
+"""A new user without internet and without Python: one file from the relay, a login, and kubectl works.
+
+The client is the one that `make dist` builds of the last commit; it runs in an empty directory, in an environment that
+has nothing but a home.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from arcbridge import __version__
+from arcbridge.client.update_notice import platform_name
+from tests.support.cluster import Cluster, Kubectl
+from tests.support.processes import ManagedProcess, require_or_skip
+from tests.support.release import shared_release
+from tests.support.reports import until
+from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World
+
+# The release is built first.
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def offered(index: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The directory that the relay serves: a release, as an operator copies it."""
+    directory = tmp_path_factory.mktemp("offered") / "client"
+    shutil.copytree(shared_release(tmp_path_factory, worker_id), directory)
+    directory.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, offered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(api, directory=tmp_path_factory.mktemp("download"))
+    world.relay_settings = f'client.directory = "{offered}"'
+    with world:
+        yield world.start()
+
+
+@pytest.fixture(scope="module")
+def curl(world: World) -> list[str]:
+    """A command line that trusts the relay's CA, as its operator gives it to users."""
+    program = shutil.which("curl")
+    if program is None:
+        require_or_skip("curl", "curl is not installed")
+    return [
+        program,
+        "--fail",
+        "--silent",
+        "--show-error",
+        "--cacert",
+        str(world.relay_config.parent / "data" / "ca.crt"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def client(world: World, curl: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The downloaded file, checked as docs/how-to/install.md says, in a directory of its own."""
+    directory = tmp_path_factory.mktemp("colleague") / "empty"
+    directory.mkdir()
+    url = f"{world.relay_url}/client/{platform_name()}"
+    subprocess.run([*curl, "--output", "arcbridge", url], cwd=directory, check=True, timeout=60)
+    told = subprocess.run([*curl, f"{url}.sha256"], check=True, capture_output=True, timeout=60).stdout
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet"], cwd=directory, input=told, check=True)
+    (directory / "arcbridge").chmod(0o755)
+    return directory / "arcbridge"
+
+
+class Colleague:
+    """A person with the file and a home, and nothing else."""
+
+    def __init__(self, client: Path, world: World) -> None:
+        self.client = client
+        self.world = world
+        self.home = client.parent.parent / "home"
+        self.home.mkdir(exist_ok=True)
+        issuer = world.issuer
+        self.flags = [
+            *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
+            *("--cluster", world.cluster, "--trust-first-use"),
+            *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
+            *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", CLUSTER_AUDIENCE, "--grant-type", "device-code"),
+        ]
+
+    def start(
+        self, name: str, *arguments: str, terminal: bool = False, env: Mapping[str, str] | None = None
+    ) -> ManagedProcess:
+        variables = [f"{key}={value}" for key, value in {"HOME": str(self.home), **(env or {})}.items()]
+        return ManagedProcess(
+            ["env", "-i", *variables, str(self.client), *self.flags, *arguments],
+            log_dir=self.world.logs,
+            name=f"colleague-{name}",
+            cwd=self.client.parent,
+            terminal=(24, 200) if terminal else None,
+        )
+
+
+@pytest.fixture(scope="module")
+def colleague(client: Path, world: World) -> Colleague:
+    """Logged in by the device code."""
+    person = Colleague(client, world)
+    login = person.start("login", "login")
+    world.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
+    assert login.wait(30) == 0, login.tail()
+    assert "Logged in as" in login.output()
+    return person
+
+
+def test_the_list_names_what_there_is(world: World, curl: list[str], offered: Path) -> None:
+    answer = subprocess.run([*curl, f"{world.relay_url}/client/"], check=True, capture_output=True, text=True).stdout
+    assert f'"platform": "{platform_name()}", "version": "{__version__}"' in answer
+    sums = (offered / "SHA256SUMS").read_text()
+    (digest,) = re.findall(rf"^(\S+)  arcbridge-{platform_name()}$", sums, re.MULTILINE)
+    assert f'"sha256": "{digest}"' in answer
+
+
+def test_kubectl_get(colleague: Colleague, cluster: Cluster) -> None:
+    kubeconfig = colleague.home / "kubeconfig"
+    proxy = colleague.start("proxy", "--file", str(kubeconfig), "--port", "0")
+    try:
+        proxy.wait_for_line("Press Ctrl.C to close proxy", timeout=30)
+        answer = Kubectl(cluster.binaries.kubectl, kubeconfig, colleague.home / "kubectl").run(
+            "get", "namespaces", "-o", "name"
+        )
+        assert "namespace/default" in answer.stdout.split()
+    finally:
+        proxy.stop()
+
+
+def test_an_old_client_is_told_of_a_newer_one(colleague: Colleague, offered: Path, world: World) -> None:
+    """Once, on a terminal; in a pipe nothing but the answer."""
+    name = f"arcbridge-{platform_name()}"
+    newer = (offered / name).read_bytes().replace(f"# arcbridge {__version__},".encode(), b"# arcbridge 99.0.0,", 1)
+    (offered / "new").write_bytes(newer)
+    (offered / "new").rename(offered / name)
+
+    def seen(text: str) -> bool:
+        return text in world.relay.output()
+
+    piped = colleague.start("piped", "clusters", "-o", "name")
+    assert piped.wait(30) == 0, piped.tail()
+    assert piped.output().split() == [world.cluster]
+
+    def told() -> str:
+        """The relay looks at its directory every two seconds."""
+        process = colleague.start("terminal", "clusters", terminal=True)
+        assert process.wait(30) == 0, process.tail()
+        return next((line for line in process.output().splitlines() if line.startswith("notice:")), "")
+
+    line = until(told, "the client tells that there is a newer one", timeout=60)
+    assert line.strip() == (
+        f"notice: this client is {__version__}, the relay offers 99.0.0: {world.relay_url}/client/{platform_name()} "
+        "(ARCBRIDGE_NO_UPDATE_NOTICE=1 hides this)"
+    )
+    assert seen("client offered")
+    assert told() == "", "it was told today"

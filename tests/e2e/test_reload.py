@@ -1,0 +1,179 @@
+"""Settings that are read again, an audit log that is rotated, an agent that is stopped, under what people have open."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_survival_kubectl import NAMESPACE, Everything
+from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.processes import ManagedProcess, run
+from tests.support.reports import metrics, records, until, wait_for_record
+from tests.support.world import ALICE, ApiServer, Client, World, arcbridge
+
+MIB = 1 << 20
+RELOADED = "settings reloaded"
+NOT_RELOADED = "settings not reloaded, the last good ones stay"
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A relay of two workers, and two agents of one cluster."""
+    world = World(api, directory=tmp_path_factory.mktemp("reload"), agents=2)
+    world.relay_settings = "workers = 2"
+    world.agent_settings = "session.drain = 100"
+    with world:
+        yield world.start()
+
+
+@pytest.fixture(scope="module")
+def alice(world: World) -> Iterator[Client]:
+    client = world.start_client(ALICE)
+    yield client
+    client.process.stop()
+
+
+@pytest.fixture
+def kubectl(cluster: Cluster, alice: Client) -> Kubectl:
+    return cluster.kubectl_for(KUBECTL_MINORS[0], alice.kubeconfig)
+
+
+@pytest.fixture
+def everything(kubectl: Kubectl, cluster: Cluster, tmp_path: Path) -> Iterator[Everything]:
+    found = Everything(kubectl, cluster, tmp_path, 16 * MIB)
+    try:
+        found.wait_moves()
+        yield found
+    finally:
+        found.close()
+
+
+def reload(process: ManagedProcess, event: str = RELOADED) -> dict[str, object]:
+    """Send SIGHUP as `systemctl reload` does, and return what the log says."""
+    mark = process.mark()
+    process.signal(signal.SIGHUP)
+    return wait_for_record(process, event, after=mark)
+
+
+def reloads(world: World, result: str) -> list[float]:
+    """The reloads of the relay and of the agents."""
+    found = [metrics(world.relay_observe)[f'arcbridge_relay_reloads_total{{result="{result}"}}']]
+    return found + [
+        metrics(port)[f'arcbridge_agent_reloads_total{{result="{result}"}}'] for port in world.agent_observes
+    ]
+
+
+def sessions_total(world: World, index: int) -> float:
+    return metrics(world.agent_observes[index])["arcbridge_agent_sessions_total"]
+
+
+def test_nothing_is_cut_by_reloads_and_rotations(world: World, alice: Client, everything: Everything) -> None:
+    everything.copy()
+    relay_directory, agent_directory = world.relay_config.parent, world.agent_config.parent
+    mark = alice.process.mark()
+    # The relay: another policy, a limit, the log's level, and what only a restart can change.
+    (relay_directory / "policy.toml").write_text(world.policy + '\n[[allow]]\nusers = ["bob"]\nclusters = ["none"]\n')
+    text = world.relay_config.read_text()
+    world.relay_config.write_text(
+        text.replace("[observe]", '[limits]\nsessions = 500\n[observe]\nlog_level = "debug"').replace(
+            "workers = 2", "workers = 3"
+        )
+    )
+    told = reload(world.relay)
+    assert told["taken"] == ["limits.sessions", "observe.log_level", "policy"]
+    assert told["needs_restart"] == ["workers"]
+    # The agents: a denylist would need a restart, a target does not; and the audit log was moved away.
+    audit = world.audit_log
+    audit.rename(agent_directory / "audit.jsonl.1")
+    config = world.agent_config.read_text()
+    world.agent_config.write_text(config + '[targets.late]\naddress = "127.0.0.1:9"\ngroups = ["platform"]\n')
+    for agent in world.agents:
+        told = reload(agent)
+        assert told["needs_restart"] == []
+    assert reloads(world, "ok") == [1, 1, 1], "of several workers the supervisor counts, once"
+    everything.wait_moves()
+    # A mistake anywhere keeps all as it was.
+    (relay_directory / "authentication.yaml").write_text("kind: Nothing\n")
+    world.agent_config.write_text(config + "[targets.late]\naddress = 1\n")
+    assert "authentication.yaml, line 1" in str(reload(world.relay, NOT_RELOADED)["reason"])
+    assert "targets.late.address" in str(reload(world.agent, NOT_RELOADED)["reason"])
+    assert reloads(world, "failed") == [1, 1, 0]
+    (relay_directory / "authentication.yaml").write_text(world.authentication("arcbridge-relay"))
+    world.agent_config.write_text(config)
+    reload(world.relay)
+    reload(world.agent)
+    everything.wait_moves()
+    everything.check()
+    lost = [line for line in alice.process.lines(after=mark) if "connection lost" in line or "session lost" in line]
+    assert lost == []
+    assert sum(records(agent, "session detached") != [] for agent in world.agents) == 0
+    # The chain goes on over the files.
+    until(lambda: audit.exists() and audit.stat().st_size, "the agent writes to a new file")
+    done = run(arcbridge("audit", "verify", str(audit), f"{audit}.1"), check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
+    world: World, cluster: Cluster, tmp_path: Path
+) -> None:
+    pod = "pod-" + os.urandom(4).hex()
+    cluster.add_pod(pod, NAMESPACE)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    marks = [agent.mark() for agent in world.agents]
+    client = world.start_client(ALICE)
+    with cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig).start(
+        "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
+    ) as shell:
+        shell.wait_for_line("started", stream="stdout")
+        (index,) = [n for n, agent in enumerate(world.agents) if records(agent, "session opened", after=marks[n])]
+        agent = world.agents[index]
+        agent.signal(signal.SIGTERM)
+        told = wait_for_record(agent, "agent stops", step="waiting")
+        assert wait_for_record(agent, "agent stops", step="leaving")["seconds"] == 100
+        assert told
+        # What begins now is served by the other one, of this client too.
+        served = sessions_total(world, 1 - index)
+        kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
+        assert kubectl.run("get", "namespace", "default", "-o", "name").stdout == "namespace/default\n"
+        assert sessions_total(world, 1 - index) == served + 1
+        assert agent.running
+        gate.write_text("go\n")
+        assert shell.wait(20) == 4
+        assert "finished" in shell.output("stdout")
+    assert agent.wait(20) == 0
+    world.start_agent(index)
+    assert client.process.stop() == 0
+    cluster.delete_pod(pod, NAMESPACE)
+
+
+def test_a_session_of_an_agent_that_is_being_stopped_does_not_wait_for_it(
+    world: World, cluster: Cluster, tmp_path: Path
+) -> None:
+    pod = "pod-" + os.urandom(4).hex()
+    cluster.add_pod(pod, NAMESPACE)
+    marks = [agent.mark() for agent in world.agents]
+    client = world.start_client(ALICE)
+    with cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig).start(
+        "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", "echo started; sleep 600"
+    ) as shell:
+        shell.wait_for_line("started", stream="stdout")
+        (index,) = [n for n, agent in enumerate(world.agents) if records(agent, "session opened", after=marks[n])]
+        agent = world.agents[index]
+        agent.signal(signal.SIGTERM)
+        wait_for_record(agent, "agent stops", step="waiting")
+        wait_for_record(client.process, "the agent drains the session")
+        world.kill_relay()
+        world.start_relay()
+        told = wait_for_record(client.process, "session could not be resumed", timeout=60)
+        assert told["reason"] == "the agent that has the session is being stopped, and takes no connection any more"
+        assert shell.wait(20) != 0
+    agent.signal(signal.SIGTERM)
+    assert agent.wait(20) == 0
+    world.start_agent(index)
+    assert client.process.stop() == 0
+    cluster.delete_pod(pod, NAMESPACE)

@@ -1,0 +1,281 @@
+"""Groups from Microsoft Graph: a small Graph and a token endpoint of Entra ID's shape answer over HTTPS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.config import GraphConfig
+from arcbridge.errors import ConfigError
+from arcbridge.identity import graph
+from arcbridge.identity.claims import MAX_GROUPS
+from arcbridge.identity.graph import BACK_OFF, MAX_BACK_OFF, Directory, is_application, points_elsewhere
+from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE
+from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+from arcbridge.net.fetch import HttpFetcher
+from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
+from tests.support.issuer import Issuer
+
+from .issuer import Clock
+
+GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 301))
+CERTIFICATE = Certificate.make("arcbridge")
+
+
+@pytest.fixture(scope="module")
+def tenant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entra]:
+    with Entra(tmp_path_factory.mktemp("entra")) as entra:
+        entra.applications[READER].certificates.append(CERTIFICATE)
+        yield entra
+
+
+@pytest.fixture
+def entra(tenant: Entra) -> Entra:
+    tenant.graph = GraphState()
+    return tenant
+
+
+@pytest.fixture
+async def fetcher() -> AsyncIterator[HttpFetcher]:
+    fetcher = HttpFetcher()
+    yield fetcher
+    await fetcher.close()
+
+
+def settings(entra: Entra, **changes: Any) -> GraphConfig:
+    secret = entra.directory / "secret"
+    secret.write_text(entra.applications[READER].secret)
+    given: dict[str, Any] = {
+        "issuers": (entra.issuer,),
+        "tenant": TENANT,
+        "client_id": READER,
+        "client_secret_file": secret,
+        "url": entra.graph_url,
+        "token_endpoint": entra.token_url,
+        "ca_file": entra.ca_file,
+    }
+    return GraphConfig(**{**given, **changes})
+
+
+def by_certificate(entra: Entra) -> GraphConfig:
+    certificate, key = CERTIFICATE.write(entra.directory, "reader")
+    return settings(entra, client_secret_file=None, certificate_file=certificate, key_file=key)
+
+
+def claims_of(object_id: str, **changes: Any) -> dict[str, Any]:
+    return {"tid": TENANT, "oid": object_id, "sub": "pairwise", "hasgroups": True, **changes}
+
+
+async def unavailable(directory: Directory, object_id: str) -> str:
+    with pytest.raises(GroupsUnavailable) as caught:
+        await directory.groups(claims_of(object_id))
+    return caught.value.why
+
+
+async def refused(directory: Directory, claims: dict[str, Any]) -> str:
+    with pytest.raises(TokenRefused) as caught:
+        await directory.groups(claims)
+    return caught.value.rule
+
+
+async def test_all_groups_of_a_user_by_certificate(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    directory = Directory("example", by_certificate(entra), fetcher.ask)
+    assert await directory.groups(claims_of(anna.object_id)) == GROUPS
+    assert entra.graph.asked == [f"users/{anna.object_id}"]
+    assert entra.graph.tokens == {"certificate": 1}
+
+
+async def test_an_application_s_groups_are_its_service_principal_s(entra: Entra, fetcher: HttpFetcher) -> None:
+    pipeline = entra.applications[READER]
+    pipeline.groups = GROUPS[:3]
+    directory = Directory("example", settings(entra), fetcher.ask)
+    object_id = pipeline.object_id
+    assert await directory.groups(claims_of(object_id, sub=object_id)) == GROUPS[:3]
+    assert entra.graph.asked == [f"servicePrincipals/{object_id}"]
+    assert entra.graph.tokens == {"secret": 1}
+
+
+async def test_by_a_federated_token_of_another_issuer(entra: Entra, fetcher: HttpFetcher, tmp_path: Path) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    file = tmp_path / "token"
+    with Issuer(tmp_path / "issuer") as issuer:
+        subject = "system:serviceaccount:arcbridge:arcbridge-agent"
+        entra.applications[READER].federated = [Federated(issuer.url, subject, issuer.ca_file)]
+        file.write_text(issuer.mint(sub=subject, aud="api://AzureADTokenExchange"))
+        directory = Directory(
+            "example", settings(entra, client_secret_file=None, federated_token_file=file), fetcher.ask
+        )
+        assert await directory.groups(claims_of(anna.object_id)) == GROUPS
+        assert entra.graph.tokens == {"federated": 1}
+        # It is read again each time, since a pod's token rotates.
+        file.write_text(issuer.mint(sub="system:serviceaccount:other:other", aud="api://AzureADTokenExchange"))
+        other = Directory("example", settings(entra, client_secret_file=None, federated_token_file=file), fetcher.ask)
+        assert "(status 401, invalid_client)" in await unavailable(other, anna.object_id)
+
+
+async def test_of_many_users_at_once_few_are_asked_for(entra: Entra, fetcher: HttpFetcher) -> None:
+    users = [entra.hire(f"u{n}@example.org", groups=GROUPS[: n + 1]) for n in range(30)]
+    entra.graph.slow = 0.02
+    directory = Directory("example", settings(entra), fetcher.ask)
+    asking = [directory.groups(claims_of(one.object_id)) for one in users for _ in range(3)]
+    found = await asyncio.gather(*asking)
+    assert found == [one.groups for one in users for _ in range(3)]
+    assert len(entra.graph.asked) == 30
+    assert entra.graph.most_at_once <= AT_ONCE
+    assert entra.graph.tokens == {"secret": 1}
+
+
+@pytest.mark.parametrize("status", [500, 502, 400, 204])
+async def test_no_answer_is_not_no_groups(status: int, entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    clock = Clock()
+    entra.graph.status = status
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    assert f"(status {status})" in await unavailable(directory, anna.object_id)
+    entra.graph.status = 200
+    await unavailable(directory, anna.object_id)
+    clock.now += KEEP_FAILURE
+    assert await directory.groups(claims_of(anna.object_id)) == GROUPS
+
+
+BROKEN = [b"", b"[]", b"{}", b'{"value": null}', b'{"value": [1]}', b'{"value": "x"}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("body", BROKEN, ids=range(len(BROKEN)))
+async def test_a_broken_answer_is_not_no_groups(body: bytes, entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org")
+    entra.graph.body = body or b" "
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert "gave no list of groups" in await unavailable(directory, anna.object_id)
+
+
+async def test_more_groups_than_can_be_sent_are_none(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org")
+    many = [str(uuid.UUID(int=n)) for n in range(MAX_GROUPS + 1)]
+    for body in ({"value": many}, {"value": many[:2], "@odata.nextLink": "https://graph.example.org/next"}):
+        entra.graph.body = json.dumps(body).encode()
+        directory = Directory("example", settings(entra), fetcher.ask)
+        assert await refused(directory, claims_of(anna.object_id)) == "claims.groups.many"
+
+
+@pytest.mark.parametrize(
+    ("given", "wait"), [("", BACK_OFF), ("30", 30.0), ("0", 1.0), ("86400", MAX_BACK_OFF), ("soon", BACK_OFF)]
+)
+async def test_a_busy_graph_is_left_alone(given: str, wait: float, entra: Entra, fetcher: HttpFetcher) -> None:
+    anna, bert = (entra.hire(f"{name}@example.org", groups=GROUPS) for name in ("anna", "bert"))
+    clock = Clock()
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    entra.graph.status, entra.graph.retry_after = 429, given
+    assert await unavailable(directory, anna.object_id) == "Microsoft Graph is busy (status 429)"
+    entra.graph.status = 200
+    assert await unavailable(directory, bert.object_id) == "Microsoft Graph is busy"
+    assert len(entra.graph.asked) == 1
+    clock.now += max(wait, KEEP_FAILURE)
+    assert await directory.groups(claims_of(bert.object_id)) == GROUPS
+
+
+async def test_what_the_application_lacks_is_said(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    entra.graph.permitted = False
+    said = await unavailable(Directory("example", settings(entra), fetcher.ask), anna.object_id)
+    assert "refuses the application of graph.example (status 403)" in said
+    wrong = entra.directory / "wrong"
+    wrong.write_text("another secret")
+    said = await unavailable(
+        Directory("example", settings(entra, client_secret_file=wrong), fetcher.ask), anna.object_id
+    )
+    assert "gets no token for Microsoft Graph (status 401, invalid_client)" in said
+    assert "another secret" not in said
+    missing = settings(entra, client_secret_file=entra.directory / "missing")
+    said = await unavailable(Directory("example", missing, fetcher.ask), anna.object_id)
+    assert "graph.example.client_secret_file: " in said
+    said = await unavailable(Directory("example", settings(entra, ca_file=None), fetcher.ask), anna.object_id)
+    assert "the token endpoint for Microsoft Graph does not answer (127.0.0.1: " in said
+
+
+async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
+    users = [entra.hire(f"u{n}@example.org", groups=GROUPS) for n in range(4)]
+    clock = Clock()
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    for one in users[:2]:
+        await directory.groups(claims_of(one.object_id))
+    assert entra.graph.tokens == {"secret": 1}
+    entra.graph.revoked = True
+    assert await directory.groups(claims_of(users[2].object_id)) == GROUPS
+    assert entra.graph.tokens == {"secret": 2}
+    clock.now += 4200 - 300
+    assert await directory.groups(claims_of(users[3].object_id)) == GROUPS
+    assert entra.graph.tokens == {"secret": 3}
+
+
+async def test_who_is_not_in_the_directory_is_refused(entra: Entra, fetcher: HttpFetcher) -> None:
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert await refused(directory, claims_of(str(uuid.uuid4()))) == "claims.groups.unknown"
+
+
+@pytest.mark.parametrize("value", [None, "", "me", "../me", "1/../2", 7, "x" * 36, f"{READER}/x"])
+async def test_only_an_object_id_is_put_into_a_url(value: Any, entra: Entra, fetcher: HttpFetcher) -> None:
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert await refused(directory, claims_of(value)) == "claims.groups.oid"
+    assert await refused(directory, claims_of(READER, tid=value)) == "claims.groups.tenant"
+    assert entra.graph.asked == []
+
+
+def test_which_tokens_point_elsewhere() -> None:
+    assert points_elsewhere({"hasgroups": True})
+    assert points_elsewhere({"hasgroups": "true", "groups": None})
+    assert points_elsewhere({"_claim_names": {"groups": "src1"}})
+    assert not points_elsewhere({"_claim_names": {"wids": "src1"}, "hasgroups": False})
+    assert not points_elsewhere({"groups": [], "_claim_names": {"groups": "src1"}, "hasgroups": True})
+    assert not points_elsewhere({})
+
+
+def test_who_is_an_application() -> None:
+    assert is_application({"idtyp": "app", "oid": "1", "sub": "2"})
+    assert is_application({"oid": "1", "sub": "1"})
+    assert not is_application({"oid": "1", "sub": "2"})
+    assert not is_application({"idtyp": "user", "oid": "1", "sub": "1"})
+
+
+WRONG = [
+    ({"issuers": ()}, "graph.example.issuers: missing"),
+    ({"tenant": "example.org"}, "graph.example.tenant: must be the directory"),
+    ({"client_id": ""}, "graph.example.client_id: missing"),
+    ({"client_secret_file": None}, "graph.example: exactly one of"),
+    ({"federated_token_file": Path("x")}, "and there are client_secret_file and federated_token_file"),
+    ({"key_file": Path("x")}, "graph.example.key_file: needed with certificate_file"),
+    ({"client_secret_file": None, "certificate_file": Path("x")}, "graph.example.key_file: needed"),
+    ({"url": "http://graph.example.org"}, "graph.example.url: must be an https URL"),
+    ({"url": "https://user@graph.example.org"}, "graph.example.url: must be"),
+    ({"token_endpoint": "https://login.example.org/token?x=1"}, "graph.example.token_endpoint: must be"),
+    ({"token_endpoint": "https://login.example.org:x/token"}, "graph.example.token_endpoint: must be"),
+    ({"cache": 0.0}, "graph.example.cache: must be above 0"),
+    ({"cache": 4000.0}, "at most 1 h"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_settings_that_cannot_work(changes: dict[str, Any], words: str, entra: Entra) -> None:
+    with pytest.raises(ConfigError, match=words):
+        graph.check("example", settings(entra, **changes))
+
+
+async def test_a_ca_that_is_none(entra: Entra, fetcher: HttpFetcher, tmp_path: Path) -> None:
+    for file in (tmp_path / "missing", entra.directory / "secret"):
+        with pytest.raises(ConfigError, match=r"graph\.example\.ca_file: "):
+            Directory("example", settings(entra, ca_file=file), fetcher.ask)
+
+
+async def test_the_defaults_are_microsoft_s(entra: Entra, fetcher: HttpFetcher) -> None:
+    directory = Directory("example", settings(entra, url=GraphConfig().url, token_endpoint=""), fetcher.ask)
+    assert directory._url == "https://graph.microsoft.com"
+    assert directory._token_endpoint == f"https://login.microsoftonline.com/{TENANT}/oauth2/v2.0/token"

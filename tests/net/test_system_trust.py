@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcbridge.net import system_trust
+from arcbridge.net.system_trust import system_context, trusting_context
+from tests.net.ends import authority
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of CAs that holds our test CA alone."""
+    file = tmp_path / "store.pem"
+    file.write_text(authority().certificate_pem)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    return file
+
+
+def without_truststore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "truststore", None)
+
+
+def subjects(context: ssl.SSLContext) -> int:
+    return context.cert_store_stats()["x509_ca"]
+
+
+def test_a_file_that_the_environment_names(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_truststore(monkeypatch)
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    context = system_context()
+    assert subjects(context) == 1
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+def test_with_the_extra_the_system_judges(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truststore = pytest.importorskip("truststore")
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    assert isinstance(system_context(), truststore.SSLContext)
+
+
+def test_an_openssl_from_elsewhere_finds_the_system_s_file(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single-file client on a system that keeps its CAs where the builder's system does not."""
+    without_truststore(monkeypatch)
+    monkeypatch.setenv("SSL_CERT_FILE", str(store.with_name("absent")))
+    monkeypatch.setattr(system_trust, "BUNDLES", (str(store.with_name("also-absent")), str(store), "/not/looked/at"))
+    assert subjects(system_context()) == 1
+    monkeypatch.setattr(system_trust, "BUNDLES", ())
+    assert subjects(system_context()) == 0
+
+
+def test_one_ca_and_no_other(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    assert subjects(trusting_context(authority().certificate_pem)) == 1

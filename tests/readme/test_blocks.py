@@ -1,0 +1,77 @@
+"""How blocks of a page are found, and what their marks may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.readme.blocks import Unmarked, blocks, missing
+from tests.readme.machines import ROOT
+
+
+def page(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    return path
+
+
+def test_marks_of_all_kinds(tmp_path: Path) -> None:
+    found = blocks(
+        page(
+            tmp_path,
+            '<!-- run: vm, stays, until "ready, at last", types "y" after "Trust" -->\n```sh\none\ntwo\n```\n'
+            "<!-- shows -->\n```text\nan … line\n```\ntext\n"
+            "<!-- not run: it needs a whole afternoon -->\n```sh\nmake\n```\n"
+            "<!-- run: vm, logs in -->\n```sh\nlogin\n```\n<!-- run: vm, ends its processes -->\n```sh\nend\n```\n",
+        )
+    )
+    assert [(one.kind, one.line, one.text) for one in found] == [
+        ("run", 2, "one\ntwo"),
+        ("shows", 7, "an … line"),
+        ("not run", 12, "make"),
+        ("run", 16, "login"),
+        ("run", 20, "end"),
+    ]
+    first = found[0]
+    assert (first.machine, first.stays, first.until, first.types, first.after) == (
+        "vm",
+        True,
+        "ready, at last",
+        "y",
+        "Trust",
+    )
+    assert found[2].reason == "it needs a whole afternoon"
+    assert (found[3].logs_in, found[4].ends) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("```sh\nls\n```\n", "must be a mark"),
+        ("<!-- note -->\n```sh\nls\n```\n", "must be a mark"),
+        ("<!-- not run: no -->\n```sh\nls\n```\n", "say why"),
+        ("<!-- run: vm, quickly -->\n```sh\nls\n```\n", "'quickly' is not understood"),
+        ("text\n\n    ls\n", "an indented block"),
+    ],
+    ids=["none", "another comment", "no reason", "unknown option", "indented"],
+)
+def test_a_block_without_a_mark_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(Unmarked, match=said):
+        blocks(page(tmp_path, text))
+
+
+def test_shown_lines_come_in_order_and_leave_gaps() -> None:
+    output = ["Proxy is listening on port 47011", "other", "Press Ctrl+C to close proxy."]
+    assert missing("Proxy is listening on port …\nPress Ctrl+C", output) == ""
+    assert missing("Press Ctrl+C\nProxy is listening on port …", output) == "Proxy is listening on port …"
+    assert missing("port .*", output) == "port .*"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_what_is_not_run_names_what_stands_in(name: str) -> None:
+    for block in blocks(ROOT / name):
+        if block.kind == "not run":
+            cited = [word.strip(",;") for word in block.reason.split() if word.startswith(("tests/", ".ci/"))]
+            assert cited, f"{block.place}: the reason names no test"
+            assert all((ROOT / path).exists() for path in cited), f"{block.place}: {cited}"

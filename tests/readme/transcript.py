@@ -1,0 +1,63 @@
+"""A page whose `console` blocks are commands and what they print: played, and written anew with what was seen.
+
+A command begins with `$ `, and a line of it that goes on with `> `. What differs from run to run is masked in both.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.readme.blocks import blocks
+from tests.readme.machines import Machines
+
+_MASKS = (
+    (re.compile(r"\x1b\[[0-9;]*m"), ""),
+    (re.compile(r"sha256:[0-9a-f]{64}"), "sha256:…"),
+    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d\b"), "TIME"),
+    (re.compile(r"\b\d+ (s|min|h) ago\b"), "AGE ago"),
+    (re.compile(r"(?<= )(\d+[smhd])+$"), "AGE"),
+    (re.compile(r"\b(\d+ (?:s|min|minutes?|h|hours?|seconds?))\b"), "DURATION"),
+    (re.compile(r"https://127\.[\d.]+:\d+"), "https://ADDRESS"),
+    (re.compile(r"\b127\.[\d.]+:\d+"), "ADDRESS"),
+    (re.compile(r"\bport \d+"), "port PORT"),
+    (re.compile(r"\b[A-Z]{4}-[A-Z]{4}\b"), "CODE"),
+    (re.compile(r"\bsale \d+"), "sale NUMBER"),
+    (re.compile(r" {2,}"), "  "),
+)
+_LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} |^\{\"timestamp\"")
+
+
+def masked(line: str, directory: Path) -> str:
+    """Return a line of output without what differs from run to run."""
+    line = line.replace(str(directory), "~")
+    for pattern, stands in _MASKS:
+        line = pattern.sub(stands, line)
+    return line.rstrip()
+
+
+def play(page: Path, machines: Machines) -> str:
+    """Run the commands of a page and return the page with what they printed. Log lines are left out."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(page):
+        shown: list[str] = []
+        for command in commands(block.text):
+            process = machines.run_command(block, "\n".join(line[2:] for line in command))
+            lines = (masked(line, machines.at(block.machine)) for line in process.lines())
+            shown += [*command, *(line for line in lines if line and not _LOG_LINE.match(line))]
+            if process.returncode:
+                shown.append(f"(exit status {process.returncode})")
+        text = text.replace(f"```console\n{block.text}\n```", "```console\n" + "\n".join(shown) + "\n```", 1)
+    return text
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the commands of a block, each with the lines that go on with it."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            found.append([line])
+        elif line.startswith("> ") and found:
+            found[-1].append(line)
+    return found

@@ -1,0 +1,191 @@
+"""The relay's API over real TLS, with the real authority, registry and policy: what the tests of its modules share."""
+
+import asyncio
+import json
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from arcbridge.errors import Unauthenticated, Unreachable
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
+from arcbridge.pki.authority import Authority, Issued
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.relay.access import Access
+from arcbridge.relay.api import Limited, build_app
+from arcbridge.relay.api_server import ApiServer
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+
+HOUR = 3600.0
+POLICY = """
+[[allow]]
+users = ["ann"]
+clusters = ["prod", "test"]
+
+[[allow]]
+users = ["bob"]
+clusters = ["test"]
+"""
+CANARY = "eyJhbGciOiCANARYcanaryCANARY0123456789"
+
+
+KEY = ProofKey.generate()
+"""The key to which the tokens are bound that end with `.bound`."""
+
+
+class Clock:
+    def __init__(self) -> None:
+        # Real: TLS judges certificates by the machine's clock.
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class StubVerifier:
+    """Tokens are `token-of-<name>`."""
+
+    async def verify(self, token: str) -> Identity:
+        if token == "issuer-out":
+            raise Unreachable("the issuer does not answer: try again later", retry_after=7)
+        if token == "bug":
+            raise KeyError(CANARY)
+        if not token.startswith("token-of-"):
+            raise Unauthenticated("the access token is not valid: log in again")
+        name, _, bound = token.removeprefix("token-of-").partition(".")
+        found = binding({"aud": KEY.audience()} if bound else {})
+        return Identity(name, "", (), name, "https://issuer.test", 0.0, binding=found)
+
+
+@dataclass
+class Relay:
+    authority: Authority
+    registry: SqliteRegistry
+    clock: Clock
+    server: ApiServer
+    port: int
+    limited: Limited
+    agents: dict[str, int]
+    access: Access
+    spki: bytes
+    """What the relay shows."""
+    copies: list[None]
+    """One for each renewal that showed a copy of a credential."""
+    cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
+
+    def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self.authority.certificate_pem)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        if certificate is not None:
+            load(context, certificate)
+        return context
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        certificate: Issued | None = None,
+    ) -> tuple[int, object, Mapping[str, str]]:
+        connector = aiohttp.TCPConnector(ssl=self.context(certificate), force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(
+                method, f"https://127.0.0.1:{self.port}{path}", json=body, data=data, headers=headers
+            ) as answer,
+        ):
+            text = await answer.text()
+            return answer.status, json.loads(text) if "json" in answer.content_type else text, answer.headers
+
+    async def raw(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    async def token(self, cluster: str = "prod", **options: object) -> str:
+        return await self.registry.create_join_token(cluster, expires_at=self.clock.now + HOUR, **options)  # type: ignore[arg-type]
+
+    def enrolment(self, token: str, key: str) -> dict[str, str]:
+        return {"join_token": token, "csr": make_csr(key), "cluster_ca": self.cluster_ca.certificate_pem}
+
+    async def enrolled(self, cluster: str = "prod") -> Issued:
+        key = make_key()
+        status, answer, _ = await self.call("POST", "/v1/enrol", self.enrolment(await self.token(cluster), key))
+        assert status == 200
+        assert isinstance(answer, dict)
+        return Issued(answer["certificate"], key)
+
+
+def load(context: ssl.SSLContext, issued: Issued) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "pair.pem"
+        file.write_text(issued.certificate_pem + issued.key_pem)
+        context.load_cert_chain(file)
+
+
+def error(answer: object) -> tuple[str, str]:
+    assert isinstance(answer, dict)
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"code", "message"}
+    return answer["error"]["code"], answer["error"]["message"]
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, login: Mapping[str, object] | None, *, authority: Authority | None = None, port: int = 0
+) -> AsyncIterator[Relay]:
+    """A relay's API that answers on loopback; what is changed in `login` is what it says from then on."""
+    clock = Clock()
+    authority = authority or Authority.create("relay CA", clock=clock)
+    registry = await SqliteRegistry.open(tmp_path, clock=clock)
+    agents: dict[str, int] = {}
+    limited = Limited()
+    (tmp_path / "policy.toml").write_text(POLICY)
+    access = Access(PolicyFile(tmp_path / "policy.toml"))
+    access.learn_users({})
+
+    async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
+        return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
+
+    copies: list[None] = []
+    app = build_app(
+        authority=authority,
+        registry=registry,
+        count_agents=count_agents,
+        verifier=StubVerifier(),
+        access=access,
+        certificate_life=600.0,
+        clock=clock,
+        monotonic=clock,
+        user_requests_per_minute=30,
+        limited=limited,
+        renewed_twice=lambda: copies.append(None),
+        login=login,
+    )
+    server = ApiServer(app)
+    await server.start()
+    issued = authority.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
+    finally:
+        listener.close()
+        await server.close()
+        await listener.wait_closed()
+        await registry.close()

@@ -1,0 +1,119 @@
+"""Who may ask, what comes back, and that no question ends or stalls a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import StateError
+from arcbridge.relay import admin_socket as module
+from arcbridge.relay.admin_socket import SOCKET, AdminSocket, ask
+
+
+class Relay:
+    """What a relay answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[Mapping[str, Any]] = []
+        self.rows: list[dict[str, Any]] = [{"session": "a"}]
+
+    async def handle(self, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.asked.append(question)
+        return self.rows
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    made = Relay()
+    server = AdminSocket(tmp_path, made.handle)
+    await server.start()
+    yield made
+    await server.close()
+    assert not (tmp_path / SOCKET).exists()
+
+
+async def test_a_question_and_its_answer(relay: Relay, tmp_path: Path) -> None:
+    assert await ask(tmp_path, {"ask": "sessions"}) == [{"session": "a"}]
+    assert relay.asked == [{"ask": "sessions"}]
+    assert stat.S_IMODE((tmp_path / SOCKET).stat().st_mode) == 0o600
+
+
+async def test_a_long_answer_comes_whole(relay: Relay, tmp_path: Path) -> None:
+    relay.rows = [{"session": f"{number:016x}", "user": "u" * 200} for number in range(20_000)]
+    assert await ask(tmp_path, {"ask": "sessions"}) == relay.rows
+
+
+async def test_no_relay(tmp_path: Path) -> None:
+    assert await ask(tmp_path, {"ask": "sessions"}) is None
+    assert await ask(tmp_path / "missing", {"ask": "sessions"}) is None
+
+
+async def test_what_a_killed_relay_left_is_no_relay_and_in_nobodys_way(tmp_path: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(tmp_path / SOCKET))
+    left.close()
+    assert await ask(tmp_path, {"ask": "sessions"}) is None
+    made = Relay()
+    server = AdminSocket(tmp_path, made.handle)
+    await server.start()
+    assert await ask(tmp_path, {"ask": "sessions"}) == made.rows
+    await server.close()
+
+
+async def test_a_directory_whose_path_is_too_long_for_an_address(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    made = Relay()
+    server = AdminSocket(deep, made.handle)
+    await server.start()
+    assert await ask(deep, {"ask": "sessions"}) == made.rows
+    await server.close()
+
+
+async def test_k1_another_user_is_not_answered(relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_operator", lambda sock: False)
+    with pytest.raises(StateError):
+        await ask(tmp_path, {"ask": "end", "session": "a"})
+    assert relay.asked == []
+
+
+def test_k1_only_the_relays_own_user_and_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX)
+    with near, far:
+        assert module._is_operator(near)
+        if os.getuid():
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            assert not module._is_operator(near)
+
+
+@pytest.mark.parametrize("said", [b"", b"no JSON\n", b"[]\n", b"{" * 100_000, b'{"ask": 1}\n'])
+async def test_nonsense_ends_nothing(relay: Relay, tmp_path: Path, said: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / SOCKET))
+    writer.write(said)
+    writer.write_eof()
+    await reader.read()
+    writer.close()
+    assert await ask(tmp_path, {"ask": "sessions"}) == relay.rows
+
+
+async def test_a_relay_that_is_asked_too_much_at_once_closes_what_is_over(relay: Relay, tmp_path: Path) -> None:
+    held = [await asyncio.open_unix_connection(str(tmp_path / SOCKET)) for _ in range(module.CONNECTIONS)]
+    with pytest.raises(StateError):
+        await ask(tmp_path, {"ask": "sessions"})
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert await ask(tmp_path, {"ask": "sessions"}) == relay.rows
+                break
+            except StateError:
+                await asyncio.sleep(0.01)

@@ -1,0 +1,68 @@
+"""The relay's doctor beside no relay: what is missing is said, and nothing is made. Real processes: tests/e2e."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcbridge.config import RelayConfig
+from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.doctor import diagnose
+
+AUTHENTICATION = """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://127.0.0.1:1", audiences: [relay]}
+  claimMappings: {username: {claim: sub, prefix: ""}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RelayConfig:
+    (tmp_path / "authentication.yaml").write_text(AUTHENTICATION)
+    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["*"]\nclusters = ["*"]\n')
+    return RelayConfig(
+        public_address="127.0.0.1:1",
+        data_dir=tmp_path / "data",
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+    )
+
+
+async def codes(config: RelayConfig) -> dict[str, Finding]:
+    return {one.code: one for one in await diagnose(config) if one.state in (State.FAILED, State.WARNING)}
+
+
+async def test_before_the_first_start_nothing_is_made(config: RelayConfig) -> None:
+    found = await codes(config)
+    assert set(found) == {"relay_ca", "registry", "issuer_unreachable", "relay_not_running"}
+    assert all(one.remedy for one in found.values())
+    assert not config.data_dir.exists()
+
+
+async def test_what_is_there_is_left_as_it_is(config: RelayConfig) -> None:
+    open_authority(config.data_dir)
+    await (await open_registry(config.data_dir)).close()
+    before = {path.name: path.stat().st_mtime_ns for path in config.data_dir.iterdir()}
+    found = await codes(config)
+    assert set(found) == {"issuer_unreachable", "public_address", "relay_not_running"}
+    after = {path.name: path.stat().st_mtime_ns for path in config.data_dir.iterdir()}
+    assert {name: after[name] for name in before} == before
+
+
+async def test_files_that_cannot_be_understood(config: RelayConfig) -> None:
+    assert config.policy is not None
+    assert config.authentication is not None
+    config.policy.write_text("[[allow")
+    config.authentication.unlink()
+    failed = [one.hop for one in await diagnose(config) if one.code == "config"]
+    assert failed == ["authentication", "policy"]
+
+
+async def test_a_ca_that_lost_its_key(config: RelayConfig) -> None:
+    open_authority(config.data_dir)
+    (config.data_dir / "ca.key").unlink()
+    assert "ca.key" in (await codes(config))["relay_ca"].detail

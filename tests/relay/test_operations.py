@@ -1,0 +1,115 @@
+"""What one process answers: its sessions, its agents, its checks; and the end of one session."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from arcbridge.identity.claims import Identity
+from arcbridge.observe.diagnosis import Finding, failed
+from arcbridge.observe.self_checks import SelfCheck, SelfChecks
+from arcbridge.relay import operations as module
+from arcbridge.relay.fleet.base import AgentInfo, Lost
+from arcbridge.relay.operations import PART, Operations, parts, rows_of
+
+ALICE = Identity("alice", "", (), "https://issuer#alice", "https://issuer", 4e9)
+
+
+class Pump(SimpleNamespace):
+    """A session."""
+
+    def abort(self, reason: str) -> None:
+        self.closed, self.reason = True, reason
+
+
+def pump(join_id: str, first: str = "", identity: Identity | None = ALICE, **more: Any) -> Pump:
+    fields = {"agent": "agent-1", "source": "192.0.2.1", "cluster": "berlin", "bytes_to_agent": 7, "bytes_to_client": 9,
+              "closed": False, "reason": "", "started_at": asyncio.get_running_loop().time() - 60}  # fmt: skip
+    return Pump(join_id=join_id, first_session=first, identity=identity, **{**fields, **more})
+
+
+def operations(*pumps: Pump, tell: Callable[[Lost], None] = lambda lost: None, links: Any = ()) -> Operations:
+    async def look() -> list[Finding]:
+        return [failed("thing", "down", "start it", "down")]
+
+    looks = SelfChecks([SelfCheck("thing", look)], structlog.get_logger("test"))
+    fleet: Any = SimpleNamespace(links=lambda: list(links))
+    return Operations(list(pumps), fleet, looks, tell, relay="relay:443", worker=1, clock=lambda: 1000.0)  # type: ignore[arg-type]
+
+
+async def test_sessions() -> None:
+    found = operations(pump("b" * 16, "a" * 16), pump("c" * 16, identity=None)).answer({"ask": "sessions"})
+    assert found == [
+        {
+            "session": "b" * 16,
+            "first_session": "a" * 16,
+            "user": "alice",
+            "cluster": "berlin",
+            "agent": "agent-1",
+            "source": "192.0.2.1",
+            "since": pytest.approx(940.0, abs=5),
+            "bytes_to_agent": 7,
+            "bytes_to_client": 9,
+            "relay": "relay:443",
+            "worker": 1,
+        }
+    ], "a join that was passed on is the other relay's to tell"
+
+
+async def test_agents_that_stay() -> None:
+    info = AgentInfo("agent-1", "1.0", 5.0)
+    links = [
+        SimpleNamespace(cluster="berlin", instance="agent-1", info=info, draining=False),
+        SimpleNamespace(cluster="munich", instance="agent-2", info=info, draining=True),
+    ]
+    found = operations(links=links).answer({"ask": "agents"})
+    assert [(one["cluster"], one["agent"], one["version"]) for one in found] == [("berlin", "agent-1", "1.0")]
+
+
+async def test_checks() -> None:
+    made = operations()
+    assert made.answer({"ask": "checks"}) == []
+    await made._looks.look()
+    (found,) = made.answer({"ask": "checks"})
+    assert (found["state"], found["code"], found["worker"]) == ("failed", "down", 1)
+
+
+@pytest.mark.parametrize("given", ["b" * 16, "a" * 16], ids=["present", "first"])
+async def test_one_session_ends_by_either_of_its_ids(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    told: list[Lost] = []
+    mine, other = pump("b" * 16, "a" * 16), pump("d" * 16)
+    made = operations(mine, other, tell=told.append)
+    found = made.answer({"ask": "end", "session": given, "reason": "maintenance\n tonight"})
+    assert [row["session"] for row in found] == ["b" * 16]
+    assert told == [Lost("berlin", "alice", "https://issuer#alice", 0, "maintenance\\n tonight", "b" * 16)]
+    assert not mine.closed, "the agent is told first"
+    async with asyncio.timeout(5):
+        while not mine.closed:
+            await asyncio.sleep(0)
+    assert not other.closed
+
+
+@pytest.mark.parametrize("question", [{}, {"ask": "x"}, {"ask": "end"}, {"ask": "end", "session": ""}, {"ask": 1}])
+async def test_questions_that_mean_nothing(question: dict[str, Any]) -> None:
+    assert operations(pump("b" * 16)).answer(question) == []
+
+
+def test_rows_are_cut_into_parts_that_fit() -> None:
+    rows = [{"n": number, "text": "x" * 1000} for number in range(300)]
+    found = list(parts(rows))
+    assert all(len(data) <= PART + 1100 for data, _ in found)
+    assert [last for _, last in found] == [False] * (len(found) - 1) + [True]
+    assert [row for data, _ in found for row in rows_of(data)] == rows
+    assert list(parts([])) == [(b"[]", True)]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"nonsense", json.dumps([1, "x"]).encode()])
+def test_what_is_no_part_has_no_rows(data: bytes) -> None:
+    assert rows_of(data) == []

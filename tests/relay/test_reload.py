@@ -1,0 +1,138 @@
+"""A running relay's reload: what is taken over, what needs a restart, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import MutableMapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.errors import JoinRefused
+from arcbridge.net.join import JoinCode
+from arcbridge.observe import logging as logs
+from arcbridge.relay.reload import RELOADABLE, merged
+from arcbridge.relay.service import RelayInfo, serve
+from tests.identity.issuer import CONFIG
+from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
+
+
+class Reloading(Running):
+    """A relay that serves, and reads `config` again at SIGHUP."""
+
+    async def start(self) -> None:
+        ready: asyncio.Future[RelayInfo] = asyncio.get_running_loop().create_future()
+        serving = serve(self.config, ready.set_result, self.stopping, self.hurry, reread=lambda: self.config)
+        self.task = asyncio.create_task(serving)
+        await asyncio.wait([ready, self.task], return_when=asyncio.FIRST_COMPLETED)
+        if self.task.done():
+            self.task.result()
+        self.info = ready.result()
+        self.ca = ""
+
+    async def reload(self, result: str) -> None:
+        """Have the relay reload; return when a scrape says that it has."""
+        before = await self.count(result)
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while await self.count(result) == before:
+                await asyncio.sleep(0.01)
+
+    async def told(self, result: str, event: str) -> list[MutableMapping[str, object]]:
+        """Have the relay reload, and return what its log says of it."""
+        with capture_logs() as lines:
+            await self.reload(result)
+        return [line for line in lines if line["event"] == event]
+
+    async def count(self, result: str) -> float:
+        return await self.metric(f'arcbridge_relay_reloads_total{{result="{result}"}}')
+
+    async def metric(self, name: str) -> float:
+        lines = (await self.metrics()).splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+@pytest.fixture
+async def relay(config: RelayConfig) -> Reloading:  # noqa: F811
+    return Reloading(config)
+
+
+async def test_what_changes_is_told_and_what_needs_a_restart_too(relay: Reloading) -> None:
+    logs.reconfigure_level(relay.config.observe.log_level)
+    await relay.start()
+    try:
+        level = logs.level()
+        limits = RelayLimitsConfig(sessions=7, users={"oidc:alice": RelayUserLimitsConfig(sessions=1)})
+        assert relay.config.policy is not None
+        relay.config.policy.write_text(POLICY.replace("alice", "bob"))
+        relay.config = replace(relay.config, limits=limits, workers=2, listen="127.0.0.1:1")
+        (told,) = await relay.told("ok", "settings reloaded")
+        assert told["taken"] == ["limits.sessions", "limits.users", "policy"]
+        assert told["needs_restart"] == ["listen", "workers"]
+        assert logs.level() == level
+        # A second one has nothing new, and still names what waits for a restart.
+        (again,) = await relay.told("ok", "settings reloaded")
+        assert (again["taken"], again["needs_restart"]) == ([], ["listen", "workers"])
+    finally:
+        await relay.stop()
+
+
+async def test_a_mistake_changes_nothing(relay: Reloading) -> None:
+    await relay.start()
+    try:
+        assert relay.config.authentication is not None
+        assert relay.config.policy is not None
+        relay.config.authentication.write_text(CONFIG.replace("kind: Auth", "kind: Other"))
+        relay.config.policy.write_text(POLICY)
+        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
+        (told,) = await relay.told("failed", "settings not reloaded, the last good ones stay")
+        assert "limits.sessions: must be at least 1, not 0 (and 1 more" in str(told["reason"])
+        assert await relay.count("ok") == 0
+        assert not relay.task.done()
+        relay.config.authentication.write_text(CONFIG)
+        relay.config = replace(relay.config, limits=RelayLimitsConfig())
+        await relay.reload("ok")
+    finally:
+        await relay.stop()
+
+
+async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, relay: Reloading) -> None:  # noqa: F811
+    from arcbridge.net.address import parse_address
+    from arcbridge.net.dialer import DIRECT
+    from arcbridge.net.tls import fetch_relay_ca
+
+    await relay.start()
+    try:
+        relay.ca = await fetch_relay_ca(parse_address(relay.info.address), relay.info.ca_pin, proxy=DIRECT)
+        with pytest.raises(JoinRefused) as refused:
+            await relay.join()
+        assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"
+        assert config.authentication is not None
+        config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
+        await relay.reload("ok")
+        with pytest.raises(JoinRefused) as refused:
+            await relay.join()
+        assert refused.value.code == JoinCode.UNAUTHENTICATED
+    finally:
+        await relay.stop()
+
+
+def test_what_runs_after_a_reload_is_what_it_takes_over() -> None:
+    old = RelayConfig(public_address="a:1")
+    new = RelayConfig(
+        public_address="b:1",
+        policy=Path("p"),
+        proof="off",
+        limits=RelayLimitsConfig(sessions=1),
+        observe=replace(old.observe, listen="x", log_level="debug"),
+    )
+    found = merged(old, new)
+    assert found == replace(
+        old, policy=Path("p"), proof="off", limits=new.limits, observe=replace(old.observe, log_level="debug")
+    )
+    assert {"authentication", "policy", "tls", "limits", "observe.log_level"} <= RELOADABLE

@@ -1,0 +1,190 @@
+"""The relay's check: each mistake by its setting, all of them at once, and no file made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.config import (
+    ObserveConfig,
+    RelayConfig,
+    RelayFleetConfig,
+    RelayLimitsConfig,
+    RelayTlsConfig,
+    RelayUserLimitsConfig,
+)
+from arcbridge.errors import ConfigError
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.data_dir import open_authority
+from arcbridge.relay.settings import check, has_authority, require_complete, required
+
+AUTHENTICATION = """\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer:
+    url: https://login.test
+    audiences: [relay]
+  claimMappings:
+    username: {claim: email, prefix: "oidc:"}
+    groups: {claim: groups, prefix: "oidc:"}
+"""
+POLICY = '[[allow]]\nusers = ["*"]\ngroups = ["oidc:platform"]\nclusters = ["prod-*"]\n'
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return open_authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def good(tmp_path: Path, ca: Authority) -> RelayConfig:
+    issued = ca.issue_server(["relay.test"])
+    (tmp_path / "tls.crt").write_text(issued.certificate_pem)
+    (tmp_path / "tls.key").write_text(issued.key_pem)
+    (tmp_path / "other.key").write_text(ca.issue_server(["other.test"]).key_pem)
+    for name in ("tls.key", "other.key"):
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "authentication.yaml").write_text(AUTHENTICATION)
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return RelayConfig(
+        public_address="relay.test:443",
+        data_dir=tmp_path / "data",
+        authentication=tmp_path / "authentication.yaml",
+        policy=tmp_path / "policy.toml",
+    )
+
+
+def test_good_settings_have_no_problem_and_nothing_is_made(good: RelayConfig, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    checked = required(replace(good, tls=RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key")))
+    assert list(checked.problems) == []
+    assert str(checked.public) == "relay.test:443"
+    assert len(checked.policy.rules) == len(checked.issuers.issuers) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def users(**limits: int) -> RelayLimitsConfig:
+    return RelayLimitsConfig(users={"a": RelayUserLimitsConfig(**limits)})
+
+
+ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
+    (lambda at: {"public_address": ""}, "public_address: required but not set; give --public-address"),
+    (lambda at: {"public_address": "http://relay.test"}, "public_address: "),
+    (lambda at: {"public_address": "relay.example.org:443"}, "public_address: relay.example.org is the example's"),
+    (lambda at: {"listen": "0.0.0.0:70000"}, "listen: "),
+    (lambda at: {"observe": ObserveConfig(listen="nowhere")}, "observe.listen 'nowhere' is not host:port"),
+    (lambda at: {"proof": "perhaps"}, "proof"),
+    (lambda at: {"proxy_protocol_from": ("balancer",)}, "proxy_protocol_from: 'balancer' is no address or network"),
+    (lambda at: {"workers": 65}, "workers: 1 to 64"),
+    (lambda at: {"limits": RelayLimitsConfig(sessions=-5)}, "limits.sessions: must be at least 1, not -5"),
+    (lambda at: {"limits": RelayLimitsConfig(pending_joins=0)}, "limits.pending_joins: must be at least 1"),
+    (lambda at: {"limits": RelayLimitsConfig(join_deadline=0.0)}, "limits.join_deadline: must be above 0 s"),
+    (lambda at: {"limits": users(sessions=-1)}, 'limits.users."a".sessions: must be 0'),
+    (lambda at: {"agent_certificate_life": 0.0}, "agent_certificate_life: must be above 0 s"),
+    (lambda at: {"max_token_lifetime": 1.0}, "max_token_lifetime: must be from 60 s"),
+    (lambda at: {"authentication": None}, "authentication: required but not set"),
+    (lambda at: {"authentication": at / "none"}, "authentication: "),
+    (lambda at: {"authentication": at}, "authentication: "),
+    (lambda at: {"policy": None}, "policy: required but not set"),
+    (lambda at: {"policy": at / "none"}, "policy: "),
+    (lambda at: {"policy": at / "authentication.yaml"}, "not valid TOML"),
+    (lambda at: {"tls": RelayTlsConfig(certificate=at / "tls.crt")}, "tls: certificate and key go together"),
+    (lambda at: {"tls": RelayTlsConfig(at / "tls.crt", at / "none")}, "tls.key: "),
+    (lambda at: {"tls": RelayTlsConfig(at / "tls.crt", at / "other.key")}, "tls.certificate: "),
+    (lambda at: {"tls": RelayTlsConfig(at / "policy.toml", at / "tls.key")}, "tls.certificate: "),
+    (lambda at: {"data_dir": at / "policy.toml"}, "data_dir: "),
+    (lambda at: {"data_dir": at / "policy.toml" / "data"}, "data_dir: "),
+    (lambda at: {"data_dir": Path("/proc/nope")}, "data_dir: /proc/nope cannot be made"),
+    (lambda at: {"fleet": RelayFleetConfig(servers=("http://x",))}, "fleet.servers: "),
+    (lambda at: {"fleet": RelayFleetConfig(servers=("nats://x:1",), user="a")}, "fleet: user and password_file"),
+    (
+        lambda at: {"fleet": RelayFleetConfig(servers=("nats://x:1",), credentials=at / "none")},
+        "fleet.credentials: ",
+    ),
+    (
+        lambda at: {"fleet": RelayFleetConfig(servers=("nats://x:1",), ca_file=at / "tls.key")},
+        "fleet.ca_file: ",
+    ),
+    (
+        lambda at: {"fleet": RelayFleetConfig(servers=("nats://x:1",), internal_address="x:y")},
+        "fleet.internal_address: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ERRORS, ids=[f"{n}-{row[1]}" for n, row in enumerate(ERRORS)])
+def test_a_mistake_is_named(
+    good: RelayConfig, tmp_path: Path, changes: Callable[[Path], dict[str, Any]], message: str
+) -> None:
+    found = [problem.message for problem in check(replace(good, **changes(tmp_path))).problems.errors]
+    assert len(found) == 1
+    assert found[0].startswith(message)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("", "policy: it has no [[allow]]"),
+        (POLICY.replace("oidc:platform", "platform"), 'allow[0].groups: no token can give "platform"'),
+        (POLICY.replace('"*"', '"anna"'), 'allow[0].users: no token can give "anna"'),
+    ],
+)
+def test_a_policy_that_allows_nobody_is_a_warning(good: RelayConfig, tmp_path: Path, policy: str, message: str) -> None:
+    (tmp_path / "policy.toml").write_text(policy)
+    (found,) = required(good).problems.warnings
+    assert found.message.startswith(message)
+    assert found.place is not None
+    assert found.place.source == str(tmp_path / "policy.toml")
+
+
+def test_groups_that_no_issuer_gives(good: RelayConfig, tmp_path: Path) -> None:
+    (tmp_path / "authentication.yaml").write_text(AUTHENTICATION.rpartition("    groups")[0])
+    (found,) = required(good).problems.warnings
+    assert "no issuer there says what groups a user has" in found.message
+
+
+def test_names_from_expressions_may_be_any(good: RelayConfig, tmp_path: Path) -> None:
+    text = AUTHENTICATION.replace('groups: {claim: groups, prefix: "oidc:"}', "groups: {expression: claims.roles}")
+    (tmp_path / "authentication.yaml").write_text(text)
+    (tmp_path / "policy.toml").write_text(POLICY.replace("oidc:platform", "platform"))
+    assert list(required(good).problems) == []
+
+
+def test_a_certificate_of_another_name_is_a_warning(good: RelayConfig, tmp_path: Path) -> None:
+    tls = RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key")
+    (found,) = required(replace(good, public_address="other.test:443", tls=tls)).problems.warnings
+    assert "is not for other.test" in found.message
+
+
+def test_the_example_of_the_authentication_file_is_an_error_with_its_line(good: RelayConfig, tmp_path: Path) -> None:
+    (tmp_path / "authentication.yaml").write_text(AUTHENTICATION.replace("login.test", "login.example.org"))
+    (found,) = check(good).problems.errors
+    assert str(found.place) == f"{tmp_path / 'authentication.yaml'}, line 5"
+    assert "login.example.org is the example's name" in found.message
+
+
+def test_a_ca_without_its_key(good: RelayConfig, ca: Authority) -> None:
+    good.data_dir.mkdir()
+    (good.data_dir / "ca.crt").write_text(ca.certificate_pem)
+    (found,) = check(good).problems.errors
+    assert "ca.key is missing" in found.message
+    (good.data_dir / "ca.key").write_text(ca.issue_server(["x"]).key_pem)
+    (found,) = check(good).problems.errors
+    assert "do not belong together" in found.message
+
+
+def test_nothing_is_begun_with_settings_that_are_not_finished(good: RelayConfig, tmp_path: Path) -> None:
+    unedited = replace(good, public_address="relay.example.org:443")
+    with pytest.raises(ConfigError, match="the example's name"):
+        require_complete(unedited)
+    assert not (tmp_path / "data").exists()
+    require_complete(good)
+    open_authority(good.data_dir)
+    assert has_authority(good)
+    require_complete(unedited)  # a relay is there, whatever this command was told of it

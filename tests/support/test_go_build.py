@@ -1,0 +1,84 @@
+"""Building a small Go module, with the packages counted."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import go_build, progress
+from tests.support.processes import require_or_skip
+
+FLAGS = ["-trimpath", "-buildvcs=false"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def go() -> str:
+    found = shutil.which("go")
+    if found is None:
+        require_or_skip("go", "no Go: install Go 1.26 or later")
+    return found
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A module of three packages that no cache of Go's has: a part of its source is the test's own path."""
+    files = {
+        "go.mod": "module example.org/counted\n\ngo 1.24\n",
+        "one/one.go": f'package one\n\nconst One = "{tmp_path}"\n',
+        "two/two.go": 'package two\n\nimport "example.org/counted/one"\n\nconst Two = one.One + "!"\n',
+        "counted/main.go": 'package main\n\nimport "example.org/counted/two"\n\nfunc main() { println(two.Two) }\n',
+    }
+    for name, text in files.items():
+        path = tmp_path / "module" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "module"
+
+
+def build(go: str, module: Path, stream: io.StringIO) -> Path:
+    target = module.parent / "bin"
+    go_build.build(go, module, ["./counted"], target, title="building counted", flags=FLAGS, timeout=300, stream=stream)
+    return target / "counted"
+
+
+def test_a_pipe_is_told_how_many_packages_there_are(go: str, module: Path) -> None:
+    stream = io.StringIO()
+    program = build(go, module, stream)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stderr == f"{module.parent}!\n"
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "looking for the Go modules ..."
+    total = int(lines[2].removeprefix("building counted: ").split()[0])
+    assert total >= 3
+    assert lines[3].startswith("building counted: done in ")
+    assert len(lines) == 4
+
+
+def test_a_terminal_is_told_how_many_are_done(go: str, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    build(go, module, stream)
+    counts = [line.partition(" s, ")[2] for line in stream.getvalue().split("\r\x1b[K") if " of " in line]
+    assert counts[-1].split()[0] == counts[-1].split()[2]  # all of them
+    assert "packages" in counts[0]
+
+
+def test_a_package_that_does_not_compile_is_named(go: str, module: Path) -> None:
+    (module / "two" / "two.go").write_text("package two\n\nconst Two = nosuch\n")
+    with pytest.raises(go_build.BuildFailed, match=r"go build: exit status 1\n(?s:.*)undefined: nosuch"):
+        build(go, module, io.StringIO())
+
+
+def test_a_module_that_cannot_be_read_is_named(go: str, module: Path) -> None:
+    (module / "go.mod").write_text("no module\n")
+    with pytest.raises(go_build.BuildFailed, match="go list: exit status 1"):
+        build(go, module, io.StringIO())

@@ -1,0 +1,113 @@
+"""The walkthrough of Azure Arc's documentation ("Use cluster connect to securely connect to clusters"), step by step.
+
+What `az connectedk8s connect`, `kubectl create clusterrolebinding`, `az login`, `az connectedk8s proxy` and `kubectl`
+do there, the executable and kubectl do here. The identity provider is given by an `Organisation`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from tests.support.cluster import Cluster
+from tests.support.processes import run
+from tests.support.world import Client, World, arcbridge
+
+DEMO = "arc-demo"
+"""The namespace of the walkthrough's workload."""
+
+
+class Machine(Protocol):
+    """Where a person or a job works."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    def log_in(self) -> str:
+        """Log in as the person of this machine, as `az login`; return what the command said."""
+        ...
+
+    def start(self, *arguments: str) -> Client:
+        """Start the proxy, as `az connectedk8s proxy`; it is ready when this returns."""
+        ...
+
+
+class Organisation(Protocol):
+    """An identity provider with its files of config/examples, and a world whose issuer it is."""
+
+    @property
+    def world(self) -> World: ...
+
+    def person(self, name: str) -> tuple[Machine, str]:
+        """A user who may reach the cluster, and the user's name in RBAC: by UPN where the provider has such."""
+        ...
+
+    def pipeline(self) -> tuple[Machine, str]:
+        """A job as an application, and that one's name in RBAC: by object id where the provider has such."""
+        ...
+
+
+class Shell:
+    """kubectl with the kubeconfig that a client saved."""
+
+    def __init__(self, cluster: Cluster, machine: Machine) -> None:
+        self.kubectl = cluster.kubectl_for(kubeconfig=machine.directory / "kubeconfig")
+
+    def whoami(self) -> dict[str, object]:
+        """Whom the API server takes this kubectl for."""
+        found: dict[str, object] = json.loads(self.kubectl.run("auth", "whoami", "-o", "json").stdout)["status"][
+            "userInfo"
+        ]
+        return found
+
+    def refusal(self, *arguments: str) -> str:
+        """What kubectl says where it may not; empty where it may."""
+        done = self.kubectl.run(*arguments, check=False)
+        return done.stdout + done.stderr if done.returncode else ""
+
+
+def enrol(world: World) -> None:
+    """`az connectedk8s connect`: a join token, the agent, and the cluster stands in the list as connected."""
+    world.start_agent()
+    listed = run(arcbridge("--role", "relay", "cluster", "list", "--config", str(world.relay_config), "-o", "json"))
+    (found,) = [one for one in json.loads(listed.stdout) if one["name"] == world.cluster]
+    assert found["name"] == world.cluster
+
+
+def bind(cluster: Cluster, name: str, role: str, user: str) -> None:
+    """`kubectl create clusterrolebinding NAME --clusterrole ROLE --user=$AAD_ENTITY_ID`, word by word."""
+    cluster.kubectl("create", "clusterrolebinding", name, f"--clusterrole={role}", f"--user={user}")
+
+
+def walk(cluster: Cluster, organisation: Organisation) -> None:
+    """Enrol, bind a user and an application, log in, `kubectl get`, and the same as a job of a pipeline."""
+    world = organisation.world
+    enrol(world)
+    cluster.ensure_namespace(DEMO)
+
+    anna, user = organisation.person("anna")
+    pipeline, application = organisation.pipeline()
+    tag = user.partition("@")[0].replace(":", "-")
+    cluster.add_pod(f"demo-{tag}", DEMO)
+    bind(cluster, f"demo-user-binding-{tag}", "cluster-admin", user)
+    bind(cluster, f"demo-app-binding-{tag}", "view", application)
+
+    # A person.
+    assert "Logged in as" in anna.log_in()
+    anna.start()
+    shell = Shell(cluster, anna)
+    assert shell.whoami()["username"] == user
+    assert f"demo-{tag}" in shell.kubectl.run("get", "pods", "-n", DEMO).stdout
+    assert not shell.refusal("create", "configmap", f"by-{tag}", "-n", DEMO)
+
+    # A job, which was bound to less.
+    pipeline.start()
+    job = Shell(cluster, pipeline)
+    assert job.whoami()["username"] == application
+    assert f"demo-{tag}" in job.kubectl.run("get", "pods", "-n", DEMO).stdout
+    assert "orbidden" in job.refusal("delete", "configmap", f"by-{tag}", "-n", DEMO)
+
+    # What both did is on record under their own names.
+    users = {record.get("user") for record in world.audit_lines()}
+    assert {user, application} <= users

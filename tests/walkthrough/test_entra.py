@@ -1,0 +1,237 @@
+"""The walkthrough against the shapes of Entra ID, and what people who leave Arc keep: users, applications, groups.
+
+The tenant and Microsoft Graph are `tests.support.entra`; relay, agent and clients have the files of
+config/examples/entra-id, and kubectl speaks to a real API server.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.entra import CLUSTER, PIPELINE, RELAY, Certificate, Entra, Federated, GraphState
+from tests.support.issuer import ACTIONS_SECRET, Issuer
+from tests.support.reports import until
+from tests.walkthrough.arc import Shell, walk
+from tests.walkthrough.people import JOB_ID, STAFF, EntraOrganisation, EntraWorld, Machine
+
+pytestmark = pytest.mark.timeout(180)
+
+MANY = tuple(str(uuid.UUID(int=n)) for n in range(1, 251))
+
+
+@pytest.fixture(scope="session")
+def enrolled(world: EntraWorld) -> EntraWorld:
+    """The organisation with its agent, whichever test comes first."""
+    start, started = world.start_agent, False
+
+    def once(*args: Any, **given: Any) -> Any:
+        nonlocal started
+        if not started:
+            started = True
+            return start(*args, extra=world.graph(), **given)
+        return world.agent
+
+    world.start_agent = once  # type: ignore[method-assign]
+    world.start_agent()
+    return world
+
+
+@pytest.fixture(autouse=True)
+def usual(entra: Entra) -> Iterator[None]:
+    """Each test finds Graph well, and the tenant's applications as they were."""
+    entra.graph = GraphState()
+    yield
+    entra.applications[CLUSTER].version = 2
+    entra.applications[RELAY].assigned = None
+
+
+def claims(token: str) -> dict[str, Any]:
+    part = token.split(".")[1]
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return found
+
+
+def kept(machine: Machine) -> dict[str, Any]:
+    """What the login has kept on this machine."""
+    (file,) = (machine.directory / "cache").rglob("tokens/*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_arc_s_walkthrough(cluster: Cluster, enrolled: EntraWorld) -> None:
+    walk(cluster, EntraOrganisation(enrolled))
+
+
+class TestPeople:
+    def test_by_a_code_with_a_token_for_each_of_two_resources(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
+    ) -> None:
+        cluster.grant("view", group=STAFF)
+        user = entra.hire("bert@example.org", groups=[STAFF])
+        bert = Machine.at_work(enrolled, "bert", user=user)
+        assert "Logged in" in bert.log_in_by_device()
+        bert.start()
+        who = Shell(cluster, bert).whoami()
+        assert (who["username"], who["uid"]) == ("bert@example.org", user.object_id)
+        assert who["groups"] == [STAFF, "system:authenticated"]
+        relay, (agent,) = claims(kept(bert)["access_token"]), kept(bert)["by_audience"].values()
+        assert (relay["aud"], claims(agent["text"])["aud"]) == (RELAY, CLUSTER)
+
+    def test_a_v1_token_means_the_same_person(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
+        entra.applications[CLUSTER].version = 1
+        user = entra.hire("carl@example.org", groups=[STAFF])
+        change = {
+            f'cluster_audience = "{CLUSTER}"': f'cluster_audience = "api://{CLUSTER}"',
+            '"api://{audience}/.default"': '"{audience}/.default"',
+        }
+        carl = Machine.at_work(enrolled, "carl", user=user, change=change)
+        carl.log_in()
+        carl.start()
+        who = Shell(cluster, carl).whoami()
+        assert (who["username"], who["uid"]) == ("carl@example.org", user.object_id)
+        (token,) = kept(carl)["by_audience"].values()
+        assert claims(token["text"])["iss"] == entra.issuer_v1
+
+    def test_a_token_that_names_a_key_counts_with_its_proof(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
+    ) -> None:
+        user = entra.hire("dana@example.org", groups=[STAFF])
+        dana = Machine.at_work(enrolled, "dana", user=user, change={"[login]\n": "[login]\npop = true\n"})
+        dana.log_in()
+        dana.start()
+        assert Shell(cluster, dana).whoami()["username"] == "dana@example.org"
+        assert set(claims(kept(dana)["access_token"])["cnf"]) == {"kid", "xms_ksl"}
+        lines = [line for line in enrolled.audit_lines() if line.get("user") == "dana@example.org"]
+        assert lines
+        assert {line["bound"] for line in lines} == {"cnf.kid"}
+        # The same tokens on another machine, which does not have the key.
+        (token,) = kept(dana)["by_audience"].values()
+        thief = Machine.with_tokens(enrolled, "thief", kept(dana)["access_token"], token["text"])
+        status, said = thief.run("clusters")
+        assert status == 3
+        assert "bound to a key and came without a proof" in said
+
+    def test_more_groups_than_a_token_holds(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
+        cluster.grant("view", group=STAFF)
+        user = entra.hire("gwen@example.org", groups=[*MANY, STAFF])
+        gwen = Machine.at_work(enrolled, "gwen", user=user)
+        gwen.log_in()
+        gwen.start()
+        shell = Shell(cluster, gwen)
+        assert set(shell.whoami()["groups"]) == {*MANY, STAFF, "system:authenticated"}  # type: ignore[call-overload]
+        assert not shell.refusal("get", "pods", "-n", "default")
+        # Relay and agent asked once each, and neither went where the token points.
+        assert entra.graph.asked == [f"users/{user.object_id}"] * 2
+        assert not [path for path in entra.requests if "trap" in path]
+
+    def test_when_graph_does_not_answer_nobody_comes_in_with_fewer_groups(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
+    ) -> None:
+        entra.applications[RELAY].assigned = (STAFF,)  # its tokens name the groups that are assigned to it
+        user = entra.hire("hugo@example.org", groups=[*MANY, STAFF])
+        hugo = Machine.at_work(enrolled, "hugo", user=user)
+        hugo.log_in()
+        entra.graph.status, entra.graph.retry_after = 503, "1"
+        refused = hugo.begin("--file", "kubeconfig", "--port", "0")
+        assert refused.wait(60) == 4
+        said = refused.output()
+        assert "cannot say which groups you are in: Microsoft Graph is busy (status 503); try again shortly" in said
+        assert not [line for line in enrolled.audit_lines() if line.get("user") == user.upn]
+        entra.graph.status = 200
+
+        def comes_in() -> bool:
+            again = hugo.begin("--file", str(hugo.directory / "kubeconfig"), "--port", "0")
+            return bool(again.wait_for_line(r"(Start sending)|cannot say which groups", timeout=30)[1])
+
+        until(comes_in, "Graph is asked again", timeout=60)
+        assert STAFF in Shell(cluster, hugo).whoami()["groups"]  # type: ignore[operator]
+
+
+class TestPipelines:
+    """Each way in which an application or managed identity proves itself, as one object id in RBAC."""
+
+    def job(self, cluster: Cluster, enrolled: EntraWorld, machine: Machine) -> None:
+        machine.start()
+        who = Shell(cluster, machine).whoami()
+        assert (who["username"], who["uid"]) == (JOB_ID, JOB_ID)
+
+    def test_by_a_certificate(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
+        certificate = Certificate.make("arcbridge-ci")
+        entra.applications[PIPELINE].certificates.append(certificate)
+        machine = Machine.at_work(enrolled, "by-certificate", "ci-certificate.toml")
+        certificate.write(machine.directory, "client-certificate")
+        (machine.directory / "client-certificate.key").rename(machine.directory / "client-key.pem")
+        self.job(cluster, enrolled, machine)
+
+    def test_as_a_job_of_github_actions_and_as_a_pod(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra, tmp_path: Path
+    ) -> None:
+        with Issuer(tmp_path / "issuer") as issuer:
+            pod = "system:serviceaccount:shop:deploy"
+            for subject in ("repo:example/shop:ref:refs/heads/main", pod):
+                entra.applications[PIPELINE].federated.append(Federated(issuer.url, subject, issuer.ca_file))
+            both = tmp_path / "cas.pem"
+            both.write_text(issuer.ca_file.read_text() + entra.ca_file.read_text())
+            github = Machine.at_work(
+                enrolled,
+                "by-github",
+                "ci-github.toml",
+                ca_file=both,
+                env={
+                    "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
+                    "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+                },
+            )
+            self.job(cluster, enrolled, github)
+            file = tmp_path / "azure-identity-token"
+            file.write_text(issuer.mint(sub=pod, aud="api://AzureADTokenExchange"))
+            place = "/var/run/secrets/azure/tokens/azure-identity-token"
+            self.job(cluster, enrolled, Machine.at_work(enrolled, "by-pod", "ci-pod.toml", change={place: str(file)}))
+            # Another job's token is no credential of this application.
+            file.write_text(issuer.mint(sub="system:serviceaccount:other:other", aud="api://AzureADTokenExchange"))
+            other = Machine.at_work(enrolled, "by-other", "ci-pod.toml", change={place: str(file)})
+            status, said = other.run("clusters")
+            assert status == 3
+            assert "AADSTS700213" in said
+
+    def test_as_a_managed_identity(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
+        identity = entra.applications[PIPELINE]
+        identity.managed_identity = True
+        try:
+            tokens = {audience: entra.token_for(identity, audience) for audience in (RELAY, CLUSTER)}
+        finally:
+            identity.managed_identity = False
+        machine = Machine.at_work(
+            enrolled, "by-identity", "ci-managed-identity.toml", change={"/etc/arcbridge/": f"{enrolled.directory}/"}
+        )
+        # The metadata service of the machine has one address everywhere, which is not ours to have; it answers so.
+        script = enrolled.directory / "managed-identity-token.sh"
+        lines = ["#!/bin/sh", f'case "${{ARCBRIDGE_TOKEN_AUDIENCE:-{RELAY}}}" in']
+        lines += [f"""{one}) echo '{json.dumps({"access_token": text})}' ;;""" for one, text in tokens.items()]
+        script.write_text("\n".join([*lines, "esac", ""]))
+        script.chmod(0o755)
+        self.job(cluster, enrolled, machine)
+
+
+class TestTheTenant:
+    def test_a_new_key_is_found(self, enrolled: EntraWorld, entra: Entra) -> None:
+        user = entra.hire("jana@example.org", groups=[STAFF])
+        entra.rotate()
+        jana = Machine.at_work(enrolled, "jana", user=user)
+        assert "Logged in" in jana.log_in()
+        until(lambda: jana.run("clusters")[0] == 0, "the relay knows the new key", timeout=60)
+
+    def test_keys_of_personal_accounts_sign_nothing_here(self, enrolled: EntraWorld, entra: Entra) -> None:
+        user = entra.hire("ivan@example.org", groups=[STAFF])
+        for key, name in ((None, "ivan"), (entra.foreign_key, "forger")):
+            tokens = (entra.token_for(user, one, key=key) for one in (RELAY, CLUSTER))
+            status, said = Machine.with_tokens(enrolled, name, *tokens).run("clusters")
+            assert (status == 0) is (key is None), said
