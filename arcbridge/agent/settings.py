@@ -84,11 +84,7 @@ def check(
     issuers = _authentication(config, problems, acceptance)
     with problems.collect("graph"):
         check_groups(config.graph, config.claim_sources, issuers)
-    for name, graph in config.graph.items():
-        # Renewed by others, they may come after the start; who reads them is told then.
-        for setting in ("client_secret_file", "federated_token_file", "key_file"):
-            if (path := getattr(graph, setting)) is not None:
-                named_files.check_readable(problems, f"graph.{name}.{setting}", path)
+    named_files.check_graph(problems, config.graph)
     denylist = _denylist(config, problems)
     if serves or config.state.secret:
         _kubernetes(config, problems, environment, service_account)

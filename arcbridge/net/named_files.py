@@ -11,7 +11,7 @@ import re
 import ssl
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -56,6 +56,15 @@ def check_readable(problems: Problems, setting: str, path: Path) -> None:
         problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
     elif read(problems, setting, path) is not None:
         warn_of_readers(problems, setting, path)
+
+
+def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
+    """The secrets of `[graph.NAME]`: renewed by others, they may come after the start."""
+    for name, table in tables.items():
+        for setting in ("client_secret_file", "federated_token_file", "key_file"):
+            path = getattr(table, setting)
+            if path is not None:
+                check_readable(problems, f"graph.{name}.{setting}", path)
 
 
 def check_secret(problems: Problems, setting: str, path: Path, *, missing: str = "error") -> str | None:

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from bench.process import NotReady
 from tests.support.world import ALICE, World
 
@@ -22,13 +24,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 COUNT: Final = 15
 """Runs of each command, in turns."""
 PATIENCE_S: Final = 30.0
-COMMANDS: Final[Mapping[str, Sequence[str]]] = {
-    "version": ["--version"],
-    "whoami": ["whoami"],
-    "status": ["status"],
-    "credential": ["credential"],
-}
-"""What is measured, each as `NAME_ms`; commands that need one are given a login and a cluster."""
+COMMANDS: Final = ("version", "whoami", "status", "credential")
+"""What is measured, each as `NAME_ms`: the last two while the background process serves a cluster, `credential` with
+the words that kubectl has in its kubeconfig."""
 
 
 def measure(
@@ -36,7 +34,8 @@ def measure(
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Return milliseconds by metric, and a note on what was left out.
 
-    `package`: the command line of the installed package. A metric of the single file begins with `single_file_`.
+    `package`: the command line of the installed package. A metric of the single file begins with `single_file_`. Each
+    form has a home of its own, beside `home`.
     """
     forms: dict[str, Sequence[str]] = {"": package}
     notes: list[str] = []
@@ -44,26 +43,38 @@ def measure(
         forms["single_file_"] = [str(file)]
     else:
         notes.append("NOT MEASURED: the single-file client; build it with `make dist`")
-    environment = {**environment, **world.client_env(home)}
     runs: dict[str, list[float]] = {}
-    plan: list[tuple[str, list[str]]] = []
-    for name, words in COMMANDS.items():
-        if name != "version" and not _is_there(package, words, environment):
-            notes.append(f"NOT MEASURED: `{name}`, which this version does not have")
-            continue
-        given = [] if name == "version" else world.client_arguments(ALICE, home)
+    plan: dict[str, tuple[list[str], dict[str, str]]] = {}
+    connected: list[tuple[Sequence[str], dict[str, str]]] = []
+    try:
         for prefix, command in forms.items():
-            if not prefix or name == "version" or _is_there(command, words, environment):
-                plan.append((f"{prefix}{name}_ms", [*command, *given, *words]))
-    for number in range(COUNT + 1):
-        for metric, argv in plan:
-            took, code, said = _wall(argv, environment)
+            place = home.with_name(f"{home.name}-of-{prefix or 'package'}")
+            its = {**environment, **world.client_env(place)}
+            given = [word for word in world.client_arguments(ALICE, place) if word not in ("--cluster", world.cluster)]
+            _, code, said = _wall([*command, "connect", world.cluster, *given], its)
             if code:
-                notes.append(f"NOT MEASURED: {metric}: exit code {code}: {said}")
-                plan = [entry for entry in plan if entry[0] != metric]
-                runs.pop(metric, None)
-            elif number:  # the first one unpacks, compiles and fills caches
-                runs.setdefault(metric, []).append(took)
+                raise NotReady(f"connect: exit code {code}: {said}")
+            connected.append((command, its))
+            user = yaml.safe_load((place / ".kube" / "config").read_text())["users"][0]["user"]
+            words = {
+                "version": ["--version"],
+                "whoami": ["whoami", *given],
+                "status": ["status"],
+                "credential": user["exec"]["args"],
+            }
+            plan |= {f"{prefix}{name}_ms": ([*command, *words[name]], its) for name in COMMANDS}
+        for number in range(COUNT + 1):
+            for metric, (argv, its) in list(plan.items()):
+                took, code, said = _wall(argv, its)
+                if code:
+                    notes.append(f"NOT MEASURED: {metric}: exit code {code}: {said}")
+                    del plan[metric]
+                    runs.pop(metric, None)
+                elif number:  # the first one unpacks, compiles and fills caches
+                    runs.setdefault(metric, []).append(took)
+    finally:
+        for command, its in connected:
+            _wall([*command, "disconnect", "--all"], its)
     if not runs:
         raise NotReady("no command ended well: " + "; ".join(notes))
     for note in notes:
@@ -76,11 +87,6 @@ def single_file() -> Path | None:
     named = os.environ.get("ARCBRIDGE_SINGLE_FILE", "")
     path = Path(named) if named else ROOT / "dist" / f"arcbridge-{sys.platform}-{platform.machine().lower()}"
     return path.resolve() if path.is_file() else None
-
-
-def _is_there(command: Sequence[str], words: Sequence[str], environment: Mapping[str, str]) -> bool:
-    _, code, _ = _wall([*command, "--role", "client", *words, "--help"], environment)
-    return code == 0
 
 
 def _wall(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int, str]:

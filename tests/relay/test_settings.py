@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from arcbridge.config import (
+    GraphConfig,
     ObserveConfig,
     RelayConfig,
     RelayFleetConfig,
     RelayLimitsConfig,
+    RelayLoginConfig,
     RelayTlsConfig,
     RelayUserLimitsConfig,
 )
@@ -77,6 +79,9 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"public_address": "http://relay.test"}, "public_address: "),
     (lambda at: {"public_address": "relay.example.org:443"}, "public_address: relay.example.org is the example's"),
     (lambda at: {"listen": "0.0.0.0:70000"}, "listen: "),
+    (lambda at: {"graph": {"a": GraphConfig()}}, "graph.a.issuers: missing"),
+    (lambda at: {"claim_sources": ("claims",)}, "claim_sources[0]: must be"),
+    (lambda at: {"login": RelayLoginConfig(client_id="cli")}, "login.issuer: required with login.client_id"),
     (lambda at: {"observe": ObserveConfig(listen="nowhere")}, "observe.listen 'nowhere' is not host:port"),
     (lambda at: {"proof": "perhaps"}, "proof"),
     (lambda at: {"proxy_protocol_from": ("balancer",)}, "proxy_protocol_from: 'balancer' is no address or network"),
