@@ -38,6 +38,7 @@ OTHER_FOLDERS = {
     "k9s": "the Go module of k9s",
     "hostile": "a relay, an agent or a client with one lie, against the other roles",
     "keycloak": "real processes with a real identity provider",
+    "readme": "README.md, docs/tutorial.md and docs/transcript.md, block by block",
     "nethttp": "the Go module of a net/http server",
     "support": "the parts that tests are made of",
     "walkthrough": "real processes with the shapes of Entra ID",

@@ -190,13 +190,13 @@ async def _check_token(relay: Address, trust: RelayTrust, token: str) -> Finding
 
 async def _issuers(config: AgentConfig) -> list[Finding]:
     if config.authentication is None:
-        return await _all([issuers_check(None, token_mode=True)])
+        return await _all([issuers_check(None, token_mode=lambda: True)])
     fetcher = HttpFetcher()
     try:
         accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
         verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
         try:
-            return await _all([issuers_check(verifier, token_mode=config.token_mode)])
+            return await _all([issuers_check(verifier, token_mode=lambda: config.token_mode)])
         finally:
             await verifier.close()
     except ConfigError as error:

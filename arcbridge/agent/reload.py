@@ -103,7 +103,10 @@ class Reload:
             _log.warning("settings", setting=problem.setting, reason=str(problem))
         outcome = split(changed(self.config, config), frozenset(reloadable))
         found = contents(config)
-        taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
+        taken = [
+            *outcome.taken,
+            *(name for name in found if name in reloadable and found[name] != self._contents.get(name)),
+        ]
         self.config, self._contents = self._merged(config, frozenset(reloadable)), found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 

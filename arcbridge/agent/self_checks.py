@@ -268,7 +268,7 @@ def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int]
     ]
 
 
-def issuers_check(verifier: TokenVerifier | None, *, token_mode: bool) -> SelfCheck:
+def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bool]) -> SelfCheck:
     """Unready is an agent that could verify no token at all: with keys of one issuer, or older ones, it serves."""
 
     async def issuers() -> Sequence[Finding]:
@@ -277,7 +277,7 @@ def issuers_check(verifier: TokenVerifier | None, *, token_mode: bool) -> SelfCh
         return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
 
     return SelfCheck(
-        "issuers", issuers, gates=lambda: not token_mode and verifier is not None and not verifier.has_keys
+        "issuers", issuers, gates=lambda: not token_mode() and verifier is not None and not verifier.has_keys
     )
 
 
@@ -285,7 +285,7 @@ def checks_of(
     api: ApiServer,
     verifier: TokenVerifier | None,
     *,
-    token_mode: bool,
+    token_mode: Callable[[], bool],
     audit: AuditLog,
     control: ControlConnections,
     keeper: CredentialKeeper,

@@ -153,7 +153,9 @@ async def serve(
             reloads.register(metrics)
             reloads.start()
             stack.push_async_callback(reloads.stop)
-        found = checks_of(api, verifier, token_mode=config.token_mode, audit=audit, control=control, keeper=keeper)
+        found = checks_of(
+            api, verifier, token_mode=lambda: authenticator.token_mode, audit=audit, control=control, keeper=keeper
+        )
         looks = SelfChecks(found, _log)
         looks.register(metrics, checks)
         _watch_requests(api, looks)

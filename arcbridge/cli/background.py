@@ -218,8 +218,8 @@ def kept_arguments(invocation: Invocation, environment: Mapping[str, str]) -> tu
 
 
 def naming_relays(kept: tuple[str, ...], config: ClientConfig) -> tuple[str, ...]:
-    """Name the relays where neither a flag nor a settings file does: what chose them may choose others one day."""
-    if "--relay" in kept or "--config" in kept:
+    """Name the relays where no flag does: a settings file may name none, and a later login chooses others."""
+    if "--relay" in kept:
         return kept
     return (*kept, *(word for url in config.relay_urls() for word in ("--relay", url)))
 

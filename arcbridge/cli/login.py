@@ -87,9 +87,11 @@ async def _log_out(config: ClientConfig) -> int:
             "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
         )
     cache = cache_of(config, StateDirectory.find(config.state_dir, os.environ))
-    kept = cache.load()
-    # Gone from this machine before anything can fail, or take its time.
-    forgotten = cache.clear()
+    # A refresh that is under way, as the background process makes them, would put tokens back.
+    async with cache.locked():
+        kept = cache.load()
+        # Gone from this machine before anything can fail, or take its time.
+        forgotten = cache.clear()
     if why := await revoke(login, kept):
         print_warning(
             f"the refresh token was not revoked at {login.issuer}: {why}; it is forgotten here, and a copy of it is "
@@ -109,7 +111,8 @@ def _whoami(invocation: Invocation, config: ClientConfig) -> int:
     found = who(config, StateDirectory.find(config.state_dir, os.environ))
     checked = ""
     if invocation.switch("check"):
-        _run(_check(config))
+        if (code := _run(_check(config))) != ExitCode.DONE:
+            return code
         checked = f"{found.relay} takes the login"
     output = invocation.text("output", "table")
     if output in ("json", "yaml"):

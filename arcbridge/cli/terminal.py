@@ -27,7 +27,7 @@ def terminal(lines: TextIO) -> Terminal:
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:
-        lines.write(f"{line}\n")
+        lines.write(f"{plain(line)}\n")
         # Tools wait for these lines on a pipe.
         lines.flush()
 

@@ -30,9 +30,14 @@ _UNLOCKED_FOR = 600.0
 def place(environment: Mapping[str, str]) -> Path:
     """Return where the directories are made."""
     runtime = environment.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/") and os.access(runtime, os.W_OK | os.X_OK):
+    # After `su` the variable may name another user's directory, who could put a file of his in the place of ours.
+    if runtime.startswith("/") and os.access(runtime, os.W_OK | os.X_OK) and _is_own(runtime):
         return Path(runtime)
     return Path(tempfile.gettempdir())
+
+
+def _is_own(directory: str) -> bool:
+    return os.name != "posix" or os.stat(directory).st_uid == os.geteuid()
 
 
 @contextmanager

@@ -223,6 +223,9 @@ def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
     if named:
         profile = _named(known, named)
         return Filled(config if profile is None else apply(config, profile), profile)
+    if has_login(config.login):
+        # A token of the user's own settings is for the relay of its issuer, and for no other organisation's.
+        known = [one for one in known if config.login.issuer and one.login.issuer == config.login.issuer]
     if not known:
         return Filled(config)
     return Filled(apply(config, known[0]), known[0], tuple(known[1:]))
@@ -238,7 +241,7 @@ def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
     return replace(
         config,
         relay="",
-        relays=profile.relays,
+        relays=config.relay_urls() or profile.relays,
         relay_ca_pin=profile.ca_pin if pinned else config.relay_ca_pin,
         relay_ca_file=profile.directory / "ca.pem" if pinned else config.relay_ca_file,
         login=login,

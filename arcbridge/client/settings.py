@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.tokens import refuse_contradictions, with_defaults
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
@@ -42,7 +43,7 @@ def check(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
     with problems.collect("login"):
         refuse_contradictions(config.login)
     _tokens(config, problems)
-    _issuer(config.login, problems)
+    _issuer(config.login, problems, environment)
     _workload(config.login, problems, environment)
     if config.observe.listen:
         from arcbridge.observe.server import parse_observe_listen
@@ -155,7 +156,7 @@ def _tokens(config: ClientConfig, problems: Problems) -> None:
         )
 
 
-def _issuer(login: LoginConfig, problems: Problems) -> None:
+def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, str]) -> None:
     if login.ca_file is not None:
         named_files.check_ca(problems, "login.ca_file", login.ca_file)
     if not login.issuer:
@@ -171,20 +172,24 @@ def _issuer(login: LoginConfig, problems: Problems) -> None:
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigError("login.issuer: must be an https URL")
         named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
-    with problems.collect("login.client_id"):
+    try:
         if login.grant_type == "client-credentials":
             from arcbridge.client.client_credentials import ClientCredentials
 
-            ClientCredentials(login)
+            ClientCredentials(login, environment=environment)
         else:
             check_login(login)
             from arcbridge.client.client_authentication import ClientAuthentication
 
-            ClientAuthentication(login)
+            ClientAuthentication(login, environment=environment)
+    except ConfigError as error:
+        # A job's own tokens: the file is checked elsewhere than where it is used.
+        told = problems.warn if ": this is no " in error.message else problems.error
+        told("login.client_id", error.message)
 
 
 def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, str]) -> None:
-    if not login.workload:
+    if not login.workload or is_azure_pipelines(login.workload):  # that one is a client of an issuer
         return
     from arcbridge.client.workload import WorkloadTokens
 

@@ -7,6 +7,7 @@ does the login itself.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -242,7 +243,7 @@ async def revoke(config: LoginConfig, tokens: TokenSet) -> str:
             endpoints = await issuer.endpoints()
             if not endpoints.revocation:
                 return "the issuer has no revocation endpoint"
-            authentication = ClientAuthentication(config)
+            authentication = ClientAuthentication(config, environment=os.environ)
             form = {"token": tokens.refresh_token, "token_type_hint": "refresh_token"}
             await issuer.post(endpoints.revocation, form, lambda: authentication.proof(endpoints))
     except IssuerError as error:

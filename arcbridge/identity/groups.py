@@ -114,8 +114,14 @@ class GroupSources:
             return claims
         self._check_origin(issuer, source.endpoint)
         look = partial(self._fetch, issuer, issuer.groups.claim, source, claims.get("sub"), verify)
-        names = await self.lookups.get((issuer.url, digest), look, "the place that the token names for its groups")
+        names = await self.lookups.get(
+            (issuer.url, issuer.groups.claim, digest), look, "the place that the token names for its groups"
+        )
         return {**claims, issuer.groups.claim: list(names)}
+
+    def forget(self) -> None:
+        """Forget what was looked up for tokens: other settings may name another claim, or trust other keys."""
+        self.lookups.forget()
 
     async def close(self) -> None:
         """End what is under way."""

@@ -62,6 +62,11 @@ class Lookups:
         self.failed = 0
         """Those of them that found nothing."""
 
+    def forget(self) -> None:
+        """Forget what is remembered; what is being looked up goes on."""
+        self._entries.clear()
+        self._names = 0
+
     async def get(self, key: Hashable, look: Look, where: str) -> tuple[str, ...]:
         """Return the names for `key`, remembered or by `look`. `where` is asked, for messages.
 

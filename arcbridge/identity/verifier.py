@@ -197,6 +197,8 @@ class TokenVerifier:
                 task.add_done_callback(self._left.discard)
         self._config, self._accept, self._keys = config, accept, keys
         self._results.clear()
+        if self.groups is not None:
+            self.groups.forget()
 
     async def close(self) -> None:
         """End background fetches."""
@@ -259,7 +261,7 @@ class TokenVerifier:
         if not token or len(token) > MAX_TOKEN or not token.isascii():
             raise TokenRefused("token.shape", "the token is not a JWT")
         found, header, claims, _ = await self._signed(token)
-        if found is not issuer:
+        if found.url != issuer.url:
             raise TokenRefused("claims.groups.issuer", "the groups that were looked up are signed by another issuer")
         _check_kind(header, claims)
         now = self._clock()

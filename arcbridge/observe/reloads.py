@@ -105,6 +105,10 @@ class Reloads:
             self.counts["failed"] += 1
             self._log.error("settings not reloaded, the last good ones stay", reason=error.message)
             return
+        except Exception as error:
+            self.counts["failed"] += 1
+            self._log.error("settings not reloaded", reason=type(error).__name__, exc_info=True)
+            return
         self.counts["ok"] += 1
         told = self._log.warning if outcome.needs_restart else self._log.info
         told("settings reloaded", taken=list(outcome.taken), needs_restart=list(outcome.needs_restart))

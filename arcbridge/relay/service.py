@@ -358,13 +358,17 @@ class _Maintenance:
         due = loop.time() + MAINTENANCE_INTERVAL
         while True:
             await asyncio.sleep(min(POLICY_INTERVAL, max(due - loop.time(), 0.0)))
-            if loop.time() < due:
-                self._look_at_policy()
-                await self._enforcement.enforce()
-            else:
-                # Before the look: one that takes long, or cuts sessions, must not put the next one off.
-                due = loop.time() + MAINTENANCE_INTERVAL
-                await self.look()
+            try:
+                if loop.time() < due:
+                    self._look_at_policy()
+                    await self._enforcement.enforce()
+                else:
+                    # Before the look: one that takes long, or cuts sessions, must not put the next one off.
+                    due = loop.time() + MAINTENANCE_INTERVAL
+                    await self.look()
+            except Exception as error:
+                # Without the next looks no revocation would be taken over any more.
+                log.error("maintenance failed, trying again", reason=type(error).__name__, exc_info=True)
 
     async def look(self) -> None:
         self._look_at_policy()

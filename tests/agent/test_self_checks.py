@@ -133,7 +133,7 @@ async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServ
 async def test_an_agent_that_can_verify_no_token_is_unready_unless_it_takes_others(token_mode: bool) -> None:
     fetcher = HttpFetcher()
     verifier = TokenVerifier(parse(issuing.CONFIG.replace(issuing.URL, "https://127.0.0.1:1")), fetcher)
-    check = looks.issuers_check(verifier, token_mode=token_mode)
+    check = looks.issuers_check(verifier, token_mode=lambda: token_mode)
     (found,) = await check.look()
     assert (found.state, found.code) == (State.FAILED, "issuer_unreachable")
     assert callable(check.gates)

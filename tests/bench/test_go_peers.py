@@ -76,7 +76,7 @@ def _go(directory: Path, build: str) -> None:
     program = directory / "go"
     program.write_text(
         "#!/bin/sh\n"
-        f'case $1 in env) echo go1.26.0; exit;; esac\necho "$@" >> {directory}/built\n'
+        f'case $1 in env) echo go1.26.0; exit;; list) exit;; esac\necho "$@" >> {directory}/built\n'
         f'while [ "$1" != -o ]; do shift; done; out=$2\n{build}\n'
     )
     program.chmod(0o755)
@@ -96,7 +96,7 @@ def test_it_is_built_once_and_only_from_what_is_pinned(machine: Path) -> None:
     assert first == build.programs("frp", ("frps", "frpc"))
     assert sorted(path.name for path in first.iterdir()) == ["frpc", "frps"]
     (built,) = (machine / "built").read_text().splitlines()
-    assert built.startswith("build -mod=readonly ")
+    assert built.startswith("build -v -mod=readonly ")
     assert built.endswith(" tool")
 
 

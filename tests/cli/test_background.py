@@ -59,7 +59,9 @@ def test_the_relays_are_always_named() -> None:
         *("--no-resumption", "--relay", "https://a", "--relay", "https://b"),
     )
     assert naming_relays(("--relay", "https://c"), config) == ("--relay", "https://c")
-    assert naming_relays(("--config", "/c.toml"), config) == ("--config", "/c.toml")
+    assert naming_relays(("--config", "/c.toml"), config) == (
+        *("--config", "/c.toml", "--relay", "https://a", "--relay", "https://b"),
+    )
 
 
 def test_and_back_again_whatever_the_environment_says_by_then() -> None:

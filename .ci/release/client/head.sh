@@ -21,7 +21,9 @@ unpack() (
     [ -d "$1/$name" ] || mv "$new" "$1/$name" 2>/dev/null
     ours "$1/$name" && [ -x "$1/$name/arcbridge" ] || exit 1
     # The version before this one may still run.
-    ls -1dt "$1"/arcbridge-* 2>/dev/null | tail -n +3 | while read -r old; do rm -rf "$old"; done
+    ls -1dt "$1"/arcbridge-* 2>/dev/null | tail -n +3 | while read -r old; do
+        ours "$old" && [ -x "$old/arcbridge" ] && rm -rf "$old"
+    done
 )
 
 tried=

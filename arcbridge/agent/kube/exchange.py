@@ -21,7 +21,7 @@ from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
-from arcbridge.agent.kube.own_refusal import MOST
+from arcbridge.agent.kube.own_refusal import MOST, OF_OTHERS
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
 from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
@@ -242,9 +242,10 @@ class Exchange:
     # -- the answer (`upstream_pool.ResponseHandler`) -------------------------------------------------------------
 
     def response_begins(self, head: ResponseHead) -> bytes:
-        if self._plan.own and head.status == 401:
+        own = self._plan.own and self._record.subresource not in OF_OTHERS
+        if own and head.status == 401:
             raise self._pool.own_refusals.credential()
-        if self._plan.own and head.status == 403 and head.length:
+        if own and head.status == 403 and head.length:
             self._held = bytearray()
         else:
             self.begun = True

@@ -24,6 +24,8 @@ MOST: Final = 16 * 1024
 """Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
 KINDS: Final = ("credential", "impersonation", "verb")
 """What the API server can refuse of the agent, for the metrics."""
+OF_OTHERS: Final = frozenset(("proxy",))
+"""Subresources whose answers are those of a pod, a Service or a node behind the API server: their 401 and 403 pass."""
 DOCTOR: Final = "its log, its metrics and `arcbridge --role agent doctor` say what is wrong"
 
 # In JSON the quotes are escaped; a Status in protobuf, which controllers ask for, has them as they are.

@@ -220,7 +220,8 @@ def program() -> list[str]:
     name = os.path.basename(file)
     if name.endswith((".pyz", ".pex")) or (name in ("arcbridge", "kubectl-arcbridge") and _is_python(file)):
         return [sys.executable, file]
-    return [sys.executable, "-m", "arcbridge"]
+    # -P: kubectl may run in a directory that has modules of its own.
+    return [sys.executable, "-P", "-m", "arcbridge"]
 
 
 def _is_python(file: str) -> bool:

@@ -238,9 +238,15 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
         if managed is None or port == 0:
             continue
         user = sections["users"].get(str(body.get("user")), {})
-        facts = ContextFacts(name, managed, port, current=name == current, starts_itself="exec" in user)
+        facts = ContextFacts(name, managed, port, current=name == current, starts_itself=_starts(user))
         found[name] = await at_port(facts, state)
     return list(found.values())
+
+
+def _starts(user: Mapping[str, Any]) -> bool:
+    """Whether kubectl starts what serves: the plugin of a `proxy` that has ended only says so."""
+    plugin = user.get("exec")
+    return isinstance(plugin, dict) and "--ended" not in (plugin.get("args") or [])
 
 
 async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:

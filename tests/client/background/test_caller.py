@@ -138,7 +138,7 @@ def test_this_very_installation_is_started(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", [str(script)])
     assert caller.program() == [sys.executable, str(script)]
     script.write_text("#!/bin/sh\n")
-    assert caller.program() == [sys.executable, "-m", "arcbridge"]
+    assert caller.program() == [sys.executable, "-P", "-m", "arcbridge"]
     monkeypatch.setattr(sys, "argv", ["/opt/arcbridge.pyz"])
     assert caller.program() == [sys.executable, "/opt/arcbridge.pyz"]
     monkeypatch.setattr(single_file, "_file", "/opt/arcbridge-linux-x86_64")
