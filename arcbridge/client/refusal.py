@@ -124,6 +124,11 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
     match error.code:
         case JoinCode.UNAUTHENTICATED:
             return of_token("the relay does not accept the access token", error.message, "the relay", shown)
+        case JoinCode.INTERNAL if error.message.startswith(GROUPS_UNAVAILABLE):
+            return Unreachable(
+                "the relay cannot look up which groups you are in, because the place that has them does not answer; "
+                "try again shortly, or tell the relay's operator"
+            )
         case JoinCode.INTERNAL if error.message.endswith("(issuer.keys)"):
             return Unreachable(
                 "the relay cannot fetch the keys of your login's issuer, so it cannot verify you; "

@@ -158,6 +158,9 @@ def test_every_goaway_has_words() -> None:
         assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
         shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
         assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    refused = of_join(JoinRefused(JoinCode.INTERNAL, f"{GROUPS_UNAVAILABLE}FOREIGN"), "prod")
+    assert refused.message.startswith("the relay cannot look up which groups you are in")
+    assert "FOREIGN" not in refused.message
     said = f"{GROUPS_UNAVAILABLE}Microsoft Graph is busy; try again shortly"
     groups = of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod")
     assert (

@@ -16,7 +16,7 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConnectionLost, JoinRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, refusal_in, spki_of
-from arcbridge.identity.refusal import TokenRefused, Told, told_in
+from arcbridge.identity.refusal import GROUPS_UNAVAILABLE, GroupsUnavailable, TokenRefused, Told, told_in
 from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
@@ -109,6 +109,21 @@ async def test_a_refused_join_names_cluster_rule_and_detail_in_the_log(tmp_path:
         (failed,) = (line for line in lines if line["event"] == "join failed")
         assert (failed["rule"], failed["detail"], failed["cluster"]) == ("token.aud", 'it is for "x"', "prod")
         assert told_in(caught.value.message) == Told("token.aud", "relay")
+
+
+async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay:
+
+        async def refuse(token: str) -> Identity:
+            raise GroupsUnavailable("graph.a.client_secret_file: /etc/secret does not exist")
+
+        relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
+        with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
+            await relay.join("alice")
+        assert caught.value.message.startswith(GROUPS_UNAVAILABLE)
+        assert "/etc/secret" not in caught.value.message
+        (failed,) = (line for line in lines if line["event"] == "join failed")
+        assert "/etc/secret" in failed["reason"]
 
 
 async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:
