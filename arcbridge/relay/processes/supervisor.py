@@ -159,6 +159,8 @@ class _Worker:
         self.pairs: dict[int, int] = {}
         """The number of its channel to each sibling."""
         self.idle = False
+        self.settings: RelayConfig | None = None
+        """Those that it was told at its start, or at the last reload."""
 
     @property
     def lives(self) -> bool:
@@ -306,6 +308,7 @@ class Supervisor:
         self._workers[index] = worker
         worker.channel.start()
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
+        worker.settings = self._config
         worker.tell({"t": "assign"}, pickle.dumps(assignment))
         self._run(self._watch(worker))
 
@@ -385,6 +388,10 @@ class Supervisor:
                 worker.info = head
                 worker.state = State.SERVING
                 worker.served_since = worker.heard
+                if worker.settings is not self._config:
+                    # A reload came while it started; what it says of it is in no answer.
+                    self._asked += 1
+                    self._tell_settings(worker, self._asked, self._config)
                 if self._started:
                     log.info("worker serves again", again=worker.index, pid=worker.process.pid)
             case "failed":
@@ -501,8 +508,10 @@ class Supervisor:
             numbers.append(self._asked)
             self._reloading[self._asked] = answer = asyncio.get_running_loop().create_future()
             said.append(answer)
-            worker.tell({"t": "reload", "n": self._asked}, pickle.dumps(config))
+            self._tell_settings(worker, self._asked, config)
         self._config = merged(self._config, config)
+        for worker in self._serving():
+            worker.settings = self._config
         logs.reconfigure_level(config.observe.log_level)
         if said:
             await asyncio.wait(said, timeout=RELOAD_DEADLINE)
@@ -510,11 +519,16 @@ class Supervisor:
             del self._reloading[number]
         answers = [answer.result() for answer in said if answer.done()]
         failed = [str(answer["error"]) for answer in answers if "error" in answer]
-        if failed or len(answers) < len(said):
-            raise StateError(failed[0] if failed else "not every worker has answered; look for `worker died`")
+        if stayed := len(said) - len(answers) + len(failed):
+            why = failed[0] if failed else "no answer; look for `worker died`"
+            raise StateError(f"{stayed} of {len(said)} workers did not take them over, the others did: {why}")
         taken = dict.fromkeys(name for answer in answers for name in answer["taken"])
         restart = dict.fromkeys(name for answer in answers for name in answer["needs_restart"])
         return Outcome(tuple(taken), tuple(restart))
+
+    def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
+        worker.settings = config
+        worker.tell({"t": "reload", "n": number}, pickle.dumps(config))
 
     def _close_together(self) -> None:
         alive = self._alive()

@@ -18,8 +18,10 @@ from arcbridge.config import ObserveConfig, RelayConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.relay.listener import bind
-from arcbridge.relay.processes.supervisor import supervise
+from arcbridge.relay.processes import supervisor as supervisor_module
+from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.relay.siblings.channel import Received
 from tests.identity.issuer import CONFIG
 
 
@@ -134,3 +136,19 @@ async def test_a_port_that_is_in_use(config: RelayConfig, tmp_path: Path) -> Non
                 await serve(
                     replace(config, listen=listen, workers=1), lambda info: None, asyncio.Event(), asyncio.Event()
                 )
+
+
+def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, told = Supervisor(config, 1, 1, -1), []
+    monkeypatch.setattr(supervisor_module._Worker, "tell", lambda worker, head, *body: told.append(head["t"]))
+    worker = supervisor_module._Worker(0)
+    worker.settings = config
+    serving = Received({"t": "serving"}, b"", None, False)
+    supervisor._received(worker, serving)
+    assert told == [], "it has the settings that count"
+    supervisor._config = replace(config, max_token_lifetime=60.0)
+    supervisor._received(worker, serving)
+    assert told == ["reload"]
+    assert worker.settings is supervisor._config
