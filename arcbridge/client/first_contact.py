@@ -116,6 +116,8 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
     if contact.offer is None or not profile.from_relay:
         return
     changed = profile.login.differs(contact.offer)
+    if profile.login.settings["dpop"] and "dpop" in changed:
+        changed.remove("dpop")  # tokens stay bound: a relay cannot make that weaker, and need not be asked
     if not changed:
         return
     renew = f"ask its operator, and run `arcbridge login --renew-trust {profile.url}` when that is right"

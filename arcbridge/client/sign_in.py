@@ -125,6 +125,10 @@ async def _first_contact(
             f"{relay} does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID, or have its "
             "operator add a [login] table to its settings"
         )
+    if from_relay and login.issuer and not offer.settings["dpop"]:
+        # The user has named the issuer, and is asked nothing: what is not shown makes no login weaker
+        # (docs/threats.md#B24).
+        offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
     await _agree(config, contact, offer, former, ask)
     profile = RelayProfile(
         tuple(parse_address(one).url for one in relays),
@@ -186,6 +190,8 @@ async def _agree(
         lines.append(f"You trusted {relay} {was}, with {former.login.place} as where you log in.")
     if new_issuer and offer.asks_for:
         lines.append(f"The login asks for: {', '.join(offer.asks_for)} (client {offer.settings['client_id']}).")
+    if new_issuer and not offer.settings["dpop"]:
+        lines.append("Its tokens are to be bound to no key, so that a copy of one is as good as the token.")
     if new_ca and new_issuer:
         lines.append(f"The relay's CA is {pin}; it names {offer.place} as where you log in. Trust both? [y/N] ")
     elif new_ca:

@@ -173,6 +173,25 @@ class TestFirstContact:
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
+    async def test_b24_that_tokens_are_bound_to_no_key_is_shown(
+        self, person: Person, relay: Relay, document: dict[str, Any]
+    ) -> None:
+        document["dpop"] = False
+        async with person.at_terminal("login", url(relay)) as (process, screen):
+            assert "Its tokens are to be bound to no key" in await screen.until("[y/N] ")
+            screen.type("n")
+            assert await process.wait() == ExitCode.FAILURE
+
+    async def test_b24_what_is_not_shown_makes_no_login_weaker(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
+    ) -> None:
+        document["dpop"] = False
+        status, _, _ = await person.log_in(*known(relay, issuer))
+        assert status == ExitCode.DONE
+        (profile,) = person.profiles
+        assert json.loads((profile / "profile.json").read_text())["login"]["dpop"] is True
+        assert (await person.log_in())[0] == ExitCode.DONE, "nor does it stand in the way of the next one"
+
     async def test_no_means_no(self, person: Person, relay: Relay) -> None:
         async with person.at_terminal("login", url(relay)) as (process, screen):
             await screen.until("[y/N] ")
