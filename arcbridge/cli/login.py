@@ -92,7 +92,7 @@ async def _log_out(config: ClientConfig) -> int:
         kept = cache.load()
         # Gone from this machine before anything can fail, or take its time.
         forgotten = cache.clear()
-    if why := await revoke(login, kept):
+    if why := await revoke(login, kept, os.environ):
         print_warning(
             f"the refresh token was not revoked at {login.issuer}: {why}; it is forgotten here, and a copy of it is "
             "good there until it ends"

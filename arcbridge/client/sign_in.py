@@ -7,11 +7,11 @@ does the login itself.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -237,7 +237,7 @@ def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientCo
     return apply(replace(config, login=replace(config.login, issuer="")), profile)
 
 
-async def revoke(config: LoginConfig, tokens: TokenSet) -> str:
+async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """Have the issuer void the refresh token of a login (RFC 7009).
 
     Returns why it did not, for one line to the user; empty: it did, or there is none.
@@ -249,7 +249,7 @@ async def revoke(config: LoginConfig, tokens: TokenSet) -> str:
             endpoints = await issuer.endpoints()
             if not endpoints.revocation:
                 return "the issuer has no revocation endpoint"
-            authentication = ClientAuthentication(config, environment=os.environ)
+            authentication = ClientAuthentication(config, environment=environment)
             form = {"token": tokens.refresh_token, "token_type_hint": "refresh_token"}
             await issuer.post(endpoints.revocation, form, lambda: authentication.proof(endpoints))
     except IssuerError as error:

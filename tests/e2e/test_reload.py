@@ -130,7 +130,9 @@ def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
         "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
     ) as shell:
         shell.wait_for_line("started", stream="stdout")
-        (index,) = [n for n, agent in enumerate(world.agents) if records(agent, "session opened", after=marks[n])]
+        session = wait_for_record(client.process, "session established")["session"]
+        opened = [records(agent, "session opened", after=mark) for agent, mark in zip(world.agents, marks, strict=True)]
+        (index,) = [n for n, some in enumerate(opened) if session in {one["session"] for one in some}]
         agent = world.agents[index]
         agent.signal(signal.SIGTERM)
         told = wait_for_record(agent, "agent stops", step="waiting")

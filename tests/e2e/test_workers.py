@@ -166,8 +166,7 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
         server.check(talk)
     until(lambda: counted(world)["workers_serving"] == 2, "the worker is back", timeout=60)
     # What was resumed has another id, and says under which one it began.
-    resumed = {one["first_session"] for one in sessions(world)} - {""}
-    assert resumed
+    resumed = until(lambda: {one["first_session"] for one in sessions(world)} - {""}, "sessions are resumed")
     assert resumed <= {one["session"] for one in listed}
     after = counted(world)
     assert after["worker_restarts_total"] == before["worker_restarts_total"] + 1

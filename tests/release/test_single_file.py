@@ -134,12 +134,25 @@ def test_the_version_before_stays_and_older_ones_go(client: Path, tmp_path: Path
     place = tmp_path / "place"
     for age, name in enumerate(("arcbridge-0.0.3-aa", "arcbridge-0.0.2-bb", "arcbridge-0.0.1-cc")):
         (place / name).mkdir(parents=True)
+        (place / name / "arcbridge").touch(mode=0o755)
         os.utime(place / name, (1_700_000_000 - age, 1_700_000_000 - age))
     place.chmod(0o700)
     done = run(client, "--version", env={"ARCBRIDGE_UNPACK_DIR": str(place)})
     assert done.returncode == 0, done.stderr
     assert len(unpacked(place)) == 2
     assert "arcbridge-0.0.3-aa" in unpacked(place)
+
+
+def test_what_it_has_not_unpacked_stays(client: Path, tmp_path: Path) -> None:
+    place = tmp_path / "downloads"
+    for name in ("arcbridge-notes", "arcbridge-talk", "arcbridge-plans"):
+        (place / name).mkdir(parents=True)
+    (place / "arcbridge-linux-x86_64").touch(mode=0o755)
+    place.chmod(0o700)
+    done = run(client, "--version", env={"ARCBRIDGE_UNPACK_DIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    assert {"arcbridge-notes", "arcbridge-talk", "arcbridge-plans"} <= {one.name for one in place.iterdir()}
+    assert (place / "arcbridge-linux-x86_64").exists()
 
 
 def test_it_is_the_client_alone(client: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ unpack() (
     ours "$1/$name" && [ -x "$1/$name/arcbridge" ] || exit 1
     # The version before this one may still run.
     ls -1dt "$1"/arcbridge-* 2>/dev/null | tail -n +3 | while read -r old; do
-        ours "$old" && [ -x "$old/arcbridge" ] && rm -rf "$old"
+        if ours "$old" && [ -x "$old/arcbridge" ]; then rm -rf "$old"; fi
     done
 )
 
