@@ -254,7 +254,7 @@ def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int]
 
     async def impersonation() -> Sequence[Finding]:
         if not impersonates:
-            return [skipped(IMPERSONATION, "token mode alone: the agent impersonates nobody")]
+            return [skipped(IMPERSONATION, "token mode alone: the agent impersonates no user")]
         return await look_at_impersonation(api, refused)
 
     async def reload() -> Sequence[Finding]:

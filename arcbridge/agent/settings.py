@@ -255,6 +255,6 @@ def _audit(config: AgentConfig, problems: Problems) -> None:
     with problems.collect("audit.on_failure"):
         check_policy(config.audit.on_failure)
     if not config.audit.file:
-        problems.warn("audit.file", "audit.file: empty, so that nobody can tell later who did what")
+        problems.warn("audit.file", "audit.file: empty, so that no record tells later which user did what")
     elif config.audit.file != "-":
         named_files.check_appendable(problems, "audit.file", Path(config.audit.file))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from arcbridge.cli.flags import CLIENT, LIST, flags_of
-from arcbridge.cli.output import plain, print_document, print_error, print_rows
+from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
@@ -145,7 +144,7 @@ def _check(invocation: Invocation, config: ClientConfig, names: Sequence[str]) -
 def _meet(context: ClientContext, name: str, foreground: Foreground) -> None:
     """Decide whether to trust a cluster that is not known here; the process never does.
 
-    Where nobody can be asked, nothing is done, and the process's refusal says what to do.
+    Without a terminal no question is asked and nothing is done, and the process's refusal says what to do.
     """
     if context.trust().known(name) or not (context.terminal.ask_trust or context.config.trust_first_use):
         return
@@ -306,7 +305,7 @@ def _status(invocation: Invocation, foreground: Foreground) -> int:
         for document in filter(None, (process, *clusters)):
             for key in ("since", "token_expires"):
                 if key in document:
-                    document[key] = _rfc3339(document[key])
+                    document[key] = rfc3339(document[key] or 0.0)
         print_document({"process": process, "clusters": clusters}, output)
         return ExitCode.DONE
     if output == "table":
@@ -375,12 +374,6 @@ def _size(count: object) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _rfc3339(moment: object) -> str | None:
-    if not isinstance(moment, int | float) or not moment:
-        return None
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _stop(invocation: Invocation, foreground: Foreground) -> int:

@@ -156,7 +156,7 @@ def _authentication(role: str, issuer: str, audience: str) -> str:
 
 
 def _policy(groups: tuple[str, ...]) -> str:
-    """The policy: every cluster for the groups, or the example's rules as comments, which allow nobody anything."""
+    """The policy: every cluster for the groups, or the example's rules as comments, which allow no user anything."""
     head, rule, examples = template("policy.toml").partition("[[allow]]")
     if not groups:
         return head + "".join(f"#{line}\n" if line else "\n" for line in (rule + examples).splitlines())

@@ -124,11 +124,11 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
     if "issuer" in changed:
         raise PinMismatch(
             f"{profile.url} now names {contact.offer.issuer} as where you log in, and you trusted "
-            f"{profile.login.issuer}. Somebody else may answer for the relay; {renew}"
+            f"{profile.login.issuer}. Another server may answer for the relay; {renew}"
         )
     raise PinMismatch(
         f"{profile.url} now names other settings of the login at {profile.login.place} than those that you trusted "
-        f"({', '.join(changed)}). Somebody else may answer for the relay; {renew}"
+        f"({', '.join(changed)}). Another server may answer for the relay; {renew}"
     )
 
 

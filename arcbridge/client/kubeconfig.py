@@ -17,6 +17,7 @@ that says what to do, or starts the background process, at the next command (`re
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -67,8 +68,6 @@ class Merged:
     entry: Entry
     path: Path
     """The file that holds the context."""
-    context_path: Path
-    """The file whose current context was changed."""
     switched: bool
     former: str | None
     """The last current context that was not ours; None: none was set."""
@@ -85,7 +84,7 @@ class Kubeconfig:
         """By `--file`, KUBECONFIG or the home directory."""
         if file:
             return cls([Path(file).expanduser()])
-        listed = [Path(name) for name in environment.get("KUBECONFIG", "").split(":") if name]
+        listed = [Path(name) for name in environment.get("KUBECONFIG", "").split(os.pathsep) if name]
         # A file named twice is read once; client-go keeps the first place.
         return cls(list(dict.fromkeys(listed)) or [Path("~/.kube/config").expanduser()])
 
@@ -123,7 +122,7 @@ class Kubeconfig:
             if switch:
                 holder.current_context = entry.name
             self._save()
-        return Merged(entry, path, holder.path, switch, former)
+        return Merged(entry, path, switch, former)
 
     def refresh(self, entry: Entry) -> None:
         """Write our entries anew where they are all still there and ours; the current context stays."""
@@ -213,7 +212,7 @@ class Kubeconfig:
             if mark.get("cluster") != whole.get("cluster"):
                 continue
             if remove and not _was_edited(section, body, mark):
-                file.remove(section, entry_name, lambda _: True)
+                file.remove(section, entry_name)
             elif not remove and mark.get("process"):
                 if section == "users" and not _was_edited(section, body, mark):
                     arguments = _texts(mark.get("arguments"))

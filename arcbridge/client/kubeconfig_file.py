@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,9 @@ class KubeconfigFile:
         self.document[section] = items
         return made
 
-    def remove(self, section: str, name: str, ours: Callable[[dict[Any, Any]], bool]) -> None:
-        """Take an entry out if `ours` says that its body is."""
-        body = self.find(section, name)
-        if body is not None and ours(body):
+    def remove(self, section: str, name: str) -> None:
+        """Take an entry out."""
+        if self.find(section, name) is not None:
             self.document[section] = [
                 item for item in self._list(section) if not (isinstance(item, dict) and item.get("name") == name)
             ]

@@ -187,7 +187,7 @@ def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> 
 
 
 def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
-    """What is wrong with the token that was shown, by the rule that the other end names; empty where that helps nobody.
+    """Say what is wrong with the token that was shown, by the rule that the other end names; empty: nothing that helps.
 
     What the token says, this client reads itself; of the other end there is but a name, in quotes.
     """

@@ -14,7 +14,6 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ async def run_command(
         raise child.not_found(command[0])
     wanted = list(dict.fromkeys(filter(None, (config.cluster, *config.clusters))))
     check_names(wanted)
-    context = ClientContext(config, _one_question_at_a_time(terminal), token=token, environment=environment)
+    context = ClientContext(config, terminal, token=token, environment=environment)
     sweeping = asyncio.get_running_loop().run_in_executor(None, sweep, environment)
     clusters = await _choose(context, wanted)
     if len(clusters) > 1 and config.cluster_ca_pin:
@@ -184,17 +183,3 @@ class _Place:
             await self._endpoint.close()
         self.session.close()
         await self.session.wait_closed()
-
-
-def _one_question_at_a_time(terminal: Terminal) -> Terminal:
-    """The same terminal for several clusters that are connected to at once."""
-    ask = terminal.ask_trust
-    if ask is None:
-        return terminal
-    asking = asyncio.Lock()
-
-    async def ask_in_turn(cluster: str, pin: str) -> bool:
-        async with asking:
-            return await ask(cluster, pin)
-
-    return replace(terminal, ask_trust=ask_in_turn)

@@ -55,7 +55,7 @@ def tell(
     environment: Mapping[str, str],
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Write the notice to `stream` where there is something to tell and somebody to read it.
+    """Write the notice to `stream` where there is something to tell and a user to read it.
 
     `relay`: `https://host:port` of the relay that sent `header`. `cache`: a directory of this user, which keeps when
     the last notice was. It never fails: a notice is not worth an error.

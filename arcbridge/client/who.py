@@ -43,7 +43,7 @@ class Who:
 
 
 def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> Who:
-    """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where nobody is."""
+    """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is."""
     now = time.time() if now is None else now
     login = config.login
     relays = config.relay_urls()

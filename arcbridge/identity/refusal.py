@@ -3,7 +3,7 @@
 A message tells only what helps an honest caller ("expired", "not for this cluster"), never a value of the token. The
 `rule` is a constant of this package and safe to log and to count. `detail` is for our own log and names the claim or
 the audience on both sides. `wanted` is the audience, or the name of the claim, that this place wants: it is told to the
-token's holder, whose token an issuer of ours has signed, and to nobody else (docs/security.md#what-a-refusal-tells).
+token's holder, whose token an issuer of ours has signed, and to no other peer (docs/security.md#what-a-refusal-tells).
 
 `tell` puts rule and `wanted` behind the message, in a form that `told_in` reads at the other end: a client then says
 the sentence itself, and shows no text of a peer but that name, quoted and clean.

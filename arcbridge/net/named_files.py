@@ -27,7 +27,7 @@ MOST = 1 << 20
 SOON = 14 * 86400.0
 """Seconds before a certificate's end from which a warning names it."""
 _DOCUMENTATION = ("example.org", "example.com", "example.net")
-"""Names that belong to nobody's service (RFC 2606 §3), which the annotated files use."""
+"""Names under which there is no service (RFC 2606 §3), which the annotated files use."""
 _JOIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\.[A-Za-z0-9_-]{1,256}")
 _ALL_ZEROS = "sha256:" + "0" * 64
 

@@ -57,7 +57,7 @@ class AdminSocket:
             return
         sock = socket.socket(socket.AF_UNIX)
         try:
-            with contextlib.suppress(FileNotFoundError):  # of a relay that was killed: nobody listens there
+            with contextlib.suppress(FileNotFoundError):  # of a relay that was killed: no process listens there
                 os.unlink(self._data_dir / SOCKET)
             with _address(self._data_dir) as address:
                 before = os.umask(0o177)

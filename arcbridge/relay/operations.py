@@ -1,9 +1,9 @@
 """What an operator asks of a relay that runs: its sessions and agents, its self-checks, the end of one session.
 
 A question is a small JSON object, an answer a list of rows. Each process of a relay (one, or each worker), and each
-relay of a fleet, answers for what it holds itself; whoever asks joins the rows. So one form serves the admin socket,
-the channels between processes and NATS. Nothing of a session's content is known here. Ending one takes what the policy
-takes: the agent is asked to end it, then both its connections are cut.
+relay of a fleet, answers for what it holds itself; the process that asks joins the rows. So one form serves the admin
+socket, the channels between processes and NATS. Nothing of a session's content is known here. Ending one takes what the
+policy takes: the agent is asked to end it, then both its connections are cut.
 """
 
 from __future__ import annotations

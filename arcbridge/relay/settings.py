@@ -94,7 +94,7 @@ def has_authority(config: RelayConfig) -> bool:
 
 def require_complete(config: RelayConfig) -> None:
     """Raise SettingsRefused where a relay would not start and nothing is in `data_dir` yet: a CA that is made for
-    settings which nobody has finished would be the CA of no relay."""
+    settings which the operator has not finished would be the CA of no relay."""
     if not has_authority(config):
         problems = check(config).problems
         if problems.errors:

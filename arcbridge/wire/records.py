@@ -242,7 +242,7 @@ class Revoke(Record):
     connection before is void, and with an empty `user` its list is empty. `reason` is shown to the user.
 
     With a `session`, the join id of one, and no user: that session alone ends, and no list is changed. An agent that
-    does not know the field reads a revocation of nobody.
+    does not know the field reads a revocation of no user.
     """
 
     TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)

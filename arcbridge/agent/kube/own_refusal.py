@@ -1,7 +1,7 @@
 """Tells an API server's refusal of the agent itself from one of the caller, and says so in the agent's words.
 
 Requests that run as a caller carry the agent's own credential and impersonate. A 401 to one of them is about that
-credential, whoever the caller is. A 403 is about the agent where its Status says that the *agent's* user may not
+credential, for every caller alike. A 403 is about the agent where its Status says that the *agent's* user may not
 `impersonate`; every other 403 is the caller's and passes unchanged. Both kinds become 502: the caller can do nothing
 about them, and a 401 would send the caller to log in again. This module reads a body and answers; it holds and sends
 nothing.

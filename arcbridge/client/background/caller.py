@@ -196,7 +196,7 @@ def _spawn(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def leave_terminal() -> None:
-    """In the process that was started: lead a session of its own, in no directory that somebody may want to unmount."""
+    """Give the process that was started a session of its own, and a directory that is never unmounted."""
     try:
         os.setsid()
     except PermissionError:

@@ -1,7 +1,7 @@
 """The background process: serves any number of clusters on local ports, and answers the commands of its user.
 
 One process per user, which holds a lock for as long as it lives. Clusters are added and removed while it runs; what is
-connected is kept, and served again by the next one. It prints nothing and asks nobody: a login, and the question
+connected is kept, and served again by the next one. It prints nothing and asks no question: a login, and the question
 whether a pin is right, belong to the command at the terminal. It ends with the last cluster, or when it is told to.
 
 Invariant: a peer of another user is refused before a byte of it is read.
