@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.errors import ConfigError
 
 _MAY_BE_PATH = {"path": True}
@@ -120,7 +121,7 @@ class RelayLoginConfig:
     cluster_scopes: tuple[str, ...] = ()
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more."""
-    grant_types: tuple[str, ...] = ("authcode", "device-code")
+    grant_types: tuple[str, ...] = (BROWSER, DEVICE)
     """Ways to log in that the issuer offers this client: `authcode`, `device-code`, `client-credentials`."""
     dpop: bool = True
     """Whether clients have tokens bound to their keys where the issuer offers that (RFC 9449)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import plain, print_document
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ExitCode
@@ -20,7 +21,7 @@ def run_audit(invocation: Invocation) -> int:
     anchors = [head for name in invocation.texts("anchors") for head in read_anchors(Path(name))]
     report: Report = verify([Path(name) for name in invocation.texts("file")], anchors)
     output = invocation.text("output", "text")
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         print_document(report.document(), output)
     else:
         _print(report.document())

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from arcbridge.cli.flags import CLIENT, LIST, flags_of
+from arcbridge.choices import PROGRAM
+from arcbridge.cli.flags import CLIENT, DOCUMENTS, LIST, flags_of
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
 from arcbridge.client.background.caller import (
@@ -183,7 +184,7 @@ def _log_in(context: ClientContext, foreground: Foreground) -> bool:
     from arcbridge.cli.loop import run_until_signal
 
     login = context.config.login
-    if not context.terminal.may_log_in or not login.issuer or login.grant_type == "client-credentials":
+    if not context.terminal.may_log_in or not login.issuer or login.grant_type == PROGRAM:
         return False
     foreground.configure_logging(context.config, default_level="warning")
     run_until_signal(context.login().log_in())
@@ -301,7 +302,7 @@ def _status(invocation: Invocation, foreground: Foreground) -> int:
         clusters = _not_served(place)
     except OtherVersion as other:
         process, clusters = {"version": str(other)}, _not_served(place)
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         for document in filter(None, (process, *clusters)):
             for key in ("since", "token_expires"):
                 if key in document:

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.flags import RELAY
+from arcbridge.cli.flags import DOCUMENTS, RELAY
 from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
@@ -60,7 +60,7 @@ def _check(invocation: Invocation) -> int:
     found = find_problems(invocation, os.environ)
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     warnings = [problem for problem in found if problem.severity is Severity.WARNING]
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         document = {
             "ok": not errors,
             "role": invocation.role,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
 from arcbridge.errors import ConfigError
 from arcbridge.observe.diagnosis import State, first_failure
@@ -36,7 +37,7 @@ def format_findings(findings: Sequence[Finding], output: str) -> str:
         }
         for finding in findings
     ]
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
     if output not in ("", "table"):
         raise ConfigError(f"flag --output: {output!r} is unknown; use table, json or yaml")

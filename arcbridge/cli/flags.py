@@ -2,10 +2,12 @@
 
 A flag with a `key` sets that path of the role's settings (`arcbridge.config`) and can be given as
 `ARCBRIDGE_<FLAG>` in the environment too. A flag without one belongs to the command line alone. This module is
-read at every start, also for `--help`, so it imports nothing.
+read at every start, also for `--help`, so it imports nothing but the words that settings may take.
 """
 
 from __future__ import annotations
+
+from arcbridge.choices import GRANT_TYPES, LOG_FORMATS, LOG_LEVELS
 
 RELAY = "relay"
 AGENT = "agent"
@@ -98,25 +100,24 @@ def _or(choices: tuple[str, ...]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("auto", "json", "console")
 COLOURS = ("auto", "always", "never")
-GRANTS = ("auto", "device-code", "authcode", "client-credentials")
 
-OUTPUT = Flag(
-    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml", "name")
-)
-WIDE_OUTPUT = Flag(
-    "-o",
-    "--output",
-    help="how to print (default: table)",
-    metavar="FORMAT",
-    choices=("table", "wide", "json", "yaml", "name"),
-)
+DOCUMENTS = ("json", "yaml")
+"""The formats of `--output` in which everything is printed, for programs; each command has them."""
+LIST_OUTPUTS = ("table", *DOCUMENTS, "name")
+DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
-DIAGNOSIS_OUTPUT = Flag(
-    "-o", "--output", help="how to print (default: table)", metavar="FORMAT", choices=("table", "json", "yaml")
-)
+
+def _output(*choices: str) -> Flag:
+    """`--output` of a command; the first of `choices` is the default."""
+    return Flag("-o", "--output", help=f"how to print (default: {choices[0]})", metavar="FORMAT", choices=choices)
+
+
+OUTPUT = _output(*LIST_OUTPUTS)
+WIDE_OUTPUT = _output("table", "wide", *LIST_OUTPUTS[1:])
+DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
+TEXT_OUTPUT = _output("text", *DOCUMENTS)
+SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
 GENERAL = (
     Flag("--role", help="which of the three roles this process has", metavar="ROLE", choices=ROLES),
@@ -378,11 +379,11 @@ CLIENT_FLAGS = (
     Flag("--oidc-ca-file", help="CA of the issuer", key="login.ca_file", metavar="FILE", roles=(CLIENT,)),
     Flag(
         "--grant-type",
-        help=_or(GRANTS),
+        help=_or(GRANT_TYPES),
         key="login.grant_type",
         metavar="TYPE",
         roles=(CLIENT,),
-        choices=GRANTS,
+        choices=GRANT_TYPES,
     ),
     Flag(
         "--cluster-ca-pin",
@@ -528,13 +529,7 @@ COMMANDS = (
                 kind=LIST,
                 metavar="FILE",
             ),
-            Flag(
-                "-o",
-                "--output",
-                help="how to print (default: text)",
-                metavar="FORMAT",
-                choices=("text", "json", "yaml"),
-            ),
+            TEXT_OUTPUT,
         ),
         arguments=(("file", "an audit log, as it was written; .gz too", ()),),
         repeated=True,
@@ -613,15 +608,7 @@ COMMANDS = (
         "config",
         "check",
         help="check the settings and the files they name as a start does; exit code 2 with errors",
-        flags=(
-            Flag(
-                "-o",
-                "--output",
-                help="how to print (default: text)",
-                metavar="FORMAT",
-                choices=("text", "json", "yaml"),
-            ),
-        ),
+        flags=(TEXT_OUTPUT,),
     ),
     Command(
         "config",
@@ -652,15 +639,7 @@ COMMANDS = (
         "config",
         "print",
         help="print the settings in force",
-        flags=(
-            Flag(
-                "-o",
-                "--output",
-                help="how to print (default: toml)",
-                metavar="FORMAT",
-                choices=("toml", "json", "yaml"),
-            ),
-        ),
+        flags=(SETTINGS_OUTPUT,),
     ),
     Command("version", help="print the version"),
     Command(

@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from arcbridge.choices import PROGRAM
+from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.config import ClientConfig
@@ -38,7 +40,7 @@ def _login(invocation: Invocation, config: ClientConfig) -> int:
 async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
     from arcbridge.client.jwt_unverified import claims_unverified
-    from arcbridge.client.relay_profile import PROGRAM, RelayProfiles
+    from arcbridge.client.relay_profile import RelayProfiles
     from arcbridge.client.service import ClientContext
     from arcbridge.client.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.state import StateDirectory
@@ -115,7 +117,7 @@ def _whoami(invocation: Invocation, config: ClientConfig) -> int:
             return code
         checked = f"{found.relay} takes the login"
     output = invocation.text("output", "table")
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         print_document(_as_document(found, checked), output)
     elif output == "name":
         print(plain(found.user or found.subject))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from arcbridge.cli.flags import LIST_OUTPUTS
 from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ArcbridgeError, ConfigError
 
@@ -57,7 +58,7 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
     if output == "name":
         return "".join(f"{plain(str(row[name]))}\n" for row in rows)
     if output not in ("", "table"):
-        raise ConfigError(unknown("flag --output", output, ("table", "json", "yaml", "name")))
+        raise ConfigError(unknown("flag --output", output, LIST_OUTPUTS))
     cells = [[head for _, head in columns]]
     cells += [[_cell(row.get(key)) for key, _ in columns] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]

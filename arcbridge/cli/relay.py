@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
@@ -268,7 +269,7 @@ def _format_list(rows: Sequence[Row], columns: Sequence[str], invocation: Invoca
 def _format_token(made: NewToken, output: str) -> str:
     from dataclasses import asdict
 
-    if output in ("json", "yaml"):
+    if output in DOCUMENTS:
         return format_document(_dated(asdict(made)), output)
     if output not in ("", "table"):
         return format_rows([asdict(made)], (), output, name="token")

@@ -22,8 +22,6 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 
-GRANT = "client-credentials"
-"""The value of `login.grant_type`."""
 _FOR_RELAY = ""
 
 

@@ -29,6 +29,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import structlog
 
+from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
@@ -298,8 +299,8 @@ class Login:
         grant = self._config.grant_type
         if grant == "auto":
             by_browser = bool(endpoints.authorization) and _has_browser(self._environment)
-            grant = "authcode" if by_browser or not endpoints.device_authorization else "device-code"
-        by = self._device_code if grant == "device-code" else self._authorization_code
+            grant = BROWSER if by_browser or not endpoints.device_authorization else DEVICE
+        by = self._device_code if grant == DEVICE else self._authorization_code
         try:
             found = await by(issuer, endpoints)
         except IssuerError as error:

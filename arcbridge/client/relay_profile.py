@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from arcbridge.choices import BROWSER, DEVICE, GRANTS
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import Address, parse_address
@@ -27,8 +28,6 @@ _TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audien
 _LISTS = ("scopes", "cluster_scopes", "relay_scopes")
 SETTINGS = (*_TEXTS, *_LISTS, "dpop")
 """The settings of a login that a relay may name. What would weaken a login, such as `one_token`, is not among them."""
-BROWSER, DEVICE, PROGRAM = "authcode", "device-code", "client-credentials"
-GRANTS = (BROWSER, DEVICE, PROGRAM)
 _TEXT_LIMIT = 512
 _LIST_LIMIT = 64
 _NONE_NAMED = LoginConfig()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from arcbridge.choices import PROGRAM
 from arcbridge.client.forward import Forward, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
@@ -109,7 +110,7 @@ class ClientContext:
             return
         if not login.issuer:
             raise Unauthenticated(self._no_login())
-        if login.grant_type != "client-credentials" and not self.tokens.interactive:
+        if login.grant_type != PROGRAM and not self.tokens.interactive:
             cache = self.token_cache().load()
             if not (cache.refresh_token or cache.access_token or cache.id_token):
                 raise Unauthenticated(f"you are not logged in at {login.issuer}; run `{self.login_command()}`")
@@ -135,7 +136,7 @@ class ClientContext:
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
-        if login.issuer and (login.grant_type == "client-credentials" or login.workload):
+        if login.issuer and (login.grant_type == PROGRAM or login.workload):
             from arcbridge.client.client_credentials import ClientCredentials
 
             return ClientCredentials(login, key=self._key(), environment=self.environment)
@@ -158,7 +159,7 @@ class ClientContext:
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
-        if login.grant_type == "client-credentials" or login.workload:
+        if login.grant_type == PROGRAM or login.workload:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
         from arcbridge.client.login import Login
 

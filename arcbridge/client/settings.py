@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from arcbridge.choices import PROGRAM
 from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.tokens import refuse_contradictions, with_defaults
 from arcbridge.config import ClientConfig, LoginConfig
@@ -173,7 +174,7 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
             raise ConfigError("login.issuer: must be an https URL")
         named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
     try:
-        if login.grant_type == "client-credentials":
+        if login.grant_type == PROGRAM:
             from arcbridge.client.client_credentials import ClientCredentials
 
             ClientCredentials(login, environment=environment)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
+from arcbridge.choices import PROGRAM
 from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenSet, token_set
@@ -139,7 +140,7 @@ def refuse_contradictions(login: LoginConfig) -> None:
             "login.workload: azure-pipelines needs login.issuer and login.client_id, where its token is traded in "
             "(docs/how-to/ci.md)"
         )
-    if login.grant_type == "client-credentials" and not login.issuer:
+    if login.grant_type == PROGRAM and not login.issuer:
         raise ConfigError("login.grant_type: client-credentials needs login.issuer; give --oidc-issuer-url URL")
     if login.cluster_scopes and not login.cluster_audience:
         raise ConfigError("login.cluster_scopes: needs login.cluster_audience, whose token they are asked for with")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcbridge.choices import PROGRAM
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
@@ -63,8 +64,8 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     command = login_command(config, RelayProfiles(state.path))
     if not login.issuer:
         raise Unauthenticated(f"you are not logged in; run `{command if relay else 'arcbridge login https://RELAY'}`")
-    if login.grant_type == "client-credentials":
-        return Who(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source="client-credentials")
+    if login.grant_type == PROGRAM:
+        return Who(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
     cache = cache_of(config, state)
     tokens = cache.load()
     if not (tokens.access_token or tokens.id_token or tokens.refresh_token):

@@ -25,6 +25,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from arcbridge.choices import LOG_FORMATS, LOG_LEVELS
 from arcbridge.errors import ConfigError
 
 from .flood import Flood
@@ -32,8 +33,8 @@ from .foreign_text import clean
 from .line_sink import LineSink
 from .redaction import QUOTING_PACKAGES, Redaction, error_text, quotes_peer
 
-LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-FORMATS: Final = ("auto", "json", "console")
+LEVELS: Final = {name: logging.getLevelNamesMapping()[name.upper()] for name in (*LOG_LEVELS, "critical")}
+"""The numbers of `logging`. `critical` is no setting: with it, a command that prints its findings logs nothing."""
 
 _TIMESTAMP: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 _COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
@@ -100,13 +101,13 @@ def configure(
 ) -> None:
     """Set up logging of this process for `role`; may be called again, which replaces everything.
 
-    `level` is one of `LEVELS`, `format` one of `FORMATS`, `stream` is standard error unless given. `worker`: which of
-    several processes that write to one stream this is; it is in every line then.
+    `level` is one of `LEVELS`, `format` one of `LOG_FORMATS`, `stream` is standard error unless given. `worker`: which
+    of several processes that write to one stream this is; it is in every line then.
     Raises ConfigError for an unknown level or format.
     """
     _number(level)
-    if format not in FORMATS:
-        raise ConfigError(f"log format {clean(format, 64)!r} is unknown; use one of {', '.join(FORMATS)}")
+    if format not in LOG_FORMATS:
+        raise ConfigError(f"log format {clean(format, 64)!r} is unknown; use one of {', '.join(LOG_FORMATS)}")
     target = sys.stderr if stream is None else stream
     terminal = _is_terminal(target)
     shutdown()

@@ -11,11 +11,10 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
+from arcbridge.choices import GRANTS
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
 
-GRANTS = ("authcode", "device-code", "client-credentials")
-"""Values of `login.grant_types`."""
 AUDIENCE_BY = ("resource", "audience", "scope", "exchange")
 """Values of `login.cluster_audience_by`; those of a client's setting of this name."""
 

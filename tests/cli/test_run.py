@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.choices import LOG_FORMATS, LOG_LEVELS
 from arcbridge.cli import agent, client, relay
 from arcbridge.cli import run as run_module
-from arcbridge.cli.flags import LOG_FORMATS, LOG_LEVELS, ROLES, commands_of
+from arcbridge.cli.flags import ROLES, commands_of
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     ConfigError,

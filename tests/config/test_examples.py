@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from arcbridge import config
+from arcbridge.choices import PROGRAM
 from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.client_credentials import GRANT, ClientCredentials
+from arcbridge.client.client_credentials import ClientCredentials
 from arcbridge.client.workload import WorkloadTokens
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
@@ -195,7 +196,7 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
         if isinstance(settings, config.ClientConfig):
             login = settings.login
             ClientAuthentication(login)
-            if login.grant_type == GRANT:
+            if login.grant_type == PROGRAM:
                 ClientCredentials(login)
             if login.workload:
                 WorkloadTokens(login, environment=JOB)
