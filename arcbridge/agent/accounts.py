@@ -448,11 +448,6 @@ class Accounts:
         """Users with at least one session."""
         return len(self._present)
 
-    @property
-    def remembered(self) -> int:
-        """Accounts without a session that are kept."""
-        return len(self._retired)
-
     def enter(self, identity: Identity, member: Member) -> Account:
         """Return the account of the identity's subject with `member` in it; each `enter` needs one `leave`."""
         subject = identity.subject

@@ -262,15 +262,6 @@ def _collect(node: yaml.Node | None, path: str, out: dict[str, yaml.Node], seen:
             _collect(value, f"{path}[{index}]", out, seen)
 
 
-def from_mapping(document: object) -> AuthenticationConfig:
-    """Build the configuration from a parsed document. Raises ConfigError `path: what is wrong`."""
-    errors = _Errors()
-    config = _configuration(document, errors)
-    if errors.found:
-        raise errors.found[0]
-    return config
-
-
 class _Errors:
     """The mistakes of a document, in the order of the file's parts; what is behind one is read all the same."""
 

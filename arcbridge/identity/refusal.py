@@ -52,11 +52,10 @@ ISSUER_KEYS: Final = "issuer.keys"
 MAX_WANTED: Final = 200
 """Characters of an audience or a claim's name that are told."""
 
-_NAMED: Final = re.compile(
-    r' \(((?:token|claims|user|issuer)\.[a-z_.]{1,40})(?: wants "([!#-\[\]-~][ !#-\[\]-~]{0,199})")?\)\Z'
-)
-_TELLABLE: Final = re.compile(r"[!#-\[\]-~][ !#-\[\]-~]{0,199}")
+_WANTED: Final = rf"[!#-\[\]-~][ !#-\[\]-~]{{0,{MAX_WANTED - 1}}}"
 """Printable ASCII without quotes and backslashes, so that it cannot end the quotation."""
+_TELLABLE: Final = re.compile(_WANTED)
+_NAMED: Final = re.compile(rf' \(((?:token|claims|user|issuer)\.[a-z_.]{{1,40}})(?: wants "({_WANTED})")?\)\Z')
 
 
 class TokenRefused(Unauthenticated):

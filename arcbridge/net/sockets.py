@@ -71,8 +71,6 @@ class AcceptLoop:
         self._exhausted = exhausted
         self._resuming: asyncio.TimerHandle | None = None
         self._again = False
-        self.pauses = 0
-        """How often descriptors ran out."""
 
     def start(self) -> None:
         self._resuming = None
@@ -126,7 +124,6 @@ class AcceptLoop:
         return True
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        self.pauses += 1
         again, self._again = self._again, True
         self._remove_readers()
         if self._resuming is None:

@@ -24,7 +24,6 @@ from arcbridge.relay.pump import Pump, Pumps
 Row = dict[str, Any]
 Question = Mapping[str, Any]
 
-ASKS: Final = ("sessions", "agents", "checks", "end")
 GRACE: Final = 1.0
 """Seconds between the word to the agent and the cut, as in `relay.enforcement`."""
 PART: Final = 64 * 1024

@@ -143,7 +143,6 @@ class Receiver:
         if not self._whole.receive(length):
             raise Violation(GoawayCode.FLOW_CONTROL, "more bytes than the session's window")
         if stream is None:
-            self._context.stats.dropped_bytes += length
             self._session_window.release(length)
             return None
         if stream.receiving is ReceiveState.OPEN and stream.window.receive(length):
@@ -163,7 +162,6 @@ class Receiver:
         if self._lifecycle.state is State.CLOSED:
             return  # closed by a frame, or by an application, earlier in the same input
         if layout is None:
-            self._context.stats.ignored_frames += 1
             self.spend_control_budget()
             return
         if not self.counting and kind not in HANDSHAKE:

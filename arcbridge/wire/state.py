@@ -40,8 +40,6 @@ class Stats:
         "bytes_received",
         "bytes_sent",
         "detached",
-        "dropped_bytes",
-        "ignored_frames",
         "replayed_bytes",
         "resumed",
     )
@@ -53,7 +51,5 @@ class Stats:
     bytes_received: int
     bytes_sent: int
     detached: int
-    dropped_bytes: int
-    ignored_frames: int
     replayed_bytes: int
     resumed: int

@@ -57,21 +57,21 @@ def test_an_account_outlives_the_last_session_and_is_found_again() -> None:
     accounts.enter(ALICE, pipeline)
     account.waiting = 7
     account.leave(laptop)
-    assert (len(accounts), accounts.remembered) == (1, 0)
+    assert (len(accounts), len(accounts._retired)) == (1, 0)
     account.leave(pipeline)
     account.leave(pipeline)
-    assert (len(accounts), accounts.remembered) == (0, 1)
+    assert (len(accounts), len(accounts._retired)) == (0, 1)
     again = accounts.enter(ALICE, laptop)
-    assert (again is account, again.waiting, len(accounts), accounts.remembered) == (True, 7, 1, 0)
+    assert (again is account, again.waiting, len(accounts), len(accounts._retired)) == (True, 7, 1, 0)
 
 
 def test_the_accounts_of_users_who_left_are_bounded() -> None:
     accounts, member = Accounts(), Member()
     for number in range(module.MAX_REMEMBERED + 10):
         accounts.enter(replace(ALICE, subject=f"i#{number}"), member).leave(member)
-    assert accounts.remembered == module.MAX_REMEMBERED
+    assert len(accounts._retired) == module.MAX_REMEMBERED
     newest = accounts.enter(replace(ALICE, subject=f"i#{module.MAX_REMEMBERED}"), member)
-    assert (newest.subject, accounts.remembered) == (f"i#{module.MAX_REMEMBERED}", module.MAX_REMEMBERED - 1)
+    assert (newest.subject, len(accounts._retired)) == (f"i#{module.MAX_REMEMBERED}", module.MAX_REMEMBERED - 1)
 
 
 async def test_a_session_enters_its_users_account_and_leaves_it_at_its_end() -> None:
@@ -84,7 +84,7 @@ async def test_a_session_enters_its_users_account_and_leaves_it_at_its_end() -> 
         async with joined(sessions, join_id="k" * 16) as (second, _):
             await second.wait_established()
             assert len(sessions.accounts) == 1
-    assert (len(sessions.accounts), sessions.accounts.remembered) == (0, 1)
+    assert (len(sessions.accounts), len(sessions.accounts._retired)) == (0, 1)
 
 
 # -- which limits ---------------------------------------------------------------------------------------------------

@@ -1137,7 +1137,7 @@ async def test_l24_one_session_too_many_is_refused_in_words(tmp_path: Path) -> N
         assert (held.sessions.opened, held.sessions.refused) == (1, 2)
         async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
             await mallory.wait_established()
-    assert (len(held.sessions.accounts), held.sessions.accounts.remembered) == (0, 2)
+    assert (len(held.sessions.accounts), len(held.sessions.accounts._retired)) == (0, 2)
     await asyncio.to_thread(audit.close)
     first, rest = written(tmp_path / "audit")
     assert (first["limit"], first["verb"], first["user"]) == ("sessions", "limit", "alice")

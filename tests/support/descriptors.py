@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from arcbridge.net.sockets import AcceptLoop
 
 
 def held() -> frozenset[tuple[str, str]]:
@@ -42,3 +45,16 @@ def none_left() -> Iterator[None]:
         for descriptor in taken:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def pauses_of(loop: AcceptLoop) -> list[bool]:
+    """Return a list that grows with each pause of an accept loop: whether the pause before has not helped."""
+    pauses: list[bool] = []
+    told = loop._exhausted
+
+    def exhausted(listening: socket.socket, error: OSError, again: bool) -> None:
+        pauses.append(again)
+        told(listening, error, again)
+
+    loop._exhausted = exhausted
+    return pauses

@@ -449,11 +449,10 @@ def test_m6_impossible_first_windows(credit: int) -> None:
     assert isinstance(acceptor_hello().feed(hello(stream_window=credit)).machine.error, RemoteProtocolError)
 
 
-def test_m6_ignorable_frames_are_counted() -> None:
+def test_m6_ignorable_frames_are_skipped() -> None:
     one = acceptor_open()
     for kind in UNKNOWN:
         one.feed(frame(kind, kind, b"x" * kind))
-    assert one.machine.stats.ignored_frames == len(UNKNOWN)
     assert one.machine.error is None
 
 
