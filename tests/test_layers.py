@@ -22,7 +22,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"choices", "errors", "limiters", "problems", "single_file", "toml_lines", "user_directories", ""})
+LEAVES = frozenset(
+    {"choices", "errors", "limiters", "problems", "single_file", "tasks", "toml_lines", "user_directories", ""}
+)
 # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
@@ -39,6 +41,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "limiters": frozenset(),
     "choices": frozenset(),
+    "tasks": frozenset(),
     "problems": frozenset(),
     "toml_lines": frozenset(),
     "socket_options": frozenset(),

@@ -33,6 +33,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.observe.foreign_text import clean
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
@@ -157,10 +158,7 @@ class ControlConnections:
     async def close(self) -> None:
         """End connections, dials and tasks."""
         self.draining = True
-        tasks = [*self._tasks, *([self._balancing] if self._balancing is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks, *([self._balancing] if self._balancing is not None else []))
         await self.dials.close()
 
     # -- the loop ---------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.observe.foreign_text import clean
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinRequest
 
 MAX_DIALS = 64
@@ -137,10 +138,7 @@ class Dials:
 
     async def close(self) -> None:
         """End the dials under way."""
-        tasks = list(self._open)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._open)
 
     # -- inside -----------------------------------------------------------------------------------------------
 

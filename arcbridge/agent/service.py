@@ -49,6 +49,7 @@ from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.limits import Limits
 
 HURRY = 0.5
@@ -117,7 +118,7 @@ async def serve(
         if config.denylist_file is not None:
             denylist = Denylist(config.denylist_file, revocations.deny)
             reading = asyncio.get_running_loop().create_task(denylist.run(), name="denylist")
-            stack.push_async_callback(_cancel, reading)
+            stack.push_async_callback(cancel_and_wait, reading)
         control = ControlConnections(
             relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
         )
@@ -164,12 +165,12 @@ async def serve(
         stack.push_async_callback(observe.stop)
 
         looking = asyncio.get_running_loop().create_task(looks.run(), name="self-checks")
-        stack.push_async_callback(_cancel, looking)
+        stack.push_async_callback(cancel_and_wait, looking)
         if not await _run_unless(stopping, keeper.start()):
             return
         _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
         renewing = asyncio.get_running_loop().create_task(keeper.run(), name="renewal")
-        stack.push_async_callback(_cancel, renewing)
+        stack.push_async_callback(cancel_and_wait, renewing)
         control.start()
         if await _run_unless(stopping, control.connected.wait()):
             ready()
@@ -278,8 +279,3 @@ def _watch_requests(api: ApiServer, looks: SelfChecks) -> None:
 
     api.upstream.own_refusals.noticed = refused
     api.upstream.on_unreachable = lambda: looks.look_soon("api_server", "credential")
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -27,6 +27,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, begin, connect, finish
 from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
@@ -120,10 +121,7 @@ class TcpTargets:
 
     async def close(self) -> None:
         """End dials under way; connected streams end with their sessions."""
-        tasks = list(self._connecting)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._connecting)
 
     def _recorded(
         self,

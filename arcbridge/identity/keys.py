@@ -32,6 +32,7 @@ from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.authentication import IssuerConfig
 from arcbridge.identity.fetch import Fetch
 from arcbridge.identity.refusal import IssuerUnavailable
+from arcbridge.tasks import cancel_and_wait
 
 MAX_FRESH = 3600.0
 MIN_FRESH = 60.0
@@ -135,8 +136,7 @@ class KeySet:
         """End a fetch that is under way."""
         task, self._refreshing = self._refreshing, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await cancel_and_wait(task)
 
     # -- inside -----------------------------------------------------------------------------------------------
 

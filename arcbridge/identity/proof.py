@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from arcbridge.errors import ConfigError, LocalProtocolError, StateError
 from arcbridge.identity.refusal import TokenRefused
+from arcbridge.identity.strict_json import parse_object
 
 if TYPE_CHECKING:
     from arcbridge.identity.p256 import PrivateKey
@@ -245,7 +246,7 @@ class ProofKey:
     def from_jwk(cls, data: bytes) -> ProofKey:
         """Read what `to_jwk` wrote. Raises StateError, without a byte of it."""
         try:
-            document = _json_object(data) if len(data) <= MAX_KEY_FILE else {}
+            document = parse_object(data) if len(data) <= MAX_KEY_FILE else {}
             if document.get("kty") == "EC" and document.get("crv") == "P-256":
                 x, y, d = (document.get(name) for name in ("x", "y", "d"))
                 if isinstance(x, str) and isinstance(y, str) and isinstance(d, str):
@@ -438,7 +439,7 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
 def decode_object(part: str) -> dict[str, Any]:
     """Return the JSON object that a part of a JWS in compact form holds: in the one spelling of base64url, with no name
     twice. Raises ValueError."""
-    return _json_object(_decode(part))
+    return parse_object(_decode(part))
 
 
 def token_hash(token: str) -> str:
@@ -497,27 +498,3 @@ def _decode(text: str, size: int | None = None) -> bytes:
     if _encode(data) != text or (size is not None and len(data) != size):
         raise ValueError("another spelling or length")
     return data
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return out
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        value = _JSON.decode(data.decode())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value

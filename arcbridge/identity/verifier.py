@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
-import json
 import math
 import time
 from collections import Counter, OrderedDict
@@ -34,6 +32,7 @@ from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
+from arcbridge.identity.strict_json import parse_object
 
 MAX_TOKEN = 64 * 1024
 """Characters of a token. Entra tokens with 200 groups have 12 KiB; a head of 64 KiB is what the proxy accepts."""
@@ -426,20 +425,6 @@ def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _segment(text: str) -> dict[str, Any]:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, binascii.Error, RecursionError) as error:
+        return parse_object(raw)
+    except ValueError as error:
         raise TokenRefused("token.shape", "the token is not a signed JWT") from error
-    if not isinstance(value, dict):
-        raise TokenRefused("token.shape", "the token is not a signed JWT")
-    return value
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return out
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from arcbridge.errors import ArcbridgeError, StreamReset
 from arcbridge.mux import buffer
+from arcbridge.mux.write_limits import write_limits
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.session import Session
@@ -287,14 +288,8 @@ class StreamTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """As asyncio's: `low` defaults to a quarter of `high`."""
-        if high is None:
-            high = WRITE_HIGH if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
-        self._low, self._high = low, high
-        self._stream.low_water = low
+        self._low, self._high = write_limits(high, low, WRITE_HIGH)
+        self._stream.low_water = self._low
 
     # -- called by the session ------------------------------------------------------------------------------------
 

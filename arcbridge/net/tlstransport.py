@@ -26,6 +26,8 @@ from typing import Any, cast
 
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import socket_error_poll
+from arcbridge.mux.write_limits import write_limits
+from arcbridge.socket_options import reset_on_close
 
 HANDSHAKE_DEADLINE = 10.0
 """Seconds for the TLS handshake."""
@@ -221,13 +223,7 @@ class TlsTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """As asyncio's: `low` defaults to a quarter of `high`."""
-        if high is None:
-            high = WRITE_HIGH if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high}) must be >= low ({low}) must be >= 0")
-        self._high, self._low = high, low
+        self._low, self._high = write_limits(high, low, WRITE_HIGH)
         self._pause_writer_if_full()
 
     # -- the handshake ----------------------------------------------------------------------------------------------
@@ -550,10 +546,7 @@ class TlsTransport(asyncio.Transport):
             self._lingered += wait
             self._timer = self._loop.call_later(wait, self._reset_when_received)
             return
-        try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass  # the connection is gone already
+        reset_on_close(self._sock)
         self._lose(None)
 
     def _linger(self) -> None:

@@ -24,6 +24,7 @@ import structlog
 
 from arcbridge.errors import StateError
 from arcbridge.relay.operations import Question, Row
+from arcbridge.tasks import cancel_and_wait
 
 SOCKET: Final = "admin.sock"
 DEADLINE: Final = 10.0
@@ -77,9 +78,7 @@ class AdminSocket:
             return
         self._server.close()
         self._server = None
-        for task in list(self._open):
-            task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await cancel_and_wait(*self._open)
         with contextlib.suppress(OSError):
             os.unlink(self._data_dir / SOCKET)
 

@@ -67,6 +67,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.session_places import JoinLimited, SessionPlace, SessionPlaces
 from arcbridge.relay.siblings.channel import ChannelClosed
 from arcbridge.relay.siblings.handover import AgentJoin, Handovers
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0
@@ -448,9 +449,7 @@ class Rendezvous:
                 retry_after=_RETRY_AFTER,
             ) from error
         finally:
-            for task in (gone, dialling):
-                task.cancel()
-            await asyncio.gather(gone, dialling, return_exceptions=True)
+            await cancel_and_wait(gone, dialling)
 
     @staticmethod
     def _raise_gone(gone: asyncio.Task[None]) -> None:

@@ -61,6 +61,7 @@ from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.tasks import cancel_and_wait
 
 MAINTENANCE_INTERVAL: Final = 5.0
 """Seconds between two looks at revocations: a user or a cluster that was revoked is cut within 10 s."""
@@ -432,8 +433,7 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await cancel_and_wait(task)
 
 
 def _hear_reloads(reload: Reload, reread: Callable[[], RelayConfig], metrics: Metrics) -> Reloads:

@@ -26,6 +26,7 @@ from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.siblings.channel import ChannelClosed, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, Status
 
 
@@ -86,10 +87,7 @@ class WorkersFleet(Fleet):
         """Nothing to start."""
 
     async def close(self) -> None:
-        tasks = list(self._serving.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._serving.values())
         self._own.clear()
         self._remote.clear()
         await self._all.close()

@@ -47,8 +47,9 @@ from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo, tell_warnings
 from arcbridge.relay.settings import required
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
+from arcbridge.relay.siblings.channel import Channel, Head, Received, pair
 from arcbridge.relay.worker_count import worker_count
+from arcbridge.tasks import cancel_and_wait
 
 START_DEADLINE: Final = 60.0
 """Seconds for a worker to serve. It takes one; a busy machine, or a lock that an operator holds, makes it more."""
@@ -166,14 +167,6 @@ class _Worker:
     def lives(self) -> bool:
         return self.state is not State.GONE
 
-    def tell(self, head: Head, body: bytes = b"", give: socket.socket | None = None) -> None:
-        """`give`: a socket that is the worker's alone from then on."""
-        try:
-            self.channel.send(head, body, give, keep=False)
-        except ChannelClosed:
-            # Its end is noticed by its process.
-            pass
-
 
 class Supervisor:
     """`start`, then `stop`; `kill` in any case."""
@@ -272,13 +265,11 @@ class Supervisor:
         for worker in self._workers.values():
             await worker.process.wait()
             worker.channel.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     def tell_all(self, head: Head) -> None:
         for worker in self._alive():
-            worker.tell(head)
+            worker.channel.tell(head)
 
     # -- one worker ------------------------------------------------------------------------------------------------
 
@@ -309,7 +300,7 @@ class Supervisor:
         worker.channel.start()
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
         worker.settings = self._config
-        worker.tell({"t": "assign"}, pickle.dumps(assignment))
+        worker.channel.tell({"t": "assign"}, pickle.dumps(assignment))
         self._run(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
@@ -320,14 +311,14 @@ class Supervisor:
                 if other is not worker and other.index not in worker.pairs:
                     self._connect(worker, other)
         for worker in workers:
-            worker.tell({"t": "serve", "siblings": len(worker.pairs)})
+            worker.channel.tell({"t": "serve", "siblings": len(worker.pairs)})
 
     def _connect(self, one: _Worker, other: _Worker) -> None:
         self._pairs += 1
         ends = pair()
         for worker, peer, end in ((one, other, ends[0]), (other, one, ends[1])):
             worker.pairs[peer.index] = self._pairs
-            worker.tell({"t": "peer", "worker": peer.index, "pair": self._pairs}, give=end)
+            worker.channel.tell({"t": "peer", "worker": peer.index, "pair": self._pairs}, give=end)
 
     async def _watch(self, worker: _Worker) -> None:
         """Wait for a worker's end, and start another in its place."""
@@ -420,7 +411,7 @@ class Supervisor:
                 worker.idle = True
                 if not self._stopping.is_set():
                     # It goes away alone: an operator has sent it a signal.
-                    worker.tell({"t": "close"})
+                    worker.channel.tell({"t": "close"})
         if message.sock is not None:
             message.sock.close()
         self._changed.set()
@@ -470,7 +461,7 @@ class Supervisor:
             numbers.append(self._asked)
             self._answers[self._asked] = answer = loop.create_future()
             asked.append(answer)
-            worker.tell({"t": "metrics", "n": self._asked})
+            worker.channel.tell({"t": "metrics", "n": self._asked})
         if asked:
             await asyncio.wait(asked, timeout=GATHER_DEADLINE)
         for number in numbers:
@@ -484,7 +475,7 @@ class Supervisor:
             self._asked += 1
             numbers.append(self._asked)
             self._answers[self._asked], self._rows[self._asked] = loop.create_future(), []
-            worker.tell({"t": "ask", "n": self._asked, "question": dict(question)})
+            worker.channel.tell({"t": "ask", "n": self._asked, "question": dict(question)})
         try:
             if numbers:
                 await asyncio.wait([self._answers[number] for number in numbers], timeout=ASK_DEADLINE)
@@ -528,7 +519,7 @@ class Supervisor:
 
     def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
         worker.settings = config
-        worker.tell({"t": "reload", "n": number}, pickle.dumps(config))
+        worker.channel.tell({"t": "reload", "n": number}, pickle.dumps(config))
 
     def _close_together(self) -> None:
         alive = self._alive()

@@ -58,16 +58,9 @@ class _Worker:
         self.channel = Channel(parent, self._received, self._orphaned)
         self.channel.start()
 
-    def tell(self, head: dict[str, object], body: bytes = b"") -> None:
-        try:
-            self.channel.send(head, body)
-        except ChannelClosed:
-            # `_orphaned` ends this process.
-            pass
-
     async def together(self, hurry: asyncio.Event) -> None:
         """Wait until all workers are ready to close the port."""
-        self.tell({"t": "idle"})
+        self.channel.tell({"t": "idle"})
         waiting: list[asyncio.Task[object]] = [
             asyncio.get_running_loop().create_task(_wait(event)) for event in (self._may_close, hurry)
         ]
@@ -79,7 +72,7 @@ class _Worker:
 
     async def beat(self) -> None:
         while True:
-            self.tell({"t": "beat", "failures": self.membership.failures()})
+            self.channel.tell({"t": "beat", "failures": self.membership.failures()})
             await asyncio.sleep(BEAT)
 
     def close(self) -> None:
@@ -103,11 +96,11 @@ class _Worker:
                 self.membership.expected = int(head["siblings"])
                 self.told_to_serve.set()
             case "metrics":
-                self.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
+                self.channel.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
             case "ask":
                 rows = self.membership.answer(head["question"]) if hasattr(self, "membership") else []
                 for part, last in parts(rows):
-                    self.tell({"t": "answered", "n": head["n"], "last": last}, part)
+                    self.channel.tell({"t": "answered", "n": head["n"], "last": last}, part)
             case "reload":
                 self._reload(int(head["n"]), pickle.loads(message.body))
             case "toggle":
@@ -127,17 +120,19 @@ class _Worker:
         """Put other settings in force, and say what came of it. One that does not serve yet says that it failed."""
         reload = self.membership.reload
         if reload is None:
-            self.tell({"t": "reloaded", "n": number, "error": "the worker does not serve yet"})
+            self.channel.tell({"t": "reloaded", "n": number, "error": "the worker does not serve yet"})
             return
         try:
             outcome = reload(config)
         except ArcbridgeError as error:
-            self.tell({"t": "reloaded", "n": number, "error": error.message})
+            self.channel.tell({"t": "reloaded", "n": number, "error": error.message})
             return
-        self.tell({"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart})
+        self.channel.tell(
+            {"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart}
+        )
 
     def _lost(self, index: int, pair: int) -> None:
-        self.tell({"t": "lost", "worker": index, "pair": pair})
+        self.channel.tell({"t": "lost", "worker": index, "pair": pair})
 
     def _orphaned(self) -> None:
         self._stopping.set()
@@ -159,7 +154,7 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
     def ready(info: RelayInfo) -> None:
         nonlocal serving
         serving = True
-        worker.tell(
+        worker.channel.tell(
             {
                 "t": "serving",
                 "address": info.address,
@@ -182,7 +177,7 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
     except ArcbridgeError as error:
         if serving:
             raise
-        worker.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
+        worker.channel.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
     finally:
         worker.close()
 

@@ -11,8 +11,8 @@ Rules:
    would leave the two with different views for ever.
 2. A socket that is sent stays the sender's, too, until the receiver says that it has it. The sender only holds it.
 3. A descriptor that did not arrive (the receiver's table is full, which the kernel tells by `MSG_CTRUNC` and by no
-   error) is told with the message, as `cut_off`; descriptors that did arrive are never lost: they are the handler's, or
-   closed here.
+   error) leaves a message without its socket, whose handler can tell that one is missing; descriptors that did arrive
+   are never lost: they are the handler's, or closed here.
 4. Only processes of this user are at the other end.
 """
 
@@ -51,12 +51,11 @@ class ChannelClosed(ArcbridgeError):
 
 
 class Received(NamedTuple):
-    """One message. `sock` belongs to the handler; `cut_off`: one was sent and did not arrive."""
+    """One message. `sock` belongs to the handler; None where none was sent, or where it did not arrive."""
 
     head: Head
     body: bytes
     sock: socket.socket | None
-    cut_off: bool
 
 
 class Channel:
@@ -106,6 +105,14 @@ class Channel:
             self._queued += len(message)
         elif sock is not None and not keep:
             sock.close()
+
+    def tell(self, head: Head, body: bytes = b"", give: socket.socket | None = None) -> None:
+        """Send what need not arrive: where the other end is gone, `on_closed` has run, or will. `give`: a socket that
+        is the other process's alone from then on."""
+        try:
+            self.send(head, body, give, keep=False)
+        except ChannelClosed:
+            pass
 
     def read_rest(self) -> None:
         """Take what has come, for when the other end is known to be gone."""
@@ -213,7 +220,7 @@ def _read(data: bytes, flags: int, sockets: list[socket.socket]) -> Received | N
         return None
     if not isinstance(parsed, dict):
         return None
-    return Received(parsed, body, sockets[0] if sockets else None, bool(flags & socket.MSG_CTRUNC))
+    return Received(parsed, body, sockets[0] if sockets else None)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -35,11 +35,7 @@ class Sibling:
 
     def tell(self, head: Head, body: bytes = b"") -> None:
         """Send what need not arrive: a sibling that is gone has forgotten everything anyway."""
-        try:
-            self.channel.send(head, body)
-        except ChannelClosed:
-            # `on_left` has run, or will.
-            pass
+        self.channel.tell(head, body)
 
 
 Handler = Callable[[Sibling, Received], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from arcbridge.relay.listener import bind
 from arcbridge.relay.processes import supervisor as supervisor_module
 from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
-from arcbridge.relay.siblings.channel import Received
+from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
 from tests.identity.issuer import CONFIG
 
 
@@ -138,17 +139,19 @@ async def test_a_port_that_is_in_use(config: RelayConfig, tmp_path: Path) -> Non
                 )
 
 
-def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(
-    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    supervisor, told = Supervisor(config, 1, 1, -1), []
-    monkeypatch.setattr(supervisor_module._Worker, "tell", lambda worker, head, *body: told.append(head["t"]))
+async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:
+    supervisor, (ours, theirs) = Supervisor(config, 1, 1, -1), pair()
+    theirs.setblocking(False)
     worker = supervisor_module._Worker(0)
+    worker.channel = Channel(ours, lambda message: None, lambda: None)
     worker.settings = config
-    serving = Received({"t": "serving"}, b"", None, False)
+    serving = Received({"t": "serving"}, b"", None)
     supervisor._received(worker, serving)
-    assert told == [], "it has the settings that count"
+    with pytest.raises(BlockingIOError):
+        theirs.recv(MAX_MESSAGE)  # it has the settings that count
     supervisor._config = replace(config, max_token_lifetime=60.0)
     supervisor._received(worker, serving)
-    assert told == ["reload"]
+    assert json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["t"] == "reload"
     assert worker.settings is supervisor._config
+    worker.channel.close()
+    theirs.close()

@@ -284,7 +284,7 @@ async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
-    """The socket is lost on its way to the owner, which only the flag of the message tells."""
+    """The socket is lost on its way to the owner, whose message comes without it."""
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
         await agent.registered()
         assert pair.owner.siblings is not None
@@ -292,7 +292,7 @@ async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
 
         def cut_off(sibling: object, message: object) -> None:
             message.sock.close()  # type: ignore[attr-defined]
-            handler(sibling, message._replace(sock=None, cut_off=True))  # type: ignore[arg-type, attr-defined]
+            handler(sibling, message._replace(sock=None))  # type: ignore[arg-type, attr-defined]
 
         pair.owner.siblings.handlers["socket"] = cut_off
         with pytest.raises(JoinRefused) as caught:

@@ -1,0 +1,39 @@
+"""A task that was cancelled runs no more, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+from arcbridge.tasks import cancel_and_wait
+
+
+async def test_they_have_ended_also_where_they_take_their_time() -> None:
+    done: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            done.append(name)
+
+    tasks = [asyncio.create_task(work(name)) for name in "ab"]
+    await asyncio.sleep(0)
+    await cancel_and_wait(*tasks)
+    assert sorted(done) == ["a", "b"]
+    assert all(task.cancelled() for task in tasks)
+    await cancel_and_wait(*tasks)
+
+
+async def test_one_that_fails_and_none_at_all() -> None:
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("while it ends")
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await cancel_and_wait(task)
+    assert isinstance(task.exception(), ValueError)
+    await cancel_and_wait()
