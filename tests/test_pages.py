@@ -70,3 +70,12 @@ def test_a_broken_link_is_found() -> None:
     assert broken(page, "no-such-page.md").endswith("does not exist")
     assert broken(page, "threats.md#Z99").endswith("no such heading")
     assert broken(page, "threats.md#M7") == broken(page, "#sessions-and-time") == ""
+
+
+def test_no_word_of_the_glossary_stands_twice() -> None:
+    """One meaning each: also a row that explains two words counts for both."""
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ", text, re.MULTILINE)
+    words = [word for row in rows if row != "word" for word in re.split(r", | and (?!.* of )", row)]
+    assert len(words) > 50
+    assert sorted(word for word in set(words) if words.count(word) > 1) == []

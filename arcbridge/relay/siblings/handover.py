@@ -2,20 +2,20 @@
 
 All workers of a relay listen on one port, and the kernel chooses who accepts. Who a join of an agent is for is known
 only from its JOIN message, inside the outer TLS, whose state cannot be given away. So the worker that accepted it (here
-*acceptor*) lets the one that waits (*owner*, named by the dial token) judge it, ends the outer TLS in its stead, and
+*sender*) lets the one that waits (*owner*, named by the dial token) judge it, ends the outer TLS in its stead, and
 then gives the raw socket away:
 
-    acceptor → owner   claim     the JOIN message, and the cluster of the verified certificate
-    owner → acceptor   reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
-    acceptor → owner   socket    the descriptor, and the bytes that came behind the agent's close_notify
-    owner → acceptor   taken     it is here: close yours                    (or `dropped`: its client has left)
+    sender → owner     claim     the JOIN message, and the cluster of the verified certificate
+    owner → sender     reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
+    sender → owner     socket    the descriptor, and the bytes that came behind the agent's close_notify
+    owner → sender     taken     it is here: close yours                    (or `dropped`: its client has left)
 
-Either may say `failed` (acceptor) or `refuse` (owner) at any time before that.
+Either may say `failed` (sender) or `refuse` (owner) at any time before that.
 
 Rules:
 
 1. The owner judges: a token pairs once, whichever worker its agent came to.
-2. After close_notify the acceptor reads nothing more from the socket. It holds its copy until the owner has said
+2. After close_notify the sender reads nothing more from the socket. It holds its copy until the owner has said
    `taken`, and closes it then: there is no moment at which the socket could be lost.
 3. If either process dies, or a step does not happen in time, the other one closes what it has, both ways: the agent is
    cut, and the client is told, or cut too if its pump had begun.
@@ -46,7 +46,7 @@ SOCKET_DEADLINE: Final = 8.0
 TAKEN_DEADLINE: Final = 5.0
 
 OUTCOMES: Final = ("joined", "void", "failed")
-"""How hand-overs ended, as the acceptor counts them."""
+"""How hand-overs ended, as the sender counts them."""
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ Pair = Callable[[AgentJoin, JoinRequest, str, str], str]
 
 
 class HandedJoin:
-    """At the owner: a join of an agent whose outer TLS the acceptor ends. Calls as on `ServerJoin`."""
+    """At the owner: a join of an agent whose outer TLS the sender ends. Calls as on `ServerJoin`."""
 
     def __init__(self, handovers: Handovers, sibling: Sibling, number: int) -> None:
         self._handovers = handovers
@@ -102,7 +102,7 @@ class HandedJoin:
         return left_over
 
     async def refuse(self, reply: JoinReply) -> None:
-        """Tell the acceptor to refuse the agent. Does not wait."""
+        """Tell the sender to refuse the agent. Does not wait."""
         self._handovers.forget(self._sibling, self._number)
         if self._arrived.done() and not self._arrived.cancelled() and self._arrived.exception() is None:
             reset(self._arrived.result()[0])
@@ -127,7 +127,7 @@ class HandedJoin:
 
 
 class _Handing:
-    """At the acceptor: one hand-over under way."""
+    """At the sender: one hand-over under way."""
 
     def __init__(self, sibling: Sibling) -> None:
         loop = asyncio.get_running_loop()
@@ -170,7 +170,7 @@ class Handovers:
         """Return how many hand-overs are under way, on both sides."""
         return len(self._handing) + len(self._handed)
 
-    # -- the acceptor --------------------------------------------------------------------------------------------
+    # -- the sender --------------------------------------------------------------------------------------------
 
     def elsewhere(self, request: JoinRequest) -> bool:
         """Say whether this join of an agent is for a client at another worker."""
@@ -249,7 +249,7 @@ class Handovers:
         number = int(message.head["n"])
         join = self._handed.get((sibling, number))
         if message.sock is None:
-            # Lost on its way, for want of descriptors here: the acceptor still has it, and cuts it.
+            # Lost on its way, for want of descriptors here: the sender still has it, and cuts it.
             log.warning("agent's socket not taken over", reason="out of file descriptors", hint="raise LimitNOFILE")
             if join is not None:
                 join.failed(ConnectionLost("this relay is out of file descriptors"))

@@ -29,30 +29,30 @@ from tests.relay.test_rendezvous import exactly
 
 @dataclass
 class Two:
-    """Two workers in one process; agents have their control connection at `owner` and come out at `acceptor`."""
+    """Two workers in one process; agents have their control connection at `owner` and come out at `sender`."""
 
     owner: Station
-    acceptor: Station
+    sender: Station
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
 
-    async def join_at_acceptor(self, agent: Agent, dial: Dial) -> None:
+    async def join_at_sender(self, agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
         await self.agent_join(agent, dial.token)
 
     async def agent_join(self, agent: Agent, token: str, cluster: str = "prod") -> None:
-        sock = await self.acceptor.dial()
+        sock = await self.sender.dial()
         agent.sockets.append(sock)
         await client_join(sock, client_context(cluster=cluster), RELAY, JoinRequest(role="agent", token=token))
 
     @property
     def outcomes(self) -> dict[str, int]:
-        assert self.acceptor.handovers is not None
-        return self.acceptor.handovers.outcomes
+        assert self.sender.handovers is not None
+        return self.sender.handovers.outcomes
 
     def handing(self) -> int:
-        assert self.acceptor.handovers is not None
+        assert self.sender.handovers is not None
         assert self.owner.handovers is not None
-        return len(self.acceptor.handovers) + len(self.owner.handovers)
+        return len(self.sender.handovers) + len(self.owner.handovers)
 
 
 @contextlib.asynccontextmanager
@@ -61,16 +61,16 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
     for one in stations:
         one.siblings = Siblings()
         await one.open()
-    owner, acceptor = stations
+    owner, sender = stations
     await owner.enrol("prod")
     await owner.enrol("other")
     assert owner.siblings is not None
-    assert acceptor.siblings is not None
-    joined(owner.siblings, acceptor.siblings)
+    assert sender.siblings is not None
+    joined(owner.siblings, sender.siblings)
     await owner.siblings.synced(1, 5)
-    await acceptor.siblings.synced(1, 5)
+    await sender.siblings.synced(1, 5)
     try:
-        yield Two(owner, acceptor)
+        yield Two(owner, sender)
     finally:
         for one in stations:
             await one.close()
@@ -90,7 +90,7 @@ async def until(condition: Callable[[], object], timeout: float = 15) -> None:
 
 
 async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         await agent.registered()
         client, reply = await pair.owner.join()
         with client:
@@ -103,18 +103,18 @@ async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
             client.shutdown(socket.SHUT_WR)
             assert await receive(far, 1) == b""
         assert len(pair.owner.pumps) == 1
-        assert len(pair.acceptor.pumps) == 0
+        assert len(pair.sender.pumps) == 0
         await until(lambda: pair.outcomes["joined"] == 1)
         assert pair.handing() == 0
 
 
 async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> None:
-    """docs/threats.md#J5: only the acceptor ever holds it."""
+    """docs/threats.md#J5: only the sender ever holds it."""
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
         agent.session.send_status(Status(token=dial.token))
-        sock = await pair.acceptor.dial()
+        sock = await pair.sender.dial()
         agent.sockets.append(sock)
         pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
         await pipe.handshake()
@@ -133,7 +133,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
 
 
 async def test_the_host_judges(tmp_path: Path) -> None:
-    """docs/threats.md#J1, #J2: a token is used once, whichever acceptor; a foreign cluster's agent changes nothing."""
+    """docs/threats.md#J1, #J2: a token is used once, whichever sender; a foreign cluster's agent changes nothing."""
     async with two(tmp_path) as pair:
         seen: list[BaseException] = []
 
@@ -201,7 +201,7 @@ async def test_a_worker_that_dies_at_each_step(
     """The channel ends just before or just behind the message of that step: so it looks to the other worker when one
     is killed there. Both ends are told or cut at once, and no descriptor is left."""
     # An agent that dies on its way to the owner is just one that does not come: the client hears so at the deadline.
-    async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
+    async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         await agent.registered()
         await pair.owner.settled()
         at_rest = descriptors()
@@ -266,9 +266,9 @@ def _is_over(sock: socket.socket) -> bool:
 
 
 async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped owner does not reply: the acceptor ends the agent's connection, though the owner may hold it."""
+    """A stopped owner does not reply: the sender ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         await agent.registered()
         assert pair.owner.siblings is not None
         pair.owner.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
@@ -285,7 +285,7 @@ async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
 
 async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
     """The socket is lost on its way to the owner, whose message comes without it."""
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_acceptor) as agent:
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         await agent.registered()
         assert pair.owner.siblings is not None
         handler = pair.owner.siblings.handlers["socket"]
