@@ -46,11 +46,11 @@ FIELD_LIMIT = 64 * 1024
 log = structlog.get_logger("arcbridge.relay")
 
 
-class ApiServer:
+class HttpApiServer:
     """Serves an application on connections that the relay's listener has accepted: the protocol factory for
     `loop.connect_accepted_socket(server, …)` or `loop.create_server(server, …)`.
 
-        server = ApiServer(build_app(…)); await server.start(); …; await server.close()
+        server = HttpApiServer(build_app(…)); await server.start(); …; await server.close()
     """
 
     def __init__(self, app: web.Application) -> None:
@@ -79,7 +79,7 @@ class ApiServer:
         # Made here and not by aiohttp's Server: that one drops all limits when it does not know one of them.
         server = self._runner.server
         if server is None:
-            raise RuntimeError("ApiServer.start() comes first")
+            raise RuntimeError("HttpApiServer.start() comes first")
         return _Connection(self, server, ticket)
 
 
@@ -92,7 +92,7 @@ class _Connection(web.RequestHandler):
 
     __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working")
 
-    def __init__(self, owner: ApiServer, server: web.Server, ticket: Ticket | None) -> None:
+    def __init__(self, owner: HttpApiServer, server: web.Server, ticket: Ticket | None) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),

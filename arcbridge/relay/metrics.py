@@ -11,7 +11,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Purpose
 from arcbridge.relay.api import Limited
-from arcbridge.relay.api_server import ApiServer
+from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
@@ -33,7 +33,7 @@ def register(
     pumps: Pumps,
     verifier: TokenVerifier,
     proofs: ProofChecker,
-    api: ApiServer,
+    api: HttpApiServer,
     api_refusals: Limited,
     certificate: ServerCertificate,
     access: Access,

@@ -36,7 +36,7 @@ from arcbridge.relay.access import Access
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.api import Limited, build_app, caller_bucket
-from arcbridge.relay.api_server import ApiServer
+from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
@@ -150,7 +150,7 @@ async def _start(
     counters, api_refusals, callers = Counters(), Limited(), caller_bucket(limits.requests_per_minute_per_user)
     await fleet.start()
     stack.push_async_callback(fleet.close)
-    api = ApiServer(
+    api = HttpApiServer(
         build_app(
             authority=authority,
             registry=registry,

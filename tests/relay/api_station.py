@@ -21,7 +21,7 @@ from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
 from arcbridge.relay.api import Limited, build_app
-from arcbridge.relay.api_server import ApiServer
+from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0
@@ -70,7 +70,7 @@ class Relay:
     authority: Authority
     registry: SqliteRegistry
     clock: Clock
-    server: ApiServer
+    server: HttpApiServer
     port: int
     limited: Limited
     agents: dict[str, int]
@@ -176,7 +176,7 @@ async def serving(
         renewed_twice=lambda: copies.append(None),
         login=login,
     )
-    server = ApiServer(app)
+    server = HttpApiServer(app)
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]

@@ -28,7 +28,7 @@ from arcbridge.relay.api import (
     UNPROVED,
     tls_peer_certificate,
 )
-from arcbridge.relay.api_server import ANONYMOUS_REQUESTS, BODY_LIMIT, ApiServer
+from arcbridge.relay.api_server import ANONYMOUS_REQUESTS, BODY_LIMIT, HttpApiServer
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from tests.relay.api_station import CANARY, KEY, Relay, error, load
@@ -534,7 +534,7 @@ class TestLimits:
         made: list[asyncio.Protocol] = []
         factory = relay.server.__class__.__call__
 
-        class Watched(ApiServer):
+        class Watched(HttpApiServer):
             def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
                 made.append(factory(self, ticket))
                 return made[-1]

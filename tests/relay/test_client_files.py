@@ -17,7 +17,7 @@ from aiohttp import web
 from arcbridge.errors import ConfigError
 from arcbridge.relay import client_files
 from arcbridge.relay.api_answers import no_such_path, set_headers
-from arcbridge.relay.api_server import ApiServer, errors
+from arcbridge.relay.api_server import HttpApiServer, errors
 from arcbridge.relay.client_files import HEADER, ClientFiles
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
@@ -66,7 +66,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Path
             app.router.add_get("/v1/clusters", _clusters)
             files.install(app)
             app.router.add_route("*", "/{path:.*}", no_such_path)
-            api = ApiServer(app)
+            api = HttpApiServer(app)
             await api.start()
             stack.push_async_callback(api.close, 0.1)
             server = await asyncio.get_running_loop().create_server(api, "127.0.0.1", 0)

@@ -36,7 +36,7 @@ LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LogPlace:
     """A line of a file."""
 
     file: str
@@ -51,7 +51,7 @@ class Finding:
     """One thing that is wrong. `place` is where it shows; `record` is the number in its chain."""
 
     kind: str
-    place: Place
+    place: LogPlace
     chain: str
     record: int
     text: str
@@ -78,7 +78,7 @@ class Gap:
     """Hash of the record before the first one."""
     after: str
     """What the record behind the last one says of its hash."""
-    place: Place
+    place: LogPlace
     """Of the record behind the gap."""
 
 
@@ -89,7 +89,7 @@ class _ChainState:
     id: str
     first: int
     newest: Head
-    place: Place
+    place: LogPlace
     """Of the newest record."""
     records: int = 1
     ended: str = ""
@@ -98,10 +98,10 @@ class _ChainState:
     """The record that stood before this chain, by its own word."""
     previous: str = NONE
     """The hash of that one."""
-    start: Place = Place("", 0)
+    start: LogPlace = LogPlace("", 0)
     cause: str = ""
     gaps: list[Gap] = field(default_factory=list)
-    recent: OrderedDict[int, tuple[str, Place]] = field(default_factory=OrderedDict)
+    recent: OrderedDict[int, tuple[str, LogPlace]] = field(default_factory=OrderedDict)
     """Hash and place of the records seen last."""
 
 
@@ -186,9 +186,9 @@ class _Check:
     def read(self, path: Path) -> None:
         """Take in one file."""
         name = self._last_file = str(path)
-        rest: tuple[Place, bytes] | None = None
+        rest: tuple[LogPlace, bytes] | None = None
         for number, text in enumerate(_lines(path), 1):
-            place = Place(name, number)
+            place = LogPlace(name, number)
             whole = text.endswith(b"\n")
             text = text.rstrip(b"\r\n")
             start = find_sealed(text)
@@ -229,7 +229,7 @@ class _Check:
 
     # -- one record -----------------------------------------------------------------------------------------------
 
-    def _record(self, sealed: SealedLine, place: Place) -> None:
+    def _record(self, sealed: SealedLine, place: LogPlace) -> None:
         self.report.records += 1
         head, fields = sealed.head, sealed.fields
         state = self._chains.get(head.chain)
@@ -272,7 +272,7 @@ class _Check:
                 "it was killed, or the machine stopped, while it wrote"
             )
 
-    def _follows(self, state: _ChainState, sealed: SealedLine, place: Place) -> None:
+    def _follows(self, state: _ChainState, sealed: SealedLine, place: LogPlace) -> None:
         if sealed.previous != state.newest.hash:
             self._add(
                 CHANGED, state.place, state.newest,
@@ -283,11 +283,11 @@ class _Check:
             self._add(CHANGED, place, sealed.head, f"a record stands behind the end of its chain ({state.place})")
         self._newest(state, sealed.head, place)
 
-    def _newest(self, state: _ChainState, head: Head, place: Place) -> None:
+    def _newest(self, state: _ChainState, head: Head, place: LogPlace) -> None:
         state.newest, state.place = head, place
         state.records += 1
 
-    def _late(self, state: _ChainState, sealed: SealedLine, place: Place) -> None:
+    def _late(self, state: _ChainState, sealed: SealedLine, place: LogPlace) -> None:
         """A record that belongs before one that was seen already."""
         number = sealed.head.sequence
         gap = next((one for one in state.gaps if one.first <= number <= one.last), None)
@@ -358,13 +358,13 @@ class _Check:
             if state is not None and number > state.newest.sequence:
                 self._missing(chain, state.newest.sequence + 1, number, state.place, TRUNCATED)
             elif state is None and anchor.time > self._began:
-                self._missing(chain, 0, number, Place(self._last_file, 0), TRUNCATED)
+                self._missing(chain, 0, number, LogPlace(self._last_file, 0), TRUNCATED)
             elif state is None:
                 self.report.notes.append(f"chain {chain}, which an anchor names, is in none of these files")
 
     # -- findings -------------------------------------------------------------------------------------------------
 
-    def _broken(self, place: Place, text: bytes, following: SealedLine | None) -> None:
+    def _broken(self, place: LogPlace, text: bytes, following: SealedLine | None) -> None:
         """A line that is no whole record."""
         if following is not None and following.fields.get("torn") == len(text):
             return  # the agent itself found it so, and says it in a note
@@ -373,12 +373,12 @@ class _Check:
         else:
             self._add(FOREIGN, place, _NO_HEAD, "the line is no record of an audit log")
 
-    def _missing(self, chain: str, first: int, last: int, place: Place, kind: str = MISSING) -> None:
+    def _missing(self, chain: str, first: int, last: int, place: LogPlace, kind: str = MISSING) -> None:
         what = f"record {first} is" if first == last else f"records {first} to {last} are"
         text = f"{what} missing" + (" before this one" if kind == MISSING else ": the chain was cut off")
         self.report.findings.append(Finding(kind, place, chain, first, text))
 
-    def _add(self, kind: str, place: Place, head: Head, text: str) -> None:
+    def _add(self, kind: str, place: LogPlace, head: Head, text: str) -> None:
         self.report.findings.append(Finding(kind, place, head.chain, head.sequence, text))
 
 

@@ -113,7 +113,7 @@ class Accept(Record):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Answer(Record):
+class DialAnswer(Record):
     """The agent's consent (`status`, a Status record), or the `code` and words of a refusal."""
 
     TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
@@ -348,7 +348,7 @@ class NatsFleet(Fleet):
     async def _accept(self, subject: str, cluster: str, dial: Dial, timeout: float) -> Status:
         accept = Accept(cluster, dial.encode(), max(int(timeout * 1000), 1))
         try:
-            answer = Answer.decode(await self._nats.request(subject, accept.encode(), timeout + _GRACE))
+            answer = DialAnswer.decode(await self._nats.request(subject, accept.encode(), timeout + _GRACE))
             if (answer.token, answer.cluster) != (dial.token, cluster):
                 self._cross("answer", cluster)
                 raise NoReply("the answer belongs to another dial")
@@ -430,7 +430,7 @@ class NatsFleet(Fleet):
         except JoinRefused as error:
             self._reply(message, _refusal(dial.token, link.cluster, error))
         else:
-            self._reply(message, Answer(dial.token, link.cluster, status=status.encode()).encode())
+            self._reply(message, DialAnswer(dial.token, link.cluster, status=status.encode()).encode())
 
     # -- who is there ----------------------------------------------------------------------------------------------
 
@@ -578,4 +578,4 @@ def _hashed(instance: str) -> str:
 
 
 def _refusal(token: str, cluster: str, error: JoinRefused) -> bytes:
-    return Answer(token, cluster, error.code, error.message, error.retry_after or 0).encode()
+    return DialAnswer(token, cluster, error.code, error.message, error.retry_after or 0).encode()

@@ -82,7 +82,7 @@ _CODE: Final = (
 log = structlog.get_logger("arcbridge.relay")
 
 
-class State(Enum):
+class WorkerState(Enum):
     """Of one worker's process."""
 
     STARTING = "starting"
@@ -147,7 +147,7 @@ class _Worker:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.process: Process
         self.channel: Channel
         self.began = self.heard = time.monotonic()
@@ -165,7 +165,7 @@ class _Worker:
 
     @property
     def lives(self) -> bool:
-        return self.state is not State.GONE
+        return self.state is not WorkerState.GONE
 
 
 class Supervisor:
@@ -325,7 +325,7 @@ class Supervisor:
         await worker.process.wait()
         # Its last words may not have been heard yet.
         worker.channel.read_rest()
-        worker.state = State.GONE
+        worker.state = WorkerState.GONE
         worker.channel.close()
         self.metrics.keep(worker.snapshot)
         worker.snapshot = []
@@ -362,10 +362,10 @@ class Supervisor:
             await asyncio.sleep(_LOOK)
             now = time.monotonic()
             for worker in self._alive():
-                if worker.state is State.SERVING and now - worker.heard > SILENT:
+                if worker.state is WorkerState.SERVING and now - worker.heard > SILENT:
                     log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="silent")
                     _kill(worker.process)
-                elif worker.state is State.STARTING and now - worker.began > START_DEADLINE:
+                elif worker.state is WorkerState.STARTING and now - worker.began > START_DEADLINE:
                     log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="does not serve")
                     _kill(worker.process)
 
@@ -377,7 +377,7 @@ class Supervisor:
         match head["t"]:
             case "serving":
                 worker.info = head
-                worker.state = State.SERVING
+                worker.state = WorkerState.SERVING
                 worker.served_since = worker.heard
                 if worker.settings is not self._config:
                     # A reload came while it started; what it says of it is in no answer.
@@ -534,7 +534,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if worker.lives]
 
     def _serving(self) -> list[_Worker]:
-        return [worker for worker in self._workers.values() if worker.state is State.SERVING]
+        return [worker for worker in self._workers.values() if worker.state is WorkerState.SERVING]
 
     def _failure(self, name: str) -> str | None:
         return next((worker.failures[name] for worker in self._serving() if name in worker.failures), None)

@@ -12,7 +12,7 @@ from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
-from arcbridge.relay.fleet.nats import Accept, Answer, Ask, NatsFleet, Offer, _hashed
+from arcbridge.relay.fleet.nats import Accept, Ask, DialAnswer, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
@@ -262,7 +262,7 @@ class TestOddReplies:
         assert not link.asked
         await until(lambda: not pair[1]._offers)
         accept = Accept("prod", replace(DIAL, cluster="prod").encode(), 1000).encode()
-        answer = Answer.decode(await stranger.request(offer.subject, accept, 10))
+        answer = DialAnswer.decode(await stranger.request(offer.subject, accept, 10))
         assert answer.code == JoinCode.NO_AGENT
         assert not link.asked
 
@@ -275,7 +275,7 @@ class TestOddReplies:
         stranger = await connections.make()
         offer = await offered(stranger)
         accept = Accept("prod", replace(DIAL, cluster="prod").encode(), 1000).encode()
-        answers = [Answer.decode(await stranger.request(offer.subject, accept, 10)) for _ in range(3)]
+        answers = [DialAnswer.decode(await stranger.request(offer.subject, accept, 10)) for _ in range(3)]
         assert [answer.code for answer in answers] == [0, JoinCode.NO_AGENT, JoinCode.NO_AGENT]
         assert len(link.asked) == 1
 
@@ -334,7 +334,7 @@ class TestOddReplies:
 
         def answer(message: object) -> None:
             status = Status(token="other" if wrong == "status" else "t").encode()
-            made = Answer(
+            made = DialAnswer(
                 "other" if wrong == "token" else "t", "other" if wrong == "cluster" else "prod", 0, "", 0, status
             )
             payload = b"\xff" if wrong == "noise" else made.encode()
