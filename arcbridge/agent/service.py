@@ -257,11 +257,11 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
 
 
 async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float) -> None:
-    _log.info("agent stops", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
+    _log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
     control.drain()
     sessions.drain()
     if len(sessions):
-        _log.info("agent stops", step="waiting", sessions=len(sessions))
+        _log.info("agent stopping", step="waiting", sessions=len(sessions))
         try:
             async with asyncio.timeout(seconds):
                 await _run_unless(hurry, sessions.wait_empty())

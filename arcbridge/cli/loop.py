@@ -136,7 +136,7 @@ def _raise_descriptor_limit() -> None:
     if now != before:
         import structlog
 
-        structlog.get_logger("arcbridge").info("may open more file descriptors", before=before, now=now)
+        structlog.get_logger("arcbridge").info("may open more file descriptors", limit=now, limit_before=before)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,7 +1,7 @@
 """Logs of all roles: structlog, one JSON object per line, or a console format on a terminal.
 
     log = structlog.get_logger("arcbridge.relay").bind(session=join_id, cluster=cluster)
-    log.info("join.paired", seconds=0.004)
+    log.info("joined", ms=4.0)
 
 `event` names are ours and few; everything that varies is a field, and why something happened is the field `reason`.
 

@@ -103,7 +103,7 @@ class Reloads:
             outcome = await self._reload()
         except ArcbridgeError as error:
             self.counts["failed"] += 1
-            self._log.error("settings not reloaded, the last good ones stay", reason=error.message)
+            self._log.error("settings not reloaded", reason=error.message)
             return
         except Exception as error:
             self.counts["failed"] += 1

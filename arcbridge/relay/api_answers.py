@@ -78,8 +78,8 @@ async def answer_of(
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
-        where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-        log.error("request failed", path=_route(request), error=type(error).__name__, where=where)
+        raised_at = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        log.error("request failed", path=_route(request), error=type(error).__name__, raised_at=raised_at)
         return internal_answer()
 
 

@@ -45,7 +45,7 @@ async def open_backend(
         connection = NatsConnection(config.fleet)
         stack.push_async_callback(connection.close)
         if not await connection.start(NATS_PATIENCE):
-            log.warning("NATS does not answer: this relay starts without, and refuses what it cannot know")
+            log.warning("NATS not reached", effect="this relay starts without it, and refuses what it cannot know")
         fleet = NatsFleet(connection, internal_address=_internal_address(config))
         registry = following = _nats_registry(connection, config)
         following.start()

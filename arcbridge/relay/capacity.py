@@ -63,5 +63,5 @@ def warn(found: Capacity, limits: RelayLimitsConfig) -> None:
         available=found.available,
         sessions=f"{found.sessions} instead of {limits.sessions}",
         agents=f"{found.agents} instead of {limits.agents}",
-        hint=f"{advice(found.needed)}; or lower limits.sessions and limits.agents",
+        advice=f"{advice(found.needed)}; or lower limits.sessions and limits.agents",
     )

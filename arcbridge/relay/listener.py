@@ -167,7 +167,7 @@ class Listener:
         log.warning(
             "out of file descriptors",
             available=limit(),
-            hint="raise the hard limit (LimitNOFILE, docker --ulimit), or lower limits.sessions and limits.agents",
+            advice="raise the hard limit (LimitNOFILE, docker --ulimit), or lower limits.sessions and limits.agents",
         )
         self._close_spare()
         try:

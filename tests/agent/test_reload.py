@@ -58,7 +58,7 @@ class Running:
 
     async def reload(self, result: str) -> dict[str, object]:
         """Have the agent reload; return what its log says of it."""
-        event = {"ok": "settings reloaded", "failed": "settings not reloaded, the last good ones stay"}[result]
+        event = {"ok": "settings reloaded", "failed": "settings not reloaded"}[result]
         before = await self.count(result)
         with capture_logs() as lines:
             os.kill(os.getpid(), signal.SIGHUP)

@@ -215,7 +215,7 @@ def test_sigterm_lets_a_running_exec_finish(world: World, cluster: Cluster, pod:
     gate = world.directory / f"gate-{role}"
     os.mkfifo(gate)
     process = getattr(world, role)
-    stopping = ("agent stops", "waiting") if role == "agent" else ("relay stopping", "draining")
+    stopping = ("agent stopping", "waiting") if role == "agent" else ("relay stopping", "draining")
     with through(cluster, client).start(
         "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
     ) as shell:

@@ -17,7 +17,7 @@ from tests.support.world import ALICE, ApiServer, Client, World, arcbridge
 
 MIB = 1 << 20
 RELOADED = "settings reloaded"
-NOT_RELOADED = "settings not reloaded, the last good ones stay"
+NOT_RELOADED = "settings not reloaded"
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(
         (index,) = [n for n, some in enumerate(opened) if session in {one["session"] for one in some}]
         agent = world.agents[index]
         agent.signal(signal.SIGTERM)
-        told = wait_for_record(agent, "agent stops", step="waiting")
-        assert wait_for_record(agent, "agent stops", step="leaving")["seconds"] == 100
+        told = wait_for_record(agent, "agent stopping", step="waiting")
+        assert wait_for_record(agent, "agent stopping", step="leaving")["seconds"] == 100
         assert told
         # What begins now is served by the other one, of this client too.
         served = sessions_total(world, 1 - index)
@@ -167,7 +167,7 @@ def test_a_session_of_an_agent_that_is_being_stopped_does_not_wait_for_it(
         (index,) = [n for n, agent in enumerate(world.agents) if records(agent, "session opened", after=marks[n])]
         agent = world.agents[index]
         agent.signal(signal.SIGTERM)
-        wait_for_record(agent, "agent stops", step="waiting")
+        wait_for_record(agent, "agent stopping", step="waiting")
         wait_for_record(client.process, "the agent drains the session")
         world.kill_relay()
         world.start_relay()

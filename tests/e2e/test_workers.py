@@ -173,7 +173,7 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
     assert after['joins_total{result="ok"}'] >= before['joins_total{result="ok"}']
     assert workers(world)[0] != victim
     (died,) = records(world.relay, "worker died", after=mark)
-    assert (died["died"], died["pid"], died["reason"]) == (0, victim, "signal SIGKILL")
+    assert (died["index"], died["pid"], died["reason"]) == (0, victim, "signal SIGKILL")
     assert page(world.relay_observe, "/readyz") == "ok\n"
 
 

@@ -34,8 +34,8 @@ def test_one_less_is_too_few_and_is_told_with_numbers() -> None:
     assert logs[0]["needed"] == NEEDED
     assert logs[0]["available"] == NEEDED - 1
     assert logs[0]["sessions"] == f"{found.sessions} instead of 10000"
-    assert f"LimitNOFILE={NEEDED}" in logs[0]["hint"]
-    assert "limits.sessions" in logs[0]["hint"]
+    assert f"LimitNOFILE={NEEDED}" in logs[0]["advice"]
+    assert "limits.sessions" in logs[0]["advice"]
 
 
 @pytest.mark.parametrize("available", [256, 1024, 4096, 20_000, 26_000])

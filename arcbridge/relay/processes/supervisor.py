@@ -342,7 +342,7 @@ class Supervisor:
         delay = min(FIRST_DELAY * 2.0 ** self._attempts[worker.index], LONGEST)
         self._attempts[worker.index] = min(self._attempts[worker.index] + 1, 32)
         reason = worker.error.message if worker.error is not None else how
-        log.error("worker died", died=worker.index, pid=worker.process.pid, reason=reason, restart_in=delay)
+        log.error("worker died", index=worker.index, pid=worker.process.pid, reason=reason, restart_in=delay)
         while True:
             await asyncio.sleep(delay)
             if self._stopping.is_set():
@@ -351,7 +351,7 @@ class Supervisor:
                 await self._launch(worker.index)
                 break
             except StateError as error:
-                log.error("worker not started again", died=worker.index, reason=error.message)
+                log.error("worker not started again", index=worker.index, reason=error.message)
                 delay = LONGEST
         self.restarts += 1
         self._introduce([worker.index])
@@ -363,10 +363,10 @@ class Supervisor:
             now = time.monotonic()
             for worker in self._alive():
                 if worker.state is WorkerState.SERVING and now - worker.heard > SILENT:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="silent")
+                    log.error("worker killed", index=worker.index, pid=worker.process.pid, reason="silent")
                     _kill(worker.process)
                 elif worker.state is WorkerState.STARTING and now - worker.began > START_DEADLINE:
-                    log.error("worker killed", killed=worker.index, pid=worker.process.pid, reason="does not serve")
+                    log.error("worker killed", index=worker.index, pid=worker.process.pid, reason="does not serve")
                     _kill(worker.process)
 
     # -- what workers say ------------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ class Supervisor:
                     self._asked += 1
                     self._tell_settings(worker, self._asked, self._config)
                 if self._started:
-                    log.info("worker serves again", again=worker.index, pid=worker.process.pid)
+                    log.info("worker serves again", index=worker.index, pid=worker.process.pid)
             case "failed":
                 kind = ConfigError if head["usage"] else StateError
                 worker.error = kind(str(head["message"]))

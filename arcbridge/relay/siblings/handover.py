@@ -250,7 +250,7 @@ class Handovers:
         join = self._handed.get((sibling, number))
         if message.sock is None:
             # Lost on its way, for want of descriptors here: the sender still has it, and cuts it.
-            log.warning("agent's socket not taken over", reason="out of file descriptors", hint="raise LimitNOFILE")
+            log.warning("agent's socket not taken over", reason="out of file descriptors", advice="raise LimitNOFILE")
             if join is not None:
                 join.failed(ConnectionLost("this relay is out of file descriptors"))
             sibling.tell({"t": "dropped", "n": number})
