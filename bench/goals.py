@@ -36,7 +36,7 @@ class Part:
     value: float | None = None
     unit: str = ""
     peer: str = ""
-    """With whom it is compared, if with anybody."""
+    """The system that it is compared with; empty: none."""
     peer_value: float | None = None
     ratio: float | None = None
     """`value / peer_value`, or to whatever else the goal relates it."""

@@ -122,7 +122,7 @@ def check_limits(config: AgentLimitsConfig) -> None:
 
 
 def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
-    """Return the limits of a user: the user's own, else the largest of the user's groups, else everybody's."""
+    """Return the limits of a user: the user's own, else the largest of the user's groups, else those of every user."""
     user = config.users.get(identity.username)
     groups = [config.groups[name] for name in identity.groups if name in config.groups]
     return UserLimits(*(_value(name, config, user, groups) for name in _NAMES))
@@ -505,8 +505,8 @@ def _value(
         return own
     of_groups: list[int] = [value for group in groups if (value := getattr(group, name)) is not None]
     if not of_groups:
-        everybody: int = getattr(config, name)
-        return everybody
+        of_every_user: int = getattr(config, name)
+        return of_every_user
     return 0 if 0 in of_groups else max(of_groups)  # 0, no limit, is the largest
 
 

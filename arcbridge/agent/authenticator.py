@@ -50,7 +50,7 @@ class Authenticated:
 
 
 class UnprovedToken(Unauthenticated):
-    """A token that is good, and that the caller has not shown to be his own; `identity` is whose it is."""
+    """A token that is good, whose key the caller has not shown to hold; `identity` is the token's."""
 
     def __init__(self, identity: Identity, error: ProofRefused) -> None:
         super().__init__(error.message)

@@ -48,10 +48,10 @@ class BacklogRelief:
         if not self._backlog.full:
             return
         enough = self._backlog.most // 8 * 7
-        everybody = list(members)
-        self._reset_streams([one.session for one in everybody if one.session is not None], now - LEAST_STALL, enough)
+        present = list(members)
+        self._reset_streams([one.session for one in present if one.session is not None], now - LEAST_STALL, enough)
         if self._backlog.full:
-            self._end_sessions(everybody, now - LEAST_STALL, enough)
+            self._end_sessions(present, now - LEAST_STALL, enough)
 
     def _reset_streams(self, sessions: list[MuxSession], before: float, enough: int) -> None:
         stalled = [(stream, session) for session in sessions for stream in session.stalled(before)]

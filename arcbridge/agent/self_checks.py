@@ -41,8 +41,10 @@ _VERBS: Final = frozenset({"*", "impersonate", "impersonate:user-info"})
 
 
 async def look_at_api_server(api: ApiServer) -> list[Finding]:
-    """Whether the API server answers, over TLS of the configured CA. `/version` is open to everybody by default; any
-    HTTP answer will do."""
+    """Look whether the API server answers over TLS of the configured CA; any HTTP answer will do.
+
+    `/version` is open to every caller by default.
+    """
     where = api.authority
     try:
         await api.call("GET", "/version", _headers(api), own=True)

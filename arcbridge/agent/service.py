@@ -157,14 +157,14 @@ async def serve(
         found = checks_of(
             api, verifier, token_mode=lambda: authenticator.token_mode, audit=audit, control=control, keeper=keeper
         )
-        looks = SelfChecks(found, _log)
-        looks.register(metrics, checks)
-        _watch_requests(api, looks)
+        self_checks = SelfChecks(found, _log)
+        self_checks.register(metrics, checks)
+        _watch_requests(api, self_checks)
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()
         stack.push_async_callback(observe.stop)
 
-        looking = asyncio.get_running_loop().create_task(looks.run(), name="self-checks")
+        looking = asyncio.get_running_loop().create_task(self_checks.run(), name="self-checks")
         stack.push_async_callback(cancel_and_wait, looking)
         if not await _run_unless(stopping, keeper.start()):
             return
@@ -269,13 +269,13 @@ async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio
             _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
 
 
-def _watch_requests(api: ApiServer, looks: SelfChecks) -> None:
+def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:
     """Have the self-checks look at once where a user's request has just met what they look for."""
 
     def refused(kind: str) -> None:
         if kind == "credential":
             api.look_again()
-        looks.look_soon(kind)
+        self_checks.look_soon(kind)
 
     api.upstream.own_refusals.noticed = refused
-    api.upstream.on_unreachable = lambda: looks.look_soon("api_server", "credential")
+    api.upstream.on_unreachable = lambda: self_checks.look_soon("api_server", "credential")

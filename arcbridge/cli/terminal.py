@@ -1,4 +1,8 @@
-"""How the client's sub-commands talk to their user: lines, questions at the terminal, logs."""
+"""Connects the client's sub-commands with the terminal: lines for the user, questions, the log.
+
+It decides nothing: what is told and asked comes from `arcbridge.client`. Invariant: one question is open at a time, and
+the log is silent meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def configure_logging(config: ClientConfig, default_level: str = "") -> None:
 
 
 def terminal(lines: TextIO) -> Terminal:
-    """How commands talk to their user: on `lines`, and at the terminal where there is one."""
+    """Return what commands write to and ask: `lines`, and the terminal where there is one."""
     from arcbridge.client.service import Terminal
 
     def tell(line: str) -> None:

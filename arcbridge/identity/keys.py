@@ -36,10 +36,14 @@ from arcbridge.tasks import cancel_and_wait
 
 MAX_FRESH = 3600.0
 MIN_FRESH = 60.0
+"""Seconds: the most and the least for which a set is fresh, whatever its Cache-Control says (rule 1)."""
 UNKNOWN_KEY_INTERVAL = 30.0
+"""Seconds between two fetches for a `kid` that the set lacks (rule 2)."""
 LAST_GOOD = 24 * 3600.0
+"""Seconds for which a set is used that cannot be fetched again (rule 3)."""
 RETRY_FIRST = 2.0
 RETRY_MAX = 30.0
+"""Seconds from a fetch that failed to the next: the first time, and at most (rule 4)."""
 MAX_KEYS = 100
 """Keys of one set; issuers have two or three."""
 
@@ -100,7 +104,7 @@ class KeySet:
         """Whether there are keys to verify with."""
         return self._fetched_at is not None and self._clock() - self._fetched_at <= LAST_GOOD
 
-    async def look(self) -> ArcbridgeError | None:
+    async def refresh_if_needed(self) -> ArcbridgeError | None:
         """Fetch the keys where they are missing, stale, or failed to come the last time; return `failure`.
 
         It keeps to the rules above: an issuer is asked no more often for being watched. A cancelled call leaves the
@@ -218,14 +222,14 @@ def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[Verificat
 
 def _is_of(entry: dict[str, Any], issuer: str) -> bool:
     """Whether a key is one of an issuer. `{tenantid}` in the key's stands for the tenant in the issuer's URL."""
-    whose = entry.get("issuer")
-    if whose is None or not issuer:
+    key_issuer = entry.get("issuer")
+    if key_issuer is None or not issuer:
         return True
-    if not isinstance(whose, str):
+    if not isinstance(key_issuer, str):
         return False
-    before, template, after = whose.partition("{tenantid}")
+    before, template, after = key_issuer.partition("{tenantid}")
     if not template:
-        return whose == issuer
+        return key_issuer == issuer
     tenant = issuer[len(before) : len(issuer) - len(after)]
     return issuer == f"{before}{tenant}{after}" and bool(tenant) and "/" not in tenant
 

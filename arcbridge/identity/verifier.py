@@ -153,7 +153,7 @@ class TokenVerifier:
     async def look_at_keys(self) -> list[IssuerKeys]:
         """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went."""
         issuers = self._config.issuers
-        failures = await asyncio.gather(*(self._keys[issuer.url].look() for issuer in issuers))
+        failures = await asyncio.gather(*(self._keys[issuer.url].refresh_if_needed() for issuer in issuers))
         return [
             IssuerKeys(issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
             for issuer, failure in zip(issuers, failures, strict=True)
@@ -287,7 +287,7 @@ class TokenVerifier:
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
         if issuer is None:
-            # Not told whom it should come from: this token may be of anybody's making.
+            # Not told whom it should come from: this token may be forged.
             said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
             raise TokenRefused(
                 "token.iss",

@@ -34,7 +34,7 @@ class MuxConnection(asyncio.BufferedProtocol):
     ) -> None:
         self._session: MuxSession | None = session
         self.auth = auth
-        """What is sent once the connection stands; None: what the session has been given."""
+        """The AUTH of this connection, or what makes it once its TLS stands; None: the session has its own."""
         self.resumes = resumes
         """Whether the connection resumes the session."""
         self.label = label
@@ -93,12 +93,12 @@ class MuxConnection(asyncio.BufferedProtocol):
         if self._session is not None:
             self._session.connection_lost(self, exc)
 
-    def carry(self, session: MuxSession) -> None:
-        """Belong to another session from now on."""
+    def move_to(self, session: MuxSession) -> None:
+        """Give what comes on this connection to another session from now on."""
         self._session = session
 
     def drop(self) -> None:
-        """Belong to none: what still comes is not read, and the socket is closed without a word."""
+        """Leave the session: what still comes is not read, and the socket is closed without a frame."""
         self._session = None
         if self.transport is not None:
             self.transport.abort()

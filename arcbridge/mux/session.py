@@ -285,7 +285,7 @@ class MuxSession:
         newcomer._connection = newcomer._transport = None
         newcomer._machine.resumption.hand_over(monotonic())
         newcomer.act()
-        connection.carry(self)
+        connection.move_to(self)
         self._connection, self._transport = connection, connection.transport
         self.label = newcomer.label
         self.act()

@@ -71,8 +71,10 @@ class AcceptLoop:
         self._exhausted = exhausted
         self._resuming: asyncio.TimerHandle | None = None
         self._again = False
+        """Whether the last try to accept found no descriptor."""
 
     def start(self) -> None:
+        """Accept from now on."""
         self._resuming = None
         for sock in self._listening:
             self._loop.add_reader(sock, self._accept, sock)
@@ -88,7 +90,7 @@ class AcceptLoop:
         self._listening = ()
 
     def release(self) -> tuple[socket.socket, ...]:
-        """Stop accepting and hand the sockets back, open: what is queued for them waits for who accepts next."""
+        """Stop accepting and return the sockets, open: what is queued for them waits for the next who accepts."""
         listening = self._listening
         self._remove_readers()
         self._listening = ()

@@ -38,16 +38,17 @@ class LineSink:
         self.dropped = 0
         """Lines dropped since the start; read by the metrics."""
         self._notice = notice
-        self._room = queue_bytes
-        self._crowded = queue_bytes // 2
-        """Less room than this: no time to gather."""
+        self._free = queue_bytes
+        """Characters that the queue still takes."""
+        self._gather_above = queue_bytes // 2
+        """Lines gather while more characters than this are free."""
         self._lines: collections.deque[str] = collections.deque()
         self._unreported = 0
         self._busy = False
         self._idle = False
         """The thread waits for the next line; while lines gather it is not woken for one."""
-        self._hurry = 0
-        """How many wait for the queue to be written."""
+        self._flushing = 0
+        """Calls of `flush` that wait for the queue to be written."""
         self._closing = False
         self._paused = False
         self._changed = threading.Condition()
@@ -63,13 +64,13 @@ class LineSink:
             self._emit(line + "\n")
             return
         with self._changed:
-            if len(line) + 1 > self._room or self._closing:
+            if len(line) + 1 > self._free or self._closing:
                 self.dropped += 1
                 self._unreported += 1
                 return
-            self._room -= len(line) + 1
+            self._free -= len(line) + 1
             self._lines.append(line)
-            if self._idle or self._room < self._crowded:
+            if self._idle or self._free < self._gather_above:
                 self._changed.notify_all()
 
     def pause(self, paused: bool) -> None:
@@ -83,12 +84,12 @@ class LineSink:
         if self._thread is None:
             return True
         with self._changed:
-            self._hurry += 1
+            self._flushing += 1
             self._changed.notify_all()
             try:
                 return self._changed.wait_for(lambda: not self._lines and not self._busy, timeout)
             finally:
-                self._hurry -= 1
+                self._flushing -= 1
 
     def close(self, timeout: float = CLOSE_WAIT) -> bool:
         """Write what is queued, at most `timeout` seconds, and end the thread. Say whether everything was written."""
@@ -116,14 +117,14 @@ class LineSink:
                 batch.append(self._notice(unreported))
             self._emit("\n".join(batch) + "\n")
             with self._changed:
-                self._room += sum(len(line) + 1 for line in batch) - (len(batch[-1]) + 1 if unreported else 0)
+                self._free += sum(len(line) + 1 for line in batch) - (len(batch[-1]) + 1 if unreported else 0)
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(self._pressed, GATHER)
 
     def _pressed(self) -> bool:
-        """Whether the next lines must not wait for more."""
-        return self._closing or self._hurry > 0 or self._room < self._crowded
+        """Return whether the next lines must not wait for more."""
+        return self._closing or self._flushing > 0 or self._free < self._gather_above
 
     def _emit(self, text: str) -> None:
         try:

@@ -59,7 +59,7 @@ _chain: list[Processor] = []
 """The processors, the sampling first. `configure` changes the list in place: loggers that are bound already hold it."""
 
 Log: Any = type("Log", (structlog.make_filtering_bound_logger(LEVELS["info"]),), {})
-"""structlog's filtering logger. `set_level` exchanges its base, which reaches loggers that are bound already."""
+"""The class of all loggers: a structlog filtering logger, whose base `set_level` replaces. Bound loggers follow."""
 
 
 class _Writer:

@@ -50,10 +50,10 @@ class Snapshot(dict[str, bytes]):
 
 
 class CredentialStore(Protocol):
-    """Where a credential is kept. Both methods raise `StateError` when the place cannot be used."""
+    """A place that keeps one credential. Both methods raise `StateError` when the place cannot be used."""
 
     async def load(self) -> Snapshot | None:
-        """What is kept, or None when there is nothing yet."""
+        """Return what is kept, or None when there is nothing yet."""
 
     async def save(self, update: Mapping[str, bytes], *, expect_version: str | None) -> str:
         """Set the entries of `update`, leave the others, return the new version.
@@ -65,7 +65,7 @@ class CredentialStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AgentCredential:
-    """What makes an agent: who it is to the relay, and the CA that makes it its cluster to clients. All PEM."""
+    """The identity of an agent: a certificate for relays, and the CA of its cluster, which clients pin. All PEM."""
 
     cluster: str
     certificate_pem: str
@@ -136,7 +136,7 @@ class DirectoryStore:
         return await asyncio.to_thread(self._write, dict(update), expect_version)
 
     def read(self) -> Snapshot | None:
-        """The same for a caller that may wait for a disk."""
+        """Read what is kept; blocks on the disk. Raises `StateError` for a file that is damaged."""
         data = read_file(self._file)
         if data is None:
             return None

@@ -1,4 +1,8 @@
-"""The handler for `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol."""
+"""Serves connections that asked for `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol.
+
+It reads no HTTP and sets no deadline but that of the handshake: both are the protocol's (`relay.api_server`).
+Invariant: where another protocol than HTTP was negotiated, no byte of the peer is read.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,11 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 class HttpHandler:
-    """`serve` is a handler of the listener. Connecting here authenticates no peer, so the ticket is kept as long as
-    the connection lives: the places for unauthenticated peers bound the API's connections as well. How long a
-    connection lives is the protocol's, which gets the ticket for that."""
+    """The listener's handler of the HTTP API; the listener calls `serve`.
+
+    Connecting authenticates no peer, so the connection holds its ticket until it ends: the places for unauthenticated
+    peers bound the API's connections, too. The protocol gets the ticket, because it decides when to end the connection.
+    """
 
     def __init__(
         self,
@@ -36,6 +42,7 @@ class HttpHandler:
         self._counters = counters
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
+        """Serve one connection until it is over; the socket is closed then."""
         connection = _Connection(partial(self._protocol, ticket))
         loop = asyncio.get_running_loop()
         try:
@@ -68,6 +75,7 @@ class _Connection(asyncio.Protocol):
         self._inner: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the connection is lost."""
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -77,7 +85,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() not in (None, ALPN_HTTP):
-            # Peeked one thing, negotiated another (docs/threats.md#J13): not a byte of it is read.
+            # The client offered HTTP and then negotiated another protocol (docs/threats.md#J13): not a byte is read.
             self._transport.abort()
             return
         self._inner = self._make()

@@ -1,4 +1,7 @@
-"""What the kernel knows of a connection whose bytes have not been read yet."""
+"""Asks the kernel for the state of a connection whose bytes have not been read yet.
+
+It reads no byte and changes nothing. Invariant: a connection that may still send is never called ended.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How many processes a relay has, by its settings and its machine."""
+"""Decides how many processes a relay has, by its settings and its machine.
+
+It starts none. Invariant: a number above 1 comes only where several processes can share the port.
+"""
 
 from __future__ import annotations
 

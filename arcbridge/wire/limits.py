@@ -1,4 +1,8 @@
-"""Every default of the protocol, with its unit, its reason, and what breaks when it is larger or smaller."""
+"""Defines every default of the protocol, with its unit, its reason, and what breaks when it is larger or smaller.
+
+The parts of a session act on the values; nothing is counted here. Invariant: values that cannot work together are
+refused when a `Limits` is made.
+"""
 
 from __future__ import annotations
 

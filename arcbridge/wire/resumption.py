@@ -134,7 +134,7 @@ class Resumption:
         self._attach(hello)
 
     def hand_over(self, now: float) -> None:
-        """Acceptor: another session took this connection; this one ends without a word."""
+        """Acceptor: end this session, whose connection another session took; no frame is sent."""
         if self.resuming is None or self._lifecycle.authenticated:
             raise LocalProtocolError("not a connection that resumes")
         self._context.now = now
@@ -152,7 +152,7 @@ class Resumption:
     # -- called by the session --------------------------------------------------------------------------------------
 
     def connection_lost(self, error: ArcbridgeError) -> None:
-        """The connection died, or never became one: wait for another where that is possible."""
+        """Wait for another connection where that is possible, else end the session."""
         lifecycle = self._lifecycle
         if lifecycle.state is State.CLOSED:
             return
@@ -168,7 +168,7 @@ class Resumption:
             self._context.owner.end(error)
 
     def failed(self, error: ArcbridgeError) -> None:
-        """The new connection did not carry the session; the session waits for another one."""
+        """Give up the new connection, which did not resume the session; the session waits for another one."""
         self.abandon_handshake()
         self._lifecycle.handshake_deadline = None
         self._sender.prelude.clear()
@@ -179,7 +179,7 @@ class Resumption:
         self.handshake = self._hello = None
 
     def greet(self, data: memoryview) -> memoryview:
-        """Initiator: the acceptor's part of the handshake; what is left of `data` belongs to the sequence."""
+        """Initiator: read the acceptor's part of the handshake; return what is left of `data` for the sequence."""
         at = 0
         while self.handshake is not None and at < len(data):
             at, whole = self.handshake.next(data, at)
@@ -236,7 +236,7 @@ class Resumption:
         error = ended_by(goaway)
         first, now = self._receiver.peer_hello, self._hello
         if first is not None and now is not None and first.agent and now.agent and first.agent != now.agent:
-            # It cannot know the session, so its word on it is none. The one that was asked for may still come.
+            # Another agent cannot know the session: its refusal says nothing, and the right agent may still come.
             self.failed(WrongAgent("the relay brought another agent than the one that has the session"))
         elif goaway.code in REFUSED_FOR_NOW:
             self.failed(error)

@@ -52,7 +52,7 @@ async def relay(document: dict[str, Any], tmp_path: Path) -> AsyncIterator[Relay
 
 
 class Person:
-    """A home, and the terminal of whoever lives there."""
+    """A home, and its user's terminal."""
 
     def __init__(self, home: Path, issuer: Issuer) -> None:
         home.mkdir()

@@ -580,14 +580,14 @@ class TestBoundTokens:
     async def test_why_a_proof_was_not_taken_is_said_in_this_clients_words(
         self, far: FarSide, tmp_path: Path, reason: str
     ) -> None:
-        said = ProofRefused(reason, "SOMEBODY").message
+        said = ProofRefused(reason, "SOME_PEER").message
         far.auth_answer = (GoawayCode.UNAUTHENTICATED, said)
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()
         expected = f'cluster "{CLUSTER}" does not accept the token: {explain(reason, "its agent")} (session '
         assert caught.value.told().startswith(expected)
-        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message=f"SOMEBODY says: {said}")
+        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message=f"SOME_PEER says: {said}")
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()

@@ -128,7 +128,7 @@ def log_in_by_device(person: Person, *arguments: str) -> None:
 
 
 def refused(person: Person, cluster: str, access: str, identity: str, *arguments: str) -> str:
-    """Show two tokens from files, as whoever copied them does; return what the client says."""
+    """Show two tokens from files, as a thief does who copied them; return what the client says."""
     for name, text in (("access", access), ("id", identity)):
         (person.directory / name).write_text(text)
     files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
@@ -290,7 +290,7 @@ def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, clus
     status = person.run(*files, "--proof-key-file", str(key_file), "status", clusters=(A,))
     assert status.wait(30) == 0, status.tail()
     assert f"reachable as pod:{POD}" in status.output()
-    # Whoever reads the pod's tokens has nothing.
+    # A thief who reads the pod's tokens has nothing.
     assert "bound to a key and came without a proof" in refused(person, A, relay, own)
 
 

@@ -46,20 +46,20 @@ from tests.support.world import ALICE, CLUSTER, CLUSTER_AUDIENCE, RELAY_AUDIENCE
 TOKENS = ("access token", "id token", "service account token", "join token", "nonsense")
 CERTIFICATES = ("none", "agent", "another cluster's agent", "self-made")
 
-NOBODY: frozenset[str] = frozenset()
-EVERYBODY = frozenset({*TOKENS, *CERTIFICATES})
+NO_CALLER: frozenset[str] = frozenset()
+EVERY_CALLER = frozenset({*TOKENS, *CERTIFICATES})
 OPENS: dict[str, frozenset[str]] = {
-    "GET /v1/ca": EVERYBODY,
-    "GET /v1/login": EVERYBODY,
+    "GET /v1/ca": EVERY_CALLER,
+    "GET /v1/login": EVERY_CALLER,
     "POST /v1/join-token": frozenset({"join token"}),
     "POST /v1/enrol": frozenset({"join token"}),  # which uses it up
     "POST /v1/renew": frozenset({"agent", "another cluster's agent"}),  # each its own certificate
     "GET /v1/clusters": frozenset({"access token"}),
     "GET /v1/clusters/{name}": frozenset({"access token"}),
     f"{ALPN_JOIN} as client": frozenset({"access token"}),
-    f"{ALPN_JOIN} as agent": NOBODY,  # it takes a certificate and the dial token of that very moment
+    f"{ALPN_JOIN} as agent": NO_CALLER,  # it takes a certificate and the dial token of that very moment
     ALPN_CONTROL: frozenset({"agent", "another cluster's agent"}),
-    ALPN_HOP: NOBODY,  # a relay's own certificate, and this relay is none of a fleet
+    ALPN_HOP: NO_CALLER,  # a relay's own certificate, and this relay is none of a fleet
 }
 
 
@@ -190,7 +190,7 @@ async def _joins(world: World, credentials: Credentials, role: str) -> None:
 
 @pytest.mark.parametrize("alpn", [ALPN_CONTROL, ALPN_HOP])
 def test_protocols_that_take_a_certificate(world: World, credentials: Credentials, alpn: str) -> None:
-    """The relay's first bytes are its HELLO; whoever has no place there gets none."""
+    """The relay's first bytes are its HELLO; a caller that has no place there gets none."""
     asyncio.run(_protocols_that_take_a_certificate(world, credentials, alpn))
 
 

@@ -83,7 +83,7 @@ def test_w12_processes_of_three_users(server: tuple[str, str, subprocess.Popen[s
 def test_w12_one_that_has_closed_already_is_told_apart(
     server: tuple[str, str, subprocess.Popen[str]],
 ) -> None:
-    """The kernel would say root, whoever it was."""
+    """The kernel would say root, whichever user it was."""
     host, port, process = server
     assert process.stdout is not None
     process.send_signal(19)  # SIGSTOP: the caller is gone when the server looks

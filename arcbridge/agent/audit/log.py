@@ -44,7 +44,7 @@ class AuditLog:
         self.records = 0
         """Records made, of every stage."""
         self.unrecorded = 0
-        """Requests that went on before their `begun` record was written; they are none where `refuses`."""
+        """Requests that went on before their `begun` record was written; always 0 where `refuses` is set."""
         self.refused = 0
         """Requests that were refused because their record could not be written."""
         self._writer: AuditWriter | None = None
@@ -105,18 +105,18 @@ class AuditLog:
 
     def begin(self, record: AuditRecord, recorded: Recorded) -> None:
         """Write the record that a request begins; `recorded` says when the request may go on, perhaps at once."""
-        self._ahead(record, AuditRecord.begun_line, recorded)
+        self._write_before(record, AuditRecord.begun_line, recorded)
 
     def detail(self, record: AuditRecord, recorded: Recorded) -> None:
         """Write the record of what a request's body asks for; `recorded` says when its last byte may leave."""
-        self._ahead(record, AuditRecord.details_line, recorded)
+        self._write_before(record, AuditRecord.details_line, recorded)
 
     async def begun(self, record: AuditRecord) -> str:
-        """`begin`, awaited; answers why the request is refused, or nothing."""
+        """Write the begun record and wait; return the refusal's reason, or an empty string."""
         return await self._awaited(record, self.begin)
 
     async def detailed(self, record: AuditRecord) -> str:
-        """`detail`, awaited."""
+        """Write the record of the body and wait; return the refusal's reason, or an empty string."""
         return await self._awaited(record, self.detail)
 
     def reopen(self) -> None:
@@ -131,7 +131,8 @@ class AuditLog:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _ahead(self, record: AuditRecord, line: Callable[[AuditRecord], str], recorded: Recorded) -> None:
+    def _write_before(self, record: AuditRecord, line: Callable[[AuditRecord], str], recorded: Recorded) -> None:
+        """Write a record before what it is about; `recorded` says how that goes on."""
         if self._writer is None:
             self.records += 1
             record.begun = True

@@ -59,8 +59,8 @@ class AuditWriter:
         self._instance = instance
         self._fsync = fsync
         self._queue = queue
-        self._crowded = queue // 2
-        """More characters than this wait: no time to gather."""
+        self._gather_below = queue // 2
+        """Lines gather while fewer characters than this wait."""
         self._lines: collections.deque[tuple[str, Waiter | None]] = collections.deque()
         self._entered = 0
         """Characters that were put into the queue since the start; the event loop's alone to change."""
@@ -120,7 +120,7 @@ class AuditWriter:
             return False
         self._entered += size
         self._lines.append((line, waiter))
-        if self._idle or waiter is not None or waiting > self._crowded:
+        if self._idle or waiter is not None or waiting > self._gather_below:
             self._wake.set()
         return True
 
@@ -163,7 +163,7 @@ class AuditWriter:
                 if closing:
                     break
                 self._tell_head(HEAD_INTERVAL)
-                if self._entered - self._left <= self._crowded:
+                if self._entered - self._left <= self._gather_below:
                     self._wake.wait(GATHER)
             elif closing:
                 break

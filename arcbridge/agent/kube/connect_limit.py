@@ -40,12 +40,12 @@ class ConnectLimit:
             self._rate.change(now, burst, rate)
 
     def enter(self, account: Account) -> None:
-        """A request of a user holds one connection more."""
+        """Count one connection more of this user."""
         self.held += 1
         account.connections += 1
 
     def leave(self, account: Account) -> None:
-        """It holds one less."""
+        """Count one connection less of this user."""
         self.held -= 1
         account.connections -= 1
 

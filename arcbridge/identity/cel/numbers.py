@@ -1,4 +1,8 @@
-"""How Go reads and writes numbers, which is what `int(…)`, `double(…)` and `string(…)` of an expression give."""
+"""Reads and writes numbers as Go does, for `int(…)`, `double(…)` and `string(…)` of an expression.
+
+It knows no expression and no types of CEL beyond its integers. Invariant: what Go refuses is an `EvaluationError`, and
+what it takes has the same value here.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from arcbridge.wire.records import Dial, Record, Status
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """One control connection, for people."""
+    """What the relay tells an operator of one control connection."""
 
     instance: str
     version: str
@@ -57,11 +57,11 @@ class Lost(Record):
 
 
 def _ignore(lost: Lost) -> None:
-    """What a fleet calls whose relay does not serve yet."""
+    """Stand in for the handler until the relay serves."""
 
 
 def _no_rows(question: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a fleet answers whose relay does not serve yet."""
+    """Stand in for the answer until the relay serves."""
     return []
 
 
@@ -84,7 +84,7 @@ class AgentLink(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether it takes no new dial."""
+        """Whether the connection takes no new dial."""
         ...
 
     async def dial(self, dial: Dial) -> Status:
@@ -121,7 +121,7 @@ class RelayPeers(Protocol):
 
 
 class Fleet(ABC):
-    """See the module's docstring. `JoinRefused` is raised with a `net.join.JoinCode`."""
+    """What a relay asks of its fleet; the module's docstring has the rules. `JoinRefused` has a `net.join.JoinCode`."""
 
     on_lost: Callable[[Lost], None] = staticmethod(_ignore)
     """Called with what another process of the fleet has told."""
@@ -152,7 +152,7 @@ class Fleet(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of the engine; links are closed by their owners."""
+        """Disconnect from the engine; links are closed by their owners."""
 
     @abstractmethod
     async def drain(self) -> None:
@@ -167,7 +167,7 @@ class Fleet(ABC):
 
     @abstractmethod
     async def unregister(self, link: AgentLink) -> None:
-        """Send `link` no dial any more; nothing happens for one that is not registered."""
+        """Send `link` no more dials; a link that is not registered is passed over."""
 
     @abstractmethod
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
@@ -180,8 +180,11 @@ class Fleet(ABC):
 
     @abstractmethod
     def tell_lost(self, lost: Lost) -> None:
-        """Tell the other processes of the fleet. One that cannot be reached now is not told; the sessions are cut all
-        the same by the process that holds them, and the agent gives up what has waited in vain for its client."""
+        """Tell the other processes of the fleet. Does not wait, and leaves out a process that cannot be reached.
+
+        The process that holds the sessions cuts them all the same, and the agent ends a session whose client does not
+        come back.
+        """
 
     @abstractmethod
     async def agents(self, cluster: str) -> list[AgentInfo]:

@@ -1,10 +1,24 @@
 """One worker's process: a whole relay but for its lock, its metrics' port and its signals, led by the supervisor.
 
-What the supervisor says, on the channel that the process inherits: `assign` (first), `peer` (a channel to a sibling),
-`serve` (that was all of them), `metrics` (tell yours), `ask` (an operator's question), `reload` (other settings),
-`toggle` (the log's level), `stop`, `hurry`, `close` (all are ready to close the port). What the worker says: `serving`
-or `failed`, `beat` every second, `metrics`, `answered`, `reloaded`, `lost` (a channel to a sibling broke), `idle`
-(ready to close the port).
+The messages on the channel that the process inherits; `t` of a head is the message, `n` the number of a question, which
+the answer repeats:
+
+    message    direction     meaning
+    assign     to worker     the first: settings, index, number of workers, address
+    peer       to worker     a channel to a sibling
+    serve      to worker     that was all of them; open the port when they have been heard
+    metrics    both          send your metrics; here they are
+    ask        to worker     an operator's question; `answered` has its rows, in parts
+    reload     to worker     other settings; `reloaded` says what came of it
+    toggle     to worker     switch the log's level
+    stop       to worker     drain
+    hurry      to worker     drain no longer
+    close      to worker     all are ready: close the port
+    serving    to supervisor the port is open, at this address
+    failed     to supervisor it cannot serve, and why
+    beat       to supervisor it lives, and which checks fail
+    lost       to supervisor the channel to a sibling broke
+    idle       to supervisor ready to close the port
 
 A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
@@ -30,6 +44,7 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
+"""Seconds between two `beat`s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +73,8 @@ class _Worker:
         self.channel = Channel(parent, self._received, self._orphaned)
         self.channel.start()
 
-    async def together(self, hurry: asyncio.Event) -> None:
-        """Wait until all workers are ready to close the port."""
+    async def wait_for_all(self, hurry: asyncio.Event) -> None:
+        """Say that this worker is ready to close the port, and wait until all are, or until `hurry`."""
         self.channel.tell({"t": "idle"})
         waiting: list[asyncio.Task[object]] = [
             asyncio.get_running_loop().create_task(_wait(event)) for event in (self._may_close, hurry)
@@ -71,11 +86,13 @@ class _Worker:
                 task.cancel()
 
     async def beat(self) -> None:
+        """Tell the supervisor each second that this process lives."""
         while True:
             self.channel.tell({"t": "beat", "failures": self.membership.failures()})
             await asyncio.sleep(BEAT)
 
     def close(self) -> None:
+        """Close the channels to the siblings."""
         self._siblings.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -87,7 +104,7 @@ class _Worker:
                 assigned: Assignment = pickle.loads(message.body)
                 listen = Address(assigned.host, assigned.port)
                 self.membership = WorkerMembership(
-                    assigned.index, assigned.count, listen, self._siblings, self.together
+                    assigned.index, assigned.count, listen, self._siblings, self.wait_for_all
                 )
                 self.assigned.set_result(assigned)
             case "peer" if message.sock is not None:

@@ -121,7 +121,7 @@ class Channel:
             pass
 
     def close(self) -> None:
-        """May be called more than once; what waits is dropped."""
+        """Close this end and drop what waits. May be called more than once."""
         if self.closed:
             return
         self.closed = True
@@ -137,7 +137,7 @@ class Channel:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _sent(self, message: bytes, sock: socket.socket | None) -> bool:
-        """Say whether it is gone, or never will be; False: the kernel takes no more now."""
+        """Send one message; return False where the kernel takes no more now. True also for one that is left out."""
         ancillary = []
         if sock is not None:
             if sock.fileno() < 0:
@@ -169,7 +169,7 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> bool:
-        """Say whether there may be more."""
+        """Hand on what has come, at most `_MESSAGES`; return whether there may be more."""
         for _ in range(_MESSAGES):
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
