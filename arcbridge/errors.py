@@ -43,7 +43,7 @@ class ArcbridgeError(Exception):
         self.retry_after = retry_after
 
     def told(self) -> str:
-        """The message, with the session's id behind it."""
+        """Return the message, with the session's id behind it."""
         return f"{self.message} (session {self.session})" if self.session else self.message
 
 

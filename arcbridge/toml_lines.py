@@ -19,7 +19,7 @@ _AT = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)")
 
 
 def line_of(path: Sequence[str | int], text: str) -> int:
-    """The line on which `text` sets `path`, or what is around it; counted from 1, 0 where nothing of it is there."""
+    """Return the line on which `text` sets `path`, or what is around it; from 1, and 0 where nothing of it is there."""
     lines = _lines(text)
     wanted = tuple(path)
     while wanted and wanted not in lines:
@@ -28,12 +28,12 @@ def line_of(path: Sequence[str | int], text: str) -> int:
 
 
 def parts(dotted: str) -> Path:
-    """The path that a message writes as `allow[2].users` or `limits.users."anna@example.org".sessions`."""
+    """Return the path that a message writes as `allow[2].users` or `limits.users."anna@example.org".sessions`."""
     return tuple(int(part[1:-1]) if part[0] == "[" else part.strip("\"'") for part in _PART.findall(dotted))
 
 
 def syntax_place(message: str, text: str) -> tuple[str, int, int]:
-    """What `tomllib` says of a mistake, without its place, and that place: line and column from 1."""
+    """Return what `tomllib` says of a mistake, without its place, and that place: line and column from 1."""
     found = _AT.search(message)
     if found is None:
         return message, 0, 0

@@ -234,7 +234,7 @@ class Account:
             self._apply(limits)
 
     def abandons(self, now: float) -> bool:
-        """Whether the user has abandoned more than ABANDONED requests beyond what the allowance has refilled."""
+        """Return whether the user has abandoned more than ABANDONED requests beyond what the allowance has refilled."""
         return self.churn.wait(now, self.churn.burst - ABANDONED) > 0.0
 
     def leave(self, member: Member) -> None:
@@ -287,7 +287,7 @@ class Account:
         return None
 
     def has_too_many_sessions(self) -> bool:
-        """Whether more sessions have entered than may."""
+        """Return whether more sessions have entered than may."""
         return bool(self.limits.sessions) and len(self.members) > self.limits.sessions
 
     # -- bytes (`mux.session.Pacer`), for each read and each flush: hence the same lines twice, without a call --------
@@ -412,7 +412,7 @@ class Account:
             member.end_streams()
 
     def _has_spent_day(self, now: float) -> bool:
-        """Whether the user may move no more bytes today."""
+        """Return whether the user may move no more bytes today."""
         if self._day_spent and now >= self._day_ends:
             self._begin_day(now)
         return self._day_spent
@@ -526,7 +526,7 @@ def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> 
 
 
 def _bucket(old: TokenBucket | None, now: float, burst: int, rate: int) -> TokenBucket | None:
-    """The bucket of a limit that has just been set; none where there is no limit."""
+    """Return the bucket of a limit that has just been set; none where there is no limit."""
     if not rate:
         return None
     if old is None:
@@ -536,6 +536,6 @@ def _bucket(old: TokenBucket | None, now: float, burst: int, rate: int) -> Token
 
 
 def _size(count: int) -> str:
-    """Bytes as people write them: `1 TiB`."""
+    """Return bytes as people write them: `1 TiB`."""
     power = min(4, int(math.log(count, 1024))) if count > 0 else 0
     return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

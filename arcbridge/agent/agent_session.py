@@ -476,8 +476,8 @@ class AgentSession(BaseHandler):
             )
 
     def _age(self) -> float:
-        """Seconds since the session began, by the clock that says more: one stands still while the machine sleeps, the
-        other may be set back."""
+        """Return the seconds since the session began, by the clock that says more: one stands still while the machine
+        sleeps, the other may be set back."""
         began, began_monotonic = self._began_at
         return max(self._sessions.clock() - began, self._sessions.monotonic() - began_monotonic)
 
@@ -508,7 +508,7 @@ class AgentSession(BaseHandler):
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people write them: `12 h`."""
+    """Return seconds as people write them: `12 h`."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"

@@ -172,6 +172,6 @@ def _claims(token: str) -> dict[str, Any]:
 
 
 def _time(value: object) -> float:
-    """Unix seconds of a claim; 0 for a token that does not say."""
+    """Return the unix seconds of a claim; 0 for a token that does not say."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53
     return float(value) if good else 0.0  # type: ignore[arg-type]

@@ -134,7 +134,7 @@ class ControlConnections:
         return len(self._staying())
 
     def unready(self) -> str | None:
-        """Why the agent is not ready, or None."""
+        """Return why the agent is not ready, or None."""
         if self.draining:
             return "the agent is stopping"
         if not self._staying():

@@ -30,7 +30,7 @@ _log = structlog.get_logger("arcbridge.agent")
 
 
 def parse_denylist(data: bytes, source: str) -> dict[str, Revocation]:
-    """The revocations of a file, by user. Raises ConfigError that names `source` and the entry."""
+    """Read the revocations of a file, by user. Raises ConfigError that names `source` and the entry."""
     if len(data) > MAX_FILE:
         raise ConfigError(f"{source}: the denylist has more than {MAX_FILE} bytes")
     try:
@@ -113,7 +113,7 @@ class Denylist:
         self._take(listed)
 
     def _read_changed(self) -> tuple[bytes, dict[str, Revocation]] | None:
-        """The file and its list; None where the file that has effect is there unchanged."""
+        """Return the file and its list; None where the file that has effect is there unchanged."""
         data = self._read()
         if data == self._data and not self.error:
             return None

@@ -93,7 +93,7 @@ class Dials:
         return len(self._open)
 
     def unready(self) -> str | None:
-        """Why the agent is not ready as far as joins tell, or None."""
+        """Return why the agent is not ready as far as joins tell, or None."""
         if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
             return "the last join that a relay asked for failed"
         return None

@@ -102,7 +102,8 @@ async def _relays(config: AgentConfig, relays: Sequence[Address], api: ApiServer
 
 
 async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tuple[RelayTrust | None, list[Finding]]:
-    """How relays are known, and whether that agrees with the settings. None: it has to be asked for with the pin."""
+    """Return how relays are known, and whether that agrees with the settings. None: it has to be asked for with the
+    pin."""
     found: list[Finding] = []
     if credential is None:
         found.append(skipped(CREDENTIAL, "the agent has not enrolled yet"))
@@ -130,7 +131,7 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
 
 
 async def _relay(config: AgentConfig, relay: Address, trust: RelayTrust | None, token: str | None) -> list[Finding]:
-    """One relay: whether it answers and is the one that the pin names; and for a new agent, its join token."""
+    """Look at one relay: whether it answers and is the one that the pin names; and for a new agent, its join token."""
     hop = f"relay {relay}"
     try:
         async with asyncio.timeout(CONNECT_DEADLINE):
@@ -206,7 +207,7 @@ async def _issuers(config: AgentConfig) -> list[Finding]:
 
 
 async def _audit(config: AgentConfig) -> list[Finding]:
-    """Whether the audit log can be written, by this user and by the agent that runs."""
+    """Return whether the audit log can be written, by this user and by the agent that runs."""
     file, remedy = config.audit.file, "make room, or let the agent's user write audit.file"
     if not file or file == "-":
         return [skipped(AUDIT, "no file")]

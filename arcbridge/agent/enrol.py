@@ -154,7 +154,8 @@ class CredentialKeeper:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _renewal_due(self) -> float:
-        """Two thirds of the life, later by up to a tenth of it so that sibling pods do not renew all at once."""
+        """Return when to renew: two thirds of the life, later by up to a tenth of it so that sibling pods do not renew
+        all at once."""
         not_before, not_after = self.current.validity()
         spread = (not_after - not_before) / 10 * self._jitter()
         return renew_at(not_before, not_after) + spread
@@ -259,7 +260,8 @@ class CredentialKeeper:
         _log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
 
     async def _with_request(self, snapshot: Snapshot | None) -> Snapshot | None:
-        """The store's entries with a request over our key among them; None once a sibling's certificate was adopted."""
+        """Return the store's entries with a request over our key among them; None once a sibling's certificate was
+        adopted."""
         credential = self.current
         for _ in range(CONFLICTS):
             if snapshot is not None and _is_over(snapshot.get(entries.RENEWAL_REQUEST, b""), credential.key_pem):
@@ -337,7 +339,8 @@ class CredentialKeeper:
         return await fetch_relay_ca(relay, self._pin)
 
     async def _with_relay_ca(self, credential: AgentCredential) -> AgentCredential:
-        """The credential with the relay CA that the settings ask for, if they ask for another than the stored one."""
+        """Return the credential with the relay CA that the settings ask for, if they ask for another than the stored
+        one."""
         ca_pem = credential.relay_ca_pem
         if self._ca_file is not None:
             ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file"))

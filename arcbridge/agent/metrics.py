@@ -218,5 +218,5 @@ def register(
 
 
 def oldest_keys(verifier: TokenVerifier) -> float:
-    """Seconds since the oldest key set was fetched; 0 before any was."""
+    """Return the seconds since the oldest key set was fetched; 0 before any was."""
     return max((age for age in verifier.key_ages().values() if age is not None), default=0.0)

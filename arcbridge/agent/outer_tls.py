@@ -20,7 +20,7 @@ class OuterTls:
         self._for: AgentCredential | None = None
 
     def context(self, alpn: str) -> ssl.SSLContext:
-        """The context for one protocol. Raises StateError before the agent has enrolled."""
+        """Return the context for one protocol. Raises StateError before the agent has enrolled."""
         credential = self._keeper.current
         if credential is not self._for:
             self._contexts.clear()

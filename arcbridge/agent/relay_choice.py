@@ -46,25 +46,26 @@ class RelayChoice:
         return self.order[: self.wanted]
 
     def next(self, taken: Collection[Address], now: float) -> Address | None:
-        """The first relay of the order that is not in `taken` and may be tried."""
+        """Return the first relay of the order that is not in `taken` and may be tried."""
         return next((one for one in self.order if one not in taken and self._not_before[one] <= now), None)
 
     def next_time(self, taken: Collection[Address]) -> float | None:
-        """When a relay that is not in `taken` may be tried; None: there is none."""
+        """Return when a relay that is not in `taken` may be tried; None: there is none."""
         return min((when for one, when in self._not_before.items() if one not in taken), default=None)
 
     def may_try(self, relay: Address, now: float) -> bool:
-        """Whether this relay may be tried now."""
+        """Return whether this relay may be tried now."""
         return self._not_before[relay] <= now
 
     def surplus(self, up: Collection[Address]) -> list[Address]:
-        """The relays of `up` that the agent need not keep: those behind the wanted number, in its order."""
+        """Return the relays of `up` that the agent need not keep: those behind the wanted number, in its order."""
         return [relay for relay in self.order if relay in up][self.wanted :]
 
     def failed(
         self, relay: Address, now: float, *, lasted: float = 0.0, hint: float | None = None, not_before: float = 0.0
     ) -> float:
-        """Seconds until this relay may be tried again, after its connection had been good for `lasted` seconds.
+        """Return the seconds until this relay may be tried again, after its connection had been good for `lasted`
+        seconds.
 
         `hint` is the delay that the relay named; it is obeyed within bounds, and spread. `not_before` is an earlier
         answer that still holds.

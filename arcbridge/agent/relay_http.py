@@ -28,7 +28,7 @@ async def post(
     *,
     certificate: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """POST `document` and answer the JSON object that came back.
+    """Send `document` by POST and return the JSON object that came back.
 
     Raises EnrolmentRefused with the relay's words for a 4xx, Unreachable (with `retry_after`) for what may succeed
     later. Cancelled or failed, it leaves no socket.

@@ -64,7 +64,7 @@ class Claim:
         return f"Claim(subject={self.subject!r}, token_mode={self.token_mode})"
 
     def owned_by(self, subject: str, token_mode: bool) -> bool:
-        """Whether a verified token speaks for the owner, in the same mode."""
+        """Return whether a verified token speaks for the owner, in the same mode."""
         same = hmac.compare_digest(_bytes(self.subject), _bytes(subject))
         return same and self.token_mode == token_mode
 
@@ -106,7 +106,7 @@ class Resumes(Generic[Session]):
         self._live[session_id] = (claim, session)
 
     def remove(self, session_id: bytes, error: Exception) -> None:
-        """The session is over; its owner hears why for a while, if there is a reason that helps."""
+        """Forget a session that is over; its owner hears why for a while, if there is a reason that helps."""
         found = self._live.pop(session_id, None)
         if found is None or not isinstance(error, SessionEnded) or error.code == GoawayCode.DONE:
             return
@@ -116,7 +116,7 @@ class Resumes(Generic[Session]):
             self._ended.popitem(last=False)
 
     def judge(self, hello: Hello, subject: str, token_mode: bool) -> Session | ResumeRefusal:
-        """The session that this HELLO may take over, or what to answer. The token has been verified."""
+        """Return the session that this HELLO may take over, or what to answer. The token has been verified."""
         now = self._clock()
         while self._ended and next(iter(self._ended.values())).until <= now:
             self._ended.popitem(last=False)
@@ -144,7 +144,7 @@ class Resumes(Generic[Session]):
     def refuse(
         self, reason: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
     ) -> ResumeRefusal:
-        """A refusal, counted."""
+        """Count a refusal and return it."""
         self.refused[reason] += 1
         return ResumeRefusal(reason, code, message, quiet)
 

@@ -48,11 +48,11 @@ class Revocation:
     """`RELAY` or `CLUSTER`: whose operator has revoked."""
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a token of this identity counts no more; `identity` is of the user."""
+        """Return whether a token of this identity counts no more; `identity` is of the user."""
         return identity.issued_at < self.before + CLOCK_SKEW
 
     def sentence(self, now: float) -> str:
-        """What the user is told; `now` is unix seconds. The reason is marked as another's words."""
+        """Return what the user is told; `now` is unix seconds. The reason is marked as another's words."""
         said = f'the {self.by}\'s operator says "{clean(self.reason, MAX_REASON)}"; ' if self.reason else ""
         said = f"access was revoked: {said}"
         if self.before > now + CLOCK_SKEW:
@@ -116,12 +116,13 @@ class Revocations:
             self.on_news()
 
     def take_news(self) -> dict[str, Revocation]:
-        """The revocations since the last call, by user."""
+        """Return the revocations since the last call, by user."""
         news, self._news = self._news, {}
         return news
 
     def find(self, identity: Identity) -> Revocation | None:
-        """The revocation by which a token of this identity counts no more; of several the one of longest effect."""
+        """Return the revocation by which a token of this identity counts no more; of several the one of longest
+        effect."""
         found: Revocation | None = None
         for users in (self._denied, *self._relays.values()):
             one = covering(users, identity)
@@ -142,7 +143,7 @@ class Revocations:
 
 
 def covering(users: Mapping[str, Revocation], identity: Identity) -> Revocation | None:
-    """The revocation among `users` that covers this identity, by either of its names."""
+    """Return the revocation among `users` that covers this identity, by either of its names."""
     for name in identity.names:
         found = users.get(name)
         if found is not None and found.covers(identity):

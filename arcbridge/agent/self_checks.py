@@ -71,7 +71,7 @@ async def look_at_api_server(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_credential(api: ApiServer) -> list[Finding]:
-    """Whether the API server takes the agent's own credential; learns the agent's user name by that."""
+    """Return whether the API server takes the agent's own credential; learns the agent's user name by that."""
     code, answer = await _review(api, REVIEW, {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
     if code in (200, 201):
         user = _at(answer, "status", "userInfo", "username")
@@ -103,8 +103,8 @@ async def look_at_credential(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> list[Finding]:
-    """Whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server has
-    refused lately because a rule does not name their user."""
+    """Return whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server
+    has refused lately because a rule does not name their user."""
     spec = {"namespace": "default"}
     kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
     code, answer = await _review(api, RULES, kind)
@@ -155,7 +155,7 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
 
 
 async def look_at_reload(api: ApiServer) -> list[Finding]:
-    """Whether the files of CA, token and certificate could be read when they changed."""
+    """Return whether the files of CA, token and certificate could be read when they changed."""
     api.authorization()  # looks at the files, when it is time
     if api.reload_error:
         return [
@@ -173,7 +173,7 @@ async def look_at_reload(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_audit(audit: AuditLog) -> list[Finding]:
-    """Whether records are written now."""
+    """Return whether records are written now."""
     if failure := audit.failure:
         then = "requests are refused" if audit.refuses else "requests go on unrecorded"
         return [
@@ -188,7 +188,7 @@ async def look_at_audit(audit: AuditLog) -> list[Finding]:
 
 
 async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> list[Finding]:
-    """Whether control connections are up, and whether the last join that a relay asked for worked."""
+    """Return whether control connections are up, and whether the last join that a relay asked for worked."""
     connects = "check `relays`, their pin, and that this cluster may connect to them"
     if not keeper.enrolled and keeper.last_failure:
         return [failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")]
@@ -223,14 +223,14 @@ async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) 
 
 
 async def look_at_certificate(keeper: CredentialKeeper) -> list[Finding]:
-    """Whether the agent's certificate is valid, and was renewed in time."""
+    """Return whether the agent's certificate is valid, and was renewed in time."""
     if not keeper.enrolled:
         return [skipped(CERTIFICATE, "the agent has not enrolled yet")]
     return [certificate_finding(*keeper.current.validity(), keeper.now)]
 
 
 def certificate_finding(not_before: float, not_after: float, now: float) -> Finding:
-    """The finding for a certificate that is renewed at two thirds of its life."""
+    """Return the finding for a certificate that is renewed at two thirds of its life."""
     left = not_after - now
     remedy = "see `certificate not renewed` in the log; a cluster that is revoked has to be restored at the relay"
     if left <= 0:
@@ -246,7 +246,7 @@ def certificate_finding(not_before: float, not_after: float, now: float) -> Find
 
 
 def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int] = lambda: 0) -> list[SelfCheck]:
-    """The checks of the API server, which need no other part of the agent."""
+    """Return the checks of the API server, which need no other part of the agent."""
 
     async def api_server() -> Sequence[Finding]:
         return await look_at_api_server(api)
@@ -271,7 +271,7 @@ def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int]
 
 
 def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bool]) -> SelfCheck:
-    """Unready is an agent that could verify no token at all: with keys of one issuer, or older ones, it serves."""
+    """Return the check of the issuers: unready is an agent that could verify no token at all."""
 
     async def issuers() -> Sequence[Finding]:
         if verifier is None:
@@ -292,7 +292,7 @@ def checks_of(
     control: ControlConnections,
     keeper: CredentialKeeper,
 ) -> list[SelfCheck]:
-    """All checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
+    """Return all checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
     counts = api.upstream.own_refusals.counts
     seen = counts["impersonation"]
 
@@ -320,7 +320,7 @@ def checks_of(
 
 
 def _impersonable(rule: dict[str, Any]) -> set[str]:
-    """The resources that a rule of the review lets the agent impersonate."""
+    """Return the resources that a rule of the review lets the agent impersonate."""
     verbs, resources = rule.get("verbs"), rule.get("resources")
     if not isinstance(verbs, list) or not isinstance(resources, list) or not _VERBS & set(map(str, verbs)):
         return set()

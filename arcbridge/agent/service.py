@@ -213,13 +213,13 @@ def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -
 
 
 def session_limits(config: AgentConfig) -> Limits:
-    """The limits of users' sessions: whether they outlive their connections, and how long a drain gives them."""
+    """Return the limits of users' sessions: whether they outlive their connections, and how long a drain gives them."""
     limits = Limits(drain_timeout=config.session.drain)
     return limits if config.resumption else replace(limits, replay=0)
 
 
 def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialStore:
-    """The store of the credential: a directory, or a Secret (`name` alone means the agent's own namespace)."""
+    """Return the store of the credential: a directory, or a Secret (`name` alone means the agent's own namespace)."""
     if config.state.directory is not None:
         return DirectoryStore(config.state.directory)
     if api is None:
@@ -231,7 +231,7 @@ def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialSt
 
 
 def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:
-    """The namespace of this pod."""
+    """Return the namespace of this pod."""
     try:
         return (service_account / "namespace").read_text().strip()
     except OSError as error:

@@ -40,7 +40,8 @@ class SessionCertificate:
         self._renew_at = 0.0
 
     def tls(self, credential: AgentCredential) -> SessionTls:
-        """The context for `credential`, and its key; a few milliseconds when they are made anew. Raises StateError."""
+        """Return the context for `credential`, and its key; a few milliseconds when they are made anew. Raises
+        StateError."""
         wanted = (credential.cluster, credential.cluster_ca_certificate_pem)
         if self._tls is None or self._for != wanted or self._clock() >= self._renew_at:
             authority = Authority.load(credential.cluster_ca_certificate_pem, credential.cluster_ca_key_pem)

@@ -127,7 +127,8 @@ class Sessions:
         return self._replayed + sum(one.session.stats.replayed_bytes for one in self._open if one.session is not None)
 
     def accepts_connection(self, *, may_come_back: bool = False) -> bool:
-        """Whether another connection may join: one that may resume a session also where no new session may begin."""
+        """Return whether another connection may join: one that may resume a session also where no new session may
+        begin."""
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and self._stalled() is None:
             return False
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))

@@ -21,7 +21,7 @@ def run_agent(invocation: Invocation) -> int:
 
 
 def _with_settings(work: Callable[[AgentConfig, Callable[[], AgentConfig]], None]) -> Callable[[Invocation], int]:
-    """A command that needs the agent's settings and its log."""
+    """Return a command that needs the agent's settings and its log."""
 
     def command(invocation: Invocation) -> int:
         config: AgentConfig = load_settings(invocation, os.environ)

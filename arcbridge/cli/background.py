@@ -192,7 +192,8 @@ def _log_in(context: ClientContext, foreground: Foreground) -> bool:
 
 
 def kept_arguments(invocation: Invocation, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The settings of the command line and of the environment as flags, with absolute paths; the settings file too."""
+    """Return the settings of the command line and of the environment as flags, with absolute paths; the settings file
+    too."""
     from arcbridge.cli.settings import settings_file
 
     kept: list[str] = []
@@ -225,7 +226,7 @@ def naming_relays(kept: tuple[str, ...], config: ClientConfig) -> tuple[str, ...
 
 
 def settings_of(arguments: Sequence[str], environment: Mapping[str, str]) -> ClientConfig:
-    """The settings that a connection's arguments give; raises ConfigError."""
+    """Return the settings that a connection's arguments give; raises ConfigError."""
     from arcbridge.cli.settings import load_settings
 
     bare = {name: value for name, value in environment.items() if not name.startswith("ARCBRIDGE_")}
@@ -334,7 +335,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
 
 
 def _not_served(place: Place) -> list[dict[str, Any]]:
-    """What is connected while no process of this version runs."""
+    """Return what is connected while no process of this version runs."""
     import json
 
     try:
@@ -446,7 +447,7 @@ def _logs(invocation: Invocation, foreground: Foreground) -> int:
 
 
 def _credential(invocation: Invocation, foreground: Foreground) -> int:
-    """Where the quick way (`cli.credential`) ends: a login, or an error in words."""
+    """End what the quick way (`cli.credential`) began: log in, or say an error in words."""
     from arcbridge.client.service import ClientContext
 
     clusters = invocation.texts("cluster")

@@ -88,7 +88,7 @@ def _serve(begin: Callable[[Callable[[], None]], Coroutine[Any, Any, None]]) -> 
 
 
 def _token(invocation: Invocation) -> str:
-    """The token of `--token`: a literal (warned of, and hidden), `-` for standard input, or ARCBRIDGE_TOKEN."""
+    """Return the token of `--token`: a literal (warned of, and hidden), `-` for standard input, or ARCBRIDGE_TOKEN."""
     literal = invocation.text("token")
     if not literal:
         # Taken out, so that no program that this one starts inherits it.
@@ -167,7 +167,7 @@ def _run(invocation: Invocation, config: ClientConfig, token: str) -> int:
 
 
 def _parallel(text: str) -> int:
-    """Clusters at a time; 0: as many as is usual. Raises ConfigError."""
+    """Return the clusters at a time; 0: as many as is usual. Raises ConfigError."""
     if not text:
         return 0
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
@@ -189,7 +189,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _answer(
     answer: Callable[[Invocation, ClientContext], Coroutine[Any, Any, int]],
 ) -> Callable[[Invocation, ClientConfig, str], int]:
-    """A command that answers and ends. It logs only what is wrong, unless asked for more."""
+    """Return a command that answers and ends. It logs only what is wrong, unless asked for more."""
 
     def run(invocation: Invocation, config: ClientConfig, token: str) -> int:
         from arcbridge.cli.loop import Interrupted, run_until_signal
@@ -243,7 +243,7 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
 
 
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
-    """A cluster of the relay's list for people: ages, and `key=value` for labels."""
+    """Return a cluster of the relay's list for people: ages, and `key=value` for labels."""
     labels = cluster.get("labels")
     shown = [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, dict) else []
     until = _seconds(cluster.get("certificate_expires"))
@@ -256,7 +256,7 @@ def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
-    """The same for programs: times of RFC 3339, null for never; labels only where there are any."""
+    """Return the same for programs: times of RFC 3339, null for never; labels only where there are any."""
     times = {key: rfc3339(_seconds(cluster.get(key))) for key in ("last_seen", "certificate_expires")}
     found = {**cluster, **times}
     if not found.get("labels"):
@@ -315,7 +315,7 @@ async def _status(invocation: Invocation, context: ClientContext) -> int:
 
 
 async def _login_state(context: ClientContext) -> tuple[str, Tokens]:
-    """What the login step says, and the tokens to go on with: of the first cluster where each has its own."""
+    """Return what the login step says, and the tokens to go on with: of the first cluster where each has its own."""
     config, tokens = context.config, context.tokens
     if "{cluster}" in config.login.cluster_audience and not tokens.token_mode:
         name = next(filter(None, (config.cluster, *config.clusters)), "")
@@ -352,7 +352,7 @@ def _until(expires_at: float) -> str:
 
 
 def _bound(token: str) -> str:
-    """How the cluster's token says that it is bound to a key; empty where it is bound to none."""
+    """Return how the cluster's token says that it is bound to a key; empty where it is bound to none."""
     from arcbridge.client.jwt_unverified import claims_unverified
     from arcbridge.identity.proof import BindingKind, binding
 
@@ -404,7 +404,7 @@ async def _speedtest(invocation: Invocation, context: ClientContext) -> int:
 
 
 def _reading_time(text: str) -> float:
-    """A length of time in seconds; 0: as long as is usual. Raises ConfigError."""
+    """Return a length of time in seconds; 0: as long as is usual. Raises ConfigError."""
     if not text:
         return 0.0
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 60:
@@ -413,7 +413,7 @@ def _reading_time(text: str) -> float:
 
 
 def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
-    """The cluster that a command is about: its argument, else the first of the settings; empty: none."""
+    """Return the cluster that a command is about: its argument, else the first of the settings; empty: none."""
     name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
     if name:
         from arcbridge.pki.names import check_cluster_name
@@ -443,7 +443,7 @@ def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
 
 
 def _of_login(invocation: Invocation, config: ClientConfig, token: str) -> int:
-    """The sub-commands about the login itself (`cli.login`)."""
+    """Run the sub-commands about the login itself (`cli.login`)."""
     from arcbridge.cli import login
 
     return login.COMMANDS[invocation.command[0]](invocation, config)

@@ -14,7 +14,7 @@ _FILES = ("FILE", "DIR")
 
 
 def script(shell: str) -> str:
-    """The completion script of one shell: `bash`, `zsh` or `fish`."""
+    """Return the completion script of one shell: `bash`, `zsh` or `fish`."""
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]()
 
 
@@ -28,7 +28,7 @@ def _value_flags() -> list[str]:
 
 
 def _words(role: str, path: tuple[str, ...]) -> list[str]:
-    """What may follow the sub-command words `path`: sub-commands, choices of a positional, then flags."""
+    """Return what may follow the sub-command words `path`: sub-commands, choices of a positional, then flags."""
     following = [
         command.path[len(path)] for command in commands_of(role) if command.path[: len(path)] == path != command.path
     ]
@@ -41,7 +41,7 @@ def _words(role: str, path: tuple[str, ...]) -> list[str]:
 
 
 def _paths(role: str) -> list[tuple[str, ...]]:
-    """Every prefix of a command path, the empty one included."""
+    """Return every prefix of a command path, the empty one included."""
     return list(dict.fromkeys(command.path[:n] for command in commands_of(role) for n in range(len(command.path) + 1)))
 
 
@@ -81,7 +81,7 @@ def _value_cases() -> list[tuple[str, str]]:
 
 
 def _shell_state(words: str, current: str, first: int) -> str:
-    """The common part of bash and zsh: find the role and the sub-command words before the cursor."""
+    """Return the common part of bash and zsh: find the role and the sub-command words before the cursor."""
     roles = "\n".join(
         f"            {'|'.join(names)}) [[ -z $role ]] && role={role} ;;" for role, names in _owners().items() if names
     )

@@ -36,7 +36,7 @@ def run_config(invocation: Invocation) -> int:
 
 
 def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> list[Problem]:
-    """Everything that is wrong with the settings of the invocation's role, each with its place."""
+    """Return everything that is wrong with the settings of the invocation's role, each with its place."""
     from arcbridge.problems import located
 
     config, wrong = read_settings(invocation, environment)
@@ -106,7 +106,7 @@ def _problem_of(error: SettingError) -> Problem:
 
 
 def as_data(config: Any) -> dict[str, Any]:
-    """Settings as plain data in the shape of the file; what is unset is left out."""
+    """Return settings as plain data in the shape of the file; what is unset is left out."""
     data: dict[str, Any] = {}
     for field in fields(config):
         value = _plain(getattr(config, field.name))
@@ -126,7 +126,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_toml(config: Any) -> str:
-    """Settings as a file that `--config` takes."""
+    """Return settings as a file that `--config` takes."""
     return "\n".join(_toml_table(as_data(config), ())).lstrip("\n") + "\n"
 
 
@@ -146,7 +146,7 @@ def _toml_key(key: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """Return a value as TOML writes it."""
     import json
 
     if isinstance(value, list):

@@ -63,6 +63,6 @@ def print_credential(arguments: Sequence[str]) -> int | None:
 
 
 def _server(info: str) -> str:
-    """The address to which kubectl is about to connect; empty where it does not say (`provideClusterInfo`)."""
+    """Return the address to which kubectl is about to connect; empty where it does not say (`provideClusterInfo`)."""
     _, _, rest = info.partition('"server":')
     return rest.lstrip().removeprefix('"').partition('"')[0]

@@ -25,7 +25,7 @@ def print_findings(findings: Sequence[Finding], output: str) -> bool:
 
 
 def format_findings(findings: Sequence[Finding], output: str) -> str:
-    """Findings as a table that ends with what to do, or as one JSON or YAML document."""
+    """Return findings as a table that ends with what to do, or as one JSON or YAML document."""
     failed = first_failure(findings)
     rows = [
         {

@@ -662,7 +662,7 @@ GROUP_HELP = {
 
 
 def flags_of(role: str) -> tuple[Flag, ...]:
-    """All flags that a role knows, in the order of the help."""
+    """Return all flags that a role knows, in the order of the help."""
     return tuple(flag for flag in FLAGS if role in flag.roles)
 
 

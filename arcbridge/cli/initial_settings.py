@@ -66,7 +66,8 @@ def run_init(invocation: Invocation) -> int:
 
 
 def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
-    """The files of the role, by name, in the order in which they are read. Raises ConfigError for a wrong flag."""
+    """Return the files of the role, by name, in the order in which they are read. Raises ConfigError for a wrong
+    flag."""
     role = invocation.role
     given = normalized_settings(invocation, {})
     given.pop("relay", None)
@@ -98,7 +99,7 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
 
 
 def template(name: str) -> str:
-    """One of the annotated files: as it was installed, or of the clone that this runs from."""
+    """Read one of the annotated files: as it was installed, or of the clone that this runs from."""
     package = Path(__file__).resolve().parents[1]
     for directory in (package / "annotated", package.parent / "config"):
         if (directory / name).is_file():
@@ -156,7 +157,8 @@ def _authentication(role: str, issuer: str, audience: str) -> str:
 
 
 def _policy(groups: tuple[str, ...]) -> str:
-    """The policy: every cluster for the groups, or the example's rules as comments, which allow no user anything."""
+    """Return the policy: every cluster for the groups, or the example's rules as comments, which allow no user
+    anything."""
     head, rule, examples = template("policy.toml").partition("[[allow]]")
     if not groups:
         return head + "".join(f"#{line}\n" if line else "\n" for line in (rule + examples).splitlines())

@@ -140,7 +140,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
+    """Return uvloop's, or None for asyncio's own. ARCBRIDGE_LOOP=asyncio is for comparing the two."""
     if sys.platform == "win32":
         # The other loop there, asyncio's default, cannot wait for sockets that it does not read itself.
         return asyncio.SelectorEventLoop
@@ -154,7 +154,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside a task group's, because users are shown one sentence."""
+    """Return the first error inside a task group's, because users are shown one sentence."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def wants_colour(when: str, stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to colour: `always`, `never`, or `auto`: on a terminal, without NO_COLOR (no-color.org) or TERM=dumb."""
+    """Return whether to colour: `always`, `never`, or `auto`: on a terminal, without NO_COLOR (no-color.org) or
+    TERM=dumb."""
     if when == "always":
         return True
     if when == "never" or environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
@@ -27,7 +28,7 @@ def wants_colour(when: str, stream: TextIO, environment: Mapping[str, str]) -> b
 
 
 def plain(text: str) -> str:
-    """Foreign text with its control characters escaped, so that it cannot steer a terminal."""
+    """Return foreign text with its control characters escaped, so that it cannot steer a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -69,7 +70,7 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
 
 
 def rfc3339(seconds: float) -> str | None:
-    """A time of documents, in UTC (RFC 3339); None for 0, which stands for never, and for what is no date."""
+    """Return a time of documents, in UTC (RFC 3339); None for 0, which stands for never, and for what is no date."""
     if not 0 < seconds < 1e11:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -81,7 +82,7 @@ def print_document(document: Any, output: str) -> None:
 
 
 def format_document(document: Any, output: str) -> str:
-    """One object as text: JSON or YAML."""
+    """Return one object as text: JSON or YAML."""
     return _yaml(document) if output == "yaml" else _json(document)
 
 
@@ -109,7 +110,7 @@ def _yaml(document: Any) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error as a user should read it: the message of ours, the type of any other."""
+    """Return an error as a user should read it: the message of ours, the type of any other."""
     if isinstance(error, ArcbridgeError):
         return error.message
     if isinstance(error, OSError) and error.strerror:

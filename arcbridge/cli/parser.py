@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
-    """What is said of a sub-command that `role` does not have; of no role where that is empty."""
+    """Return what is said of a sub-command that `role` does not have; of no role where that is empty."""
     others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
@@ -85,7 +85,7 @@ class Invocation:
         self.given = given
 
     def text(self, name: str, default: str = "") -> str:
-        """A flag or positional of the command line alone."""
+        """Return a flag or positional of the command line alone."""
         value = self.given.get(name, default)
         return value if isinstance(value, str) else default
 
@@ -98,7 +98,7 @@ class Invocation:
 
 
 def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "") -> str:
-    """Which role a command line asks for; empty when it does not say.
+    """Return which role a command line asks for; empty when it does not say.
 
     `--role` decides, then ARCBRIDGE_ROLE. Called as `kubectl arcbridge` it is the client; otherwise a sub-command says
     it, a client's before those of the other roles unless it is the same for all of them, as `config check` is; without
@@ -129,7 +129,7 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
 
 
 def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
+    """Return the sub-command of a command line, whatever its role, and the flags before it; empty: there is none."""
     with_value = {name for role in ROLES for flag in flags_of(role) if flag.takes_value for name in flag.names}
     flags: list[str] = []
     rest = iter(arguments)
@@ -163,7 +163,7 @@ def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
 
 
 def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | None = None) -> Parser:
-    """The parser of one role, with all of its sub-commands, or with those in `commands` alone."""
+    """Return the parser of one role, with all of its sub-commands, or with those in `commands` alone."""
     name = f"{program} --role {role}"
     parser = Parser(
         prog=name,
@@ -219,7 +219,7 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
 
 
 def _shown_arguments(command: Command) -> list[str]:
-    """The positionals of a usage line: `FILE …`, `[RELAY_URL …]`."""
+    """Return the positionals of a usage line: `FILE …`, `[RELAY_URL …]`."""
     shown = [argument[0].upper() for argument in command.arguments]
     if shown and command.repeated:
         shown[-1] += " …"
@@ -256,7 +256,7 @@ def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -
 
 
 def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command] | None:
-    """The one sub-command that is surely meant, or none at all; None: every one, for help and for messages.
+    """Return the one sub-command that is surely meant, or none at all; None: every one, for help and for messages.
 
     To make the parsers of all sub-commands takes 20 ms, a tenth of a client's start.
     """

@@ -87,7 +87,7 @@ def _serve(invocation: Invocation, config: RelayConfig) -> int:
 def _administer(
     answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]],
 ) -> Callable[[Invocation, RelayConfig], int]:
-    """A command that prints what `answer` returns."""
+    """Return a command that prints what `answer` returns."""
 
     def run(invocation: Invocation, config: RelayConfig) -> int:
         import asyncio
@@ -302,12 +302,12 @@ def _format_token(made: NewToken, output: str) -> str:
 
 
 def _dated(row: Row) -> Row:
-    """The row with its times as text; None, which tables show as `-`, for never."""
+    """Return the row with its times as text; None, which tables show as `-`, for never."""
     return {key: (_time(value) if value else None) if key in _TIMES else value for key, value in row.items()}
 
 
 def _time(when: float) -> str:
-    """UTC, to the second; `-` for never."""
+    """Return UTC, to the second; `-` for never."""
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when > 0 else "-"

@@ -30,7 +30,7 @@ KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: C
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
-    """The settings file in force, or None."""
+    """Return the settings file in force, or None."""
     named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
     if named:
         return Path(named).expanduser()
@@ -42,7 +42,7 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
 
 
 def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
-    """What flags and environment set, by dotted path; flags win."""
+    """Return what flags and environment set, by dotted path; flags win."""
     given: dict[str, Given] = {}
     # A sub-command's own flag hides the role's one of the same name: `token create --cluster` is no setting.
     own = {flag.dest for flag in _own_flags(invocation)}
@@ -63,7 +63,7 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 
 
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
-    """The settings of the invocation's role, checked; raises ConfigError."""
+    """Return the settings of the invocation's role, checked; raises ConfigError."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
         raise wrong[0]
@@ -75,7 +75,8 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
-    """The settings of the invocation's role, and every mistake in them; a setting that is wrong has its default."""
+    """Return the settings of the invocation's role, and every mistake in them; a setting that is wrong has its
+    default."""
     given = normalized_settings(invocation, environment)
     config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given)
     wrong += _wrong_choices(config, invocation.role)
@@ -85,7 +86,7 @@ def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tup
 
 
 def normalized_settings(invocation: Invocation, environment: Mapping[str, str]) -> dict[str, Given]:
-    """What flags and environment set, as the settings have it: several clusters and relays are lists there."""
+    """Return what flags and environment set, as the settings have it: several clusters and relays are lists there."""
     given = given_settings(invocation, environment)
     if invocation.role == CLIENT and "cluster" in given:
         names, source = given.pop("cluster")
@@ -105,7 +106,7 @@ def normalized_settings(invocation: Invocation, environment: Mapping[str, str]) 
 
 
 def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[str], Place | None]:
-    """Where a setting was given, by its dotted path: a flag, the environment, or a line of the settings file."""
+    """Return where a setting was given, by its dotted path: a flag, the environment, or a line of the settings file."""
     from arcbridge.problems import Place
     from arcbridge.toml_lines import line_of, parts
 
@@ -131,7 +132,7 @@ _SILENT = ("config", "credential")
 
 
 def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:
-    """The settings with those of the relay that was logged in at, where no setting names another."""
+    """Return the settings with those of the relay that was logged in at, where no setting names another."""
     from arcbridge.client.relay_profile import RelayProfiles, fill
     from arcbridge.client.state import StateDirectory
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that a mistyped one was probably meant to be; empty: none is near."""
+    """Return the known word that a mistyped one was probably meant to be; empty: none is near."""
     import difflib  # only for a mistyped word
 
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -203,7 +203,7 @@ def _place_in_yaml(error: yaml.YAMLError, text: str) -> tuple[int, int]:
 
 
 def _read(text: str) -> tuple[yaml.Node | None, object]:
-    """The nodes of a document, which know their places, and the document itself."""
+    """Read the nodes of a document, which know their places, and the document itself."""
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -217,7 +217,7 @@ class _InExpression(_Misplaced):
 
 
 def _place(error: ConfigError, text: str, root: yaml.Node | None) -> tuple[int, int]:
-    """Where in the file the field stands that an error's message begins with, or the nearest one around it."""
+    """Return where in the file the field stands that an error's message begins with, or the nearest one around it."""
     nodes: dict[str, yaml.Node] = {}
     _collect(root, "", nodes, set())
     path = error.message.partition(": ")[0]
@@ -232,7 +232,8 @@ def _place(error: ConfigError, text: str, root: yaml.Node | None) -> tuple[int, 
 
 
 def _inside(text: str, node: yaml.ScalarNode, line: int, column: int) -> tuple[int, int]:
-    """The place in the file of a place in a scalar; where that is folded or has escapes, the scalar's beginning."""
+    """Return the place in the file of a place in a scalar; where that is folded or has escapes, the scalar's
+    beginning."""
     start = node.start_mark
     quoted = node.style in ("'", '"')
     raw = text[start.index + quoted : node.end_mark.index - quoted]
@@ -308,7 +309,7 @@ def _configuration(document: object, errors: _Errors) -> AuthenticationConfig:
 
 
 def _issuer(document: object, path: str, errors: _Errors) -> IssuerConfig:
-    """One entry of `jwt[]`; its mistakes are collected, and what is wrong has a value that accepts no token."""
+    """Read one entry of `jwt[]`; its mistakes are collected, and what is wrong has a value that accepts no token."""
     entry = _Fields(document, path)
     url, discovery, ca_pem = "", "", None
     audiences: tuple[str, ...] = ()
@@ -438,7 +439,7 @@ class _Compiled:
             )
 
     def expressions(self) -> Expressions | None:
-        """All of them; None where there is none."""
+        """Return all of them; None where there is none."""
         if not (self._mappings or self._extra or self._claim_rules or self._user_rules):
             return None
         from arcbridge.identity.cel.mapping import Expressions

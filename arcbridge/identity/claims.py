@@ -182,12 +182,13 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | No
 
 
 def _without(bare: str, groups: Sequence[str]) -> tuple[str, ...]:
-    """The groups without those of an empty name: it carries no right, and with a prefix would become a group."""
+    """Return the groups without those of an empty name: it carries no right, and with a prefix would become a group."""
     return tuple(group for group in groups if group != bare)
 
 
 def _credential_id(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The extra key that kube-apiserver makes of a `jti` that is a string and not empty; null is the empty one."""
+    """Return the extra key that kube-apiserver makes of a `jti` that is a string and not empty; null is the empty
+    one."""
     token_id = claims.get("jti")
     return {CREDENTIAL_ID: (f"JTI={token_id}",)} if isinstance(token_id, str) and token_id else {}
 
@@ -243,7 +244,8 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
 
 
 def _group_names(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The groups of all `names`; an empty name gives the bare prefix, which rules on the user see and no one else."""
+    """Return the groups of all `names`; an empty name gives the bare prefix, which rules on the user see and no one
+    else."""
     if len(names) > MAX_GROUPS:
         raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
     return tuple(_name(prefix + name, "groups") if name else _unreserved(prefix, "groups") for name in names)

@@ -80,7 +80,7 @@ def one_word(data: bytes, source: str) -> str:
 
 
 def _private_key(path: Path, setting: str) -> tuple[Any, str]:
-    """The key in a PEM file and the algorithm that fits it."""
+    """Read the key in a PEM file and the algorithm that fits it."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

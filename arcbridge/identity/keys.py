@@ -221,7 +221,7 @@ def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[Verificat
 
 
 def _is_of(entry: dict[str, Any], issuer: str) -> bool:
-    """Whether a key is one of an issuer. `{tenantid}` in the key's stands for the tenant in the issuer's URL."""
+    """Return whether a key is one of an issuer. `{tenantid}` in the key's stands for the tenant in the issuer's URL."""
     key_issuer = entry.get("issuer")
     if key_issuer is None or not issuer:
         return True
@@ -262,7 +262,7 @@ def _key(entry: dict[str, Any]) -> VerificationKey | None:
 
 
 def _default_algorithm(entry: dict[str, Any]) -> str:
-    """PyJWK wants a name to pick its parser; what the key may verify is decided from the key itself."""
+    """Return the name by which PyJWK picks its parser; what the key may verify is decided from the key itself."""
     if entry["kty"] == "RSA":
         return "RS256"
     if entry["kty"] == "OKP":

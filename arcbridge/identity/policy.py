@@ -89,7 +89,7 @@ class Policy:
 
 
 def _rule(entry: Any, path: str, errors: list[str]) -> Rule:
-    """One `[[allow]]`; adds what is wrong with it to `errors`, each as `path: what is wrong`."""
+    """Read one `[[allow]]`; adds what is wrong with it to `errors`, each as `path: what is wrong`."""
     if not isinstance(entry, dict):
         errors.append(f"{path}: must be a table")
         return Rule(frozenset(), frozenset(), ())

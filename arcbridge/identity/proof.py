@@ -467,7 +467,8 @@ def thumbprint_of(x: str, y: str) -> str:
 
 
 def _public_point(jwk: object) -> tuple[bytes, bytes]:
-    """The coordinates of a public P-256 JWK that has no other members, private ones above all. Raises ValueError."""
+    """Return the coordinates of a public P-256 JWK that has no other members, private ones above all. Raises
+    ValueError."""
     if not isinstance(jwk, dict) or jwk.keys() != {"kty", "crv", "x", "y"}:
         raise ValueError("another JWK")
     x, y = jwk["x"], jwk["y"]
@@ -492,7 +493,7 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str, size: int | None = None) -> bytes:
-    """Base64url as RFC 7515 §2 has it, in its one spelling, of `size` bytes. Raises ValueError."""
+    """Read base64url as RFC 7515 §2 has it, in its one spelling, of `size` bytes. Raises ValueError."""
     # Lenient, because the comparison is exact: it refuses whatever the decoder passes over.
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if _encode(data) != text or (size is not None and len(data) != size):

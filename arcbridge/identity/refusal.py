@@ -100,7 +100,8 @@ class Told(NamedTuple):
 
 
 def tell(error: ArcbridgeError, more: str = "") -> str:
-    """The message of a refusal for the peer, with `more` words, then rule and `wanted` where there are any to tell."""
+    """Return the message of a refusal for the peer, with `more` words, then rule and `wanted` where there are any to
+    tell."""
     rule, wanted = getattr(error, "rule", ""), getattr(error, "wanted", "")
     if not rule or rule.startswith("proof."):
         return error.message + more
@@ -109,6 +110,6 @@ def tell(error: ArcbridgeError, more: str = "") -> str:
 
 
 def told_in(message: str) -> Told | None:
-    """What a message of another end tells, in the form of `tell`; None where it tells nothing."""
+    """Return what a message of another end tells, in the form of `tell`; None where it tells nothing."""
     found = _NAMED.search(message)
     return None if found is None else Told(found[1], found[2] or "")

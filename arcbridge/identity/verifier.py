@@ -142,7 +142,7 @@ class TokenVerifier:
         """Refused tokens by the rule that refused them."""
 
     def key_ages(self) -> dict[str, float | None]:
-        """Seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
+        """Return the seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
         return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
 
     @property
@@ -271,7 +271,8 @@ class TokenVerifier:
         return claims
 
     async def _signed(self, token: str) -> tuple[IssuerConfig, dict[str, Any], dict[str, Any], int]:
-        """The issuer, header and claims of a token whose signature is good, and the generation of the issuer's keys."""
+        """Return the issuer, header and claims of a token whose signature is good, and the generation of the issuer's
+        keys."""
         header, payload = _parts(token)
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
@@ -395,7 +396,7 @@ def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """Whole days or hours for a message; anything shorter in seconds."""
+    """Return whole days or hours for a message; anything shorter in seconds."""
     for unit, name in ((86400, "days"), (3600, "hours")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"

@@ -105,7 +105,7 @@ class MuxConnection(asyncio.BufferedProtocol):
 
 
 def peer_certificate(transport: asyncio.Transport | None) -> bytes:
-    """The certificate (DER) that the peer showed in a TLS connection; empty where there is none."""
+    """Return the certificate (DER) that the peer showed in a TLS connection; empty where there is none."""
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     found: bytes | None = None if tls is None else tls.getpeercert(True)
     return found or b""

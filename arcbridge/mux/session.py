@@ -221,11 +221,12 @@ class MuxSession:
         await asyncio.shield(self._established)
 
     async def wait_ended(self) -> ArcbridgeError:
-        """Until the session is over; the reason. Cancelling changes nothing."""
+        """Wait until the session is over; return the reason. Cancelling changes nothing."""
         return await asyncio.shield(self._ended)
 
     def stalled(self, before: float) -> list[Stream]:
-        """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""
+        """Return the streams of which nothing was taken since a moment before `before` (monotonic seconds), though
+        bytes wait."""
         return self._machine.stalled(before)
 
     # -- command --------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class MuxSession:
             self.act()
 
     def resume(self, auth: Auth | AuthMaker, label: str = "") -> MuxConnection:
-        """Initiator: a protocol for `create_connection`; once its TLS stands it takes the session over.
+        """Return a protocol (initiator) for `create_connection`; once its TLS stands it takes the session over.
 
         The connection that is attached until then, if any, goes on until that moment and is dropped unread. Then
         await `wait_attached`. `label` is the new connection's join id.
@@ -296,7 +297,7 @@ class MuxSession:
         self.wake()
 
     def protocol(self, auth: AuthMaker | None = None) -> MuxConnection:
-        """A protocol for `create_connection` or `connect_accepted_socket` (TLS).
+        """Return a protocol for `create_connection` or `connect_accepted_socket` (TLS).
 
         `auth`: initiator: makes the AUTH of the first flight, once the TLS stands; None: `authenticate` gives it.
         """

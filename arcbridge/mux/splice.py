@@ -406,7 +406,7 @@ class TransportSplice(asyncio.BufferedProtocol):
 
 
 def said_goodbye(transport: asyncio.Transport) -> bool:
-    """Whether a TLS peer ended in order (close_notify, RFC 8446 §6.1) and everything before it was read.
+    """Return whether a TLS peer ended in order (close_notify, RFC 8446 §6.1) and everything before it was read.
 
     For `eof_received`: asyncio calls that also when the TCP connection just ends, and with bytes unread when reading
     was paused.

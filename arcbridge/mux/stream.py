@@ -143,11 +143,11 @@ class StreamTransport(asyncio.Transport):
         return default
 
     def is_closing(self) -> bool:
-        """Whether the transport was closed, aborted, or lost."""
+        """Return whether the transport was closed, aborted, or lost."""
         return self._closing or self._lost
 
     def is_open(self) -> bool:
-        """The contrary of `is_closing`."""
+        """Return the contrary of `is_closing`."""
         return not self._closing and not self._lost
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -157,7 +157,7 @@ class StreamTransport(asyncio.Transport):
         self._data_received = getattr(protocol, "data_received", None)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The current protocol."""
+        """Return the current protocol."""
         assert self._protocol is not None
         return self._protocol
 
@@ -218,7 +218,7 @@ class StreamTransport(asyncio.Transport):
     # -- asyncio.ReadTransport ------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
-        """Whether payload is delivered as it arrives."""
+        """Return whether payload is delivered as it arrives."""
         return not self._paused and not self._closing and not self._lost
 
     def pause_reading(self) -> None:
@@ -267,7 +267,7 @@ class StreamTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def can_write_eof(self) -> bool:
-        """Half-close is a FIN frame."""
+        """Return True: half-close is a FIN frame."""
         return True
 
     def write_eof(self) -> None:
@@ -279,7 +279,7 @@ class StreamTransport(asyncio.Transport):
         self._lose_if_over()
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait in the stream."""
+        """Return the bytes that wait in the stream."""
         return self._stream.queued
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

@@ -125,7 +125,8 @@ def interleave(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _literal(address: Address) -> Candidate | None:
-    """The candidate of an IP address, which no thread has to look up; an agent dials such targets for each stream.
+    """Return the candidate of an IP address, which no thread has to look up; an agent dials such targets for each
+    stream.
 
     None also for an address with a zone (`fe80::1%eth0`): its number is the resolver's business.
     """

@@ -21,7 +21,7 @@ _log = logging.getLogger("arcbridge.net")
 
 @functools.cache
 def fast_tls() -> ModuleType | None:
-    """aiofastnet, or None where the loop's TLS serves sessions; the log tells which, once, at debug."""
+    """Return aiofastnet, or None where the loop's TLS serves sessions; the log tells which, once, at debug."""
     try:
         import aiofastnet
     except ImportError as error:
@@ -36,7 +36,7 @@ def fast_tls() -> ModuleType | None:
 
 
 def fast_tls_as_client() -> ModuleType | None:
-    """aiofastnet for one connection as the TLS client, or None where it cannot make this one."""
+    """Return aiofastnet for one connection as the TLS client, or None where it cannot make this one."""
     aiofastnet = fast_tls()
     return aiofastnet if aiofastnet is not None and _temporary_file_possible() else None
 
@@ -63,7 +63,8 @@ class FastTlsLoop:
 
 
 def _temporary_file_possible() -> bool:
-    """Whether a certificate can be decoded from a temporary file; asked at each connection, since a disk fills up."""
+    """Return whether a certificate can be decoded from a temporary file; asked at each connection, since a disk fills
+    up."""
     try:
         with tempfile.NamedTemporaryFile() as file:
             file.write(bytes(16 * 1024))

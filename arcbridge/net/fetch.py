@@ -149,7 +149,7 @@ class HttpFetcher:
 
 
 def _words(error: BaseException) -> str:
-    """What the system says of an error; else the name of its class. A library's sentence may quote anything."""
+    """Return what the system says of an error; else the name of its class. A library's sentence may quote anything."""
     inner = getattr(error, "os_error", error)
     strerror = getattr(inner, "strerror", None)
     return strerror if isinstance(strerror, str) and strerror.isprintable() else type(error).__name__

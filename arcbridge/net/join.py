@@ -75,7 +75,7 @@ async def client_join(
     deadline: float = WHOLE_DEADLINE,
     prove: Callable[[bytes], str] | None = None,
 ) -> JoinReply:
-    """An end's side (client or agent) over a connected socket; after it the socket is raw and still the caller's.
+    """Join as client or agent over a connected socket; after it the socket is raw and still the caller's.
 
     `prove` makes the request's proof from the certificate (DER) that the relay shows.
 

@@ -33,7 +33,7 @@ _ALL_ZEROS = "sha256:" + "0" * 64
 
 
 def read(problems: Problems, setting: str, path: Path) -> bytes | None:
-    """The contents of a file that must be there; None, with a problem, where it cannot be read."""
+    """Read the contents of a file that must be there; None, with a problem, where it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST + 1)
@@ -68,7 +68,8 @@ def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
 
 
 def check_secret(problems: Problems, setting: str, path: Path, *, missing: str = "error") -> str | None:
-    """A file with one word that only its reader may know; `missing`: `error`, `warning` or `fine`. Returns the word."""
+    """Check a file with one word that only its reader may know; `missing`: `error`, `warning` or `fine`. Returns the
+    word."""
     if not path.exists() and missing != "error":
         if missing == "warning":
             problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
@@ -106,7 +107,7 @@ def warn_of_readers(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_ca(problems: Problems, setting: str, path: Path) -> str | None:
-    """A file of CA certificates, which OpenSSL has to accept. Returns its text."""
+    """Check a file of CA certificates, which OpenSSL has to accept. Returns its text."""
     data = read(problems, setting, path)
     if data is None:
         return None
@@ -226,7 +227,7 @@ def check_pin_setting(problems: Problems, setting: str, pin: str) -> None:
 
 
 def _is_kernels(directory: Path) -> bool:
-    """Whether the kernel makes up what is in a directory, where root also may make nothing."""
+    """Return whether the kernel makes up what is in a directory, where root also may make nothing."""
     try:
         device = directory.stat().st_dev
         return any(Path(place).stat().st_dev == device for place in ("/proc", "/sys") if Path(place).is_dir())
@@ -245,7 +246,7 @@ def _warn_of_end(problems: Problems, setting: str, path: Path, begin: float, end
 
 
 def _is_for(certificate: x509.Certificate, host: str) -> bool:
-    """Whether a certificate names a host (RFC 9525 §6.3: one label may be `*`)."""
+    """Return whether a certificate names a host (RFC 9525 §6.3: one label may be `*`)."""
     from cryptography import x509
 
     try:

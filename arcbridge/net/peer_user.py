@@ -57,7 +57,8 @@ def peer_user(sock: socket.socket) -> PeerUser:
 
 
 def _by_netlink(family: int, source: tuple[str, int], target: tuple[str, int]) -> tuple[bool, int]:
-    """Whether the kernel was able to tell, and the user of the socket at `source` that is connected to `target`."""
+    """Return whether the kernel was able to tell, and the user of the socket at `source` that is connected to
+    `target`."""
     pack = socket.inet_pton
     wanted = _ID.pack(source[1], target[1], pack(family, source[0]), pack(family, target[0]), _ANY_COOKIE)
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + wanted
@@ -75,7 +76,7 @@ def _by_netlink(family: int, source: tuple[str, int], target: tuple[str, int]) -
 
 
 def _by_table(family: int, source: tuple[str, int], target: tuple[str, int]) -> tuple[bool, int]:
-    """The same out of /proc/net; a socket that is not there, or without a process, has `_NO_USER`."""
+    """Read the same out of /proc/net; a socket that is not there, or without a process, has `_NO_USER`."""
     try:
         lines = Path("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp").read_text().splitlines()
     except OSError:

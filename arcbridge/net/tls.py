@@ -61,7 +61,7 @@ class RelayTrust:
 
 
 def outer_server_contexts(certificate_pem: str, key_pem: str, agent_ca_pem: str) -> dict[str, ServerContext]:
-    """The relay's contexts by ALPN protocol.
+    """Return the relay's contexts by ALPN protocol.
 
     Control: a certificate of `agent_ca_pem` is required. Join and HTTP: one is asked for (clients have none), and if
     one is given it must be of that CA.
@@ -102,12 +102,12 @@ def outer_client_context(
 
 
 def inner_server_context(certificate_pem: str, key_pem: str) -> ServerContext:
-    """The agent's end of the end-to-end TLS."""
+    """Return the agent's end of the end-to-end TLS."""
     return _server(certificate_pem, key_pem, ALPN_SESSION)
 
 
 def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
-    """The client's end of the end-to-end TLS: trusts this cluster's CA and nothing else."""
+    """Return the client's end of the end-to-end TLS: trusts this cluster's CA and nothing else."""
     context = _client(ALPN_SESSION)
     _trust(context, cluster_ca_pem)
     return context
@@ -116,7 +116,7 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
 async def fetch_relay_ca(
     address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
 ) -> str:
-    """The PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
+    """Fetch the PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
 
     Raises `PinMismatch` which names both pins, and what `fetch_unverified_ca` raises.
     """
@@ -129,7 +129,8 @@ async def fetch_relay_ca(
 
 
 async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy: Proxy | str | None = None) -> str:
-    """The PEM of the CA that the relay at `address` gives. Nothing vouches for it: compare its pin before it is used.
+    """Fetch the PEM of the CA that the relay at `address` gives. Nothing vouches for it: compare its pin before it is
+    used.
 
     The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
     Raises `Unreachable` or `ConnectionLost`.
@@ -148,7 +149,7 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
 async def get_once(
     address: Address, path: str, context: ssl.SSLContext, *, deadline: float = 10.0, proxy: Proxy | str | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of one GET without credentials, over a connection of its own; `context`: whom to trust.
+    """Return status and body of one GET without credentials, over a connection of its own; `context`: whom to trust.
 
     Raises `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
     """

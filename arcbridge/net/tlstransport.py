@@ -128,7 +128,7 @@ class TlsTransport(asyncio.Transport):
         return default
 
     def is_closing(self) -> bool:
-        """Whether `close` or `abort` was called, or the connection is lost."""
+        """Return whether `close` or `abort` was called, or the connection is lost."""
         return self._state not in (_State.HANDSHAKE, _State.OPEN)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -137,7 +137,7 @@ class TlsTransport(asyncio.Transport):
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The current protocol."""
+        """Return the current protocol."""
         return self._protocol
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class TlsTransport(asyncio.Transport):
     # -- asyncio.ReadTransport ------------------------------------------------------------------------------------
 
     def is_reading(self) -> bool:
-        """Whether payload is delivered as it arrives."""
+        """Return whether payload is delivered as it arrives."""
         return not self._paused and self._state is _State.OPEN
 
     def pause_reading(self) -> None:
@@ -210,11 +210,12 @@ class TlsTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def can_write_eof(self) -> bool:
-        """TLS has a half-close, its users mostly do not expect one: `close` ends both directions."""
+        """Return False: TLS has a half-close, but its users mostly do not expect one, and `close` ends both
+        directions."""
         return False
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that the kernel did not take yet."""
+        """Return the bytes that the kernel did not take yet."""
         return self._pending_bytes
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -420,7 +421,7 @@ class TlsTransport(asyncio.Transport):
         return count, True
 
     def _buffer_of(self, protocol: asyncio.BufferedProtocol) -> bytearray | None:
-        """Where the protocol wants the next bytes; None after the connection was lost for want of a place."""
+        """Return where the protocol wants the next bytes; None after the connection was lost for want of a place."""
         try:
             into = cast(bytearray, protocol.get_buffer(-1))  # any writable buffer does
             if not len(into):  # to read 0 bytes would look like the peer's end
@@ -640,7 +641,7 @@ async def connect_tls(
 
 
 def _unacknowledged(sock: socket.socket) -> bool:
-    """Whether the peer's kernel lacks bytes of ours (SIOCOUTQ, tcp(7)); false where that cannot be told."""
+    """Return whether the peer's kernel lacks bytes of ours (SIOCOUTQ, tcp(7)); false where that cannot be told."""
     try:
         import fcntl  # not on Windows
         import termios

@@ -44,20 +44,20 @@ def first_failure(findings: Sequence[Finding]) -> Finding | None:
 
 
 def ok(hop: str, detail: str) -> Finding:
-    """A hop that works."""
+    """Return a hop that works."""
     return Finding(hop, State.OK, detail)
 
 
 def skipped(hop: str, detail: str) -> Finding:
-    """A hop that was not looked at; `detail` says why."""
+    """Return a hop that was not looked at; `detail` says why."""
     return Finding(hop, State.SKIPPED, detail)
 
 
 def warning(hop: str, detail: str, remedy: str, code: str) -> Finding:
-    """A hop that works, and will be in the way sooner or later."""
+    """Return a hop that works, and will be in the way sooner or later."""
     return Finding(hop, State.WARNING, detail, remedy, code)
 
 
 def failed(hop: str, detail: str, remedy: str, code: str) -> Finding:
-    """A hop that does not work."""
+    """Return a hop that does not work."""
     return Finding(hop, State.FAILED, detail, remedy, code)

@@ -27,12 +27,12 @@ _PROCESS_RULES: Final[dict[str, Rule]] = {"process_start_time_seconds": min}
 
 
 def snapshot(metrics: Metrics) -> Snapshot:
-    """What these metrics and this process' own (CPU, memory, descriptors) read now."""
+    """Return what these metrics and this process' own (CPU, memory, descriptors) read now."""
     return [*_own(metrics), *_process()]
 
 
 def merge(snapshots: Iterable[Snapshot], rules: Mapping[str, Rule]) -> Snapshot:
-    """One snapshot that adds them up; `rules` by full name for gauges that are not to be added."""
+    """Return one snapshot that adds them up; `rules` by full name for gauges that are not to be added."""
     merged: dict[str, Entry] = {}
     values: dict[str, dict[tuple[str, ...], list[Any]]] = {}
     for entry in (entry for one in snapshots for entry in one):

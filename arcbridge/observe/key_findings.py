@@ -12,7 +12,7 @@ from .diagnosis import Finding, failed, ok, skipped, warning
 
 
 def key_finding(path: str, url: str, usable: bool, failure: ArcbridgeError | None) -> Finding:
-    """The finding for the issuer at `path` of the authentication file (`jwt[0]`).
+    """Return the finding for the issuer at `path` of the authentication file (`jwt[0]`).
 
     `usable`: there are keys, new or old. `failure`: why the last fetch failed; None where it did not.
     """

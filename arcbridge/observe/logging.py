@@ -220,7 +220,8 @@ def _encode(fields: EventDict, **_: object) -> str:
 
 
 def _console(colour: bool) -> tuple[Processor, Processor]:
-    """The processors that render a line for people: time, level, role and event, then the fields, then the trace."""
+    """Return the processors that render a line for people: time, level, role and event, then the fields, then the
+    trace."""
     from structlog.dev import Column, ConsoleRenderer
 
     colours, reset = (_COLOURS, _RESET) if colour else ({}, "")
@@ -252,7 +253,7 @@ def _console_value(value: object) -> str:
 
 
 def _own_line(event: str, **fields: object) -> str:
-    """A line that the logging itself writes, past the sampling."""
+    """Return a line that the logging itself writes, past the sampling."""
     told: Any = {"event": event, **fields}
     for processor in _chain[1:]:
         told = processor(None, "warning", told)
@@ -290,7 +291,8 @@ def _route_standard_loggers() -> None:
 
 
 def _of_record(logger: Any, method: str, fields: EventDict) -> EventDict:
-    """The fields of a standard record. The event names the source: the text varies and would defeat the sampling."""
+    """Return the fields of a standard record. The event names the source: the text varies and would defeat the
+    sampling."""
     record: logging.LogRecord = fields["_record"]
     package, template = record.name.partition(".")[0], str(record.msg)
     told = {"event": f"{package}.log", "message": fields["event"], "reason": template[:64], "origin": record.name}

@@ -185,7 +185,7 @@ class Metrics:
         )
 
     def build_info(self) -> Any:
-        """The family that says what this process is."""
+        """Return the family that says what this process is."""
         from prometheus_client.core import GaugeMetricFamily
 
         info = GaugeMetricFamily(
@@ -195,7 +195,8 @@ class Metrics:
         return info
 
     def read(self) -> Iterator[tuple[str, str, str, list[str], dict[tuple[str, ...], Any]]]:
-        """Each metric as (full name, kind, help, label names, values by label values), as plain data for elsewhere."""
+        """Yield each metric as (full name, kind, help, label names, values by label values), as plain data for
+        elsewhere."""
         for metric in list(self._metrics.values()):
             try:
                 yield self._full(metric.name), metric.kind, metric.help, list(metric.labels), metric.series()

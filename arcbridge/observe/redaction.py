@@ -81,7 +81,7 @@ def _exception_fields(fields: MutableMapping[str, Any]) -> dict[str, Any]:
 
 
 def _trace(error: BaseException) -> str:
-    """The stack trace with the chain of causes; without any text where one of them quotes a peer."""
+    """Return the stack trace with the chain of causes; without any text where one of them quotes a peer."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

@@ -32,7 +32,7 @@ class Outcome:
 
 
 def changed(old: Any, new: Any, path: str = "") -> list[str]:
-    """The dotted paths at which two settings of one kind differ, in the order of the settings."""
+    """Return the dotted paths at which two settings of one kind differ, in the order of the settings."""
     found = []
     for field in fields(old):
         here = f"{path}.{field.name}" if path else field.name

@@ -59,7 +59,7 @@ class Page(NamedTuple):
 
 
 async def read_page(listen: str, path: str) -> Page | None:
-    """One page of the listener `listen` (`host:port`, `:port`); None where nothing answers."""
+    """Read one page of the listener `listen` (`host:port`, `:port`); None where nothing answers."""
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     if host in ("", "0.0.0.0", "::"):
@@ -88,7 +88,7 @@ async def read_page(listen: str, path: str) -> Page | None:
 
 
 async def look_at_process(listen: str) -> list[Finding]:
-    """Whether the process runs and is ready, by its own word."""
+    """Return whether the process runs and is ready, by its own word."""
     hop = "running process"
     if not listen or listen.endswith(":0"):
         return [skipped(hop, "observe.listen is not set, so the running process cannot be asked")]
@@ -108,8 +108,8 @@ async def look_at_process(listen: str) -> list[Finding]:
 
 
 async def look_at_refusals(prefix: str, listen: str, what: str) -> list[Finding]:
-    """Which tokens (`what`: as people call them) the running process has refused since its start, where an operator can
-    do something about it."""
+    """Look which tokens (`what`: as people call them) the running process has refused since its start, where an
+    operator can do something about it."""
     hop = f"refused {what}"
     page = await read_page(listen, "/metrics") if listen else None
     if page is None or page.status != 200:
@@ -124,7 +124,7 @@ async def look_at_refusals(prefix: str, listen: str, what: str) -> list[Finding]
 
 
 def samples_of(text: str) -> dict[str, float]:
-    """Samples of a page in Prometheus' text format, by name with labels."""
+    """Read the samples of a page in Prometheus' text format, by name with labels."""
     found = {}
     for line in text.splitlines():
         match = _SAMPLE.match(line)

@@ -73,15 +73,15 @@ class SelfChecks:
         return tuple(self._checks)
 
     def findings(self) -> list[Finding]:
-        """What was found last, in the order of the checks; what has not been looked at yet is skipped."""
+        """Return what was found last, in the order of the checks; what has not been looked at yet is skipped."""
         return [finding for name in self._checks for finding in self._found.get(name, ())]
 
     def failed(self, name: str) -> Finding | None:
-        """The finding with which a check has failed; None where it has not, or has not ended yet."""
+        """Return the finding with which a check has failed; None where it has not, or has not ended yet."""
         return next((one for one in self._found.get(name, ()) if one.state is State.FAILED), None)
 
     def unready(self, name: str) -> str | None:
-        """Why the role is not ready as far as this check tells, or None."""
+        """Return why the role is not ready as far as this check tells, or None."""
         check = self._checks[name]
         if check.gates is False:
             return None

@@ -190,7 +190,8 @@ async def _refuse_pages(
 
 
 def _is_local(host: str) -> bool:
-    """Whether a `Host` header has an address, which no foreign name server can have a part in, or `localhost`."""
+    """Return whether a `Host` header has an address, which no foreign name server can have a part in, or
+    `localhost`."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if name.lower().rstrip(".") == "localhost":
         return True

@@ -146,7 +146,8 @@ class Authority:
     # What an authority signs.
 
     def issue_server(self, names: list[str], *, life: float = LEAF_LIFE) -> Issued:
-        """A server certificate for DNS names and IP addresses, with a fresh key; a bad name raises `ConfigError`."""
+        """Issue a server certificate for DNS names and IP addresses, with a fresh key; a bad name raises
+        `ConfigError`."""
         if not names:
             raise ConfigError("a server certificate needs at least one name")
         return self._issue(_common_name(names[0]), [_general_name(name) for name in names], server=True, life=life)
@@ -156,13 +157,15 @@ class Authority:
         return self._issue(_common_name(common_name), [], server=False, life=life)
 
     def issue_relay(self, *, life: float = LEAF_LIFE) -> Issued:
-        """A client certificate with a fresh key, by which a relay shows itself to another one over the same CA."""
+        """Issue a client certificate with a fresh key, by which a relay shows itself to another one over the same
+        CA."""
         return self._issue(x509.Name([]), [x509.UniformResourceIdentifier(_RELAY_URI)], server=False, life=life)
 
     def sign_agent(
         self, csr_pem: str, cluster: str, *, life: float, cluster_ca_pin: str = "", generation: int = 0
     ) -> str:
-        """The certificate (PEM) of an agent of `cluster` over the request's public key; raises `EnrolmentRefused`.
+        """Issue the certificate (PEM) of an agent of `cluster` over the request's public key; raises
+        `EnrolmentRefused`.
 
         The caller has decided that this requester may speak for `cluster`, whose own CA has this pin; nothing of that
         is in the request. Without the pin it is valid where the cluster enrolled, and nowhere else. `generation` counts
@@ -178,8 +181,8 @@ class Authority:
         return certificate.public_bytes(Encoding.PEM).decode()
 
     def authenticate_agent(self, certificate_der: bytes) -> str:
-        """The cluster whose agent holds this certificate (DER); raises `EnrolmentRefused` unless this CA signed it
-        as a client certificate and it is valid now.
+        """Return the cluster whose agent holds this certificate (DER); raises `EnrolmentRefused` unless this CA signed
+        it as a client certificate and it is valid now.
 
         TLS has verified all that already, where it was told to. This is for callers that answer for a cluster and
         would otherwise depend on how a listener is configured.
@@ -270,7 +273,8 @@ class Authority:
 
 
 def is_relay(certificate_der: bytes) -> bool:
-    """Whether a certificate (DER), which TLS has verified under the relay's CA, is that of a relay: `issue_relay`."""
+    """Return whether a certificate (DER), which TLS has verified under the relay's CA, is that of a relay:
+    `issue_relay`."""
     try:
         return _uris(_load_certificate(certificate_der)) == [_RELAY_URI]
     except (EnrolmentRefused, ValueError, x509.ExtensionNotFound):
@@ -278,7 +282,8 @@ def is_relay(certificate_der: bytes) -> bool:
 
 
 def agent_cluster(certificate_der: bytes) -> str:
-    """The cluster that an agent's certificate speaks for; raises `EnrolmentRefused` when it names none, or several.
+    """Return the cluster that an agent's certificate speaks for; raises `EnrolmentRefused` when it names none, or
+    several.
 
     The certificate (DER, as TLS gives it) must already have been verified against the relay's CA: this reads only.
     """
@@ -323,7 +328,7 @@ def agent_key_hash(certificate_der: bytes) -> str:
 
 
 def _stated(certificate_der: bytes, identifier: x509.ObjectIdentifier) -> str:
-    """The text of an extension of ours; empty when there is none. Raises `ValueError`, `EnrolmentRefused`."""
+    """Return the text of an extension of ours; empty when there is none. Raises `ValueError`, `EnrolmentRefused`."""
     try:
         extension = _load_certificate(certificate_der).extensions.get_extension_for_oid(identifier).value
     except x509.ExtensionNotFound:

@@ -45,7 +45,8 @@ def make_key() -> str:
 
 
 def make_csr(key_pem: str) -> str:
-    """A certificate request over `key_pem` (PEM), with an empty subject; raises `StateError` for an unusable key."""
+    """Make a certificate request over `key_pem` (PEM), with an empty subject; raises `StateError` for an unusable
+    key."""
     try:
         key = load_pem_private_key(key_pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -89,7 +89,7 @@ def require_pin(what: str, expected: str, certificate_pem: str) -> str:
 
 
 def mismatch_message(what: str, expected: str, found: str) -> str:
-    """The sentence that every pin mismatch says."""
+    """Return the sentence that every pin mismatch says."""
     return (
         f"{what} is not the one that is trusted: expected {check_pin(expected)}, found {check_pin(found)}. "
         "Another party may be in between. "
@@ -142,7 +142,7 @@ class PinStore:
             return True
 
     def check(self, cluster: str, pin: str) -> bool:
-        """True when `pin` is the one kept, False when none is kept; raises `PinMismatch` when it is another."""
+        """Return True when `pin` is the one kept, False when none is kept; raises `PinMismatch` when it is another."""
         known = self.get(cluster)
         if known is None:
             return False
@@ -158,7 +158,7 @@ class PinStore:
         return tables.get("", {}).get(cluster) or tables.get(self.relay, {}).get(cluster)
 
     def _read(self) -> dict[str, dict[str, str]]:
-        """Relay (empty: every relay) -> cluster -> pin."""
+        """Read relay (empty: every relay) -> cluster -> pin."""
         data = read_file(self.path)
         if data is None:
             return {}
@@ -189,7 +189,7 @@ class PinStore:
 
 
 def _format(tables: dict[str, dict[str, str]]) -> str:
-    """TOML text; names, relays and pins were checked, so none needs escaping."""
+    """Return TOML text; names, relays and pins were checked, so none needs escaping."""
     parts = ["# Pins of cluster CAs that arcbridge trusts. Remove a line to be asked again.\n"]
     for relay in sorted(tables):
         if tables[relay]:
@@ -223,7 +223,8 @@ def _p256_key(certificate_pem: str) -> bytes | None:
 
 
 def _field(der: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
-    """Where the content of the field at `at` begins and ends; raises `ValueError` unless it is DER with this tag."""
+    """Return where the content of the field at `at` begins and ends; raises `ValueError` unless it is DER with this
+    tag."""
     if end - at < 2 or der[at] != tag:
         raise ValueError("another field")
     length = der[at + 1]

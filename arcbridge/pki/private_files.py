@@ -147,7 +147,7 @@ def make_private(path: Path) -> None:
 
 
 def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
-    """The bytes of `path`, or None when it is absent.
+    """Read the bytes of `path`, or None when it is absent.
 
     Raises `StateError` when it is unreadable, over `limit` bytes, or another user's.
     """
@@ -173,7 +173,7 @@ def read_file(path: Path, *, limit: int = 1024 * 1024) -> bytes | None:
 
 
 def others_may_use(status: os.stat_result) -> bool:
-    """Whether a file of this status may be used by users besides the one it is for.
+    """Return whether a file of this status may be used by users besides the one it is for.
 
     A group's rights count in a file of this user alone: a Secret's volume in a pod (fsGroup) is root's, with the pod's
     own group.
@@ -239,7 +239,7 @@ def _open_or_make(path: Path) -> int:
 
 
 def _is_trusted(status: os.stat_result, directory: Path) -> bool:
-    """Whether what has this status belongs to this user or root; for root also to the owner of its directory."""
+    """Return whether what has this status belongs to this user or root; for root also to the owner of its directory."""
     if os.name != "posix" or status.st_uid in (0, os.geteuid()):
         return True
     return os.geteuid() == 0 and status.st_uid == directory.stat().st_uid

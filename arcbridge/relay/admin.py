@@ -75,7 +75,7 @@ class ApiServerFlags:
     client_key_file: str = ""
 
     def arguments(self) -> list[str]:
-        """The agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
+        """Return the agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
         given = {
             "--kube-server": self.server,
             "--kube-ca-file": self.ca_file,
@@ -293,8 +293,8 @@ async def list_users(config: RelayConfig) -> list[Row]:
 
 
 def parse_before(text: object, now: float) -> int:
-    """Unix seconds from a time as `2026-11-25T12:00:00Z`, from a day as `2026-11-25` (its beginning, UTC), or from a
-    number of ten digits; None: now, to the end of this second. Raises `ConfigError`."""
+    """Return unix seconds from a time as `2026-11-25T12:00:00Z`, from a day as `2026-11-25` (its beginning, UTC), or
+    from a number of ten digits; None: now, to the end of this second. Raises `ConfigError`."""
     if text is None or text == "":
         return math.ceil(now)
     said = str(text).strip()
@@ -317,7 +317,8 @@ def parse_before(text: object, now: float) -> int:
 
 
 def parse_ttl(ttl: object) -> float:
-    """Seconds from a number or a text as `90s`, `15m`, `1h30m`, `7d`; None: the default. Raises `ConfigError`."""
+    """Return seconds from a number or a text as `90s`, `15m`, `1h30m`, `7d`; None: the default. Raises
+    `ConfigError`."""
     if ttl is None or ttl == "":
         return DEFAULT_TTL
     try:
@@ -330,7 +331,8 @@ def parse_ttl(ttl: object) -> float:
 
 
 def parse_uses(uses: object) -> int:
-    """A number of uses from a number or its text; None: 1. Raises `ConfigError`; the registry checks its range."""
+    """Return a number of uses from a number or its text; None: 1. Raises `ConfigError`; the registry checks its
+    range."""
     if uses is None or uses == "":
         return 1
     if re.fullmatch(r"[0-9]{1,6}", str(uses).strip()) is None:
@@ -357,7 +359,7 @@ def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | No
 
 
 def _agent_command(token: str, cluster: str, relay: str, pin: str, kubernetes: list[str]) -> str:
-    """What starts an agent on a machine that is no pod."""
+    """Return what starts an agent on a machine that is no pod."""
     file, state = f"arcbridge-{cluster}.token", f"./arcbridge-{cluster}"
     arguments = ["arcbridge", "--role", "agent", "--relay", relay]
     if pin:
@@ -367,7 +369,8 @@ def _agent_command(token: str, cluster: str, relay: str, pin: str, kubernetes: l
 
 
 def _chart_command(token: str, cluster: str, relay: str, pin: str) -> str:
-    """What gives the token, the relay and its pin to the Helm chart; whose tokens count is left to a values file."""
+    """Return what gives the token, the relay and its pin to the Helm chart; whose tokens count is left to a values
+    file."""
     file = f"arcbridge-{cluster}.token"
     secret = [*_KUBECTL, "create", "secret", "generic", "arcbridge-join-token", f"--from-file=token={file}"]
     helm = ["helm", "install", "arcbridge-agent", "config/helm/arcbridge-agent", "--namespace", "arcbridge"]

@@ -138,8 +138,8 @@ async def ask(data_dir: Path, question: Question) -> list[Row] | None:
 
 
 def _is_operator(sock: socket.socket) -> bool:
-    """Whether the peer is a process of this user or of root. Where the system does not say, the modes of file and
-    directory have to do."""
+    """Return whether the peer is a process of this user or of root. Where the system does not say, the modes of file
+    and directory have to do."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return True
@@ -149,7 +149,7 @@ def _is_operator(sock: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _address(data_dir: Path) -> Iterator[str]:
-    """The socket's path; a short way to it through /proc where the path is too long for an address."""
+    """Return the socket's path; a short way to it through /proc where the path is too long for an address."""
     path = str(data_dir / SOCKET)
     if len(os.fsencode(path)) <= _PATH or not os.path.isdir("/proc/self/fd"):
         yield path

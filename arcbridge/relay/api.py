@@ -207,7 +207,7 @@ class _Api:
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
-        """Whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
         (join_token,) = await read_body(request, "join_token")
         try:
@@ -357,7 +357,7 @@ class _Api:
 
 
 def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
-    """The requests that each user may make, by subject."""
+    """Return the requests that each user may make, by subject."""
     return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
 
 

@@ -124,6 +124,6 @@ def _refuse_page(request: web.Request) -> None:
 
 
 def _route(request: web.Request) -> str:
-    """The route's pattern: what is in the log comes from us, not from the peer."""
+    """Return the route's pattern: what is in the log comes from us, not from the peer."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical

@@ -62,7 +62,8 @@ def count_clusters(data_dir: Path) -> int:
 async def open_registry(
     data_dir: Path, *, must_exist: bool = False, clock: Callable[[], float] = time.time
 ) -> SqliteRegistry:
-    """The relay's registry, made at first use unless it `must_exist`; raises `StateError` and `RegistryUnavailable`."""
+    """Return the relay's registry, made at first use unless it `must_exist`; raises `StateError` and
+    `RegistryUnavailable`."""
     if must_exist and not (data_dir / DATABASE_FILE).exists():
         raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
     return await SqliteRegistry.open(data_dir, clock=clock)

@@ -383,7 +383,8 @@ async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def subject_token(name: str) -> str:
-    """A canonical cluster name as one token of a subject or of a key: dots would make it several, `_` is in no name.
+    """Return a canonical cluster name as one token of a subject or of a key: dots would make it several, `_` is in no
+    name.
 
     Raises `ConfigError` for any other name, so `*`, `>` and blanks never get into a subject.
     """

@@ -90,7 +90,7 @@ class Operations:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _held(self) -> list[Pump]:
-        """The sessions whose client is connected here. Where a join was passed on, another relay lists it."""
+        """Return the sessions whose client is connected here. Where a join was passed on, another relay lists it."""
         return sorted((pump for pump in self._pumps if pump.identity is not None), key=lambda pump: pump.started_at)
 
     def _session(self, pump: Pump) -> Row:
@@ -136,7 +136,8 @@ class Operations:
 
 
 def parts(rows: Sequence[Row]) -> Iterator[tuple[bytes, bool]]:
-    """Rows as JSON in parts that fit into a message each; the second value says which is the last. One at least."""
+    """Yield rows as JSON in parts that fit into a message each; the second value says which is the last. One at
+    least."""
     part: list[str] = []
     size = 0
     for row in rows:
@@ -150,7 +151,7 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[bytes, bool]]:
 
 
 def rows_of(data: bytes) -> list[Row]:
-    """The rows of one part; none where it is no such thing."""
+    """Return the rows of one part; none where it is no such thing."""
     try:
         found = json.loads(data)
     except ValueError:

@@ -208,7 +208,8 @@ class Rendezvous:
                 join.abort()
 
     async def _request(self, join: ServerJoin, ticket: Ticket) -> JoinRequest | None:
-        """The handshake and what the peer then says; None when it is over, and was told so where that is possible."""
+        """Do the handshake and return what the peer then says; None when it is over, and was told so where that is
+        possible."""
         try:
             await join.handshake()
             return await join.read_request()

@@ -67,7 +67,7 @@ def descriptors_finding(used: int | None, most: int) -> Finding:
 
 
 def descriptors_used() -> int | None:
-    """How many descriptors this process has open; None where the system does not say."""
+    """Return how many descriptors this process has open; None where the system does not say."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
@@ -120,7 +120,7 @@ def checks_of(
     trust: RelayTrust,
     clock: Callable[[], float] = time.time,
 ) -> list[SelfCheck]:
-    """All checks of a relay that serves. `trust`: how agents know it. The registry gates readiness by itself."""
+    """Return all checks of a relay that serves. `trust`: how agents know it. The registry gates readiness by itself."""
 
     async def registry() -> Sequence[Finding]:
         return [registry_finding(registry_error())]

@@ -170,7 +170,7 @@ class CongestionWindow:
         self._pings.append((sent, now, self._base, self.app_limited_until > self._base[0]))
 
     def confirmed(self, received: int, sent: int, now: float) -> float:
-        """The peer's count rose to `received`; a new round trip, or 0."""
+        """Note that the peer's count rose to `received`; return a new round trip, or 0."""
         estimate = self._rate_estimate
         ack_burst, was_under_way = received - self._received, sent - self._received
         self._received = received
@@ -213,7 +213,7 @@ class CongestionWindow:
         return trip
 
     def wants_probe(self, now: float) -> bool:
-        """Whether the round trip is in doubt. If slow answers are the reason, the rate is taken anew."""
+        """Return whether the round trip is in doubt. If slow answers are the reason, the rate is taken anew."""
         if self.probing or not self.rate:
             return False
         if not self.growing and self._probe.doubts(now):

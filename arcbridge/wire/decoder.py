@@ -28,7 +28,7 @@ class FrameSink(Protocol):
     """Who takes the frames. Either method may raise `RemoteProtocolError`, which ends the decoding."""
 
     def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
-        """A DATA header: where its payload goes, or None to drop it."""
+        """Take a DATA header; return where its payload goes, or None to drop it."""
 
     def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
         """Any other frame, whole."""

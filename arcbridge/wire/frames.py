@@ -193,12 +193,12 @@ unpack_header = _header.unpack_from
 
 
 def frame(kind: int, stream_id: int, body: bytes = b"") -> bytes:
-    """One whole frame: header and body in a single object, the form that is written and kept."""
+    """Return one whole frame: header and body in a single object, the form that is written and kept."""
     return pack_header(len(body) << 8 | kind, stream_id) + body
 
 
 def record_frame(kind: FrameType, record: Record, stream_id: int = 0) -> bytes:
-    """One whole frame with a record. Raises LocalProtocolError where the peer would have to refuse its size."""
+    """Return one whole frame with a record. Raises LocalProtocolError where the peer would have to refuse its size."""
     body = record.encode()
     largest = FRAMES[kind].largest
     if len(body) > largest:

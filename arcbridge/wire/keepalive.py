@@ -101,7 +101,7 @@ class Keepalive:
             self._last_progress = now
 
     def dead(self, now: float, *, answers: bool = True) -> str | None:
-        """Why the connection is dead, or None.
+        """Return why the connection is dead, or None.
 
         Without `answers` the peer cannot answer yet, because what it has to send again comes first.
         """
@@ -114,15 +114,15 @@ class Keepalive:
         return None
 
     def stale(self, now: float) -> bool:
-        """Whether the round trip was last asked for more than `ROUND_TRIP_STALE` ago."""
+        """Return whether the round trip was last asked for more than `ROUND_TRIP_STALE` ago."""
         return now - self._last_ping >= ROUND_TRIP_STALE
 
     def ping_due(self, now: float) -> bool:
-        """Whether a PING is due."""
+        """Return whether a PING is due."""
         return now >= self._next_ping
 
     def next_deadline(self) -> float:
-        """The next moment at which `dead` or `ping_due` may change."""
+        """Return the next moment at which `dead` or `ping_due` may change."""
         deadline = min(self._next_ping, self._last_received + self._timeout)
         if self._ping_sent is not None:
             deadline = min(deadline, max(self._ping_sent, self._last_progress) + self._timeout)

@@ -192,7 +192,7 @@ class Lifecycle:
         self.handshake_deadline = self.drain_deadline = self.detached_deadline = None
 
     def due(self, now: float) -> Deadline | None:
-        """The most urgent deadline that has passed, or None."""
+        """Return the most urgent deadline that has passed, or None."""
         if self.detached_deadline is not None and now >= self.detached_deadline:
             return Deadline.RESUMPTION
         if self.handshake_deadline is not None and now >= self.handshake_deadline:
@@ -202,7 +202,7 @@ class Lifecycle:
         return None
 
     def next_deadline(self) -> float | None:
-        """The next moment at which a deadline passes or the keepalive acts; None: nothing is awaited."""
+        """Return the next moment at which a deadline passes or the keepalive acts; None: nothing is awaited."""
         if self.state is State.CLOSED:
             return None
         keepalive = self.keepalive

@@ -108,7 +108,7 @@ class Receiver:
     # -- the decoder's sink -----------------------------------------------------------------------------------------
 
     def data_begins(self, stream_id: int, length: int) -> Callable[[memoryview], None] | None:
-        """A DATA header (called by the decoder): account for the whole payload before any of it is taken.
+        """Account for the whole payload of a DATA header before any of it is taken (called by the decoder).
 
         The two windows are compared in place, and the stream's own sink is returned: this runs for every frame, and
         three calls were a fifth of what a frame cost.
@@ -219,7 +219,7 @@ class Receiver:
         self._base = self.decoder.position
 
     def report(self) -> int:
-        """The count for a frame that tells it to the peer (ACK, PING, PONG)."""
+        """Return the count for a frame that tells it to the peer (ACK, PING, PONG)."""
         self.reported_position = self.decoder.position
         return self.received
 
@@ -247,7 +247,7 @@ class Receiver:
             raise Violation(GoawayCode.LIMIT, "a flood of control frames")
 
     def ping_came(self) -> int:
-        """A PING came; payload bytes that came since the one before it.
+        """Count a PING; return the payload bytes that came since the one before it.
 
         It counts as part of a flood unless payload came with it, which it asks about (`wire.congestion`).
         """

@@ -24,7 +24,7 @@ class Record:
     __slots__ = ()
 
     def encode(self) -> bytes:
-        """The record's bytes; fields that equal their default are left out."""
+        """Return the record's bytes; fields that equal their default are left out."""
         out = bytearray()
         for tag, (name, default) in _table(type(self)).items():
             value = getattr(self, name)
@@ -43,7 +43,7 @@ class Record:
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> Self:
-        """A record from its bytes. Raises `RemoteProtocolError` without quoting what was received."""
+        """Read a record from its bytes. Raises `RemoteProtocolError` without quoting what was received."""
         known = _table(cls)
         values: dict[str, object] = {}
         seen: set[int] = set()
@@ -82,7 +82,7 @@ def _table(kind: type[Record]) -> _Table:
 
 
 def _value(record: str, tag: int, default: object, raw: bytes) -> object:
-    """One field's value; the type is that of the field's default."""
+    """Read one field's value; the type is that of the field's default."""
     if isinstance(default, bool):
         return raw not in (b"", b"\0")
     if isinstance(default, int):

@@ -115,11 +115,11 @@ class Replay:
         self._backlog.remove(count)
 
     def holds(self, offset: int) -> bool:
-        """Whether everything from `offset` on can be sent again."""
+        """Return whether everything from `offset` on can be sent again."""
         return self.start <= offset <= self.end
 
     def since(self, offset: int) -> deque[Piece]:
-        """The bytes from `offset` on. Raises ValueError when they are not all held."""
+        """Return the bytes from `offset` on. Raises ValueError when they are not all held."""
         if not self.holds(offset):
             raise ValueError(f"offset {offset} is not in {self.start} to {self.end}")
         again: deque[Piece] = deque()

@@ -61,7 +61,7 @@ class RoundTripProbe:
         self._slow_rounds = self._slow_rounds + 1 if trip > 2 * usual + 2 * SPAN else 0
 
     def doubts(self, now: float) -> bool:
-        """Whether rounds were slow for so long that the round trip is in doubt, and a probe may begin."""
+        """Return whether rounds were slow for so long that the round trip is in doubt, and a probe may begin."""
         return self._slow_rounds >= SLOW_ROUNDS and not self.active and now - self._began_at >= PROBE_INTERVAL
 
     def take_count(self, received: int, sent: int, cap: int) -> None:

@@ -148,7 +148,8 @@ class Scheduler:
 
 
 def _is_bulk(stream: Stream, now: float) -> bool:
-    """Whether a stream sends as much as a copy does; a change of its bytes per second is noticed within the hold."""
+    """Return whether a stream sends as much as a copy does; a change of its bytes per second is noticed within the
+    hold."""
     if not stream.measured_at:
         stream.measured_at = now
     elapsed, count = now - stream.measured_at, stream.bytes_sent - stream.measured_bytes

@@ -224,7 +224,8 @@ class Sender:
             self.scheduler.add(stream)
 
     def add_session_credit(self, increment: int) -> bool:
-        """The peer accepts `increment` bytes more on all streams together; false, changing nothing, if it may not."""
+        """Add `increment` bytes to what all streams may send; return False, changing nothing, if the peer may not allow
+        it."""
         if increment == 0 or self.credit + increment > MAX_CREDIT:
             return False
         self.credit += increment
@@ -257,7 +258,7 @@ class Sender:
         self.pong = frame(FrameType.PONG, 0, PING_BODY.pack(number, received))
 
     def take_unblocked(self) -> list[Stream]:
-        """Streams whose writers had to stop and may go on."""
+        """Return the streams whose writers had to stop and may go on."""
         if not self._unblocked:
             return []
         streams, self._unblocked = self._unblocked, []
@@ -278,7 +279,7 @@ class Sender:
         )
 
     def data_to_send(self, limit: int, now: float = 0.0) -> list[bytes | memoryview]:
-        """Up to about `limit` bytes to write, control frames first; call again while it gives something.
+        """Return up to about `limit` bytes to write, control frames first; call again while it gives something.
 
         The limit lets the scheduler choose as late as possible: a keystroke that comes now is still ahead of
         payload that was not handed over. Without `now` the latest one counts, which makes the path look longer.
@@ -381,7 +382,7 @@ class Sender:
                 self._unblocked.append(stream)
 
     def _take_resend(self, limit: int) -> list[bytes | memoryview]:
-        """Up to about `limit` bytes of what is sent again."""
+        """Return up to about `limit` bytes of what is sent again."""
         parts: list[bytes | memoryview] = []
         size = 0
         while self.resend and size < limit:
@@ -432,7 +433,7 @@ class Sender:
             self._context.owner.send_ping()
 
     def confirmed(self, received: int) -> float:
-        """The peer's count rose to `received`, at most `sent`; a new round trip in seconds, or 0."""
+        """Note that the peer's count rose to `received`, at most `sent`; return a new round trip in seconds, or 0."""
         self.peer_received = received
         history = self.history
         if history is not None:

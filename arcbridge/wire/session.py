@@ -291,13 +291,13 @@ class Session:
     # -- collect: called by the shell after any of the above --------------------------------------------------------
 
     def events_received(self) -> list[ev.Event]:
-        """What happened since the last call, in order."""
+        """Return what happened since the last call, in order."""
         events = self.events.copy()
         self.events.clear()
         return events
 
     def next_deadline(self) -> float | None:
-        """When `handle_timer` is needed next; None when closed."""
+        """Return when `handle_timer` is needed next; None when closed."""
         return self.lifecycle.next_deadline()
 
     # -- look: no effect --------------------------------------------------------------------------------------------
@@ -352,7 +352,8 @@ class Session:
         self.stream_table.churn = allowance
 
     def stalled(self, before: float) -> list[Stream]:
-        """Streams of which nothing was taken since a moment before `before` (monotonic seconds), though bytes wait."""
+        """Return the streams of which nothing was taken since a moment before `before` (monotonic seconds), though
+        bytes wait."""
         return [stream for stream in self.streams.values() if stream.queued and stream.stalled_since < before]
 
     @property

@@ -138,7 +138,8 @@ class StreamTable:
     # -- look -------------------------------------------------------------------------------------------------------
 
     def find(self, stream_id: int, name: str) -> Stream | None:
-        """The stream that a frame called `name` means, or None if it is over. Raises Violation if it never was."""
+        """Return the stream that a frame called `name` means, or None if it is over. Raises Violation if it never
+        was."""
         stream = self.streams.get(stream_id)
         if stream is None:
             ours = stream_id & 1 == self._context.side.value
@@ -271,7 +272,7 @@ class StreamTable:
             self._context.events.append(ev.StreamWasReset(stream, code))
 
     def _is_peers(self, stream: Stream) -> bool:
-        """Whether the peer opened it."""
+        """Return whether the peer opened it."""
         return stream.id & 1 != self._context.side.value
 
     def _tell(self, event: ev.StreamOpened | ev.StreamFinished) -> None:

@@ -126,14 +126,14 @@ class ReceiveWindow:
         return self.received - self.consumed
 
     def receive(self, count: int) -> bool:
-        """Account for `count` bytes announced; false if the peer had no credit for them (nothing is changed)."""
+        """Account for `count` bytes announced; return False if the peer had no credit for them (nothing is changed)."""
         if self.received + count > self.granted:
             return False
         self.received += count
         return True
 
     def consume(self, count: int, now: float, round_trip: float, usual: int = 0) -> int:
-        """Account for `count` bytes consumed; the increment to grant now, or 0.
+        """Account for `count` bytes consumed; return the increment to grant now, or 0.
 
         `now` and `round_trip` in seconds; a round trip of 0 means that none was measured yet. `usual`: what other
         streams over this path came to need.
@@ -146,7 +146,7 @@ class ReceiveWindow:
         return self.open_up()
 
     def open_up(self) -> int:
-        """The increment that lifts the peer's credit to the whole window now (also after a change of `size`)."""
+        """Return the increment that lifts the peer's credit to the whole window now (also after a change of `size`)."""
         due = max(0, self.consumed + self.size - self.granted)
         self.granted += due
         self._granted()

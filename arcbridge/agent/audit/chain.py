@@ -86,7 +86,8 @@ class SealedLine:
 
 
 def find_sealed(text: bytes) -> int:
-    """Where in a line the sealed record begins; -1 where there is none. A collector may write something before it."""
+    """Return where in a line the sealed record begins; -1 where there is none. A collector may write something before
+    it."""
     found = _SEALED.search(text)
     return found.start() if found is not None else -1
 

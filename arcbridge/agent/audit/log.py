@@ -84,14 +84,14 @@ class AuditLog:
         return max(0, self._writer.head.sequence) if self._writer is not None else 0
 
     def refusal(self) -> str:
-        """The sentence for a request that must not go on now; empty where requests go on."""
+        """Return the sentence for a request that must not go on now; empty where requests go on."""
         if not self.refuses or not (failure := self.failure):
             return ""
         self.refused += 1
         return refusal_text(failure)
 
     def unready(self) -> str | None:
-        """The readiness check: a reason only where requests are refused."""
+        """Return a reason, for the readiness check, only where requests are refused."""
         failure = self.failure if self.refuses else ""
         return f"the audit log cannot be written: {failure}" if failure else None
 
@@ -199,7 +199,7 @@ def check_policy(on_failure: str) -> None:
 
 
 def refusal_text(failure: str) -> str:
-    """The sentence for the caller."""
+    """Return the sentence for the caller."""
     return (
         f"the agent cannot write its audit log ({failure}), and by its settings no request goes on unrecorded; "
         "tell the operator of this cluster's agent"

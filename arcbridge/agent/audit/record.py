@@ -71,7 +71,7 @@ class AuditRecord:
     started: float = field(default_factory=time.monotonic)
 
     def line(self, now: float) -> str:
-        """The record of a request that is over; `now` is monotonic seconds."""
+        """Return the record of a request that is over; `now` is monotonic seconds."""
         status = f',"status":{self.status}' if self.status else ""
         reason = f',"reason":{_quoted(self.reason)}' if self.reason else ""
         if self.limit:
@@ -83,11 +83,11 @@ class AuditRecord:
         )
 
     def begun_line(self) -> str:
-        """The record that stands before the request's first byte."""
+        """Return the record that stands before the request's first byte."""
         return self._start("begun") + "}"
 
     def details_line(self) -> str:
-        """The record that stands before the last byte of a body which asks for what `details` says."""
+        """Return the record that stands before the last byte of a body which asks for what `details` says."""
         return self._start("details") + "}"
 
     def _start(self, stage: str) -> str:
@@ -115,7 +115,7 @@ class AuditRecord:
 
 
 def asked_text(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
-    """What a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
+    """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
     pairs = (
         ("verb", verb),
         ("group", group),
@@ -129,7 +129,7 @@ def asked_text(verb: str, group: str, resource: str, subresource: str, namespace
 
 
 def timestamp() -> str:
-    """Now, as RFC 3339 with milliseconds; the part that changes once a second is cached."""
+    """Return the time as RFC 3339 with milliseconds; the part that changes once a second is cached."""
     global _stamp
     now = time.time()
     second, text = _stamp
@@ -150,7 +150,7 @@ LIST_LIMIT = 2048
 
 
 def bounded(values: list[str] | tuple[str, ...]) -> list[str]:
-    """The values of a list, cleaned, as many as a line takes; the last one says how many are missing."""
+    """Return the values of a list, cleaned, as many as a line takes; the last one says how many are missing."""
     kept: list[str] = []
     room = LIST_LIMIT
     for value in values:
@@ -174,7 +174,7 @@ def _details_text(details: Mapping[str, Value]) -> str:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    """Names of groups as JSON: never taken for secrets, and bounded."""
+    """Return names of groups as JSON: never taken for secrets, and bounded."""
     kept = [_name(name) for name in names[:MAX_LISTED]]
     if len(names) > MAX_LISTED:
         kept.append(f"… {len(names) - MAX_LISTED} more")
@@ -195,7 +195,7 @@ _cached_who = lru_cache(maxsize=1024)(_who_text)
 
 
 def _quoted(text: str) -> str:
-    """A caller's text, cleaned, as JSON; short ones are cached, because the same names recur."""
+    """Return a caller's text, cleaned, as JSON; short ones are cached, because the same names recur."""
     return _cached_text(text) if len(text) <= _MAX_CACHED_TEXT else _quote(clean(text, FIELD_LIMIT))
 
 
@@ -214,5 +214,6 @@ def _cached_name(name: str) -> str:
 
 
 def _name(name: str) -> str:
-    """Whole identity names are the point of an audit log, so they are escaped and cut but never taken for secrets."""
+    """Return an identity name; whole ones are the point of an audit log, so they are escaped and cut but never taken
+    for secrets."""
     return escape(name[:FIELD_LIMIT])

@@ -57,7 +57,7 @@ class Finding:
     text: str
 
     def row(self) -> dict[str, object]:
-        """The finding as JSON has it."""
+        """Return the finding as JSON has it."""
         return {
             "kind": self.kind,
             "file": self.place.file,
@@ -123,7 +123,7 @@ class Report:
         return not self.findings
 
     def document(self) -> dict[str, object]:
-        """The report as JSON has it."""
+        """Return the report as JSON has it."""
         return {
             "ok": self.ok,
             "files": self.files,
@@ -156,7 +156,7 @@ def verify(files: Iterable[Path], anchors: Iterable[Anchor] = ()) -> Report:
 
 
 def read_anchors(path: Path) -> list[Anchor]:
-    """The heads in an agent's log (JSON lines): events `audit head`. Raises ConfigError where there is none."""
+    """Read the heads in an agent's log (JSON lines): events `audit head`. Raises ConfigError where there is none."""
     found = []
     for text in _lines(path):
         start = text.find(b"{")
@@ -383,12 +383,12 @@ class _Check:
 
 
 def _of_another_stream(text: bytes) -> bool:
-    """Whether a container runtime says that a line came from standard error."""
+    """Return whether a container runtime says that a line came from standard error."""
     return b" stderr F " in text[:80] or b" stderr P " in text[:80]
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, with their ends; a longer one than MAX_LINE in pieces. Raises ConfigError."""
+    """Yield the lines of a file, with their ends; a longer one than MAX_LINE in pieces. Raises ConfigError."""
     try:
         with _opened(path) as file:
             while text := file.readline(MAX_LINE):
@@ -403,7 +403,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _first_time(path: Path) -> str:
-    """The time of the first record of a file, empty where it has none."""
+    """Return the time of the first record of a file, empty where it has none."""
     for text in _lines(path):
         start = find_sealed(text)
         sealed = read_line(text[start:].rstrip(b"\r\n")) if start >= 0 else None

@@ -333,7 +333,7 @@ class AuditWriter:
 
 
 def _last_line(file: str, size: int) -> tuple[Head | None, int]:
-    """The last whole line of a file, and the bytes behind it that have no line end. Raises OSError."""
+    """Read the last whole line of a file, and the bytes behind it that have no line end. Raises OSError."""
     with open(file, "rb") as opened:
         opened.seek(max(0, size - _TAIL))
         tail = opened.read(_TAIL)

@@ -92,7 +92,7 @@ def endpoint_of(
 
 
 def _impersonable(groups: tuple[str, ...]) -> frozenset[str] | None:
-    """The groups that may be impersonated; None for any. Raises ConfigError."""
+    """Return the groups that may be impersonated; None for any. Raises ConfigError."""
     if groups == ("*",):
         return None
     if "*" in groups or not all(groups):
@@ -164,7 +164,7 @@ class ApiServer:
         return self.endpoint.authority
 
     def authorization(self) -> str:
-        """The agent's own Authorization value; empty when it has only a client certificate."""
+        """Return the agent's own Authorization value; empty when it has only a client certificate."""
         self._reload()
         return f"Bearer {self._token}" if self._token else ""
 
@@ -173,7 +173,7 @@ class ApiServer:
         self._looked_at = -math.inf
 
     def tls(self, *, own: bool) -> ssl.SSLContext:
-        """The TLS settings of one kind of connection."""
+        """Return the TLS settings of one kind of connection."""
         self._reload()
         return self._own if own else self._bare
 

@@ -50,7 +50,7 @@ class Asked:
 
 
 def asked(method: str, target: str, upgrade: bool) -> Asked:
-    """What a request asks for. Raises RequestRefusal for a target that is not passed on."""
+    """Return what a request asks for. Raises RequestRefusal for a target that is not passed on."""
     return _cached(method, target, upgrade) if len(target) <= MAX_CACHED_TARGET else _read(method, target, upgrade)
 
 
@@ -73,7 +73,7 @@ def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
 
 
 def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str, Value] | None:
-    """What exec, attach and port-forward ask for in their query; None where that is nothing.
+    """Return what exec, attach and port-forward ask for in their query; None where that is nothing.
 
     Ports are there only where the client names them: kubectl does so in frames behind the 101, which are not read.
     """
@@ -95,7 +95,8 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
 
 
 def redacted_command(command: list[str]) -> list[str]:
-    """A command line whose arguments that look like secrets by their name (`--token x`, `PASSWORD=x`) are redacted."""
+    """Return a command line whose arguments that look like secrets by their name (`--token x`, `PASSWORD=x`) are
+    redacted."""
     out: list[str] = []
     secret_next = False
     for word in command:
@@ -110,7 +111,7 @@ def redacted_command(command: list[str]) -> list[str]:
 
 
 def _values(target: str, wanted: str) -> list[str]:
-    """The values of a field of the query, in order, read as the API server reads them."""
+    """Return the values of a field of the query, in order, read as the API server reads them."""
     values = []
     for field in target.partition("?")[2].split("&", MAX_FIELDS)[:MAX_FIELDS]:
         key, _, value = field.partition("=")

@@ -135,7 +135,7 @@ class ReviewedTokens:
 
 
 def token_digest(token: bytes) -> bytes:
-    """What is kept of a token."""
+    """Return what is kept of a token."""
     return hashlib.sha256(token).digest()
 
 
@@ -179,7 +179,7 @@ class Caller:
         self.identity, self.proved_key, self.bound = identity, proved_key, identity.binding.kind.value
 
     def request_id(self, stream_id: int, number: int) -> str:
-        """The id of a request: the `number`th of a stream."""
+        """Return the id of a request: the `number`th of a stream."""
         return f"{self.request_prefix}-{stream_id}-{number}"
 
 
@@ -250,7 +250,8 @@ class Plan:
         return self.method in ("GET", "HEAD") and not self.has_body and self.upgrade is None
 
     def request_head(self, authority: str) -> bytes:
-        """The head as it is sent to the API server at `authority`. Raises RequestRefusal if it is not as meant."""
+        """Return the head as it is sent to the API server at `authority`. Raises RequestRefusal if it is not as
+        meant."""
         start = f"{self.method} {self.target} HTTP/1.1\r\nHost: {authority}\r\nAudit-ID: {self.request_id}\r\n".encode()
         if self.repeatable:
             framing = b"\r\n"
@@ -298,7 +299,7 @@ class Authorizer:
     # -- accounts -------------------------------------------------------------------------------------------------
 
     def begin(self, stream: StreamContext, method: str) -> AuditRecord:
-        """A request has begun; each `begin` needs one `finish`."""
+        """Count a request that begins; each `begin` needs one `finish`."""
         stream.requests += 1
         self.stats.requests += 1
         caller = stream.caller
@@ -438,7 +439,7 @@ class Authorizer:
         stream.upgrading = True
 
     def _too_much(self, stream: StreamContext, record: AuditRecord, limit: Limit) -> RequestRefusal:
-        """The refusal of a request that is over a limit; one of each burst is logged and recorded."""
+        """Return the refusal of a request that is over a limit; one of each burst is logged and recorded."""
         account, now = stream.caller.account, record.started
         reached = account.explain(limit)
         self._report(stream, record, limit)
@@ -476,7 +477,8 @@ class Authorizer:
 
     @staticmethod
     def _own_token(caller: Caller, head: RequestHead, record: AuditRecord) -> Headers:
-        """The headers of a request in token mode. Raises TokenUnknown for a token that the session does not hold."""
+        """Return the headers of a request in token mode. Raises TokenUnknown for a token that the session does not
+        hold."""
         token = bearer_token(head.fields)
         if token_digest(token) not in caller.tokens:
             raise TokenUnknown(token)
@@ -501,7 +503,7 @@ class Authorizer:
     def _subject(
         self, identity: Identity, head: RequestHead, record: AuditRecord, approval: Approval | None
     ) -> Subject:
-        """Whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
+        """Return whom the request runs as: the caller, or whom `--as` asks for once the API server has allowed it."""
         other = requested_subject(head.fields)
         if other is None:
             return Subject.of(identity, self._api.impersonable)
@@ -512,7 +514,8 @@ class Authorizer:
 
 
 def _serialised(headers: Headers) -> bytes:
-    """The lines of checked headers, and once more in the bytes that will be sent: one line each, and no other."""
+    """Return the lines of checked headers, and once more in the bytes that will be sent: one line each, and no
+    other."""
     text = "".join(f"{name}: {value}\r\n" for name, value in headers)
     lines = text.split("\r\n")
     if lines.pop() or [tuple(line.split(": ", 1)) for line in lines] != headers or "\x00" in text:

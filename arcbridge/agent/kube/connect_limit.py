@@ -59,7 +59,7 @@ class ConnectLimit:
         return self._granted(account, Limit.AGENT_CONNECTS_PER_SECOND, wait, now)
 
     def crowded(self, account: Account) -> bool:
-        """Whether so many connections are held that a new one should ask the kernel for little memory."""
+        """Return whether so many connections are held that a new one should ask the kernel for little memory."""
         return self.held > FEW or account.connections > FEW_PER_USER
 
     def _granted(self, account: Account, limit: Limit, wait: float | None, now: float) -> float:

@@ -334,7 +334,7 @@ class Exchange:
 
 
 def _takes_seat(plan: Plan, record: AuditRecord) -> bool:
-    """Whether the API server counts the request among those that it works on."""
+    """Return whether the API server counts the request among those that it works on."""
     return not (
         plan.upgrade is not None or record.verb in LONG_RUNNING_VERBS or record.subresource in LONG_RUNNING_SUBRESOURCES
     )

@@ -62,7 +62,7 @@ def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | N
 
 
 def passed_line(line: bytes) -> bytes | None:
-    """One header line as it goes on to the API server, empty where it is dropped; None where it is not plain."""
+    """Return one header line as it goes on to the API server, empty where it is dropped; None where it is not plain."""
     name, _, value = line.partition(b":")
     field = (name, value.strip(b" \t"))
     lower = name.lower()

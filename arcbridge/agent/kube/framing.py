@@ -63,7 +63,7 @@ def check_framing(method: str, version: HttpVersion, headers: RawHeaders) -> Non
 
 
 def content_length(headers: RawHeaders) -> str:
-    """The (checked) head's Content-Length; empty where it has none."""
+    """Return the (checked) head's Content-Length; empty where it has none."""
     return next((value.decode("ascii") for name, value in headers if name.lower() == b"content-length"), "")
 
 

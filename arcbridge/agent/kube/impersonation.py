@@ -75,7 +75,8 @@ class Subject:
 
     @classmethod
     def of(cls, identity: Identity, impersonable: frozenset[str] | None = None) -> Subject:
-        """The subject of a mapped identity, with those of its groups that the agent may impersonate (None: all)."""
+        """Return the subject of a mapped identity, with those of its groups that the agent may impersonate (None:
+        all)."""
         extra = tuple((key.lower(), value) for key, values in identity.extra.items() for value in values)
         groups = tuple(group for group in identity.groups if impersonable is None or group in impersonable)
         return cls(identity.username, identity.uid, groups, extra)
@@ -167,7 +168,7 @@ def own_token_headers(inbound: RawHeaders) -> Headers:
 
 
 def bearer_token(inbound: RawHeaders) -> bytes:
-    """The one bearer token of a request in token mode. Raises RequestRefusal 401."""
+    """Return the one bearer token of a request in token mode. Raises RequestRefusal 401."""
     tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
     found = re.fullmatch(rb"(?i:bearer) +([^\s]+)", tokens[0]) if len(tokens) == 1 else None
     if found is None:
@@ -226,7 +227,7 @@ def names_a_caller(lower: str) -> bool:
 
 
 def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
-    """The lower-case names that `Connection` (and the obsolete `Proxy-Connection`) list, in all their lines."""
+    """Return the lower-case names that `Connection` (and the obsolete `Proxy-Connection`) list, in all their lines."""
     tokens: set[str] = set()
     for name, value in inbound:
         if name.lower() in (b"connection", b"proxy-connection"):
@@ -235,12 +236,12 @@ def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
 
 
 def _escaped(key: str) -> str:
-    """An extra key as part of a header name; `_` is escaped too, because names with `_` are refused."""
+    """Return an extra key as part of a header name; `_` is escaped too, because names with `_` are refused."""
     return quote(key, safe=_EXTRA_SAFE).replace("_", "%5F")
 
 
 def _extra_key(escaped: str) -> str:
-    """The key in a header name: percent-encoded, compared in lower case (Kubernetes, "User impersonation")."""
+    """Return the key in a header name: percent-encoded, compared in lower case (Kubernetes, "User impersonation")."""
     if re.search(r"%(?![0-9a-f]{2})", escaped):
         raise bad_request("an impersonation extra key is not percent-encoded properly")
     try:

@@ -30,7 +30,7 @@ _HOST = ("hostNetwork", "hostPID", "hostIPC")
 
 
 def is_inspected(info: RequestInfo, method: str) -> bool:
-    """Whether the body of a request is looked at: it creates or changes a pod, or adds containers to one."""
+    """Return whether the body of a request is looked at: it creates or changes a pod, or adds containers to one."""
     if info.resource != "pods" or info.group:
         return False
     if info.subresource == "":
@@ -86,7 +86,7 @@ class Inspection:
 
 
 def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, Value]:
-    """What a body asks for; empty where that is nothing an audit must show."""
+    """Return what a body asks for; empty where that is nothing an audit must show."""
     try:
         if body.startswith(_MAGIC):
             document: Any = _pod_of_protobuf(body)
@@ -106,7 +106,7 @@ class _Object(list[tuple[str, Any]]):
 
 
 def _patched(document: Any) -> Iterator[Any]:
-    """The values of a JSON patch (RFC 6902), each in the objects that its path names."""
+    """Yield the values of a JSON patch (RFC 6902), each in the objects that its path names."""
     for operation in document if isinstance(document, list) else []:
         if not isinstance(operation, _Object):
             continue
@@ -212,7 +212,7 @@ _POD: _Table = {
 
 
 def _pod_of_protobuf(body: bytes) -> _Object:
-    """The wanted fields of a Pod as JSON has them. Raises ValueError or IndexError."""
+    """Return the wanted fields of a Pod as JSON has them. Raises ValueError or IndexError."""
     raw = b""
     for number, value in _message(body[len(_MAGIC) :]):
         if number == 2 and isinstance(value, bytes):
@@ -249,7 +249,7 @@ def _object(data: bytes, table: _Table) -> _Object:
 
 
 def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError."""
+    """Yield the fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError."""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)

@@ -132,7 +132,7 @@ class KubeProxy:
             self.authorizer.finish(stream, record)
 
     def _inspection(self, request: web.BaseRequest, record: AuditRecord) -> Inspection:
-        """What looks at the body of a write to a pod on its way."""
+        """Return what looks at the body of a write to a pod on its way."""
 
         async def found(details: dict[str, Value]) -> None:
             await self.authorizer.recorded_details(record, details)
@@ -272,14 +272,14 @@ class KubeProxy:
 
 
 def _connection_line(request: web.BaseRequest) -> bytes:
-    """The Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
+    """Return the Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
     if not _goes_on(request):
         return b"Connection: close\r\n"
     return b"" if request.version > HttpVersion10 else b"Connection: keep-alive\r\n"
 
 
 def _goes_on(request: web.BaseRequest) -> bool:
-    """Whether another request may follow (RFC 9112 §9.3).
+    """Return whether another request may follow (RFC 9112 §9.3).
 
     None does behind a chunked body: aiohttp takes the last of its trailers for a header of the request that comes next.
     aiohttp hears `close` only where it is the last of several options.

@@ -107,7 +107,7 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
 
 
 def begins_well(head: bytes, start: int) -> bool:
-    """Whether a head may still be read when the rest of it comes; the part before `start` was found to be good.
+    """Return whether a head may still be read when the rest of it comes; the part before `start` was found to be good.
 
     Of a line end that is no CRLF, or of another protocol, the blank line that ends a head would never come.
     """
@@ -228,7 +228,7 @@ class ChunkedBody:
 
 
 def unusable_answer() -> RequestRefusal:
-    """The refusal for an answer that did not come, or that is no HTTP."""
+    """Return the refusal for an answer that did not come, or that is no HTTP."""
     return RequestRefusal(502, "the API server closed the connection without a usable answer")
 
 

@@ -44,7 +44,7 @@ class Part:
 
 
 def parts_of(target: Subject) -> list[Part]:
-    """The parts of `target`, the user first."""
+    """Return the parts of `target`, the user first."""
     user = target.user
     if user.startswith(_SERVICE_ACCOUNT) and user.count(":") == 3:
         namespace, name = user.removeprefix(_SERVICE_ACCOUNT).split(":")

@@ -80,7 +80,7 @@ class KubeServer(web.Server):
         self.connected_since = connected_since
 
     def protocol(self, context: StreamContext) -> KubeProtocol:
-        """The protocol of one stream."""
+        """Return the protocol of one stream."""
         return KubeProtocol(self, context, asyncio.get_running_loop())
 
     def __call__(self) -> RequestHandler:
@@ -245,7 +245,8 @@ class KubeProtocol(RequestHandler):
             self.on_early()
 
     def _awaits_head(self) -> bool:
-        """Whether what comes next begins or continues a head: no request is queued, under way, or has a body left."""
+        """Return whether what comes next begins or continues a head: no request is queued, under way, or has a body
+        left."""
         if self._messages:
             return False
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())

@@ -59,18 +59,19 @@ class RequestRefusal(ArcbridgeError):
 
 
 def bad_request(message: str) -> RequestRefusal:
-    """A request that is malformed, or that two parsers could read differently."""
+    """Return a request that is malformed, or that two parsers could read differently."""
     return RequestRefusal(400, message)
 
 
 def _message(error: ArcbridgeError, request_id: str) -> str:
-    """A message of ours ends with the request's id, because kubectl shows no header; Kubernetes' own words stay."""
+    """Return the message: one of ours ends with the request's id, because kubectl shows no header; Kubernetes' own
+    words stay."""
     ours = error.message.startswith("arcbridge: ")
     return f"{error.message} (request {request_id})" if request_id and ours else error.message
 
 
 def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
-    """The Status object of `error` as JSON."""
+    """Return the Status object of `error` as JSON."""
     document: dict[str, object] = {
         "kind": "Status",
         "apiVersion": "v1",
@@ -94,7 +95,7 @@ that decodes no Status and says "unknown"; a text it does show (k8s.io/client-go
 def status_answer(
     error: ArcbridgeError, *, request_id: str = "", close: bool = False, method: str = "GET", path: str = ""
 ) -> bytes:
-    """The whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it.
+    """Return the whole HTTP/1.1 answer for `error`; with `close` it says that the connection ends behind it.
 
     `path`: the class of the request's path, where it names no resource; a failure is a text at those of `DISCOVERY`.
     """

@@ -69,14 +69,14 @@ def check_switch(headers: Sequence[tuple[bytes, bytes]], asked: UpgradeRequest) 
 
 
 def switch_lines(headers: Sequence[tuple[bytes, bytes]], asked: UpgradeRequest) -> bytes:
-    """The header lines of the 101 for the caller: the API server's, with Connection and Upgrade written anew."""
+    """Return the header lines of the 101 for the caller: the API server's, with Connection and Upgrade written anew."""
     dropped = {b"connection", b"upgrade", b"transfer-encoding", b"content-length", b"keep-alive"}
     lines = [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in dropped]
     return b"".join([*lines, b"Connection: Upgrade\r\nUpgrade: ", asked.protocol.encode(), b"\r\n"])
 
 
 def _listed(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> tuple[str, ...]:
-    """The members of a comma-separated header, over all its lines."""
+    """Return the members of a comma-separated header, over all its lines."""
     members: list[str] = []
     for name, value in headers:
         if name.lower() == wanted:

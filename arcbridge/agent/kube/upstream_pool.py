@@ -70,7 +70,7 @@ class ResponseHandler(Protocol):
     """The sender of a request. It ends with `response_complete`, `response_failed`, `response_switched` or `drop`."""
 
     def response_begins(self, head: ResponseHead) -> bytes:
-        """The head was read; answers the bytes that stand for it before the body's."""
+        """Take the head; return the bytes that stand for it before the body's."""
 
     def response_data(self, data: bytes | memoryview, payload: int) -> None:
         """Bytes to pass on, valid during the call; `payload` of them belong to the body, the others frame it."""
@@ -89,7 +89,7 @@ class Credentials(Protocol):
     """What connections need of `apiserver.ApiServer`."""
 
     def tls(self, *, own: bool) -> ssl.SSLContext:
-        """The TLS settings of one kind of connection."""
+        """Return the TLS settings of one kind of connection."""
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
@@ -401,8 +401,8 @@ class UpstreamPool:
         """What the API server refuses of the agent itself."""
 
     def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
-        """An idle connection that was made with today's credentials of that kind, if there is one, for a request of
-        the account's user."""
+        """Return an idle connection that was made with today's credentials of that kind, if there is one, for a request
+        of the account's user."""
         if not self._idle or (account is not None and account.abandons(self._clock())):
             return None
         context = self._credentials.tls(own=own)

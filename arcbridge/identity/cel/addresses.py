@@ -257,7 +257,7 @@ def is_cidr(value: Value) -> bool:
 
 
 def write_ip(ip: Ip) -> str:
-    """The canonical text of an address."""
+    """Return the canonical text of an address."""
     return str(ip.address)
 
 
@@ -268,7 +268,7 @@ def is_canonical(value: Value) -> bool:
 
 
 def ip_property(name: str, value: Value) -> Value:
-    """One of the functions on an address that take nothing else."""
+    """Apply one of the functions on an address that take nothing else."""
     if not isinstance(value, Ip):
         raise no_such_overload()
     address = value.address
@@ -350,12 +350,12 @@ def prefix_length(block: Value) -> int:
 
 
 def write_cidr(block: Cidr) -> str:
-    """The canonical text of a block."""
+    """Return the canonical text of a block."""
     return f"{block.address}/{block.bits}"
 
 
 def url_part(name: str, value: Value) -> Value:
-    """One of the functions on a URL."""
+    """Apply one of the functions on a URL."""
     if not isinstance(value, Url):
         raise no_such_overload()
     if name == "getQuery":

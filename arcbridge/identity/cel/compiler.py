@@ -218,7 +218,7 @@ class _Checks:
             raise self._error(node, "user is carried out here by its fields alone: username, uid, groups and extra")
 
     def _in_formats(self, root: Node) -> set[int]:
-        """The ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""
+        """Return the ids of all nodes inside calls of `format`, whose arguments may be of mixed types."""
         return {
             inner.id
             for node in descendants(root)
@@ -259,7 +259,7 @@ class _Checks:
             raise self._error(call, f"too many arguments supplied to string.format (expected {len(clauses)})")
 
     def _unformattable(self, node: Node, accepted: frozenset[str], *, deep: bool) -> Node | None:
-        """The node, of `node` and what is inside it, that a clause does not take."""
+        """Return the node, of `node` and what is inside it, that a clause does not take."""
         if self._checked.type_of(node).name not in accepted:
             return node
         if not deep or not isinstance(node, ListLiteral | MapLiteral):

@@ -113,7 +113,7 @@ kubernetes.Semver.patch() -> int
 
 
 def signatures() -> Iterator[str]:
-    """One line for each overload: `receiver.name(arguments) -> result`."""
+    """Yield one line for each overload: `receiver.name(arguments) -> result`."""
     yield from _SIGNATURES.strip().splitlines()
     yield from (f"format.{name}() -> kubernetes.NamedFormat" for name in FORMATS)
     for kind in _COMPARABLE:
@@ -131,7 +131,7 @@ def signatures() -> Iterator[str]:
 
 
 def functions() -> list[dict[str, Any]]:
-    """The declarations of all `signatures`, as the library's configuration has them."""
+    """Return the declarations of all `signatures`, as the library's configuration has them."""
     found: dict[str, list[dict[str, Any]]] = {}
     for signature in signatures():
         head, _, result = signature.partition(" -> ")
@@ -161,12 +161,13 @@ def _type(signature: str) -> dict[str, Any]:
 
 
 def claims_environment() -> Any:
-    """The environment of expressions on `claims`: a map of strings to `any`, as Kubernetes declares it."""
+    """Return the environment of expressions on `claims`: a map of strings to `any`, as Kubernetes declares it."""
     return _environment({"claims": cel.Type.Map(cel.Type.STRING, cel.Type("any"))})
 
 
 def user_environment() -> Any:
-    """The environment of expressions on `user`, whose fields are declared by their paths and so have their types."""
+    """Return the environment of expressions on `user`, whose fields are declared by their paths and so have their
+    types."""
     strings = cel.Type.List(cel.Type.STRING)
     return _environment(
         {

@@ -279,13 +279,13 @@ def _elements(value: Value) -> int:
 
 
 def _kind_of(values: Value) -> str:
-    """The type in which a list is summed whose static type says nothing: that of its first element."""
+    """Return the type in which a list is summed whose static type says nothing: that of its first element."""
     first = values[0] if isinstance(values, list) and values else 0
     return {int: "int", UInt: "uint", float: "double", Duration: "duration"}.get(type(first), "int")
 
 
 def _held(run: Run, state: Evaluation) -> Value:
-    """The value, or the error as one."""
+    """Return the value, or the error as one."""
     try:
         return run(state)
     except EvaluationError as error:
@@ -293,7 +293,7 @@ def _held(run: Run, state: Evaluation) -> Value:
 
 
 def _pairs(values: Value, *, two: bool) -> Iterator[tuple[Value, Value]]:
-    """What a macro goes through: (element, None), or with two variables (index, element) or (key, value)."""
+    """Return what a macro goes through: (element, None), or with two variables (index, element) or (key, value)."""
     if isinstance(values, list):
         return enumerate(values) if two else ((item, None) for item in values)
     if isinstance(values, Map):

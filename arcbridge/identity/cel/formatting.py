@@ -41,7 +41,7 @@ class Clause:
 
 
 def clauses(format_text: str) -> Iterator[Clause]:
-    """The pieces of a format. Raises EvaluationError."""
+    """Yield the pieces of a format. Raises EvaluationError."""
     at = 0
     for match in _CLAUSE.finditer(format_text):
         if match.start() < at:
@@ -98,7 +98,7 @@ def _string(value: Value, precision: int = 0) -> str:
 
 
 def _nested(value: Value) -> str:
-    """How a value stands inside a list or a map."""
+    """Return how a value stands inside a list or a map."""
     if value is None:
         return "null"
     if isinstance(value, bool):

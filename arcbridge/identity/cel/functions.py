@@ -63,7 +63,7 @@ class Function(NamedTuple):
 
 
 def one(*_: Value) -> int:
-    """The cost of what does not depend on sizes."""
+    """Return the cost of what does not depend on sizes."""
     return 1
 
 
@@ -92,7 +92,8 @@ def _queried(value: Value) -> int:
 
 
 def _inside(value: Value) -> int:
-    """What comparing a list or a map costs for what is inside its elements, which kube-apiserver does not count."""
+    """Return what comparing a list or a map costs for what is inside its elements, which kube-apiserver does not
+    count."""
     if not isinstance(value, list | Map):
         return 0
     count = 0

@@ -149,7 +149,7 @@ def sort(value: Value) -> list[Value]:
 
 
 def sort_by(value: Value, sort_keys: Value) -> list[Value]:
-    """What `sortBy` becomes: the elements in the order of their keys, which must be of one type."""
+    """Return what `sortBy` becomes: the elements in the order of their keys, which must be of one type."""
     items, keys = elements(value), elements(sort_keys)
     if len(items) != len(keys):
         raise EvaluationError("sortBy has a key for each element")

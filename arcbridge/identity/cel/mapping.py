@@ -57,7 +57,7 @@ class Budget:
         self._deadline = clock() + seconds
 
     def evaluate(self, path: str, expression: Expression, value: Claims) -> Value:
-        """The result of an expression. Raises TokenRefused or BudgetExceeded."""
+        """Return the result of an expression. Raises TokenRefused or BudgetExceeded."""
         limit = min(self._left, COST_LIMIT)
         try:
             result, cost = expression.evaluate(value, limit, self._deadline, self._clock, self._memory)

@@ -22,21 +22,21 @@ _SPECIAL = re.compile(r"nan|[+-]?inf(inity)?", re.IGNORECASE)
 
 
 def read_int(text: str) -> int:
-    """A decimal integer of 64 bits. Raises EvaluationError."""
+    """Read a decimal integer of 64 bits. Raises EvaluationError."""
     if not _INT.fullmatch(text):
         raise EvaluationError("not an int")
     return checked_int(int(text))
 
 
 def read_uint(text: str) -> UInt:
-    """A decimal integer without a sign. Raises EvaluationError."""
+    """Read a decimal integer without a sign. Raises EvaluationError."""
     if not _UINT.fullmatch(text):
         raise EvaluationError("not a uint")
     return checked_uint(int(text))
 
 
 def read_double(text: str) -> float:
-    """A decimal or hexadecimal number, with `_` between digits where that helps. Raises EvaluationError."""
+    """Read a decimal or hexadecimal number, with `_` between digits where that helps. Raises EvaluationError."""
     text = _SEPARATOR.sub("", text)
     try:
         if _SPECIAL.fullmatch(text):
@@ -55,7 +55,8 @@ def read_double(text: str) -> float:
 
 
 def write_double(value: float) -> str:
-    """The shortest text that gives the same number again, with an exponent below 10^-4 and from 10^6 or 10^21 on."""
+    """Return the shortest text that gives the same number again, with an exponent below 10^-4 and from 10^6 or 10^21
+    on."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):

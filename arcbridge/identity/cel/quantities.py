@@ -125,7 +125,7 @@ def sign(value: Value) -> int:
 
 
 def compare(left: Quantity, right: Quantity) -> int:
-    """The order of two quantities."""
+    """Return the order of two quantities."""
     return (left.number > right.number) - (left.number < right.number)
 
 

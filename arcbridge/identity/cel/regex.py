@@ -43,7 +43,8 @@ _REPETITION = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 @lru_cache(maxsize=256)
 def weight(pattern: str) -> int:
-    """An upper bound of a pattern's states: its length times its repetitions, which RE2 bounds by 1,000 together."""
+    """Return an upper bound of a pattern's states: its length times its repetitions, which RE2 bounds by 1,000
+    together."""
     repeated = 1
     for match in _REPETITION.finditer(pattern):
         repeated *= max(1, *(int(count[:5]) for count in match.groups() if count))
@@ -75,12 +76,12 @@ def check(pattern: str) -> None:
 
 
 def find(text: str, pattern: str) -> str:
-    """The first match, or "". Raises EvaluationError."""
+    """Return the first match, or "". Raises EvaluationError."""
     return str(_run("find", text, without_groups(pattern)))
 
 
 def find_all(text: str, pattern: str, limit: int = -1) -> StringList:
-    """All matches, at most `limit` of them unless it is negative. Raises EvaluationError.
+    """Return all matches, at most `limit` of them unless it is negative. Raises EvaluationError.
 
     A pattern that matches the empty text is refused: the library leaves out empty matches, and kube-apiserver does not.
     """

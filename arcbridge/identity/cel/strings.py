@@ -150,7 +150,7 @@ def quote(value: Value) -> str:
 
 
 def quoted_as_go(string: str) -> str:
-    """How Go quotes a string (`%q`): besides `quote`, what cannot be printed is escaped."""
+    """Return how Go quotes a string (`%q`): besides `quote`, what cannot be printed is escaped."""
     out = []
     for char in string.translate(_ESCAPES):
         code = ord(char)

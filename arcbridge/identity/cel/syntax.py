@@ -137,12 +137,12 @@ class Checked:
     positions: Mapping[int, int]
 
     def type_of(self, node: Node) -> Type:
-        """The static type of `node`."""
+        """Return the static type of `node`."""
         return self.types.get(node.id, Type(DYN))
 
 
 def children(node: Node) -> Iterator[Node]:
-    """The nodes directly below `node`."""
+    """Yield the nodes directly below `node`."""
     if isinstance(node, Select):
         yield node.operand
     elif isinstance(node, Call):
@@ -194,7 +194,7 @@ _Value = int | bytes
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, _Value]]:
-    """The fields of a message: their numbers, and an int (varint), or bytes (all else)."""
+    """Yield the fields of a message: their numbers, and an int (varint), or bytes (all else)."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -62,7 +62,7 @@ def read_timestamp(text: str) -> Timestamp:
 
 
 def write_timestamp(value: Timestamp) -> str:
-    """RFC 3339 in the offset in which the timestamp was written, with as many digits of a second as it needs."""
+    """Return RFC 3339 in the offset in which the timestamp was written, with as many digits of a second as it needs."""
     seconds, fraction = divmod(value.nanoseconds, NANOSECONDS)
     days, rest = divmod(seconds + value.offset, 86400)
     try:
@@ -109,14 +109,14 @@ def read_duration(text: str) -> Duration:
 
 
 def write_duration(value: Duration) -> str:
-    """Seconds, such as `5400s` or `0.5s`."""
+    """Return seconds, such as `5400s` or `0.5s`."""
     seconds = value.nanoseconds / NANOSECONDS
     text = f"{seconds:.9f}".rstrip("0").rstrip(".")
     return ("-0" if text == "-0" else text) + "s"
 
 
 def _local(value: Timestamp, zone: str) -> tuple[datetime.date, int]:
-    """The date, and the second of the day, in a zone: a name, `+01:00`, or empty for UTC."""
+    """Return the date, and the second of the day, in a zone: a name, `+01:00`, or empty for UTC."""
     seconds = value.nanoseconds // NANOSECONDS
     days, rest = divmod(seconds + _offset(seconds, zone), 86400)
     try:
@@ -164,7 +164,7 @@ _DURATION_PARTS = {
 
 
 def part(name: str, value: Value, zone: Value = "") -> int:
-    """One of the `get…` functions of a timestamp or a duration. Raises EvaluationError."""
+    """Apply one of the `get…` functions of a timestamp or a duration. Raises EvaluationError."""
     if isinstance(value, Duration) and zone == "" and name in _DURATION_PARTS:
         whole = abs(value.nanoseconds) // _DURATION_PARTS[name]
         return -whole if value.nanoseconds < 0 else whole

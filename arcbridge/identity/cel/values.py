@@ -52,7 +52,7 @@ class Unabsorbed(LimitExceeded):
 
 
 def no_such_overload() -> EvaluationError:
-    """The error of an operation that its operands do not have."""
+    """Return the error of an operation that its operands do not have."""
     return EvaluationError("no such overload")
 
 
@@ -165,11 +165,11 @@ class Map:
             return False  # what cannot be a key is not there
 
     def keys(self) -> Iterator[Value]:
-        """The keys, in the order in which they came."""
+        """Return the keys, in the order in which they came."""
         return (key for key, _ in self._entries.values())
 
     def items(self) -> Iterator[tuple[Value, Value]]:
-        """Keys with their values."""
+        """Return keys with their values."""
         return iter(self._entries.values())
 
     def find(self, key: Value) -> tuple[bool, Value]:
@@ -181,7 +181,7 @@ class Map:
         return True, self._entries[lookup_key(key)][1]
 
     def with_entry(self, key: Value, value: Value) -> Map:
-        """This map and one entry more. Raises EvaluationError where the key is there already."""
+        """Return this map and one entry more. Raises EvaluationError where the key is there already."""
         found = lookup_key(key)
         if found in self._entries:
             raise EvaluationError("insert failed: the key is there already")
@@ -204,7 +204,7 @@ class Claims:
 
     @classmethod
     def from_json(cls, claims: Mapping[str, Any]) -> Claims:
-        """The claims of a token, as its JSON was parsed."""
+        """Return the claims of a token, as its JSON was parsed."""
         made = cls({})
         made._raw = dict(claims)
         return made
@@ -219,7 +219,7 @@ class Claims:
         return True, self._field(name)
 
     def walk(self) -> Iterator[Value]:
-        """What a macro with one variable goes through: the values."""
+        """Return what a macro with one variable goes through: the values."""
         return (self._field(name) for name in [*self._fields, *(n for n in self._raw if n not in self._fields)])
 
     def _field(self, name: str) -> Value:
@@ -229,7 +229,7 @@ class Claims:
 
 
 def lookup_key(key: Value) -> object:
-    """The dictionary key for a map's key: numbers of all types that are equal have the same."""
+    """Return the dictionary key for a map's key: numbers of all types that are equal have the same."""
     if isinstance(key, bool):
         return ("bool", key)
     if isinstance(key, float):
@@ -310,7 +310,7 @@ TYPE_NAMES: Mapping[type, str] = {
 
 
 def type_name(value: Value) -> str:
-    """The name of a value's type."""
+    """Return the name of a value's type."""
     name = TYPE_NAMES.get(type(value))
     return name if name is not None else str(value.type_name)
 
@@ -366,7 +366,7 @@ def _not_unequal(left: Value, right: Value) -> bool:
 
 
 def compare(left: Value, right: Value) -> int:
-    """The order of two values: -1, 0 or 1. Raises EvaluationError where they have none."""
+    """Return the order of two values: -1, 0 or 1. Raises EvaluationError where they have none."""
     if is_number(left) and is_number(right):
         if left != left or right != right:
             raise EvaluationError("NaN values cannot be ordered")
@@ -380,7 +380,7 @@ def compare(left: Value, right: Value) -> int:
 
 
 def size(value: Value) -> int:
-    """The size that costs are computed from: characters, bytes, elements, entries, and 1 for all else."""
+    """Return the size that costs are computed from: characters, bytes, elements, entries, and 1 for all else."""
     if isinstance(value, str | bytes | list | Map):
         return len(value)
     if isinstance(value, Opaque):
@@ -421,14 +421,14 @@ def checked_uint(value: int) -> UInt:
 
 
 def checked_timestamp(nanoseconds: int, offset: int = 0) -> Timestamp:
-    """A timestamp within the years 1 to 9999. Raises EvaluationError."""
+    """Return a timestamp within the years 1 to 9999. Raises EvaluationError."""
     if not MIN_SECONDS <= nanoseconds // NANOSECONDS <= MAX_SECONDS:
         raise EvaluationError("timestamp overflow")
     return Timestamp(nanoseconds, offset)
 
 
 def checked_duration(nanoseconds: int) -> Duration:
-    """A duration of at most 292 years. Raises EvaluationError."""
+    """Return a duration of at most 292 years. Raises EvaluationError."""
     if not INT_MIN <= nanoseconds <= INT_MAX:
         raise EvaluationError("duration overflow")
     return Duration(nanoseconds)

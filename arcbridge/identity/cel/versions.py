@@ -85,7 +85,7 @@ def is_version(value: Value, normalize: Value = False) -> bool:
 
 
 def compare(left: Version, right: Version) -> int:
-    """The order of two versions: a pre-release comes before its release."""
+    """Return the order of two versions: a pre-release comes before its release."""
     one, other = (left.major, left.minor, left.patch), (right.major, right.minor, right.patch)
     if one != other:
         return 1 if one > other else -1

@@ -114,8 +114,8 @@ class LocalFleet(Fleet):
     def pick(
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()
     ) -> AgentLink | None:
-        """The link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of `instance`
-        alone where that is given. None when no agent is left."""
+        """Return the link to ask next by promise 2: neither one of the `tried` nor of an instance to `avoid`; of
+        `instance` alone where that is given. None when no agent is left."""
         of_cluster = self._links.get(cluster, {})
         candidates = [
             link

@@ -289,7 +289,8 @@ class NatsFleet(Fleet):
             await asyncio.gather(asking, return_exceptions=True)
 
     async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _Attempt | None:
-        """The next agent to ask, by promise 2; a link of this relay before one of another. None: no agent is left.
+        """Return the next agent to ask, by promise 2; a link of this relay before one of another. None: no agent is
+        left.
 
         Raises `JoinRefused` INTERNAL when no agent is here and the other relays cannot be asked.
         """

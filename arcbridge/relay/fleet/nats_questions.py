@@ -53,7 +53,7 @@ class NatsQuestions:
         ]
 
     async def ask(self, question: Question) -> list[Row]:
-        """The rows of all other relays that answer."""
+        """Ask the other relays; return the rows of all that answer."""
         number = str(next(self._numbers))
         answers = self._waiting[number] = asyncio.Queue(maxsize=_PARTS)
         rows: list[Row] = []

@@ -299,7 +299,7 @@ def may_go(entry: UserRevocation, now: float) -> bool:
 
 
 def full() -> StateError:
-    """What an operator hears whose revocation has no place in the list."""
+    """Return what an operator hears whose revocation has no place in the list."""
     return StateError(
         f"{MAX_REVOKED_USERS} users are revoked, and no more can be: restore those who have no valid token left "
         "('user list' shows since when each is revoked), or take the user out of the policy"
@@ -318,7 +318,7 @@ def spent(used: int, uses: int, expires_at: float, now: float) -> str:
 
 
 def foreign_ca(known_pin: str, pin: str) -> str:
-    """What an agent hears whose cluster's name is bound to another CA."""
+    """Return what an agent hears whose cluster's name is bound to another CA."""
     return (
         f"this cluster's name belongs to another cluster CA: expected {known_pin}, found {pin}. Restore the agent's "
         "stored credential, choose another name, or have the operator make a join token with --rebind"
@@ -368,8 +368,8 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
 
 
 def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:
-    """Connected: an agent is there. Connecting: enrolled, and none was there yet. Expired: none is there, and the
-    certificate has lapsed, so none will be without a new join token. Offline: none is there."""
+    """Return the state. Connected: an agent is there. Connecting: enrolled, and none was there yet. Expired: none is
+    there, and the certificate has lapsed, so none will be without a new join token. Offline: none is there."""
     if agents > 0:
         return "Connected"
     if 0 < record.certificate_expires <= now:

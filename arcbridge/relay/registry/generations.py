@@ -121,12 +121,12 @@ def check_generation(keys: Keys, key: str, generation: int) -> None:
 
 
 def to_json(keys: Keys) -> dict[str, list[Any]]:
-    """As the engines store it."""
+    """Return the state as the engines store it."""
     return {key: [state.generation, state.request, state.at, state.void] for key, state in keys.items()}
 
 
 def from_json(stored: Mapping[str, Any]) -> dict[str, KeyState]:
-    """What `to_json` has made."""
+    """Read what `to_json` has made."""
     return {key: KeyState(*values) for key, values in stored.items()}
 
 

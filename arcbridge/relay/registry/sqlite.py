@@ -474,7 +474,8 @@ class SqliteRegistry(Registry):
         return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
 
     def _check_file(self) -> int:
-        """The schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is written."""
+        """Return the schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is
+        written."""
         (version,) = self._durable.execute("PRAGMA user_version").fetchone()
         (application,) = self._durable.execute("PRAGMA application_id").fetchone()
         (tables,) = self._durable.execute("SELECT count(*) FROM sqlite_master").fetchone()

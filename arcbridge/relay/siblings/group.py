@@ -90,7 +90,8 @@ class Siblings:
         )
 
     async def synced(self, count: int, timeout: float) -> bool:
-        """Whether `count` siblings have said all that they had to say at the beginning, within `timeout` seconds."""
+        """Return whether `count` siblings have said all that they had to say at the beginning, within `timeout`
+        seconds."""
         try:
             async with asyncio.timeout(timeout):
                 while len(self._complete) < count:
