@@ -5,13 +5,14 @@ Invariant: no label is a user or a path.
 
 from __future__ import annotations
 
-from arcbridge.agent.accounts import Limit
+from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.own_refusal import KINDS
 from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.kube.upstream_pool import UpstreamPool
 from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
@@ -41,7 +42,25 @@ def register(
     denylist: Denylist | None = None,
 ) -> None:
     """Register every metric of the agent."""
-    stats, upstream = proxy.stats, proxy.api.upstream
+    _register_control(metrics, control)
+    _register_sessions(metrics, sessions)
+    if denylist is not None:
+        _register_denylist(metrics, denylist)
+    _register_resumption(metrics, sessions)
+    _register_memory(metrics, sessions)
+    _register_requests(metrics, proxy)
+    _register_accounts(metrics, sessions.accounts)
+    _register_api_server(metrics, proxy.api.upstream)
+    _register_targets(metrics, targets)
+    _register_credential(metrics, keeper)
+    _register_audit(metrics, audit)
+    _register_proofs(metrics, proofs)
+    if verifier is not None:
+        _register_tokens(metrics, verifier)
+
+
+def _register_control(metrics: Metrics, control: ControlConnections) -> None:
+    """Register the connections to relays, and the joins that relays ask for."""
     dials = control.dials
     metrics.gauge("control_connections_wanted", "Control connections to keep.", None, lambda: control.wanted)
     metrics.gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
@@ -56,6 +75,9 @@ def register(
     )
     metrics.gauge("joins_pending", "Joins under way.", None, lambda: len(dials))
 
+
+def _register_sessions(metrics: Metrics, sessions: Sessions) -> None:
+    """Register how sessions begin and end, and which users are revoked."""
     metrics.gauge("sessions", "Sessions that are open, detached ones included.", None, lambda: len(sessions))
     metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.opened)
     metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.refused)
@@ -75,13 +97,18 @@ def register(
         "revocations_left_out_total", "Revocations of relays whose lists are too long.", None,
         lambda: revocations.left_out,
     )  # fmt: skip
-    if denylist is not None:
-        file = denylist
-        metrics.gauge(
-            "denylist_error", "1 while the denylist's file has no effect and the last good one has.", None,
-            lambda: bool(file.error),
-        )  # fmt: skip
 
+
+def _register_denylist(metrics: Metrics, denylist: Denylist) -> None:
+    """Register the agent's own list of users whom it refuses."""
+    metrics.gauge(
+        "denylist_error", "1 while the denylist's file has no effect and the last good one has.", None,
+        lambda: bool(denylist.error),
+    )  # fmt: skip
+
+
+def _register_resumption(metrics: Metrics, sessions: Sessions) -> None:
+    """Register sessions without a connection, and what was sent again."""
     metrics.gauge("sessions_detached", "Sessions that wait for a connection.", None, lambda: sessions.detached)
     metrics.counter("sessions_resumed_total", "Times that a session came back.", None, lambda: sessions.resumed)
     metrics.counter(
@@ -97,6 +124,10 @@ def register(
         "detached_seconds_total", "Seconds that sessions were detached, all together.", None,
         lambda: sessions.detached_seconds,
     )  # fmt: skip
+
+
+def _register_memory(metrics: Metrics, sessions: Sessions) -> None:
+    """Register the memory of all sessions together, and what was ended for want of it."""
     metrics.gauge(
         "memory_held_bytes",
         "Kept to be sent again, or promised to peers beyond first credit, by all sessions together.",
@@ -121,6 +152,10 @@ def register(
     )  # fmt: skip
     metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 
+
+def _register_requests(metrics: Metrics, proxy: KubeProxy) -> None:
+    """Register the requests for the API server."""
+    stats = proxy.stats
     metrics.counter("requests_total", "Requests for the API server.", None, lambda: stats.requests)
     metrics.gauge("requests_in_flight", "Requests under way, upgraded ones included.", None, lambda: stats.in_flight)
     metrics.counter(
@@ -133,7 +168,10 @@ def register(
     metrics.counter("requests_cut_total", "Requests that broke off on either side.", None, lambda: stats.cut)
     metrics.counter("upgrades_total", "Requests to upgrade (exec, attach, port-forward).", None, lambda: stats.upgrades)
     metrics.gauge("upgrades_open", "Upgraded streams that are open.", None, lambda: stats.upgrades_open)
-    accounts = sessions.accounts
+
+
+def _register_accounts(metrics: Metrics, accounts: Accounts) -> None:
+    """Register what users take, and where a limit stopped them."""
     metrics.gauge("users", "Users with at least one session.", None, lambda: len(accounts))
     metrics.counter(
         "limit_refusals_total",
@@ -147,6 +185,10 @@ def register(
         {"direction": DIRECTIONS},
         lambda: accounts.paced_seconds,
     )
+
+
+def _register_api_server(metrics: Metrics, upstream: UpstreamPool) -> None:
+    """Register the connections to the API server."""
     metrics.gauge(
         "apiserver_connections", "Connections to the API server that requests hold.", None, lambda: upstream.limit.held
     )
@@ -168,16 +210,26 @@ def register(
         lambda: upstream.own_refusals.counts,
     )
 
+
+def _register_targets(metrics: Metrics, targets: TcpTargets) -> None:
+    """Register the connections to TCP targets."""
     metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)
     metrics.gauge("targets_open", "Connections to TCP targets that are open.", None, lambda: targets.open)
     metrics.counter("targets_refused_total", "TCP targets refused to a caller.", None, lambda: targets.refused)
     metrics.counter("targets_failed_total", "TCP targets that could not be reached.", None, lambda: targets.failed)
 
+
+def _register_credential(metrics: Metrics, keeper: CredentialKeeper) -> None:
+    """Register the agent's certificate."""
     metrics.gauge(
         "certificate_remaining_seconds", "Until the agent's certificate expires.", None, lambda: keeper.seconds_left
     )
     metrics.counter("certificate_renewals_total", "Renewals by this process.", None, lambda: keeper.renewals)
     metrics.counter("certificate_failures_total", "Failed enrolments and renewals.", None, lambda: keeper.failures)
+
+
+def _register_audit(metrics: Metrics, audit: AuditLog) -> None:
+    """Register the audit log."""
     metrics.counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
     metrics.counter("audit_dropped_total", "Audit records that were lost.", None, lambda: audit.dropped)
     metrics.gauge("audit_failing", "1 while audit records cannot be written.", None, lambda: float(bool(audit.failure)))
@@ -188,6 +240,10 @@ def register(
         lambda: audit.unrecorded,
     )  # fmt: skip
     metrics.gauge("audit_chain_records", "Number of the newest record in its chain.", None, lambda: audit.chain_records)
+
+
+def _register_proofs(metrics: Metrics, proofs: ProofChecker) -> None:
+    """Register how tokens are bound, and proofs that were refused."""
     metrics.counter(
         "auths_total",
         "AUTHs that were accepted, by how the token is bound to a key.",
@@ -200,21 +256,23 @@ def register(
         {"reason": PROOF_REFUSALS},
         lambda: proofs.refused,
     )
-    if verifier is not None:
-        found = verifier
-        metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: found.verified)
-        metrics.counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: found.refused)
-        metrics.counter(
-            "token_refusals_total",
-            "OIDC tokens refused, by rule; the log line has what it was about.",
-            {"rule": RULES},
-            lambda: found.refusals,
-        )
-        metrics.counter(
-            "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
-            found.group_lookups,
-        )  # fmt: skip
-        metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(found))
+
+
+def _register_tokens(metrics: Metrics, verifier: TokenVerifier) -> None:
+    """Register the verification of tokens."""
+    metrics.counter("tokens_verified_total", "OIDC tokens accepted.", None, lambda: verifier.verified)
+    metrics.counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: verifier.refused)
+    metrics.counter(
+        "token_refusals_total",
+        "OIDC tokens refused, by rule; the log line has what it was about.",
+        {"rule": RULES},
+        lambda: verifier.refusals,
+    )
+    metrics.counter(
+        "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
+        verifier.group_lookups,
+    )  # fmt: skip
+    metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(verifier))
 
 
 def oldest_keys(verifier: TokenVerifier) -> float:

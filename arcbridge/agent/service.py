@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
-from arcbridge.agent.settings import required
+from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError
@@ -75,108 +75,161 @@ async def serve(
     checked = required(config)
     for problem in checked.problems.warnings:
         _log.warning("settings", setting=problem.setting, reason=str(problem))
-    relays = list(checked.relays)
     instance = f"agent-{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:
-        audit = open_audit(config, instance)
-        stack.push_async_callback(asyncio.to_thread, audit.close)
-        api = ApiServer(endpoint_of(config.kubernetes))
-        api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
-        stack.push_async_callback(api.close)
-        fetcher = HttpFetcher()
-        stack.push_async_callback(fetcher.close)
-        verifier = None
-        if checked.issuers is not None:
-            groups = GroupSources(
-                checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources
-            )
-            verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
-            stack.push_async_callback(verifier.close)
-        targets = TcpTargets(checked.targets, audit)
-        stack.push_async_callback(targets.close)
-        proxy = KubeProxy(api, audit)
-        stack.push_async_callback(proxy.close, HURRY)
-        keeper = _keeper(config, api, relays)
-        proofs = ProofChecker(checked.proof, "the agent")
-        authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
-        revocations = Revocations()
-        memory.backlog.most = config.limits.agent_waiting_bytes
-        sessions = Sessions(
-            authenticator,
-            proxy,
-            targets,
-            instance=instance,
-            software=__version__,
-            limits=session_limits(config),
-            audit=audit,
-            accounts=Accounts(config.limits),
-            revocations=revocations,
-            max_age=config.session.max_age,
-        )
-        stack.push_async_callback(sessions.close)
-        denylist = None
-        if config.denylist_file is not None:
-            denylist = Denylist(config.denylist_file, revocations.deny)
-            reading = asyncio.get_running_loop().create_task(denylist.run(), name="denylist")
-            stack.push_async_callback(cancel_and_wait, reading)
-        control = ControlConnections(
-            relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
-        )
-        stack.push_async_callback(control.close)
-
-        metrics, checks = Metrics("agent"), Checks()
-        register(
-            metrics,
-            control=control,
-            sessions=sessions,
-            proxy=proxy,
-            targets=targets,
-            keeper=keeper,
-            audit=audit,
-            verifier=verifier,
-            proofs=proofs,
-            denylist=denylist,
-        )
-        checks.add("control", control.unready)
-        checks.add("audit", audit.unready)
-        reload = Reload(
-            config,
-            api=api,
-            verifier=verifier,
-            authenticator=authenticator,
-            sessions=sessions,
-            targets=targets,
-            denylist=denylist,
-            audit=audit,
-        )
-        if reread is not None:
-            reloads = Reloads("agent", lambda: reload.run(reread))
-            reloads.register(metrics)
-            reloads.start()
-            stack.push_async_callback(reloads.stop)
-        found = checks_of(
-            api, verifier, token_mode=lambda: authenticator.token_mode, audit=audit, control=control, keeper=keeper
-        )
-        self_checks = SelfChecks(found, _log)
-        self_checks.register(metrics, checks)
-        _watch_requests(api, self_checks)
-        observe = ObserveServer(config.observe.listen, metrics, checks)
-        await observe.start()
-        stack.push_async_callback(observe.stop)
-
-        looking = asyncio.get_running_loop().create_task(self_checks.run(), name="self-checks")
-        stack.push_async_callback(cancel_and_wait, looking)
+        parts = _compose(config, checked, instance, stack)
+        keeper, control = parts.keeper, parts.control
+        reload = await _observe(config, parts, reread, stack)
         if not await _run_unless(stopping, keeper.start()):
             return
-        _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=len(relays))
-        renewing = asyncio.get_running_loop().create_task(keeper.run(), name="renewal")
-        stack.push_async_callback(cancel_and_wait, renewing)
+        relays = len(checked.relays)
+        _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=relays)
+        _keep_running(keeper.run(), "renewal", stack)
         control.start()
         if await _run_unless(stopping, control.connected.wait()):
             ready()
         await stopping.wait()
-        await _drain(control, sessions, hurry, reload.config.session.drain)
+        await _drain(control, parts.sessions, hurry, reload.config.session.drain)
     _log.info("agent stopped", step="gone")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of one agent, connected with each other; `_compose` makes them."""
+
+    audit: AuditLog
+    api: ApiServer
+    verifier: TokenVerifier | None
+    proofs: ProofChecker
+    authenticator: Authenticator
+    targets: TcpTargets
+    proxy: KubeProxy
+    keeper: CredentialKeeper
+    denylist: Denylist | None
+    sessions: Sessions
+    control: ControlConnections
+
+
+def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> _Parts:
+    """Make all parts, of which none is connected to a relay yet; `stack` closes them. Raises as `serve` does."""
+    audit = open_audit(config, instance)
+    stack.push_async_callback(asyncio.to_thread, audit.close)
+    api = ApiServer(endpoint_of(config.kubernetes))
+    api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
+    stack.push_async_callback(api.close)
+    fetcher = HttpFetcher()
+    stack.push_async_callback(fetcher.close)
+    verifier = None
+    if checked.issuers is not None:
+        groups = GroupSources(
+            checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources
+        )
+        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
+        stack.push_async_callback(verifier.close)
+    targets = TcpTargets(checked.targets, audit)
+    stack.push_async_callback(targets.close)
+    proxy = KubeProxy(api, audit)
+    stack.push_async_callback(proxy.close, HURRY)
+    relays = list(checked.relays)
+    keeper = _keeper(config, api, relays)
+    proofs = ProofChecker(checked.proof, "the agent")
+    authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
+    revocations = Revocations()
+    memory.backlog.most = config.limits.agent_waiting_bytes
+    sessions = Sessions(
+        authenticator,
+        proxy,
+        targets,
+        instance=instance,
+        software=__version__,
+        limits=session_limits(config),
+        audit=audit,
+        accounts=Accounts(config.limits),
+        revocations=revocations,
+        max_age=config.session.max_age,
+    )
+    stack.push_async_callback(sessions.close)
+    denylist = None
+    if config.denylist_file is not None:
+        denylist = Denylist(config.denylist_file, revocations.deny)
+        _keep_running(denylist.run(), "denylist", stack)
+    control = ControlConnections(
+        relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
+    )
+    stack.push_async_callback(control.close)
+    return _Parts(
+        audit=audit,
+        api=api,
+        verifier=verifier,
+        proofs=proofs,
+        authenticator=authenticator,
+        targets=targets,
+        proxy=proxy,
+        keeper=keeper,
+        denylist=denylist,
+        sessions=sessions,
+        control=control,
+    )
+
+
+async def _observe(
+    config: AgentConfig, parts: _Parts, reread: Callable[[], AgentConfig] | None, stack: AsyncExitStack
+) -> Reload:
+    """Show what the agent counts and finds, look at what it depends on, and reload at SIGHUP where it can `reread`.
+
+    Returns what knows the settings in force.
+    """
+    metrics, checks = Metrics("agent"), Checks()
+    register(
+        metrics,
+        control=parts.control,
+        sessions=parts.sessions,
+        proxy=parts.proxy,
+        targets=parts.targets,
+        keeper=parts.keeper,
+        audit=parts.audit,
+        verifier=parts.verifier,
+        proofs=parts.proofs,
+        denylist=parts.denylist,
+    )
+    checks.add("control", parts.control.unready)
+    checks.add("audit", parts.audit.unready)
+    reload = Reload(
+        config,
+        api=parts.api,
+        verifier=parts.verifier,
+        authenticator=parts.authenticator,
+        sessions=parts.sessions,
+        targets=parts.targets,
+        denylist=parts.denylist,
+        audit=parts.audit,
+    )
+    if reread is not None:
+        reloads = Reloads("agent", lambda: reload.run(reread))
+        reloads.register(metrics)
+        reloads.start()
+        stack.push_async_callback(reloads.stop)
+    found = checks_of(
+        parts.api,
+        parts.verifier,
+        token_mode=lambda: parts.authenticator.token_mode,
+        audit=parts.audit,
+        control=parts.control,
+        keeper=parts.keeper,
+    )
+    self_checks = SelfChecks(found, _log)
+    self_checks.register(metrics, checks)
+    _watch_requests(parts.api, self_checks)
+    observe = ObserveServer(config.observe.listen, metrics, checks)
+    await observe.start()
+    stack.push_async_callback(observe.stop)
+    _keep_running(self_checks.run(), "self-checks", stack)
+    return reload
+
+
+def _keep_running(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
+    """Run `work` as a task until `stack` is closed."""
+    stack.push_async_callback(cancel_and_wait, asyncio.get_running_loop().create_task(work, name=name))
 
 
 async def enroll(config: AgentConfig) -> None:

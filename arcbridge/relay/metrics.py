@@ -39,8 +39,17 @@ def register(
     access: Access,
 ) -> None:
     """Tell `metrics` where everything is read. The names are without their prefix `arcbridge_relay_`."""
-    counter, gauge = metrics.counter, metrics.gauge
+    _register_connections(metrics, counters, admission)
+    _register_agents(metrics, counters, control)
+    _register_joins(metrics, counters, rendezvous)
+    _register_pumps(metrics, counters, rendezvous, pumps, access)
+    _register_tokens(metrics, verifier, proofs)
+    _register_api(metrics, api, api_refusals, certificate)
 
+
+def _register_connections(metrics: Metrics, counters: Counters, admission: Admission) -> None:
+    """Register connections until they have shown who they are."""
+    counter, gauge = metrics.counter, metrics.gauge
     counter("connections_total", "Connections accepted.", None, lambda: counters.accepted)
     counter(
         "connections_rejected_total",
@@ -58,6 +67,10 @@ def register(
     counter("accept_pauses_total", "How often accepting waited for file descriptors.", None,
             lambda: counters.accept_pauses)  # fmt: skip
 
+
+def _register_agents(metrics: Metrics, counters: Counters, control: ControlServer) -> None:
+    """Register the control connections of agents."""
+    counter, gauge = metrics.counter, metrics.gauge
     gauge("agents", "Control connections of agents.", None, lambda: len(control))
     counter("agent_connections_total", "Control connections that were registered.", None,
             lambda: counters.agents_total)  # fmt: skip
@@ -76,6 +89,10 @@ def register(
     counter("clusters_adopted_total", "Clusters taken over from another relay of the same CA.", None,
             lambda: counters.clusters_adopted)  # fmt: skip
 
+
+def _register_joins(metrics: Metrics, counters: Counters, rendezvous: Rendezvous) -> None:
+    """Register the joins of clients and agents."""
+    counter, gauge = metrics.counter, metrics.gauge
     counter(
         "joins_total",
         "Joins of clients, by how they ended.",
@@ -91,6 +108,10 @@ def register(
     counter("dial_tokens_refused_total", "Dial tokens that were void, of another cluster, or guessed.", None,
             lambda: counters.tokens_refused)  # fmt: skip
 
+
+def _register_pumps(metrics: Metrics, counters: Counters, rendezvous: Rendezvous, pumps: Pumps, access: Access) -> None:
+    """Register the sessions that are pumped, and what ends them."""
+    counter, gauge = metrics.counter, metrics.gauge
     gauge("draining", "Whether this relay is going away (0, 1).", None, lambda: rendezvous.draining)
     gauge("pumps_open", "Sessions that are being pumped.", None, lambda: len(pumps))
     counter("pumps_total", "Sessions that were joined.", None, lambda: pumps.total)
@@ -109,6 +130,10 @@ def register(
     counter("pipes_refused_total", "How often the pump copied because no pipe was free.", None,
             lambda: pumps.pipes.refused)  # fmt: skip
 
+
+def _register_tokens(metrics: Metrics, verifier: TokenVerifier, proofs: ProofChecker) -> None:
+    """Register how access tokens were judged."""
+    counter = metrics.counter
     counter(
         "tokens_total",
         "Access tokens judged.",
@@ -123,6 +148,11 @@ def register(
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
     counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
+
+
+def _register_api(metrics: Metrics, api: HttpApiServer, api_refusals: Limited, certificate: ServerCertificate) -> None:
+    """Register the HTTP API, and the certificate that it shows."""
+    counter, gauge = metrics.counter, metrics.gauge
     counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,
