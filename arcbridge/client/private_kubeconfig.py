@@ -21,7 +21,6 @@ from arcbridge.errors import StateError
 
 PREFIX = "arcbridge-run-"
 KUBECONFIG = "kubeconfig"
-CACHE = "cache"
 LOCK = "lock"
 _UNLOCKED_FOR = 600.0
 """Seconds after which a directory without a lock is no longer one that is just being made."""
