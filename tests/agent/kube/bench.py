@@ -31,6 +31,8 @@ from tests.support.stream_io import StreamIO
 
 ALICE = Identity("alice", "u-1", ("dev", "ops"), "https://issuer#alice", "https://issuer", 4e9)
 
+PODS = "/api/v1/namespaces/default/pods"
+
 
 class RecordedAudit(AuditLog):
     """Keeps records instead of writing them."""

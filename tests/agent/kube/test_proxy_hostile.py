@@ -1,0 +1,204 @@
+"""A hostile or dying API server, and requests that two parsers could read differently
+(docs/threats.md#H1, docs/threats.md#H5, docs/threats.md#H6, docs/threats.md#H9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import trustme
+
+from arcbridge.errors import StreamReset
+from arcbridge.wire.frames import ResetCode
+from tests.support.fake_apiserver import Exchange, chunked, reply
+
+from .bench import Bench, running
+
+BROKEN = {
+    "no answer": b"",
+    "not HTTP": b"SSH-2.0-OpenSSH\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab",
+    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "no length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello",
+    "unasked 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "huge header": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    "NUL in a header": b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_broken_answer_is_a_502_without_retry(bench: Bench, data: bytes, method: str) -> None:
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = broken
+    answer = await bench.get("/api/v1/a", method=method)
+    assert answer.status == 502
+    assert answer.header("retry-after") == []
+    assert answer.status_object["reason"] == "BadGateway"
+    if method == "DELETE":
+        assert len(bench.api.requests) == 1, "never repeated"
+
+
+CUT = {
+    "short body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", b""),
+    "chunk cut": (chunked(200, b"hello", end=False), b"5\r\nwo"),
+    "last chunk missing": (chunked(200, b"hello", end=False), b""),
+    "chunk garbled": (chunked(200, b"hello", end=False), b"zz\r\n"),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), CUT.values(), ids=CUT.keys())
+async def test_an_answer_that_breaks_off_is_a_reset_and_never_an_end(bench: Bench, first: bytes, then: bytes) -> None:
+    seen = asyncio.Event()
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.send(first)
+        await seen.wait()
+        await exchange.send(then)
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = cut
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\n\r\n")
+    await wire.head()
+    await wire.until(b"hello")
+    seen.set()
+    with pytest.raises(StreamReset) as caught:
+        await wire.rest()
+    assert caught.value.code == ResetCode.TRUNCATED
+    assert (await bench.audit.wait(1))[0].outcome == "cut"
+
+
+async def test_an_api_server_that_is_down_is_a_503_that_may_be_repeated(bench: Bench) -> None:
+    bench.api.stop()
+    for method in ("GET", "POST"):
+        answer = await bench.get("/api/v1/a", method=method)
+        assert answer.status == 503
+        assert answer.header("retry-after") == ["1"]
+        assert "API server cannot be reached" in answer.status_object["message"]
+
+
+async def test_another_ca_is_a_502_that_says_so(tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    async with running(tmp_path, ca_file=other) as bench:
+        answer = await bench.get("/api/v1/namespaces")
+        assert answer.status == 502
+        assert "kubernetes.ca_file" in answer.status_object["message"]
+        assert bench.api.requests == []
+
+
+async def test_a_kept_connection_that_died_is_no_error_to_anybody(bench: Bench) -> None:
+    async def once(exchange: Exchange) -> None:
+        await exchange.send(reply(200, b"ok"))
+        exchange.writer.close()
+
+    bench.api.routes["/api/v1/a"] = once
+    for method in ("GET", "POST", "GET", "DELETE", "GET"):
+        assert (await bench.get("/api/v1/a", method=method)).status == 200
+    assert [r.method for r in bench.api.requests if r.method != "GET"] == ["POST", "DELETE"]
+
+
+# -- docs/threats.md#H1, #H5, #H6 on the wire ------------------------------------------------------------------------
+
+REFUSED_HEADS = [
+    ("underscore", "GET /api HTTP/1.1\nHost: k\nImpersonate_User: root"),
+    ("underscore elsewhere", "GET /api HTTP/1.1\nHost: k\nX_Y: root"),
+    ("space before the colon", "GET /api HTTP/1.1\nHost: k\nImpersonate-User : root"),
+    ("NUL", "GET /api HTTP/1.1\nHost: k\nImpersonate-User: a\x00b"),
+    ("fold", "GET /api HTTP/1.1\nHost: k\nX: a\n Impersonate-User: root"),
+    ("8-bit name", "GET /api HTTP/1.1\nHost: k\nImpersonate-Usér: root"),
+    ("no host", "GET /api HTTP/1.1\nX: 1"),
+    ("HTTP/0.9", "GET /api"),
+    ("two hosts", "GET /api HTTP/1.1\nHost: k\nHost: l"),
+    ("CL and TE", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nTransfer-Encoding: chunked"),
+    ("two CL", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nContent-Length: 6"),
+    ("same CL twice", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5\nContent-Length: 5"),
+    ("CL list", "POST /api HTTP/1.1\nHost: k\nContent-Length: 5, 5"),
+    ("+5", "POST /api HTTP/1.1\nHost: k\nContent-Length: +5"),
+    ("0x5", "POST /api HTTP/1.1\nHost: k\nContent-Length: 0x5"),
+    ("-5", "POST /api HTTP/1.1\nHost: k\nContent-Length: -5"),
+    ("TE twice", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: chunked\nTransfer-Encoding: chunked"),
+    ("TE gzip, chunked", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: gzip, chunked"),
+    ("TE identity", "POST /api HTTP/1.1\nHost: k\nTransfer-Encoding: identity"),
+    ("TE in 1.0", "POST /api HTTP/1.0\nHost: k\nTransfer-Encoding: chunked"),
+    ("expectation", "POST /api HTTP/1.1\nHost: k\nExpect: 200-ok\nContent-Length: 1"),
+    ("absolute-form", "GET https://10.0.0.1/api HTTP/1.1\nHost: k"),
+    ("asterisk", "OPTIONS * HTTP/1.1\nHost: k"),
+    ("dots", "GET /api/../../healthz HTTP/1.1\nHost: k"),
+    ("one dot", "GET /api/./v1 HTTP/1.1\nHost: k"),
+    ("escaped dots", "GET /api/%2e%2e/healthz HTTP/1.1\nHost: k"),
+    ("half escaped", "GET /api/.%2E/healthz HTTP/1.1\nHost: k"),
+    ("escaped slash and dots", "GET /api%2f..%2fhealthz HTTP/1.1\nHost: k"),
+    ("dots and semicolon", "GET /api/..;/healthz HTTP/1.1\nHost: k"),
+    ("NUL in the path", "GET /api/%00 HTTP/1.1\nHost: k"),
+    ("backslash", "GET /api\\v1 HTTP/1.1\nHost: k"),
+    ("escaped backslash", "GET /api/%5c HTTP/1.1\nHost: k"),
+    ("fragment", "GET /api#x HTTP/1.1\nHost: k"),
+    ("8-bit path", "GET /apí HTTP/1.1\nHost: k"),
+    ("bare LF", "GET /api HTTP/1.1\nHost: k\nX: a\vb"),
+]
+
+
+@pytest.mark.parametrize("head", [row[1] for row in REFUSED_HEADS], ids=[row[0] for row in REFUSED_HEADS])
+async def test_refused_heads_never_leave(bench: Bench, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.agent.kube.server.LINGER", 0.05)  # some announce a body that never comes
+    wire = bench.stream()
+    await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    answer = await wire.answer()
+    assert answer.status == 400
+    assert answer.status_object["reason"] == "BadRequest"
+    assert bench.api.requests == []
+    assert await wire.rest() == b"", "the connection ends with the answer"
+    (record,) = await bench.audit.wait(1)
+    assert (record.status, record.outcome) == (400, "refused")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//api",
+        "/api/v1/a%2Fb",
+        "/api/v1/a%20b?x=%3D&y",
+        "/api/;a=b",
+        "/api/%zz",
+        "/api/v1/x:y@z",
+        "/api/v1/...",
+        "/a?b=../..&c=%2e%2e",
+        "/x?q=a+b%00",
+    ],
+)
+async def test_other_paths_are_byte_identical(bench: Bench, path: str) -> None:
+    assert (await bench.get(path)).status == 200
+    assert bench.api.last.target == path
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND"])
+async def test_methods_that_are_not_carried(bench: Bench, method: str) -> None:
+    answer = await bench.get("/api", method=method)
+    assert answer.status in (400, 405)
+    assert bench.api.requests == []
+
+
+async def test_negative_x_impersonate_user_passes(bench: Bench) -> None:
+    await bench.get("/api", "X-Impersonate-User: someone")
+    assert bench.api.last.header("x-impersonate-user") == [b"someone"]
+
+
+async def test_an_over_long_header_is_a_431_and_quotes_nothing(bench: Bench) -> None:
+    canary = "c4n4ry" * 20_000
+    answer = await bench.get("/api", f"Authorization: Bearer {canary}")
+    assert answer.status == 431
+    assert b"c4n4ry" not in answer.body
+    assert b"c4n4ry" not in str(answer.headers).encode()
+
+
+async def test_long_tokens_and_many_headers_pass(bench: Bench) -> None:
+    answer = await bench.get("/api", "X-Long: " + "x" * 60_000, *(f"X-{n}: {n}" for n in range(400)))
+    assert answer.status == 200
+    assert len(bench.api.last.lines) > 400
