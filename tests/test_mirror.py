@@ -30,6 +30,8 @@ WITHOUT_MODULE: dict[str, str] = {
 CUT: dict[str, tuple[str, ...]] = {
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
+    "relay/api": ("limits",),
+    "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),
 }
 OTHER_FOLDERS = {
