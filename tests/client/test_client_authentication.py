@@ -18,7 +18,8 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 from arcbridge.identity.client_assertion import ASSERTION_TYPE
 from tests.support.entra import Certificate
-from tests.support.issuer import ACTIONS_SECRET, Issuer
+from tests.support.issuer import Issuer
+from tests.support.issuer_server import ACTIONS_SECRET
 
 TOKEN = "https://login.example.org/token"
 ENDPOINTS = IssuerEndpoints(TOKEN)

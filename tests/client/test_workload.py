@@ -20,7 +20,8 @@ from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
-from tests.support.issuer import ACTIONS_SECRET, Issuer
+from tests.support.issuer import Issuer
+from tests.support.issuer_server import ACTIONS_SECRET
 
 
 def settings(workload: str, **more: Any) -> LoginConfig:

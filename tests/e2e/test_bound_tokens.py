@@ -22,7 +22,7 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import Unauthenticated
 from arcbridge.identity.proof import BindingKind, binding
 from tests.support.cluster import Cluster
-from tests.support.issuer import ACTIONS_SECRET
+from tests.support.issuer_server import ACTIONS_SECRET
 from tests.support.processes import ManagedProcess
 from tests.support.reports import wait_for_record
 from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge, login_ports

@@ -40,7 +40,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.issuer import Device, Grant, Refused
+from tests.support.issuer_server import Device, Grant, Refused
 
 TENANT = "11111111-1111-1111-1111-111111111111"
 """Tenant and applications have the ids of config/examples/entra-id."""

@@ -18,7 +18,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.issuer import ACTIONS_SECRET, Issuer
+from tests.support.issuer import Issuer
+from tests.support.issuer_server import ACTIONS_SECRET
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 VERIFIER = "v" * 43

@@ -17,7 +17,8 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.entra import CLUSTER, PIPELINE, RELAY, Certificate, Entra, Federated, GraphState
-from tests.support.issuer import ACTIONS_SECRET, Issuer
+from tests.support.issuer import Issuer
+from tests.support.issuer_server import ACTIONS_SECRET
 from tests.support.reports import until
 from tests.walkthrough.arc import Shell, walk
 from tests.walkthrough.people import JOB_ID, STAFF, EntraOrganisation, EntraWorld, Machine
