@@ -102,7 +102,7 @@ class Resumes(Generic[Session]):
         return len(self._live)
 
     def add(self, session_id: bytes, claim: Claim, session: Session) -> None:
-        """From now on this session may be resumed."""
+        """Let this session be resumed from now on."""
         self._live[session_id] = (claim, session)
 
     def remove(self, session_id: bytes, error: Exception) -> None:

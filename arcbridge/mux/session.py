@@ -217,7 +217,7 @@ class MuxSession:
         return self._machine.resumption.resuming
 
     async def wait_established(self) -> None:
-        """Until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
+        """Wait until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
         await asyncio.shield(self._established)
 
     async def wait_ended(self) -> ArcbridgeError:
@@ -249,7 +249,7 @@ class MuxSession:
         return MuxConnection(self, auth, resumes=True, label=label)
 
     async def wait_attached(self) -> None:
-        """Until the connection of the last `resume` carries the session.
+        """Wait until the connection of the last `resume` carries the session.
 
         Raises ConnectionLost or SessionEnded: the session waits for another try, unless it is `closed`. Cancelling
         gives the connection up.
@@ -309,7 +309,7 @@ class MuxSession:
         self.wake()
 
     def accept_auth(self, ok: AuthOk) -> None:
-        """The token is good (acceptor)."""
+        """Accept the token (acceptor)."""
         first = not self._established.done()
         self._machine.accept_auth(ok)
         if first and not self.closed:
@@ -318,7 +318,7 @@ class MuxSession:
         self.act()
 
     def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """The token is not good (acceptor); the session ends with the reason."""
+        """Refuse the token (acceptor); the session ends with the reason."""
         self._machine.refuse_auth(code, message)
         self.act()
 
@@ -400,7 +400,7 @@ class MuxSession:
         self._flush()
 
     def data_received(self, view: memoryview) -> None:
-        """Bytes of the peer, valid during the call only."""
+        """Take bytes of the peer, valid during the call only."""
         machine, now = self._machine, monotonic()
         machine.receive_data(view, now)
         if self.pacer is not None and (wait := self.pacer.bytes_received(len(view), now)):
@@ -411,7 +411,7 @@ class MuxSession:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def set_writable(self, writable: bool) -> None:
-        """The transport's buffer filled up or drained."""
+        """Note that the transport's buffer filled up or drained."""
         self._sender.set_writable(writable)
         self._count_unwritten(0 if writable or self._transport is None else self._transport.get_write_buffer_size())
         if writable:
@@ -445,7 +445,7 @@ class MuxSession:
             self._flush_handle = self._loop.call_soon(self._flush)
 
     def act(self) -> None:
-        """After a receive or command: events in order, then output, then the timer."""
+        """Act after a receive or command: events in order, then output, then the timer."""
         if self._acting:
             return  # called by what an event caused: its turn comes after those that happened before
         self._acting = True

@@ -181,7 +181,7 @@ class Admission:
             ticket.purpose = None
 
     def wait(self, ticket: Ticket) -> None:
-        """From now on `ticket` waits for its peer."""
+        """Note that `ticket` waits for its peer from now on."""
         if ticket.purpose is not None:
             waiting = self._places[ticket.purpose].waiting
             waiting.pop(ticket, None)
@@ -189,7 +189,7 @@ class Admission:
             ticket.waits_since = self._clock()
 
     def work(self, ticket: Ticket) -> None:
-        """From now on the relay works for `ticket`, which is not closed to make room."""
+        """Note that the relay works for `ticket` from now on, which is not closed to make room."""
         if ticket.purpose is not None:
             self._places[ticket.purpose].waiting.pop(ticket, None)
             ticket.waits_since = float("inf")
@@ -269,12 +269,12 @@ class Ticket:
         return self._admission.place(self, purpose)
 
     def waits(self) -> None:
-        """The connection waits for its peer: it may have to make room."""
+        """Note that the connection waits for its peer: it may have to make room."""
         if self._admission is not None:
             self._admission.wait(self)
 
     def works(self) -> None:
-        """The relay works for the connection, which keeps its place."""
+        """Note that the relay works for the connection, which keeps its place."""
         if self._admission is not None:
             self._admission.work(self)
 

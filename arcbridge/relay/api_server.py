@@ -134,7 +134,7 @@ class _Connection(web.RequestHandler):
         return "" if self._ticket is None else self._ticket.address
 
     def begin(self) -> None:
-        """A request has arrived: the relay works for it."""
+        """Note that a request has arrived, for which the relay works."""
         self.head_arrived()
         self._working = True
         self._anonymous_requests += 1
@@ -145,12 +145,12 @@ class _Connection(web.RequestHandler):
             self._ticket.works()
 
     def waits(self) -> None:
-        """The relay waits for the peer, for a body or for a request."""
+        """Note that the relay waits for the peer, for a body or for a request."""
         if self._ticket is not None:
             self._ticket.waits()
 
     def proved(self) -> None:
-        """The request that is under way came with a credential that is good."""
+        """Note that the request under way came with a credential that is good."""
         self._anonymous_requests = 0
         self._over = False
         if self._life_timer is not None:
@@ -158,7 +158,7 @@ class _Connection(web.RequestHandler):
             self._life_timer = asyncio.get_running_loop().call_later(ANONYMOUS_LIFE, self._life_over)
 
     def allow_time(self, seconds: float) -> None:
-        """The answer that is under way is a long one: the connection has `seconds` for it, and then is over.
+        """Give the connection `seconds` for the answer under way, which is a long one; then it is over.
 
         The relay waits for the peer meanwhile, so the listener may close the connection to make room.
         """
@@ -203,7 +203,7 @@ class _Connection(web.RequestHandler):
             self.force_close()
 
     def head_arrived(self) -> None:
-        """The first request is there: from now on aiohttp's own keepalive timer watches."""
+        """Leave the connection to aiohttp's own keepalive timer: the first request is there."""
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

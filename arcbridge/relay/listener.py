@@ -131,7 +131,7 @@ class Listener:
             self._close_spare()
 
     async def close(self) -> None:
-        """After `stop`: end what the handlers run, and wait for it."""
+        """End, after `stop`, what the handlers run, and wait for it."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

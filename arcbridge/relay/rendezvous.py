@@ -576,7 +576,7 @@ class Rendezvous:
     # -- another relay of the fleet --------------------------------------------------------------------------------
 
     async def serve_hop(self, sock: socket.socket, ticket: Ticket) -> None:
-        """The handler for `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
+        """Serve `arcbridge-hop/1`: an agent's join that came out at another relay. There is no second hop."""
         if self._hops is None:
             reset(sock)
             return
@@ -608,8 +608,8 @@ class Rendezvous:
                 join.abort()
 
     def hop_failed(self, key: bytes) -> None:
-        """The agent of the client with this token (its SHA-256) came to a relay from which it cannot be passed on:
-        better told now than at the deadline."""
+        """Tell the client with this token (its SHA-256) now, and not at the deadline, that its agent came to a relay
+        from which it cannot be passed on."""
         waiting = self._waiting.get(key)
         if waiting is not None and not waiting.met.done():
             waiting.met.set_exception(

@@ -55,7 +55,7 @@ class SessionPlace:
         self.subject = subject
 
     def joined(self) -> None:
-        """The agent has come."""
+        """Note that the agent has come."""
         if self._places is not None and self._waits:
             self._waits = False
             _less(self._places.pending_of, self.subject)

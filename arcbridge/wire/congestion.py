@@ -159,14 +159,14 @@ class CongestionWindow:
         return self._probe.active
 
     def resume(self, sent: int, under_way: int, now: float) -> None:
-        """The first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
+        """Begin again: the first flush after a pause is about to be counted; `sent` and `under_way` are without it."""
         if under_way < self.step:
             # What was sent long ago has arrived, though no count has said so yet.
             self._base = (sent, now, now)
             self._received = sent
 
     def pinged(self, sent: int, now: float) -> None:
-        """A PING leaves behind the bytes up to `sent`."""
+        """Note a PING that leaves behind the bytes up to `sent`."""
         self._pings.append((sent, now, self._base, self.app_limited_until > self._base[0]))
 
     def confirmed(self, received: int, sent: int, now: float) -> float:

@@ -33,7 +33,7 @@ class Owner(Protocol):
         """Open the session: the handshake is complete."""
 
     def acknowledged(self, received: int) -> None:
-        """The peer has `received` bytes of our sequence. Raises `Violation` for more than were sent."""
+        """Note that the peer has `received` bytes of our sequence. Raises `Violation` for more than were sent."""
 
     def send_ping(self) -> None:
         """Queue a PING; before the handshake is complete it changes nothing."""
@@ -42,10 +42,10 @@ class Owner(Protocol):
         """End a draining session whose last stream is over."""
 
     def stream_sent(self, stream: Stream) -> None:
-        """The last bytes of a finishing stream leave, with FIN behind them."""
+        """Settle a finishing stream whose last bytes leave, with FIN behind them."""
 
     def stream_cut(self, stream: Stream) -> None:
-        """The last bytes of a stream that was cut leave, with RESET behind them."""
+        """Settle a stream that was cut and whose last bytes leave, with RESET behind them."""
 
 
 class SessionContext:

@@ -31,7 +31,7 @@ class FrameSink(Protocol):
         """Take a DATA header; return where its payload goes, or None to drop it."""
 
     def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
-        """Any other frame, whole."""
+        """Take any other frame, whole."""
 
 
 class Decoder:

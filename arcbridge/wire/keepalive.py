@@ -68,11 +68,11 @@ class Keepalive:
             self._smallest = round_trip
 
     def bytes_arrived(self, now: float) -> None:
-        """Something came in, whatever it was."""
+        """Note that the peer has sent something."""
         self._last_received = now
 
     def progress_reported(self, received: int, now: float) -> None:
-        """The peer said how much of our sequence has arrived."""
+        """Note that the peer said how much of our sequence has arrived."""
         if received > self._reported:
             self._reported = received
             self._last_progress = now
@@ -87,13 +87,14 @@ class Keepalive:
         return self.number
 
     def peer_pinged(self, now: float) -> None:
-        """The peer's PING came and is answered: ours can wait. Not for both ends, or each would wait for the other."""
+        """Put our PING off, because the peer's came and is answered. Not for both ends, or each would wait for the
+        other."""
         if self._ping_sent is None:
             self._ping_sent = now  # the answer counts as ours: the next PING has to tell of progress
         self._next_ping = max(self._next_ping, now + PATIENCE * self._interval)
 
     def pong(self, number: int, now: float) -> None:
-        """The answer to PING `number` came. Only the latest counts as a sample; late ones still show life."""
+        """Take the answer to PING `number`. Only the latest counts as a sample; late ones still show life."""
         if number == self.number and self._ping_sent is not None:
             self.sample(now - self._last_ping, now)
         if 0 < number <= self.number:

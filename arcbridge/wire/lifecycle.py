@@ -151,7 +151,7 @@ class Lifecycle:
         self.state = following
 
     def establish(self, now: float) -> None:
-        """The handshake is complete."""
+        """Note that the handshake is complete."""
         self.change(Change.ESTABLISH)
         self.authenticated = True
         self.handshake_deadline = None
@@ -163,7 +163,7 @@ class Lifecycle:
         self.keepalive = Keepalive(self._limits.ping_interval, self._limits.ping_timeout, now, number=number)
 
     def drain(self) -> None:
-        """GOAWAY was said, by either end."""
+        """Begin the drain: GOAWAY was said, by either end."""
         self.change(Change.DRAIN)
         self.draining = True
 
@@ -172,21 +172,21 @@ class Lifecycle:
         self.drain_deadline = now + self._limits.drain_timeout
 
     def detach(self, now: float) -> None:
-        """The connection is lost; another one may resume the session."""
+        """Wait for another connection that resumes the session: this one is lost."""
         self.change(Change.DETACH)
         self.detached_deadline = now + self._limits.detached_timeout
 
     def await_handshake(self, now: float) -> None:
-        """A new connection is in its handshake."""
+        """Wait for the handshake of a new connection."""
         self.handshake_deadline = now + self._limits.handshake_timeout
 
     def resume(self) -> None:
-        """A new connection carries the session."""
+        """Go on: a new connection carries the session."""
         self.change(Change.RESUME_DRAINING if self.draining else Change.RESUME)
         self.handshake_deadline = self.detached_deadline = None
 
     def close(self, error: ArcbridgeError) -> None:
-        """The session is over, because of `error`."""
+        """End the session, because of `error`."""
         self.change(Change.CLOSE)
         self.error = error
         self.handshake_deadline = self.drain_deadline = self.detached_deadline = None

@@ -153,7 +153,7 @@ class Receiver:
         return None
 
     def frame_received(self, kind: int, stream_id: int, body: bytes) -> None:
-        """Any other frame, whole (called by the decoder)."""
+        """Take any other frame, whole (called by the decoder)."""
         layout = FRAMES.get(kind)
         if layout is not None and layout.stream_id is (StreamId.STREAM if stream_id == 0 else StreamId.ZERO):
             raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} with stream id {stream_id}")
@@ -171,7 +171,8 @@ class Receiver:
     # -- windows ----------------------------------------------------------------------------------------------------
 
     def consumed(self, stream: Stream, count: int) -> None:
-        """The consumer has `count` more bytes of the stream: grant credit when enough has come together."""
+        """Note that the consumer has `count` more bytes of the stream, and grant credit when enough has come
+        together."""
         whole, own = self._whole, stream.window
         if (
             stream.receiving is ReceiveState.OPEN
@@ -214,7 +215,7 @@ class Receiver:
         return max(0, self.decoder.position - self._base)
 
     def begin_counting(self) -> None:
-        """The peer's byte sequence begins behind the frame that is being handled."""
+        """Begin the peer's byte sequence behind the frame that is being handled."""
         self.counting = True
         self._base = self.decoder.position
 
@@ -224,7 +225,7 @@ class Receiver:
         return self.received
 
     def connection_changed(self, sent: int) -> None:
-        """Another connection carries the sequence, of which the peer had sent `sent` bytes before."""
+        """Go on over another connection with the sequence, of which the peer had sent `sent` bytes before."""
         self.answers_from = sent
         self.reported_position = self.decoder.position
         self.usual_window = 0
@@ -237,7 +238,7 @@ class Receiver:
     # -- floods -----------------------------------------------------------------------------------------------------
 
     def spend_control_budget(self) -> None:
-        """A frame that needs no credit came: allowed are as many as our own bytes explain, and a burst beyond."""
+        """Charge a frame that needs no credit: allowed are as many as our own bytes explain, and a burst beyond."""
         unexplained = self._sender.sent - self._explained
         if unexplained >= SENT_EXPLAINS:
             frames = unexplained // SENT_EXPLAINS

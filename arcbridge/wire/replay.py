@@ -101,7 +101,7 @@ class Replay:
         self._backlog.add(count + FLUSH_OVERHEAD)
 
     def acknowledge(self, offset: int) -> None:
-        """The peer has everything before `offset`, which must not be above `end`."""
+        """Forget everything before `offset`, which the peer has and which must not be above `end`."""
         count = offset - self.start
         if count <= 0:
             return

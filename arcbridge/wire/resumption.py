@@ -101,7 +101,7 @@ class Resumption:
             self._sender.forget_history()
 
     def begin(self, auth: Auth, now: float, join_id: str = "") -> None:
-        """Initiator: a new connection, made under `join_id`, stands; say on it which session it is to carry.
+        """Initiator: say on a new connection, made under `join_id`, which session it is to carry.
 
         A connection that is still attached is given up: its bytes must not come any more.
         """

@@ -135,7 +135,7 @@ class Scheduler:
         self._bulk.remove(stream)
 
     def sender_changed(self, stream: Stream, now: float) -> None:
-        """Another stream than `last_sender` sent payload, which its `bytes_sent` includes already."""
+        """Note that another stream than `last_sender` sent payload, which its `bytes_sent` includes already."""
         previous, self.last_sender = self.last_sender, stream
         if previous is None or previous.sending in (SendState.FINISHED, SendState.RESET):
             return

@@ -163,7 +163,7 @@ class Sender:
         return not self.blocked & _SOCKET
 
     def set_writable(self, writable: bool) -> None:
-        """The socket takes more, or does not (called by the shell)."""
+        """Note whether the socket takes more (called by the shell)."""
         if writable:
             self.blocked &= ~_SOCKET
         else:
@@ -218,7 +218,7 @@ class Sender:
         return stream.queued
 
     def add_credit(self, stream: Stream, increment: int) -> None:
-        """The peer accepts `increment` bytes more on a stream."""
+        """Add `increment` bytes to what a stream may send."""
         stream.credit += increment
         if stream.queued and stream.credit > 0:
             self.scheduler.add(stream)
@@ -456,14 +456,14 @@ class Sender:
     # -- from one connection to the next ----------------------------------------------------------------------------
 
     def forget_history(self) -> None:
-        """Nothing will be sent again: the session ends with its connection."""
+        """Keep nothing to send again: the session ends with its connection."""
         if self.history is not None:
             self.history.clear()
             self.history = None
             self.blocked &= ~_HISTORY
 
     def detach(self) -> None:
-        """The connection is gone; nothing leaves until `attach`."""
+        """Send nothing until `attach`: the connection is gone."""
         self.blocked |= _SOCKET
         self.handshake_done = False
         self.pong = None
@@ -471,7 +471,7 @@ class Sender:
         self.prelude.clear()
 
     def replay_from(self, received: int) -> None:
-        """Another connection stands, and the peer has `received` bytes: what it lacks leaves first."""
+        """Send first what the peer lacks, which has `received` bytes: another connection stands."""
         assert self.history is not None
         self.handshake_done = True
         self.resend = self.history.since(received)
@@ -482,14 +482,14 @@ class Sender:
             self.pinged = self.sent
 
     def attach(self) -> None:
-        """The new connection takes bytes; as many as a path takes of which nothing is known."""
+        """Send over the new connection; as much at first as a path takes of which nothing is known."""
         if self.congestion is not None:
             self._cap_applied = 0
             self._make_room(self.congestion, self.congestion.cap - (self.sent - self.peer_received))
         self.set_writable(True)
 
     def close(self, *, keep_frames: bool) -> None:
-        """The session is over: payload that waits is dropped, and finished frames too unless `keep_frames`."""
+        """Drop payload that waits, and finished frames too unless `keep_frames`: the session is over."""
         self.closed = self.handshake_done = True
         while self.scheduler.next() is not None:
             pass

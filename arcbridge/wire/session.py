@@ -165,11 +165,12 @@ class Session:
                 receiver.acknowledge()
 
     def receive_eof(self, now: float) -> None:
-        """The peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in order."""
+        """Note that the peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in
+        order."""
         self.connection_lost(now, ConnectionLost("the other end closed the connection"))
 
     def connection_lost(self, now: float, error: ArcbridgeError) -> None:
-        """The connection is gone: the session waits for another one, or ends where that is not possible."""
+        """Wait for another connection, or end the session where that is not possible: this one is gone."""
         self._context.now = now
         self.resumption.connection_lost(error)
 
@@ -219,7 +220,7 @@ class Session:
         self.session_window.open()
 
     def accept_auth(self, ok: AuthOk) -> None:
-        """Acceptor: the token is good. Streams opened meanwhile become visible now."""
+        """Acceptor: accept the token. Streams opened meanwhile become visible now."""
         if self.state is State.CLOSED:
             return
         self._require(self.side is Side.ACCEPTOR and self.lifecycle.auth_sent, "no AUTH is waiting for an answer")
@@ -235,7 +236,7 @@ class Session:
         self.stream_table.tell_early()
 
     def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """Acceptor: the token is not good; the session is over, with a reason the caller may read."""
+        """Acceptor: refuse the token; the session is over, with a reason the caller may read."""
         self.close(code, message)
 
     def open_stream(self, target: str) -> Stream:
@@ -402,7 +403,7 @@ class Session:
             self.sender.ping(self.lifecycle.keepalive.ping(self.now), self.receiver.report())
 
     def acknowledged(self, received: int) -> None:
-        """The peer has `received` bytes of this end's sequence."""
+        """Note that the peer has `received` bytes of this end's sequence."""
         sender, keepalive = self.sender, self.lifecycle.keepalive
         if received > sender.sent:
             raise Violation(GoawayCode.PROTOCOL, "the other end confirms bytes that were never sent")
@@ -416,11 +417,11 @@ class Session:
             keepalive.progress_reported(received, self.now)
 
     def stream_sent(self, stream: Stream) -> None:
-        """The last bytes of a finishing stream leave, with FIN behind them."""
+        """Settle a finishing stream whose last bytes leave, with FIN behind them."""
         self.stream_table.forget_if_over(stream)
 
     def stream_cut(self, stream: Stream) -> None:
-        """The last bytes of a stream that was cut leave, with RESET behind them."""
+        """Settle a stream that was cut and whose last bytes leave, with RESET behind them."""
         self.stream_table.was_cut(stream)
 
     def fail(self, code: GoawayCode, message: str) -> None:

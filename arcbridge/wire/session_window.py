@@ -30,7 +30,7 @@ class SessionWindow:
         """Bytes of the window beyond `limits.session_window`."""
 
     def open(self) -> None:
-        """Authentication is under way or done: grant the whole window."""
+        """Grant the whole window: authentication is under way or done."""
         self.account.size = self.account.limit = self._context.limits.session_window
         self._grant(self.account.open_up())
 

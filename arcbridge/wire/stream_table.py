@@ -101,7 +101,7 @@ class StreamTable:
             raise Violation(GoawayCode.PROTOCOL, "OPEN with a stream id that does not rise")
 
     def peer_opens(self, stream_id: int, target: str) -> None:
-        """The peer opened a stream; it is refused while the session drains or above the limit."""
+        """Take a stream that the peer opened; it is refused while the session drains or above the limit."""
         self.last_peer_id = stream_id
         authenticated = self._lifecycle.authenticated
         most = self._context.limits.max_streams if authenticated else self._context.limits.early_streams
@@ -124,14 +124,14 @@ class StreamTable:
         return stream
 
     def set_first_credit(self, credit: int) -> None:
-        """The peer's HELLO says how much it accepts on each stream, those that are open included."""
+        """Take from the peer's HELLO how much it accepts on each stream, those that are open included."""
         more = credit - self.first_credit
         self.first_credit = credit
         for stream in self.streams.values():
             self._sender.add_credit(stream, more)
 
     def tell_early(self) -> None:
-        """The peer is authenticated: its early streams become visible."""
+        """Make the early streams of the peer visible, which is authenticated now."""
         self._context.events.extend(self.early)
         self.early.clear()
 
@@ -183,14 +183,14 @@ class StreamTable:
         self._sender.queue(frame(FrameType.RESET, stream.id, U32.pack(code)))
 
     def refuse(self, stream: Stream, code: ResetCode) -> None:
-        """The peer broke the protocol within one stream: reset that."""
+        """Reset a stream within which the peer broke the protocol."""
         self.tell_reset(stream, code)  # before the end of the session, which may follow from it
         self.reset(stream, code)
         if not self._is_peers(stream):
             self.count_churn()
 
     def peer_finished(self, stream: Stream) -> None:
-        """FIN came."""
+        """Take the peer's FIN."""
         if stream.receiving is not ReceiveState.OPEN:
             self.refuse(stream, ResetCode.PROTOCOL)
             return
@@ -199,7 +199,7 @@ class StreamTable:
         self.forget_if_over(stream)
 
     def peer_reset(self, stream: Stream, code: int, *, in_order: bool) -> None:
-        """RESET came; `in_order`: as part of an ordinary close, so that what was received stays."""
+        """Take the peer's RESET; `in_order`: as part of an ordinary close, so that what was received stays."""
         churn = not in_order or stream.owed
         if code == ResetCode.TRUNCATED and stream.receiving is ReceiveState.OPEN:
             stream.receiving = ReceiveState.FINISHED  # what came is a prefix, and all of it counts
@@ -211,38 +211,38 @@ class StreamTable:
         self._context.owner.finish_drain_if_idle()
 
     def was_cut(self, stream: Stream) -> None:
-        """The last bytes of a stream that was cut leave, with RESET behind them."""
+        """Settle a stream that was cut and whose last bytes leave, with RESET behind them."""
         self.settle(stream, keep_received=stream.receiving is ReceiveState.FINISHED)
         if self._is_peers(stream):
             self.count_churn()
         self._context.owner.finish_drain_if_idle()
 
     def refused_above(self, last: int) -> None:
-        """GOAWAY came: streams of this end above `last` were not processed."""
+        """Refuse the streams of this end above `last`, which the peer did not process, as its GOAWAY says."""
         for stream in list(self.streams.values()):
             if stream.id & 1 == self._context.side.value and stream.id > last:
                 self.settle(stream, keep_received=False)
                 self.tell_reset(stream, ResetCode.REFUSED)
 
     def cancel_all(self) -> None:
-        """The drain deadline has passed: reset what still runs."""
+        """Reset what still runs: the drain deadline has passed."""
         for stream in list(self.streams.values()):
             self.tell_reset(stream, ResetCode.CANCELLED)
             self._end(stream, ResetCode.CANCELLED)
         self._context.owner.finish_drain_if_idle()
 
     def close(self) -> None:
-        """The session is over: early streams stay unknown, and nothing is promised any more."""
+        """Forget early streams, and promise nothing any more: the session is over."""
         self.early.clear()
         self.growth.clear()
 
     def count_churn(self) -> None:
-        """A stream has ended by RESET, or before its answer. Where too many do the session ends."""
+        """Count a stream that ended by RESET, or before its answer; end the session where too many do."""
         if not self.churn.take(self._context.now):
             self._context.owner.fail(GoawayCode.LIMIT, "streams end before their answers faster than is allowed")
 
     def settle(self, stream: Stream, *, keep_received: bool) -> None:
-        """Both directions are over: return the credit and forget the stream."""
+        """Return the credit of a stream whose directions are both over, and forget it."""
         stream.outbox.clear()
         self._context.backlog.remove(stream.held)
         stream.queued = stream.held = 0
@@ -257,7 +257,7 @@ class StreamTable:
         self._drop(stream)
 
     def forget_if_over(self, stream: Stream) -> None:
-        """One direction has ended in order; forget the stream if the other had ended before."""
+        """Forget a stream of which one direction has ended in order, if the other had ended before."""
         if stream.over:
             self._drop(stream)
             if stream.owed:

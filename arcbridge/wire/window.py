@@ -65,7 +65,7 @@ class Growth:
         self._budget.held -= count
 
     def clear(self) -> None:
-        """The session is over."""
+        """Return what all windows grew by: the session is over."""
         self.give(self.held)
         self.most = 0
 
@@ -188,7 +188,7 @@ class ReceiveWindow:
         self.size += more
 
     def settle(self) -> None:
-        """The stream is over and its bytes are consumed: return what the window grew by."""
+        """Return what the window grew by: the stream is over and its bytes are consumed."""
         if self.growth is not None and self.grown:
             self.growth.give(self.grown)
             self.grown = 0

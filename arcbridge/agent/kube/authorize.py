@@ -313,7 +313,7 @@ class Authorizer:
         )
 
     def refuse(self, stream: StreamContext, record: AuditRecord, refusal: RequestRefusal) -> None:
-        """The request is answered by the agent itself, and counts no more among those under way."""
+        """Count a request that the agent answers itself as no more under way."""
         self._release(stream)
         if refusal.limit:
             self._report(stream, record, Limit(refusal.limit))
@@ -324,7 +324,7 @@ class Authorizer:
             _log.warning("request failed", session=record.session, request=record.request, reason=refusal.message)
 
     def finish(self, stream: StreamContext, record: AuditRecord) -> None:
-        """The request is over, however it ended: it is counted and its record written."""
+        """Count a request that is over, however it ended, and write its record."""
         self._release(stream)
         if record.status:
             self.stats.count(record.status)

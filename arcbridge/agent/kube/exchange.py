@@ -128,13 +128,13 @@ class Exchange:
             self._dial()
 
     def pause(self) -> None:
-        """The caller takes nothing for now."""
+        """Stop reading: the caller takes nothing for now."""
         self._paused = True
         if self._connection is not None:
             self._connection.pause_reading()
 
     def resume(self) -> None:
-        """The caller takes bytes again."""
+        """Read on: the caller takes bytes again."""
         self._paused = False
         if self._connection is not None:
             self._connection.resume_reading()

@@ -55,7 +55,7 @@ class Inspection:
         self._body = bytearray()
 
     def feed(self, chunk: bytes) -> None:
-        """A part of the body passes."""
+        """Take a part of the body as it passes."""
         if self._unparsed:
             return
         if len(self._body) + len(chunk) > MAX_BODY:
@@ -67,7 +67,7 @@ class Inspection:
             self._body += chunk
 
     async def complete(self) -> None:
-        """The last part is about to leave. Raises what `found` raises."""
+        """Judge the body whose last part is about to leave. Raises what `found` raises."""
         details: dict[str, Value] = {"unparsed": self._unparsed}
         if not self._unparsed:
             details = pod_details(bytes(self._body), self._type, commands=self._commands)

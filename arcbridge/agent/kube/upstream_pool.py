@@ -482,7 +482,7 @@ class UpstreamPool:
         self._idle.clear()
 
     def left(self, connection: UpstreamConnection) -> None:
-        """A connection carries no request any more (called by it)."""
+        """Take back a connection that carries no request any more (called by it)."""
         if connection.account is not None:
             self.limit.leave(connection.account)
             connection.account = None

@@ -32,14 +32,14 @@ class LocalFleet(Fleet):
         """Register nothing: a relay alone counts its dials nowhere else."""
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing: there is nothing to start."""
 
     async def close(self) -> None:
         self._links.clear()
         self._asked.clear()
 
     async def drain(self) -> None:
-        """There is no other relay."""
+        """Do nothing: there is no other relay."""
 
     async def register(self, link: AgentLink) -> None:
         self.add(link)
@@ -99,7 +99,7 @@ class LocalFleet(Fleet):
             ) from error
 
     def tell_lost(self, lost: Lost) -> None:
-        """There is no other process."""
+        """Do nothing: there is no other process."""
 
     async def agents(self, cluster: str) -> list[AgentInfo]:
         found = [link.info for link in self._links.get(cluster, {}).values()]

@@ -52,7 +52,7 @@ class _Remote:
             self.pending -= 1
 
     def replaced(self) -> None:
-        """The worker that has it is told by the same registration that we heard of."""
+        """Do nothing: the worker that has the link is told by the same registration that we heard of."""
 
 
 class WorkersFleet(Fleet):
@@ -84,7 +84,7 @@ class WorkersFleet(Fleet):
                         lambda: self.dials_from_siblings)  # fmt: skip
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing: there is nothing to start."""
 
     async def close(self) -> None:
         await cancel_and_wait(*self._serving.values())
@@ -93,7 +93,7 @@ class WorkersFleet(Fleet):
         await self._all.close()
 
     async def drain(self) -> None:
-        """The workers of one relay go away together."""
+        """Do nothing: the workers of one relay go away together."""
 
     async def register(self, link: AgentLink) -> None:
         if link in self._own:
