@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.suggest import unknown
-from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, SettingError, load_all
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.config_loader import Given, SettingError, load_all
 from arcbridge.errors import ConfigError
 from arcbridge.user_directories import shared_settings, user_directory
 

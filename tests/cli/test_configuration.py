@@ -13,7 +13,8 @@ import pytest
 
 from arcbridge.cli.configuration import as_data, as_toml
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig, load
+from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig
+from arcbridge.config_loader import load
 from arcbridge.errors import ExitCode
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
