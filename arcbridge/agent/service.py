@@ -139,7 +139,7 @@ async def serve(
         checks.add("control", control.unready)
         checks.add("audit", audit.unready)
         reload = Reload(
-            config,
+            checked,
             api=api,
             verifier=verifier,
             authenticator=authenticator,

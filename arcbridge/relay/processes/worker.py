@@ -19,6 +19,8 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
@@ -30,6 +32,8 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
+
+log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,10 @@ class _Worker:
             outcome = reload(config)
         except ArcbridgeError as error:
             self.tell({"t": "reloaded", "n": number, "error": error.message})
+            return
+        except Exception as error:
+            log.error("settings not reloaded, the last good ones stay", reason=type(error).__name__, exc_info=True)
+            self.tell({"t": "reloaded", "n": number, "error": f"internal error ({type(error).__name__})"})
             return
         self.tell({"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart})
 
