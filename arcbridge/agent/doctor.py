@@ -33,6 +33,7 @@ from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.named_files import is_directory, is_there
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
 from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
@@ -214,7 +215,7 @@ async def _audit(config: AgentConfig) -> list[Finding]:
     if page is not None and samples_of(page.text).get("arcbridge_agent_audit_failing", 0.0):
         return [failed(AUDIT, f"the running agent cannot write {file}", remedy, "audit")]
     path = Path(file)
-    target = path if path.exists() else path.parent
-    if not os.access(target, os.W_OK) or path.is_dir():
+    target = path if is_there(path) else path.parent
+    if not os.access(target, os.W_OK) or is_directory(path):
         return [failed(AUDIT, f"{file} cannot be written by this user", remedy, "audit")]
     return [ok(AUDIT, f"{file} can be written")]

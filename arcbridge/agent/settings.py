@@ -208,14 +208,14 @@ def _state(config: AgentConfig, problems: Problems, service_account: Path) -> No
     enrolled = True  # a Secret may hold a credential; only the API server could tell
     if state.directory is not None:
         named_files.check_directory(problems, "state.directory", state.directory)
-        if not state.directory.is_dir() and state.directory.exists():
+        if not named_files.is_directory(state.directory) and named_files.is_there(state.directory):
             return
         try:
             kept = DirectoryStore(state.directory).read()
             enrolled = kept is not None and AgentCredential.from_entries(kept) is not None
         except StateError as error:
             problems.error("state.directory", f"state.directory: {error.message}")
-    elif "/" not in state.secret and not (service_account / "namespace").is_file():
+    elif "/" not in state.secret and not named_files.is_there(service_account / "namespace"):
         problems.error("state.secret", "state.secret: write namespace/name (this is not a pod)")
     if config.join_token_file is not None:
         named_files.check_join_token(

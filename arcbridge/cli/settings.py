@@ -37,8 +37,14 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
         return Path(named).expanduser()
     for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except PermissionError:
+            # A server's settings are there and not to be read, which the loader says; a client may be on the machine of
+            # a relay, whose settings are none of its business. (From Python 3.14 on `is_file` is False then.)
+            if invocation.role != CLIENT:
+                return candidate
     return None
 
 

@@ -43,7 +43,7 @@ def check(
     with problems.collect("proof"):
         policy = policy_of(proof)
     issuers = None if file is None else AuthenticationConfig(())
-    if file is not None:
+    if file is not None and named_files.read(problems, "authentication", file) is not None:
         with problems.collect("authentication"):
             issuers, found = authentication.inspect(file)
             problems.extend(found)

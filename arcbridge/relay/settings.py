@@ -95,7 +95,7 @@ def check(config: RelayConfig) -> Checked:
 
 def has_authority(config: RelayConfig) -> bool:
     """Whether a relay, or a command for it, has made the CA in `data_dir`."""
-    return (config.data_dir / CERTIFICATE_FILE).exists() or (config.data_dir / KEY_FILE).exists()
+    return any(named_files.is_there(config.data_dir / name) for name in (CERTIFICATE_FILE, KEY_FILE))
 
 
 def require_complete(config: RelayConfig) -> None:
@@ -192,9 +192,9 @@ def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
 def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
     named_files.check_directory(problems, "data_dir", config.data_dir)
     certificate, key = config.data_dir / CERTIFICATE_FILE, config.data_dir / KEY_FILE
-    if not certificate.exists():
+    if named_files.closed_to_this_user(certificate) or not named_files.is_there(certificate):
         return
-    if not key.exists():
+    if not named_files.is_there(key):
         problems.error("data_dir", f"data_dir: {key} is missing beside {certificate}: restore it from a backup")
         return
     data, key_data = (named_files.read(problems, "data_dir", path) for path in (certificate, key))
