@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
@@ -35,11 +35,12 @@ from arcbridge.net.dialer import connect
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.net.named_files import is_directory, is_there
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
+from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
 from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.observe.self_checks import SelfCheck, SelfChecks
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.problems import Place, located
 
 SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
 _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")
@@ -51,11 +52,11 @@ _PIN = (
 )
 
 
-async def diagnose(config: AgentConfig) -> list[Finding]:
-    """Look at everything, in the order in which one thing needs the other."""
+async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = lambda _: None) -> list[Finding]:
+    """Look at everything, in the order in which one thing needs the other. `place`: where a setting was given."""
     checked = check(config)
     if wrong := [one for one in checked.problems.errors if not one.setting.startswith(_LOOKED_AT)]:
-        return [failed(SETTINGS, str(wrong[0]), "correct the settings file; `config check` has all of it", "config")]
+        return settings_findings(located(wrong, place), lambda _: SETTINGS)
     try:
         endpoint = endpoint_of(config.kubernetes)
     except ConfigError as error:
