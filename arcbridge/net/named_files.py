@@ -101,12 +101,25 @@ def check_readable(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
-    """The secrets of `[graph.NAME]`: renewed by others, they may come after the start."""
+    """The files of `[graph.NAME]`. Secrets and the certificate may come after the start, renewed by others; the CA is
+    read by the start."""
     for name, table in tables.items():
-        for setting in ("client_secret_file", "federated_token_file", "key_file"):
+        for setting in ("client_secret_file", "federated_token_file", "key_file", "certificate_file"):
             path = getattr(table, setting)
-            if path is not None:
+            if path is None:
+                continue
+            if setting != "certificate_file":
                 check_readable(problems, f"graph.{name}.{setting}", path)
+            elif not is_there(path):
+                problems.warn(
+                    f"graph.{name}.{setting}",
+                    f"graph.{name}.{setting}: {path} does not exist; it must be there when it is used",
+                )
+            else:
+                read(problems, f"graph.{name}.{setting}", path)
+        ca_file: Path | None = getattr(table, "ca_file", None)
+        if ca_file is not None:
+            check_ca(problems, f"graph.{name}.ca_file", ca_file)
 
 
 def check_secret(problems: Problems, setting: str, path: Path, *, missing: str = "error") -> str | None:

@@ -56,7 +56,9 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     if config.tls.certificate is not None and CERTIFICATE not in bad:
         chain_pem = config.tls.certificate.read_text(encoding="ascii")
         found.append(await _guarded(CERTIFICATE, lambda: _certificate(chain_pem)))
-    if checked.public.host:
+    if CERTIFICATE in bad:
+        found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
+    elif checked.public.host:
         found.append(await _guarded(PUBLIC_ADDRESS, lambda: _public_address(checked, authority, chain_pem)))
     return found + await _running(config)
 

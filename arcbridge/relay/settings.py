@@ -88,6 +88,11 @@ def check(config: RelayConfig) -> Checked:
     )
     with problems.collect("login"):
         login_document(config.login)
+    if config.client.directory is not None:
+        from arcbridge.relay.client_files import check_directory  # with aiohttp, which few relays' checks need
+
+        with problems.collect("client.directory"):
+            check_directory(config.client.directory)
     _check_data_dir(config, problems)
     _check_fleet(config, problems)
     return Checked(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)

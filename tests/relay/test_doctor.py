@@ -90,6 +90,14 @@ async def test_all_that_a_start_would_refuse_is_found_and_what_it_would_warn_of(
     assert "relay.toml, line 7: limits.sessions: must be at least 1, not -5" in [one.detail for one in found]
 
 
+async def test_without_a_usable_certificate_the_public_address_is_not_blamed(config: RelayConfig) -> None:
+    open_authority(config.data_dir)
+    found = await diagnose(replace(config, tls=RelayTlsConfig(config.policy, config.policy)))
+    assert {("relay's certificate", State.FAILED), ("public address", State.SKIPPED)} <= {
+        (one.hop, one.state) for one in found
+    }
+
+
 async def test_a_ca_that_lost_its_key(config: RelayConfig) -> None:
     open_authority(config.data_dir)
     (config.data_dir / "ca.key").unlink()
