@@ -73,12 +73,20 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     """The settings of the invocation's role, checked; raises ConfigError."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
-        raise wrong[0]
+        raise _with_place(wrong[0], invocation, environment)
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
     return config
+
+
+def _with_place(error: SettingError, invocation: Invocation, environment: Mapping[str, str]) -> ConfigError:
+    """The mistake with its flag, variable, or file and line, as `config check` says it."""
+    if error.source or not error.path:
+        return error  # it says so itself, or it is of no place
+    place = place_of(invocation, environment)(".".join(error.path))
+    return error if place is None else ConfigError(f"{place}: {error.message}")
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
