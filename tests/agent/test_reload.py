@@ -29,6 +29,7 @@ from arcbridge.config import (
     TargetConfig,
 )
 from arcbridge.mux import memory
+from arcbridge.observe.self_checks import SelfChecks
 from tests.identity.issuer import CONFIG
 from tests.support.fake_apiserver import FakeApiServer
 
@@ -175,6 +176,17 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(agent: Running, m
     assert memory.backlog.most == before
     agent.config = good
     assert (await agent.reload("ok"))["taken"] == []
+
+
+@pytest.mark.parametrize("result", ["ok", "failed"])
+async def test_everything_is_looked_at_again(agent: Running, result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an operator has just mended shows at once, and not within a minute."""
+    looked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(SelfChecks, "look_soon", lambda checks, *names: looked.append(names))
+    if result == "failed":
+        agent.config = replace(agent.config, limits=AgentLimitsConfig(streams=-1))
+    await agent.reload(result)
+    assert () in looked
 
 
 async def test_the_audit_log_is_opened_anew_and_its_chain_goes_on(agent: Running, tmp_path: Path) -> None:
