@@ -206,14 +206,14 @@ async def test_files_are_checked_once_for_a_reload(relay: Reloading, monkeypatch
     """A file that is removed behind the check is no failure of settings that are in force."""
     await relay.start()
     try:
-        checks = 0
+        checks, check = 0, settings.check
 
-        def required(config: RelayConfig) -> object:
+        def counted(config: RelayConfig) -> settings.Checked:
             nonlocal checks
             checks += 1
-            return settings.required(config)
+            return check(config)
 
-        monkeypatch.setattr(service, "required", required)
+        monkeypatch.setattr(settings, "check", counted)
         await relay.reload("ok")
         assert checks == 1
     finally:
