@@ -411,6 +411,7 @@ class Account:
         self._day_most = limits.bytes_per_day or math.inf
         was, self._day_spent = self._day_spent, self.moved_today >= self._day_most
         if self._day_spent and not was and now < self._day_ends:
+            # What runs ends now and not with its next byte: the limit is about bytes that move, and not about starts.
             self._spend_day()
 
     def _spend_day(self) -> None:

@@ -295,11 +295,10 @@ class AgentSession(BaseHandler):
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.
-                self._log.warning("renewal changed nothing", reason=error.message)
+                self._log.warning("renewal changed nothing", reason=error.message, **_about(error))
                 return False
         self._sessions.refused += 1
-        about = {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}
-        self._log.warning("session refused", reason=error.message, **about)
+        self._log.warning("session refused", reason=error.message, **_about(error))
         session.refuse_auth(code, tell(error))
         return True
 
@@ -513,3 +512,8 @@ def _duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _about(error: ArcbridgeError) -> dict[str, str]:
+    """What the log says of a refusal beside its sentence, which the caller reads too: the rule, and our own words."""
+    return {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}

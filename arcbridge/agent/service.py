@@ -44,7 +44,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.reloads import Reloads
+from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
@@ -139,7 +139,7 @@ async def serve(
         checks.add("control", control.unready)
         checks.add("audit", audit.unready)
         reload = Reload(
-            config,
+            checked,
             api=api,
             verifier=verifier,
             authenticator=authenticator,
@@ -148,16 +148,24 @@ async def serve(
             denylist=denylist,
             audit=audit,
         )
-        if reread is not None:
-            reloads = Reloads("agent", lambda: reload.run(reread))
-            reloads.register(metrics)
-            reloads.start()
-            stack.push_async_callback(reloads.stop)
         found = checks_of(
             api, verifier, token_mode=lambda: authenticator.token_mode, audit=audit, control=control, keeper=keeper
         )
         looks = SelfChecks(found, _log)
         looks.register(metrics, checks)
+
+        async def read_again(reread: Callable[[], AgentConfig]) -> Outcome:
+            try:
+                return await reload.run(reread)
+            finally:
+                # Also after a failure: the files of the API server were read again.
+                looks.look_soon()
+
+        if reread is not None:
+            reloads = Reloads("agent", lambda: read_again(reread))
+            reloads.register(metrics)
+            reloads.start()
+            stack.push_async_callback(reloads.stop)
         _watch_requests(api, looks)
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()

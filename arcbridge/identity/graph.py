@@ -172,8 +172,9 @@ class Directory:
             raise TokenRefused("claims.groups.unknown", "the directory does not know the user of the token (any more)")
         if reply.status in (401, 403):
             raise GroupsUnavailable(
-                f"Microsoft Graph refuses the application of {self._at} (status {reply.status}): it needs the "
-                "permissions of docs/how-to/entra-id.md, with admin consent"
+                _NOT_ASKED,
+                detail=f"Microsoft Graph refuses the application of {self._at} (status {reply.status}): it needs the "
+                "permissions of docs/how-to/entra-id.md, with admin consent",
             )
         if reply.status in (429, 503):
             wait = BACK_OFF if reply.retry_after is None else min(max(reply.retry_after, 1.0), MAX_BACK_OFF)
@@ -207,7 +208,9 @@ class Directory:
         try:
             form = self._credential()
         except ArcbridgeError as error:
-            raise GroupsUnavailable(f"the credential for Microsoft Graph cannot be used ({error.message})") from error
+            raise GroupsUnavailable(
+                _NOT_ASKED, detail=f"the credential for Microsoft Graph cannot be used ({error.message})"
+            ) from error
         form |= {"grant_type": "client_credentials", "scope": f"{self._url}/.default"}
         reply = await self._send(
             self._token_endpoint,
@@ -221,8 +224,9 @@ class Directory:
             word = document.get("error")
             said = f", {word}" if isinstance(word, str) and _OAUTH_ERROR.fullmatch(word) else ""
             raise GroupsUnavailable(
-                f"the application {settings.client_id} of {self._at} gets no token for Microsoft Graph "
-                f"(status {reply.status}{said})"
+                _NOT_ASKED,
+                detail=f"the application {settings.client_id} of {self._at} gets no token for Microsoft Graph "
+                f"(status {reply.status}{said})",
             )
         lasts = float(life) if isinstance(life, int | float) and not isinstance(life, bool) and life > 0 else 600.0
         self._renew_at = self._monotonic() + max(lasts - _MARGIN, lasts / 2)
@@ -252,7 +256,11 @@ class Directory:
         try:
             return await self._ask("POST", url, self._ca_pem, headers=headers, body=body)
         except Unreachable as error:
-            raise GroupsUnavailable(f"{place} does not answer ({error.message})") from error
+            raise GroupsUnavailable(f"{place} does not answer", detail=f"{self._at}: {error.message}") from error
+
+
+_NOT_ASKED = "Microsoft Graph does not answer this end"
+"""What a caller is told where the operator's application or its credential is at fault."""
 
 
 def _json_object(reply: ReplyDocument) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class GroupSources:
         try:
             reply = await self._ask("GET", source.endpoint, issuer.ca_pem, headers=headers)
         except Unreachable as error:
-            raise GroupsUnavailable(f"the place that the token names does not answer ({error.message})") from error
+            raise GroupsUnavailable("the place that the token names does not answer", detail=error.message) from error
         if reply.status != 200:
             raise GroupsUnavailable(f"the place that the token names answered with status {reply.status}")
         found = await verify(reply.body.decode("ascii", "replace").strip())

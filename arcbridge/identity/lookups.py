@@ -36,13 +36,14 @@ class _Entry:
     until: float
     names: tuple[str, ...] = ()
     unavailable: str = ""
+    detail: str = ""
     refused: tuple[str, str] | None = None
 
     def result(self) -> tuple[str, ...]:
         if self.refused is not None:
             raise TokenRefused(*self.refused)
         if self.unavailable:
-            raise GroupsUnavailable(self.unavailable)
+            raise GroupsUnavailable(self.unavailable, detail=self.detail)
         return self.names
 
 
@@ -102,7 +103,7 @@ class Lookups:
         except TimeoutError:
             entry = self._failure(f"{where} did not answer within {self._deadline:.0f} s")
         except GroupsUnavailable as error:
-            entry = self._failure(error.why)
+            entry = self._failure(error.why, error.detail)
         except TokenRefused as error:
             entry = _Entry(self._clock() + KEEP_FAILURE, refused=(error.rule, error.message))
         finally:
@@ -110,9 +111,9 @@ class Lookups:
         self._remember(key, entry)
         return entry
 
-    def _failure(self, why: str) -> _Entry:
+    def _failure(self, why: str, detail: str = "") -> _Entry:
         self.failed += 1
-        return _Entry(self._clock() + KEEP_FAILURE, unavailable=why)
+        return _Entry(self._clock() + KEEP_FAILURE, unavailable=why, detail=detail)
 
     def _remember(self, key: Hashable, entry: _Entry) -> None:
         former = self._entries.pop(key, None)

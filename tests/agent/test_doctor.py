@@ -11,6 +11,7 @@ import pytest
 from arcbridge.agent.doctor import diagnose
 from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
 from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.problems import Place
 from tests.support.fake_apiserver import FakeApiServer
 
 
@@ -54,6 +55,13 @@ async def test_nothing_is_made(config: AgentConfig, tmp_path: Path) -> None:
 )
 async def test_what_is_wrong_is_found(config: AgentConfig, change: dict[str, object], code: str) -> None:
     assert code in bad(await diagnose(dataclasses.replace(config, **change)))  # type: ignore[arg-type]
+
+
+async def test_all_settings_that_a_start_would_refuse_are_named_with_their_places(config: AgentConfig) -> None:
+    wrong = dataclasses.replace(config, relays=(), control_connections=0, proof="perhaps")
+    found = await diagnose(wrong, lambda setting: Place("agent.toml", len(setting)))
+    assert [(one.hop, one.state, one.code) for one in found] == [("settings", State.FAILED, "config")] * 3
+    assert found[0].detail.startswith("agent.toml, line 6: relays: required but not set")
 
 
 async def test_another_port_of_the_api_server(config: AgentConfig) -> None:

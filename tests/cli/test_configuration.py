@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from arcbridge.cli.configuration import as_data, as_toml
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig, load
+from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig
+from arcbridge.config_loader import load
 from arcbridge.errors import ExitCode
+from tests.support.unprivileged import as_nobody, closed_directory
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
@@ -239,6 +242,74 @@ def test_a_start_says_what_the_check_says(role: str, directory: Path) -> None:
     assert "none.yaml" in started.stderr
     assert not (directory / "data").exists()
     assert not (directory / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "setting", "replaced"),
+    [
+        ("relay", "data_dir", '"data"'),
+        ("relay", "policy", '"policy.toml"'),
+        ("relay", "authentication", '"authentication.yaml"'),
+        ("agent", "join_token_file", '"join-token"'),
+        ("agent", "kubernetes.token_file", '"token"'),
+        ("agent", "kubernetes.ca_file", '"ca.pem"'),
+        ("agent", "state.directory", '"state"'),
+        ("agent", "audit.file", '"audit.jsonl"'),
+    ],
+)
+def test_a_directory_that_may_not_be_searched_is_a_finding_of_check_and_start(
+    role: str, setting: str, replaced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its line and what to do; a start says the same, and nothing is made."""
+    with closed_directory() as closed:
+        directory = closed.parent
+        for name, text in FILES.items():
+            (directory / name).write_text(text)
+            (directory / name).chmod(0o644)
+            (closed / name).write_text(text)
+        file = directory / f"{role}.toml"
+        file.write_text(file.read_text().replace(replaced, f'"{closed / replaced.strip(chr(34))}"'))
+        line = 1 + next(n for n, text in enumerate(file.read_text().splitlines()) if str(closed) in text)
+        command = ["--role", role, "--config", str(file)]
+        # What the two import when they need it may be where the other user sees nothing.
+        importlib.import_module(f"arcbridge.{role}.service")
+        run([*command, "config", "check"])
+        capsys.readouterr()
+        with as_nobody(closed):
+            codes = run([*command, "config", "check"]), run(command)
+        said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        assert codes == (ExitCode.USAGE, ExitCode.USAGE)
+        found = [one for one in said if one.startswith(f"error: {file}, line {line}: {setting}: ")]
+        assert found, said
+        assert all(f"this user may search nothing in {closed}: let it (chmod, chgrp)" in one for one in found)
+        assert not (directory / "data").exists()
+        assert not (directory / "state" / "credential.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["token list", "token create --cluster a", "cluster list", "session list", "user list", "cluster revoke a"],
+)
+def test_an_operators_command_by_a_user_who_may_not_use_data_dir(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closed_directory() as closed:
+        for name, text in FILES.items():
+            (closed.parent / name).write_text(text)
+            (closed.parent / name).chmod(0o644)
+        (closed / "data").mkdir(mode=0o700)
+        file = closed.parent / "relay.toml"
+        file.write_text(RELAY.replace('"data"', f'"{closed / "data"}"'))
+        importlib.import_module("arcbridge.relay.admin")
+        run(["--role", "relay", *command.split(), "--config", str(file)])
+        capsys.readouterr()
+        with as_nobody(closed):
+            code = run(["--role", "relay", *command.split(), "--config", str(file)])
+        said = capsys.readouterr().err.splitlines()
+        assert code in (ExitCode.USAGE, ExitCode.FAILURE)
+        assert said[-1].startswith("error: ")
+        assert "internal error" not in said[-1]
+        assert str(closed / "data") in said[-1]
 
 
 def test_what_is_printed_loads_again(tmp_path: Path) -> None:

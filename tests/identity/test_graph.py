@@ -73,9 +73,14 @@ def claims_of(object_id: str, **changes: Any) -> dict[str, Any]:
 
 
 async def unavailable(directory: Directory, object_id: str) -> str:
+    """Why, for the caller."""
+    return (await failure(directory, object_id)).why
+
+
+async def failure(directory: Directory, object_id: str) -> GroupsUnavailable:
     with pytest.raises(GroupsUnavailable) as caught:
         await directory.groups(claims_of(object_id))
-    return caught.value.why
+    return caught.value
 
 
 async def refused(directory: Directory, claims: dict[str, Any]) -> str:
@@ -117,7 +122,7 @@ async def test_by_a_federated_token_of_another_issuer(entra: Entra, fetcher: Htt
         # It is read again each time, since a pod's token rotates.
         file.write_text(issuer.mint(sub="system:serviceaccount:other:other", aud="api://AzureADTokenExchange"))
         other = Directory("example", settings(entra, client_secret_file=None, federated_token_file=file), fetcher.ask)
-        assert "(status 401, invalid_client)" in await unavailable(other, anna.object_id)
+        assert "(status 401, invalid_client)" in (await failure(other, anna.object_id)).detail
 
 
 async def test_of_many_users_at_once_few_are_asked_for(entra: Entra, fetcher: HttpFetcher) -> None:
@@ -181,23 +186,27 @@ async def test_a_busy_graph_is_left_alone(given: str, wait: float, entra: Entra,
     assert await directory.groups(claims_of(bert.object_id)) == GROUPS
 
 
-async def test_what_the_application_lacks_is_said(entra: Entra, fetcher: HttpFetcher) -> None:
+async def test_what_the_application_lacks_is_said_to_the_operator_and_not_to_the_caller(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
     anna = entra.hire("anna@example.org", groups=GROUPS)
+
+    async def detail(settings: GraphConfig) -> str:
+        found = await failure(Directory("example", settings, fetcher.ask), anna.object_id)
+        for ours in ("graph.example", str(entra.directory), READER, "127.0.0.1"):
+            assert ours not in found.message
+        return found.detail
+
     entra.graph.permitted = False
-    said = await unavailable(Directory("example", settings(entra), fetcher.ask), anna.object_id)
-    assert "refuses the application of graph.example (status 403)" in said
+    assert "refuses the application of graph.example (status 403)" in await detail(settings(entra))
     wrong = entra.directory / "wrong"
     wrong.write_text("another secret")
-    said = await unavailable(
-        Directory("example", settings(entra, client_secret_file=wrong), fetcher.ask), anna.object_id
-    )
+    said = await detail(settings(entra, client_secret_file=wrong))
     assert "gets no token for Microsoft Graph (status 401, invalid_client)" in said
     assert "another secret" not in said
     missing = settings(entra, client_secret_file=entra.directory / "missing")
-    said = await unavailable(Directory("example", missing, fetcher.ask), anna.object_id)
-    assert "graph.example.client_secret_file: " in said
-    said = await unavailable(Directory("example", settings(entra, ca_file=None), fetcher.ask), anna.object_id)
-    assert "the token endpoint for Microsoft Graph does not answer (127.0.0.1: " in said
+    assert "graph.example.client_secret_file: " in await detail(missing)
+    assert "graph.example: 127.0.0.1: " in await detail(settings(entra, ca_file=None))
 
 
 async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(

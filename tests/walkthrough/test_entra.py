@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from tests.support.cluster import Cluster
 from tests.support.entra import CLUSTER, PIPELINE, RELAY, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import ACTIONS_SECRET, Issuer
-from tests.support.reports import until
+from tests.support.reports import records, until
 from tests.walkthrough.arc import Shell, walk
 from tests.walkthrough.people import JOB_ID, STAFF, EntraOrganisation, EntraWorld, Machine
 
@@ -144,8 +145,22 @@ class TestPeople:
         assert refused.wait(60) == 4
         said = refused.output()
         assert "cannot say which groups you are in: Microsoft Graph is busy (status 503); try again shortly" in said
+        assert re.search(r"\(session [0-9a-f]{16}\)", said), "by which the operators find it in their logs"
         assert not [line for line in enrolled.audit_lines() if line.get("user") == user.upn]
-        entra.graph.status = 200
+        # What the operator's application lacks is for the operator's log.
+        entra.graph.status, entra.graph.permitted = 200, False
+        mark, lacks = enrolled.agent.mark(), "Microsoft Graph refuses the application of graph.example (status 403)"
+
+        def told() -> bool:
+            refused = hugo.begin("--file", "kubeconfig", "--port", "0")
+            assert refused.wait(60) == 4
+            assert "cannot say which groups you are in: " in refused.output()
+            assert "graph.example" not in refused.output()
+            found = records(enrolled.agent, "session refused", after=mark)
+            return any(lacks in str(one.get("detail")) for one in found)
+
+        until(told, "the agent's log says what its application lacks", timeout=60)
+        entra.graph.permitted = True
 
         def comes_in() -> bool:
             again = hugo.begin("--file", str(hugo.directory / "kubeconfig"), "--port", "0")

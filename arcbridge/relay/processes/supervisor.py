@@ -47,7 +47,7 @@ from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo, tell_warnings
 from arcbridge.relay.settings import required
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, pair
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, in_parts, pair
 from arcbridge.relay.worker_count import worker_count
 
 START_DEADLINE: Final = 60.0
@@ -173,6 +173,11 @@ class _Worker:
         except ChannelClosed:
             # Its end is noticed by its process.
             pass
+
+    def tell_settings(self, head: Head, body: bytes) -> None:
+        """`body` may be longer than a message: settings have as many users and groups as an operator likes."""
+        for part, last in in_parts(body):
+            self.tell({**head, "last": last}, part)
 
 
 class Supervisor:
@@ -309,7 +314,7 @@ class Supervisor:
         worker.channel.start()
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
         worker.settings = self._config
-        worker.tell({"t": "assign"}, pickle.dumps(assignment))
+        worker.tell_settings({"t": "assign"}, pickle.dumps(assignment))
         self._run(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
@@ -528,7 +533,7 @@ class Supervisor:
 
     def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
         worker.settings = config
-        worker.tell({"t": "reload", "n": number}, pickle.dumps(config))
+        worker.tell_settings({"t": "reload", "n": number}, pickle.dumps(config))
 
     def _close_together(self) -> None:
         alive = self._alive()
