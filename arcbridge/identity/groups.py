@@ -106,7 +106,9 @@ class GroupSources:
         directory = self._directories.get(issuer.url)
         if directory is not None:
             # An expression, too, is given the groups under the name that it knows.
-            wanted = issuer.expressions is not None or (issuer.groups is not None and issuer.groups.claim == "groups")
+            wanted = (issuer.groups is not None and issuer.groups.claim == "groups") or (
+                issuer.expressions is not None and issuer.expressions.may_read("groups")
+            )
             if wanted and graph.points_elsewhere(claims):
                 return {**claims, "groups": list(await directory.groups(claims))}
             return claims

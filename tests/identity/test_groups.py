@@ -351,6 +351,26 @@ async def test_where_no_groups_are_mapped_none_are_looked_up(entra: Entra, fetch
     assert entra.graph.asked == []
 
 
+async def test_expressions_that_read_no_groups_need_none(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    config = config_of(entra).replace('    groups: {claim: groups, prefix: ""}\n', "")
+    assert (await verifier_of(entra, fetcher, config).verify(entra.token_for(anna, CLUSTER))).groups == ()
+    assert entra.graph.asked == []
+
+
+async def test_t54_without_graph_no_expression_takes_the_pointer_for_no_groups(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    issuers = parse(config_of(entra, "{expression: 'claims.?groups.orValue([])'}"))
+    verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(issuers, fetcher.ask))
+    with pytest.raises(TokenRefused, match="the token has too many groups"):
+        await verifier.verify(entra.token_for(anna, CLUSTER))
+    assert verifier.refusals == {"claims.groups.overage": 1}
+    bert = entra.hire("bert@example.org", groups=GROUPS[:2])
+    assert (await verifier.verify(entra.token_for(bert, CLUSTER))).groups == GROUPS[:2]
+
+
 def test_a_directory_belongs_to_issuers_of_the_file(entra: Entra) -> None:
     fetcher = HttpFetcher()
     with pytest.raises(ConfigError, match=r"graph\.example\.issuers\[0\]: https://nowhere\.example is no issuer\.url"):
