@@ -171,3 +171,18 @@ async def test_a_question_is_not_sent_elsewhere(fetch: HttpFetcher) -> None:
 async def test_only_https(fetch: HttpFetcher) -> None:
     with pytest.raises(Unreachable, match="only https"):
         await fetch("http://localhost/keys", None)
+
+
+async def test_t55_a_server_that_stalls_holds_up_no_other() -> None:
+    fetch = HttpFetcher(deadline=60.0)
+    async with serving(b"", hold=True) as (stalled, seen), serving(answer("200 OK", b"{}")) as (good, _):
+        held_up = [asyncio.create_task(fetch.ask("GET", stalled, CA_PEM, headers={})) for _ in range(40)]
+        async with asyncio.timeout(20):
+            while len(seen) < 16:
+                await asyncio.sleep(0.01)
+        assert (await fetch(good, CA_PEM)).body == b"{}"
+        assert not any(one.done() for one in held_up), "it waited for none of them"
+        for one in held_up:
+            one.cancel()
+        await asyncio.gather(*held_up, return_exceptions=True)
+    await fetch.close()
