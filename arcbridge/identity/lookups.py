@@ -1,8 +1,8 @@
 """Bounded look-ups of names at one other server, for all callers together.
 
 Of one key there is one look-up at a time, and its result is remembered for a while, a failure for a shorter one.
-Look-ups at once, those that wait, the time of one, remembered keys and the memory of what is remembered are bounded, for
-each server by itself: one that stalls fills its own bounds alone. It knows nothing of what is looked up, or where.
+Look-ups at once, those that wait, the time of one, remembered keys and the memory of what is remembered are bounded,
+for each server by itself: one that stalls fills its own bounds alone. It knows nothing of what is looked up, or where.
 Invariant: what was found for one key is never given for another one.
 """
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity import authentication
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net.address import parse_address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.net.tls import RelayTrust
 from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
@@ -97,9 +99,15 @@ async def _issuers(config: RelayConfig, path: Path) -> list[Finding]:
     fetcher = HttpFetcher()
     try:
         accept = Acceptance(max_lifetime=config.max_token_lifetime)
-        verifier = TokenVerifier(authentication.load(path), fetcher, accept=accept)
+        issuers = authentication.load(path)
+        groups = GroupSources(issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(issuers, fetcher, accept=accept, groups=groups)
         try:
-            return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+            keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
+            return [
+                *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
+                *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+            ]
         finally:
             await verifier.close()
     except ConfigError as error:

@@ -277,6 +277,7 @@ async def _start(
     )
     looks = SelfChecks(found, log)
     looks.register(metrics, checks)
+    verifier.on_directory_failure(lambda: looks.look_soon("groups"))
     worker = None if membership is None else membership.index
     operations = Operations(pumps, fleet, looks, tell, relay=str(public), worker=worker)
     stack.push_async_callback(operations.close)
