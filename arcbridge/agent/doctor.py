@@ -22,6 +22,7 @@ from arcbridge.agent.self_checks import (
     AUDIT,
     api_checks,
     certificate_finding,
+    groups_checks,
     issuers_check,
 )
 from arcbridge.agent.service import credential_store
@@ -29,6 +30,7 @@ from arcbridge.agent.settings import check
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.identity import authentication
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
@@ -196,13 +198,16 @@ async def _issuers(config: AgentConfig) -> list[Finding]:
     fetcher = HttpFetcher()
     try:
         accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
-        verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
+        issuers = authentication.load(config.authentication)
+        groups = GroupSources(issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(issuers, fetcher, accept=accept, groups=groups)
         try:
-            return await _all([issuers_check(verifier, token_mode=lambda: config.token_mode)])
+            checks = [issuers_check(verifier, token_mode=lambda: config.token_mode), *groups_checks(verifier)]
+            return await _all(checks)
         finally:
             await verifier.close()
     except ConfigError as error:
-        return [failed("authentication", error.message, "correct the authentication file", "config")]
+        return [failed("authentication", error.message, "correct the file or the setting", "config")]
     finally:
         await fetcher.close()
 

@@ -214,6 +214,10 @@ def register(
             "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
             found.group_lookups,
         )  # fmt: skip
+        metrics.counter(
+            "graph_tokens_total", "Requests for the own token of Microsoft Graph.", {"result": ("granted", "failed")},
+            found.graph_tokens,
+        )  # fmt: skip
         metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(found))
 
 

@@ -167,6 +167,8 @@ async def serve(
             reloads.start()
             stack.push_async_callback(reloads.stop)
         _watch_requests(api, looks)
+        if verifier is not None:
+            verifier.on_directory_failure(lambda: looks.look_soon("groups"))
         observe = ObserveServer(config.observe.listen, metrics, checks)
         await observe.start()
         stack.push_async_callback(observe.stop)

@@ -42,6 +42,7 @@ RULES: Final = (
     "claims.groups",
     "claims.groups.overage",
     "claims.groups.many",
+    "claims.elsewhere",
     "claims.expression",
     "claims.cost",
     "user.rule",

@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable
 
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
@@ -51,7 +53,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     found.append(ca)
     found.append(await _guarded(REGISTRY, lambda: _registry(config)))
     if AUTHENTICATION not in bad:
-        found += await _issuers(checked)
+        found += await _issuers(config, checked)
     chain_pem = ""
     if config.tls.certificate is not None and CERTIFICATE not in bad:
         chain_pem = config.tls.certificate.read_text(encoding="ascii")
@@ -92,12 +94,17 @@ async def _certificate(chain_pem: str) -> Finding:
     return certificate_finding(certificate_validity(chain_pem)[1], time.time(), own=False)
 
 
-async def _issuers(checked: Checked) -> list[Finding]:
+async def _issuers(config: RelayConfig, checked: Checked) -> list[Finding]:
     fetcher = HttpFetcher()
     try:
-        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance)
+        groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
         try:
-            return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+            keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
+            return [
+                *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
+                *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+            ]
         finally:
             await verifier.close()
     except ConfigError:

@@ -123,6 +123,8 @@ def register(
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
     counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
+    counter("graph_tokens_total", "Requests for the own token of Microsoft Graph.",
+            {"result": ("granted", "failed")}, verifier.graph_tokens)  # fmt: skip
     counter("api_malformed_requests_total", "Requests to the HTTP API that were no HTTP.", None,
             lambda: api.malformed)  # fmt: skip
     counter("api_slow_connections_total", "Connections to the HTTP API that sent no request in time.", None,

@@ -25,6 +25,7 @@ from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
 from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.self_checks import SelfCheck
 from arcbridge.relay.certificate import ServerCertificate
@@ -189,6 +190,10 @@ def checks_of(
     async def issuers() -> Sequence[Finding]:
         return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
 
+    async def groups() -> Sequence[Finding]:
+        found = await verifier.look_at_directories()
+        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+
     async def nats() -> Sequence[Finding]:
         connected = fleet.engine_connected
         if connected is None:
@@ -212,6 +217,7 @@ def checks_of(
     return [
         SelfCheck("registry", registry),
         SelfCheck("issuers", issuers),
+        *([SelfCheck("groups", groups)] if verifier.has_directories else ()),
         SelfCheck("fleet", nats),
         SelfCheck("certificate", certificates),
         SelfCheck("descriptors", descriptors),

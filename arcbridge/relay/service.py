@@ -270,6 +270,7 @@ async def _start(
     )
     looks = SelfChecks(found, log)
     looks.register(metrics, checks)
+    verifier.on_directory_failure(lambda: looks.look_soon("groups"))
 
     def apply(found: Checked) -> Outcome:
         outcome = reload.apply(found)

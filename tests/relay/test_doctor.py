@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
+from arcbridge.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.observe.diagnosis import Finding, State
 from arcbridge.problems import Place
 from arcbridge.relay.data_dir import open_authority, open_registry
@@ -54,6 +55,17 @@ async def test_what_is_there_is_left_as_it_is(config: RelayConfig) -> None:
     assert set(found) == {"issuer_unreachable", "public_address", "relay_not_running"}
     after = {path.name: path.stat().st_mtime_ns for path in config.data_dir.iterdir()}
     assert {name: after[name] for name in before} == before
+
+
+async def test_a_directory_that_cannot_be_asked(config: RelayConfig) -> None:
+    graph = GraphConfig(
+        ("https://127.0.0.1:1",),
+        "11111111-1111-1111-1111-111111111111",
+        "reader",
+        client_secret_file=config.data_dir.parent / "missing",
+    )
+    found = await codes(dataclasses.replace(config, graph={"example": graph}))
+    assert "graph.example.client_secret_file: " in found["graph_credential"].detail
 
 
 async def test_files_that_cannot_be_understood(config: RelayConfig) -> None:

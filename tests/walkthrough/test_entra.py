@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.entra import CLUSTER, PIPELINE, RELAY, Certificate, Entra, Federated, GraphState
+from tests.support.entra import CLUSTER, PIPELINE, READER, RELAY, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import ACTIONS_SECRET, Issuer
-from tests.support.reports import records, until
+from tests.support.reports import metrics, records, until
 from tests.walkthrough.arc import Shell, walk
 from tests.walkthrough.people import JOB_ID, STAFF, EntraOrganisation, EntraWorld, Machine
 
@@ -168,6 +168,27 @@ class TestPeople:
 
         until(comes_in, "Graph is asked again", timeout=60)
         assert STAFF in Shell(cluster, hugo).whoami()["groups"]  # type: ignore[operator]
+
+    def test_a_credential_for_graph_that_lapses_shows_and_a_new_one_counts_without_a_restart(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
+    ) -> None:
+        entra.applications[RELAY].assigned = (STAFF,)
+        user = entra.hire("ines@example.org", groups=[*MANY, STAFF])
+        ines = Machine.at_work(enrolled, "ines", user=user)
+        ines.log_in()
+        reader = entra.applications[READER]
+        reader.secret, entra.graph.revoked = f"{reader.secret}-next", True
+        refused = ines.begin("--file", "kubeconfig", "--port", "0")
+        assert refused.wait(60) == 4
+        assert "gets no token for Microsoft Graph (status 401, invalid_client)" in refused.output()
+        failing = 'arcbridge_agent_check_ok{check="groups"}'
+        until(lambda: metrics(enrolled.agent_observe)[failing] == 0.0, "the self-check has failed", timeout=60)
+        assert enrolled.agent is not None
+        assert '"check":"groups","code":"graph_credential"' in enrolled.agent.output()
+        enrolled.graph()  # the file has the new secret
+        until(lambda: metrics(enrolled.agent_observe)[failing] == 1.0, "the new secret counts", timeout=60)
+        ines.start()
+        assert STAFF in Shell(cluster, ines).whoami()["groups"]  # type: ignore[operator]
 
 
 class TestPipelines:
