@@ -410,14 +410,18 @@ class TestProxy:
             assert proxy.wait() == 0
         assert person.document()["current-context"] == "home"
 
+    @pytest.mark.parametrize(
+        ("number", "command"), [(signal.SIGKILL, "status"), (signal.SIGQUIT, "clusters")], ids=["kill", "quit"]
+    )
     def test_after_a_kill_the_next_command_puts_it_right(
-        self, person: Person, cluster: Cluster, tmp_path: Path
+        self, person: Person, cluster: Cluster, tmp_path: Path, number: signal.Signals, command: str
     ) -> None:
         person.kubeconfig.write_text("current-context: home\n")
         with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
             proxy.wait_for_line("Press Ctrl", timeout=30)
-            proxy.kill()
-        told = person.run("status")
+            proxy.signal(number)
+            proxy.wait()
+        told = person.run(command, *(person.flags if command == "clusters" else ()))
         assert told.stderr == f'what served context "{CLUSTER}" had ended; the kubeconfig says so now\n'
         assert person.document()["current-context"] == "home"
         kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
@@ -457,6 +461,53 @@ class TestProxy:
             second.signal(signal.SIGINT)
             assert second.wait() == 0
         assert person.document()["current-context"] == "home"
+
+    def test_one_of_another_cluster_ends_well_after_a_kill(self, person: Person, tmp_path: Path) -> None:
+        """It remembers the context of the user, and not the one that the killed process left."""
+        person.kubeconfig.write_text("current-context: home\n")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            proxy.kill()
+        with self.proxy(person, tmp_path, "-n", SECOND) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            proxy.signal(signal.SIGINT)
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_two_contexts_of_one_cluster(self, person: Person, tmp_path: Path) -> None:
+        """The end of the first one takes nothing from the second one."""
+        person.kubeconfig.write_text("current-context: home\n")
+        other = ("-n", CLUSTER, "--kube-context", "other", "--port", "0")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as first, self.proxy(person, tmp_path, *other) as second:
+            first.wait_for_line("Press Ctrl", timeout=30)
+            second.wait_for_line("Press Ctrl", timeout=30)
+            current = person.document()["current-context"]
+            first.signal(signal.SIGINT)
+            assert first.wait() == 0
+            # The one that came last is the current one, and goes on to be it.
+            assert person.document()["current-context"] == ("other" if current == "other" else "home")
+            second.signal(signal.SIGINT)
+            assert second.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_a_context_that_the_user_has_switched_to_goes_too(
+        self, person: Person, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
+        kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+        with self.proxy(person, tmp_path, "-n", CLUSTER, "-n", SECOND) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            kubectl.run("config", "use-context", SECOND)
+            assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+            proxy.signal(signal.SIGINT)
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_a_name_that_is_none_takes_no_port(self, person: Person, tmp_path: Path) -> None:
+        with self.proxy(person, tmp_path, "-n", "berlin-facotry") as proxy:
+            assert proxy.wait(30) == ExitCode.LOGIN
+            assert 'error: cluster "berlin-facotry" does not exist or you may not reach it' in proxy.output("stderr")
+        assert not (Path(person.env["XDG_STATE_HOME"]) / "arcbridge" / "ports.json").exists()
 
     def test_clusters_that_are_met_at_once_are_asked_about_in_turn(self, person: Person, tmp_path: Path) -> None:
         argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER, "-n", SECOND)
