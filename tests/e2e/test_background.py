@@ -173,6 +173,8 @@ def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None
     until(lambda: not alive(pid), "the process ends with its last cluster")
     assert person.document()["contexts"] == []
     assert person.status() == {"process": None, "clusters": []}
+    state = Path(person.env["XDG_STATE_HOME"]) / "arcbridge"
+    assert json.loads((state / "ports.json").read_text()) == {}, "ports are given back"
 
 
 def test_kubectl_answers_in_a_fresh_shell_after_everything_was_killed(
@@ -323,6 +325,16 @@ def test_a_login_is_asked_for_where_there_is_a_terminal(person: Person, cluster:
         asking.wait_for_line("alice@example.com", timeout=30)
         assert asking.wait() == 0
     assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
+
+
+def test_the_log_is_followed_until_an_interrupt(person: Person, tmp_path: Path) -> None:
+    person.connect(CLUSTER)
+    with ManagedProcess(arcbridge("logs", "-f"), log_dir=tmp_path, name="logs", env=person.env) as logs:
+        logs.wait_for_line("background process serves", timeout=30)
+        person.run("connect", SECOND, *person.flags, "--trust-first-use")
+        logs.wait_for_line(rf"session established.*cluster={SECOND}", timeout=30)
+        logs.signal(signal.SIGINT)
+        assert logs.wait() in (ExitCode.DONE, ExitCode.INTERRUPTED)
 
 
 def test_a_refused_pin_connects_nothing(person: Person, tmp_path: Path) -> None:

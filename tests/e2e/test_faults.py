@@ -147,6 +147,15 @@ class Day:
         assert client.process.wait(30) == code
         return str(client.process.output())
 
+    def examine(self) -> str:
+        """The first failure that the doctor of a user's client finds."""
+        done = self.world.run_client(ALICE, "doctor", self.world.cluster, "-o", "json", timeout=60)
+        document = json.loads(done.stdout)
+        assert (done.returncode == 0) == document["ok"], document
+        failed = [hop for hop in document["hops"] if hop["state"] == "failed"]
+        assert all(hop["remedy"] for hop in failed), document
+        return str(document["cause"])
+
     def doctor(self, role: str) -> dict[str, Any]:
         config = self.world.relay_config if role == "relay" else self.world.agent_config
         done = run(arcbridge("--role", role, "doctor", "--config", str(config), "-o", "json"), check=False, timeout=60)
@@ -181,6 +190,7 @@ def public_address(day: Day) -> None:
     day.world.relay.wait(60)
     day.world.agent_routes[0] = f"127.0.0.1:{fixed_port()}"
     day.world.start_relay()
+    until(lambda: metrics(day.world.relay_observe)["arcbridge_relay_agents"] > 0, "the agent is connected")
 
 
 def audit(day: Day) -> None:
@@ -217,6 +227,7 @@ def foreign_issuer(day: Day) -> None:
         day.world.issuer = TwoIssuers(own, issuer)  # type: ignore[assignment]
         try:
             said = day.refused()
+            assert day.examine() == SEEN_BY_USERS["foreign-issuer"]
         finally:
             day.world.issuer = own
         assert f'comes from the issuer "{issuer.url}", which its agent does not accept' in said
@@ -277,6 +288,21 @@ BREAK: dict[str, Callable[[Day], None]] = {
 }
 
 
+SEEN_BY_USERS = {
+    "api-port": "api_server",
+    "api-ca": "api_server",
+    "relay-pin": "agent_missing",
+    "join-token": "agent_missing",
+    "public-address": "agent_refused",
+    "audit": "",
+    "foreign-issuer": "cluster_token_issuer",
+    "missing-claim": "cluster_token_claim",
+    "issuer-ca": "agent_unavailable",
+    "agent-token": "agent_credential",
+    "impersonation": "agent_impersonation",
+}
+"""What `arcbridge doctor` of a user finds, by fault: the hop behind which only the operator sees more. An agent
+without its audit log serves users, unless `audit.on_failure` says otherwise."""
 UNREADY = {
     "api-port": "api_server",
     "api-ca": "api_server",
@@ -356,6 +382,8 @@ def test_a_fault_is_found_at_the_first_look(day: Day, name: str) -> None:
             until(lambda: sample(day, row.metric) > before, row.metric)
         else:
             until(lambda: sample(day, row.metric) == row.value, row.metric)
+        if name != "foreign-issuer":
+            assert day.examine() == SEEN_BY_USERS[name]
         if name in UNREADY:
             assert f"[-] {UNREADY[name]}: " in readiness(day)
         document = day.doctor(row.doctor)
