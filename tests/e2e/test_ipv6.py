@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 
@@ -40,6 +41,7 @@ def test_bytes_pass_through_all_three(world: World) -> None:
 
 def test_the_relay_is_listed_and_examined(world: World) -> None:
     assert world.run_client(ALICE, "clusters", "-o", "name", check=True).stdout == f"{world.cluster}\n"
-    done = world.run_client(ALICE, "doctor")
-    assert done.returncode == 0, done.stdout
-    assert f"[::1]:{world.relay_port} accepts connections" in done.stdout
+    document = json.loads(world.run_client(ALICE, "doctor", "-o", "json").stdout)
+    hops = {row["hop"]: row for row in document["hops"]}
+    assert f"[::1]:{world.relay_port} accepts connections" in hops["TCP"]["detail"]
+    assert document["cause"] == "api_server", "there is none, and all before it is well"
