@@ -49,6 +49,10 @@ clock was set or the machine slept."""
 RESENT_AUTH_GRACE = 30.0
 """Seconds after a resumption in which an AUTH may be one from before the connection was lost: its token may have
 expired since then."""
+KUBERNETES = "kubernetes"
+"""The target of streams to the API server."""
+AUTH_OK_ROOM = 3500
+"""Bytes of AUTH_OK, whose frame has at most 4 KiB, for the user's name and the list of targets."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -147,7 +151,7 @@ class AgentSession(BaseHandler):
         if limit is not None:
             self._report(caller, limit, caller.request_id(stream.id, 0), target)
             stream.abort(ResetCode.LIMIT)
-        elif target == "kubernetes":
+        elif target == KUBERNETES:
             self._sessions.proxy.serve(stream, caller)
         else:
             self._sessions.targets.serve(stream, target, caller)
@@ -386,7 +390,11 @@ class AgentSession(BaseHandler):
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
-        return AuthOk(session_id=session_id, resume_secret=secret, subject=caller.identity.username, expires_in=left)
+        name = caller.identity.username
+        targets = " ".join((KUBERNETES, *self._sessions.targets.open_to(caller.identity)))
+        if len(targets) + len(name.encode()) > AUTH_OK_ROOM:
+            targets = ""
+        return AuthOk(session_id=session_id, resume_secret=secret, subject=name, expires_in=left, targets=targets)
 
     def _resume_held(self, session: MuxSession, hello: Hello, found: Authenticated) -> bool:
         """Let the held session that this HELLO names take the connection over; this handler ends either way."""
